@@ -1,0 +1,1 @@
+"""The outside world, named by role."""

@@ -1,0 +1,1 @@
+"""Wiring: one file a verb, one DAG a use case."""

@@ -1,0 +1,1 @@
+"""What good data is: one suite of expectations a source table, per use case."""

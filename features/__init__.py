@@ -1,0 +1,1 @@
+"""What the model sees: one definition for training, batch and online."""

@@ -1,0 +1,1 @@
+"""The replay of a real year through the real DAGs."""

@@ -1,0 +1,119 @@
+"""What one step hands to the next: small frozen references (URIs, versions, counts, metrics), never data."""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableBatch:
+    """One source table's rows of one partition, as landed and, once validated, as cleaned."""
+
+    table: str
+    raw_uri: str
+    raw_sha256: str
+    raw_rows: int
+    clean_uri: str | None = None
+    clean_sha256: str | None = None
+    clean_rows: int | None = None
+    quarantined_rows: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """One partition of a use case's source, all its tables. From `land`, then again from `validate`."""
+
+    use_case: str
+    partition_start: datetime
+    partition_end: datetime
+    tables: list[TableBatch]
+    docs_uri: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """One version of a use case's feature dataset: `version` is DVC's hash of the output folder."""
+
+    use_case: str
+    version: str
+    git_revision: str
+    start: datetime
+    end: datetime
+    partitions: int
+    rows: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A trained model in the registry, not yet judged. `as_of` is the data time it was asked for."""
+
+    use_case: str
+    model_version: str
+    run_id: str
+    bundle_uri: str
+    bundle_sha256: str
+    snapshot_version: str
+    as_of: datetime
+    cutoff: datetime
+    holdout_start: datetime
+    holdout_end: datetime
+    reason: str
+    decision_id: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """The gate's answer about one candidate: promote | hold | need-more-data, against one champion (None: the first)."""
+
+    verdict_id: str
+    use_case: str
+    candidate_version: str
+    champion_version: str | None
+    answer: str
+    reasons: list[str]
+    effect: float | None
+    effect_low: float | None
+    effect_high: float | None
+    evidence_uri: str
+    as_of: datetime
+    needs_approval: bool
+    decision_id: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Release:
+    """What promotion did: `outcome` is promoted | held | need-more-data | superseded | rejected | rolled-back | dry-run."""
+
+    use_case: str
+    outcome: str
+    champion_version: str | None
+    previous_version: str | None
+    revision: int
+    as_of: datetime
+    actor: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """Batch predictions of one partition by one pinned model version."""
+
+    use_case: str
+    partition_start: datetime
+    partition_end: datetime
+    model_version: str
+    snapshot_version: str
+    rows: int
+    inserted: int
+    updated: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drift:
+    """What monitoring one partition found and decided: ignore | alert | retrain | block."""
+
+    use_case: str
+    as_of: datetime
+    model_version: str
+    decision_id: str
+    decision: str
+    reasons: list[str]
+    report_uri: str | None
