@@ -1,0 +1,13 @@
+"""What the outside world may answer that no retry can mend."""
+
+
+class Refused(ValueError):  # noqa: N818  # reads as the answer it is
+    """A store turned us away: wrong credentials, unknown database or bucket. Says which setting to look at."""
+
+
+class Corrupt(RuntimeError):  # noqa: N818  # reads as the answer it is
+    """Stored bytes are not the bytes that were written."""
+
+
+class FencedOut(RuntimeError):  # noqa: N818  # reads as the answer it is
+    """A later run of the same piece of work has begun; this one may not commit."""

@@ -1,0 +1,196 @@
+"""S3: immutable, content-addressed objects, written once and verified on every read; and named ones for reports."""
+
+import hashlib
+import os
+import re
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import ClientError, IncompleteReadError, ReadTimeoutError, ResponseStreamingError
+
+from adapters.errors import Corrupt, Refused
+
+_READ_ATTEMPTS = 4  # of a body that broke off or arrived changed; everything else botocore retries itself
+_CONFLICT_ATTEMPTS = 5
+_CONFIG = Config(
+    signature_version="s3v4",
+    s3={"addressing_style": "path"},
+    retries={"mode": "standard", "total_max_attempts": 8},  # exponential, jittered, capped at 20 s
+    connect_timeout=5,
+    read_timeout=60,
+)
+_ADDRESSED = re.compile(r"/([0-9a-f]{64})(\.[a-z0-9]+)?$")
+_REFUSALS = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "403", "NoSuchBucket"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stored:
+    """An object as stored; `existed` when the same bytes were there before."""
+
+    uri: str
+    sha256: str
+    existed: bool
+
+
+@dataclass(frozen=True)
+class Lake:
+    """One bucket. `cache` is the local folder that `local` keeps verified copies in."""
+
+    endpoint: str
+    access_key: str = field(repr=False)
+    secret_key: str = field(repr=False)
+    bucket: str
+    cache: Path
+
+    @cached_property
+    def client(self) -> Any:
+        """The boto3 client (made at run time, so it has no type), for what this class does not cover."""
+        return boto3.client(
+            "s3",
+            endpoint_url=self.endpoint,
+            region_name="us-east-1",
+            aws_access_key_id=self.access_key,
+            aws_secret_access_key=self.secret_key,
+            config=_CONFIG,
+        )
+
+    def put(self, key_prefix: str, data: bytes, suffix: str) -> Stored:
+        """Store bytes at `key_prefix/<sha256><suffix>` unless they are there already.
+
+        Raises:
+            Corrupt: the key is taken by other bytes than its name promises.
+        """
+        sha256 = hashlib.sha256(data).hexdigest()
+        key = f"{key_prefix.strip('/')}/{sha256}{suffix}"
+        existed = not self._put_if_absent(key, data)
+        uri = self.uri(key)
+        if existed:  # perhaps by our own first try, whose answer was lost: the bytes decide
+            self.read(uri, sha256)
+        return Stored(uri=uri, sha256=sha256, existed=existed)
+
+    def put_named(self, key: str, data: bytes, content_type: str) -> str:
+        """Store or replace an object by name (reports, docs: not for data that is read back); returns its URI."""
+        with self._translated(key):
+            self.client.put_object(Bucket=self.bucket, Key=key, Body=data, ContentType=content_type)
+        return self.uri(key)
+
+    def put_text(self, key: str, text: str, content_type: str = "text/plain; charset=utf-8") -> str:
+        """Store or replace a text by name; returns its URI."""
+        return self.put_named(key, text.encode(), content_type)
+
+    def read(self, uri: str, sha256: str | None = None) -> bytes:
+        """An object's bytes, verified against `sha256` or else against the hash in its name, where it has one.
+
+        Raises:
+            Corrupt: the bytes are not those that were written.
+            FileNotFoundError: there is no such object.
+        """
+        expected = sha256 or _hash_in(uri)
+        for attempt in range(_READ_ATTEMPTS):
+            last = attempt == _READ_ATTEMPTS - 1
+            try:
+                data = self._get(self._key(uri))
+            except (IncompleteReadError, ReadTimeoutError, ResponseStreamingError):
+                if last:
+                    raise
+            else:
+                if expected is None or hashlib.sha256(data).hexdigest() == expected:
+                    return data
+            if not last:
+                time.sleep(0.1 * 2**attempt)
+        raise Corrupt(f"{uri}: its bytes do not have SHA-256 {expected}; it was changed or damaged in the store")
+
+    def local(self, uri: str) -> Path:
+        """A verified local copy of a content-addressed object, fetched when absent or damaged."""
+        sha256 = _hash_in(uri)
+        if sha256 is None:
+            raise ValueError(f"{uri} is not content-addressed: only immutable objects are cached")
+        path = self.cache / sha256[:2] / f"{sha256}{Path(uri).suffix}"
+        if not path.exists() or hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
+            _write_atomically(path, self.read(uri, sha256))
+        return path
+
+    def exists(self, uri: str) -> bool:
+        """Whether there is such an object."""
+        try:
+            with self._translated(uri):
+                self.client.head_object(Bucket=self.bucket, Key=self._key(uri))
+        except FileNotFoundError:
+            return False
+        return True
+
+    def list(self, prefix: str) -> list[str]:
+        """URIs of the objects whose key begins with `prefix`, sorted."""
+        with self._translated(prefix):
+            pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix)
+            return sorted(self.uri(item["Key"]) for page in pages for item in page.get("Contents", []))
+
+    def uri(self, key: str) -> str:
+        """The URI of a key in this bucket."""
+        return f"s3://{self.bucket}/{key}"
+
+    def _key(self, uri: str) -> str:
+        prefix = f"s3://{self.bucket}/"
+        if not uri.startswith(prefix):
+            raise ValueError(f"{uri} is not in the bucket {self.bucket}")
+        return uri.removeprefix(prefix)
+
+    def _get(self, key: str) -> bytes:
+        with self._translated(key):
+            return bytes(self.client.get_object(Bucket=self.bucket, Key=key)["Body"].read())
+
+    def _put_if_absent(self, key: str, data: bytes) -> bool:
+        for attempt in range(_CONFLICT_ATTEMPTS):
+            try:
+                with self._translated(key):
+                    self.client.put_object(Bucket=self.bucket, Key=key, Body=data, IfNoneMatch="*")
+            except ClientError as error:
+                status = error.response["ResponseMetadata"]["HTTPStatusCode"]
+                if status == 412:
+                    return False
+                if status != 409 or attempt == _CONFLICT_ATTEMPTS - 1:  # 409: another put of this key is under way
+                    raise
+                time.sleep(0.1 * 2**attempt)
+            else:
+                return True
+        raise AssertionError("unreachable")
+
+    @contextmanager
+    def _translated(self, key: str) -> Iterator[None]:
+        try:
+            yield
+        except ClientError as error:
+            code = error.response["Error"]["Code"]
+            if code in _REFUSALS:
+                raise Refused(
+                    f"S3 at {self.endpoint}, bucket {self.bucket}: {code}; check AWS_ACCESS_KEY_ID,"
+                    " AWS_SECRET_ACCESS_KEY and WINDSOCK_LAKE_BUCKET"
+                ) from error
+            if code in {"NoSuchKey", "404"}:
+                raise FileNotFoundError(f"no object {key} in bucket {self.bucket} at {self.endpoint}") from error
+            raise
+
+
+def _hash_in(uri: str) -> str | None:
+    match = _ADDRESSED.search(uri)
+    return match.group(1) if match else None
+
+
+def _write_atomically(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".partial-")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

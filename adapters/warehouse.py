@@ -1,0 +1,210 @@
+"""PostgreSQL: migrations, fenced transactions, upserts and bulk reads; the source database is read through it too."""
+
+import hashlib
+import io
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psycopg2
+import pyarrow as pa
+import pyarrow.csv
+from psycopg2 import sql
+from psycopg2.extensions import connection, cursor
+from psycopg2.extras import DictCursor
+
+from adapters.copying import arrow_type, read_copy
+from adapters.errors import FencedOut
+from adapters.retrying import Result, retrying
+
+MIGRATIONS = Path(__file__).parent / "migrations"
+_MIGRATION_LOCK = 0x77696E64  # "wind": any constant of ours
+_SESSION = (
+    "-c timezone=UTC -c datestyle=ISO -c extra_float_digits=1"
+    " -c lock_timeout=120s -c idle_in_transaction_session_timeout=600s"  # a hung process frees its locks
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fence:
+    """The right to commit a piece of work, until the next `begin` of the same work takes it away."""
+
+    run_key: str
+    epoch: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Upserted:
+    """What an upsert wrote, in rows; unchanged rows are not written."""
+
+    inserted: int
+    updated: int
+    unchanged: int
+
+
+@dataclass(frozen=True)
+class Warehouse:
+    """One PostgreSQL database. Every call opens its own connection, so it may cross threads and forks."""
+
+    dsn: str = field(repr=False)
+    what: str = "warehouse"
+    patience_seconds: float = 15.0
+
+    def retrying(self, work: Callable[[], Result]) -> Result:
+        """`work` (a whole transaction of its own), again while its failures pass. See `adapters.retrying`."""
+        return retrying(work, what=self.what, patience_seconds=self.patience_seconds)
+
+    @contextmanager
+    def transaction(self, fence: Fence | None = None, *, snapshot: bool = False) -> Iterator[cursor]:
+        """A cursor (rows answer to index and to name) whose work is committed at the end, or not at all.
+
+        Args:
+            fence: hold its row locked till the commit, so that a later run waits, and an earlier one cannot pass.
+            snapshot: read only, and every statement sees the same moment.
+
+        Raises:
+            FencedOut: a later run of the same work has begun.
+        """
+        opened = self.retrying(self._connect)
+        try:
+            if snapshot:
+                opened.set_session(isolation_level="REPEATABLE READ", readonly=True)
+            with opened, opened.cursor(cursor_factory=DictCursor) as at:
+                if fence is not None:
+                    _hold(at, fence)
+                yield at
+        finally:
+            opened.close()
+
+    def begin(self, run_key: str) -> Fence:
+        """Start a piece of work: whoever began it before may no longer commit."""
+        [row] = self.fetch(
+            "insert into fences (run_key, epoch) values (%s, 1) on conflict (run_key)"
+            " do update set epoch = fences.epoch + 1, begun_at = now() returning epoch",
+            (run_key,),
+        )
+        return Fence(run_key=run_key, epoch=row["epoch"])
+
+    def fetch(self, query: str, params: Sequence[Any] | dict[str, Any] = ()) -> list[dict[str, Any]]:
+        """The rows a statement returns, in a transaction of its own, retried: so it must bear being run twice."""
+
+        def work() -> list[dict[str, Any]]:
+            with self.transaction() as at:
+                at.execute(query, params)
+                return [dict(row) for row in at.fetchall()] if at.description else []
+
+        return self.retrying(work)
+
+    def copy_out(self, query: str | sql.Composable, params: Sequence[Any] = (), *, at: cursor) -> pa.Table:
+        """A query's rows by COPY, typed by the query's own column types (see `adapters.copying.arrow_type`)."""
+        bound = at.mogrify(query, params)
+        at.execute(b"select * from (" + bound + b") as described limit 0")
+        columns = at.description or ()
+        schema = pa.schema([(c.name, arrow_type(c.type_code, c.precision, c.scale)) for c in columns])
+        sink = io.BytesIO()
+        at.copy_expert(b"copy (" + bound + b") to stdout (format csv)", sink)
+        return read_copy(sink.getvalue(), schema)
+
+    def upsert(self, at: cursor, table: str, rows: pa.Table, key: Sequence[str]) -> Upserted:
+        """Insert rows, or update those that differ, by COPY into a temporary table; rows' columns are the table's.
+
+        Raises:
+            psycopg2.errors.CardinalityViolation: two rows have one key.
+        """
+        if rows.num_rows == 0:
+            return Upserted(inserted=0, updated=0, unchanged=0)
+        statements = _upsert_statements(table, rows.column_names, key)
+        at.execute(statements["stage"])
+        at.copy_expert(statements["copy"], io.BytesIO(_csv(rows)))
+        at.execute(statements["write"])
+        inserted, updated = at.fetchone() or (0, 0)
+        at.execute("drop table staged")
+        return Upserted(inserted=inserted, updated=updated, unchanged=rows.num_rows - inserted - updated)
+
+    def migrate(self, folder: Path = MIGRATIONS) -> list[str]:
+        """Apply the migrations not yet applied, in order of their names, all or none; returns their names.
+
+        Raises:
+            ValueError: a migration that was applied has since been changed or removed.
+        """
+        return self.retrying(lambda: self._migrate({path.name: path.read_text() for path in folder.glob("*.sql")}))
+
+    def _migrate(self, files: dict[str, str]) -> list[str]:
+        with self.transaction() as at:
+            at.execute("select pg_advisory_xact_lock(%s)", (_MIGRATION_LOCK,))
+            at.execute("create table if not exists migrations (name text primary key, sha256 text not null)")
+            at.execute("select name, sha256 from migrations")
+            applied = {row[0]: row[1] for row in at.fetchall()}
+            hashes = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in files.items()}
+            if changed := sorted(name for name, sha256 in applied.items() if hashes.get(name) != sha256):
+                raise ValueError(
+                    f"{', '.join(changed)}: applied already, and changed since; add a new migration instead"
+                )
+            pending = sorted(files.keys() - applied.keys())
+            for name in pending:
+                at.execute(files[name])
+                at.execute("insert into migrations (name, sha256) values (%s, %s)", (name, hashes[name]))
+            return pending
+
+    def _connect(self) -> connection:
+        return psycopg2.connect(self.dsn, connect_timeout=10, application_name="windsock", options=_SESSION)
+
+
+def _hold(at: cursor, fence: Fence) -> None:
+    at.execute("select epoch from fences where run_key = %s for update", (fence.run_key,))
+    row = at.fetchone()
+    if row is None or row[0] != fence.epoch:
+        now = "gone" if row is None else f"at epoch {row[0]}"
+        raise FencedOut(f"{fence.run_key}: epoch {fence.epoch} may not commit, the work is {now}")
+
+
+def _upsert_statements(table: str, columns: Sequence[str], key: Sequence[str]) -> dict[str, sql.Composed]:
+    if not key or not set(key) <= set(columns):
+        raise ValueError(f"{table}: the key {list(key)} must be among the columns {list(columns)}")
+    values = [name for name in columns if name not in key]
+    names = {
+        "table": sql.Identifier(table),
+        "columns": _list(columns),
+        "key": _list(key),
+        "same_key": sql.SQL(" and ").join(sql.SQL("t.{0} = s.{0}").format(sql.Identifier(name)) for name in key),
+        "same": _same(values, "s"),
+        "differ": sql.SQL("not ({})").format(_same(values, "excluded")),
+        "set": sql.SQL(", ").join(sql.SQL("{0} = excluded.{0}").format(sql.Identifier(name)) for name in values),
+    }
+    on_conflict = "do update set {set} where {differ}" if values else "do nothing"
+    texts = {
+        "stage": "create temporary table staged on commit drop as select {columns} from {table} with no data",
+        "copy": "copy staged ({columns}) from stdin (format csv)",
+        # Unchanged rows are left out first: `do update ... where` would still lock, and so write, each of them.
+        # Ordered by key, so that two upserts of the same rows lock them in one order and do not deadlock.
+        "write": "with written as (insert into {table} as t ({columns}) select {columns} from staged s"  # noqa: S608
+        " where not exists (select from {table} t where {same_key} and {same}) order by {key}"
+        f" on conflict ({{key}}) {on_conflict} returning t.xmax = 0 as inserted)"  # every name is an sql.Identifier
+        " select count(*) filter (where inserted), count(*) filter (where not inserted) from written",
+    }
+    return {name: sql.SQL(text).format(**names) for name, text in texts.items()}
+
+
+def _same(names: Sequence[str], alias: str) -> sql.Composable:
+    if not names:
+        return sql.SQL("true")
+    return sql.SQL("row({}) is not distinct from row({})").format(_list(names, "t"), _list(names, alias))
+
+
+def _list(names: Sequence[str], alias: str | None = None) -> sql.Composed:
+    parts = (alias,) if alias else ()
+    return sql.SQL(", ").join(sql.Identifier(*parts, name) for name in names)
+
+
+def _csv(rows: pa.Table) -> bytes:
+    """Rows as COPY reads them: every value quoted, null alone is bare, so that '' and null stay apart."""
+    sink = io.BytesIO()
+    plain = rows.cast(pa.schema([(f.name, _plain(f.type)) for f in rows.schema]))
+    pa.csv.write_csv(plain, sink, pa.csv.WriteOptions(include_header=False, quoting_style="all_valid"))
+    return sink.getvalue()
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
