@@ -1,0 +1,137 @@
+"""The state folder of a stack: ports and passwords, made once, and the env file that says how to reach the parts."""
+
+import json
+import os
+import secrets
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from infra.local import ports as port_numbers
+from infra.local import postgres
+from pipeline.settings import REPOSITORY
+
+# Settings of other installations, which would silently change this one.
+_FOREIGN = ("AIRFLOW", "_AIRFLOW", "MLFLOW_", "AWS_", "PG", "DVC_", "WINDSOCK_", "OTEL_")
+_DROPPED = ("PYTHONDONTWRITEBYTECODE", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
+_SECRETS = (postgres.ADMIN, *postgres.DATABASES, "s3_access", "s3_secret", "admin", "jwt", "api", "fernet", "stack")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Home:
+    """Where a stack lives, and what opens it."""
+
+    folder: Path
+    ports: Mapping[str, int]
+    secrets: Mapping[str, str] = field(repr=False)
+
+    @property
+    def stack(self) -> str:
+        """The name that marks every process of this stack."""
+        return self.secrets["stack"]
+
+    @property
+    def logs(self) -> Path:
+        """One file a part."""
+        return self.folder / "logs"
+
+    def dsn(self, database: str) -> str:
+        """The address of one of the databases, opened by the role that owns it."""
+        return postgres.dsn(self.ports["postgres"], database, database, self.secrets[database])
+
+    @property
+    def admin_dsn(self) -> str:
+        """The address for the administrator of all databases."""
+        return postgres.dsn(self.ports["postgres"], "postgres", postgres.ADMIN, self.secrets[postgres.ADMIN])
+
+    def url(self, part: str) -> str:
+        """The address of an HTTP part."""
+        return f"http://127.0.0.1:{self.ports[part]}"
+
+
+def _fernet_key() -> str:
+    import base64  # noqa: PLC0415  # one use
+
+    return base64.urlsafe_b64encode(secrets.token_bytes(32)).decode()
+
+
+def _new_secret(name: str) -> str:
+    return _fernet_key() if name == "fernet" else secrets.token_hex(24 if name != "admin" else 8)
+
+
+def _keep_secrets(path: Path) -> dict[str, str]:
+    known: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}
+    complete = {name: known.get(name) or _new_secret(name) for name in _SECRETS}
+    if complete != known:
+        write_private(path, json.dumps(complete, indent=1))
+    return complete
+
+
+def write_private(path: Path, text: str) -> None:
+    """A file only its owner may read, replaced at once; never for a moment readable by others."""
+    fresh = path.with_name(f"{path.name}.new")
+    fresh.unlink(missing_ok=True)
+    with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(text)
+    fresh.replace(path)
+
+
+def open_home(folder: Path, *, usual: bool, choose_ports: bool) -> Home:
+    """The home in this folder, made if it is not there; `choose_ports` only while its stack is down."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "logs").mkdir(exist_ok=True)
+    memory = folder / "ports.json"
+    numbers = port_numbers.remember(memory, usual=usual) if choose_ports else json.loads(memory.read_text())
+    return Home(folder=folder, ports=numbers, secrets=_keep_secrets(folder / "secrets.json"))
+
+
+def code_sha() -> str:
+    """The commit of the checkout that this code is, marked when files differ from it."""
+    command = ["git", "-C", str(REPOSITORY), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip() if done.returncode == 0 else "unversioned"
+
+
+def environment(home: Home) -> dict[str, str]:
+    """What a process needs to use the stack: the contents of the env file."""
+    return {
+        "WINDSOCK_HOME": str(home.folder),
+        "WINDSOCK_CODE_SHA": code_sha(),
+        "WINDSOCK_WAREHOUSE_DSN": home.dsn("warehouse"),
+        "WINDSOCK_SOURCE_DSN": home.dsn("source"),
+        "WINDSOCK_STUDIES_DSN": home.dsn("optuna"),
+        "WINDSOCK_S3_ENDPOINT": home.url("s3"),
+        "WINDSOCK_LAKE_BUCKET": "lake",
+        "WINDSOCK_VERSIONS_BUCKET": "dvc",
+        "AWS_ACCESS_KEY_ID": home.secrets["s3_access"],
+        "AWS_SECRET_ACCESS_KEY": home.secrets["s3_secret"],
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "MLFLOW_TRACKING_URI": home.url("mlflow"),
+        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "DO_NOT_TRACK": "true",
+        "GX_ANALYTICS_ENABLED": "false",
+        "DVC_NO_ANALYTICS": "true",
+        "GIT_PYTHON_REFRESH": "quiet",
+        "NO_PROXY": "127.0.0.1,localhost",
+        "no_proxy": "127.0.0.1,localhost",
+        "AIRFLOW_URL": home.url("airflow"),
+        "AIRFLOW_ADMIN_USER": "admin",
+        "AIRFLOW_ADMIN_PASSWORD": home.secrets["admin"],
+    }
+
+
+def write_env(home: Home) -> Path:
+    """The env file: KEY=VALUE, one a line, readable by its owner only."""
+    path = home.folder / "env"
+    write_private(path, "".join(f"{name}={value}\n" for name, value in environment(home).items()))
+    return path
+
+
+def base_environment() -> dict[str, str]:
+    """This process's environment without what belongs to other installations."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(_FOREIGN) and k not in _DROPPED}
+    extra = {k: os.environ[k] for k in ("WINDSOCK_PARAMS",) if k in os.environ}
+    return {**kept, **extra}

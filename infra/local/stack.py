@@ -1,0 +1,168 @@
+"""A stack seen from outside: start it, ask how it is, stop it."""
+
+import fcntl
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from infra.local import plan
+from infra.local.home import Home, base_environment, environment, open_home, write_env
+from infra.local.part import Part
+from infra.local.processes import Identity, end
+from infra.local.supervisor import sweep, tail
+from pipeline.settings import REPOSITORY
+
+STOP_SECONDS = 120
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """How one part is."""
+
+    part: str
+    pid: int | None
+    port: int | None
+    state: str
+    healthy: bool
+    restarts: int
+    address: str
+
+
+class Stack:
+    """The stack whose state is in this folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder.resolve()
+        self._supervisor: subprocess.Popen[bytes] | None = None
+
+    @property
+    def running(self) -> bool:
+        """Whether a supervisor holds this home: its lock outlives no process, so a reused pid cannot mislead."""
+        path = self.folder / "lock"
+        if not path.exists():
+            return False
+        with path.open("a") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        return False
+
+    def state(self) -> dict[str, Any]:
+        """What the supervisor last wrote."""
+        path = self.folder / "state.json"
+        state: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"parts": {}}
+        return state
+
+    def home(self) -> Home:
+        """The ports and passwords of a stack that was started at least once."""
+        if not (self.folder / "ports.json").exists():
+            raise ValueError(f"there is no stack in {self.folder}: `make up` starts one")
+        return open_home(self.folder, usual=False, choose_ports=False)
+
+    def environment(self) -> dict[str, str]:
+        """What a process needs to use this stack."""
+        return environment(self.home())
+
+    def start(
+        self,
+        parts: tuple[str, ...] = plan.ALL,
+        *,
+        owner: int | None = None,
+        usual_ports: bool = False,
+        tell: Callable[[dict[str, Any]], None] = lambda _: None,
+    ) -> bool:
+        """Start the parts and wait until all are healthy; False when they already run.
+
+        With an `owner`, the stack stops when that process is gone.
+
+        Raises:
+            ValueError: saying which part did not come up, and the end of its log.
+        """
+        if self.running:
+            if set(parts) <= set(self.state()["parts"]):
+                return False
+            self.stop()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "logs").mkdir(exist_ok=True)
+        last: dict[str, Any] = {}
+        for event in self._launch(parts, owner, usual_ports=usual_ports):
+            last = event
+            tell(event)
+        if last.get("name") != "stack" or last.get("state") != "up":
+            problem = last.get("problem") or f"the supervisor ended.{tail(self.folder / 'logs' / 'supervisor.log')}"
+            raise ValueError(f"the stack did not come up: {problem}")
+        write_env(self.home())
+        return True
+
+    def _launch(self, parts: tuple[str, ...], owner: int | None, *, usual_ports: bool) -> Iterator[dict[str, Any]]:
+        reading, writing = os.pipe()
+        options = ["--parts", ",".join(parts), "--report", str(writing)]
+        options += ["--owner", str(owner)] if owner else []
+        options += ["--usual-ports"] if usual_ports else []
+        with (self.folder / "logs" / "supervisor.log").open("ab") as log:
+            self._supervisor = subprocess.Popen(
+                [sys.executable, "-m", "infra.local.supervisor", str(self.folder), *options],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                cwd=REPOSITORY,
+                env={**base_environment(), "PYTHONPATH": str(REPOSITORY)},
+                start_new_session=True,
+                pass_fds=(writing,),
+            )
+        os.close(writing)
+        with os.fdopen(reading) as report:
+            yield from (json.loads(line) for line in report)
+
+    def status(self) -> list[Row]:
+        """Every part by a real check."""
+        if not self.running:
+            return []
+        known = self.state()["parts"]
+        parts = plan.plan(self.home(), tuple(known))
+        return [self._row(part, known[part.name]) for part in parts if isinstance(part, Part)]
+
+    def _row(self, part: Part, known: dict[str, Any]) -> Row:
+        alive = "pid" in known and Identity(pid=known["pid"], started=known["started"]).alive()
+        return Row(
+            part=part.name,
+            pid=known.get("pid") if alive else None,
+            port=part.port,
+            state=known["state"],
+            healthy=alive and part.healthy(),
+            restarts=known["restarts"],
+            address=part.address,
+        )
+
+    def stop(self) -> bool:
+        """End every process of the stack; False when none ran."""
+        if not (self.folder / "ports.json").exists():
+            return False
+        was_running = self.running
+        if was_running:
+            leader = Identity(**self.state()["supervisor"])
+            if leader.alive():
+                process = psutil.Process(leader.pid)
+                process.send_signal(signal.SIGTERM)
+                psutil.wait_procs([process], timeout=STOP_SECONDS)
+            if self._supervisor is not None:
+                self._supervisor.wait(STOP_SECONDS)
+            end(leader, f"{self.home().stack}/supervisor", seconds=5)
+        sweep(self.home())
+        return was_running
+
+    def clean(self) -> None:
+        """Stop, and delete everything the stack ever stored."""
+        self.stop()
+        if (self.folder / "ports.json").exists():
+            shutil.rmtree(self.folder)

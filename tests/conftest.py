@@ -1,0 +1,162 @@
+"""Real servers for every test: one stack a session on free ports, fresh databases and buckets a test."""
+
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psycopg2
+import pytest
+from psycopg2 import sql
+
+from infra.local import postgres, s3
+from infra.local.stack import Stack
+from pipeline.settings import REPOSITORY, Settings
+from pipeline.spec import UseCase, use_cases
+
+if TYPE_CHECKING:
+    from adapters.connect import Outside
+
+TEMPLATE = "warehouse_template"
+
+
+def start_stack(*parts: str) -> Iterator[Stack]:
+    """A stack in a folder of its own, which ends with this process however that ends."""
+    folder = Path(tempfile.mkdtemp(prefix="windsock-test-"))
+    folder.chmod(0o755)  # PostgreSQL runs as nobody when the tests run as root
+    stack = Stack(folder / "home")
+    try:
+        stack.start(parts, owner=os.getpid())
+        _make_template(stack)
+        yield stack
+    finally:
+        stack.stop()
+        if not os.environ.get("WINDSOCK_KEEP"):  # set it to read the logs of a failed run
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def stack() -> Iterator[Stack]:
+    """PostgreSQL and S3."""
+    yield from start_stack("postgres", "s3")
+
+
+@pytest.fixture(scope="session")
+def mlflow_stack() -> Iterator[Stack]:
+    """PostgreSQL, S3 and MLflow. A test that asks for it has its `settings` and `outside` on it."""
+    yield from start_stack("postgres", "s3", "mlflow")
+
+
+def _administer(stack: Stack, *statements: sql.Composed) -> None:
+    connection = psycopg2.connect(stack.home().admin_dsn)
+    connection.autocommit = True
+    try:
+        with connection.cursor() as cursor:
+            for statement in statements:
+                cursor.execute(statement)
+    finally:
+        connection.close()
+
+
+def make_database(stack: Stack, name: str, owner: str, template: str = "template0") -> str:
+    """A database of one of the stack's roles. Returns its address."""
+    connection = psycopg2.connect(stack.home().admin_dsn)
+    connection.autocommit = True
+    try:
+        with connection.cursor() as cursor:
+            postgres.create_database(cursor, name, owner, template)
+    finally:
+        connection.close()
+    home = stack.home()
+    return postgres.dsn(home.ports["postgres"], name, owner, home.secrets[owner])
+
+
+def drop_database(stack: Stack, name: str) -> None:
+    """Remove a test's database, whoever is still connected."""
+    _administer(stack, sql.SQL("drop database if exists {} with (force)").format(sql.Identifier(name)))
+
+
+def _make_template(stack: Stack) -> None:
+    address = make_database(stack, TEMPLATE, "warehouse")
+    try:
+        from adapters.warehouse import Warehouse
+    except ImportError:
+        _run_scripts(address)
+    else:
+        Warehouse(address).migrate()
+    _administer(  # a connection that is still open would make every copy fail
+        stack,
+        sql.SQL("alter database {} with allow_connections false is_template true").format(sql.Identifier(TEMPLATE)),
+        sql.SQL("select pg_terminate_backend(pid) from pg_stat_activity where datname = {}").format(
+            sql.Literal(TEMPLATE)
+        ),
+    )
+
+
+def _run_scripts(address: str) -> None:
+    connection = psycopg2.connect(address)
+    try:
+        with connection, connection.cursor() as cursor:
+            for script in sorted((REPOSITORY / "adapters" / "migrations").glob("*.sql")):
+                cursor.execute(script.read_text())
+    finally:
+        connection.close()
+
+
+@pytest.fixture
+def running_stack(request: pytest.FixtureRequest) -> Stack:
+    """The stack of this test: the largest one it asks for."""
+    wanted = next((name for name in ("mlflow_stack",) if name in request.fixturenames), "stack")
+    found: Stack = request.getfixturevalue(wanted)
+    return found
+
+
+@pytest.fixture
+def settings(running_stack: Stack, tmp_path: Path) -> Iterator[Settings]:
+    """A migrated warehouse, an empty source and studies database, empty buckets and a home: all this test's own."""
+    home, tag = running_stack.home(), secrets.token_hex(4)
+    keys = (home.secrets["s3_access"], home.secrets["s3_secret"])
+    store = s3.client(home.url("s3"), *keys)
+    buckets = [f"lake-{tag}", f"dvc-{tag}"]
+    for bucket in buckets:
+        store.create_bucket(Bucket=bucket)
+    databases = [f"{role}_{tag}" for role in ("warehouse", "source", "optuna")]
+    yield Settings(
+        home=tmp_path / "home",
+        params=REPOSITORY / "params.yaml",
+        code_sha="0" * 40,
+        warehouse_dsn=make_database(running_stack, databases[0], "warehouse", TEMPLATE),
+        source_dsn=make_database(running_stack, databases[1], "source"),
+        studies_dsn=make_database(running_stack, databases[2], "optuna"),
+        s3_endpoint=home.url("s3"),
+        s3_access_key=keys[0],
+        s3_secret_key=keys[1],
+        lake_bucket=buckets[0],
+        versions_bucket=buckets[1],
+        tracking_uri=home.url("mlflow"),
+        slack_token=None,
+        slack_webhook=None,
+        slack_channel="#windsock",
+        slack_api=None,
+    )
+    for name in databases:
+        drop_database(running_stack, name)
+    for bucket in buckets:
+        store.delete_bucket(Bucket=bucket)  # the server is set to delete what is in it, too
+
+
+@pytest.fixture
+def outside(settings: Settings) -> "Outside":
+    """The outside world of this test."""
+    from adapters.connect import Outside
+
+    return Outside(settings)
+
+
+@pytest.fixture
+def use_case() -> UseCase:
+    """The use case that is shipped."""
+    return use_cases(REPOSITORY / "params.yaml")["flights"]
