@@ -25,6 +25,9 @@ from pipeline.settings import Settings
 Tier = Literal["critical", "warning", "info"]
 
 _LOG = logging.getLogger("windsock.alerts")
+_SILENT = logging.getLogger("windsock.alerts.slack_sdk")  # slack-sdk logs addresses and answers unredacted
+_SILENT.propagate = False
+_SILENT.addHandler(logging.NullHandler())
 _LEVELS = {"critical": logging.CRITICAL, "warning": logging.WARNING, "info": logging.INFO}
 _TIMEOUT_SECONDS = 10
 _LONGEST_WAIT_SECONDS = 30  # a task must not sleep through an hour of rate limit; `flush()` comes back later
@@ -193,6 +196,7 @@ class Alerts:
         client = WebClient(
             token=token,
             timeout=_TIMEOUT_SECONDS,
+            logger=_SILENT,
             retry_handlers=[BoundedRateLimitRetryHandler()],
             base_url=api.rstrip("/") + "/",
         )
@@ -212,7 +216,9 @@ def _message(tier: str, title: str, body: str) -> str:
 
 
 def _post_to_webhook(url: str, text: str) -> None:
-    client = WebhookClient(url, timeout=_TIMEOUT_SECONDS, retry_handlers=[BoundedRateLimitRetryHandler()])
+    client = WebhookClient(
+        url, timeout=_TIMEOUT_SECONDS, logger=_SILENT, retry_handlers=[BoundedRateLimitRetryHandler()]
+    )
     answer = client.send(text=text)
     if answer.status_code != 200:
         raise SlackClientError(f"the webhook answered {answer.status_code}: {answer.body[:200]}")
