@@ -1,0 +1,266 @@
+"""What is known two hours before a scheduled departure: the schedule, the weather, history, and live operations.
+
+A tail number that is null and one that `planes` does not know look the same in every feature: in this source a null
+tail is written only after a cancellation, so telling the two apart would be reading the outcome.
+"""
+
+from datetime import timedelta
+
+from features.engine import FeatureSet, Window, known, local_time, source, versions
+
+_FLIGHT = "carrier, flight, origin, scheduled_departure"
+_LATE_MINUTES = 15
+
+_SOURCES = {
+    "flights": source(
+        varchar="carrier tailnum origin dest",
+        bigint="flight",
+        double="distance_miles",
+        timestamp="scheduled_departure scheduled_arrival known_at",
+    ),
+    "movements": source(
+        varchar="carrier origin kind",
+        bigint="flight",
+        double="delay_minutes",
+        timestamp="scheduled_departure known_at",
+    ),
+    "weather": source(
+        varchar="origin",
+        double="temp_f dewpoint_f humidity wind_speed_mph precip_in pressure_mb visibility_miles",
+        timestamp="observed_at known_at",
+    ),
+    "planes": source(varchar="tailnum", bigint="year seats", timestamp="known_at", timeless=True),
+    "airports": source(varchar="faa tzone", timestamp="known_at", timeless=True),
+}
+
+_STEPS = {
+    # A flight's entry may be changed (another plane): each version holds until the next one is known.
+    "schedule": versions("flights", _FLIGHT),
+    "plane_versions": versions("planes", "tailnum"),
+    "airport_versions": versions("airports", "faa"),
+    "points": f"""
+        select row_number() over (order by p.scheduled_departure, p.carrier, p.flight, p.origin, p.dest) as point_id,
+            p.carrier || p.flight || '-' || p.origin || '-' || p.dest as entity_key,
+            p.scheduled_departure as event_time, p.prediction_time, p.scheduled_arrival, p.distance_miles,
+            p.carrier, p.flight, p.origin, p.dest, planes.tailnum, planes.year, planes.seats,
+            {local_time("airports.tzone", "p.scheduled_departure")} as local_departure,
+            hour({local_time("airports.tzone", "p.scheduled_departure")}) as local_hour
+        from (select *, scheduled_departure - {{lead}} as prediction_time from schedule) p
+        left join plane_versions planes on planes.tailnum = p.tailnum and {known("planes", "p.prediction_time")}
+        left join airport_versions airports on airports.faa = p.origin and {known("airports", "p.prediction_time")}
+        where p.prediction_time >= {{start}} and p.prediction_time < {{end}} and {known("p", "p.prediction_time")}
+            and p.known_at >= p.prediction_time - interval 30 days
+    """,
+    # The same movement told again within three days is one movement; it counts from when it was first told.
+    "told_once": f"""
+        select * from (
+            select *, lag(known_at) over (partition by {_FLIGHT}, kind order by known_at) as told_before from movements
+        ) where (told_before is null or known_at > told_before + interval 3 days) and known_at < {{end}}
+    """,
+    # A movement is usable once both it and the schedule entry that says where it went are known.
+    "outcomes": f"""
+        select s.carrier, s.flight, s.origin, s.dest, s.tailnum, s.scheduled_departure, m.kind, m.delay_minutes,
+            greatest(m.known_at, s.known_at) as known_at,
+            hour({local_time("airports.tzone", "s.scheduled_departure")}) as local_hour,
+            cast(m.kind = 'departed' as bigint) as departed,
+            cast(m.kind = 'arrived' as bigint) as arrived,
+            cast(m.kind = 'cancelled' as bigint) as cancelled,
+            cast(m.kind = 'departed' and m.delay_minutes > {_LATE_MINUTES} as bigint) as departed_late,
+            cast(m.kind = 'arrived' and m.delay_minutes > {_LATE_MINUTES} as bigint) as arrived_late,
+            case when m.kind = 'departed' then m.minutes else 0 end as departure_delay,
+            case when m.kind = 'arrived' then m.minutes else 0 end as arrival_delay
+        from (
+            select *, cast(round(greatest(-60, least(300, delay_minutes))) as bigint) as minutes from told_once
+            where kind in ('cancelled', 'diverted') or delay_minutes is not null
+        ) m
+        join schedule s on s.carrier = m.carrier and s.flight = m.flight and s.origin = m.origin
+            and s.scheduled_departure = m.scheduled_departure and (s.known_until is null or m.known_at < s.known_until)
+            and (s.is_first or s.known_at <= m.known_at)
+        left join airport_versions airports on airports.faa = s.origin and {known("airports", "s.known_at")}
+    """,
+    # What should have left by now, against `departed`: the queue that no departure has told of yet.
+    "due": """
+        select greatest(scheduled_departure, known_at) as known_at, origin, 1 as due from schedule
+        where is_first and scheduled_departure < {end}
+    """,
+    "labels": f"""
+        select carrier || flight || '-' || origin || '-' || dest as entity_key, scheduled_departure as event_time,
+            cast(delay_minutes > {_LATE_MINUTES} as bigint) as label, known_at as label_time
+        from outcomes where kind = 'arrived' and known_at >= {{start}} and known_at < {{end}}
+    """,
+    "crowd": f"""
+        select p.point_id, count(*) as scheduled_same_hour
+        from points p
+        join schedule s on s.origin = p.origin
+            and date_trunc('hour', s.scheduled_departure) = date_trunc('hour', p.event_time)
+            and {known("s", "p.prediction_time")}
+        group by p.point_id
+    """,
+    # Joined on the plane and the day (this one or the one before), so that the work grows with the rows, not squared.
+    "previous": f"""
+        select p.point_id, p.prediction_time, p.event_time, max(struct_pack(
+            scheduled_departure := s.scheduled_departure, scheduled_arrival := s.scheduled_arrival,
+            carrier := s.carrier, flight := s.flight, origin := s.origin)) as leg
+        from points p
+        join (
+            select *, date_trunc('day', scheduled_departure) as day from schedule
+            union all select *, date_trunc('day', scheduled_departure) + interval 1 day as day from schedule
+        ) s on s.tailnum = p.tailnum and s.day = date_trunc('day', p.event_time)
+            and s.scheduled_departure < p.event_time and s.scheduled_departure >= p.event_time - interval 24 hours
+            and {known("s", "p.prediction_time")}
+        group by p.point_id, p.prediction_time, p.event_time
+    """,
+    "previous_leg": """
+        select p.point_id, any_value(p.leg) as leg,
+            max(case when o.departed = 1 then o.departure_delay end) as leg_departure_delay,
+            max(case when o.arrived = 1 then o.arrival_delay end) as leg_arrival_delay,
+            coalesce(max(o.cancelled), 0) as leg_cancelled
+        from previous p
+        left join outcomes o on o.carrier = p.leg.carrier and o.flight = p.leg.flight and o.origin = p.leg.origin
+            and o.scheduled_departure = p.leg.scheduled_departure and o.known_at <= p.prediction_time
+        group by p.point_id
+    """,
+}
+
+_HISTORY = ("arrived", "arrived_late", "arrival_delay")
+_LIVE = ("departed", "departed_late", "departure_delay", "cancelled")
+_WEATHER = ("observed_at", "temp_f", "dewpoint_f", "humidity", "wind_speed_mph", "precip_in", "pressure_mb",
+            "visibility_miles")  # fmt: skip
+_LAST = ("known_at", "kind", "scheduled_departure", "departure_delay", "arrival_delay", "origin", "dest")
+
+
+def _history(prefix: str, *key: str, spans: tuple[str, ...] = ("30 days",), more: tuple[str, ...] = ()) -> Window:
+    return Window(prefix=prefix, stream="outcomes", key=key, spans=spans, sums=(*_HISTORY, *more))
+
+
+def _live(prefix: str, *key: str, spans: tuple[str, ...] = ("3 hours",), sums: tuple[str, ...] = _LIVE) -> Window:
+    return Window(prefix=prefix, stream="outcomes", key=key, spans=spans, sums=sums)
+
+
+_WINDOWS = (
+    _history("all", spans=("7 days", "30 days")),
+    _history("carrier", "carrier", spans=("7 days", "30 days")),
+    _history("origin", "origin", spans=("7 days",), more=("cancelled",)),
+    _history("dest", "dest", spans=("7 days", "30 days")),
+    _history("route", "origin", "dest"),
+    _history("carrier_origin", "carrier", "origin", spans=("7 days", "30 days")),
+    _history("hour", "origin", "local_hour"),
+    _history("number", "carrier", "flight", "origin", "dest"),
+    _history("tail", "tailnum", spans=("7 days", "30 days")),
+    _live("all_now", sums=(*_HISTORY, *_LIVE)),
+    _live("carrier_now", "carrier"),
+    _live("origin_now", "origin", spans=("1 hours", "3 hours"), sums=(*_HISTORY, *_LIVE)),
+    _live("carrier_origin_now", "carrier", "origin"),
+    _live("dest_now", "dest", spans=("6 hours",), sums=_HISTORY),
+    Window(prefix="due", stream="due", key=("origin",), spans=("3 hours",), sums=("due",)),
+    Window(prefix="plane", stream="outcomes", key=("tailnum",), spans=("3 days",), latest={"last": _LAST}),
+    Window(
+        prefix="weather",
+        stream="weather",
+        key=("origin",),
+        spans=("4 hours",),
+        latest={"last": _WEATHER},
+        earliest={"first": _WEATHER},
+    ),
+)
+
+
+def _mean(prefix: str, total: str, count: str, span: str) -> str:
+    return f"{prefix}_{total}_{span} / nullif({prefix}_{count}_{span}, 0)"
+
+
+def _rate(prefix: str, span: str, weight: int = 20) -> str:
+    # Few events say little: drawn towards the rate of all flights, as if `weight` more had come in at that rate.
+    overall = "(all_arrived_late_30d / nullif(all_arrived_30d, 0))"
+    late, count = f"{prefix}_arrived_late_{span}", f"{prefix}_arrived_{span}"
+    return f"case when {count} > 0 then ({late} + {weight} * {overall}) / ({count} + {weight}) end"
+
+
+def _hours(later: str, earlier: str) -> str:
+    return f"date_diff('second', {earlier}, {later}) / 3600.0"
+
+
+def _trend(column: str) -> str:
+    hours = _hours("weather_last.observed_at", "weather_first.observed_at")
+    return f"(weather_last.{column} - weather_first.{column}) / nullif({hours}, 0)"
+
+
+_SCHEDULE = {
+    "departure_minute_of_day": "hour(local_departure) * 60 + minute(local_departure)",
+    "distance_km": "distance_miles * 1.609344",
+    "planned_minutes": f"{_hours('scheduled_arrival', 'event_time')} * 60",
+    "scheduled_same_hour": "scheduled_same_hour",
+    "plane_age_years": "year(event_time) - year",
+    "plane_seats": "seats",
+}
+
+_WEATHER_NOW = {
+    "temp_f": "weather_last.temp_f",
+    "dewpoint_spread_f": "weather_last.temp_f - weather_last.dewpoint_f",
+    "humidity": "weather_last.humidity",
+    "wind_speed_mph": "weather_last.wind_speed_mph",
+    "precip_in": "weather_last.precip_in",
+    "pressure_mb": "weather_last.pressure_mb",
+    "visibility_miles": "weather_last.visibility_miles",
+    "pressure_trend_mb_per_hour": _trend("pressure_mb"),
+}
+
+_ENTITY_HISTORY = {
+    "all_late_rate_7d": _mean("all", "arrived_late", "arrived", "7d"),
+    "carrier_late_rate_7d": _rate("carrier", "7d"),
+    "carrier_late_rate_30d": _rate("carrier", "30d"),
+    "carrier_arrival_delay_minutes_7d": _mean("carrier", "arrival_delay", "arrived", "7d"),
+    "origin_late_rate_7d": _rate("origin", "7d"),
+    "origin_cancel_rate_7d": "origin_cancelled_7d / nullif(origin_arrived_7d + origin_cancelled_7d, 0)",
+    "dest_late_rate_7d": _rate("dest", "7d"),
+    "dest_late_rate_30d": _rate("dest", "30d"),
+    "route_late_rate_30d": _rate("route", "30d"),
+    "route_arrival_delay_minutes_30d": _mean("route", "arrival_delay", "arrived", "30d"),
+    "route_flights_30d": "route_arrived_30d",
+    "carrier_origin_late_rate_7d": _rate("carrier_origin", "7d"),
+    "carrier_origin_late_rate_30d": _rate("carrier_origin", "30d"),
+    "hour_late_rate_30d": _rate("hour", "30d"),
+    "number_late_rate_30d": _rate("number", "30d", 5),
+    "number_arrival_delay_minutes_30d": _mean("number", "arrival_delay", "arrived", "30d"),
+    "tail_late_rate_30d": _rate("tail", "30d", 10),
+    "tail_arrival_delay_minutes_7d": _mean("tail", "arrival_delay", "arrived", "7d"),
+    "tail_flights_7d": "tail_arrived_7d",
+}
+
+_LIVE_OPERATIONS = {
+    "origin_departure_delay_minutes_1h": _mean("origin_now", "departure_delay", "departed", "1h"),
+    "origin_departure_delay_minutes_3h": _mean("origin_now", "departure_delay", "departed", "3h"),
+    "origin_departed_late_share_3h": _mean("origin_now", "departed_late", "departed", "3h"),
+    "origin_cancelled_3h": "origin_now_cancelled_3h",
+    "origin_overdue_3h": "due_due_3h - origin_now_departed_3h - origin_now_cancelled_3h",
+    "origin_arrival_delay_minutes_3h": _mean("origin_now", "arrival_delay", "arrived", "3h"),
+    "all_arrival_delay_minutes_3h": _mean("all_now", "arrival_delay", "arrived", "3h"),
+    "all_departed_late_share_3h": _mean("all_now", "departed_late", "departed", "3h"),
+    "carrier_departure_delay_minutes_3h": _mean("carrier_now", "departure_delay", "departed", "3h"),
+    "carrier_origin_departure_delay_minutes_3h": _mean("carrier_origin_now", "departure_delay", "departed", "3h"),
+    "dest_arrival_delay_minutes_6h": _mean("dest_now", "arrival_delay", "arrived", "6h"),
+}
+
+_PLANE = {
+    "tail_last_delay_minutes": "case plane_last.kind when 'arrived' then plane_last.arrival_delay "
+    "when 'departed' then plane_last.departure_delay end",
+    "tail_hours_since_last_movement": _hours("prediction_time", "plane_last.known_at"),
+    "tail_last_from_here": "cast(plane_last.origin = origin as bigint)",
+    "tail_in_the_air": "cast(plane_last.kind = 'departed' as bigint)",
+    "previous_leg_gap_hours": _hours("event_time", "leg.scheduled_arrival"),
+    "previous_leg_delay_minutes": "coalesce(leg_arrival_delay, leg_departure_delay)",
+    "previous_leg_overdue_hours": "case when leg_departure_delay is null and leg_cancelled = 0 "
+    f"then greatest(0, {_hours('prediction_time', 'leg.scheduled_departure')}) "
+    "when leg is not null then 0 end",
+}
+
+FLIGHTS = FeatureSet(
+    name="flights",
+    sources=_SOURCES,
+    look_back=timedelta(days=33),
+    steps=_STEPS,
+    windows=_WINDOWS,
+    joined=("crowd", "previous_leg"),
+    numeric_sql={**_SCHEDULE, **_WEATHER_NOW, **_ENTITY_HISTORY, **_LIVE_OPERATIONS, **_PLANE},
+    categorical_sql={"carrier": "carrier", "origin": "origin", "dest": "dest", "weekday": "dayname(local_departure)"},
+)
