@@ -25,9 +25,7 @@ from pipeline.settings import Settings
 Tier = Literal["critical", "warning", "info"]
 
 _LOG = logging.getLogger("windsock.alerts")
-_SILENT = logging.getLogger("windsock.alerts.slack_sdk")  # slack-sdk logs addresses and answers unredacted
-_SILENT.propagate = False
-_SILENT.addHandler(logging.NullHandler())
+_SILENT = logging.Logger("slack_sdk", logging.CRITICAL + 1)  # its own log shows addresses and answers unredacted
 _LEVELS = {"critical": logging.CRITICAL, "warning": logging.WARNING, "info": logging.INFO}
 _TIMEOUT_SECONDS = 10
 _LONGEST_WAIT_SECONDS = 30  # a task must not sleep through an hour of rate limit; `flush()` comes back later
