@@ -1,0 +1,110 @@
+"""The few calls of Airflow's REST API that the replay makes, patient with a server that is being restarted."""
+
+import time
+from datetime import datetime
+from typing import Any
+from urllib.parse import quote
+
+import requests
+
+_ACTIVE = ("queued", "running", "deferred", "scheduled")
+
+
+class AirflowError(RuntimeError):
+    """Airflow refused a call, or was out of reach for longer than we wait."""
+
+
+class AirflowApi:
+    """A logged-in session against one api-server.
+
+    Raises:
+        AirflowError: from every call, when the server refuses it, or cannot be reached for `patience_seconds`.
+    """
+
+    def __init__(self, base_url: str, *, user: str, password: str, patience_seconds: float = 180) -> None:
+        self._base_url = base_url.rstrip("/")
+        self._credentials = {"username": user, "password": password}
+        self._patience_seconds = patience_seconds
+        self._session = requests.Session()
+
+    def unpause(self, dag_id: str) -> None:
+        """Let a DAG's runs start."""
+        self._call("PATCH", f"/api/v2/dags/{dag_id}", {"is_paused": False})
+
+    def dag_ids(self) -> list[str]:
+        """Every DAG the dag-processor has parsed."""
+        return sorted(dag["dag_id"] for dag in self._call("GET", "/api/v2/dags?limit=200")["dags"])
+
+    def import_errors(self) -> list[str]:
+        """DAG files that do not parse, with the last line of why."""
+        found = self._call("GET", "/api/v2/importErrors")["import_errors"]
+        return [f"{error['filename']}: {error['stack_trace'].strip().splitlines()[-1]}" for error in found]
+
+    def backfill(self, dag_id: str, first: datetime, last: datetime, *, at_once: int) -> None:
+        """Create runs for every partition that starts in [first, last]; existing successful ones are left alone."""
+        body = {
+            "dag_id": dag_id,
+            "from_date": first.isoformat(),
+            "to_date": last.isoformat(),
+            "max_active_runs": at_once,
+            "reprocess_behavior": "failed",
+        }
+        self._call("POST", "/api/v2/backfills", body)
+
+    def trigger(
+        self, dag_id: str, run_id: str, *, conf: dict[str, Any] | None = None, partition_key: str | None = None
+    ) -> None:
+        """Start a run; a run of this id that exists already is the same run, so asking twice starts one."""
+        body = {"dag_run_id": run_id, "logical_date": None, "conf": conf or {}, "partition_key": partition_key}
+        self._call("POST", f"/api/v2/dags/{dag_id}/dagRuns", body, accept=(409,))
+
+    def runs(self, dag_id: str) -> list[dict[str, Any]]:
+        """The latest runs of a DAG, newest first."""
+        found = self._call("GET", f"/api/v2/dags/{dag_id}/dagRuns?limit=100&order_by=-run_after")["dag_runs"]
+        return list(found)
+
+    def run_state(self, dag_id: str, run_id: str) -> str | None:
+        """The state of one run; None where there is no such run."""
+        found = self._call("GET", f"/api/v2/dags/{dag_id}/dagRuns/{quote(run_id, safe='')}", accept=(404,))
+        state = found.get("state")
+        return str(state) if state else None
+
+    def active(self, dag_id: str) -> int:
+        """How many runs of a DAG have not ended."""
+        return sum(run["state"] in _ACTIVE for run in self.runs(dag_id))
+
+    def failed_tasks(self, dag_id: str, run_id: str) -> list[str]:
+        """The tasks of a run that failed."""
+        found = self._call("GET", f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances")["task_instances"]
+        return [task["task_id"] for task in found if task["state"] == "failed"]
+
+    def _call(
+        self, method: str, path: str, body: dict[str, Any] | None = None, *, accept: tuple[int, ...] = ()
+    ) -> dict[str, Any]:
+        deadline = time.monotonic() + self._patience_seconds
+        while True:
+            problem = ""
+            try:
+                answer = self._session.request(method, self._base_url + path, json=body, timeout=30)
+            except requests.ConnectionError as error:
+                problem = f"no answer ({type(error).__name__})"
+            except requests.Timeout:
+                problem = "no answer within 30 s"
+            else:
+                if answer.ok or answer.status_code in accept:
+                    return dict(answer.json()) if answer.content else {}
+                if answer.status_code == 401:
+                    self._log_in()
+                    continue
+                problem = f"{answer.status_code} {answer.text[:500]}"
+                if answer.status_code < 500:
+                    raise AirflowError(f"Airflow refused {method} {path}: {problem}")
+            if time.monotonic() > deadline:
+                raise AirflowError(f"{method} {path}: {problem} for {self._patience_seconds:.0f} s; see `make status`")
+            time.sleep(0.5)
+
+    def _log_in(self) -> None:
+        answer = self._session.post(self._base_url + "/auth/token", json=self._credentials, timeout=30)
+        if not answer.ok:
+            raise AirflowError(f"Airflow refused the login of {self._credentials['username']}: {answer.status_code}")
+        self._session.headers["Authorization"] = f"Bearer {answer.json()['access_token']}"

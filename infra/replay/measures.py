@@ -1,0 +1,131 @@
+"""What the replay's report shows, read from the warehouse and the models: pure numbers, no pictures."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+
+from adapters.connect import Outside
+from models import metrics
+from pipeline.partitions import Interval
+from pipeline.spec import UseCase
+from serving.predictor import Predictor
+from tasks import dataset
+
+
+@dataclass(frozen=True, kw_only=True)
+class Week:
+    """One replayed partition: how the frozen first champion and the live one did on the same labelled rows."""
+
+    start: datetime
+    end: datetime
+    rows: int
+    labelled: int
+    live_version: str
+    frozen: dict[str, float]
+    live: dict[str, float]
+    decision: str
+    reasons: list[str]
+    retrain_outcome: str | None
+
+
+def _live_scores(use_case: UseCase, outside: Outside, week: Interval) -> tuple[str, dict[tuple[str, datetime], float]]:
+    rows = outside.warehouse.fetch(
+        """
+        select p.entity_key, p.event_time, p.score, p.model_version from predictions p
+        join scorings s on s.use_case = p.use_case and s.model_version = p.model_version and s.partition_start = %s
+        where p.use_case = %s and p.prediction_time >= %s and p.prediction_time < %s
+        """,
+        (week.start, use_case.name, week.start, week.end),
+    )
+    version = rows[0]["model_version"] if rows else ""
+    return version, {(row["entity_key"], row["event_time"]): row["score"] for row in rows}
+
+
+def _metrics(names: tuple[str, ...], labels: np.ndarray, scores: np.ndarray) -> dict[str, float]:
+    return {name: float(metrics.METRICS[name](labels, scores)) for name in names}
+
+
+def _decisions(use_case: UseCase, outside: Outside) -> dict[datetime, dict[str, Any]]:
+    rows = outside.warehouse.fetch(
+        "select d.*, r.outcome from decisions d left join retrains r using (decision_id) where d.use_case = %s",
+        (use_case.name,),
+    )
+    return {row["as_of"]: row for row in rows}
+
+
+def weeks(use_case: UseCase, outside: Outside) -> list[Week]:
+    """Every decided partition, oldest first, with metrics on the labels known by the latest snapshot's end."""
+    snapshot = dataset.latest_snapshot(use_case, outside)
+    if snapshot is None:
+        return []
+    names = ("log_loss", "auc") if use_case.target.kind == "binary" else ("mae", "rmse")
+    frozen = Predictor.load(outside.registry.download_bundle(use_case.name, first_champion(use_case, outside)))
+    found = []
+    for as_of, decision in sorted(_decisions(use_case, outside).items()):
+        week = Interval(
+            as_of
+            - (
+                use_case.grid.partition(str(use_case.grid.first)).end
+                - use_case.grid.partition(str(use_case.grid.first)).start
+            ),
+            as_of,
+        )
+        table = dataset.load(snapshot.version, use_case, outside, start=week.start, end=week.end, known_by=snapshot.end)
+        version, scores = _live_scores(use_case, outside, week)
+        keys = list(zip(table["entity_key"].to_pylist(), table["event_time"].to_pylist(), strict=True))
+        missing = [key for key in keys if key not in scores]
+        assert not missing, f"{len(missing)} labelled rows of {week} have no prediction, such as {missing[0]}"
+        labels = table["label"].to_numpy()
+        found.append(
+            Week(
+                start=week.start,
+                end=week.end,
+                rows=len(scores),
+                labelled=len(keys),
+                live_version=version,
+                frozen=_metrics(names, labels, frozen.predict(table)),
+                live=_metrics(names, labels, np.array([scores[key] for key in keys])),
+                decision=decision["decision"],
+                reasons=list(decision["reasons"]),
+                retrain_outcome=decision["outcome"],
+            )
+        )
+    return found
+
+
+def first_champion(use_case: UseCase, outside: Outside) -> str:
+    """The model version of the first promotion."""
+    rows = outside.warehouse.fetch(
+        "select model_version from ledger where use_case = %s and action = 'promote' order by entry limit 1",
+        (use_case.name,),
+    )
+    if not rows:
+        raise ValueError(f"{use_case.name} has no champion yet: there is nothing to report")
+    return str(rows[0]["model_version"])
+
+
+def ledger(use_case: UseCase, outside: Outside) -> list[dict[str, Any]]:
+    """Every promotion and refusal, in order."""
+    return outside.warehouse.fetch("select * from ledger where use_case = %s order by entry", (use_case.name,))
+
+
+def alerts(use_case: UseCase, outside: Outside) -> list[dict[str, Any]]:
+    """Every alert, in order."""
+    return outside.warehouse.fetch("select * from alerts where use_case = %s order by alert_id", (use_case.name,))
+
+
+def drift_ratios(use_case: UseCase, outside: Outside) -> tuple[list[datetime], dict[str, list[float]]]:
+    """Per feature, PSI over its calibrated threshold at each decision time (NaN where it could not be measured)."""
+    rows = outside.warehouse.fetch(
+        "select as_of, feature, value, threshold from drift where use_case = %s and measure = 'psi' order by as_of",
+        (use_case.name,),
+    )
+    moments = sorted({row["as_of"] for row in rows})
+    place = {moment: index for index, moment in enumerate(moments)}
+    ratios: dict[str, list[float]] = {}
+    for row in rows:
+        series = ratios.setdefault(row["feature"], [float("nan")] * len(moments))
+        series[place[row["as_of"]]] = float("nan") if row["value"] is None else row["value"] / row["threshold"]
+    return moments, ratios

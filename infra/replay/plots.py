@@ -1,0 +1,84 @@
+"""The report's pictures, as inline SVG."""
+
+import io
+from datetime import datetime
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from infra.replay.measures import Week
+
+mpl.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "svg.fonttype": "none", "font.family": "sans-serif"})
+
+FROZEN, LIVE = "#8a8f98", "#0b6bcb"
+MARKS = {
+    "promoted": ("^", "#1a7f37", "challenger promoted"),
+    "refused": ("X", "#b35900", "challenger refused"),
+    "blocked": ("s", "#c62828", "blocked: broken feed"),
+}
+
+
+def mark(week: Week) -> str | None:
+    """Which mark a week carries."""
+    if week.decision == "block":
+        return "blocked"
+    if week.retrain_outcome is None:
+        return None
+    return "promoted" if week.retrain_outcome == "promoted" else "refused"
+
+
+def _svg(figure: Figure) -> str:
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", bbox_inches="tight")
+    return buffer.getvalue()[buffer.getvalue().index("<svg") :]
+
+
+def _labels(weeks: list[Week]) -> list[str]:
+    return [f"{week.start.day} {week.start:%b}" for week in weeks]
+
+
+def _place_marks(axes: Axes, weeks: list[Week], heights: list[float]) -> None:
+    for name, (marker, colour, label) in MARKS.items():
+        places = [index for index, week in enumerate(weeks) if mark(week) == name]
+        if places:
+            axes.scatter(places, [heights[i] for i in places], marker=marker, color=colour, s=70, zorder=3, label=label)
+
+
+def metric_plot(weeks: list[Week], metric: str, title: str) -> str:
+    """The weekly metric of the frozen first champion and of the live champion, with the marks of what happened."""
+    figure = Figure(figsize=(9, 2.9))
+    axes = figure.subplots()
+    places = np.arange(len(weeks))
+    live = [week.live[metric] for week in weeks]
+    axes.plot(places, [week.frozen[metric] for week in weeks], color=FROZEN, marker="o", ms=4, label="frozen first champion")
+    axes.plot(places, live, color=LIVE, marker="o", ms=4, label="live champion")
+    _place_marks(axes, weeks, live)
+    step = max(1, len(weeks) // 13)
+    axes.set_xticks(places[::step], _labels(weeks)[::step])
+    axes.set_title(title, loc="left", fontweight="bold")
+    axes.grid(axis="y", alpha=0.25)
+    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
+    return _svg(figure)
+
+
+def drift_plot(moments: list[datetime], ratios: dict[str, list[float]], *, most: int = 14) -> str:
+    """PSI over its calibrated threshold, the features that went furthest, week by week; 1 is the threshold."""
+    table = np.array([ratios[name] for name in ratios])
+    height = np.nanmax(np.where(np.isnan(table), 0, table), axis=1)
+    order = np.argsort(-height)[:most]
+    names = [list(ratios)[index] for index in order]
+    figure = Figure(figsize=(9, 0.6 + 0.26 * len(names)))
+    axes = figure.subplots()
+    colours = mpl.colormaps["RdYlBu_r"].copy()
+    colours.set_bad("#5a5a5a")
+    image = axes.imshow(np.ma.masked_invalid(table[order]), aspect="auto", cmap=colours, vmin=0, vmax=2)
+    axes.set_yticks(range(len(names)), names)
+    step = max(1, len(moments) // 13)
+    axes.set_xticks(range(0, len(moments), step), [f"{moment.day} {moment:%b}" for moment in moments[::step]])
+    axes.set_title("Drift: PSI over its calibrated threshold (red: beyond; grey: cannot be measured)", loc="left", fontweight="bold")
+    for row, column in np.argwhere(table[order] > 1):
+        axes.text(column, row, f"{table[order][row, column]:.1f}", ha="center", va="center", fontsize=7)
+    figure.colorbar(image, ax=axes, fraction=0.025, pad=0.02)
+    return _svg(figure)

@@ -1,0 +1,65 @@
+"""report.html and the closing summary: what the loop did, in pictures and tables."""
+
+from pathlib import Path
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, select_autoescape
+
+from adapters.connect import Outside
+from infra.replay import incident, measures, plots
+from infra.replay.measures import Week
+from pipeline.spec import UseCase
+
+TITLES = {"log_loss": "Weekly log-loss (lower is better)", "auc": "Weekly AUC (higher is better)", "mae": "Weekly MAE", "rmse": "Weekly RMSE"}
+
+
+def write(use_case: UseCase, outside: Outside, *, folder: Path, to: Path) -> list[Week]:
+    """Write the report page; returns the weeks it shows."""
+    weeks = measures.weeks(use_case, outside)
+    if not weeks:
+        raise ValueError(f"{use_case.name}: no week has been decided yet: there is nothing to report")
+    names = list(weeks[0].live)
+    moments, ratios = measures.drift_ratios(use_case, outside)
+    ledger = measures.ledger(use_case, outside)
+    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=select_autoescape(["j2", "html"]))
+    page = environment.get_template("report.html.j2").render(
+        use_case=use_case,
+        weeks=weeks,
+        metric_names=names,
+        facts=_facts(weeks, names),
+        pictures=[*(plots.metric_plot(weeks, name, TITLES[name]) for name in names), plots.drift_plot(moments, ratios)],
+        ledger=ledger,
+        incidents=incident.manifest(folder),
+        alerts=measures.alerts(use_case, outside),
+    )
+    to.write_text(page)
+    return weeks
+
+
+def pooled(weeks: list[Week], model: str, name: str) -> float:
+    """The mean of a weekly metric, weighted by labelled rows."""
+    return float(np.average([getattr(week, model)[name] for week in weeks], weights=[week.labelled for week in weeks]))
+
+
+def _facts(weeks: list[Week], names: list[str]) -> list[tuple[str, str]]:
+    outcomes = [week.retrain_outcome for week in weeks if week.retrain_outcome is not None]
+    return [
+        *((f"{name}, frozen / live", f"{pooled(weeks, 'frozen', name):.4f} / {pooled(weeks, 'live', name):.4f}") for name in names),
+        ("retrains", str(len(outcomes))),
+        ("promoted", str(outcomes.count("promoted"))),
+        ("refused", str(len(outcomes) - outcomes.count("promoted"))),
+        ("blocked weeks", str(sum(week.decision == "block" for week in weeks))),
+    ]
+
+
+def summary(weeks: list[Week]) -> str:
+    """The closing table, as text."""
+    names = list(weeks[0].live)
+    head = f"{'week':<8}{'scored':>8}  {'live':<6}" + "".join(f"{name + ' frozen':>17}{'live':>9}" for name in names) + "  decision"
+    lines = [
+        f"{week.start:%d %b}  {week.rows:>8,}  v{week.live_version:<5}"
+        + "".join(f"{week.frozen[name]:>17.4f}{week.live[name]:>9.4f}" for name in names)
+        + f"  {week.decision}{' -> ' + week.retrain_outcome if week.retrain_outcome else ''}"
+        for week in weeks
+    ]
+    return "\n".join([head, *lines])
