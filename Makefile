@@ -1,7 +1,7 @@
 # The verbs people and CI share. `make help` lists them.
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
-PYTHON ?= python3.11
+PYTHON ?= $(firstword $(shell command -v python3.11 python3.12 python3.13 python3))
 VENV := .venv
 BIN := $(VENV)/bin
 # uv does not read pip's configuration: a locally provided wheel (a CPU build of torch, say) is handed on.
@@ -22,3 +22,27 @@ $(VENV)/.complete: pyproject.toml constraints.txt
 
 .PHONY: env
 env: $(VENV)/.complete ## build .venv from constraints.txt
+
+.PHONY: demo
+demo: env ## replay a real year through the real DAGs (WEEKS=8), ending with report.html
+	@$(BIN)/python -m infra.replay --weeks $(or $(WEEKS),8)
+
+.PHONY: test
+test: env ## every test, against the real servers of an embedded stack on free ports
+	@$(BIN)/python -m pytest
+
+.PHONY: check
+check: env ## ruff, mypy, import contracts, docs are true
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-cache
+	@$(BIN)/python -m infra.docs --check
+
+.PHONY: docs
+docs: env ## write docs/dags.md from the DAGs' docstrings
+	@$(BIN)/python -m infra.docs
+
+.PHONY: reproduce
+reproduce: env ## retrain MODEL=<version> from its recorded data, code, parameters and seed, and compare
+	@$(BIN)/python -m infra.local run -- python -m tasks.reproduce $(or $(USE_CASE),flights) $(or $(MODEL),$(error say which: make reproduce MODEL=1))
