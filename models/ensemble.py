@@ -1,0 +1,106 @@
+"""A recipe and a table in, fitted networks out: the one place where search, refit and reproduction train."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+
+from models.encoder import Encoder
+from models.mlp import MLP, MLPConfig
+from models.training import Fit, FitConfig, Rows, deterministic
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything that decides an ensemble's weights, besides the rows."""
+
+    kind: Literal["binary", "regression"]
+    numeric: tuple[str, ...]
+    categorical: tuple[str, ...]
+    hidden_units: int
+    layers: int
+    dropout: float
+    learning_rate: float
+    weight_decay: float
+    batch_rows: int
+    schedule_epochs: int
+    epochs: int
+    seeds: tuple[int, ...]
+    threads: int
+
+    def to_document(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> "Recipe":
+        """From `to_document`'s JSON values; an unknown or missing key is an error."""
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in document.items()}
+        return cls(**values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ensemble:
+    """Fitted networks that share an encoder, and each one's training loss per epoch."""
+
+    encoder: Encoder
+    members: tuple[MLP, ...]
+    curves: tuple[tuple[float, ...], ...]
+
+
+def labels(table: pa.Table) -> NDArray[np.float64]:
+    """The label column as float64 [n]."""
+    values: NDArray[np.float64] = table.column("label").to_numpy().astype(np.float64)
+    return values
+
+
+def rows_of(encoder: Encoder, table: pa.Table, device: torch.device) -> Rows:
+    """A labelled table's rows, encoded, on a device."""
+    return Rows.on(device, *encoder.transform(table), labels(table))
+
+
+def start(recipe: Recipe, encoder: Encoder, rows: Rows, *, seed: int) -> Fit:
+    """A fit that has not taken a step: network initialised from the seed, normalisation adopted."""
+    config = MLPConfig(
+        kind=recipe.kind,
+        numeric=len(encoder.numeric),
+        cardinalities=encoder.cardinalities,
+        hidden_units=recipe.hidden_units,
+        layers=recipe.layers,
+        dropout=recipe.dropout,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = MLP(config)
+    model.adopt(encoder, rows.label.cpu())
+    return Fit(
+        model,
+        rows,
+        FitConfig(
+            learning_rate=recipe.learning_rate,
+            weight_decay=recipe.weight_decay,
+            batch_rows=recipe.batch_rows,
+            schedule_epochs=recipe.schedule_epochs,
+            seed=seed,
+        ),
+    )
+
+
+def fit_ensemble(recipe: Recipe, table: pa.Table, device: torch.device) -> Ensemble:
+    """Train one network per seed on a labelled table. Bit for bit repeatable on a CPU.
+
+    Raises:
+        ValueError: no rows, a column missing or of another type, or training that diverged.
+    """
+    encoder = Encoder.fit(table, numeric=recipe.numeric, categorical=recipe.categorical)
+    with deterministic(recipe.threads):
+        rows = rows_of(encoder, table, device)
+        fits = [start(recipe, encoder, rows, seed=seed) for seed in recipe.seeds]
+        curves = tuple(tuple(fit.train_to(recipe.epochs)) for fit in fits)
+    if not np.isfinite(curves).all():
+        raise ValueError(f"training diverged: {recipe}")
+    return Ensemble(encoder=encoder, members=tuple(fit.model.cpu().eval() for fit in fits), curves=curves)

@@ -1,0 +1,122 @@
+import json
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from models import bundle
+from models.ensemble import fit_ensemble
+from tests.models.synthetic import table
+from tests.models.test_training import CPU, recipe
+
+
+@pytest.fixture(scope="module")
+def ensemble():
+    return fit_ensemble(recipe(epochs=1, seeds=(1, 2)), table(1000), CPU)
+
+
+def write(folder: Path, ensemble) -> str:
+    return bundle.write(
+        folder, ensemble, use_case="flights", features_digest="f" * 8, definition="{}", recipe=recipe().to_document(),
+        data={"snapshot_version": "v"}, metrics={"auc": 0.7}, versions={"torch": torch.__version__},
+    )  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path, ensemble):
+    write(tmp_path / "bundle", ensemble)
+    return tmp_path / "bundle"
+
+
+def test_a_bundle_comes_back_as_it_was_and_the_same_model_has_the_same_digest(folder, tmp_path, ensemble):
+    loaded = bundle.load(folder, sha256=bundle.digest(folder))
+    assert loaded.encoder == ensemble.encoder
+    for ours, theirs in zip(ensemble.members, loaded.members, strict=True):
+        assert all(torch.equal(t, theirs.state_dict()[k]) for k, t in ours.state_dict().items())
+    assert write(tmp_path / "again", ensemble) == bundle.digest(folder)
+
+
+def reseal(folder: Path) -> None:
+    """Make the card agree with changed parts: what a tamperer, or a half-right writer, would leave."""
+    card = json.loads((folder / "card.json").read_text())
+    card["files"] = {name: bundle._sha256((folder / name).read_bytes()) for name in card["files"]}
+    (folder / "card.json").write_text(json.dumps(card))
+
+
+def test_every_flipped_byte_is_refused(folder):
+    digest = bundle.digest(folder)
+    for path in sorted(folder.iterdir()):
+        good = path.read_bytes()
+        at = len(good) // 2
+        path.write_bytes(good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :])
+        with pytest.raises(ValueError, match="bundle"):
+            bundle.load(folder, sha256=digest)
+        path.write_bytes(good)
+    bundle.load(folder, sha256=digest)
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "encoder.json", "features.json", "card.json"])
+def test_a_missing_part_is_refused(folder, name):
+    (folder / name).unlink()
+    with pytest.raises(ValueError, match="must hold exactly"):
+        bundle.load(folder)
+
+
+def test_a_truncated_weights_file_is_refused_even_when_resealed(folder):
+    path = folder / "weights.safetensors"
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(ValueError, match="changed since it was written"):
+        bundle.load(folder)
+    reseal(folder)
+    with pytest.raises(ValueError, match="bundle"):
+        bundle.load(folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda w: {k: t for k, t in w.items() if not k.startswith("1.")},
+        lambda w: {**w, "2.head.weight": w["0.head.weight"].clone()},
+        lambda w: {**w, "0.head.weight": w["0.head.weight"][:, :-1].contiguous()},
+        lambda w: {**w, "0.head.bias": torch.tensor([float("nan")])},
+        lambda w: {**w, "0.head.bias": w["0.head.bias"].double()},
+    ],
+    ids=["member missing", "member too many", "other shape", "not finite", "other type"],
+)
+def test_weights_of_another_signature_are_refused(folder, change):
+    save_file(change(load_file(folder / "weights.safetensors")), folder / "weights.safetensors")
+    reseal(folder)
+    with pytest.raises(ValueError, match="weights missing, unexpected, of another shape or not finite"):
+        bundle.load(folder)
+
+
+def test_an_encoder_of_another_model_is_refused(folder):
+    text = (folder / "encoder.json").read_text()
+    (folder / "encoder.json").write_text(text.replace('"name": "hour"', '"name": "day"'))
+    reseal(folder)
+    with pytest.raises(ValueError, match="not the card's features"):
+        bundle.load(folder)
+
+
+class Malicious:
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.target),)
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "encoder.json", "card.json", "model.pkl"])
+def test_a_planted_pickle_is_never_executed(folder, tmp_path, name):
+    target = tmp_path / "executed"
+    (folder / name).write_bytes(pickle.dumps(Malicious(target)))
+    if name not in {"model.pkl", "card.json"}:
+        reseal(folder)
+    with pytest.raises(ValueError):  # noqa: PT011 (whichever check comes first)
+        bundle.load(folder)
+    assert not target.exists()
+    pickle.loads(pickle.dumps(Malicious(target)))  # noqa: S301 (that is the point)
+    assert target.exists(), "the trap itself works"

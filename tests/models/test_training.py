@@ -1,0 +1,124 @@
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from models.encoder import Encoder
+from models.ensemble import Recipe, fit_ensemble, labels, rows_of, start
+from models.metrics import measure
+from models.training import EarlyStopping, deterministic, scores
+from pipeline.settings import REPOSITORY
+from tests.models.synthetic import CATEGORICAL, NUMERIC, table
+
+CPU = torch.device("cpu")
+
+
+def recipe(**changes) -> Recipe:
+    small = Recipe(
+        kind="binary", numeric=NUMERIC, categorical=CATEGORICAL, hidden_units=32, layers=2, dropout=0.1,
+        learning_rate=5e-3, weight_decay=1e-3, batch_rows=256, schedule_epochs=6, epochs=6, seeds=(1,), threads=2,
+    )  # fmt: skip
+    return replace(small, **changes)
+
+
+def fingerprint(ensemble) -> bytes:
+    return b"".join(t.numpy().tobytes() for m in ensemble.members for t in m.state_dict().values())
+
+
+def member_scores(ensemble, rows: pa.Table) -> np.ndarray:
+    numbers, codes = (torch.from_numpy(a) for a in ensemble.encoder.transform(rows))
+    return np.mean([scores(m, numbers, codes) for m in ensemble.members], axis=0)
+
+
+def test_a_network_finds_the_signal():
+    score = member_scores(fit_ensemble(recipe(), table(), CPU), test := table(seed=9))
+    assert measure("auc", score, labels(test)) > 0.78
+    assert measure("calibration_gap", score, labels(test)) < 0.05
+
+
+def test_regression_answers_in_units_of_the_label():
+    rows = table(kind="regression")
+    score = member_scores(fit_ensemble(recipe(kind="regression"), rows, CPU), test := table(seed=9, kind="regression"))
+    assert measure("mae", score, labels(test)) < 0.8 * np.mean(np.abs(labels(test) - np.median(labels(test))))
+
+
+def test_the_same_seed_gives_the_same_weights_bit_for_bit_whatever_the_thread_count_outside():
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = fingerprint(fit_ensemble(recipe(epochs=2), table(), CPU))
+        torch.set_num_threads(2)
+        torch.rand(17)  # someone else draws
+        assert fingerprint(fit_ensemble(recipe(epochs=2), table(), CPU)) == one
+        assert fingerprint(fit_ensemble(recipe(epochs=2, seeds=(2,)), table(), CPU)) != one
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_another_process_gives_the_same_weights_bit_for_bit():
+    code = (
+        "import hashlib; from tests.models.test_training import *;"
+        "print(hashlib.sha256(fingerprint(fit_ensemble(recipe(epochs=2), table(), CPU))).hexdigest())"
+    )
+    runs = [
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPOSITORY)
+        for _ in range(2)
+    ]
+    assert runs[0].stdout == runs[1].stdout != ""
+
+
+def test_a_fit_stopped_at_rungs_and_resumed_ends_as_one_that_went_through():
+    rows = table(1000)
+    encoder = Encoder.fit(rows, numeric=NUMERIC, categorical=CATEGORICAL)
+    with deterministic(2):
+        device_rows = rows_of(encoder, rows, CPU)
+        through, other, stopped = (start(recipe(), encoder, device_rows, seed=s) for s in (3, 4, 3))
+        list(through.train_to(4))
+        for rung in (1, 2, 4):  # two fits take turns, as a population would
+            list(stopped.train_to(rung))
+            list(other.train_to(rung))
+    pairs = zip(through.model.state_dict().values(), stopped.model.state_dict().values(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+    assert stopped.epoch == 4
+
+
+def test_early_stopping_keeps_the_best_epoch_and_stops_after_its_patience():
+    rows = table(300)
+    encoder = Encoder.fit(rows, numeric=NUMERIC, categorical=CATEGORICAL)
+    fit = start(recipe(), encoder, rows_of(encoder, rows, CPU), seed=1)
+    losses = iter([3.0, 1.0, 2.0, 2.0, 2.0, 0.5])
+    stopping = EarlyStopping(fit, fit.rows, loss_of=lambda _: next(losses), patience_epochs=3)
+    assert stopping.train_to(6) == 1.0
+    assert (fit.epoch, stopping.best_epoch, stopping.exhausted) == (5, 2, True)
+
+
+def test_training_that_diverges_is_an_error_and_no_model():
+    with pytest.raises(ValueError, match="diverged"):
+        fit_ensemble(recipe(kind="regression", learning_rate=1e38), table(kind="regression"), CPU)
+
+
+def test_a_label_that_is_not_finite_is_refused():
+    rows = table(100)
+    broken = rows.set_column(rows.column_names.index("label"), "label", pa.array([np.nan] * 100))
+    with pytest.raises(ValueError, match="100 labels are not finite"):
+        fit_ensemble(recipe(), broken, CPU)
+
+
+def test_a_table_of_constant_columns_gives_the_base_rate_not_nan():
+    rows = table(1000)
+    for name in NUMERIC:
+        rows = rows.set_column(rows.column_names.index(name), name, pa.array([3.0] * 1000))
+    for name in CATEGORICAL:
+        rows = rows.set_column(rows.column_names.index(name), name, pa.array(["same"] * 1000))
+    score = member_scores(fit_ensemble(recipe(), rows, CPU), rows)
+    assert abs(score.mean() - labels(rows).mean()) < 0.05
+
+
+def test_a_recipe_survives_its_document_and_refuses_another():
+    assert Recipe.from_document(recipe().to_document()) == recipe()
+    with pytest.raises(TypeError, match="surprise"):
+        Recipe.from_document({**recipe().to_document(), "surprise": 1})

@@ -1,0 +1,72 @@
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from models.ensemble import fit_ensemble
+from serving.predictor import Predictor
+from tests.models.synthetic import CATEGORICAL, NUMERIC, table
+from tests.models.test_bundle import write
+from tests.models.test_training import CPU, member_scores, recipe
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    ensemble = fit_ensemble(recipe(epochs=3, seeds=(1, 2, 3)), table(), CPU)
+    folder = tmp_path_factory.mktemp("bundle")
+    write(folder, ensemble)
+    return ensemble, Predictor.load(folder)
+
+
+def test_the_answer_is_the_mean_of_the_members_as_trained(trained):
+    ensemble, predictor = trained
+    rows = table(seed=5)
+    assert np.abs(predictor.predict(rows) - member_scores(ensemble, rows)).max() < 1e-6
+
+
+def test_the_answer_does_not_depend_on_who_else_is_asked(trained):
+    _, predictor = trained
+    rows = table(300)
+    whole = predictor.predict(rows)
+    alone = np.concatenate([predictor.predict(rows.slice(i, 1)) for i in range(300)])
+    for chunk_rows in (1, 7, 299):
+        assert np.abs(predictor.predict(rows, chunk_rows=chunk_rows) - whole).max() <= 1e-6
+    assert np.abs(alone - whole).max() <= 1e-6
+    shuffled = np.random.default_rng(0).permutation(300)
+    assert np.abs(predictor.predict(rows.take(shuffled)) - whole[shuffled]).max() <= 1e-6
+
+
+@pytest.mark.parametrize("value", [None, np.nan, np.inf, -np.inf, 1e300, -1e300, 0.0])
+def test_no_value_makes_the_answer_nan(trained, value):
+    _, predictor = trained
+    columns = {name: pa.array([value], pa.float64()) for name in NUMERIC}
+    answer = predictor.predict(pa.table({**columns, **{name: ["never seen"] for name in CATEGORICAL}}))
+    assert answer.dtype == np.float64
+    assert 0 < answer[0] < 1
+
+
+def test_missing_is_one_thing_however_it_is_written(trained):
+    _, predictor = trained
+    rows = {**{name: [12.0] * 4 for name in NUMERIC}, "carrier": ["EV"] * 4, "route": ["R1"] * 4}
+    answers = predictor.predict(pa.table({**rows, "wind": pa.array([None, np.nan, np.inf, -np.inf])}))
+    assert len(set(answers.tolist())) == 1
+
+
+def test_a_column_that_training_never_saw_missing_or_filled_cannot_speak(trained):
+    _, predictor = trained
+    rows = table(50)
+    filled = rows.set_column(rows.column_names.index("empty"), "empty", pa.array([9e9] * 50))
+    gone = rows.set_column(rows.column_names.index("constant"), "constant", pa.nulls(50, pa.float64()))
+    assert (predictor.predict(filled) == predictor.predict(rows)).all()
+    assert (predictor.predict(gone) == predictor.predict(rows)).all()
+
+
+def test_missing_columns_are_named_and_extra_ones_ignored(trained):
+    _, predictor = trained
+    with pytest.raises(ValueError, match="hour, route"):
+        predictor.predict(table(5).drop_columns(["hour", "route"]))
+    assert (predictor.predict(table(5)) == predictor.predict(table(5).select(list(predictor.columns)))).all()
+
+
+def test_no_rows_no_answers(trained):
+    _, predictor = trained
+    assert predictor.predict(table(5).slice(0, 0)).shape == (0,)
