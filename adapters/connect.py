@@ -48,7 +48,7 @@ class Outside:
         """Runs and model versions, in MLflow."""
         from adapters.registry import Registry  # noqa: PLC0415  # MLflow is heavy
 
-        return Registry(self.settings.tracking_uri)
+        return Registry(self.settings.tracking_uri, self.settings.home / "cache")
 
     @cached_property
     def alerts(self) -> "Alerts":

@@ -1,0 +1,266 @@
+"""MLflow: what was trained, from what, and how it went; model versions, their bundles, and the champion's aliases."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import mlflow.artifacts
+import requests
+from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
+from mlflow.exceptions import MlflowException
+
+from adapters.errors import Corrupt
+
+CHAMPION, PREVIOUS = "champion", "previous_champion"
+_KEY_TAG = "windsock.key"  # what makes a piece of training work the same piece, whoever retries it
+_SHA256_TAG = "windsock.bundle_sha256"
+_METRICS_PER_REQUEST = 900  # the server takes 1000
+_CLIENT = {  # the defaults wait 120 s and try 7 more times: longer than a task may hang
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_ARTIFACT_UPLOAD_DOWNLOAD_TIMEOUT": "60",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+}
+
+
+class Unavailable(ConnectionError):
+    """The registry did not answer; the same call may succeed later."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """What one training run leaves behind. `key` names the piece of work: it is registered once."""
+
+    use_case: str
+    key: str
+    name: str
+    dataset_version: str
+    params: Mapping[str, str | float]
+    tags: Mapping[str, str]
+    metrics: Mapping[str, float]
+    curves: Mapping[str, Sequence[float]]  # one value per epoch, from 1
+    artifacts: Path  # a folder, uploaded as it is; its bundle/ is the model
+    bundle_sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Version:
+    """One registered model version."""
+
+    use_case: str
+    version: str
+    run_id: str
+    bundle_uri: str
+    bundle_sha256: str
+    tags: Mapping[str, str] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Registry:
+    """An MLflow server; the registered model of a use case has the use case's name."""
+
+    tracking_uri: str
+    cache: Path
+
+    @cached_property
+    def _client(self) -> MlflowClient:
+        for name, value in _CLIENT.items():
+            os.environ.setdefault(name, value)
+        return MlflowClient(tracking_uri=self.tracking_uri, registry_uri=self.tracking_uri)
+
+    def log_run(self, record: RunRecord) -> str:
+        """Record a finished run with all it left behind; its id. A half-recorded earlier try is marked as failed."""
+        with _reaching(self.tracking_uri):
+            experiment_id = self._experiment(record.use_case)
+            self._fail_unfinished(experiment_id, record.key)
+            tags = {**record.tags, _KEY_TAG: record.key, _SHA256_TAG: record.bundle_sha256}
+            run_id: str = self._client.create_run(experiment_id, tags=tags, run_name=record.name).info.run_id
+            self._client.log_inputs(run_id, datasets=[_dataset(record)])
+            metrics = [Metric(name, value, 0, 0) for name, value in record.metrics.items()]
+            metrics += [
+                Metric(name, value, 0, epoch)
+                for name, values in record.curves.items()
+                for epoch, value in enumerate(values, start=1)
+            ]
+            params = [Param(name, str(value)) for name, value in record.params.items()]
+            self._client.log_batch(run_id, params=params)
+            for start in range(0, len(metrics), _METRICS_PER_REQUEST):
+                self._client.log_batch(run_id, metrics=metrics[start : start + _METRICS_PER_REQUEST])
+            self._client.log_artifacts(run_id, str(record.artifacts))
+            self._client.set_terminated(run_id, "FINISHED")
+        return run_id
+
+    def register(self, use_case: str, run_id: str) -> Version:
+        """The model version of a recorded run, created if this piece of work has none yet."""
+        with _reaching(self.tracking_uri):
+            tags = dict(self._client.get_run(run_id).data.tags)
+            found = self.find(use_case, tags[_KEY_TAG])
+            if found is not None:
+                return found
+            self._ensure_model(use_case)
+            ours = {name: value for name, value in tags.items() if not name.startswith("mlflow.")}
+            source = f"runs:/{run_id}/bundle"
+            return _version(self._client.create_model_version(use_case, source=source, run_id=run_id, tags=ours))
+
+    def find(self, use_case: str, key: str) -> Version | None:
+        """The model version that a piece of training work already registered."""
+        with _reaching(self.tracking_uri):
+            found = self._client.search_model_versions(f"name = '{use_case}' and tags.`{_KEY_TAG}` = '{key}'")
+        return _version(min(found, key=lambda v: int(v.version))) if found else None
+
+    def version(self, use_case: str, model_version: str) -> Version:
+        """A model version by number; ValueError when there is none."""
+        with _reaching(self.tracking_uri):
+            try:
+                return _version(self._client.get_model_version(use_case, model_version))
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+                raise ValueError(f"{use_case} has no model version {model_version!r} in {self.tracking_uri}") from error
+
+    def metrics(self, use_case: str, model_version: str) -> dict[str, float]:
+        """The metrics recorded by a model version's run."""
+        run_id = self.version(use_case, model_version).run_id
+        with _reaching(self.tracking_uri):
+            return dict(self._client.get_run(run_id).data.metrics)
+
+    def download_bundle(self, use_case: str, model_version: str) -> Path:
+        """A model version's bundle folder, verified, in the content-addressed cache.
+
+        Raises:
+            Corrupt: the stored bundle is not the one that was registered.
+        """
+        version = self.version(use_case, model_version)
+        folder = self.cache / "bundles" / version.bundle_sha256
+        if folder.is_dir() and folder_sha256(folder) == version.bundle_sha256:
+            return folder
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+            fetched = self._fetch(version.run_id, "bundle", Path(scratch))
+            found = folder_sha256(fetched)
+            if found != version.bundle_sha256:
+                raise Corrupt(f"{version.bundle_uri} has the digest {found}, registered was {version.bundle_sha256}")
+            shutil.rmtree(folder, ignore_errors=True)  # a damaged cache entry
+            try:
+                fetched.rename(folder)
+            except OSError:
+                if not folder.is_dir():  # someone else put the very same content there first
+                    raise
+        return folder
+
+    def profile(self, use_case: str, model_version: str) -> dict[str, Any]:
+        """The reference profile monitoring compares with, as recorded at training."""
+        run_id = self.version(use_case, model_version).run_id
+        with tempfile.TemporaryDirectory() as scratch:
+            path = self._fetch(run_id, "monitoring/profile.json", Path(scratch))
+            profile: dict[str, Any] = json.loads(path.read_text())
+        return profile
+
+    def set_aliases(self, use_case: str, champion: str, previous: str | None) -> None:
+        """Mirror who serves into the aliases `champion` and `previous_champion`, and read them back.
+
+        MLflow lets the last writer win, so callers hold the promotion lock.
+        """
+        with _reaching(self.tracking_uri):
+            self._client.set_registered_model_alias(use_case, CHAMPION, champion)
+            if previous is not None:
+                self._client.set_registered_model_alias(use_case, PREVIOUS, previous)
+            elif PREVIOUS in self.aliases(use_case):
+                self._client.delete_registered_model_alias(use_case, PREVIOUS)
+        wanted = {CHAMPION: champion, **({PREVIOUS: previous} if previous is not None else {})}
+        found = self.aliases(use_case)
+        if found != wanted:
+            raise Unavailable(f"{use_case}: aliases were set to {wanted} but read back as {found}")
+
+    def aliases(self, use_case: str) -> dict[str, str]:
+        """Alias -> model version, of the two aliases we keep; empty when the model is not registered."""
+        with _reaching(self.tracking_uri):
+            try:
+                found = self._client.get_registered_model(use_case).aliases
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+                return {}
+        return {name: str(found[name]) for name in (CHAMPION, PREVIOUS) if name in found}
+
+    def _fetch(self, run_id: str, path: str, target: Path) -> Path:
+        uri = self._client.tracking_uri  # the client, and with it its limits, comes first
+        with _reaching(self.tracking_uri):
+            return Path(
+                mlflow.artifacts.download_artifacts(
+                    run_id=run_id, artifact_path=path, dst_path=str(target), tracking_uri=uri
+                )
+            )
+
+    def _experiment(self, name: str) -> str:
+        found = self._client.get_experiment_by_name(name)
+        if found is not None:
+            return str(found.experiment_id)
+        try:
+            return str(self._client.create_experiment(name))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            return str(self._client.get_experiment_by_name(name).experiment_id)
+
+    def _ensure_model(self, name: str) -> None:
+        try:
+            self._client.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+
+    def _fail_unfinished(self, experiment_id: str, key: str) -> None:
+        query = f"tags.`{_KEY_TAG}` = '{key}' and attributes.status = 'RUNNING'"
+        for run in self._client.search_runs([experiment_id], query):
+            self._client.set_terminated(run.info.run_id, "FAILED")
+
+
+def folder_sha256(folder: Path) -> str:
+    """SHA-256 over the names and contents of a folder's files: the digest `models.bundle` writes on a bundle."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    lines = [f"{hashlib.sha256(p.read_bytes()).hexdigest()}  {p.relative_to(folder)}\n" for p in paths]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _dataset(record: RunRecord) -> DatasetInput:
+    source = json.dumps({"dvc": record.dataset_version})
+    dataset = Dataset(
+        name=f"{record.use_case} features", digest=record.dataset_version, source_type="dvc", source=source
+    )
+    return DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])
+
+
+def _version(found: Any) -> Version:
+    return Version(
+        use_case=found.name,
+        version=str(found.version),
+        run_id=found.run_id,
+        bundle_uri=found.source,
+        bundle_sha256=found.tags[_SHA256_TAG],
+        tags=dict(found.tags),
+    )
+
+
+@contextmanager
+def _reaching(uri: str) -> Iterator[None]:
+    """Tell "no answer" (retry later) from "the answer is no"."""
+    try:
+        yield
+    except MlflowException as error:
+        if error.get_http_status_code() < 500:
+            raise
+        raise Unavailable(f"MLflow at {uri} did not answer: {error}") from error
+    except requests.RequestException as error:
+        raise Unavailable(f"MLflow at {uri} did not answer: {error}") from error
