@@ -160,6 +160,7 @@ class Monitor(Block):
     min_rows: int = Field(ge=500)
     bins: int = Field(ge=2)
     calibration_quantile: Annotated[float, Field(gt=0.5, le=1)]
+    threshold_margin: float = Field(ge=1)
     min_threshold_psi: float = Field(gt=0)
     persistence_breaches: int = Field(gt=0)
     persistence_of: int = Field(gt=0)
