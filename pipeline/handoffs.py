@@ -28,6 +28,10 @@ class Batch:
     tables: list[TableBatch]
     docs_uri: str | None = None
 
+    def __post_init__(self) -> None:
+        """Airflow's XCom knows the type of the outermost dataclass only and brings the inner ones back as dicts."""
+        object.__setattr__(self, "tables", [TableBatch(**t) if isinstance(t, dict) else t for t in self.tables])
+
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:

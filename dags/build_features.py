@@ -1,0 +1,47 @@
+"""Bring a use case's feature dataset up to date with its clean data.
+
+**Steps.** `build` finds every partition whose inputs changed since the last version (new, late or corrected data),
+rebuilds exactly those, records the new version and refreshes the outcomes. With nothing to do it ends as skipped, and
+nothing downstream runs. Otherwise scoring is woken.
+
+**Started by** ingest and by quarantine replays, once a partition, by the reconcile floor, or by hand. Which event
+started a run does not matter: every run does all pending work.
+
+**To resume** run it again. The same clean data gives the same version.
+"""
+
+from datetime import timedelta
+from typing import Any
+
+from airflow.sdk import DAG, PartitionedAssetTimetable, task
+from airflow.sdk.exceptions import AirflowSkipException
+
+from pipeline.handoffs import Snapshot
+from pipeline.orchestration import clean_data, dag_args, declared, features, wake
+from pipeline.spec import UseCase
+
+
+def build_features(use_case: UseCase) -> DAG:
+    """`build`, after clean data."""
+    outlet = features(use_case)
+    schedule = PartitionedAssetTimetable(assets=clean_data(use_case))
+    dag = DAG(**dag_args(use_case, "build_features", __doc__), schedule=schedule)
+
+    @task(execution_timeout=timedelta(hours=4), pool="dvc", outlets=[outlet])
+    def build(outlet_events: Any = None) -> Snapshot:
+        from adapters.connect import outside
+        from tasks import build_features as step
+
+        snapshot = step.build(use_case, outside()) if step.pending(use_case, outside()) else None
+        if snapshot is None:
+            raise AirflowSkipException("every partition's features are up to date")
+        wake(outlet_events, outlet, f"{snapshot.end:%Y-%m-%d}")
+        return snapshot
+
+    with dag:
+        build()
+    return dag
+
+
+for declared_use_case in declared():
+    globals()[f"{declared_use_case.name}_build_features"] = build_features(declared_use_case)

@@ -1,0 +1,64 @@
+"""Land one partition of a use case's source, immutably, and let only good data through.
+
+**Steps.** `land` copies the partition's rows of every source table into content-addressed Parquet; `validate` checks
+them against the expectations, sets the offending rows aside in the quarantine and writes the clean tables. Then the
+features are woken.
+
+**Started by** the schedule (for the partition that just ended), a backfill over a range of partition dates, or by hand
+for one partition.
+
+**To resume** run the partition again: the same source gives the same objects and nothing is doubled; a changed source
+is a new version beside the old one. A run stopped by bad data (`BadData`) is not retried: mend the source and run the
+partition again, or correct the quarantined rows with `replay_quarantine`. Missed partitions: backfill their range.
+"""
+
+from datetime import timedelta
+from typing import Any
+
+from airflow.sdk import DAG, CronPartitionTimetable, Param, task
+
+from pipeline.handoffs import Batch
+from pipeline.orchestration import asked_partition, clean_data, dag_args, declared, wake
+from pipeline.spec import UseCase
+
+
+def ingest(use_case: UseCase) -> DAG:
+    """`land -> validate` for one partition."""
+    clean = clean_data(use_case)
+    # A partition is taken when it has ended: the run at the start of the next one is about this one. No start_date:
+    # with one, unpausing the DAG would at once take the latest partition.
+    schedule = CronPartitionTimetable(use_case.source.cron, timezone="UTC", run_offset=-1, key_format="%Y-%m-%d")
+    params = {
+        "partition": Param(
+            None,
+            type=["null", "string"],
+            format="date",
+            title="Partition",
+            description="The day the partition starts. Not needed where the run has a partition key.",
+        )
+    }
+    dag = DAG(**dag_args(use_case, "ingest", __doc__) | {"max_active_runs": 4}, schedule=schedule, params=params)
+
+    @task(execution_timeout=timedelta(hours=1))
+    def land(partition_key: str | None = None, params: Any = None) -> Batch:
+        from adapters.connect import outside
+        from tasks import ingest as step
+
+        return step.land(use_case, asked_partition(use_case, partition_key, params), outside())
+
+    @task(execution_timeout=timedelta(hours=1), outlets=[clean])
+    def validate(batch: Batch, outlet_events: Any = None) -> Batch:
+        from adapters.connect import outside
+        from tasks import validate as step
+
+        validated = step.validate(use_case, batch, outside())
+        wake(outlet_events, clean, f"{batch.partition_start:%Y-%m-%d}")
+        return validated
+
+    with dag:
+        validate(land())  # type: ignore[arg-type]  # an XComArg stands for the Batch
+    return dag
+
+
+for declared_use_case in declared():
+    globals()[f"{declared_use_case.name}_ingest"] = ingest(declared_use_case)

@@ -1,0 +1,42 @@
+"""Measure drift and performance of every scored partition and decide what follows: ignore, alert, retrain or block.
+
+**Steps.** `monitor` takes the scored partitions without a decision, oldest first: data drift against thresholds
+calibrated on the champion's own training data, prediction drift, performance on the labels that have matured, triage,
+decision. A decision to retrain is picked up by `retrain`. With nothing to do it ends as skipped.
+
+**Started by** new scores, by the reconcile floor, or by hand. Every run does all pending work.
+
+**To resume** run it again: there is one decision per use case and data time.
+"""
+
+from datetime import timedelta
+
+from airflow.sdk import DAG, PartitionedAssetTimetable, task
+from airflow.sdk.exceptions import AirflowSkipException
+
+from pipeline.handoffs import Drift
+from pipeline.orchestration import dag_args, declared, scores
+from pipeline.spec import UseCase
+
+
+def monitor(use_case: UseCase) -> DAG:
+    """`monitor`, after scores."""
+    dag = DAG(**dag_args(use_case, "monitor", __doc__), schedule=PartitionedAssetTimetable(assets=scores(use_case)))
+
+    @task(task_id="monitor", execution_timeout=timedelta(hours=2))
+    def monitor_pending() -> list[Drift]:
+        from adapters.connect import outside
+        from tasks import monitor as step
+
+        decided = step.monitor(use_case, outside()) if step.pending(use_case, outside()) else []
+        if not decided:
+            raise AirflowSkipException("every scored partition has its decision")
+        return decided
+
+    with dag:
+        monitor_pending()
+    return dag
+
+
+for declared_use_case in declared():
+    globals()[f"{declared_use_case.name}_monitor"] = monitor(declared_use_case)

@@ -1,0 +1,45 @@
+"""The floor under the asset events: work that is pending although nothing is working on it is started.
+
+**Steps.** `find` asks features, scores and monitoring, cheaply, whether something is pending, and leaves out what is
+running or queued already; `start` starts the rest. Usually there is nothing: an event that was lost, or a run that
+failed and was not cleared, is what this is for.
+
+**Started by** the clock, every ten minutes.
+
+**To resume** there is nothing to do: the next run finds the same.
+"""
+
+from datetime import timedelta
+from typing import Any
+
+from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
+from airflow.sdk import DAG, CronTriggerTimetable, task
+
+from pipeline.orchestration import dag_args, declared
+from pipeline.spec import UseCase
+
+EVERY_MINUTES = 10
+
+
+def reconcile(use_case: UseCase) -> DAG:
+    """`find -> start`, one start per DAG with pending work."""
+    schedule = CronTriggerTimetable(f"*/{EVERY_MINUTES} * * * *", timezone="UTC")
+    dag = DAG(**dag_args(use_case, "reconcile", __doc__), schedule=schedule)
+
+    @task(execution_timeout=timedelta(minutes=10))
+    def find(ti: Any = None) -> list[str]:
+        from adapters.connect import outside
+        from tasks import waiting
+
+        dag_ids = [f"{use_case.name}.{verb}" for verb in waiting.pending_verbs(use_case, outside())]
+        return [dag_id for dag_id in dag_ids if not ti.get_dr_count(dag_id=dag_id, states=["queued", "running"])]
+
+    with dag:
+        TriggerDagRunOperator.partial(task_id="start", execution_timeout=timedelta(minutes=5)).expand(
+            trigger_dag_id=find()
+        )
+    return dag
+
+
+for declared_use_case in declared():
+    globals()[f"{declared_use_case.name}_reconcile"] = reconcile(declared_use_case)

@@ -1,0 +1,54 @@
+"""Give quarantined rows of one table and partition back to the pipeline, corrected.
+
+**Steps.** `replay` validates the corrected rows like any other and, where they pass, writes a new version of the clean
+table and marks the rows as replayed, with the name of whoever asked. Then the features are woken and follow.
+
+**Started by** hand: the table, the day its partition starts, and the corrections as a JSON list, one object a row, each
+with the `row_number` of the quarantined row and the columns to change.
+
+**To resume** run it again with the same corrections: rows already replayed stay as they are.
+"""
+
+from datetime import timedelta
+from typing import Any
+
+from airflow.sdk import DAG, Param, task
+
+from pipeline.handoffs import Batch
+from pipeline.orchestration import asked_by, asked_partition, clean_data, dag_args, declared, wake
+from pipeline.spec import UseCase
+
+
+def replay_quarantine(use_case: UseCase) -> DAG:
+    """`replay`."""
+    clean = clean_data(use_case)
+    params = {
+        "table": Param(type="string", enum=sorted(use_case.source.tables), title="Table"),
+        "partition": Param(type="string", format="date", title="Partition", description="The day it starts."),
+        "corrections": Param(
+            type="array",
+            items={"type": "object", "required": ["row_number"]},
+            minItems=1,
+            title="Corrections",
+            description='For example [{"row_number": 17, "wind_speed_mph": 10.4}].',
+        ),
+    }
+    dag = DAG(**dag_args(use_case, "replay_quarantine", __doc__), schedule=None, params=params)
+
+    @task(execution_timeout=timedelta(hours=1), outlets=[clean])
+    def replay(params: Any = None, dag_run: Any = None, outlet_events: Any = None) -> Batch:
+        from adapters.connect import outside
+        from tasks import quarantine
+
+        partition, rows = asked_partition(use_case, None, params), list(params["corrections"])
+        batch = quarantine.replay(use_case, params["table"], partition, rows, asked_by(dag_run), outside())
+        wake(outlet_events, clean, use_case.grid.key(partition))
+        return batch
+
+    with dag:
+        replay()
+    return dag
+
+
+for declared_use_case in declared():
+    globals()[f"{declared_use_case.name}_replay_quarantine"] = replay_quarantine(declared_use_case)

@@ -1,0 +1,86 @@
+"""Answer each decision to retrain with exactly one training.
+
+**Steps.** `await_decision` waits, in the triggerer and so without a slot, until a decision to retrain is waiting in the
+database; `claim` takes it; `start_train` starts the training under a run id made from the decision, so a second start
+is no start, and waits for its end; `close` sees to it that the decision is closed even where the training was killed.
+
+**Started by** itself: the next run begins when one ends.
+
+**To resume** there is nothing to do: a run that was killed is followed by one that takes up the same decision. To stop
+retraining, pause this DAG; decisions wait.
+"""
+
+from datetime import timedelta
+from typing import Any
+
+from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
+from airflow.sdk import DAG, task
+from airflow.sdk.exceptions import AirflowSkipException
+
+from pipeline.orchestration import WaitUntil, dag_args, declared
+from pipeline.partitions import utc
+from pipeline.spec import UseCase
+
+POLL_SECONDS = 2.0
+LONGEST_TRAINING_SECONDS = 48 * 3600.0
+
+
+def retrain(use_case: UseCase) -> DAG:
+    """`await_decision -> claim -> start_train -> close`."""
+    first = utc(use_case.source.first_partition)  # a continuous DAG without a start date never starts
+    dag = DAG(**dag_args(use_case, "retrain", __doc__), schedule="@continuous", start_date=first)
+
+    @task(execution_timeout=timedelta(minutes=10))
+    def claim() -> dict[str, str]:
+        from adapters.connect import outside
+        from tasks import retrain as step
+
+        decision = step.claim(use_case, outside())
+        if decision is None:
+            raise AirflowSkipException("the decision was taken up elsewhere")
+        return {
+            "decision_id": decision["decision_id"],
+            "as_of": f"{decision['as_of']:%Y-%m-%d}",
+            "reason": "; ".join(decision["reasons"]),
+        }
+
+    @task.sensor(mode="reschedule", poke_interval=15, timeout=LONGEST_TRAINING_SECONDS, trigger_rule="all_done")
+    def close(claimed: dict[str, str] | None = None, ti: Any = None) -> bool:
+        from adapters.connect import outside
+        from tasks import retrain as step
+
+        if claimed is None:
+            return True
+        run_ids, unfinished = [f"retrain__{claimed['decision_id']}"], ["queued", "running"]
+        if ti.get_dr_count(dag_id=f"{use_case.name}.train", run_ids=run_ids, states=unfinished):
+            return False
+        step.finish(claimed["decision_id"], "failed", outside())  # changes nothing where the training closed it
+        return True
+
+    with dag:
+        waited = WaitUntil(
+            task_id="await_decision",
+            question="tasks.waiting.retrain_due",
+            use_case=use_case.name,
+            every_seconds=POLL_SECONDS,
+        )
+        claimed: Any = claim()
+        decision = "ti.xcom_pull(task_ids='claim')"
+        start = TriggerDagRunOperator(
+            task_id="start_train",
+            trigger_dag_id=f"{use_case.name}.train",
+            trigger_run_id=f"retrain__{{{{ {decision}['decision_id'] }}}}",
+            conf={key: f"{{{{ {decision}['{key}'] }}}}" for key in ("decision_id", "as_of", "reason")},
+            skip_when_already_exists=True,
+            wait_for_completion=True,
+            allowed_states=["success", "failed"],
+            failed_states=[],
+            deferrable=True,
+            poke_interval=2,
+        )
+        waited >> claimed >> start >> close(claimed)
+    return dag
+
+
+for declared_use_case in declared():
+    globals()[f"{declared_use_case.name}_retrain"] = retrain(declared_use_case)

@@ -1,0 +1,57 @@
+"""Put the previous champion back, in the registry and on the server.
+
+**Steps.** `rollback` makes the previous champion the champion again, under the database lock, and writes who asked and
+why into the ledger; `deploy` brings it to the endpoint, where there is one.
+
+**Started by** hand, with a reason. The name in the ledger is that of the Airflow user who started the run.
+
+**To resume** clear the failed task. Starting a second run would roll back once more: look at the ledger first.
+"""
+
+from datetime import timedelta
+from typing import Any
+
+from airflow.sdk import DAG, Param, task
+
+from pipeline.handoffs import Release
+from pipeline.orchestration import asked_by, asked_moment, dag_args, declared
+from pipeline.spec import UseCase
+
+
+def rollback(use_case: UseCase) -> DAG:
+    """`rollback -> deploy`."""
+    params = {
+        "reason": Param(type="string", minLength=3, title="Reason", description="Why; it goes into the ledger."),
+        "as_of": Param(
+            None,
+            type=["null", "string"],
+            format="date",
+            title="From",
+            description="Data time from which it holds, a partition's start; empty: the end of the latest features.",
+        ),
+    }
+    dag = DAG(**dag_args(use_case, "rollback", __doc__), schedule=None, params=params)
+
+    @task(task_id="rollback", execution_timeout=timedelta(minutes=10))
+    def put_back(params: Any = None, dag_run: Any = None) -> Release:
+        from adapters.connect import outside
+        from tasks import dataset, promote
+
+        snapshot = dataset.latest_snapshot(use_case, outside())
+        as_of = asked_moment(use_case, params["as_of"], snapshot and snapshot.end)
+        return promote.rollback(use_case, outside(), actor=asked_by(dag_run), reason=params["reason"], as_of=as_of)
+
+    @task(execution_timeout=timedelta(minutes=30))
+    def deploy(release: Release) -> str:
+        from adapters.connect import outside
+        from tasks import deploy as step
+
+        return step.deploy(use_case, release, outside())
+
+    with dag:
+        deploy(put_back())  # type: ignore[arg-type]  # an XComArg stands for the Release
+    return dag
+
+
+for declared_use_case in declared():
+    globals()[f"{declared_use_case.name}_rollback"] = rollback(declared_use_case)

@@ -1,0 +1,154 @@
+"""Search, fit, judge and, where it is better, promote a model.
+
+**Steps.** `tune` searches on the validation days only (an Optuna study in Postgres, so that a killed search goes on
+where it was); `refit` trains the best configuration and registers the candidate; `evaluate` compares it with the
+champion on the same holdout rows; where the use case's risk is high and the candidate won, `approval` waits for a
+person (Required Actions, in the Airflow UI; no answer in time is a rejection); `promote` follows the verdict and writes
+the ledger; `deploy` brings the champion to the endpoint, where there is one; `finish` closes the retrain decision,
+whatever happened.
+
+**Started by** `retrain`, once a decision, or by hand with the form.
+
+**To resume** clear the failed task: the search keeps its trials, and a verdict is promoted at most once.
+"""
+
+from datetime import timedelta
+from typing import Any
+
+from airflow.providers.standard.operators.hitl import HITLOperator
+from airflow.sdk import DAG, Param, task, teardown
+from airflow.sdk.exceptions import AirflowSkipException
+
+from pipeline.handoffs import Candidate, Release, Verdict
+from pipeline.orchestration import asked_moment, dag_args, declared
+from pipeline.spec import UseCase
+
+APPROVE, REJECT = "Approve", "Reject"
+
+
+def form(use_case: UseCase) -> dict[str, Param]:
+    """What a person may set when starting a training by hand."""
+    return {
+        "as_of": Param(
+            None,
+            type=["null", "string"],
+            format="date",
+            title="As of",
+            description="Data time to train for, a partition's start; empty: the end of the latest features.",
+        ),
+        "trials": Param(use_case.train.trials, type="integer", minimum=1, title="Trials", description="Search budget."),
+        "reason": Param("started by hand", type="string", minLength=3, title="Reason", description="For the ledger."),
+        "dry_run": Param(default=False, type="boolean", title="Dry run", description="Judge, but promote nothing."),
+        "decision_id": Param(
+            None,
+            type=["null", "string"],
+            title="Decision",
+            description="The monitoring decision this answers. Set by the retrain DAG.",
+        ),
+    }
+
+
+def skip_without_need(context: Any) -> None:
+    """Ask a person only about a candidate that won."""
+    if not context["ti"].xcom_pull(task_ids="evaluate").needs_approval:
+        raise AirflowSkipException("the verdict needs no approval")
+
+
+def approval(use_case: UseCase) -> HITLOperator:
+    """Wait, in no worker slot, for a person's answer. ApprovalOperator would skip the ledger entry of a rejection."""
+    verdict = "ti.xcom_pull(task_ids='evaluate')"
+    return HITLOperator(
+        task_id="approval",
+        subject=f"Promote version {{{{ {verdict}.candidate_version }}}} of {use_case.title}?",
+        body=(
+            f"In place of version {{{{ {verdict}.champion_version or 'none' }}}}.\n\n"
+            f"Effect on {use_case.gate.metric}: {{{{ {verdict}.effect }}}} "
+            f"[{{{{ {verdict}.effect_low }}}}, {{{{ {verdict}.effect_high }}}}]\n\n"
+            f"{{{{ {verdict}.reasons | join('; ') }}}}\n\nEvidence: {{{{ {verdict}.evidence_uri }}}}"
+        ),
+        options=[APPROVE, REJECT],
+        defaults=REJECT,
+        response_timeout=timedelta(hours=use_case.gate.approval_hours),
+        pre_execute=skip_without_need,
+    )
+
+
+def answer(response: dict[str, Any] | None, run_id: str) -> tuple[bool | None, str]:
+    """Whether the promotion was approved (None: nobody was asked) and by whom."""
+    if response is None:
+        return None, f"gate ({run_id})"
+    user = response["responded_by_user"]
+    return response["chosen_options"] == [APPROVE], user["name"] if user else "nobody (approval expired)"
+
+
+def train(use_case: UseCase) -> DAG:
+    """`tune -> refit -> evaluate [-> approval] -> promote -> deploy`, then `finish` in every case."""
+    dag = DAG(**dag_args(use_case, "train", __doc__), schedule=None, params=form(use_case))
+
+    @task(execution_timeout=timedelta(hours=12), pool="gpu")
+    def tune(params: Any = None) -> dict[str, Any]:
+        from adapters.connect import outside
+        from tasks import dataset
+        from tasks import tune as step
+
+        snapshot = dataset.latest_snapshot(use_case, outside())
+        as_of = asked_moment(use_case, params["as_of"], snapshot and snapshot.end)
+        study = step.search(use_case, snapshot, as_of, params["trials"], outside())
+        return {"snapshot": snapshot, "as_of": as_of, "study": study}
+
+    @task(execution_timeout=timedelta(hours=12), pool="gpu")
+    def refit(tuned: dict[str, Any], params: Any = None) -> Candidate:
+        from adapters.connect import outside
+        from tasks import refit as step
+
+        because = {"reason": params["reason"], "decision_id": params["decision_id"]}
+        return step.refit(use_case, tuned["snapshot"], tuned["study"], tuned["as_of"], **because, outside=outside())
+
+    @task(execution_timeout=timedelta(hours=2))
+    def evaluate(candidate: Candidate) -> Verdict:
+        from adapters.connect import outside
+        from tasks import evaluate as step
+
+        return step.judge(use_case, candidate, outside())
+
+    @task(execution_timeout=timedelta(minutes=10), trigger_rule="none_failed")
+    def promote(verdict: Verdict, response: Any = None, params: Any = None, dag_run: Any = None) -> Release:
+        from adapters.connect import outside
+        from tasks import promote as step
+
+        approved, actor = answer(response, dag_run.run_id)
+        dry_run = params["dry_run"]
+        return step.promote(use_case, verdict, outside(), actor=actor, approved=approved, dry_run=dry_run)
+
+    @task(execution_timeout=timedelta(minutes=30))
+    def deploy(release: Release) -> str:
+        from adapters.connect import outside
+        from tasks import deploy as step
+
+        if release.outcome != "promoted":
+            raise AirflowSkipException(f"{release.outcome}: the champion stays")
+        return step.deploy(use_case, release, outside())
+
+    @teardown
+    @task(execution_timeout=timedelta(minutes=10))
+    def finish(release: Release | None = None, params: Any = None) -> None:
+        from adapters.connect import outside
+        from tasks import retrain
+
+        if params["decision_id"]:
+            retrain.finish(params["decision_id"], release.outcome if release else "failed", outside())
+
+    with dag:
+        verdict: Any = evaluate(refit(tune()))  # type: ignore[arg-type]  # XComArgs stand for the hand-offs
+        if use_case.risk == "high":
+            asked = approval(use_case)
+            verdict >> asked
+            release: Any = promote(verdict, asked.output)
+        else:
+            release = promote(verdict)
+        deploy(release) >> finish(release)
+    return dag
+
+
+for declared_use_case in declared():
+    globals()[f"{declared_use_case.name}_train"] = train(declared_use_case)

@@ -1,0 +1,100 @@
+"""Writes docs/dags.md from the DAGs themselves: `python -m infra.docs`; with --check, says whether it is up to date."""
+
+import argparse
+import difflib
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from pipeline.settings import REPOSITORY
+from pipeline.spec import use_cases
+
+PAGE = REPOSITORY / "docs" / "dags.md"
+_HEAD = """# DAGs
+
+Generated from the DAG files by `python -m infra.docs`; do not edit. There is one of each per use case, shown here for
+`{use_case}`; those that start with `alerts` serve all.
+"""
+
+
+def schedule(timetable: Any) -> str:
+    """When a DAG runs, in words."""
+    kind = type(timetable).__name__
+    if asset := getattr(timetable, "asset_condition", None):
+        return f"after `{asset.name}`" + (", once a partition" if kind.startswith("Partitioned") else "")
+    if expression := getattr(timetable, "expression", None):
+        return f"`{expression}` UTC" + (", by partition" if "Partition" in kind else "")
+    return {"NullTimetable": "by hand, or by another DAG", "ContinuousTimetable": "always, one run after another"}[kind]
+
+
+def parameters(dag: Any) -> list[str]:
+    """One line per parameter of a DAG's form."""
+    lines = []
+    for name in dag.params:
+        param = dag.params.get_param(name)
+        optional = "null" in param.schema.get("type", [])
+        given = f"default `{json.dumps(param.value)}`" if param.has_value else "optional" if optional else "required"
+        lines.append(f"- `{name}` ({given}): {param.description or param.schema.get('title', name)}")
+    return lines
+
+
+def facts(dag: Any) -> list[str]:
+    """What a DAG is, as a list."""
+    pools = sorted({task.pool for task in dag.tasks} - {"default_pool"})
+    return [
+        f"- Schedule: {schedule(dag.timetable)}",
+        f"- Tasks: {', '.join(f'`{task.task_id}`' for task in dag.topological_sort())}",
+        f"- Tags: {', '.join(sorted(dag.tags))}",
+        *([f"- Pools: {', '.join(pools)}"] if pools else []),
+    ]
+
+
+def section(runbook: str, dags: Sequence[Any]) -> str:
+    """The DAGs of one file: their facts, the runbook they share, their form."""
+    lines: list[str] = []
+    for dag in dags:
+        lines += [f"## {dag.dag_id}", "", *facts(dag), ""]
+    lines.append(runbook.strip())
+    if form := parameters(dags[0]):
+        lines += ["", "**Parameters**", "", *form]
+    return "\n".join(lines) + "\n"
+
+
+def page() -> str:
+    """The whole page, for the first use case of params.yaml."""
+    from airflow.dag_processing.dagbag import DagBag  # noqa: PLC0415  # seconds, and not needed for --help
+
+    first = next(iter(use_cases(REPOSITORY / "params.yaml")))
+    bag = DagBag(REPOSITORY / "dags", collect_dags=False)
+    bag.collect_dags(REPOSITORY / "dags")
+    if bag.import_errors:
+        raise ValueError("\n".join(f"{Path(file).name}: {error}" for file, error in bag.import_errors.items()))
+    shown = [dag for dag_id, dag in sorted(bag.dags.items()) if dag_id.partition(".")[0] in (first, "alerts")]
+    sections = [section(runbook, list(dags)) for runbook, dags in groupby(shown, key=lambda dag: dag.doc_md)]
+    return "\n".join([_HEAD.format(use_case=first), *sections])
+
+
+def main() -> int:
+    """Write the page, or compare it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="exit 1 and show the difference where the page is stale")
+    check = parser.parse_args().check
+    logging.disable(logging.WARNING)
+    written, generated = PAGE.read_text() if PAGE.exists() else "", page()
+    if not check:
+        PAGE.write_text(generated)
+        return 0
+    difference = list(
+        difflib.unified_diff(written.splitlines(), generated.splitlines(), "docs/dags.md", "DAGs", "", "", 1)
+    )
+    if difference:
+        print("\n".join(difference), "docs/dags.md is stale: run `python -m infra.docs`", sep="\n")
+    return bool(difference)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
