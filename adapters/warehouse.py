@@ -92,14 +92,14 @@ class Warehouse:
 
         def work() -> list[dict[str, Any]]:
             with self.transaction() as at:
-                at.execute(query, params)
+                at.execute(query, params or None)  # without parameters a % is a %
                 return [dict(row) for row in at.fetchall()] if at.description else []
 
         return self.retrying(work)
 
     def copy_out(self, query: str | sql.Composable, params: Sequence[Any] = (), *, at: cursor) -> pa.Table:
         """A query's rows by COPY, typed by the query's own column types (see `adapters.copying.arrow_type`)."""
-        bound = at.mogrify(query, params)
+        bound = at.mogrify(query, params or None)
         at.execute(b"select * from (" + bound + b") as described limit 0")
         columns = at.description or ()
         schema = pa.schema([(c.name, arrow_type(c.type_code, c.precision, c.scale)) for c in columns])

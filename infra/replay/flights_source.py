@@ -107,6 +107,11 @@ create table if not exists airlines (carrier text not null, name text, known_at 
 """
 
 
+def create_tables(source: Warehouse) -> None:
+    """The operator's tables, empty."""
+    source.fetch(_CREATE)
+
+
 def load(dsn: str) -> dict[str, int]:
     """Create and fill the operator's tables, all or none; the rows each holds. A second run changes nothing.
 

@@ -1,0 +1,304 @@
+"""The warehouse commits whole transactions of whoever is entitled to, once, and waits out what passes."""
+
+import dataclasses
+import threading
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import psycopg2
+import pyarrow as pa
+import pytest
+from psycopg2 import errors
+
+from adapters.connect import Outside
+from adapters.errors import FencedOut, Refused
+from adapters.retrying import GaveUp
+from adapters.warehouse import MIGRATIONS, Upserted, Warehouse
+from infra.local.stack import Stack
+from tests.faulty import restart_postgres
+
+NEW_YEAR = datetime(2013, 1, 1, tzinfo=UTC)
+KEY = ("use_case", "entity_key", "event_time")
+
+
+@pytest.fixture
+def warehouse(outside: Outside) -> Warehouse:
+    return outside.warehouse
+
+
+def outcomes(labels: Sequence[float]) -> pa.Table:
+    moment = pa.timestamp("us", tz="UTC")
+    return pa.table(
+        {
+            "use_case": ["u"] * len(labels),
+            "entity_key": [f"e{i}" for i in range(len(labels))],
+            "event_time": pa.array([NEW_YEAR] * len(labels), moment),
+            "label": pa.array(labels, pa.float64()),
+            "label_time": pa.array([NEW_YEAR] * len(labels), moment),
+        }
+    )
+
+
+def put(warehouse: Warehouse, rows: pa.Table) -> Upserted:
+    with warehouse.transaction() as at:
+        return warehouse.upsert(at, "outcomes", rows, KEY)
+
+
+def written_by(warehouse: Warehouse) -> list[str]:
+    """The transaction that last wrote, or locked, each row: what an unchanged row must not lose."""
+    rows = warehouse.fetch(
+        "select xmin::text || '/' || xmax::text || '/' || ctid::text as by from outcomes order by entity_key"
+    )
+    return [row["by"] for row in rows]
+
+
+# Migrations
+
+
+def test_migrating_again_changes_nothing(warehouse: Warehouse) -> None:
+    assert warehouse.migrate() == []
+
+
+def test_a_changed_migration_that_was_applied_is_an_error(warehouse: Warehouse, tmp_path: Path) -> None:
+    for path in MIGRATIONS.glob("*.sql"):
+        (tmp_path / path.name).write_text(path.read_text() + "\n-- changed")
+    with pytest.raises(ValueError, match=r"0001_core\.sql.*add a new migration"):
+        warehouse.migrate(tmp_path)
+
+
+def test_migrations_apply_in_order_all_or_none(warehouse: Warehouse, tmp_path: Path) -> None:
+    for path in MIGRATIONS.glob("*.sql"):
+        (tmp_path / path.name).write_text(path.read_text())
+    (tmp_path / "9001_a.sql").write_text("create table a (n int)")
+    (tmp_path / "9002_b.sql").write_text("insert into a values (1); select 1/0")
+    with pytest.raises(errors.DivisionByZero):
+        warehouse.migrate(tmp_path)
+    (tmp_path / "9002_b.sql").write_text("insert into a values (1)")
+    assert warehouse.migrate(tmp_path) == ["9001_a.sql", "9002_b.sql"]
+
+
+def test_migrations_run_at_once_apply_once(warehouse: Warehouse, tmp_path: Path) -> None:
+    for path in MIGRATIONS.glob("*.sql"):
+        (tmp_path / path.name).write_text(path.read_text())
+    (tmp_path / "9001_a.sql").write_text("create table a (n int); select pg_sleep(0.2)")
+    applied: list[list[str]] = []
+    threads = [threading.Thread(target=lambda: applied.append(warehouse.migrate(tmp_path))) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(applied) == [[], [], ["9001_a.sql"]]
+
+
+# The ledger
+
+
+@pytest.mark.parametrize("statement", ["update ledger set reason = 'other'", "delete from ledger", "truncate ledger"])
+def test_the_ledger_refuses(warehouse: Warehouse, statement: str) -> None:
+    warehouse.fetch(
+        "insert into ledger (use_case, action, model_version, as_of, actor, reason, evidence)"
+        " values ('u', 'promote', '1', now(), 'test', 'because', '{}')"
+    )
+    with pytest.raises(errors.RestrictViolation, match="append-only"):
+        warehouse.fetch(statement)
+    assert [row["reason"] for row in warehouse.fetch("select reason from ledger")] == ["because"]
+
+
+# Fences
+
+
+def test_the_latest_to_begin_commits(warehouse: Warehouse) -> None:
+    warehouse.begin("work")
+    with warehouse.transaction(warehouse.begin("work")) as at:
+        at.execute("create table done (n int)")
+    assert warehouse.fetch("select * from done") == []
+
+
+def test_an_orphan_whose_work_was_begun_again_cannot_commit(warehouse: Warehouse) -> None:
+    orphan = warehouse.begin("work")
+    warehouse.begin("work")
+    with pytest.raises(FencedOut, match="epoch 1 may not commit"), warehouse.transaction(orphan) as at:
+        at.execute("create table done (n int)")
+    assert warehouse.fetch("select to_regclass('done') as done") == [{"done": None}]
+
+
+def test_beginning_again_waits_for_a_commit_under_way(warehouse: Warehouse) -> None:
+    first = warehouse.begin("work")
+    second: list[int] = []
+    thread = threading.Thread(target=lambda: second.append(warehouse.begin("work").epoch))
+    with warehouse.transaction(first) as at:
+        thread.start()
+        thread.join(0.3)
+        assert not second, "the second run began inside the first one's commit"
+        at.execute("create table done (n int)")
+    thread.join()
+    assert second == [2]
+
+
+# Upserts
+
+
+def test_rerunning_an_upsert_writes_no_row(warehouse: Warehouse) -> None:
+    rows = outcomes([0.0, 1.0, 0.1 + 0.2])
+    assert put(warehouse, rows) == Upserted(inserted=3, updated=0, unchanged=0)
+    before = written_by(warehouse)
+    assert put(warehouse, rows) == Upserted(inserted=0, updated=0, unchanged=3)
+    assert written_by(warehouse) == before
+
+
+def test_an_upsert_writes_exactly_what_differs(warehouse: Warehouse) -> None:
+    put(warehouse, outcomes([0.0, 1.0]))
+    before = written_by(warehouse)
+    assert put(warehouse, outcomes([0.0, 0.0, 1.0])) == Upserted(inserted=1, updated=1, unchanged=1)
+    assert written_by(warehouse)[0] == before[0]
+    assert [r["label"] for r in warehouse.fetch("select label from outcomes order by entity_key")] == [0.0, 0.0, 1.0]
+
+
+def test_an_upsert_with_one_key_twice_writes_nothing(warehouse: Warehouse) -> None:
+    rows = outcomes([0.0])
+    with pytest.raises(errors.CardinalityViolation):
+        put(warehouse, pa.concat_tables([outcomes([1.0]), rows, rows, rows]).slice(0, 3))
+    assert warehouse.fetch("select * from outcomes") == []
+
+
+def test_values_come_back_as_they_went_in(warehouse: Warehouse) -> None:
+    """Null and '' stay apart; floats keep every bit; quotes, commas, line ends and NaN survive."""
+    warehouse.fetch("create table odd (k int primary key, t text, f double precision, b boolean, at timestamptz)")
+    rows = pa.table(
+        {
+            "k": pa.array(range(5), pa.int32()),
+            "t": ["", None, 'a "b", c', "x\ny\r\n", "\\N"],
+            "f": [float("nan"), None, 5e-324, -float("inf"), 0.1 + 0.2],
+            "b": [True, False, None, True, False],
+            "at": pa.array([NEW_YEAR.replace(microsecond=1)] * 5, pa.timestamp("us", tz="UTC")),
+        }
+    )
+    with warehouse.transaction() as at:
+        warehouse.upsert(at, "odd", rows, ("k",))
+        back = warehouse.copy_out("select * from odd where k >= %s order by k", (0,), at=at)
+        assert warehouse.upsert(at, "odd", rows, ("k",)).unchanged == 5
+    assert back.schema == rows.schema
+    assert repr(back.to_pylist()) == repr(rows.to_pylist())  # repr: NaN equals itself there
+
+
+def test_dates_that_arrow_cannot_hold_are_read_as_text(warehouse: Warehouse) -> None:
+    with warehouse.transaction() as at:
+        rows = warehouse.copy_out("select 'infinity'::timestamptz as t, 1.5::numeric(4, 2) as n", at=at)
+    assert [str(field.type) for field in rows.schema] == ["string", "decimal128(4, 2)"]
+    assert rows["t"].to_pylist() == ["infinity"]
+
+
+def test_an_empty_result_keeps_its_types(warehouse: Warehouse) -> None:
+    with warehouse.transaction() as at:
+        rows = warehouse.copy_out("select * from outcomes", at=at)
+    assert rows.schema == outcomes([1.0]).schema
+    assert rows.num_rows == 0
+
+
+def test_a_table_name_is_a_name_not_sql(warehouse: Warehouse) -> None:
+    with warehouse.transaction() as at, pytest.raises(errors.UndefinedTable):
+        warehouse.upsert(at, 'outcomes"; drop table outcomes; --', outcomes([1.0]), KEY)
+    assert warehouse.fetch("select * from outcomes") == []
+
+
+# What passes, and what does not
+
+
+def impatient(warehouse: Warehouse, seconds: float = 0.5) -> Warehouse:
+    return dataclasses.replace(warehouse, patience_seconds=seconds)
+
+
+def test_wrong_credentials_say_so_at_once(warehouse: Warehouse) -> None:
+    wrong = Warehouse(warehouse.dsn.replace("/warehouse:", "/warehouse:x", 1), patience_seconds=60)
+    with pytest.raises(Refused, match=r"warehouse refused us, check its DSN.*authentication failed"):
+        wrong.fetch("select 1")
+
+
+def test_an_unknown_database_says_so_at_once(warehouse: Warehouse) -> None:
+    with pytest.raises(Refused, match='"nowhere" does not exist'):
+        Warehouse(warehouse.dsn.rpartition("/")[0] + "/nowhere", patience_seconds=60).fetch("select 1")
+
+
+def test_a_password_is_in_no_message(warehouse: Warehouse) -> None:
+    with pytest.raises(Refused) as caught:
+        Warehouse(warehouse.dsn.replace("/warehouse:", "/warehouse:sesame", 1)).fetch("select 1")
+    assert "sesame" not in str(caught.value) + repr(warehouse)
+
+
+def test_a_database_that_stays_away_ends_in_a_clear_retryable_error() -> None:
+    with pytest.raises(GaveUp, match=r"warehouse: gave up after \d+ attempts.*Connection refused") as caught:
+        Warehouse("postgresql://u:p@127.0.0.1:1/d", patience_seconds=0.5).fetch("select 1")
+    assert isinstance(caught.value, psycopg2.OperationalError)
+
+
+def test_no_free_connection_is_waited_for(warehouse: Warehouse) -> None:
+    """With its twin: a slot that is never freed ends in an error."""
+    name = warehouse.dsn.rpartition("/")[2]
+    warehouse.fetch(f"alter database {name} connection limit 1")
+    held = psycopg2.connect(warehouse.dsn)
+    try:
+        with pytest.raises(GaveUp, match="too many connections"):
+            impatient(warehouse).fetch("select 1")
+        timer = threading.Timer(0.3, held.close)
+        timer.start()
+        assert warehouse.fetch("select 1 as one") == [{"one": 1}]
+        timer.join()
+    finally:
+        held.close()
+        warehouse.fetch(f"alter database {name} connection limit -1")
+
+
+def test_of_two_deadlocked_both_commit_in_the_end(warehouse: Warehouse) -> None:
+    put(warehouse, outcomes([0.0, 0.0]))
+    together, tries = threading.Barrier(2), []
+
+    def add(first: str, second: str) -> None:
+        def work() -> None:
+            tries.append(first)
+            with warehouse.transaction() as at:
+                at.execute("update outcomes set label = label + 1 where entity_key = %s", (first,))
+                if tries.count(first) == 1:
+                    together.wait(30)
+                at.execute("update outcomes set label = label + 1 where entity_key = %s", (second,))
+
+        warehouse.retrying(work)
+
+    threads = [threading.Thread(target=add, args=pair) for pair in (("e0", "e1"), ("e1", "e0"))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(tries) == 3, "one of the two was the victim, once"
+    assert [row["label"] for row in warehouse.fetch("select label from outcomes")] == [2.0, 2.0]
+
+
+def test_a_server_restarted_mid_upsert_leaves_nothing_then_everything(warehouse: Warehouse, stack: Stack) -> None:
+    rows, seen = outcomes([1.0] * 5000), list[int]()
+
+    def work() -> Upserted:
+        if seen:
+            seen.append(warehouse.fetch("select count(*) as n from outcomes")[0]["n"])
+        with warehouse.transaction() as at:
+            done = warehouse.upsert(at, "outcomes", rows, KEY)
+            if not seen:
+                seen.append(-1)
+                restart_postgres(stack)
+            return done
+
+    assert warehouse.retrying(work) == Upserted(inserted=5000, updated=0, unchanged=0)
+    assert seen == [-1, 0]
+    assert warehouse.fetch("select count(*) as n from outcomes") == [{"n": 5000}]
+
+
+def test_a_mistake_is_not_tried_again(warehouse: Warehouse) -> None:
+    tries = []
+
+    def work() -> None:
+        tries.append(1)
+        with warehouse.transaction() as at:
+            at.execute("select * from nowhere")
+
+    with pytest.raises(errors.UndefinedTable):
+        warehouse.retrying(work)
+    assert len(tries) == 1
