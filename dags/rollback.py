@@ -14,7 +14,7 @@ from typing import Any
 from airflow.sdk import DAG, Param, task
 
 from pipeline.handoffs import Release
-from pipeline.orchestration import asked_by, asked_moment, dag_args, declared
+from pipeline.orchestration import MOMENT, asked_by, asked_moment, dag_args, declared
 from pipeline.spec import UseCase
 
 
@@ -25,7 +25,7 @@ def rollback(use_case: UseCase) -> DAG:
         "as_of": Param(
             None,
             type=["null", "string"],
-            format="date",
+            pattern=MOMENT,
             title="From",
             description="Data time from which it holds, a partition's start; empty: the end of the latest features.",
         ),
@@ -38,8 +38,9 @@ def rollback(use_case: UseCase) -> DAG:
         from tasks import dataset, promote
 
         snapshot = dataset.latest_snapshot(use_case, outside())
-        as_of = asked_moment(use_case, params["as_of"], snapshot and snapshot.end)
-        return promote.rollback(use_case, outside(), actor=asked_by(dag_run), reason=params["reason"], as_of=as_of)
+        as_of = asked_moment(use_case, params["as_of"], snapshot.end if snapshot else None)
+        who, run_id = asked_by(dag_run), dag_run.run_id  # the run id makes a retry of this task the same rollback
+        return promote.rollback(use_case, outside(), actor=who, reason=params["reason"], as_of=as_of, request_id=run_id)
 
     @task(execution_timeout=timedelta(minutes=30))
     def deploy(release: Release) -> str:

@@ -12,6 +12,7 @@ whatever happened.
 **To resume** clear the failed task: the search keeps its trials, and a verdict is promoted at most once.
 """
 
+from dataclasses import asdict
 from datetime import timedelta
 from typing import Any
 
@@ -20,7 +21,7 @@ from airflow.sdk import DAG, Param, task, teardown
 from airflow.sdk.exceptions import AirflowSkipException
 
 from pipeline.handoffs import Candidate, Release, Verdict
-from pipeline.orchestration import asked_moment, dag_args, declared
+from pipeline.orchestration import MOMENT, asked_moment, dag_args, declared
 from pipeline.spec import UseCase
 
 APPROVE, REJECT = "Approve", "Reject"
@@ -32,7 +33,7 @@ def form(use_case: UseCase) -> dict[str, Param]:
         "as_of": Param(
             None,
             type=["null", "string"],
-            format="date",
+            pattern=MOMENT,
             title="As of",
             description="Data time to train for, a partition's start; empty: the end of the latest features.",
         ),
@@ -92,17 +93,21 @@ def train(use_case: UseCase) -> DAG:
         from tasks import tune as step
 
         snapshot = dataset.latest_snapshot(use_case, outside())
-        as_of = asked_moment(use_case, params["as_of"], snapshot and snapshot.end)
+        if snapshot is None:
+            raise ValueError(f"{use_case.name} has no features yet: run {use_case.name}.ingest first")
+        as_of = asked_moment(use_case, params["as_of"], snapshot.end)
         study = step.search(use_case, snapshot, as_of, params["trials"], outside())
-        return {"snapshot": snapshot, "as_of": as_of, "study": study}
+        return {"snapshot": snapshot, "as_of": as_of, "study": asdict(study)}
 
     @task(execution_timeout=timedelta(hours=12), pool="gpu")
     def refit(tuned: dict[str, Any], params: Any = None) -> Candidate:
         from adapters.connect import outside
         from tasks import refit as step
+        from tasks.study import StudyResult
 
-        because = {"reason": params["reason"], "decision_id": params["decision_id"]}
-        return step.refit(use_case, tuned["snapshot"], tuned["study"], tuned["as_of"], **because, outside=outside())
+        snapshot, study, as_of = tuned["snapshot"], StudyResult(**tuned["study"]), tuned["as_of"]
+        reason, decision_id = params["reason"], params["decision_id"]
+        return step.refit(use_case, snapshot, study, as_of, reason, decision_id, outside())
 
     @task(execution_timeout=timedelta(hours=2))
     def evaluate(candidate: Candidate) -> Verdict:

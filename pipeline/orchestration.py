@@ -33,6 +33,7 @@ INFRASTRUCTURE = (
 # Errors that a second attempt would only repeat: bad data (tasks.errors.BadData is a ValueError) and broken code.
 MISTAKES = (ValueError, TypeError, AssertionError, AttributeError, ImportError, NameError)
 RETRIES = 8
+MOMENT = r"^\d{4}-\d{2}-\d{2}(T00:00:00(Z|\+00:00))?$"  # an `as_of` parameter: midnight UTC of a day
 FIRST_DELAY_SECONDS, LONGEST_DELAY_SECONDS = 5, 600
 
 

@@ -1,0 +1,131 @@
+"""The DAGs as data: what every one of them must have, and what parsing them may cost."""
+
+import json
+import os
+import subprocess
+import sys
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.settings import REPOSITORY
+from pipeline.spec import use_cases
+from tests.dags.conftest import parse
+
+VERBS = {
+    "ingest",
+    "build_features",
+    "train",
+    "score",
+    "monitor",
+    "retrain",
+    "rollback",
+    "replay_quarantine",
+    "reconcile",
+}
+HEAVY = {
+    *("torch", "mlflow", "great_expectations", "evidently", "optuna", "boto3", "botocore", "pandas", "polars"),
+    *("pyarrow", "duckdb", "dvc", "matplotlib", "slack_sdk", "tasks", "adapters", "models", "features", "expectations"),
+}
+NAME_ALLOWED = {
+    *("params.yaml", "dvc.yaml", "features/flights.py", "expectations/flights.py"),
+    *("features/__init__.py", "expectations/__init__.py"),  # one line in each dict
+    *("infra/replay/flights_source.py", "infra/replay/__main__.py"),  # the demo is about this use case
+}
+
+
+def test_there_is_one_dag_per_verb_and_use_case(bag: Any) -> None:
+    names = use_cases(REPOSITORY / "params.yaml")
+    expected = {f"{name}.{verb}" for name in names for verb in VERBS} | {"alerts.flush", "alerts.digest"}
+    assert set(bag.dags) == expected
+
+
+def test_a_second_use_case_gets_its_dags_from_params_alone(
+    airflow_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (REPOSITORY / "params.yaml").read_text()
+    copy = text[text.index("flights:\n") :].replace("flights:\n", "risky:\n", 1).replace("risk: low ", "risk: high", 1)
+    (tmp_path / "params.yaml").write_text(text + copy)
+    monkeypatch.setenv("WINDSOCK_PARAMS", str(tmp_path / "params.yaml"))
+    dags = parse(REPOSITORY / "dags").dags
+    assert {f"risky.{verb}" for verb in VERBS} <= set(dags)
+    assert "approval" in dags["risky.train"].task_ids
+    assert "approval" not in dags["flights.train"].task_ids
+    assert dags["risky.train"].get_task("approval").defaults == ["Reject"]
+    hours = use_cases(tmp_path / "params.yaml")["risky"].gate.approval_hours
+    assert dags["risky.train"].get_task("approval").response_timeout == timedelta(hours=hours)
+
+
+def test_a_dag_says_who_what_and_how_to_resume(bag: Any) -> None:
+    for dag in bag.dags.values():
+        assert len(dag.tags) == 2, dag.dag_id
+        assert all(part in dag.doc_md for part in ("**Steps.**", "**Started by**", "**To resume**")), dag.dag_id
+        assert dag.description.endswith("."), dag.dag_id
+        assert not dag.catchup, dag.dag_id
+        assert all(task.owner not in {"", "airflow"} for task in dag.tasks), dag.dag_id
+
+
+def test_every_task_of_ours_is_retried_bounded_in_time_and_reports_its_failure(bag: Any) -> None:
+    waiting = {"await_decision", "approval", "start_train", "close"}  # these wait without holding a slot
+    for dag in bag.dags.values():
+        for task in dag.tasks:
+            name = f"{dag.dag_id}.{task.task_id}"
+            assert type(task.retry_policy).__name__ == "Retries", name
+            assert task.retries > 0, name
+            assert task.on_failure_callback, name
+            assert task.execution_timeout or task.task_id in waiting, name
+
+
+def test_training_and_the_data_workspace_have_one_slot_pools(bag: Any) -> None:
+    from pipeline.orchestration import POOLS
+
+    pools = {f"{dag.dag_id}.{task.task_id}": task.pool for dag in bag.dags.values() for task in dag.tasks}
+    assert pools["flights.train.tune"] == pools["flights.train.refit"] == "gpu"
+    assert pools["flights.build_features.build"] == "dvc"
+    assert set(pools.values()) == {*POOLS, "default_pool"}
+    assert set(POOLS.values()) == {1}
+
+
+def test_all_dags_parse_within_half_a_second_and_load_nothing_heavy(airflow_home: Path) -> None:
+    """Beyond Airflow's own import, in a process that has loaded nothing else."""
+    script = f"""
+import json, sys, time
+from airflow.dag_processing.dagbag import DagBag
+folder = {str(REPOSITORY / "dags")!r}
+began = time.process_time()
+bag = DagBag(folder, collect_dags=False)
+bag.collect_dags(folder)
+print(json.dumps([time.process_time() - began, len(bag.dags), sorted({{n.partition('.')[0] for n in sys.modules}})]))
+"""
+    environment = {
+        k: v for k, v in os.environ.items() if not k.startswith("WINDSOCK") and k != "PYTHONDONTWRITEBYTECODE"
+    }
+    answers = []
+    for _ in range(2):  # the first may have to compile
+        command = [sys.executable, "-c", script]
+        done = subprocess.run(command, env=environment, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+        answers.append(json.loads(done.stdout.splitlines()[-1]))
+    seconds, dags, modules = answers[-1]
+    assert dags == len(VERBS) + 2
+    assert not HEAVY & set(modules)
+    assert seconds <= 0.5
+
+
+def test_the_name_of_the_use_case_occurs_only_where_it_is_declared() -> None:
+    found = subprocess.run(
+        ["git", "grep", "-lw", "flights", "--", "*.py", "*.yaml", "*.toml", "*.sql"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    outside = {f for f in found.stdout.split() if not f.startswith(("docs/", "tests/", "benchmarks/"))}
+    assert outside <= NAME_ALLOWED
+
+
+def test_the_dag_page_is_up_to_date(airflow_home: Path) -> None:
+    from infra.docs import PAGE, page
+
+    assert PAGE.read_text() == page(), "run `python -m infra.docs`"

@@ -1,0 +1,115 @@
+"""What all DAGs share: retries, hand-offs through XCom, the questions a run is asked."""
+
+import asyncio
+import dataclasses
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import psycopg2
+import pytest
+
+from pipeline.handoffs import Batch, Snapshot, TableBatch
+from pipeline.partitions import Interval
+from pipeline.spec import UseCase
+from tasks.errors import BadData
+
+NEW_YEAR = datetime(2012, 12, 31, tzinfo=UTC)
+
+
+@pytest.fixture
+def retries(airflow_home: Path) -> Any:
+    from pipeline.orchestration import Retries
+
+    return Retries()
+
+
+@pytest.mark.parametrize("mistake", [BadData("10x the rows"), ValueError("no such partition"), AssertionError()])
+def test_bad_data_and_mistakes_fail_at_once(retries: Any, mistake: Exception) -> None:
+    assert retries.evaluate(mistake, 1, 8).action.value == "fail"
+
+
+def test_trouble_of_the_outside_world_is_tried_again_later_and_later(retries: Any) -> None:
+    import botocore.exceptions
+    import requests
+
+    troubles = [
+        psycopg2.OperationalError("server closed the connection"),
+        botocore.exceptions.EndpointConnectionError(endpoint_url="http://127.0.0.1"),
+        requests.exceptions.JSONDecodeError("half an answer", "", 0),  # a ValueError, and yet no mistake of ours
+        ConnectionResetError(),
+        RuntimeError("anything else"),
+    ]
+    for trouble in troubles:
+        decisions = [retries.evaluate(trouble, attempt, 8) for attempt in (1, 2, 3, 8, 20)]
+        assert {decision.action.value for decision in decisions} == {"retry"}
+        assert [d.retry_delay.total_seconds() for d in decisions] == [5, 10, 20, 600, 600]
+
+
+def test_every_handoff_crosses_xcom_unchanged(airflow_home: Path) -> None:
+    """Also a list of dataclasses inside a dataclass, of which Airflow forgets the type."""
+    from airflow.sdk.serde import deserialize, serialize
+
+    table = TableBatch(table="weather", raw_uri="s3://lake/a", raw_sha256="a", raw_rows=3, quarantined_rows=1)
+    batch = Batch(
+        use_case="u", partition_start=NEW_YEAR, partition_end=NEW_YEAR + timedelta(days=7), tables=[table, table]
+    )
+    snapshot = Snapshot(
+        use_case="u", version="v", git_revision="g", start=NEW_YEAR, end=batch.partition_end, partitions=1, rows=9
+    )
+    for handoff in (batch, [batch], {"snapshot": snapshot, "as_of": NEW_YEAR}):
+        crossed = deserialize(serialize(handoff))
+        assert crossed == handoff
+    moment = deserialize(serialize(batch)).partition_start
+    assert Interval(moment, moment + timedelta(days=7)).start == NEW_YEAR
+    assert dataclasses.asdict(deserialize(serialize(batch))) == dataclasses.asdict(batch)
+
+
+def test_a_run_is_about_its_partition_key_or_its_parameter(airflow_home: Path, use_case: UseCase) -> None:
+    from pipeline.orchestration import asked_moment, asked_partition
+
+    week = use_case.grid.partition("2013-01-07")
+    assert asked_partition(use_case, "2013-01-07", {"partition": None}) == week
+    assert asked_partition(use_case, None, {"partition": "2013-01-07"}) == week
+    assert asked_moment(use_case, "2013-01-07T00:00:00+00:00", None) == week.start
+    assert asked_moment(use_case, None, week.end) == week.end
+    with pytest.raises(ValueError, match="name a partition"):
+        asked_partition(use_case, None, {"partition": None})
+    with pytest.raises(ValueError, match="2013-01-07"):
+        asked_moment(use_case, "2013-01-08", None)
+    with pytest.raises(ValueError, match="has no features yet"):
+        asked_moment(use_case, None, None)
+
+
+def test_who_approved_is_who_answered(airflow_home: Path) -> None:
+    from dags.train import answer
+
+    said = {"chosen_options": ["Approve"], "responded_by_user": {"id": "7", "name": "Ada"}}
+    assert answer(said, "run") == (True, "Ada")
+    assert answer({**said, "chosen_options": ["Reject"]}, "run") == (False, "Ada")
+    assert answer({"chosen_options": ["Reject"], "responded_by_user": None}, "run") == (
+        False,
+        "nobody (approval expired)",
+    )
+    assert answer(None, "run") == (None, "gate (run)")
+
+
+_ANSWERS: list[dict[str, str] | None] = []
+
+
+def ask(use_case: str) -> dict[str, str] | None:
+    return _ANSWERS.pop(0)
+
+
+def test_the_trigger_asks_until_there_is_an_answer(airflow_home: Path) -> None:
+    from pipeline.orchestration import Until
+
+    async def first(trigger: Until) -> Any:
+        return await anext(trigger.run())
+
+    _ANSWERS[:] = [None, None, {"decision_id": "d"}]
+    trigger = Until(question=f"{__name__}.ask", use_case="u", every_seconds=0.01)
+    path, arguments = trigger.serialize()
+    assert path == "pipeline.orchestration.Until"
+    assert asyncio.run(first(Until(**arguments))).payload == {"decision_id": "d"}
+    assert _ANSWERS == []
