@@ -8,7 +8,6 @@ that drift.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any, Literal
 
 import numpy as np
@@ -66,8 +65,8 @@ def profile(train_table: pa.Table, use_case: UseCase) -> dict[str, Any]:
     """What the training data looked like, and how far its own weeks strayed from it; JSON-able.
 
     Args:
-        train_table: the rows trained on; every column but keys, times and label is a feature. With a column `score`,
-            the model's predictions for these rows, prediction drift can be measured too.
+        train_table: the rows trained on, with their labels' times; every column but keys, times and label is a
+            feature. With a column `score`, the model's predictions for these rows, prediction drift is measured too.
         use_case: says how many bins, how blocks of time are cut, and how thresholds are drawn.
 
     Raises:
@@ -81,6 +80,7 @@ def profile(train_table: pa.Table, use_case: UseCase) -> dict[str, Any]:
     return {
         "start": times["min"].isoformat(),
         "end": times["max"].isoformat(),
+        "known_by": pc.max(train_table["label_time"]).as_py().isoformat(),  # the newest label learned from
         "rows": train_table.num_rows,
         "blocks": int(blocks.max()) + 1,
         "min_rows": use_case.monitor.min_rows,
@@ -99,6 +99,13 @@ def measure(profile: Mapping[str, Any], table: pa.Table) -> list[Measure]:
         codes = _codes(column, reference)
         found += _measures(name, reference, codes, profile["min_rows"])
     return found
+
+
+def has_values(column: pa.ChunkedArray) -> bool:
+    """Whether any value is there: not null, NaN or infinite."""
+    if _is_numeric(column.type):
+        return bool(np.isfinite(_numbers(column)).any())
+    return bool(column.null_count < len(column))
 
 
 def _shares(counts: Floats) -> Floats:
@@ -225,9 +232,3 @@ def _judged(
 ) -> Measure:
     status: Status = "unknown" if value is None else "breach" if value > threshold else "ok"
     return Measure(feature=feature, measure=measure, value=value, threshold=threshold, status=status)
-
-
-def window(profile: Mapping[str, Any]) -> tuple[datetime, datetime]:
-    """First and last prediction time of the rows the profile was taken of."""
-    start, end = (datetime.fromisoformat(profile[key]).astimezone(UTC) for key in ("start", "end"))
-    return start, end

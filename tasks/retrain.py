@@ -1,11 +1,10 @@
 """The life of a decision to retrain: pending -> running -> done | failed, in the database and so across restarts.
 
 At most one is in flight per use case (a unique index holds it). The run that answers a decision has an id made from it,
-so whoever starts it twice starts it once. A claim that nobody carried on is handed out again by the next `claim`; one
-whose run died for good is closed by `abandon`.
+so whoever starts it twice starts it once. A claim whose claimer died is an orphan: the next `claim` hands it out again,
+and whoever takes it waits for the run of that id and calls `finish`, also where that run died (`failed`).
 """
 
-from datetime import timedelta
 from typing import Any
 
 from adapters.connect import Outside
@@ -20,9 +19,6 @@ returning d.decision_id, d.use_case, d.as_of, d.model_version, d.reasons, d.evid
 _FINISH = """
 update retrains set state = %s, outcome = %s, changed_at = now()
 where decision_id = %s and state in ('pending', 'running')
-"""
-_ABANDONED = """
-select decision_id from retrains where use_case = %s and state = 'running' and changed_at < now() - %s
 """
 
 
@@ -60,22 +56,3 @@ def finish(decision_id: str, outcome: str, outside: Outside) -> bool:
             if at.fetchone() is None:
                 raise ValueError(f"there is no decision to retrain with the id {decision_id!r}")
     return changed
-
-
-def abandon(use_case: UseCase, outside: Outside, *, older_than: timedelta) -> str | None:
-    """Close as failed a retrain running for longer than any training takes, and tell people; its decision id.
-
-    The one place where the clock counts: whether a run is alive is no matter of data time.
-    """
-    found = outside.warehouse.fetch(_ABANDONED, (use_case.name, older_than))
-    for row in found:
-        if finish(row["decision_id"], "failed", outside):
-            outside.alerts.raise_alert(
-                "warning",
-                use_case.name,
-                f"{use_case.name}.retrain.{row['decision_id']}",
-                f"{use_case.name}: the retrain of {row['decision_id']} was given up",
-                f"{run_id(row['decision_id'])} has been running for more than {older_than}; its training may be dead.",
-            )
-            return str(row["decision_id"])
-    return None
