@@ -1,0 +1,186 @@
+"""Train a registered model again from what its record says, and compare weights and metrics.
+
+    python -m tasks.reproduce <use case> <model version>
+
+restores the data version, takes parameters and seeds from the bundle, retrains, and exits 0 only if the weights agree
+within the tolerance. On the machine and library versions of the first training they agree bit for bit.
+"""
+
+import argparse
+import sys
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from pipeline.spec import UseCase, use_cases
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from adapters.connect import Outside
+    from models.bundle import Bundle
+    from models.ensemble import Ensemble
+
+TOLERANCE = 1e-4  # of a weight, absolute: another processor or library sums in another order
+SCORE_TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reproduction:
+    """How like the registered model the retrained one is. Empty `problems`: reproduced."""
+
+    use_case: str
+    model_version: str
+    bitwise_equal: bool
+    max_weight_difference: float
+    max_score_difference: float
+    metrics: dict[str, float]
+    reproduced_metrics: dict[str, float]
+    warnings: list[str]
+    problems: list[str]
+
+    @property
+    def ok(self) -> bool:
+        """Whether the model was reproduced within the tolerance."""
+        return not self.problems
+
+    def lines(self) -> list[str]:
+        """The result in words."""
+        likeness = "bit for bit" if self.bitwise_equal else f"weights within {self.max_weight_difference:.1e}"
+        head = f"{self.use_case} version {self.model_version}: " + (f"reproduced, {likeness}" if self.ok else "DIFFERS")
+        pairs = [f"{k}: {v:.6f} then, {self.reproduced_metrics[k]:.6f} now" for k, v in self.metrics.items()]
+        scores = f"largest difference of a prediction: {self.max_score_difference:.1e}"
+        return [
+            head,
+            scores,
+            *pairs,
+            *(f"warning: {w}" for w in self.warnings),
+            *(f"problem: {p}" for p in self.problems),
+        ]
+
+
+def reproduce(use_case: UseCase, model_version: str, outside: "Outside") -> Reproduction:
+    """Retrain a model version from its record and compare. Changes nothing anywhere.
+
+    Raises:
+        ValueError: there is no such version, or its data version is gone.
+        adapters.errors.Corrupt: the stored bundle is not the registered one.
+    """
+    import features
+    from models.bundle import load
+    from models.ensemble import Recipe, fit_ensemble
+    from models.training import best_device
+    from tasks import dataset
+
+    version = outside.registry.version(use_case.name, model_version)
+    original = load(outside.registry.download_bundle(use_case.name, model_version), sha256=version.bundle_sha256)
+    data, recipe = original.card["data"], Recipe.from_document(original.card["recipe"])
+    start, cutoff = datetime.fromisoformat(data["start"]), datetime.fromisoformat(data["cutoff"])
+    rows = dataset.load(data["snapshot_version"], use_case, outside, start=start, end=cutoff, known_by=cutoff)
+    problems = (
+        [] if rows.num_rows == data["rows"] else [f"{rows.num_rows} rows restored, {data['rows']} were trained on"]
+    )
+    again = fit_ensemble(recipe, rows, best_device())
+    warnings = _warnings(original, version.tags, outside.settings.code_sha, features.definition(use_case.name).digest())
+    return _compare(use_case, model_version, original, again, rows, warnings=warnings, problems=problems)
+
+
+def _warnings(original: "Bundle", tags: Any, code_sha: str, features_digest: str) -> list[str]:
+    from tasks.run_record import versions
+
+    found = []
+    trained_at = tags["windsock.code_sha"]
+    if trained_at != code_sha:
+        found.append(f"trained by code {trained_at}, this is {code_sha}; `git checkout {trained_at}` for the very same")
+    if original.card["features"]["digest"] != features_digest:
+        found.append("the feature definition has changed since; the restored data is of the old one")
+    now = versions()
+    return found + [
+        f"trained with {name} {then}, this is {now[name]}"
+        for name, then in original.card["versions"].items()
+        if now[name] != then
+    ]
+
+
+def _compare(
+    use_case: UseCase,
+    model_version: str,
+    original: "Bundle",
+    again: "Ensemble",
+    rows: "pa.Table",
+    *,
+    warnings: list[str],
+    problems: list[str],
+) -> Reproduction:
+    import numpy as np
+
+    from models.bundle import Bundle
+    from models.ensemble import labels
+    from models.metrics import measure_all
+    from serving.predictor import Predictor
+
+    kind, label = use_case.target.kind, labels(rows)
+    now = Bundle(card=original.card, encoder=again.encoder, members=again.members)
+    scores = [Predictor(model).predict(rows) for model in (original, now)]
+    weight_difference, bitwise = weight_differences(original, again)
+    score_difference = float(np.max(np.abs(scores[0] - scores[1])))
+    if original.encoder != again.encoder:
+        problems.append("the encoder differs: other rows, or another way of fitting it")
+    if weight_difference > TOLERANCE:
+        problems.append(f"weights differ by up to {weight_difference:.2e}, tolerated are {TOLERANCE}")
+    if score_difference > SCORE_TOLERANCE:
+        problems.append(f"predictions differ by up to {score_difference:.2e}, tolerated are {SCORE_TOLERANCE}")
+    return Reproduction(
+        use_case=use_case.name,
+        model_version=model_version,
+        bitwise_equal=bitwise and original.encoder == again.encoder,
+        max_weight_difference=weight_difference,
+        max_score_difference=score_difference,
+        metrics=measure_all(kind, scores[0], label),
+        reproduced_metrics=measure_all(kind, scores[1], label),
+        warnings=warnings,
+        problems=problems,
+    )
+
+
+def weight_differences(original: "Bundle", again: "Ensemble") -> tuple[float, bool]:
+    """(largest absolute difference of a weight, whether all are bit for bit equal); another shape is infinitely far."""
+    import torch
+
+    pairs = [
+        (tensor, theirs.state_dict().get(name))
+        for ours, theirs in zip(original.members, again.members, strict=True)
+        for name, tensor in ours.state_dict().items()
+    ]
+    if any(b is None or a.shape != b.shape for a, b in pairs):
+        return float("inf"), False
+    largest = max(float((a.double() - b.double()).abs().max()) for a, b in pairs if b is not None and a.numel())
+    return largest, all(b is not None and torch.equal(a, b) for a, b in pairs)
+
+
+def main(arguments: list[str]) -> int:
+    """The command line; 0: reproduced, 1: differs, 2: cannot be tried."""
+    from adapters.connect import outside
+
+    parser = argparse.ArgumentParser(prog="python -m tasks.reproduce", description="Train a registered model again.")
+    parser.add_argument("use_case")
+    parser.add_argument("model_version")
+    asked = parser.parse_args(arguments)
+    world = outside()
+    known = use_cases(world.settings.params)
+    if asked.use_case not in known:
+        print(
+            f"no use case {asked.use_case!r} in {world.settings.params}; there are: {', '.join(known)}", file=sys.stderr
+        )
+        return 2
+    try:
+        reproduction = reproduce(known[asked.use_case], asked.model_version, world)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print("\n".join(reproduction.lines()))
+    return 0 if reproduction.ok else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

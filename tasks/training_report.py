@@ -1,0 +1,132 @@
+"""What a person wants to see of a configuration, on validation rows: calibration, slices, importances, curves."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from models.metrics import as_loss, measure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Floats = NDArray[np.float64]
+_BINS = 10
+_SHOWN = 20
+_MIN_SLICE_ROWS = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Numbers behind the plots, as JSON values."""
+
+    calibration: list[dict[str, float]]
+    slices: list[dict[str, Any]]
+    importances: list[dict[str, Any]]
+
+    def to_document(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {"calibration": self.calibration, "slices": self.slices, "importances": self.importances}
+
+
+def calibration(score: Floats, label: Floats) -> list[dict[str, float]]:
+    """Mean score and mean label of ten equally large groups of rows, ordered by score."""
+    groups = np.array_split(np.argsort(score, kind="stable"), min(_BINS, len(score)))
+    return [{"rows": len(g), "score": float(score[g].mean()), "label": float(label[g].mean())} for g in groups]
+
+
+def slices(metric: str, table: pa.Table, score: Floats, label: Floats, columns: Sequence[str]) -> list[dict[str, Any]]:
+    """The metric within each value of each slice column that has enough rows, and both classes."""
+    found = []
+    for column in columns:
+        values = np.array([str(value) for value in table.column(column).to_pylist()])
+        for value in np.unique(values):
+            rows = values == value
+            if rows.sum() >= _MIN_SLICE_ROWS and len(np.unique(label[rows])) > 1:
+                result = measure(metric, score[rows], label[rows])
+                found.append({"column": column, "value": str(value), "rows": int(rows.sum()), metric: result})
+    return found
+
+
+def importances(
+    metric: str,
+    predict: Callable[[pa.Table], Floats],
+    table: pa.Table,
+    label: Floats,
+    *,
+    columns: Sequence[str],
+    rows: int,
+    seed: int,
+) -> list[dict[str, Any]]:
+    """How much worse the metric becomes when one column is shuffled, on at most `rows` rows; largest first."""
+    draw = np.random.default_rng(seed)
+    sample = np.sort(draw.permutation(table.num_rows)[:rows])
+    table, label = table.take(sample), label[sample]
+    order = pa.array(draw.permutation(len(sample)))
+    base = as_loss(metric, measure(metric, predict(table), label))
+    found = []
+    for name in columns:
+        shuffled = table.set_column(table.column_names.index(name), name, table.column(name).take(order))
+        found.append({"feature": name, "loss": as_loss(metric, measure(metric, predict(shuffled), label)) - base})
+    return sorted(found, key=lambda entry: -entry["loss"])
+
+
+def draw(
+    folder: Path, report: Report, *, title: str, metric: str, curves: Mapping[str, Sequence[float | None]]
+) -> None:
+    """Write calibration.png, slices.png, importances.png and curves.png into a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    top = report.importances[:_SHOWN]
+    bars = {f"{s['column']} = {s['value']}  ({s['rows']:,} rows)": s[metric] for s in report.slices}
+    figures = {
+        "calibration": _calibration(report.calibration),
+        "slices": _bars(bars, metric),
+        "importances": _bars({e["feature"]: e["loss"] for e in top}, f"{metric} lost when shuffled"),
+        "curves": _curves(curves),
+    }
+    for name, figure in figures.items():
+        figure.suptitle(f"{title}: {name}", fontsize=10)
+        figure.savefig(folder / f"{name}.png", dpi=110)
+
+
+def _figure(height: float = 4.0) -> "Figure":
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(7, height), layout="constrained")
+
+
+def _calibration(groups: Sequence[Mapping[str, float]]) -> "Figure":
+    figure = _figure()
+    axes = figure.subplots()
+    score, label = [g["score"] for g in groups], [g["label"] for g in groups]
+    ends = [min(score + label), max(score + label)]
+    axes.plot(ends, ends, color="0.7", linestyle="--", label="ideal")
+    axes.plot(score, label, marker="o", label="groups of equally many rows")
+    axes.set(xlabel="mean prediction", ylabel="mean outcome")
+    axes.legend(frameon=False)
+    return figure
+
+
+def _bars(bars: Mapping[str, float], label: str) -> "Figure":
+    figure = _figure(height=1.2 + 0.24 * max(len(bars), 1))
+    axes = figure.subplots()
+    axes.barh(list(bars), list(bars.values()), color="tab:blue")
+    axes.invert_yaxis()
+    axes.tick_params(axis="y", labelsize=8)
+    axes.set(xlabel=label)
+    return figure
+
+
+def _curves(curves: Mapping[str, Sequence[float | None]]) -> "Figure":
+    figure = _figure()
+    axes = figure.subplots()
+    for name, values in curves.items():
+        points = [np.nan if value is None else value for value in values]
+        axes.plot(range(1, len(points) + 1), points, marker=".", label=name)
+    axes.set(xlabel="epoch", ylabel="loss")
+    axes.legend(frameon=False, fontsize=8)
+    return figure

@@ -1,0 +1,197 @@
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from datetime import timedelta
+
+import optuna
+import pytest
+
+from adapters.errors import FencedOut
+from pipeline.settings import REPOSITORY
+from tasks import study as studies
+from tasks import tune
+from tasks.split import split
+from tasks.study import keeps_up, middle
+from tests.models import synthetic
+from tests.tasks import toy
+
+
+@pytest.fixture(autouse=True)
+def rows(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tasks.dataset", sys.modules.get("tasks.dataset"))
+    toy.install()
+
+
+def search(outside, trials=5, **train):
+    return tune.search(toy.use_case(**train), toy.SNAPSHOT, toy.AS_OF, trials, outside)
+
+
+def best(found) -> dict:
+    return {name: value for name, value in asdict(found).items() if name != "seconds"}
+
+
+def trials_of(found, outside) -> list[dict]:
+    table = studies.trial_table(studies.open_study(found.study_name, toy.use_case(), outside))
+    return [{name: value for name, value in entry.items() if name != "seconds"} for entry in table]
+
+
+def forget(found, outside) -> None:
+    study = studies.open_study(found.study_name, toy.use_case(), outside)
+    optuna.delete_study(study_name=found.study_name, storage=study._storage)
+
+
+SEARCH = """
+import sys
+from adapters.connect import Outside
+from pipeline.settings import read_settings
+import os
+from tests.tasks import toy
+from tasks import tune
+toy.install()
+tune.search(toy.use_case(), toy.SNAPSHOT, toy.AS_OF, 6, Outside(read_settings(os.environ)))
+"""
+
+
+def environment(settings) -> dict[str, str]:
+    return {
+        **os.environ,
+        "WINDSOCK_HOME": str(settings.home),
+        "WINDSOCK_CODE_SHA": settings.code_sha,
+        "WINDSOCK_WAREHOUSE_DSN": settings.warehouse_dsn,
+        "WINDSOCK_SOURCE_DSN": settings.source_dsn,
+        "WINDSOCK_STUDIES_DSN": settings.studies_dsn,
+        "WINDSOCK_S3_ENDPOINT": settings.s3_endpoint,
+        "AWS_ACCESS_KEY_ID": settings.s3_access_key,
+        "AWS_SECRET_ACCESS_KEY": settings.s3_secret_key,
+        "WINDSOCK_LAKE_BUCKET": settings.lake_bucket,
+        "WINDSOCK_VERSIONS_BUCKET": settings.versions_bucket,
+        "MLFLOW_TRACKING_URI": settings.tracking_uri,
+    }
+
+
+def killed_after(finished: int, settings) -> None:
+    """Run a search in a process of its own and kill -9 it once that many trials are done and the next one runs."""
+    command = [sys.executable, "-u", "-c", SEARCH]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env=environment(settings), cwd=REPOSITORY
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith(f"trial {finished}/"):
+                process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+
+
+def test_a_search_killed_twice_and_resumed_ends_as_one_left_alone_with_its_exact_budget(outside, settings):
+    killed_after(1, settings)
+    killed_after(3, settings)
+    resumed = search(outside, trials=6)
+    resumed_trials = trials_of(resumed, outside)
+    assert len(resumed_trials) == 6
+    forget(resumed, outside)
+    alone = search(outside, trials=6)
+    assert best(resumed) == best(alone)
+    assert resumed_trials == trials_of(alone, outside)
+
+
+def test_what_a_dead_process_left_running_is_failed_and_sways_nothing(outside):
+    alone = search(outside)
+    forget(alone, outside)
+    search(outside, trials=2)
+    study = studies.open_study(alone.study_name, toy.use_case(), outside)
+    for _ in range(3):
+        tune.suggest(study.ask(), toy.use_case().train)  # died here
+    resumed = search(outside)
+    assert best(resumed) == best(alone)
+    states = [trial.state.name for trial in study.get_trials()]
+    assert (states.count("FAIL"), states.count("RUNNING"), len(states)) == (3, 0, 8)
+
+
+def test_a_finished_search_is_not_searched_again(outside, capsys):
+    first = search(outside, trials=3)
+    capsys.readouterr()
+    assert search(outside, trials=3) == first
+    assert capsys.readouterr().out == ""
+
+
+def test_a_larger_budget_goes_on_with_the_same_study(outside):
+    few, more = search(outside, trials=2), search(outside, trials=4)
+    assert (few.study_name, few.trials, more.trials) == (more.study_name, 2, 4)
+    assert more.best_value <= few.best_value
+
+
+def test_an_overtaken_search_can_not_tell(outside, monkeypatch):
+    attempt = tune.Trainer.attempt
+
+    def overtaken(self, params, trial, study):
+        outside.warehouse.begin(f"search/{study.study_name}")
+        return attempt(self, params, trial, study)
+
+    monkeypatch.setattr(tune.Trainer, "attempt", overtaken)
+    with pytest.raises(FencedOut):
+        search(outside)
+
+
+def test_a_search_finds_a_model_that_works_and_says_how_it_goes(outside, capsys):
+    found = search(outside, metric="auc")
+    assert found.best_value > 0.75
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" ")[1] for line in lines] == [f"{i}/5" for i in range(1, 6)]
+
+
+def test_trials_that_diverge_are_pruned_and_when_all_do_it_says_so(outside):
+    with pytest.raises(ValueError, match="none of 2 trials converged"):
+        search(outside, trials=2, learning_rate=(1e30, 1e35))
+
+
+def test_too_few_rows_is_said_with_the_setting_to_look_at(outside):
+    with pytest.raises(ValueError, match=r"train.min_rows asks for 1000000"):
+        search(outside, min_rows=1_000_000)
+
+
+def test_a_training_beyond_the_features_is_refused(outside):
+    with pytest.raises(ValueError, match="features reach to"):
+        tune.search(toy.use_case(), toy.SNAPSHOT, toy.AS_OF + timedelta(days=7), 2, outside)
+
+
+def test_no_label_known_after_the_part_it_belongs_to_is_used():
+    moments = split(toy.use_case(), toy.AS_OF)
+    table = synthetic.table()
+    train, validation = tune.parts(table, moments)
+    assert max(train["label_time"].to_pylist()) <= moments.train_end
+    assert min(validation["prediction_time"].to_pylist()) >= moments.train_end
+    assert moments.train_end < moments.cutoff < moments.holdout_start < moments.holdout_end < toy.AS_OF
+    assert moments.holdout_start - moments.cutoff == timedelta(hours=24)
+
+
+def test_halving_keeps_the_best_share_and_never_what_is_not_finite():
+    assert keeps_up(1.0, [], 0.34)
+    assert not keeps_up(float("inf"), [], 0.34)
+    earlier = [0.5, 0.6, 0.7, 0.8, 0.9]
+    assert [keeps_up(loss, earlier, 0.34) for loss in (0.4, 0.55, 0.65, 1.0)] == [True, True, False, False]
+
+
+def test_the_study_name_changes_with_whatever_changes_a_trial():
+    base = toy.use_case()
+    definition = toy.features.definition("toy")
+
+    def name(use_case=base, snapshot=toy.SNAPSHOT, as_of=toy.AS_OF):
+        return tune.study_name(use_case, snapshot, as_of, definition)
+
+    others = [
+        name(use_case=toy.use_case(dropout=(0.0, 0.1))),
+        name(use_case=base.model_copy(update={"seed": 1})),
+        name(snapshot=replace(toy.SNAPSHOT, version="b" * 32)),
+        name(as_of=toy.AS_OF - timedelta(days=7)),
+    ]
+    assert len({name(), *others}) == 5
+    assert name(use_case=toy.use_case(trials=99)) == name()
+
+
+def test_the_first_trial_is_the_middle_of_the_space():
+    train = toy.use_case(hidden_units=(8, 16, 32), dropout=(0.0, 0.4), learning_rate=(1e-4, 1e-2)).train
+    assert middle(train)["hidden_units"] == 16
+    assert middle(train)["dropout"] == 0.2
+    assert middle(train)["learning_rate"] == pytest.approx(1e-3)
