@@ -1,4 +1,4 @@
-"""`make demo`: start the stack, replay a real year through the real DAGs, report. Exit 0 only if the loop did all that."""
+"""`make demo`: start the stack, replay a real year through the real DAGs, report; 0 only if the loop did all that."""
 
 import argparse
 import os
@@ -9,18 +9,25 @@ from pathlib import Path
 from infra.local.stack import Stack
 from infra.replay import flights_source
 from infra.replay.api import AirflowApi, AirflowError
-from infra.replay.drive import Plan, Replay, ReplayFailed
+from infra.replay.drive import Plan, Replay
+from infra.replay.measures import Week
 from infra.replay.progress import Progress
+from infra.replay.state import ReplayError
 
 FIRST_AS_OF = datetime(2013, 4, 1, tzinfo=UTC)
-USE_CASE = flights_source.USE_CASE
+USE_CASE = "flights"
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m infra.replay", description=__doc__)
     parser.add_argument("--weeks", type=int, default=8, help="weeks to replay after the first champion (1-39)")
-    parser.add_argument("--incident-week", type=int, default=None, help="break the weather feed in this week (default: 6, or the last; 0: never)")
-    parser.add_argument("--home", type=Path, default=None, help="where the stack keeps its state")
+    parser.add_argument(
+        "--incident-week",
+        type=int,
+        default=None,
+        help="break the weather feed in this week (default: 6, or the last; 0: never)",
+    )
+    parser.add_argument("--home", type=Path, default=Path(".windsock"), help="where the stack keeps its state")
     parser.add_argument("--report", type=Path, default=Path("report.html"))
     arguments = parser.parse_args()
     if not 1 <= arguments.weeks <= 39:
@@ -46,8 +53,8 @@ def _replay(stack: Stack, arguments: argparse.Namespace, progress: Progress) -> 
     use_case = use_cases(world.settings.params)[USE_CASE]
     rows = flights_source.load(world.settings.source_dsn)
     progress.say("source", ", ".join(f"{count:,} {table}" for table, count in rows.items()))
-    address = stack.addresses()
-    api = AirflowApi(address["airflow"], user=address["airflow_user"], password=address["airflow_password"])
+    airflow, user, password = (os.environ[f"AIRFLOW_{name}"] for name in ("URL", "ADMIN_USER", "ADMIN_PASSWORD"))
+    api = AirflowApi(airflow, user=user, password=password)
     folder = world.settings.home / "replay"
     replay = Replay(use_case=use_case, outside=world, api=api, progress=progress, folder=folder)
     plan = _plan(arguments)
@@ -56,20 +63,22 @@ def _replay(stack: Stack, arguments: argparse.Namespace, progress: Progress) -> 
     print("\n" + report.summary(weeks) + "\n")
     _judge(weeks, plan)
     print(f"report     {arguments.report.resolve()}")
-    print(f"Airflow    {address['airflow']}   login {address['airflow_user']} / {address['airflow_password']}")
-    print(f"MLflow     {address['mlflow']}")
+    print(f"Airflow    {airflow}   login {user} / {password}")
+    print(f"MLflow     {world.settings.tracking_uri}")
     print("The stack is running: `make stop` ends it, `make clean` also deletes its data.")
 
 
-def _judge(weeks: "list[Week]", plan: Plan) -> None:  # type: ignore[name-defined]  # noqa: F821
+def _judge(weeks: list[Week], plan: Plan) -> None:
     """What the demo promises, checked on what it measured."""
     replayed = weeks[: plan.weeks]
     if plan.incident_week is not None:
         broken = replayed[plan.incident_week - 1]
         if broken.decision != "block" or broken.retrain_outcome is not None:
-            raise ReplayFailed(f"the broken feed of week {plan.incident_week} led to {broken.decision!r}, not to a page alone")
+            raise ReplayError(
+                f"the broken feed of week {plan.incident_week} led to {broken.decision!r}, not to a page alone"
+            )
     if not any(week.retrain_outcome for week in replayed) and plan.weeks >= 8:
-        raise ReplayFailed("no retrain was judged in the whole replay")
+        raise ReplayError("no retrain was judged in the whole replay")
 
 
 def main() -> int:
@@ -78,11 +87,15 @@ def main() -> int:
     stack = Stack(arguments.home)
     try:
         progress.say("stack", "starting PostgreSQL, S3, MLflow and Airflow")
-        stack.up()
-        progress.say("stack", "healthy")
+        started = stack.start(
+            usual_ports=True, tell=lambda event: progress.waiting("stack", f"{event['name']}: {event['state']}")
+        )
+        progress.say("stack", "healthy" if started else "already running")
         _replay(stack, arguments, progress)
-    except (ReplayFailed, AirflowError, ValueError) as error:
-        print(f"\nthe replay stopped: {error}\nWhat was done is kept: run it again to go on from there.", file=sys.stderr)
+    except (ReplayError, AirflowError, ValueError) as error:
+        print(
+            f"\nthe replay stopped: {error}\nWhat was done is kept: run it again to go on from there.", file=sys.stderr
+        )
         return 1
     except KeyboardInterrupt:
         print("\nstopping the stack; what was done is kept", file=sys.stderr)

@@ -1,6 +1,8 @@
 """The injected incident: for one week the weather feed sends records with every measurement empty."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -74,17 +76,17 @@ def break_feed(source: Warehouse, week: Interval, partition_key: str, folder: Pa
     return _record(folder, Incident(partition_key=partition_key, table=TABLE, what=what, rows=rows, state="broken"))
 
 
-def mend_feed(source: Warehouse, partition_key: str, folder: Path) -> Incident:
-    """Put the true records of the broken week back, as the feed's operator would; twice is once."""
+@contextmanager
+def mending(source: Warehouse, partition_key: str, folder: Path) -> Iterator[None]:
+    """Put the true records of the broken week back, as the feed's operator would; mended once the block has ended."""
     known = next(entry for entry in manifest(folder) if entry.partition_key == partition_key)
-    if known.state == "mended":
-        return known
-    backup, columns = _backup_name(partition_key), _measurements(source)
-    assignments = sql.SQL(", ").join(sql.SQL("{0} = backup.{0}").format(sql.Identifier(name)) for name in columns)
+    assignments = sql.SQL(", ").join(
+        sql.SQL("{0} = backup.{0}").format(sql.Identifier(name)) for name in _measurements(source)
+    )
+    statement = sql.SQL("update {} w set {} from {} backup where w.origin = backup.origin and {}").format(
+        sql.Identifier(TABLE), assignments, _backup_name(partition_key), sql.SQL("w.observed_at = backup.observed_at")
+    )
     with source.transaction() as cursor:
-        cursor.execute(
-            sql.SQL(
-                "update {} w set {} from {} backup where w.origin = backup.origin and w.observed_at = backup.observed_at"
-            ).format(sql.Identifier(TABLE), assignments, backup)
-        )
-    return _record(folder, Incident(**{**asdict(known), "state": "mended"}))
+        cursor.execute(statement)
+    yield
+    _record(folder, Incident(**{**asdict(known), "state": "mended"}))

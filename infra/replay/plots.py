@@ -10,7 +10,15 @@ from matplotlib.figure import Figure
 
 from infra.replay.measures import Week
 
-mpl.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "svg.fonttype": "none", "font.family": "sans-serif"})
+mpl.rcParams.update(
+    {
+        "font.size": 9,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "svg.fonttype": "none",
+        "font.family": "sans-serif",
+    }
+)
 
 FROZEN, LIVE = "#8a8f98", "#0b6bcb"
 MARKS = {
@@ -52,7 +60,9 @@ def metric_plot(weeks: list[Week], metric: str, title: str) -> str:
     axes = figure.subplots()
     places = np.arange(len(weeks))
     live = [week.live[metric] for week in weeks]
-    axes.plot(places, [week.frozen[metric] for week in weeks], color=FROZEN, marker="o", ms=4, label="frozen first champion")
+    axes.plot(
+        places, [week.frozen[metric] for week in weeks], color=FROZEN, marker="o", ms=4, label="frozen first champion"
+    )
     axes.plot(places, live, color=LIVE, marker="o", ms=4, label="live champion")
     _place_marks(axes, weeks, live)
     step = max(1, len(weeks) // 13)
@@ -77,7 +87,11 @@ def drift_plot(moments: list[datetime], ratios: dict[str, list[float]], *, most:
     axes.set_yticks(range(len(names)), names)
     step = max(1, len(moments) // 13)
     axes.set_xticks(range(0, len(moments), step), [f"{moment.day} {moment:%b}" for moment in moments[::step]])
-    axes.set_title("Drift: PSI over its calibrated threshold (red: beyond; grey: cannot be measured)", loc="left", fontweight="bold")
+    axes.set_title(
+        "Drift: PSI over its calibrated threshold (red: beyond; grey: cannot be measured)",
+        loc="left",
+        fontweight="bold",
+    )
     for row, column in np.argwhere(table[order] > 1):
         axes.text(column, row, f"{table[order][row, column]:.1f}", ha="center", va="center", fontsize=7)
     figure.colorbar(image, ax=axes, fraction=0.025, pad=0.02)

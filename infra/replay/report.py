@@ -10,7 +10,12 @@ from infra.replay import incident, measures, plots
 from infra.replay.measures import Week
 from pipeline.spec import UseCase
 
-TITLES = {"log_loss": "Weekly log-loss (lower is better)", "auc": "Weekly AUC (higher is better)", "mae": "Weekly MAE", "rmse": "Weekly RMSE"}
+TITLES = {
+    "log_loss": "Weekly log-loss (lower is better)",
+    "auc": "Weekly AUC (higher is better)",
+    "mae": "Weekly MAE",
+    "rmse": "Weekly RMSE",
+}
 
 
 def write(use_case: UseCase, outside: Outside, *, folder: Path, to: Path) -> list[Week]:
@@ -21,7 +26,9 @@ def write(use_case: UseCase, outside: Outside, *, folder: Path, to: Path) -> lis
     names = list(weeks[0].live)
     moments, ratios = measures.drift_ratios(use_case, outside)
     ledger = measures.ledger(use_case, outside)
-    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=select_autoescape(["j2", "html"]))
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=select_autoescape(["j2", "html"])
+    )
     page = environment.get_template("report.html.j2").render(
         use_case=use_case,
         weeks=weeks,
@@ -44,7 +51,10 @@ def pooled(weeks: list[Week], model: str, name: str) -> float:
 def _facts(weeks: list[Week], names: list[str]) -> list[tuple[str, str]]:
     outcomes = [week.retrain_outcome for week in weeks if week.retrain_outcome is not None]
     return [
-        *((f"{name}, frozen / live", f"{pooled(weeks, 'frozen', name):.4f} / {pooled(weeks, 'live', name):.4f}") for name in names),
+        *(
+            (f"{name}, frozen / live", f"{pooled(weeks, 'frozen', name):.4f} / {pooled(weeks, 'live', name):.4f}")
+            for name in names
+        ),
         ("retrains", str(len(outcomes))),
         ("promoted", str(outcomes.count("promoted"))),
         ("refused", str(len(outcomes) - outcomes.count("promoted"))),
@@ -55,7 +65,11 @@ def _facts(weeks: list[Week], names: list[str]) -> list[tuple[str, str]]:
 def summary(weeks: list[Week]) -> str:
     """The closing table, as text."""
     names = list(weeks[0].live)
-    head = f"{'week':<8}{'scored':>8}  {'live':<6}" + "".join(f"{name + ' frozen':>17}{'live':>9}" for name in names) + "  decision"
+    head = (
+        f"{'week':<8}{'scored':>8}  {'live':<6}"
+        + "".join(f"{name + ' frozen':>17}{'live':>9}" for name in names)
+        + "  decision"
+    )
     lines = [
         f"{week.start:%d %b}  {week.rows:>8,}  v{week.live_version:<5}"
         + "".join(f"{week.frozen[name]:>17.4f}{week.live[name]:>9.4f}" for name in names)

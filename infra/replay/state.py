@@ -1,0 +1,90 @@
+"""Where the loop stands, read from the warehouse: what is ingested, built, decided and settled."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from adapters.connect import Outside
+from pipeline.partitions import Interval
+from pipeline.spec import UseCase
+
+
+class ReplayError(RuntimeError):
+    """The loop did not do what it promises; the message says where to look."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """Questions about one use case, each answered from what is durable."""
+
+    use_case: UseCase
+    outside: Outside
+
+    def clean_partitions(self) -> set[datetime]:
+        """Starts of the partitions whose tables are all validated in their current version."""
+        rows = self._fetch(
+            """
+            select partition_start from batches b where use_case = %s and status = 'clean' and version =
+                (select max(version) from batches where (use_case, table_name, partition_start) =
+                    (b.use_case, b.table_name, b.partition_start))
+            group by partition_start having count(*) = %s
+            """,
+            len(self.use_case.source.tables),
+        )
+        return {row["partition_start"] for row in rows}
+
+    def blocked(self) -> str | None:
+        """What validation stopped, in words."""
+        rows = self._fetch("select table_name, problem from batches where use_case = %s and status = 'blocked'")
+        return f"{rows[0]['table_name']} was blocked: {rows[0]['problem']}" if rows else None
+
+    def built_until(self) -> datetime | None:
+        """The end of the latest feature snapshot."""
+        moment: datetime | None = self._fetch('select max("end") as until from snapshots where use_case = %s')[0][
+            "until"
+        ]
+        return moment
+
+    def decision(self, week: Interval) -> dict[str, Any] | None:
+        """What monitoring concluded at a week's end."""
+        rows = self._fetch("select * from decisions where use_case = %s and as_of = %s", week.end)
+        return rows[0] if rows else None
+
+    def settled(self, week: Interval) -> bool:
+        """Whether a week is decided and, where it asked for a retrain, that retrain has ended.
+
+        Raises:
+            ReplayError: when the retrain failed.
+        """
+        decision = self.decision(week)
+        if decision is None or decision["decision"] != "retrain":
+            return decision is not None
+        rows = self._fetch(
+            "select state from retrains where use_case = %s and decision_id = %s", decision["decision_id"]
+        )
+        if rows[0]["state"] == "failed":
+            raise ReplayError(
+                f"the retrain of {decision['decision_id']} failed; see {self.use_case.name}.train in Airflow"
+            )
+        return bool(rows[0]["state"] == "done")
+
+    def scored(self, week: Interval) -> str:
+        """How many rows of a week were scored by which version, in words."""
+        rows = self._fetch(
+            "select model_version, rows from scorings where use_case = %s and partition_start = %s", week.start
+        )
+        return ", ".join(f"{row['rows']:,} rows scored by version {row['model_version']}" for row in rows)
+
+    def last_verdict(self) -> dict[str, Any]:
+        """The latest entry of the ledger.
+
+        Raises:
+            ReplayError: when there is none.
+        """
+        rows = self._fetch("select * from ledger where use_case = %s order by entry desc limit 1")
+        if not rows:
+            raise ReplayError(f"training ended without a ledger entry; see {self.use_case.name}.train in Airflow")
+        return rows[0]
+
+    def _fetch(self, query: str, *params: Any) -> list[dict[str, Any]]:
+        return self.outside.warehouse.fetch(query, (self.use_case.name, *params))
