@@ -4,6 +4,7 @@ import json
 import os
 import secrets
 import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,8 +71,7 @@ def _keep_secrets(path: Path) -> dict[str, str]:
 
 def write_private(path: Path, text: str) -> None:
     """A file only its owner may read, replaced at once; never for a moment readable by others."""
-    fresh = path.with_name(f"{path.name}.new")
-    fresh.unlink(missing_ok=True)
+    fresh = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
     with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         file.write(text)
     fresh.replace(path)
@@ -132,6 +132,8 @@ def write_env(home: Home) -> Path:
 
 def base_environment() -> dict[str, str]:
     """This process's environment without what belongs to other installations."""
+    bin_folder = str(Path(sys.executable).parent)
     kept = {k: v for k, v in os.environ.items() if not k.startswith(_FOREIGN) and k not in _DROPPED}
     extra = {k: os.environ[k] for k in ("WINDSOCK_PARAMS",) if k in os.environ}
-    return {**kept, **extra}
+    path = os.pathsep.join([bin_folder, os.environ.get("PATH", os.defpath)])
+    return {**kept, **extra, "PATH": path}

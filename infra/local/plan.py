@@ -1,30 +1,36 @@
 """Which parts and steps a stack consists of."""
 
-from infra.local import postgres, s3
+from infra.local import airflow, mlflow, postgres, s3
 from infra.local.home import Home, base_environment, environment
 from infra.local.part import Part, Step
 from infra.local.processes import MARKER
 
-STORES = ("postgres", "s3")
-ALL = STORES
-
-
-def _marker(home: Home, part: str) -> dict[str, str]:
-    return {MARKER: f"{home.stack}/{part}"}
+GROUPS = ("postgres", "s3", "mlflow", "airflow")
 
 
 def _migrate_warehouse(home: Home) -> None:
-    from adapters.warehouse import Warehouse  # noqa: PLC0415  # the supervisor starts before it needs the driver
+    from adapters.warehouse import Warehouse  # noqa: PLC0415  # loaded while PostgreSQL starts
 
     Warehouse(home.dsn("warehouse")).migrate()
 
 
 def plan(home: Home, wanted: tuple[str, ...]) -> list[Part | Step]:
-    """The wanted parts, with the steps that belong to them, in any order: each names what it needs."""
+    """The wanted groups' parts and steps, in any order: each names what it needs."""
+    if unknown := set(wanted) - set(GROUPS):
+        raise ValueError(f"expected parts out of {', '.join(GROUPS)}; got {', '.join(sorted(unknown))}")
+
+    def mark(name: str) -> dict[str, str]:
+        return {MARKER: f"{home.stack}/{name}"}
+
     shared = {**base_environment(), **environment(home)}
     keys = (home.secrets["s3_access"], home.secrets["s3_secret"])
-    everything: list[Part | Step] = [
-        postgres.part(home.folder, home.ports["postgres"], home.secrets, _marker(home, "postgres")),
-        s3.part(home.folder, home.ports, *keys, {**shared, **_marker(home, "s3")}),
-    ]
-    return [item for item in everything if item.name in wanted]
+    groups: dict[str, list[Part | Step]] = {
+        "postgres": [
+            postgres.part(home.folder, home.ports["postgres"], home.secrets, mark("postgres")),
+            Step(name="warehouse", run=lambda: _migrate_warehouse(home), needs=("postgres",)),
+        ],
+        "s3": [s3.part(home.folder, home.ports, *keys, {**shared, **mark("s3")})],
+        "mlflow": [mlflow.part(home, {**shared, **mark("mlflow")})],
+        "airflow": airflow.parts(home, shared, mark),
+    }
+    return [item for name in GROUPS if name in wanted for item in groups[name]]

@@ -1,4 +1,4 @@
-"""Processes that can be told apart later (pid and start time), each in a group of its own that is ended as a whole."""
+"""Processes that can be told apart later (by pid and start time), in sessions that are ended as a whole."""
 
 import contextlib
 import os
@@ -57,8 +57,8 @@ def spawn(part: Part, log: Path) -> subprocess.Popen[bytes]:
 
 def _is_ours(process: psutil.Process, leader: Identity | None, marker: str) -> bool:
     try:
-        if leader is not None and os.getpgid(process.pid) == leader.pid:
-            # A group keeps its leader's pid from being used again; a leader with another start time is a stranger.
+        if leader is not None and os.getsid(process.pid) == leader.pid:
+            # A session keeps its leader's pid from being used again; a leader with another start time is a stranger.
             return process.pid != leader.pid or leader.alive()
         value: str = process.environ().get(MARKER, "")
     except (psutil.Error, OSError):
@@ -66,13 +66,13 @@ def _is_ours(process: psutil.Process, leader: Identity | None, marker: str) -> b
     return value == marker or value.startswith(f"{marker}/")
 
 
-def _group_is_ours(leader: Identity) -> bool:
+def _session_is_ours(leader: Identity) -> bool:
     return leader.alive() or not psutil.pid_exists(leader.pid)
 
 
 def members(leader: Identity | None, marker: str) -> list[psutil.Process]:
-    """The living processes of a part: its group, its descendants, and what carries its mark."""
-    known = leader if leader is not None and _group_is_ours(leader) else None
+    """The living processes of a part: its session, its descendants, and what carries its mark."""
+    known = leader if leader is not None and _session_is_ours(leader) else None
     found = {p.pid: p for p in psutil.process_iter() if p.pid != os.getpid() and _is_ours(p, known, marker)}
     for process in list(found.values()):
         with contextlib.suppress(psutil.Error):

@@ -75,7 +75,7 @@ class Stack:
 
     def start(
         self,
-        parts: tuple[str, ...] = plan.ALL,
+        parts: tuple[str, ...] = plan.GROUPS,
         *,
         owner: int | None = None,
         usual_ports: bool = False,
@@ -89,7 +89,7 @@ class Stack:
             ValueError: saying which part did not come up, and the end of its log.
         """
         if self.running:
-            if set(parts) <= set(self.state()["parts"]):
+            if set(parts) <= set(self.state()["groups"]):
                 return False
             self.stop()
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -129,7 +129,7 @@ class Stack:
         if not self.running:
             return []
         known = self.state()["parts"]
-        parts = plan.plan(self.home(), tuple(known))
+        parts = plan.plan(self.home(), tuple(self.state()["groups"]))
         return [self._row(part, known[part.name]) for part in parts if isinstance(part, Part)]
 
     def _row(self, part: Part, known: dict[str, Any]) -> Row:

@@ -31,12 +31,14 @@ class NotUpError(Exception):
 class Supervisor:
     """One thread a part; the state file and the report are written whenever something changes."""
 
-    def __init__(self, home: Home, items: list[Part | Step], report: int | None) -> None:
+    def __init__(self, home: Home, groups: tuple[str, ...], report: int | None) -> None:
+        items = plan(home, groups)
         self.home = home
         self.parts = [item for item in items if isinstance(item, Part)]
         self.steps = [item for item in items if isinstance(item, Step)]
         self._ready = {item.name: threading.Event() for item in items}
         self._lock = threading.Lock()
+        self._spawning = threading.Lock()
         self.stopping = threading.Event()
         self.problem: str | None = None
         self._report = report
@@ -44,6 +46,7 @@ class Supervisor:
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._state: dict[str, Any] = {
             "stack": home.stack,
+            "groups": groups,
             "supervisor": asdict(identify(os.getpid())),
             "parts": {
                 p.name: {"state": "waiting", "restarts": 0, "port": p.port, "address": p.address} for p in self.parts
@@ -114,8 +117,8 @@ class Supervisor:
         while not self.stopping.is_set():
             began = time.monotonic()
             try:
-                self._start(part, restarts)
-                self._processes[part.name].wait()
+                if self._start(part, restarts):
+                    self._processes[part.name].wait()
             except NotUpError as error:
                 if not self._ready[part.name].is_set() and restarts + 1 >= START_ATTEMPTS:
                     raise
@@ -129,22 +132,27 @@ class Supervisor:
             self.stopping.wait(BACK_OFF_SECONDS[min(recent, len(BACK_OFF_SECONDS) - 1)])
             recent += 1
 
-    def _start(self, part: Part, restarts: int) -> None:
+    def _start(self, part: Part, restarts: int) -> bool:
         marker = f"{self.home.stack}/{part.name}"
         before = self._state["parts"][part.name]
         leader = Identity(pid=before["pid"], started=before["started"]) if "pid" in before else None
         if members(leader, marker):  # what the dead one left behind would do its work twice
             end(leader, marker, first=signal.SIGQUIT if part.name == "postgres" else signal.SIGTERM, seconds=5)
-        process = spawn(part, self.home.logs / f"{part.name}.log")
-        self._processes[part.name] = process
-        self.tell(part.name, state="starting", restarts=restarts, **asdict(identify(process.pid)))
-        self._await_healthy(part, process)
+        with self._spawning:
+            if self.stopping.is_set():
+                return False
+            process = spawn(part, self.home.logs / f"{part.name}.log")
+            self._processes[part.name] = process
+            self.tell(part.name, state="starting", restarts=restarts, **asdict(identify(process.pid)))
+        if not self._await_healthy(part, process):
+            return False
         if not self._ready[part.name].is_set():
             part.provision()
         self._ready[part.name].set()
         self.tell(part.name, state="up")
+        return True
 
-    def _await_healthy(self, part: Part, process: subprocess.Popen[bytes]) -> None:
+    def _await_healthy(self, part: Part, process: subprocess.Popen[bytes]) -> bool:
         deadline = time.monotonic() + part.start_seconds
         while not part.healthy():
             if process.poll() is not None:
@@ -156,11 +164,15 @@ class Supervisor:
                     f"not healthy after {part.start_seconds:.0f} s.{tail(self.home.logs / f'{part.name}.log')}"
                 )
             if self.stopping.wait(0.1):
-                return
+                return False
+        return True
 
     def stop_parts(self) -> None:
         """End every part, those that others need last."""
-        left = {part.name: part for part in self.parts}
+        with self._spawning:  # from here on nothing is spawned: `stopping` is set
+            left = {part.name: part for part in self.parts}
+        for step in self.steps:
+            end(None, f"{self.home.stack}/{step.name}", seconds=3)
         while left:
             needed = {need for part in left.values() for need in self._all_needs(part)}
             batch = [part for name, part in left.items() if name not in needed]
@@ -172,9 +184,13 @@ class Supervisor:
             left = {name: part for name, part in left.items() if part not in batch}
 
     def _all_needs(self, part: Part) -> set[str]:
-        steps = {step.name: set(step.needs) for step in self.steps}
-        direct = set(part.needs)
-        return direct | {need for name in direct for need in steps.get(name, ())}
+        needs = {p.name: set(p.needs) for p in self.parts} | {s.name: set(s.needs) for s in self.steps}
+        found: set[str] = set()
+        waiting = set(part.needs)
+        while waiting:
+            found |= waiting
+            waiting = {need for name in waiting for need in needs[name]} - found
+        return found
 
     def _stop_part(self, part: Part) -> None:
         known = self._state["parts"][part.name]
@@ -247,7 +263,7 @@ def main() -> int:
     old = open_home(given.home, usual=given.usual_ports, choose_ports=not (given.home / "ports.json").exists())
     sweep(old)
     home = open_home(given.home, usual=given.usual_ports, choose_ports=True)
-    supervisor = Supervisor(home, plan(home, tuple(given.parts.split(","))), given.report)
+    supervisor = Supervisor(home, tuple(given.parts.split(",")), given.report)
     return supervisor.run(owner)
 
 

@@ -1,0 +1,158 @@
+"""Airflow as four servers in sessions of their own, on PostgreSQL, with a named administrator."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+
+import psycopg2
+
+from infra.local.home import Home, write_private
+from infra.local.part import Part, Step, answers
+from pipeline.settings import REPOSITORY
+
+# Which row of Airflow's job table beats while the server works; the api-server answers for itself.
+JOBS: Mapping[str, str] = {
+    "scheduler": "SchedulerJob",
+    "dag-processor": "DagProcessorJob",
+    "triggerer": "TriggererJob",
+}
+BEAT_SECONDS = 30  # the age at which Airflow itself calls a heartbeat dead
+
+
+def settings(home: Home) -> dict[str, str]:
+    """Airflow's configuration, as environment variables."""
+    folder, url = home.folder / "airflow", home.url("airflow")
+    chosen = {
+        "CORE__EXECUTOR": "LocalExecutor",
+        "CORE__PARALLELISM": "4",  # each slot is a forked process of 140 MB
+        "CORE__DAGS_FOLDER": str(REPOSITORY / "dags"),
+        "CORE__PLUGINS_FOLDER": str(folder / "plugins"),
+        "CORE__LOAD_EXAMPLES": "False",
+        "CORE__FERNET_KEY": home.secrets["fernet"],
+        "CORE__HOSTNAME_CALLABLE": "socket.gethostname",  # the default asks a name server
+        "CORE__EXECUTION_API_SERVER_URL": f"{url}/execution/",
+        "CORE__SIMPLE_AUTH_MANAGER_USERS": "admin:admin",
+        "CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(folder / "passwords.json"),
+        "CORE__ALLOWED_DESERIALIZATION_CLASSES": "airflow.* pipeline.*",
+        "CORE__MIN_SERIALIZED_DAG_UPDATE_INTERVAL": "5",
+        "DATABASE__SQL_ALCHEMY_CONN": home.dsn("airflow").replace("postgresql://", "postgresql+psycopg2://"),
+        "DATABASE__LOAD_DEFAULT_CONNECTIONS": "False",
+        "API__HOST": "127.0.0.1",
+        "API__PORT": str(home.ports["airflow"]),
+        "API__WORKERS": "1",
+        "API__BASE_URL": url,
+        "API__SECRET_KEY": home.secrets["api"],
+        "API_AUTH__JWT_SECRET": home.secrets["jwt"],
+        "EXECUTION_API__JWT_EXPIRATION_TIME": "86400",  # a long training must still be able to report its end
+        "SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.1",
+        "SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "15",  # tasks of a killed scheduler start again soon
+        "SCHEDULER__MAX_DAGRUNS_TO_CREATE_PER_LOOP": "20",
+        "DAG_PROCESSOR__REFRESH_INTERVAL": "10",
+        "DAG_PROCESSOR__PARSING_PROCESSES": "2",
+        "WORKERS__MAX_FAILED_HEARTBEATS": "24",  # two minutes: longer than the api-server takes to come back
+        "WORKERS__EXECUTION_API_RETRIES": "10",
+        "LOGGING__BASE_LOG_FOLDER": str(folder / "logs"),
+        "LOGGING__DAG_PROCESSOR_CHILD_PROCESS_LOG_DIRECTORY": str(folder / "logs" / "dag_processor"),
+        "LOGGING__COLORED_CONSOLE_LOG": "False",
+        "LOGGING__WORKER_LOG_SERVER_PORT": str(home.ports["airflow_logs"]),
+        "LOGGING__TRIGGER_LOG_SERVER_PORT": str(home.ports["airflow_triggerer_logs"]),
+        "USAGE_DATA_COLLECTION__ENABLED": "False",
+    }
+    threads = str(max(2, (os.cpu_count() or 2) // 2))  # tasks run beside each other
+    return {
+        "AIRFLOW_HOME": str(folder),
+        "PYTHONPATH": str(REPOSITORY),
+        "OMP_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
+        "OPENBLAS_NUM_THREADS": threads,
+        "SCARF_ANALYTICS": "false",
+        **{f"AIRFLOW__{name}": value for name, value in chosen.items()},
+    }
+
+
+def _prepare(home: Home) -> None:
+    folder = home.folder / "airflow"
+    folder.mkdir(parents=True, exist_ok=True)
+    # Airflow writes a full airflow.cfg where there is none, and four processes starting at once would race for it.
+    (folder / "airflow.cfg").touch()
+    write_private(folder / "passwords.json", json.dumps({"admin": home.secrets["admin"]}))
+
+
+def _set_up(home: Home, environment: Mapping[str, str]) -> None:
+    _prepare(home)
+    log = home.logs / "airflow-database.log"
+    with log.open("ab") as output:
+        done = subprocess.run(
+            [sys.executable, "-m", "infra.local.airflow_main", "set-up"],
+            env=dict(environment),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            check=False,
+        )
+    if done.returncode:
+        last = log.read_text(errors="replace").strip().splitlines()[-1:]
+        raise ValueError(f"Airflow's database could not be set up: {''.join(last)} (see {log})")
+
+
+def _beats(dsn: str, job: str) -> bool:
+    try:
+        connection = psycopg2.connect(dsn, connect_timeout=5)
+    except psycopg2.OperationalError:
+        return False
+    query = (
+        "select 1 from job where job_type = %s and state = 'running' and latest_heartbeat > now() - %s * interval '1 s'"
+    )
+    try:
+        with connection, connection.cursor() as cursor:
+            cursor.execute(query, (job, BEAT_SECONDS))
+            return cursor.fetchone() is not None
+    except psycopg2.errors.UndefinedTable:
+        return False
+    finally:
+        connection.close()
+
+
+def _server(home: Home, environment: Mapping[str, str], name: str, options: tuple[str, ...]) -> Part:
+    port = home.ports["airflow"] if name == "api-server" else None
+    healthy: Callable[[], bool] = (
+        (lambda: answers(port, "/api/v2/monitor/health"))
+        if port is not None
+        else lambda: _beats(home.dsn("airflow"), JOBS[name])
+    )
+    return Part(
+        name=name,
+        command=(sys.executable, "-m", "infra.local.airflow_main", name, *options),
+        environment=environment,
+        directory=home.folder / "airflow",
+        address=home.url("airflow") if port is not None else "",
+        healthy=healthy,
+        needs=("postgres", "s3"),
+        prepare=lambda: _prepare(home),
+        port=port,
+        stop_signal=signal.SIGTERM,
+        stop_seconds=6,  # the scheduler would wait for its tasks to finish; they are safe to kill
+        start_seconds=180,
+    )
+
+
+def parts(home: Home, environment: Mapping[str, str], mark: Callable[[str], dict[str, str]]) -> list[Part | Step]:
+    """Airflow's servers, and the step that makes its tables and pools."""
+    configured = {**environment, **settings(home)}
+    # Logs are read from the files: the servers that would hand them out to other machines are left out.
+    options = {
+        "api-server": (),
+        "scheduler": ("--skip-serve-logs",),
+        "dag-processor": (),
+        "triggerer": ("--skip-serve-logs",),
+    }
+    servers = [_server(home, {**configured, **mark(name)}, name, extra) for name, extra in options.items()]
+    step = Step(
+        name="airflow-database",
+        run=lambda: _set_up(home, {**configured, **mark("airflow-database")}),
+        needs=("postgres",),
+    )
+    return [step, *servers]

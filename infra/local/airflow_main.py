@@ -1,0 +1,48 @@
+"""What runs inside Airflow's processes: the set-up of its database, and its servers, loaded while that goes on."""
+
+import importlib
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+POOLS: Mapping[str, tuple[int, str]] = {
+    "gpu": (1, "one training at a time on the accelerator"),
+    "dvc": (1, "one build at a time in the data workspace"),
+}
+MIGRATION_SECONDS = 170
+# Loading takes longer than making the tables: each server loads its heavy modules first and waits afterwards.
+_API = "airflow.api_fastapi"
+HEAVY: Mapping[str, tuple[str, ...]] = {
+    "api-server": (f"{_API}.core_api.routes.public", f"{_API}.core_api.routes.ui", f"{_API}.execution_api.routes"),
+    "scheduler": ("airflow.jobs.scheduler_job_runner",),
+    "dag-processor": ("airflow.dag_processing.manager",),
+    "triggerer": ("airflow.jobs.triggerer_job_runner",),
+}
+
+
+def load(module: str) -> Any:
+    """A module of Airflow: importing one takes seconds, so each process imports what it needs and no more."""
+    return importlib.import_module(module)
+
+
+def set_up() -> None:
+    """Make or migrate the tables, and the pools that DAGs name. Changes nothing when all is there."""
+    load("airflow.utils.db").upgradedb()
+    for name, (slots, why) in POOLS.items():
+        load("airflow.models.pool").Pool.create_or_update_pool(name, slots, why, include_deferred=False)
+
+
+def serve(name: str, options: list[str]) -> None:
+    """Run one of Airflow's servers by its own command line, once the tables are there."""
+    for module in HEAVY[name]:
+        load(module)
+    load("airflow.utils.db").check_migrations(MIGRATION_SECONDS)
+    sys.argv = ["airflow", name, *options]
+    load("airflow.__main__").main()
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "set-up":
+        set_up()
+    else:
+        serve(sys.argv[1], sys.argv[2:])
