@@ -51,16 +51,10 @@ _STEPS = {
         where p.prediction_time >= {{start}} and p.prediction_time < {{end}} and {known("p", "p.prediction_time")}
             and p.known_at >= p.prediction_time - interval 30 days
     """,
-    # The same movement told again within three days is one movement; it counts from when it was first told.
-    "told_once": f"""
-        select * from (
-            select *, lag(known_at) over (partition by {_FLIGHT}, kind order by known_at) as told_before from movements
-        ) where (told_before is null or known_at > told_before + interval 3 days) and known_at < {{end}}
-    """,
     # A movement is usable once both it and the schedule entry that says where it went are known.
-    "outcomes": f"""
+    "tellings": f"""
         select s.carrier, s.flight, s.origin, s.dest, s.tailnum, s.scheduled_departure, m.kind, m.delay_minutes,
-            greatest(m.known_at, s.known_at) as known_at,
+            greatest(m.known_at, s.known_at) as known_at, m.is_retold,
             hour({local_time("airports.tzone", "s.scheduled_departure")}) as local_hour,
             cast(m.kind = 'departed' as bigint) as departed,
             cast(m.kind = 'arrived' as bigint) as arrived,
@@ -70,23 +64,32 @@ _STEPS = {
             case when m.kind = 'departed' then m.minutes else 0 end as departure_delay,
             case when m.kind = 'arrived' then m.minutes else 0 end as arrival_delay
         from (
-            select *, cast(round(greatest(-60, least(300, delay_minutes))) as bigint) as minutes from told_once
-            where kind in ('cancelled', 'diverted') or delay_minutes is not null
+            select *, cast(round(greatest(-60, least(300, delay_minutes))) as bigint) as minutes,
+                coalesce(known_at <= lag(known_at) over (partition by {_FLIGHT}, kind order by known_at)
+                    + interval 3 days, false) as is_retold
+            from movements where known_at < {{end}}
         ) m
         join schedule s on s.carrier = m.carrier and s.flight = m.flight and s.origin = m.origin
             and s.scheduled_departure = m.scheduled_departure and (s.known_until is null or m.known_at < s.known_until)
             and (s.is_first or s.known_at <= m.known_at)
         left join airport_versions airports on airports.faa = s.origin and {known("airports", "s.known_at")}
+        where m.kind in ('cancelled', 'diverted') or m.delay_minutes is not null
     """,
+    # The same movement told again within three days is one movement: it counts once, from when it was first told.
+    "outcomes": "select * from tellings where not is_retold",
     # What should have left by now, against `departed`: the queue that no departure has told of yet.
     "due": """
         select greatest(scheduled_departure, known_at) as known_at, origin, 1 as due from schedule
         where is_first and scheduled_departure < {end}
     """,
+    # Told again, the later telling is the label, from when it was told.
     "labels": f"""
         select carrier || flight || '-' || origin || '-' || dest as entity_key, scheduled_departure as event_time,
             cast(delay_minutes > {_LATE_MINUTES} as bigint) as label, known_at as label_time
-        from outcomes where kind = 'arrived' and known_at >= {{start}} and known_at < {{end}}
+        from (
+            select *, row_number() over (partition by {_FLIGHT} order by known_at desc, delay_minutes) as place
+            from tellings where kind = 'arrived' and known_at >= {{start}} and known_at < {{end}}
+        ) where place = 1
     """,
     "crowd": f"""
         select p.point_id, count(*) as scheduled_same_hour

@@ -1,0 +1,129 @@
+"""Reads feature datasets: any version, only the partitions asked for, every file verified."""
+
+import json
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.handoffs import Snapshot
+from pipeline.partitions import Interval
+from pipeline.spec import UseCase
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from adapters.connect import Outside
+
+_POINTS = """
+select * from read_parquet($points) where prediction_time >= $start and prediction_time < $end
+order by prediction_time, entity_key, event_time"""
+
+# An outcome that was told again has a label in two partitions: the later one counts, from when it was known.
+_LOAD = """
+select p.*, l.label, l.label_time from read_parquet($points) p
+join (
+    select entity_key, event_time, arg_max(label, label_time) as label, max(label_time) as label_time
+    from read_parquet($labels) where label_time <= $known_by group by entity_key, event_time
+) l using (entity_key, event_time)
+where p.prediction_time >= $start and p.prediction_time < $end
+order by prediction_time, entity_key, event_time"""
+
+_SNAPSHOTS = 'select version, git_revision, start, "end", partitions, rows from snapshots where use_case = %s'
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """The files of one version, by partition."""
+
+    partitions: dict[str, Interval]
+    files: dict[str, Path]
+
+    def paths(self, kind: str, start: datetime, end: datetime) -> list[str]:
+        """The files of a kind (points, labels) whose partitions share a moment with [start, end].
+
+        Never none: a query must find columns even where no row is left.
+        """
+        keys = [key for key, part in sorted(self.partitions.items()) if part.start <= end and part.end > start]
+        return [str(self.files[f"{kind}/{key}.parquet"]) for key in keys or [min(self.partitions)]]
+
+
+def latest_snapshot(use_case: UseCase, outside: "Outside") -> Snapshot | None:
+    """The version built last; None before the first."""
+    found = outside.warehouse.fetch(f"{_SNAPSHOTS} order by build_order desc limit 1", (use_case.name,))
+    return Snapshot(use_case=use_case.name, **found[0]) if found else None
+
+
+def snapshot(version: str, use_case: UseCase, outside: "Outside") -> Snapshot:
+    """A version that was built.
+
+    Raises:
+        ValueError: it never was.
+    """
+    found = outside.warehouse.fetch(f"{_SNAPSHOTS} and version = %s", (use_case.name, version))
+    if not found:
+        raise ValueError(f"{use_case.name} has no dataset version {version}: see the table snapshots")
+    return Snapshot(use_case=use_case.name, **found[0])
+
+
+def load(
+    snapshot_version: str,
+    use_case: UseCase,
+    outside: "Outside",
+    *,
+    start: datetime,
+    end: datetime,
+    known_by: datetime,
+) -> "pa.Table":
+    """Labelled rows: points with prediction_time in [start, end) whose label was known by a moment.
+
+    Columns: those of the points, then label and label_time; ordered by prediction_time, entity_key, event_time.
+    """
+    found = _open(snapshot_version, use_case, outside)
+    return _query(
+        _LOAD,
+        points=found.paths("points", start, end),
+        labels=found.paths("labels", start, known_by),
+        start=start,
+        end=end,
+        known_by=known_by,
+    )
+
+
+def points(
+    snapshot_version: str, use_case: UseCase, outside: "Outside", *, start: datetime, end: datetime
+) -> "pa.Table":
+    """Rows to predict, labelled or not: prediction_time in [start, end), in the order of `load`."""
+    found = _open(snapshot_version, use_case, outside)
+    return _query(_POINTS, points=found.paths("points", start, end), start=start, end=end)
+
+
+def partition_points(
+    snapshot_version: str, use_case: UseCase, outside: "Outside", *, partition: Interval
+) -> "pa.Table":
+    """Rows to predict of one partition."""
+    return points(snapshot_version, use_case, outside, start=partition.start, end=partition.end)
+
+
+def partition_labels(path: Path) -> "pa.Table":
+    """The labels in one verified file of a dataset."""
+    return _query("select * from read_parquet($labels) order by entity_key, event_time", labels=[str(path)])
+
+
+def _open(version: str, use_case: UseCase, outside: "Outside") -> Dataset:
+    files = outside.versions.files(use_case.name, version)
+    index = json.loads(files["index.json"].read_text())
+    partitions = {key: _interval(entry) for key, entry in index.items()}
+    return Dataset(partitions=partitions, files=files)
+
+
+def _interval(entry: dict[str, Any]) -> Interval:
+    return Interval(datetime.fromisoformat(entry["start"]), datetime.fromisoformat(entry["end"]))
+
+
+def _query(sql: str, **parameters: object) -> "pa.Table":
+    import duckdb
+
+    with duckdb.connect() as connection:
+        connection.execute("set TimeZone = 'UTC'")
+        return connection.sql(sql, params=parameters).to_arrow_table()
