@@ -7,6 +7,7 @@ where it was. A step is woken up only where none of its runs is under way.
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
@@ -29,7 +30,7 @@ VERBS = ("ingest", "build_features", "score", "monitor", "train", "retrain", "ro
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What to replay: history up to `first_as_of` trains the first champion, then `weeks` partitions come as if live."""
+    """What to replay: history up to `first_as_of` trains the first champion; then come `weeks` partitions as if live."""
 
     first_as_of: datetime
     weeks: int
@@ -170,7 +171,8 @@ class Replay:
         self, label: str, verb: str, what: str, done: Callable[[], bool], *, wake: Callable[[], None] | None = None
     ) -> None:
         """Wait for `done`; where work is left and no run of the verb is under way, wake it up, a few times."""
-        attempts, idle_since = 0, None
+        attempts = 0
+        idle_since: float | None = None
 
         def settled() -> bool:
             nonlocal attempts, idle_since
@@ -205,10 +207,13 @@ class Replay:
             name = run_id if attempt == 1 else f"{run_id}__{attempt}"
             if self._run_state(verb, name) is None:
                 self.api.trigger(self._dag(verb), name, conf=conf, partition_key=partition_key)
-            self._await(label, f"{verb} {name}", lambda name=name: self._run_state(verb, name) in ("success", "failed"))
+            self._await(label, f"{verb} {name}", partial(self._ended, verb, name))
             if self._run_state(verb, name) == "success":
                 return
             self._raise_if_stuck(label, verb, attempt)
+
+    def _ended(self, verb: str, run_id: str) -> bool:
+        return self._run_state(verb, run_id) in ("success", "failed")
 
     def _run_state(self, verb: str, run_id: str) -> str | None:
         return self.api.run_state(self._dag(verb), run_id)
