@@ -50,7 +50,7 @@ class Warehouse:
 
     dsn: str = field(repr=False)
     what: str = "warehouse"
-    patience_seconds: float = 15.0
+    patience_seconds: float = 30.0  # a crashed server on a busy machine needs ten to come back
 
     def retrying(self, work: Callable[[], Result]) -> Result:
         """`work` (a whole transaction of its own), again while its failures pass. See `adapters.retrying`."""

@@ -64,7 +64,7 @@ def land(use_case: UseCase, partition: Interval, outside: Outside) -> Batch:
         raise ValueError(f"{partition} is not a partition of {use_case.name}: see first_partition and partition_days")
     key = use_case.grid.key(partition)
     fence = outside.warehouse.begin(f"{use_case.name}/ingest/{key}")
-    rows = _extract(use_case, partition, outside)
+    rows, never_known = _extract(use_case, partition, outside)
     stored = {
         name: outside.lake.put(f"raw/{use_case.name}/{name}/{key}", to_bytes(table), ".parquet")
         for name, table in rows.items()
@@ -76,25 +76,48 @@ def land(use_case: UseCase, partition: Interval, outside: Outside) -> Batch:
     batch = Batch(use_case=use_case.name, partition_start=partition.start, partition_end=partition.end, tables=tables)
     outside.warehouse.retrying(lambda: _register(batch, fence, outside))
     _report(batch, stored)
+    _warn_of_rows_in_no_partition(use_case, never_known, outside)
     return batch
 
 
-def _extract(use_case: UseCase, partition: Interval, outside: Outside) -> dict[str, pa.Table]:
-    """Every table at one moment of the source, so that a write in between cannot make the tables disagree."""
+def _extract(use_case: UseCase, partition: Interval, outside: Outside) -> tuple[dict[str, pa.Table], dict[str, int]]:
+    """Every table at one moment of the source, so that a write in between cannot make the tables disagree.
 
-    def work() -> dict[str, pa.Table]:
-        rows = {}
+    With them, how many rows each table holds that say no time at which they became known.
+    """
+
+    def work() -> tuple[dict[str, pa.Table], dict[str, int]]:
+        rows, never_known = {}, {}
         with outside.source.transaction(snapshot=True) as at:
             for name, table in use_case.source.tables.items():
-                query = extraction(name, table)
                 try:
-                    found = outside.source.copy_out(query, (partition.start, partition.end), at=at)
+                    found = outside.source.copy_out(extraction(name, table), (partition.start, partition.end), at=at)
+                    at.execute(_never_known(name, table))
                 except psycopg2.ProgrammingError as error:
                     raise _unreadable(use_case, name, partition, error, outside) from error
-                rows[name] = ordered(found, table.key)
-        return rows
+                rows[name], never_known[name] = ordered(found, table.key), (at.fetchone() or (0,))[0]
+        return rows, never_known
 
     return outside.source.retrying(work)
+
+
+def _never_known(name: str, table: Table) -> sql.Composed:
+    return sql.SQL("select count(*) from {table} where {known} is null").format(
+        table=sql.Identifier(name), known=sql.Identifier(table.available_at)
+    )
+
+
+def _warn_of_rows_in_no_partition(use_case: UseCase, never_known: dict[str, int], outside: Outside) -> None:
+    """Rows without a time at which they became known would be passed over by every partition, in silence."""
+    for name, count in never_known.items():
+        fingerprint = f"{_fingerprint(use_case.name, name)}.never_known"
+        if count == 0:
+            outside.alerts.resolve(fingerprint)
+            continue
+        column = use_case.source.tables[name].available_at
+        title = f"{use_case.name}: {count} rows of source table {name} land in no partition"
+        body = f"their {column} is null: set it, and run the partition it falls into again"
+        outside.alerts.raise_alert("warning", use_case.name, fingerprint, title, body)
 
 
 def _unreadable(use_case: UseCase, name: str, partition: Interval, error: psycopg2.Error, outside: Outside) -> BadData:
@@ -103,7 +126,7 @@ def _unreadable(use_case: UseCase, name: str, partition: Interval, error: psycop
         f"source table {name} cannot be read by its column {use_case.source.tables[name].available_at}:"
         f" {str(error).splitlines()[0]}. Mend it, or name its columns anew in params.yaml, and run the partition again"
     )
-    title = f"{use_case.name}: source table {name} changed its schema"
+    title = f"{use_case.name}: source table {name} cannot be read"
     outside.alerts.raise_alert(
         "critical", use_case.name, _fingerprint(use_case.name, name), title, f"{partition}: {problem}"
     )

@@ -253,6 +253,21 @@ def test_any_other_schema_change_lands_as_it_is_for_validation_to_judge(
     assert len(versions(outside, "weather")) == 2
 
 
+def test_rows_that_say_no_time_at_which_they_became_known_are_warned_of(
+    use_case: UseCase, partition: Interval, outside: Outside
+) -> None:
+    """No partition would ever hold them. Its twin: no warning, and an open one resolved, when there are none."""
+    outside.source.fetch("alter table weather alter known_at drop not null")
+    outside.source.fetch("update weather set known_at = null where observed_at = '2013-01-08'")
+    land(use_case, partition, outside)
+    open_alerts = "select tier, title from alerts where resolved_at is null"
+    title = "flights: 2 rows of source table weather land in no partition"
+    assert outside.warehouse.fetch(open_alerts) == [{"tier": "warning", "title": title}]
+    outside.source.fetch("update weather set known_at = observed_at where known_at is null")
+    land(use_case, partition, outside)
+    assert outside.warehouse.fetch(open_alerts) == []
+
+
 def test_odd_values_land_as_they_are(use_case: UseCase, partition: Interval, outside: Outside) -> None:
     outside.source.fetch(
         "update weather set temp_f = 'NaN', wind_speed_mph = 'Infinity', observed_at = '2099-01-01'"
