@@ -37,7 +37,9 @@ def ingest(use_case: UseCase) -> DAG:
             description="The day the partition starts. Not needed where the run has a partition key.",
         )
     }
-    dag = DAG(**dag_args(use_case, "ingest", __doc__) | {"max_active_runs": 4}, schedule=schedule, params=params)
+    ends = use_case.source.last_partition
+    limits = {"max_active_runs": 4, "end_date": use_case.grid.partition(str(ends)).end if ends else None}
+    dag = DAG(**dag_args(use_case, "ingest", __doc__) | limits, schedule=schedule, params=params)
 
     @task(execution_timeout=timedelta(hours=1))
     def land(partition_key: str | None = None, params: Any = None) -> Batch:

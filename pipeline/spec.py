@@ -47,9 +47,13 @@ class Table(Block):
 
 
 class Source(Block):
-    """Where rows come from and by which grid they are taken. Row limits of a table are per partition."""
+    """Where rows come from and by which grid they are taken. Row limits of a table are per partition.
+
+    `last_partition` is for a source that has ended: nothing is scheduled after it. None: rows still arrive.
+    """
 
     first_partition: date
+    last_partition: date | None
     partition_days: int = Field(gt=0)
     cron: str
     tables: Mapping[Identifier, Table] = Field(min_length=1)
