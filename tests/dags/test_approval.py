@@ -1,0 +1,186 @@
+"""A high-risk use case on a real Airflow: nobody but a person promotes, and the ledger says who decided.
+
+The training itself is not what is tested here: its tasks are marked as done, as an operator would, with a verdict that
+says `promote`. What follows is the real DAG, scheduler, API, registry and warehouse.
+"""
+
+import json
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psycopg2
+import pytest
+import requests
+
+from infra.local.stack import Stack
+from pipeline.handoffs import Verdict
+from pipeline.settings import REPOSITORY
+from tests.conftest import start_stack
+
+DAG = "flights.train"
+AS_OF = datetime(2013, 4, 1, tzinfo=UTC)
+PATIENCE_SECONDS = 90
+
+
+class Live:
+    """A running stack whose use case is of high risk."""
+
+    def __init__(self, stack: Stack) -> None:
+        self.home, environment = stack.home(), stack.environment()
+        self.url = environment["AIRFLOW_URL"]
+        self.user = environment["AIRFLOW_ADMIN_USER"]
+        self.tracking_uri = environment["MLFLOW_TRACKING_URI"]
+        self.session = requests.Session()
+        login = {"username": self.user, "password": environment["AIRFLOW_ADMIN_PASSWORD"]}
+        token = requests.post(f"{self.url}/auth/token", json=login, timeout=30).json()["access_token"]
+        self.session.headers["Authorization"] = f"Bearer {token}"
+
+    def call(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+        answer = self.session.request(method, f"{self.url}/api/v2/dags/{DAG}{path}", json=body, timeout=30)
+        assert answer.ok, answer.text
+        return answer.json()
+
+    def sql(self, database: str, statement: str, parameters: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+        connection = psycopg2.connect(self.home.dsn(database))
+        try:
+            with connection, connection.cursor() as cursor:
+                cursor.execute(statement, parameters)
+                return list(cursor.fetchall()) if cursor.description else []
+        finally:
+            connection.close()
+
+    def states(self, run_id: str) -> dict[str, str | None]:
+        found = self.call("GET", f"/dagRuns/{run_id}/taskInstances")["task_instances"]
+        return {task["task_id"]: task["state"] for task in found}
+
+    def until(self, run_id: str, said: Callable[[dict[str, str | None]], bool]) -> dict[str, str | None]:
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while not said(states := self.states(run_id)):
+            assert time.monotonic() < deadline, states
+            time.sleep(0.5)
+        return states
+
+    def ledger(self, verdict_id: str) -> list[tuple[Any, ...]]:
+        query = "select action, actor, model_version from ledger where verdict_id = %s order by entry"
+        return self.sql("warehouse", query, (verdict_id,))
+
+    def champion(self) -> str | None:
+        found = self.sql("warehouse", "select version from champions")
+        return str(found[0][0]) if found else None
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    params = tmp_path_factory.mktemp("params") / "params.yaml"
+    text = (REPOSITORY / "params.yaml").read_text()
+    assert "risk: low " in text
+    params.write_text(text.replace("risk: low ", "risk: high", 1))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WINDSOCK_PARAMS", str(params))
+        for stack in start_stack("postgres", "s3", "mlflow", "airflow"):
+            yield Live(stack)
+
+
+def register(live: Live) -> str:
+    """A model version with nothing in it."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(live.tracking_uri)
+    run = client.create_run(client.create_experiment(secrets.token_hex(4)))
+    if not client.search_registered_models():
+        client.create_registered_model("flights")
+    tags = {"windsock.bundle_sha256": "0" * 64}
+    return str(
+        client.create_model_version("flights", source=run.info.artifact_uri, run_id=run.info.run_id, tags=tags).version
+    )
+
+
+def ask(live: Live, airflow_home: Path) -> tuple[str, Verdict]:
+    """A training up to the question; the run id and the verdict that was asked about."""
+    from airflow.sdk.serde import serialize
+
+    run_id = f"asked-{secrets.token_hex(4)}"
+    verdict = Verdict(
+        verdict_id=run_id,
+        use_case="flights",
+        candidate_version=register(live),
+        champion_version=live.champion(),
+        answer="promote",
+        reasons=["clearly better"],
+        effect=0.02,
+        effect_low=0.01,
+        effect_high=0.03,
+        evidence_uri="s3://lake/evidence",
+        as_of=AS_OF,
+        needs_approval=True,
+    )
+    live.call("PATCH", "", {"is_paused": True})
+    live.call("POST", "/dagRuns", {"dag_run_id": run_id, "logical_date": None, "conf": {"as_of": "2013-04-01"}})
+    live.sql(
+        "airflow",
+        "insert into xcom (dag_run_id, task_id, map_index, key, dag_id, run_id, value, timestamp)"
+        " select id, 'evaluate', -1, 'return_value', dag_id, run_id, %s, now() from dag_run where run_id = %s",
+        (json.dumps(serialize(verdict)), run_id),
+    )
+    for task_id in ("tune", "refit", "evaluate"):
+        live.call("PATCH", f"/dagRuns/{run_id}/taskInstances/{task_id}", {"new_state": "success"})
+    live.call("PATCH", "", {"is_paused": False})
+    live.until(run_id, lambda states: states["approval"] == "awaiting_input")
+    return run_id, verdict
+
+
+def respond(live: Live, run_id: str, option: str) -> None:
+    path = f"/dagRuns/{run_id}/taskInstances/approval/-1/hitlDetails"
+    live.call("PATCH", path, {"chosen_options": [option], "params_input": {}})
+
+
+def ended(states: dict[str, str | None]) -> bool:
+    return states["finish"] == "success"
+
+
+def test_an_approved_candidate_becomes_champion_and_the_ledger_names_who_approved(
+    live: Live, airflow_home: Path
+) -> None:
+    run_id, verdict = ask(live, airflow_home)
+    assert live.champion() != verdict.candidate_version, "nothing is promoted before the answer"
+    assert live.ledger(run_id) == []
+    respond(live, run_id, "Approve")
+    states = live.until(run_id, ended)
+    assert states["promote"] == states["deploy"] == "success"
+    assert live.champion() == verdict.candidate_version
+    version = verdict.candidate_version
+    assert live.ledger(run_id) == [("approve", live.user, version), ("promote", live.user, version)]
+
+
+def test_a_rejected_candidate_changes_nothing_and_the_ledger_names_who_rejected(live: Live, airflow_home: Path) -> None:
+    before = live.champion()
+    run_id, verdict = ask(live, airflow_home)
+    respond(live, run_id, "Reject")
+    states = live.until(run_id, ended)
+    assert (states["promote"], states["deploy"]) == ("success", "skipped")
+    assert live.champion() == before
+    assert live.ledger(run_id) == [("reject", live.user, verdict.candidate_version)]
+
+
+def test_no_answer_in_time_is_a_rejection_by_nobody(live: Live, airflow_home: Path) -> None:
+    before = live.champion()
+    run_id, verdict = ask(live, airflow_home)
+    live.sql("airflow", "update task_instance set trigger_timeout = now() where run_id = %s", (run_id,))
+    states = live.until(run_id, ended)
+    assert (states["approval"], states["promote"], states["deploy"]) == ("success", "success", "skipped")
+    assert live.champion() == before
+    assert live.ledger(run_id) == [("reject", "nobody (approval expired)", verdict.candidate_version)]
+
+
+def test_waving_the_question_through_promotes_nothing(live: Live, airflow_home: Path) -> None:
+    """Marking the approval as success in the grid is no approval: nobody answered."""
+    before = live.champion()
+    run_id, _ = ask(live, airflow_home)
+    live.call("PATCH", f"/dagRuns/{run_id}/taskInstances/approval", {"new_state": "success"})
+    live.until(run_id, ended)
+    assert live.champion() == before
+    assert [action for action, *_ in live.ledger(run_id)] == ["reject"]
