@@ -23,6 +23,22 @@ $(VENV)/.complete: pyproject.toml constraints.txt
 .PHONY: env
 env: $(VENV)/.complete ## build .venv from constraints.txt
 
+.PHONY: up
+up: env ## start the embedded stack: PostgreSQL, S3, MLflow, Airflow
+	@$(BIN)/python -m infra.local up
+
+.PHONY: status
+status: env ## how each part of the stack is
+	@$(BIN)/python -m infra.local status
+
+.PHONY: stop
+stop: env ## end every process of the stack
+	@$(BIN)/python -m infra.local stop
+
+.PHONY: clean
+clean: env ## stop, and delete everything the stack stored
+	@$(BIN)/python -m infra.local clean
+
 .PHONY: demo
 demo: env ## replay a real year through the real DAGs (WEEKS=8), ending with report.html
 	@$(BIN)/python -m infra.replay --weeks $(or $(WEEKS),8)

@@ -13,6 +13,7 @@ import pytest
 from psycopg2 import sql
 
 from infra.local import postgres, s3
+from infra.local.plan import GROUPS
 from infra.local.stack import Stack
 from pipeline.settings import REPOSITORY, Settings
 from pipeline.spec import UseCase, use_cases
@@ -48,6 +49,12 @@ def stack() -> Iterator[Stack]:
 def mlflow_stack() -> Iterator[Stack]:
     """PostgreSQL, S3 and MLflow. A test that asks for it has its `settings` and `outside` on it."""
     yield from start_stack("postgres", "s3", "mlflow")
+
+
+@pytest.fixture(scope="session")
+def airflow_stack() -> Iterator[Stack]:
+    """Everything. Slow to start: a session has one."""
+    yield from start_stack(*GROUPS)
 
 
 def _administer(stack: Stack, *statements: sql.Composed) -> None:
@@ -109,7 +116,7 @@ def _run_scripts(address: str) -> None:
 @pytest.fixture
 def running_stack(request: pytest.FixtureRequest) -> Stack:
     """The stack of this test: the largest one it asks for."""
-    wanted = next((name for name in ("mlflow_stack",) if name in request.fixturenames), "stack")
+    wanted = next((name for name in ("airflow_stack", "mlflow_stack") if name in request.fixturenames), "stack")
     found: Stack = request.getfixturevalue(wanted)
     return found
 

@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,14 +94,25 @@ def _send(processes: Iterable[psutil.Process], number: int) -> None:
             process.send_signal(number)  # psutil refuses when the pid was used again
 
 
+def gone(processes: list[psutil.Process], seconds: float) -> list[psutil.Process]:
+    """Wait until all have ended, at most so long; returns those that have not.
+
+    A zombie has ended: in a container whose first process does not collect orphans, it stays one for ever.
+    """
+    deadline = time.monotonic() + seconds
+    while (left := [p for p in processes if _running(p)]) and time.monotonic() < deadline:
+        time.sleep(0.02)  # they are not our children: there is nothing to wait on
+    return left
+
+
 def end(leader: Identity | None, marker: str, *, first: int = signal.SIGTERM, seconds: float = 20) -> None:
     """End a part: its leader by `first`, whatever is left after `seconds` by SIGKILL. Returns when all are gone."""
     everything = members(leader, marker)
     leaders = [p for p in everything if leader is not None and p.pid == leader.pid]
     _send(leaders or everything, first)
-    psutil.wait_procs(leaders or everything, timeout=seconds)
+    gone(leaders or everything, seconds)
     rest = members(leader, marker)
     _send(rest, signal.SIGTERM)
-    _, stubborn = psutil.wait_procs(rest, timeout=3)
+    stubborn = gone(rest, 3)
     _send(stubborn, signal.SIGKILL)
-    psutil.wait_procs(stubborn, timeout=10)
+    gone(stubborn, 10)

@@ -77,6 +77,7 @@ def part(
         "master.port": ports["s3_master"],
         "master.port.grpc": ports["s3_master_grpc"],
         "volume.port": ports["s3_volume"],
+        "volume.preStopSeconds": "0",  # for load balancers that must notice; here it only makes a stop slow
         "volume.port.grpc": ports["s3_volume_grpc"],
         "filer.port": ports["s3_filer"],
         "filer.port.grpc": ports["s3_filer_grpc"],

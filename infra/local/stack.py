@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +18,13 @@ import psutil
 from infra.local import plan
 from infra.local.home import Home, base_environment, environment, open_home, write_env
 from infra.local.part import Part
-from infra.local.processes import Identity, end
+from infra.local.processes import Identity, end, gone
 from infra.local.supervisor import sweep, tail
 from pipeline.settings import REPOSITORY
 
 STOP_SECONDS = 120
+START_SECONDS = 240
+ROOM_BYTES = 1_000_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +38,26 @@ class Row:
     healthy: bool
     restarts: int
     address: str
+
+
+def check_ours(folder: Path) -> None:
+    """Refuse the state of another user, whose secrets and files this one could not use."""
+    owner = folder.stat().st_uid
+    if owner != os.geteuid():
+        raise ValueError(
+            f"{folder} belongs to user {owner}, not to you ({os.geteuid()}): "
+            "`make clean` as that user, or set WINDSOCK_HOME"
+        )
+
+
+def check_room(folder: Path, needed_bytes: int = ROOM_BYTES) -> None:
+    """Refuse to start on a disk that is about to be full."""
+    free = shutil.disk_usage(folder).free
+    if free < needed_bytes:
+        raise ValueError(
+            f"the disk of {folder} is nearly full: {free / 1e6:,.0f} MB free, {needed_bytes / 1e6:,.0f} MB needed. "
+            "Make room, or set WINDSOCK_HOME to a folder on another disk."
+        )
 
 
 class Stack:
@@ -89,22 +112,35 @@ class Stack:
             ValueError: saying which part did not come up, and the end of its log.
         """
         if self.running:
+            self._join_start()
             if set(parts) <= set(self.state()["groups"]):
                 return False
             self.stop()
         self.folder.mkdir(parents=True, exist_ok=True)
+        check_ours(self.folder)
+        check_room(self.folder)
         (self.folder / "logs").mkdir(exist_ok=True)
         last: dict[str, Any] = {}
         for event in self._launch(parts, owner, usual_ports=usual_ports):
             last = event
             tell(event)
         if last.get("name") != "stack" or last.get("state") != "up":
+            self._reap()
             problem = last.get("problem") or f"the supervisor ended.{tail(self.folder / 'logs' / 'supervisor.log')}"
             raise ValueError(f"the stack did not come up: {problem}")
         write_env(self.home())
         return True
 
+    def _join_start(self) -> None:
+        """Wait while another process starts this stack."""
+        deadline = time.monotonic() + START_SECONDS
+        while self.state()["parts"].get("stack", {}).get("state") != "up":
+            if not self.running or time.monotonic() > deadline:
+                raise ValueError(f"the stack in {self.folder} did not come up: see {self.folder / 'logs'}")
+            time.sleep(0.2)  # the report goes to the one who started it
+
     def _launch(self, parts: tuple[str, ...], owner: int | None, *, usual_ports: bool) -> Iterator[dict[str, Any]]:
+        self._reap()
         reading, writing = os.pipe()
         options = ["--parts", ",".join(parts), "--report", str(writing)]
         options += ["--owner", str(owner)] if owner else []
@@ -154,12 +190,17 @@ class Stack:
             if leader.alive():
                 process = psutil.Process(leader.pid)
                 process.send_signal(signal.SIGTERM)
-                psutil.wait_procs([process], timeout=STOP_SECONDS)
-            if self._supervisor is not None:
-                self._supervisor.wait(STOP_SECONDS)
+                gone([process], STOP_SECONDS)
             end(leader, f"{self.home().stack}/supervisor", seconds=5)
+        self._reap()
         sweep(self.home())
         return was_running
+
+    def _reap(self) -> None:
+        """Take note of the end of a supervisor that this process started."""
+        if self._supervisor is not None:
+            self._supervisor.wait(STOP_SECONDS)
+            self._supervisor = None
 
     def clean(self) -> None:
         """Stop, and delete everything the stack ever stored."""

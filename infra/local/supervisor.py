@@ -58,7 +58,10 @@ class Supervisor:
         with self._lock:
             self._state["parts"].setdefault(name, {}).update(change)
             text = json.dumps(self._state, indent=1)
-            event = json.dumps({"name": name, "seconds": round(time.monotonic() - self._begun, 1), **change})
+            seconds = round(time.monotonic() - self._begun, 1)
+            event = json.dumps(
+                {"name": name, "seconds": seconds, "state": self._state["parts"][name]["state"], **change}
+            )
             with contextlib.suppress(OSError):  # a full disk or a reader who left must not take the stack down
                 print(event, flush=True)
                 fresh = self.home.folder / "state.json.new"
@@ -262,6 +265,7 @@ def main() -> int:
     owner = identify(given.owner) if given.owner else None
     old = open_home(given.home, usual=given.usual_ports, choose_ports=not (given.home / "ports.json").exists())
     sweep(old)
+    (given.home / "state.json").unlink(missing_ok=True)  # nobody may take the last one's state for this one's
     home = open_home(given.home, usual=given.usual_ports, choose_ports=True)
     supervisor = Supervisor(home, tuple(given.parts.split(",")), given.report)
     return supervisor.run(owner)

@@ -1,0 +1,116 @@
+"""`python -m infra.local up|status|stop|clean|env|run`: the embedded stack from the command line."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from infra.local.home import base_environment
+from infra.local.plan import GROUPS
+from infra.local.stack import Row, Stack
+from pipeline.settings import REPOSITORY
+
+
+def default_home() -> Path:
+    """The state folder: WINDSOCK_HOME, else .windsock in the checkout."""
+    return Path(os.environ.get("WINDSOCK_HOME") or REPOSITORY / ".windsock")
+
+
+def table(rows: list[Row]) -> str:
+    """The parts, one a line."""
+    lines = [("part", "pid", "port", "state", "healthy", "restarts", "address")]
+    lines += [
+        (
+            r.part,
+            str(r.pid or "-"),
+            str(r.port or "-"),
+            r.state,
+            "yes" if r.healthy else "NO",
+            str(r.restarts),
+            r.address,
+        )
+        for r in rows
+    ]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines)
+
+
+def _tell(event: dict[str, Any]) -> None:
+    if event["state"] in {"up", "done", "failed", "restarting"}:
+        print(f"{event['seconds']:6.1f} s  {event['name']}: {event['state']}", flush=True)
+
+
+def _addresses(stack: Stack) -> str:
+    environment = stack.environment()
+    user, password = environment["AIRFLOW_ADMIN_USER"], environment["AIRFLOW_ADMIN_PASSWORD"]
+    lines = [f"MLflow   {environment['MLFLOW_TRACKING_URI']}", f"settings {stack.folder / 'env'}"]
+    if "airflow" in stack.state()["groups"]:
+        lines.insert(0, f"Airflow  {environment['AIRFLOW_URL']}   login {user} / {password}")
+    return "\n".join(lines)
+
+
+def up(stack: Stack, groups: tuple[str, ...]) -> int:
+    """Start what does not run yet."""
+    try:
+        started = stack.start(groups, usual_ports=True, tell=_tell)
+    except KeyboardInterrupt:
+        stack.stop()
+        print("stopped", file=sys.stderr)
+        return 130
+    print("the stack is up" if started else "the stack is already running", _addresses(stack), sep="\n")
+    return 0
+
+
+def status(stack: Stack) -> int:
+    """The table of parts; 1 when one of them is not healthy."""
+    rows = stack.status()
+    print(table(rows) if rows else f"no stack is running in {stack.folder}")
+    return 0 if rows and all(row.healthy for row in rows) else 1
+
+
+def run(stack: Stack, command: list[str]) -> int:
+    """Become a command that has the stack's settings in its environment."""
+    if not command:
+        raise ValueError("expected a command: python -m infra.local run -- <command>")
+    if not stack.running:
+        raise ValueError(f"no stack is running in {stack.folder}: `make up` starts it")
+    environment = {**base_environment(), **stack.environment(), "PYTHONPATH": str(REPOSITORY)}
+    os.execvpe(command[0], command, environment)  # noqa: S606  # the user's own command
+
+
+def _act(stack: Stack, verb: str, groups: tuple[str, ...], command: list[str]) -> int:
+    if verb == "up":
+        return up(stack, groups)
+    if verb == "status":
+        return status(stack)
+    if verb == "run":
+        return run(stack, command)
+    if verb == "stop":
+        print("stopped" if stack.stop() else "no stack was running")
+    elif verb == "clean":
+        stack.clean()
+        print(f"{stack.folder} is gone")
+    else:
+        print("".join(f"{name}={value}\n" for name, value in stack.environment().items()), end="")
+    return 0
+
+
+def main(words: list[str]) -> int:
+    """Exit status 0, or 1 with one line that says what to do."""
+    parser = argparse.ArgumentParser(prog="python -m infra.local", description=__doc__)
+    parser.add_argument("verb", choices=["up", "status", "stop", "clean", "env", "run"])
+    parser.add_argument("--home", type=Path, default=default_home(), help="the state folder")
+    parser.add_argument("--no-airflow", action="store_true", help="only the stores and MLflow")
+    own, command = (words[: words.index("--")], words[words.index("--") + 1 :]) if "--" in words else (words, [])
+    given = parser.parse_args(own)
+    groups = tuple(name for name in GROUPS if name != "airflow" or not given.no_airflow)
+    try:
+        return _act(Stack(given.home), given.verb, groups, command)
+    except (ValueError, OSError) as error:
+        print(f"windsock: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,124 @@
+"""The whole stack with Airflow, started once for all tests that drive it."""
+
+import json
+import os
+import signal
+import stat
+import time
+from collections.abc import Callable
+from typing import Any
+
+import psycopg2
+import pytest
+import requests
+
+from infra.local.__main__ import main
+from infra.local.processes import Identity, members
+from infra.local.stack import Stack
+
+PARTS = {"postgres", "s3", "mlflow", "api-server", "scheduler", "dag-processor", "triggerer"}
+
+
+def until(true: Callable[[], bool], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, "did not happen in time"
+        time.sleep(0.2)
+
+
+@pytest.fixture
+def call(airflow_stack: Stack) -> Callable[..., Any]:
+    """Airflow's API, as the administrator of the env file."""
+    environment = airflow_stack.environment()
+    url = environment["AIRFLOW_URL"]
+    login = {"username": environment["AIRFLOW_ADMIN_USER"], "password": environment["AIRFLOW_ADMIN_PASSWORD"]}
+    token = requests.post(f"{url}/auth/token", json=login, timeout=30).json()["access_token"]
+
+    def ask(method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+        headers = {"Authorization": f"Bearer {token}"}
+        answer = requests.request(method, f"{url}/api/v2{path}", headers=headers, json=body, timeout=30)
+        assert answer.ok, answer.text
+        return answer.json()
+
+    return ask
+
+
+def test_every_part_is_healthy(airflow_stack: Stack) -> None:
+    rows = airflow_stack.status()
+    assert {row.part for row in rows} == PARTS
+    assert all(row.healthy for row in rows)
+    assert main(["status", "--home", str(airflow_stack.folder)]) == 0
+
+
+def test_airflow_says_so_too(call: Callable[..., Any]) -> None:
+    health = call("GET", "/monitor/health")
+    assert {name: part["status"] for name, part in health.items()} == {
+        "metadatabase": "healthy",
+        "scheduler": "healthy",
+        "triggerer": "healthy",
+        "dag_processor": "healthy",
+    }
+
+
+def test_nobody_comes_in_without_the_generated_password(airflow_stack: Stack) -> None:
+    url = airflow_stack.environment()["AIRFLOW_URL"]
+    guess = {"username": "admin", "password": "admin"}
+    assert requests.post(f"{url}/auth/token", json=guess, timeout=30).status_code == 401
+    assert requests.get(f"{url}/api/v2/dags", timeout=30).status_code == 401
+    passwords = airflow_stack.folder / "airflow" / "passwords.json"
+    assert stat.S_IMODE(passwords.stat().st_mode) == 0o600
+
+
+def test_the_pools_that_dags_name_have_one_slot(call: Callable[..., Any]) -> None:
+    pools = {pool["name"]: pool["slots"] for pool in call("GET", "/pools")["pools"]}
+    assert (pools["gpu"], pools["dvc"]) == (1, 1)
+
+
+def test_our_dags_are_parsed(call: Callable[..., Any]) -> None:
+    until(lambda: call("GET", "/dags?limit=100")["total_entries"] >= 5)
+    assert call("GET", "/importErrors")["import_errors"] == []
+
+
+def test_no_secret_is_on_a_command_line(airflow_stack: Stack) -> None:
+    secrets = [value for name, value in airflow_stack.home().secrets.items() if name != "stack"]
+    parts = airflow_stack.state()["parts"].values()
+    leaders = [Identity(pid=p["pid"], started=p["started"]) for p in parts if "pid" in p]
+    lines = [" ".join(p.cmdline()) for leader in leaders for p in members(leader, airflow_stack.home().stack)]
+    assert len(lines) > len(PARTS)
+    assert not [line for line in lines for secret in secrets if secret in line]
+
+
+def test_a_killed_scheduler_comes_back_and_its_workers_do_not_live_on(airflow_stack: Stack) -> None:
+    home, before = airflow_stack.home(), airflow_stack.state()["parts"]["scheduler"]
+    leader = Identity(pid=before["pid"], started=before["started"])
+    workers = [p for p in members(leader, f"{home.stack}/scheduler") if p.pid != leader.pid]
+    assert workers
+    os.kill(leader.pid, signal.SIGKILL)
+
+    def scheduler() -> dict[str, Any]:
+        state: dict[str, Any] = airflow_stack.state()["parts"]["scheduler"]
+        return state
+
+    until(lambda: scheduler()["pid"] != leader.pid and scheduler()["state"] == "up")
+    assert scheduler()["restarts"] == before["restarts"] + 1
+    assert not [p for p in workers if p.is_running() and p.status() != "zombie"]
+
+
+def test_mlflow_keeps_its_runs_in_postgres_and_its_artifacts_in_s3(airflow_stack: Stack) -> None:
+    url = airflow_stack.home().url("mlflow")
+    body = {"name": "from-the-test"}
+    made = requests.post(f"{url}/api/2.0/mlflow/experiments/create", json=body, timeout=30).json()
+    connection = psycopg2.connect(airflow_stack.home().dsn("mlflow"))
+    with connection, connection.cursor() as cursor:
+        cursor.execute("select experiment_id, artifact_location from experiments where name = 'from-the-test'")
+        assert cursor.fetchall() == [(int(made["experiment_id"]), f"mlflow-artifacts:/{made['experiment_id']}")]
+    connection.close()
+    artifact = f"{url}/api/2.0/mlflow-artifacts/artifacts/{made['experiment_id']}/r/a.json"
+    assert requests.put(artifact, data=json.dumps({"n": 1}), timeout=30).ok
+    assert requests.get(artifact, timeout=30).json() == {"n": 1}
+
+
+def test_mlflow_answers_only_to_its_own_name(airflow_stack: Stack) -> None:
+    url = airflow_stack.home().url("mlflow")
+    answer = requests.get(f"{url}/api/2.0/mlflow/experiments/search", headers={"Host": "evil.example"}, timeout=30)
+    assert answer.status_code == 403

@@ -1,0 +1,270 @@
+"""The stores under their supervisor: started, refused to strangers, killed, found again, and gone without a trace."""
+
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import psycopg2
+import pytest
+from botocore.exceptions import ClientError
+
+from infra.local import s3
+from infra.local.__main__ import main, table
+from infra.local.part import Account
+from infra.local.postgres import _check_reachable, dsn
+from infra.local.processes import Identity, end, gone, identify, members
+from infra.local.stack import Stack, check_room
+from pipeline.settings import REPOSITORY, read_settings
+from tests.conftest import start_stack
+
+
+@pytest.fixture(scope="module")
+def own() -> Iterator[Stack]:
+    """A stack that tests may hurt."""
+    yield from start_stack("postgres", "s3")
+
+
+@pytest.fixture
+def fresh() -> Iterator[Stack]:
+    """A stack of one test, not started."""
+    folder = Path(tempfile.mkdtemp(prefix="windsock-test-"))
+    folder.chmod(0o755)
+    stack = Stack(folder / "home")
+    yield stack
+    stack.stop()
+    shutil.rmtree(folder)
+
+
+def until(true: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, "did not happen in time"
+        time.sleep(0.1)
+
+
+def query(address: str, statement: str) -> list[tuple[Any, ...]]:
+    connection = psycopg2.connect(address)
+    try:
+        with connection, connection.cursor() as cursor:
+            cursor.execute(statement)
+            return list(cursor.fetchall()) if cursor.description else []
+    finally:
+        connection.close()
+
+
+def store(stack: Stack, **keys: str) -> Any:
+    secrets = stack.home().secrets
+    return s3.client(
+        stack.home().url("s3"), keys.get("access", secrets["s3_access"]), keys.get("secret", secrets["s3_secret"])
+    )
+
+
+def part_pid(stack: Stack, part: str) -> int:
+    return int(stack.state()["parts"][part]["pid"])
+
+
+def all_processes(stack: Stack) -> list[psutil.Process]:
+    state, mark = stack.state(), stack.home().stack
+    leaders = [Identity(pid=p["pid"], started=p["started"]) for p in state["parts"].values() if "pid" in p]
+    return [p for leader in leaders for p in members(leader, mark)]
+
+
+def kill(stack: Stack, part: str) -> None:
+    """Kill a part as the kernel would, and wait until its supervisor has it up again."""
+    before = part_pid(stack, part)
+    os.kill(before, signal.SIGKILL)
+    until(lambda: part_pid(stack, part) != before and stack.state()["parts"][part]["state"] == "up")
+
+
+def test_every_part_is_healthy_by_a_real_check(own: Stack) -> None:
+    rows = own.status()
+    assert {row.part for row in rows} == {"postgres", "s3"}
+    assert all(row.healthy and row.state == "up" for row in rows)
+    assert main(["status", "--home", str(own.folder)]) == 0
+
+
+def test_servers_listen_on_loopback_only(own: Stack) -> None:
+    listening = [c for p in all_processes(own) for c in p.net_connections() if c.status == psutil.CONN_LISTEN]
+    assert len(listening) >= 8
+    assert {c.laddr.ip for c in listening} == {"127.0.0.1"}
+
+
+def test_the_env_file_is_private_and_complete(own: Stack) -> None:
+    path = own.folder / "env"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    values = dict(line.split("=", 1) for line in path.read_text().splitlines())
+    assert read_settings(values).warehouse_dsn == own.home().dsn("warehouse")
+    assert stat.S_IMODE((own.folder / "secrets.json").stat().st_mode) == 0o600
+    assert stat.S_IMODE((own.folder / "s3" / "identities.json").stat().st_mode) == 0o600
+
+
+def test_no_secret_is_on_a_command_line_or_in_a_log_or_state_file(own: Stack) -> None:
+    secrets = [value for name, value in own.home().secrets.items() if name != "stack"]
+    words = " ".join(word for p in all_processes(own) for word in p.cmdline())
+    files = [*own.home().logs.iterdir(), own.folder / "state.json", own.folder / "ports.json"]
+    text = words + "".join(path.read_text(errors="replace") for path in files)
+    assert not [secret for secret in secrets if secret in text]
+
+
+def test_a_wrong_password_is_refused(own: Stack) -> None:
+    address = dsn(own.home().ports["postgres"], "warehouse", "warehouse", "guess")
+    with pytest.raises(psycopg2.OperationalError, match="password authentication failed"):
+        psycopg2.connect(address)
+
+
+@pytest.mark.parametrize("database", ["airflow", "mlflow", "optuna", "warehouse", "postgres"])
+def test_a_role_may_not_connect_to_anothers_database(own: Stack, database: str) -> None:
+    assert query(own.home().dsn("source"), "select current_user") == [("source",)]
+    address = dsn(own.home().ports["postgres"], database, "source", own.home().secrets["source"])
+    with pytest.raises(psycopg2.OperationalError, match="permission denied for database"):
+        psycopg2.connect(address)
+
+
+@pytest.mark.parametrize("wrong", [{"secret": "guess"}, {"access": "nobody", "secret": "guess"}])
+def test_wrong_s3_keys_are_refused(own: Stack, wrong: dict[str, str]) -> None:
+    assert {"lake", "dvc", "mlflow"} <= {b["Name"] for b in store(own).list_buckets()["Buckets"]}
+    with pytest.raises(ClientError, match=r"SignatureDoesNotMatch|InvalidAccessKeyId"):
+        store(own, **wrong).list_objects_v2(Bucket="lake")
+
+
+def test_the_warehouse_is_migrated(own: Stack) -> None:
+    assert query(own.home().dsn("warehouse"), "select count(*) from ledger") == [(0,)]
+
+
+def test_a_second_start_changes_nothing(own: Stack) -> None:
+    before = own.state()
+    assert own.start(("postgres", "s3")) is False
+    assert own.state() == before
+
+
+def test_postgres_killed_comes_back_with_what_was_committed(own: Stack) -> None:
+    address = own.home().dsn("source")
+    query(address, "create table kept as select generate_series(1, 1000) as n")
+    restarts = own.state()["parts"]["postgres"]["restarts"]
+    kill(own, "postgres")
+    assert query(address, "select count(*), sum(n) from kept") == [(1000, 500500)]
+    assert own.state()["parts"]["postgres"]["restarts"] == restarts + 1
+
+
+def test_s3_killed_comes_back_with_what_was_stored(own: Stack) -> None:
+    for number in range(20):
+        store(own).put_object(Bucket="lake", Key=f"kept/{number}", Body=b"x" * 10_000 + str(number).encode())
+    kill(own, "s3")
+    found = [store(own).get_object(Bucket="lake", Key=f"kept/{n}")["Body"].read() for n in range(20)]
+    assert found == [b"x" * 10_000 + str(n).encode() for n in range(20)]
+
+
+def test_what_a_killed_supervisor_left_is_ended_and_started_again_with_its_data(own: Stack) -> None:
+    query(own.home().dsn("source"), "create table survivor as select 7 as n")
+    parts, ports = [part_pid(own, name) for name in ("postgres", "s3")], dict(own.home().ports)
+    supervisor = psutil.Process(own.state()["supervisor"]["pid"])
+    supervisor.kill()
+    supervisor.wait()
+    assert not own.running
+    assert all(psutil.pid_exists(pid) for pid in parts), "nobody was there to end them"
+    assert own.start(("postgres", "s3"), owner=os.getpid()) is True
+    assert not [pid for pid in parts if psutil.pid_exists(pid)]
+    assert dict(own.home().ports) == ports
+    assert query(own.home().dsn("source"), "select n from survivor") == [(7,)]
+
+
+def test_stop_leaves_no_process_and_a_start_finds_ports_and_data_again(own: Stack) -> None:
+    store(own).put_object(Bucket="lake", Key="over/stop", Body=b"here")
+    there, ports = all_processes(own), dict(own.home().ports)
+    supervisor = psutil.Process(own.state()["supervisor"]["pid"])
+    assert len(there) > 5
+    assert own.stop() is True
+    assert not gone([*there, supervisor], 0)
+    assert own.stop() is False
+    assert main(["status", "--home", str(own.folder)]) == 1
+    own.start(("postgres", "s3"), owner=os.getpid())
+    assert dict(own.home().ports) == ports
+    assert store(own).get_object(Bucket="lake", Key="over/stop")["Body"].read() == b"here"
+
+
+def test_a_stack_ends_with_its_owner_and_on_sigterm(fresh: Stack) -> None:
+    code = (
+        "import os, sys; from pathlib import Path; from infra.local.stack import Stack\n"
+        f"Stack(Path({str(fresh.folder)!r})).start(('postgres', 's3'), owner=os.getpid())\n"
+        "os.kill(os.getpid(), 9)"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=False)
+    there = all_processes(fresh)
+    assert there
+    until(lambda: not fresh.running and not gone(there, 0))
+    fresh.start(("postgres",), owner=os.getpid())
+    os.kill(fresh.state()["supervisor"]["pid"], signal.SIGTERM)
+    until(lambda: not fresh.running and not all_processes(fresh))
+
+
+def test_an_administrators_password_that_does_not_fit_is_said_and_nothing_is_left(fresh: Stack) -> None:
+    fresh.start(("postgres",), owner=os.getpid())
+    fresh.stop()
+    path = fresh.folder / "secrets.json"
+    path.write_text(path.read_text().replace(fresh.home().secrets["windsock"], "0" * 48))
+    with pytest.raises(ValueError, match="refuses the administrator's password in the env file"):
+        fresh.start(("postgres",), owner=os.getpid())
+    until(lambda: not fresh.running)
+    assert not all_processes(fresh)
+
+
+def test_a_part_that_cannot_start_is_named_with_the_end_of_its_log(fresh: Stack) -> None:
+    fresh.start(("postgres",), owner=os.getpid())
+    fresh.stop()
+    (fresh.folder / "postgres" / "data" / "postgresql.conf").write_text("max_connections = many\n")
+    with pytest.raises(ValueError, match=r"(?s)postgres: ended with code 1 while starting.*max_connections"):
+        fresh.start(("postgres",), owner=os.getpid())
+
+
+def test_clean_deletes_the_state(fresh: Stack) -> None:
+    fresh.start(("postgres",), owner=os.getpid())
+    fresh.clean()
+    assert not fresh.folder.exists()
+    with pytest.raises(ValueError, match="`make up` starts one"):
+        fresh.home()
+
+
+def test_a_pid_that_was_used_again_is_not_killed() -> None:
+    stranger = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    try:
+        before = replace(identify(stranger.pid), started=1.0)
+        assert not before.alive()
+        end(before, "no-such-stack/postgres", seconds=1)
+        assert stranger.poll() is None
+    finally:
+        stranger.kill()
+        stranger.wait()
+
+
+def test_a_folder_that_nobody_may_pass_through_is_named(tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    (closed / "inside").mkdir(parents=True)
+    tmp_path.chmod(0o755)
+    closed.chmod(0o700)
+    with pytest.raises(ValueError, match=r"PostgreSQL does not run as root.*chmod o\+x"):
+        _check_reachable(Account(uid=65534, gid=65534), closed / "inside")
+    _check_reachable(None, closed / "inside")
+
+
+def test_a_disk_that_is_nearly_full_is_said_before_anything_starts(tmp_path: Path) -> None:
+    check_room(tmp_path, 1)
+    with pytest.raises(ValueError, match="nearly full"):
+        check_room(tmp_path, 10**18)
+
+
+def test_a_command_without_a_stack_says_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "--home", str(tmp_path), "--", "true"]) == 1
+    assert "`make up` starts it" in capsys.readouterr().err
+    assert main(["env", "--home", str(tmp_path)]) == 1
+    assert "`make up` starts one" in capsys.readouterr().err
+    assert table([]).startswith("part")
