@@ -23,7 +23,7 @@ from tasks.split import split
 def dataset(outside: Outside, use_case: UseCase, table: pa.Table) -> Snapshot:
     """Keep a labelled table as a version of the use case's features: a DVC folder in S3 and a row in `snapshots`."""
     times = table.column("prediction_time")
-    span = Interval(pc.min(times).as_py(), pc.max(table.column("label_time")).as_py())
+    span = Interval(pc.min(times).as_py(), pc.max(times).as_py())
     partitions = {use_case.grid.key(part): part for part in use_case.grid.covering(span)}
     files, index = {}, {}
     for key, part in partitions.items():

@@ -1,0 +1,147 @@
+"""Batch predictions into the warehouse: each partition by the champion in force when it began, once per content."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline.handoffs import Scores, Snapshot
+from pipeline.partitions import Interval
+from pipeline.spec import UseCase
+from tasks import dataset
+from tasks.promote import Champion, champion_for
+
+if TYPE_CHECKING:
+    from psycopg2.extensions import cursor
+
+    from adapters.connect import Outside
+
+KEY = ("use_case", "entity_key", "event_time", "model_version")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """One feature partition, what it was built from, and the champion it is pinned to."""
+
+    partition: Interval
+    inputs: str
+    snapshot_version: str
+    champion: Champion
+
+
+def pending(use_case: UseCase, outside: "Outside") -> list[Work]:
+    """Every partition of the latest snapshot whose (inputs, champion in force) was not scored, oldest first."""
+    snapshot = dataset.latest_snapshot(use_case, outside)
+    return list(_pending(use_case, snapshot, outside)) if snapshot else []
+
+
+def score(use_case: UseCase, outside: "Outside") -> list[Scores]:
+    """Score all that is pending, each partition in one transaction; nothing to do is an empty list."""
+    return [score_partition(use_case, work, outside) for work in pending(use_case, outside)]
+
+
+def score_partition(use_case: UseCase, work: Work, outside: "Outside") -> Scores:
+    """Predict one partition and write its rows and its `scorings` row together, or neither.
+
+    Raises:
+        FencedOut: the same partition was begun again meanwhile.
+    """
+    from serving.predictor import Predictor
+
+    fence = outside.warehouse.begin(f"score/{use_case.name}/{use_case.grid.key(work.partition)}")
+    points = dataset.partition_points(work.snapshot_version, use_case, outside, partition=work.partition)
+    bundle = outside.registry.download_bundle(use_case.name, work.champion.version)
+    rows = predictions(use_case, work, points, Predictor.load(bundle).predict(points))
+
+    def commit() -> Scores:
+        with outside.warehouse.transaction(fence) as at:
+            written = outside.warehouse.upsert(at, "predictions", rows, KEY)
+            _forget_vanished(at, use_case, work, rows)
+            outside.warehouse.upsert(at, "scorings", _scoring(use_case, work, rows.num_rows), _SCORING_KEY)
+            return Scores(
+                use_case=use_case.name,
+                partition_start=work.partition.start,
+                partition_end=work.partition.end,
+                model_version=work.champion.version,
+                snapshot_version=work.snapshot_version,
+                rows=rows.num_rows,
+                inserted=written.inserted,
+                updated=written.updated,
+            )
+
+    return outside.warehouse.retrying(commit)
+
+
+def predictions(use_case: UseCase, work: Work, points: pa.Table, scores: NDArray[np.float64]) -> pa.Table:
+    """The rows of `predictions` for feature points [n] and their scores [n]."""
+    n = points.num_rows
+    return pa.table(
+        {
+            "use_case": pa.repeat(use_case.name, n),
+            "entity_key": points.column("entity_key"),
+            "event_time": points.column("event_time"),
+            "model_version": pa.repeat(work.champion.version, n),
+            "prediction_time": points.column("prediction_time"),
+            "score": pa.array(scores, pa.float64()),
+            "snapshot_version": pa.repeat(work.snapshot_version, n),
+        }
+    )
+
+
+_SCORING_KEY = ("use_case", "partition_start", "model_version")
+
+
+def _pending(use_case: UseCase, snapshot: Snapshot, outside: "Outside") -> Iterator[Work]:
+    [row] = outside.warehouse.fetch(
+        "select index from snapshots where use_case = %s and version = %s", (use_case.name, snapshot.version)
+    )
+    scored = outside.warehouse.fetch(
+        "select partition_start, model_version, inputs from scorings where use_case = %s", (use_case.name,)
+    )
+    done = {(s["partition_start"], s["model_version"], s["inputs"]) for s in scored}
+    for key, built in sorted(row["index"].items()):
+        partition = use_case.grid.partition(key)
+        champion = champion_for(use_case, partition.start, outside)
+        if champion and (partition.start, champion.version, built["inputs"]) not in done:
+            yield Work(
+                partition=partition, inputs=built["inputs"], snapshot_version=snapshot.version, champion=champion
+            )
+
+
+def _forget_vanished(at: "cursor", use_case: UseCase, work: Work, rows: pa.Table) -> None:
+    """Delete this model's predictions of the partition for points that a rebuild no longer has."""
+    window = (use_case.name, work.champion.version, work.partition.start, work.partition.end)
+    at.execute(_COUNT, window)
+    [count] = at.fetchone() or [0]
+    if count > rows.num_rows:
+        keys, times = (rows.column(name).to_pylist() for name in ("entity_key", "event_time"))
+        at.execute(_FORGET, (*window, keys, times))
+
+
+_COUNT = """
+select count(*) from predictions
+where use_case = %s and model_version = %s and prediction_time >= %s and prediction_time < %s
+"""
+_FORGET = """
+delete from predictions
+where use_case = %s and model_version = %s and prediction_time >= %s and prediction_time < %s
+and (entity_key, event_time) not in (select * from unnest(%s::text[], %s::timestamptz[]))
+"""
+
+
+def _scoring(use_case: UseCase, work: Work, rows: int) -> pa.Table:
+    start: datetime = work.partition.start
+    return pa.table(
+        {
+            "use_case": [use_case.name],
+            "partition_start": pa.array([start], pa.timestamp("us", "UTC")),
+            "model_version": [work.champion.version],
+            "inputs": [work.inputs],
+            "snapshot_version": [work.snapshot_version],
+            "rows": pa.array([rows], pa.int64()),
+        }
+    )

@@ -1,0 +1,217 @@
+"""Each partition is scored once per content, by the champion in force when it began, whatever happens meanwhile."""
+
+import secrets
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from adapters.errors import FencedOut
+from adapters.registry import Registry
+from models.ensemble import fit_ensemble
+from pipeline.handoffs import Verdict
+from pipeline.settings import REPOSITORY
+from pipeline.spec import use_cases
+from serving.predictor import Predictor
+from tasks import dataset, promote
+from tasks import score as step
+from tasks.score import pending, score
+from tests.models import synthetic
+from tests.models.test_training import CPU, recipe
+from tests.tasks import killed, planted
+
+NAME = f"flights_{secrets.token_hex(4)}"  # the registry is shared by all tests of a session
+FIRST = datetime(2013, 1, 14, tzinfo=UTC)
+WEEK = timedelta(days=7)
+
+
+@pytest.fixture(scope="module")
+def table() -> pa.Table:
+    return synthetic.table(1200, seed=1, days=27)
+
+
+@pytest.fixture
+def use_case(use_case):
+    return use_case.model_copy(update={"name": NAME})
+
+
+@pytest.fixture(scope="module")
+def models(mlflow_stack, table, tmp_path_factory) -> tuple[str, str]:
+    """Two registered versions that answer differently."""
+    use_case = use_cases(REPOSITORY / "params.yaml")["flights"].model_copy(update={"name": NAME})
+    registry = Registry(mlflow_stack.home().url("mlflow"), tmp_path_factory.mktemp("registry"))
+    one, two = (
+        planted.model(
+            registry,
+            use_case,
+            tmp_path_factory.mktemp("run"),
+            fit_ensemble(recipe(epochs=1, seeds=(seed,)), table, CPU),
+            key=str(seed),
+            cutoff=synthetic.START,
+        )
+        for seed in (1, 2)
+    )
+    return one, two
+
+
+@pytest.fixture
+def champion(models, outside, use_case, table):
+    """The first version is champion from the third week on; the features of four weeks are there."""
+    planted.dataset(outside, use_case, table)
+    crown(outside, use_case, models[0], None, FIRST)
+    return models[0]
+
+
+def crown(outside, use_case, version, before, as_of) -> None:
+    verdict = Verdict(
+        verdict_id=f"{version}-{before}", use_case=use_case.name, candidate_version=version, champion_version=before,
+        answer="promote", reasons=["planted"], effect=1, effect_low=1, effect_high=1, evidence_uri="", as_of=as_of,
+        needs_approval=False,
+    )  # fmt: skip
+    assert promote.promote(use_case, verdict, outside, actor="test").outcome == "promoted"
+
+
+def stored(outside, columns="entity_key, event_time, model_version, score, snapshot_version, scored_at"):
+    return outside.warehouse.fetch(
+        f"select {columns} from predictions order by prediction_time, entity_key, model_version"
+    )
+
+
+def scorings(outside):
+    rows = outside.warehouse.fetch("select * from scorings order by partition_start, model_version")
+    return [(f"{row['partition_start']:%m-%d}", row["model_version"], row["rows"]) for row in rows]
+
+
+def rows_from(table: pa.Table, start: datetime, weeks: int) -> pa.Table:
+    times = table.column("prediction_time").to_pylist()
+    return table.filter(pa.array([start <= moment < start + weeks * WEEK for moment in times]))
+
+
+def test_without_features_or_a_champion_there_is_nothing_to_score(outside, use_case, models, table):
+    assert score(use_case, outside) == []
+    planted.dataset(outside, use_case, table)
+    assert pending(use_case, outside) == []
+    assert score(use_case, outside) == []
+
+
+def test_partitions_from_the_first_champion_on_are_scored_as_the_predictor_answers(outside, use_case, champion, table):
+    scores = score(use_case, outside)
+    assert [s.partition_start for s in scores] == [FIRST, FIRST + WEEK]
+    expected = rows_from(table, FIRST, 2)
+    found = stored(outside)
+    assert sum(s.inserted for s in scores) == len(found) == expected.num_rows
+    predictor = Predictor.load(outside.registry.download_bundle(NAME, champion))
+    by_key = {row["entity_key"]: row["score"] for row in found}
+    np.testing.assert_allclose(
+        [by_key[key] for key in expected.column("entity_key").to_pylist()],
+        predictor.predict(expected),
+        rtol=0,
+        atol=1e-6,
+    )
+
+
+def test_scoring_again_writes_no_row(outside, use_case, champion):
+    score(use_case, outside)
+    before = stored(outside), scorings(outside)
+    assert pending(use_case, outside) == []
+    assert score(use_case, outside) == []
+    outside.warehouse.fetch("delete from scorings returning 1")  # as if it had been forgotten that it was done
+    assert [(s.inserted, s.updated) for s in score(use_case, outside)] == [(0, 0), (0, 0)]
+    assert (stored(outside), scorings(outside)) == before
+
+
+def test_a_later_champion_scores_later_partitions_and_leaves_earlier_ones(outside, use_case, champion, models):
+    score(use_case, outside)
+    before = stored(outside)
+    crown(outside, use_case, models[1], models[0], FIRST + WEEK)
+    [later] = score(use_case, outside)
+    assert (later.partition_start, later.model_version) == (FIRST + WEEK, models[1])
+    assert [row for row in stored(outside) if row["model_version"] == models[0]] == before
+
+
+def test_a_rebuilt_partition_is_scored_again_by_the_champion_of_its_time(outside, use_case, champion, models, table):
+    score(use_case, outside)
+    crown(outside, use_case, models[1], models[0], FIRST + 2 * WEEK)
+    pace = table.column("pace").to_numpy().copy()
+    first_week = np.array([FIRST <= m < FIRST + WEEK for m in table.column("prediction_time").to_pylist()])
+    pace[first_week] += 1
+    planted.dataset(outside, use_case, table.set_column(table.column_names.index("pace"), "pace", pa.array(pace)))
+    [again] = score(use_case, outside)
+    assert (again.partition_start, again.model_version) == (FIRST, models[0])
+    assert (again.inserted, again.updated) == (0, again.rows)
+
+
+def test_points_that_a_rebuild_no_longer_has_lose_their_predictions(outside, use_case, champion, table):
+    """What is stored equals what a run that never saw the old features would have stored."""
+    score(use_case, outside)
+    gone = rows_from(table, FIRST, 1).column("entity_key").to_pylist()[:5]
+    kept = table.filter(pa.compute.invert(pa.compute.is_in(table["entity_key"], pa.array(gone))))
+    planted.dataset(outside, use_case, kept)
+    score(use_case, outside)
+    keys = {row["entity_key"] for row in stored(outside)}
+    assert keys == set(rows_from(kept, FIRST, 2).column("entity_key").to_pylist())
+    assert not keys & set(gone)
+
+
+def test_by_day_the_same_predictions_are_made_as_by_week(outside, use_case, champion, table):
+    score(use_case, outside)
+    by_week = stored(outside, "entity_key, event_time, model_version, score")
+    outside.warehouse.fetch("delete from scorings returning 1")
+    outside.warehouse.fetch("delete from predictions returning 1")
+    daily = use_case.model_copy(update={"source": use_case.source.model_copy(update={"partition_days": 1})})
+    planted.dataset(outside, daily, table)
+    assert len(score(daily, outside)) == 14
+    by_day = stored(outside, "entity_key, event_time, model_version, score")
+    assert [row | {"score": 0} for row in by_day] == [row | {"score": 0} for row in by_week]
+    np.testing.assert_allclose([r["score"] for r in by_day], [r["score"] for r in by_week], rtol=0, atol=1e-6)
+
+
+_CHILD = """
+from tasks import score
+from adapters.warehouse import Warehouse
+from serving.predictor import Predictor
+case = use_cases(settings().params)["flights"].model_copy(update={"name": NAME})
+upsert = Warehouse.upsert
+def write_and_die(*arguments): upsert(*arguments); die()
+if POINT == "while predicting": Predictor.predict = die
+if POINT == "before the commit": Warehouse.upsert = write_and_die
+if POINT == "after the commit":
+    commit = Warehouse.retrying
+    def then_die(self, work):
+        done = commit(self, work)
+        if work.__qualname__.startswith("score_partition"): die()
+        return done
+    Warehouse.retrying = then_die
+score.score(case, outside)
+"""
+
+
+@pytest.mark.parametrize("point", ["while predicting", "before the commit", "after the commit"])
+def test_a_run_killed_at_any_point_and_run_again_leaves_the_same_rows(outside, use_case, champion, point):
+    killed.run(outside.settings, f"NAME, POINT = {NAME!r}, {point!r}\n" + _CHILD, killed=True)
+    done = 1 if point == "after the commit" else 0
+    assert len(scorings(outside)) == done
+    assert bool(stored(outside)) == bool(done)
+    assert len(score(use_case, outside)) == 2 - done
+    interrupted = stored(outside, "entity_key, event_time, model_version, score")
+    outside.warehouse.fetch("delete from scorings returning 1")
+    outside.warehouse.fetch("delete from predictions returning 1")
+    score(use_case, outside)
+    assert stored(outside, "entity_key, event_time, model_version, score") == interrupted
+
+
+def test_a_run_that_was_overtaken_may_not_commit(outside, use_case, champion, monkeypatch):
+    """An orphan of a killed supervisor finishes while its retry runs: the orphan is fenced out."""
+    work = pending(use_case, outside)[0]
+    read = dataset.partition_points
+
+    def overtaken(*arguments, **named):
+        monkeypatch.setattr(step.dataset, "partition_points", read)
+        step.score_partition(use_case, work, outside)
+        return read(*arguments, **named)
+
+    monkeypatch.setattr(step.dataset, "partition_points", overtaken)
+    with pytest.raises(FencedOut):
+        step.score_partition(use_case, work, outside)
+    assert len(scorings(outside)) == 1
