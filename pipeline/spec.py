@@ -231,7 +231,9 @@ def parse_use_cases(text: str, *, origin: str) -> dict[str, UseCase]:
         try:
             found[str(name)] = UseCase(name=name, **block)
         except ValidationError as error:
-            problems += [f"{'.'.join(map(str, (name, *p['loc'])))}: {p['msg']}, got {p['input']!r}" for p in error.errors()]
+            problems += [
+                f"{'.'.join(map(str, (name, *p['loc'])))}: {p['msg']}, got {p['input']!r}" for p in error.errors()
+            ]
         except TypeError as error:
             problems.append(f"{name}: {error}")
     if problems:

@@ -54,6 +54,7 @@ def settings(home: Home) -> dict[str, str]:
         "DAG_PROCESSOR__PARSING_PROCESSES": "2",
         "WORKERS__MAX_FAILED_HEARTBEATS": "24",  # two minutes: longer than the api-server takes to come back
         "WORKERS__EXECUTION_API_RETRIES": "10",
+        "WORKERS__MIN_HEARTBEAT_INTERVAL": "1",  # a supervisor sees a skipped or failed task only when it next beats
         "LOGGING__BASE_LOG_FOLDER": str(folder / "logs"),
         "LOGGING__DAG_PROCESSOR_CHILD_PROCESS_LOG_DIRECTORY": str(folder / "logs" / "dag_processor"),
         "LOGGING__COLORED_CONSOLE_LOG": "False",

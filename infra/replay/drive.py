@@ -25,12 +25,22 @@ POLL_SECONDS = 0.5
 STAGE_LIMIT = timedelta(minutes=30)
 IDLE_SECONDS = 10  # a step with work and without a run for this long has missed its wake-up
 MAX_ATTEMPTS = 5
-VERBS = ("ingest", "build_features", "score", "monitor", "train", "retrain", "rollback", "replay_quarantine")
+VERBS = (
+    "ingest",
+    "build_features",
+    "score",
+    "monitor",
+    "train",
+    "retrain",
+    "rollback",
+    "replay_quarantine",
+    "reconcile",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What to replay: history up to `first_as_of` trains the first champion; then come `weeks` partitions as if live."""
+    """What to replay: history up to `first_as_of` trains the first champion; then `weeks` partitions as if live."""
 
     first_as_of: datetime
     weeks: int
@@ -65,7 +75,7 @@ class Replay:
     # -- stages
 
     def _open_dags(self) -> None:
-        wanted = {self._dag(verb) for verb in VERBS}
+        wanted = {"alerts.flush", "alerts.digest", *(self._dag(verb) for verb in VERBS)}
 
         def parsed() -> bool:
             if errors := self.api.import_errors():
