@@ -77,7 +77,10 @@ class Versions:
             return Built(version=version, git_revision=revision)
 
     def rebuild(self, use_case: str, git_revision: str, local: Mapping[str, bytes]) -> Built:
-        """Build a past version again from nothing but what was committed then; the workspace is not touched."""
+        """Build a past version again from nothing but what was committed then; the workspace is not touched.
+
+        What S3 lacks of it is stored there again.
+        """
         folder = Path(tempfile.mkdtemp(prefix=f"{use_case}-", dir=self._root))
         try:
             self._git(folder, "clone", "--quiet", "--no-checkout", str(self.workspace(use_case)), ".")
@@ -85,7 +88,9 @@ class Versions:
             self._configure(folder, use_case)
             (folder / "dvc.lock").unlink()  # it says what came out then; find out anew
             _write_all(folder, {f"local/{name}": content for name, content in local.items()})
-            return Built(version=self._reproduce(folder, use_case), git_revision=git_revision)
+            version = self._reproduce(folder, use_case)
+            self._push(folder, use_case, version)
+            return Built(version=version, git_revision=git_revision)
         finally:
             shutil.rmtree(folder)
 
@@ -112,7 +117,8 @@ class Versions:
             content = self._store.read(uri)
             if _md5(content) != md5.removesuffix(".dir"):
                 raise Corrupt(
-                    f"{uri}: its bytes do not have the MD5 it is named by; rebuild the features to replace it"
+                    f"{uri}: its bytes do not have the MD5 it is named by: it was changed in the store;"
+                    " delete it there and rebuild the version"
                 )
             _write(path, content)
         return path
@@ -148,6 +154,7 @@ class Versions:
         return self._git(folder, "rev-parse", "HEAD").strip()
 
     def _prepare(self, folder: Path, use_case: str) -> None:
+        (folder / "local").mkdir(exist_ok=True)
         if not (folder / ".git" / "HEAD").exists():
             self._git(folder, "init", "--quiet", "--initial-branch", "main")
             self._pull_history(folder, use_case)

@@ -8,7 +8,8 @@ frames, equality joins, CASE); only `local_time`, `utc`, `latest` and the readin
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -48,7 +49,7 @@ def source(*, timeless: bool = False, **names: str) -> Source:
 
 @dataclass(frozen=True, kw_only=True)
 class Window:
-    """Sums, and latest records, of one stream's events per key over spans of time before each point.
+    """Sums, and latest records, of one stream's events per key over spans of time (shortest first) before each point.
 
     `sums` are integer columns of the stream: integers add up to the same total in any order and on any engine.
     Column names: `<prefix>_<sum>_<span>`, and `<prefix>_<latest>` for the record whose first field is the greatest.
@@ -137,7 +138,10 @@ def compile_sql(
     }
     made = [_source_sql(name, source, tables.get(name, ())) for name, source in definition.sources.items()]
     made += [f"create temp table {name} as {sql.format(**places)}" for name, sql in definition.steps.items()]
-    made += [f"create temp table window_{window.prefix} as {_window_sql(window)}" for window in definition.windows]
+    used = set(re.findall(r"\w+", " ".join([*definition.numeric_sql.values(), *definition.categorical_sql.values()])))
+    made += [
+        f"create temp table window_{w.prefix} as {_window_sql(w, used).format(**places)}" for w in definition.windows
+    ]
     return [*made, f"create temp table points_out as {_points_sql(definition)}", _LABELS_SQL]
 
 
@@ -192,7 +196,7 @@ def _read(column: str, kind: str) -> str:
     return utc(f"cast({column} as timestamptz)") if kind == "timestamp" else f"cast({column} as {kind})"
 
 
-def _window_sql(window: Window) -> str:
+def _window_sql(window: Window, used: Container[str]) -> str:
     values = dict.fromkeys([*window.sums, *(f for fields in _records(window) for f in fields)])
     events = ", ".join(["cast(null as bigint) as point_id", "known_at as moment", *window.key, *values])
     points = ", ".join(["point_id", "prediction_time", *window.key, *("null" for _ in values)])
@@ -205,7 +209,7 @@ def _window_sql(window: Window) -> str:
     union = (
         f"select {events} from {window.stream} where {present} union all select {points} from points where {present}"
     )
-    inner = f"select point_id, {', '.join(_aggregates(window))} from ({union}) window {frames}"
+    inner = f"select point_id, {', '.join(_aggregates(window, used))} from ({union}) window {frames}"
     return f"select * from ({inner}) where point_id is not null"
 
 
@@ -213,19 +217,20 @@ def _records(window: Window) -> list[tuple[str, ...]]:
     return [*window.latest.values(), *window.earliest.values()]
 
 
-def _aggregates(window: Window) -> list[str]:
-    sums = [
-        f"cast(coalesce(sum({column}) over w{number}, 0) as double) as {window.prefix}_{column}_{_short(span)}"
+def _aggregates(window: Window, used: Container[str]) -> list[str]:
+    # What no feature mentions is not computed: each sum over a frame costs about as much as the sort.
+    sums = {
+        f"{window.prefix}_{column}_{_short(span)}": f"cast(coalesce(sum({column}) over w{number}, 0) as double)"
         for number, span in enumerate(window.spans)
         for column in window.sums
-    ]
+    }
     # A point itself is no event: its record is null, and max and min pass over it.
-    records = [
-        f"{function}(case when point_id is null then {_record(fields)} end) over w0 as {window.prefix}_{name}"
+    records = {
+        f"{window.prefix}_{name}": f"{function}(case when point_id is null then {_record(fields)} end) over w0"
         for function, named in (("max", window.latest), ("min", window.earliest))
         for name, fields in named.items()
-    ]
-    return sums + records
+    }
+    return [f"{sql} as {name}" for name, sql in (sums | records).items() if name in used]
 
 
 def _record(fields: Sequence[str]) -> str:

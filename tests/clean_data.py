@@ -31,7 +31,7 @@ def clean_rows(table: str, partition: Interval) -> pa.Table:
 def put_clean(outside: Outside, use_case: UseCase, partition: Interval, **changed: pa.Table) -> None:
     """One partition as ingested and found clean, with some of its tables replaced; again: a new current version."""
     for table in TABLES:
-        put_table(outside, use_case, table, partition, changed.get(table))
+        put_table(outside, use_case, table, partition, rows=changed.get(table))
 
 
 def put_table(
@@ -39,6 +39,7 @@ def put_table(
     use_case: UseCase,
     table: str,
     partition: Interval,
+    *,
     rows: pa.Table | None = None,
     status: str = "clean",
 ) -> None:
