@@ -102,4 +102,5 @@ def part(
         provision=lambda: create_buckets(endpoint, access_key, secret_key),
         port=ports["s3"],
         stop_signal=signal.SIGTERM,
+        stop_seconds=4,  # it may take a quarter of a minute to leave; what it acknowledged survives SIGKILL
     )
