@@ -16,8 +16,9 @@ import pyarrow.compute as pc
 from pipeline.handoffs import Candidate, Verdict
 from pipeline.spec import UseCase
 from tasks import dataset, promote
-from tasks.gate import Judgement, Rows, Scored, Setting, decide
+from tasks.gate import Judgement, decide
 from tasks.gate_plot import draw
+from tasks.objections import Rows, Scored, Setting
 
 if TYPE_CHECKING:
     from adapters.connect import Outside

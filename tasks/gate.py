@@ -8,49 +8,34 @@ Without the second, a challenger that is the champion with other seeds passed 5 
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from typing import Any, Literal
+from datetime import UTC, datetime
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.spec import Gate
 from tasks.bootstrap import Effect, Floats, compare, holm, measure
-
-Kind = Literal["binary", "regression"]
+from tasks.objections import (
+    Kind,
+    Reason,
+    Rows,
+    Scored,
+    Setting,
+    bad_scores,
+    not_better,
+    objections,
+    overlaps,
+    too_little,
+)
 
 METRICS: Mapping[Kind, tuple[str, ...]] = {
     "binary": ("log_loss", "auc", "pr_auc", "brier", "calibration_gap"),
     "regression": ("mae", "rmse", "bias"),
 }
 _SLICE_TAIL_RESAMPLES = 20  # resamples that must fall beyond the strictest slice bound, or no slice could ever fail
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rows:
-    """The frozen holdout: prediction times (datetime64, UTC) [n], labels [n] and the slice columns as text [n]."""
-
-    prediction_time: NDArray[np.datetime64]
-    label: Floats
-    slices: Mapping[str, NDArray[np.str_]]
-    fingerprint: str
-
-    @property
-    def day(self) -> NDArray[np.datetime64]:
-        """The block a row belongs to."""
-        return self.prediction_time.astype("datetime64[D]")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scored:
-    """One model's scores [n] of the rows, and those of its ensemble's members [members, n], where it has some."""
-
-    version: str
-    cutoff: datetime
-    scores: Floats
-    members: Floats | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,21 +52,6 @@ class Judgement:
     replicates: Floats
 
 
-@dataclass(frozen=True, kw_only=True)
-class Setting:
-    """What the gate is told besides the scores. `latency_ms` is that of one row alone."""
-
-    gate: Gate
-    kind: Kind
-    holdout_start: datetime
-    label_delay: timedelta
-    latency_ms: float
-    seed: int
-
-
-Reason = tuple[str, str]
-
-
 def decide(setting: Setting, rows: Rows, candidate: Scored, champion: Scored | None) -> Judgement:
     """Judge a candidate against the champion or, where there is none, against the best constant prediction.
 
@@ -91,12 +61,12 @@ def decide(setting: Setting, rows: Rows, candidate: Scored, champion: Scored | N
     if champion is not None and champion.version == candidate.version:
         raise ValueError(f"version {candidate.version} is the champion already; judging it against itself says nothing")
     evidence = _facts(setting, rows, candidate, champion)
-    unusable = [*_overlaps(setting, rows, candidate, champion), *_bad_scores(setting.kind, candidate, champion)]
+    unusable = [*overlaps(setting, rows, candidate, champion), *bad_scores(setting.kind, candidate, champion)]
     if unusable:
         return _judgement("hold", unusable, evidence)
-    too_little = _too_little(setting, rows)
-    if too_little:
-        return _judgement("need-more-data", too_little, evidence)
+    missing = too_little(setting, rows)
+    if missing:
+        return _judgement("need-more-data", missing, evidence)
     return _measured(setting, rows, candidate, champion or constant(setting, rows), evidence)
 
 
@@ -165,12 +135,12 @@ def _measured(setting: Setting, rows: Rows, candidate: Scored, champion: Scored,
             "value": measure(gate.leak_alarm.metric, rows.label, candidate.scores),
         },
     }
-    objections = [*_not_better(setting, effect, low), *_objections(setting, evidence)]
+    against = [*not_better(setting, effect, low), *objections(setting, evidence)]
     if np.array_equal(candidate.scores, champion.scores):
-        objections.append(("identical", "both models answer the same on every row"))
+        against.append(("identical", "both models answer the same on every row"))
     sure = f"better by {effect.value:+.5f} {gate.metric}, surely more than {low:+.5f} (needed {gate.min_effect})"
-    answer = "hold" if objections else "promote"
-    found = _judgement(answer, objections or [("better", sure)], evidence)
+    answer = "hold" if against else "promote"
+    found = _judgement(answer, against or [("better", sure)], evidence)
     return Judgement(
         **{**vars(found), "effect": effect.value, "low": low, "high": high, "replicates": effect.replicates}
     )
@@ -219,75 +189,6 @@ def _enough(rows: Rows, mask: NDArray[np.bool_], gate: Gate) -> bool:
     label = rows.label[mask]
     both_classes = gate.metric not in {"auc", "pr_auc"} or 0 < label.mean() < 1
     return len(np.unique(rows.day[mask])) >= gate.min_days and both_classes
-
-
-def _overlaps(setting: Setting, rows: Rows, candidate: Scored, champion: Scored | None) -> Iterator[Reason]:
-    start = setting.holdout_start
-    for role, model in (("candidate", candidate), ("champion", champion)):
-        if model is not None and start < model.cutoff + setting.label_delay:
-            text = (
-                f"the holdout starts {start:%Y-%m-%d %H:%M}, but the {role} (version {model.version}) has learnt from"
-                f" labels up to {model.cutoff:%Y-%m-%d %H:%M}, which mature within {setting.label_delay}"
-            )
-            yield "holdout-overlaps-training", text
-    first = np.datetime64(start.replace(tzinfo=None), "us")
-    if len(rows.label) and rows.prediction_time.min() < first:
-        yield "rows-outside-holdout", f"a row was predicted at {rows.prediction_time.min()}, before {first}"
-
-
-def _bad_scores(kind: Kind, candidate: Scored, champion: Scored | None) -> Iterator[Reason]:
-    for role, model in (("candidate", candidate), ("champion", champion)):
-        if model is None:
-            continue
-        bad = int(np.count_nonzero(~np.isfinite(model.scores)))
-        if bad:
-            yield "scores-not-finite", f"{bad} scores of the {role} (version {model.version}) are NaN or infinite"
-        elif kind == "binary" and len(model.scores) and (model.scores.min() < 0 or model.scores.max() > 1):
-            yield "scores-not-probabilities", f"scores of the {role} (version {model.version}) leave [0, 1]"
-
-
-def _too_little(setting: Setting, rows: Rows) -> list[Reason]:
-    gate, n, days = setting.gate, len(rows.label), len(np.unique(rows.day))
-    found: list[Reason] = []
-    if n < gate.min_rows:
-        found.append(("too-few-rows", f"{n} labelled rows, {gate.min_rows} are needed"))
-    if days < gate.min_days:
-        found.append(("too-few-days", f"rows of {days} days, {gate.min_days} are needed"))
-    if setting.kind == "binary" and n and len(np.unique(rows.label)) < 2:
-        found.append(("one-class", f"all {n} labels are {rows.label[0]:g}"))
-    return found
-
-
-def _not_better(setting: Setting, effect: Effect, low: float) -> Iterator[Reason]:
-    gate = setting.gate
-    if effect.value <= gate.min_effect:
-        yield "not-better", f"effect {effect.value:+.5f} {gate.metric}, more than {gate.min_effect} is needed"
-    elif not low > gate.min_effect:
-        text = (
-            f"effect {effect.value:+.5f} {gate.metric}, but it may be as little as {low:+.5f}"
-            f" ({gate.confidence:.0%} sure); more than {gate.min_effect} is needed"
-        )
-        yield "not-surely-better", text
-
-
-def _objections(setting: Setting, evidence: Mapping[str, Any]) -> Iterator[Reason]:
-    gate = setting.gate
-    for row in evidence["slices"]:
-        if row.get("failed"):
-            text = (
-                f"{row['column']} = {row['value']}: worse by {-row['effect']:.5f} {gate.metric} on {row['rows']} rows,"
-                f" surely more than {gate.max_slice_loss} (adjusted p {row['p_adjusted']:.4f})"
-            )
-            yield "slice-worse", text
-    if evidence["calibration_gap"] > gate.max_calibration_gap:
-        yield "miscalibrated", f"calibration gap {evidence['calibration_gap']:.4f} is above {gate.max_calibration_gap}"
-    if not setting.latency_ms <= gate.max_latency_ms:
-        yield "too-slow", f"one row takes {setting.latency_ms:.1f} ms, {gate.max_latency_ms:g} ms are allowed"
-    alarm, value = gate.leak_alarm, evidence["leak_alarm"]["value"]
-    too_high, too_low = alarm.above is not None and value > alarm.above, alarm.below is not None and value < alarm.below
-    if too_high or too_low:
-        limit = f"above {alarm.above}" if too_high else f"below {alarm.below}"
-        yield "leak-alarm", f"{alarm.metric} {value:.4f} is {limit}: too good to be true, look for a leaked label"
 
 
 def _facts(setting: Setting, rows: Rows, candidate: Scored, champion: Scored | None) -> dict[str, Any]:

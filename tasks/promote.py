@@ -6,40 +6,34 @@ same lock, and read back; a kill in between is mended by the next call. With MLf
 """
 
 import hashlib
-import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from psycopg2.extensions import cursor
 
 from pipeline.handoffs import Release, Verdict
 from pipeline.spec import UseCase
+from tasks.ledger import (
+    OUTCOMES,
+    Champion,
+    champion_before,
+    champion_for,
+    current,
+    done_before,
+    install,
+    locked_champion,
+    plain,
+    record,
+    release_of,
+)
 
 if TYPE_CHECKING:
     from adapters.connect import Outside
 
-OUTCOMES: Mapping[str, str] = {
-    "promote": "promoted",
-    "hold": "held",
-    "need-more-data": "need-more-data",
-    "superseded": "superseded",
-    "reject": "rejected",
-    "rollback": "rolled-back",
-}
+__all__ = ["Champion", "champion_for", "current", "promote", "reconcile_aliases", "resolve", "rollback"]
+
 _NOBODY = {"", "anonymous", "none", "null", "unknown"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Champion:
-    """The model in force; `previous_version` is what a rollback would bring back."""
-
-    use_case: str
-    version: str
-    previous_version: str | None
-    revision: int
-    as_of: datetime
 
 
 def resolve(verdict: Verdict, champion: Champion | None, *, approved: bool | None) -> tuple[str, str]:
@@ -83,7 +77,7 @@ def promote(
     """
     verdict = _checked(use_case, verdict, actor=actor, approved=approved)
     if dry_run:
-        return _release(use_case, "dry-run", current(use_case, outside), verdict.as_of, actor)
+        return release_of(use_case, "dry-run", current(use_case, outside), verdict.as_of, actor)
     reconcile_aliases(use_case, outside)
     if verdict.answer == "promote":
         outside.registry.version(use_case.name, verdict.candidate_version)  # it is there, or nothing happens
@@ -124,20 +118,10 @@ def rollback(
     return release
 
 
-def current(use_case: UseCase, outside: "Outside") -> Champion | None:
-    """The champion now; None before the first."""
-    return _champion(use_case, outside.warehouse.fetch(_CURRENT, (use_case.name,)))
-
-
-def champion_for(use_case: UseCase, moment: datetime, outside: "Outside") -> Champion | None:
-    """The champion in force at a data time, by the ledger, so the same whenever it is asked; None before the first."""
-    return _champion(use_case, outside.warehouse.fetch(_IN_FORCE, (use_case.name, moment)))
-
-
 def reconcile_aliases(use_case: UseCase, outside: "Outside") -> bool:
     """Make the registry's aliases say what the `champions` row says; whether they had to be changed."""
     with outside.warehouse.transaction() as at:
-        champion = _locked_champion(at, use_case)
+        champion = locked_champion(at, use_case)
         if champion is None:
             return False
         wanted = {"champion": champion.version, "previous_champion": champion.previous_version}
@@ -145,13 +129,6 @@ def reconcile_aliases(use_case: UseCase, outside: "Outside") -> bool:
             return False
         outside.registry.set_aliases(use_case.name, champion.version, champion.previous_version)
     return True
-
-
-_CURRENT = "select version, previous_version, revision, as_of from champions where use_case = %s"
-_IN_FORCE = """
-select model_version as version, evidence -> 'release' ->> 'previous_version' as previous_version, revision, as_of
-from ledger where use_case = %s and action in ('promote', 'rollback') and as_of <= %s order by entry desc limit 1
-"""
 
 
 def _checked(use_case: UseCase, verdict: Verdict, *, actor: str, approved: bool | None) -> Verdict:
@@ -170,8 +147,8 @@ def _checked(use_case: UseCase, verdict: Verdict, *, actor: str, approved: bool 
 
 
 def _follow(at: cursor, use_case: UseCase, verdict: Verdict, *, actor: str, approved: bool | None) -> Release:
-    champion = _locked_champion(at, use_case)
-    done = _done(at, verdict.verdict_id)
+    champion = locked_champion(at, use_case)
+    done = done_before(at, verdict.verdict_id)
     if done is not None:
         return done
     action, reason = resolve(verdict, champion, approved=approved)
@@ -185,11 +162,11 @@ def _follow(at: cursor, use_case: UseCase, verdict: Verdict, *, actor: str, appr
             revision=champion.revision + 1 if champion else 1,
             as_of=verdict.as_of,
         )
-        _install(at, after, champion)
-    release = _release(use_case, OUTCOMES[action], after, verdict.as_of, actor)
+        install(at, after, champion)
+    release = release_of(use_case, OUTCOMES[action], after, verdict.as_of, actor)
     actions = ["approve", action] if verdict.needs_approval and approved else [action]
     for each in actions:
-        _record(
+        record(
             at,
             each,
             release,
@@ -197,15 +174,15 @@ def _follow(at: cursor, use_case: UseCase, verdict: Verdict, *, actor: str, appr
             before=before,
             changed=each == "promote",
             reason=reason,
-            evidence={"verdict": _json(asdict(verdict))},
+            evidence={"verdict": plain(asdict(verdict))},
             key=verdict.verdict_id,
         )
     return release
 
 
 def _put_back(at: cursor, use_case: UseCase, *, actor: str, reason: str, as_of: datetime, key: str) -> Release:
-    champion = _locked_champion(at, use_case)
-    done = _done(at, key)
+    champion = locked_champion(at, use_case)
+    done = done_before(at, key)
     if done is not None:
         return done
     if champion is None or champion.previous_version is None:
@@ -216,13 +193,13 @@ def _put_back(at: cursor, use_case: UseCase, *, actor: str, reason: str, as_of: 
     after = Champion(
         use_case=use_case.name,
         version=restored,
-        previous_version=_champion_before(at, use_case, restored),
+        previous_version=champion_before(at, use_case, restored),
         revision=champion.revision + 1,
         as_of=as_of,
     )
-    _install(at, after, champion)
-    release = _release(use_case, OUTCOMES["rollback"], after, as_of, actor)
-    _record(
+    install(at, after, champion)
+    release = release_of(use_case, OUTCOMES["rollback"], after, as_of, actor)
+    record(
         at,
         "rollback",
         release,
@@ -234,101 +211,6 @@ def _put_back(at: cursor, use_case: UseCase, *, actor: str, reason: str, as_of: 
         key=key,
     )
     return release
-
-
-def _locked_champion(at: cursor, use_case: UseCase) -> Champion | None:
-    """The champion, which nobody else can change until this transaction ends."""
-    at.execute("select pg_advisory_xact_lock(hashtext('champion'), hashtext(%s))", (use_case.name,))
-    at.execute(_CURRENT, (use_case.name,))
-    return _champion(use_case, [dict(row) for row in at.fetchall()])
-
-
-def _install(at: cursor, after: Champion, before: Champion | None) -> None:
-    """Swap the row, comparing its revision: the lock makes this certain, the comparison makes it checked."""
-    at.execute(
-        "insert into champions as c (use_case, revision, version, previous_version, as_of) values (%s, %s, %s, %s, %s)"
-        " on conflict (use_case) do update set revision = excluded.revision, version = excluded.version,"
-        " previous_version = excluded.previous_version, as_of = excluded.as_of, changed_at = now()"
-        " where c.revision = %s",
-        (
-            after.use_case,
-            after.revision,
-            after.version,
-            after.previous_version,
-            after.as_of,
-            before.revision if before else None,
-        ),
-    )
-    assert at.rowcount == 1, f"{after.use_case}: the champion changed under the lock"
-
-
-def _champion_before(at: cursor, use_case: UseCase, version: str) -> str | None:
-    at.execute(
-        "select champion_version from ledger where use_case = %s and action = 'promote' and model_version = %s"
-        " order by entry desc limit 1",
-        (use_case.name, version),
-    )
-    row = at.fetchone()
-    return row[0] if row else None
-
-
-def _record(
-    at: cursor,
-    action: str,
-    release: Release,
-    *,
-    model_version: str,
-    before: str | None,
-    changed: bool,
-    reason: str,
-    evidence: dict[str, Any],
-    key: str,
-) -> None:
-    at.execute(
-        "insert into ledger (use_case, action, model_version, champion_version, revision, as_of, actor, reason,"
-        " evidence, verdict_id) values (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
-        (
-            release.use_case,
-            action,
-            model_version,
-            before,
-            release.revision if changed else None,
-            release.as_of,
-            release.actor,
-            reason,
-            json.dumps({**evidence, "release": _json(asdict(release))}, allow_nan=False),
-            key,
-        ),
-    )
-
-
-def _done(at: cursor, key: str) -> Release | None:
-    """What was done about a verdict or request before."""
-    at.execute(
-        "select evidence -> 'release' from ledger where verdict_id = %s and action = any(%s)", (key, list(OUTCOMES))
-    )
-    row = at.fetchone()
-    return Release(**{**row[0], "as_of": datetime.fromisoformat(row[0]["as_of"])}) if row else None
-
-
-def _release(use_case: UseCase, outcome: str, champion: Champion | None, as_of: datetime, actor: str) -> Release:
-    return Release(
-        use_case=use_case.name,
-        outcome=outcome,
-        champion_version=champion.version if champion else None,
-        previous_version=champion.previous_version if champion else None,
-        revision=champion.revision if champion else 0,
-        as_of=as_of,
-        actor=actor,
-    )
-
-
-def _champion(use_case: UseCase, rows: list[dict[str, Any]]) -> Champion | None:
-    return Champion(use_case=use_case.name, **rows[0]) if rows else None
-
-
-def _json(values: dict[str, Any]) -> dict[str, Any]:
-    return {key: value.isoformat() if isinstance(value, datetime) else value for key, value in values.items()}
 
 
 def _digest(*parts: str) -> str:

@@ -10,7 +10,8 @@ import pytest
 from models import metrics
 from pipeline.spec import Gate, LeakAlarm
 from tasks import bootstrap
-from tasks.gate import METRICS, Judgement, Rows, Scored, Setting, constant, decide
+from tasks.gate import METRICS, Judgement, constant, decide
+from tasks.objections import Rows, Scored, Setting
 
 START = datetime(2013, 6, 3, tzinfo=UTC)
 CUTOFF = START - timedelta(days=1)

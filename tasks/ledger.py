@@ -1,0 +1,149 @@
+"""Who is champion, now and at any data time, and the append-only record of how it came to be."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from psycopg2.extensions import cursor
+
+from pipeline.handoffs import Release
+from pipeline.spec import UseCase
+
+if TYPE_CHECKING:
+    from adapters.connect import Outside
+
+OUTCOMES: Mapping[str, str] = {
+    "promote": "promoted",
+    "hold": "held",
+    "need-more-data": "need-more-data",
+    "superseded": "superseded",
+    "reject": "rejected",
+    "rollback": "rolled-back",
+}
+_CURRENT = "select version, previous_version, revision, as_of from champions where use_case = %s"
+_IN_FORCE = """
+select model_version as version, evidence -> 'release' ->> 'previous_version' as previous_version, revision, as_of
+from ledger where use_case = %s and action in ('promote', 'rollback') and as_of <= %s order by entry desc limit 1
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Champion:
+    """The model in force; `previous_version` is what a rollback would bring back."""
+
+    use_case: str
+    version: str
+    previous_version: str | None
+    revision: int
+    as_of: datetime
+
+
+def current(use_case: UseCase, outside: "Outside") -> Champion | None:
+    """The champion now; None before the first."""
+    return _champion(use_case, outside.warehouse.fetch(_CURRENT, (use_case.name,)))
+
+
+def champion_for(use_case: UseCase, moment: datetime, outside: "Outside") -> Champion | None:
+    """The champion in force at a data time, by the ledger, so the same whenever it is asked; None before the first."""
+    return _champion(use_case, outside.warehouse.fetch(_IN_FORCE, (use_case.name, moment)))
+
+
+def locked_champion(at: cursor, use_case: UseCase) -> Champion | None:
+    """The champion, which nobody else can change until this transaction ends."""
+    at.execute("select pg_advisory_xact_lock(hashtext('champion'), hashtext(%s))", (use_case.name,))
+    at.execute(_CURRENT, (use_case.name,))
+    return _champion(use_case, [dict(row) for row in at.fetchall()])
+
+
+def install(at: cursor, after: Champion, before: Champion | None) -> None:
+    """Swap the row, comparing its revision: the lock makes this certain, the comparison makes it checked."""
+    at.execute(
+        "insert into champions as c (use_case, revision, version, previous_version, as_of) values (%s, %s, %s, %s, %s)"
+        " on conflict (use_case) do update set revision = excluded.revision, version = excluded.version,"
+        " previous_version = excluded.previous_version, as_of = excluded.as_of, changed_at = now()"
+        " where c.revision = %s",
+        (
+            after.use_case,
+            after.revision,
+            after.version,
+            after.previous_version,
+            after.as_of,
+            before.revision if before else None,
+        ),
+    )
+    assert at.rowcount == 1, f"{after.use_case}: the champion changed under the lock"
+
+
+def champion_before(at: cursor, use_case: UseCase, version: str) -> str | None:
+    """Who was champion before a version became it; None for the first."""
+    at.execute(
+        "select champion_version from ledger where use_case = %s and action = 'promote' and model_version = %s"
+        " order by entry desc limit 1",
+        (use_case.name, version),
+    )
+    row = at.fetchone()
+    return row[0] if row else None
+
+
+def record(
+    at: cursor,
+    action: str,
+    release: Release,
+    *,
+    model_version: str,
+    before: str | None,
+    changed: bool,
+    reason: str,
+    evidence: dict[str, Any],
+    key: str,
+) -> None:
+    """Append one entry; `changed` where it changed who serves."""
+    at.execute(
+        "insert into ledger (use_case, action, model_version, champion_version, revision, as_of, actor, reason,"
+        " evidence, verdict_id) values (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
+        (
+            release.use_case,
+            action,
+            model_version,
+            before,
+            release.revision if changed else None,
+            release.as_of,
+            release.actor,
+            reason,
+            json.dumps({**evidence, "release": plain(asdict(release))}, allow_nan=False),
+            key,
+        ),
+    )
+
+
+def done_before(at: cursor, key: str) -> Release | None:
+    """What was done about a verdict or request before."""
+    at.execute(
+        "select evidence -> 'release' from ledger where verdict_id = %s and action = any(%s)", (key, list(OUTCOMES))
+    )
+    row = at.fetchone()
+    return Release(**{**row[0], "as_of": datetime.fromisoformat(row[0]["as_of"])}) if row else None
+
+
+def release_of(use_case: UseCase, outcome: str, champion: Champion | None, as_of: datetime, actor: str) -> Release:
+    """What promotion answers, with the champion as it is afterwards."""
+    return Release(
+        use_case=use_case.name,
+        outcome=outcome,
+        champion_version=champion.version if champion else None,
+        previous_version=champion.previous_version if champion else None,
+        revision=champion.revision if champion else 0,
+        as_of=as_of,
+        actor=actor,
+    )
+
+
+def _champion(use_case: UseCase, rows: list[dict[str, Any]]) -> Champion | None:
+    return Champion(use_case=use_case.name, **rows[0]) if rows else None
+
+
+def plain(values: dict[str, Any]) -> dict[str, Any]:
+    """The same values, as JSON has them."""
+    return {key: value.isoformat() if isinstance(value, datetime) else value for key, value in values.items()}
