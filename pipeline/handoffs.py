@@ -66,7 +66,7 @@ class Candidate:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """The gate's answer about one candidate: promote | hold | need-more-data, against one champion (None: the first)."""
+    """The gate's answer about a candidate: promote | hold | need-more-data, against a champion (None: the first)."""
 
     verdict_id: str
     use_case: str
@@ -85,7 +85,7 @@ class Verdict:
 
 @dataclass(frozen=True, kw_only=True)
 class Release:
-    """What promotion did: `outcome` is promoted | held | need-more-data | superseded | rejected | rolled-back | dry-run."""
+    """What promotion did: promoted | held | need-more-data | superseded | rejected | rolled-back | dry-run."""
 
     use_case: str
     outcome: str

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# What reaches back from a partition: movements of flights that were entered days before they left.
+# What reaches back from a partition: movements of what was entered days before they left.
 _BEFORE_HISTORY = timedelta(days=2)
 
 _CLEAN = """
