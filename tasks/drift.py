@@ -142,7 +142,7 @@ def _feature_profile(column: pa.ChunkedArray, blocks: Codes, monitor: Monitor) -
         **bins,
         "counts": counts.sum(axis=0).astype(int).tolist(),
         "missing_share": missing_share,
-        "missing_threshold": min(missing_share + monitor.broken_missing_share, _WHOLLY_MISSING),
+        "missing_threshold": _missing_threshold(present, blocks, monitor),
         "block_psi": block_psi,
         "threshold": _threshold(block_psi, monitor),
         # A feature too sparse for any week of training is watched by its missing share alone.
@@ -164,6 +164,15 @@ def _threshold(block_psi: Sequence[float], monitor: Monitor) -> float:
     # The next of n + 1 exchangeable weeks is the worst with probability 1 / (n + 1): a quantile of few is no bound.
     worst = float(np.quantile(block_psi, monitor.calibration_quantile))
     return max(monitor.min_threshold_psi, monitor.threshold_margin * worst)
+
+
+def _missing_threshold(present: npt.NDArray[np.bool_], blocks: Codes, monitor: Monitor) -> float:
+    """A jump over the whole window's share, and beyond what its worst week had: fog alone empties a pressure sensor."""
+    rows = np.bincount(blocks)
+    shares = 1 - np.bincount(blocks, weights=present) / np.maximum(rows, 1)
+    worst = float(np.max(shares[rows >= monitor.min_rows], initial=0.0))
+    jump = float(1 - present.mean()) + monitor.broken_missing_share
+    return min(max(jump, monitor.threshold_margin * worst), _WHOLLY_MISSING)
 
 
 def _is_numeric(kind: pa.DataType) -> bool:

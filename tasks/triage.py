@@ -68,8 +68,8 @@ class Decision:
 def decide(findings: Findings, history: Sequence[Past], monitor: Monitor) -> Decision:
     """The decision about a partition. `history` may be in any order and may hold decisions of other champions."""
     if broken := broken_features(findings.measures):
-        share = f"more than {monitor.broken_missing_share:.0%} of the rows emptier than in training"
-        return Decision(decision="block", reasons=(f"broken feed: {_named(broken)} {share}",))
+        reason = f"broken feed: {_named(broken)} far emptier than in any week of training"
+        return Decision(decision="block", reasons=(reason,))
     if unknown := _unknown(findings):
         return Decision(decision="alert", reasons=unknown)
     before = sorted((past for past in history if past.as_of < findings.as_of), key=lambda past: past.as_of)

@@ -116,6 +116,19 @@ def test_an_empty_feature_is_missing_and_its_psi_unknown(small: UseCase) -> None
     assert of(drift.measure(profile, emptied(gone, "carrier")), "carrier", "missing_share").status == "breach"
 
 
+def test_a_feature_that_had_a_gappy_week_in_training_is_not_broken_by_another_one(small: UseCase) -> None:
+    def gappy(table: pa.Table, rows: int) -> pa.Table:
+        values = pa.array([None] * rows + table["x0"].to_pylist()[rows:], pa.float64())
+        return table.set_column(table.column_names.index("x0"), "x0", values)
+
+    profile = drift.profile(gappy(training(), ROWS * 4 // 10), small)
+    for share, status in ((0.5, "ok"), (0.65, "breach")):
+        measures = drift.measure(profile, gappy(points(week(12), seed=1, rows=2 * ROWS), int(share * 2 * ROWS)))
+        assert of(measures, "x0", "missing_share").status == status
+    whole = drift.measure(drift.profile(training(), small), gappy(points(week(12), seed=1), ROWS // 2))
+    assert of(whole, "x0", "missing_share").status == "breach"
+
+
 def test_nan_and_infinity_count_as_missing(small: UseCase) -> None:
     train = training()
     for odd in (np.nan, np.inf, -np.inf):
