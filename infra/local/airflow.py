@@ -120,7 +120,8 @@ def _beats(dsn: str, job: str) -> bool:
 def _server(home: Home, environment: Mapping[str, str], name: str, options: tuple[str, ...]) -> Part:
     port = home.ports["airflow"] if name == "api-server" else None
     healthy: Callable[[], bool] = (
-        (lambda: answers(port, "/api/v2/monitor/health"))
+        # The door for tasks is built at its first request, for longer than a task waits: this is that request.
+        (lambda: answers(port, "/api/v2/monitor/health") and answers(port, "/execution/health", seconds=60))
         if port is not None
         else lambda: _beats(home.dsn("airflow"), JOBS[name])
     )

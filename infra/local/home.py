@@ -58,7 +58,7 @@ def _fernet_key() -> str:
 
 
 def _new_secret(name: str) -> str:
-    return _fernet_key() if name == "fernet" else secrets.token_hex(24 if name != "admin" else 8)
+    return _fernet_key() if name == "fernet" else secrets.token_hex({"admin": 8, "jwt": 32}.get(name, 24))
 
 
 def _keep_secrets(path: Path) -> dict[str, str]:
