@@ -3,24 +3,28 @@
 import argparse
 import os
 import sys
-from datetime import UTC, datetime
+from datetime import date
 from pathlib import Path
 
+from adapters.connect import outside
 from infra.local.stack import Stack
-from infra.replay import flights_source
+from infra.replay import flights_source, report
 from infra.replay.api import AirflowApi, AirflowError
 from infra.replay.drive import Plan, Replay
 from infra.replay.measures import Week
 from infra.replay.progress import Progress
 from infra.replay.state import ReplayError
+from pipeline.spec import UseCase, use_cases
 
-FIRST_AS_OF = datetime(2013, 4, 1, tzinfo=UTC)
 USE_CASE = "flights"
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m infra.replay", description=__doc__)
-    parser.add_argument("--weeks", type=int, default=8, help="weeks to replay after the first champion (1-39)")
+    parser.add_argument("--weeks", type=int, default=8, help="weeks to replay after the first champion")
+    parser.add_argument(
+        "--train-until", type=date.fromisoformat, default=date(2013, 4, 1), help="data time of the first champion"
+    )
     parser.add_argument(
         "--incident-week",
         type=int,
@@ -29,35 +33,31 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--home", type=Path, default=Path(".windsock"), help="where the stack keeps its state")
     parser.add_argument("--report", type=Path, default=Path("report.html"))
-    arguments = parser.parse_args()
-    if not 1 <= arguments.weeks <= 39:
-        parser.error(f"--weeks {arguments.weeks}: the data holds 39 weeks after the first of April")
-    return arguments
+    return parser.parse_args()
 
 
-def _plan(arguments: argparse.Namespace) -> Plan:
-    week = arguments.incident_week
-    if week is None:
-        week = min(6, arguments.weeks)
-    return Plan(first_as_of=FIRST_AS_OF, weeks=arguments.weeks, incident_week=week or None)
+def _plan(use_case: UseCase, arguments: argparse.Namespace) -> Plan:
+    """The asked-for weeks, which must lie in the data; the incident is in week 6 where there is one, else the last."""
+    first_as_of = use_case.grid.partition(str(arguments.train_until)).start
+    last = use_case.source.last_partition
+    most = (last - first_as_of.date()).days // use_case.grid.days + 1 if last else arguments.weeks
+    if not 1 <= arguments.weeks <= most:
+        raise ValueError(f"--weeks {arguments.weeks}: the data holds {most} weeks from {first_as_of:%d %b %Y} on")
+    broken = min(6, arguments.weeks) if arguments.incident_week is None else arguments.incident_week
+    return Plan(first_as_of=first_as_of, weeks=arguments.weeks, incident_week=broken or None)
 
 
 def _replay(stack: Stack, arguments: argparse.Namespace, progress: Progress) -> None:
     os.environ.update(stack.environment())
-    # Imported now, because settings are read from the environment that the stack has just written.
-    from adapters.connect import outside  # noqa: PLC0415
-    from infra.replay import report  # noqa: PLC0415
-    from pipeline.spec import use_cases  # noqa: PLC0415
-
     world = outside()
     use_case = use_cases(world.settings.params)[USE_CASE]
+    plan = _plan(use_case, arguments)
     rows = flights_source.load(world.settings.source_dsn)
     progress.say("source", ", ".join(f"{count:,} {table}" for table, count in rows.items()))
     airflow, user, password = (os.environ[f"AIRFLOW_{name}"] for name in ("URL", "ADMIN_USER", "ADMIN_PASSWORD"))
     api = AirflowApi(airflow, user=user, password=password)
     folder = world.settings.home / "replay"
     replay = Replay(use_case=use_case, outside=world, api=api, progress=progress, folder=folder)
-    plan = _plan(arguments)
     replay.run(plan)
     weeks = report.write(use_case, world, folder=folder, to=arguments.report)
     print("\n" + report.summary(weeks) + "\n")

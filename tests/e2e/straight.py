@@ -1,0 +1,66 @@
+"""The same weeks by calling the steps one after another, in one process: what an undisturbed loop must come to.
+
+Run as a program with a stack's settings in its environment: `python -m tests.e2e.straight <train-until> <weeks> <broken>`.
+"""
+
+import sys
+from datetime import date, timedelta
+
+from adapters.connect import outside
+from infra.replay import flights_source, incident
+from pipeline.partitions import Interval, utc
+from pipeline.spec import use_cases
+from tasks import build_features, dataset, evaluate, ingest, monitor, promote, refit, retrain, score, tune, validate
+
+WORLD = outside()
+USE_CASE = use_cases(WORLD.settings.params)["flights"]
+
+
+def _ingest(week: Interval) -> None:
+    validate.validate(USE_CASE, ingest.land(USE_CASE, week, WORLD), WORLD)
+
+
+def _train(as_of: date, reason: str, decision_id: str | None = None) -> str:
+    snapshot, moment = dataset.latest_snapshot(USE_CASE, WORLD), utc(as_of)
+    assert snapshot is not None
+    study = tune.search(USE_CASE, snapshot, moment, USE_CASE.train.trials, WORLD)
+    candidate = refit.refit(USE_CASE, snapshot, study, moment, reason, decision_id, WORLD)
+    verdict = evaluate.judge(USE_CASE, candidate, WORLD)
+    return promote.promote(USE_CASE, verdict, WORLD, actor="straight").outcome
+
+
+def _live(week: Interval, *, broken: bool) -> None:
+    key, folder = USE_CASE.grid.key(week), WORLD.settings.home / "replay"
+    if broken:
+        incident.break_feed(WORLD.source, week, key, folder)
+    _ingest(week)
+    build_features.build(USE_CASE, WORLD)
+    score.score(USE_CASE, WORLD)
+    monitor.monitor(USE_CASE, WORLD)
+    if claimed := retrain.claim(USE_CASE, WORLD):
+        outcome = _train(week.end.date(), "; ".join(claimed["reasons"]), claimed["decision_id"])
+        retrain.finish(claimed["decision_id"], outcome, WORLD)
+    if broken:
+        with incident.mending(WORLD.source, key, folder):
+            _ingest(week)
+            build_features.build(USE_CASE, WORLD)
+            score.score(USE_CASE, WORLD)
+
+
+def main(train_until: date, weeks: int, broken: int) -> None:
+    """History, first champion, live weeks."""
+    flights_source.load(WORLD.settings.source_dsn)
+    for week in USE_CASE.grid.covering(
+        Interval(USE_CASE.grid.partition(str(USE_CASE.grid.first)).start, utc(train_until))
+    ):
+        _ingest(week)
+    build_features.build(USE_CASE, WORLD)
+    _train(train_until, "first champion")
+    length = timedelta(days=USE_CASE.grid.days)
+    for number in range(weeks):
+        start = utc(train_until) + number * length
+        _live(Interval(start, start + length), broken=number + 1 == broken)
+
+
+if __name__ == "__main__":
+    main(date.fromisoformat(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))

@@ -1,0 +1,216 @@
+"""The whole loop through the real scheduler, its parts killed on the way, ends as an undisturbed one does."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg2
+import pytest
+import yaml
+
+from infra.local.home import base_environment
+from infra.local.stack import Stack
+from pipeline.settings import REPOSITORY
+
+pytestmark = pytest.mark.e2e
+TRAIN_UNTIL, WEEKS, BROKEN = "2013-02-11", 3, 2
+LIMIT_SECONDS = 1500
+
+# What must be the same however the loop came to its end. Times of day, run ids and addresses may differ.
+COMPARED = {
+    "batches": "select table_name, partition_start, version, raw_sha256, status, clean_sha256, quarantined_rows "
+    "from batches order by 1, 2, 3",
+    "quarantine": "select table_name, partition_start, raw_sha256, row_number, reasons from quarantine order by 1, 2, 3, 4",
+    "champion": "select revision, version, previous_version, as_of from champions",
+    "ledger": "select action, model_version, champion_version, as_of, reason from ledger order by entry",
+    "decisions": "select decision_id, decision, reasons, model_version from decisions order by 1",
+    "retrains": "select decision_id, state, outcome from retrains order by 1",
+    "outcomes": "select count(*), sum(label), max(label_time) from outcomes",
+    "predictions": "select model_version, count(*), md5(string_agg(score::text, ',' order by event_time, entity_key)) "
+    "from predictions group by 1 order by 1",
+    "latest features": "select version, rows from snapshots order by build_order desc limit 1",
+}
+
+
+@pytest.fixture(scope="module")
+def folder() -> Iterator[Path]:
+    made = Path(tempfile.mkdtemp(prefix="windsock-e2e-"))
+    made.chmod(0o755)  # PostgreSQL runs as nobody when the tests run as root
+    yield made
+    if not os.environ.get("WINDSOCK_KEEP"):
+        shutil.rmtree(made, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def environment(folder: Path) -> dict[str, str]:
+    """The shipped use case with a small search and an early retrain, so that a few weeks show everything."""
+    params = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
+    block = params["flights"]
+    small = {
+        "trials": 3,
+        "rungs": [1, 2],
+        "ensemble_seeds": 2,
+        "validation_days": 7,
+        "holdout_days": 7,
+        "min_rows": 5000,
+    }
+    block["train"] |= small
+    block["gate"] |= {"min_rows": 3000, "min_days": 5}
+    block["monitor"] |= {"max_age_days": 20}
+    path = folder / "params.yaml"
+    path.write_text(yaml.safe_dump(params))
+    return {**base_environment(), "WINDSOCK_PARAMS": str(path), "PYTHONPATH": str(REPOSITORY)}
+
+
+def facts(stack: Stack) -> dict[str, list[Any]]:
+    connection = psycopg2.connect(stack.home().dsn("warehouse"))
+    try:
+        with connection, connection.cursor() as cursor:
+            found = {}
+            for name, query in COMPARED.items():
+                cursor.execute(query)
+                found[name] = cursor.fetchall()
+            return found
+    finally:
+        connection.close()
+
+
+def count(stack: Stack, query: str) -> int:
+    try:
+        connection = psycopg2.connect(stack.home().dsn("warehouse"), connect_timeout=3)
+        with connection, connection.cursor() as cursor:
+            cursor.execute(query)
+            return int(cursor.fetchall()[0][0])
+    except (psycopg2.Error, ValueError, FileNotFoundError):
+        return 0  # not there yet, or just killed
+
+
+def kill(stack: Stack, part: str) -> None:
+    os.kill(json.loads((stack.folder / "state.json").read_text())["parts"][part]["pid"], signal.SIGKILL)
+
+
+def disturb(stack: Stack, replay: "subprocess.Popen[bytes]") -> list[str]:
+    """Kill a part each time the loop has come a step further; returns what was killed, when."""
+    steps: list[tuple[str, str, Callable[[], int]]] = [
+        (
+            "scheduler",
+            "in the backfill",
+            lambda: count(stack, "select count(*) >= 4 from batches where status = 'clean'"),
+        ),
+        ("postgres", "while the first champion is trained", lambda: count(stack, "select count(*) > 0 from snapshots")),
+        ("s3", "in the first live week", lambda: count(stack, "select count(*) from champions")),
+        (
+            "scheduler",
+            "while it retrains",
+            lambda: count(stack, "select count(*) from retrains where state = 'running'"),
+        ),
+    ]
+    killed = []
+    deadline = time.monotonic() + LIMIT_SECONDS
+    for part, moment, reached in steps:
+        while not reached():
+            assert replay.poll() is None, f"the replay ended before {part} was killed {moment}"
+            assert time.monotonic() < deadline, f"never came to: {moment}"
+            time.sleep(0.5)
+        kill(stack, part)
+        killed.append(f"{part} {moment}")
+    return killed
+
+
+@pytest.fixture(scope="module")
+def disturbed(folder: Path, environment: dict[str, str]) -> Iterator[dict[str, Any]]:
+    stack = Stack(folder / "disturbed")
+    command = [
+        sys.executable,
+        "-m",
+        "infra.replay",
+        "--home",
+        str(stack.folder),
+        "--report",
+        str(folder / "report.html"),
+    ]
+    command += ["--train-until", TRAIN_UNTIL, "--weeks", str(WEEKS), "--incident-week", str(BROKEN)]
+    with (folder / "replay.log").open("wb") as log:
+        replay = subprocess.Popen(command, env=environment, cwd=folder, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            killed = disturb(stack, replay)
+            code = replay.wait(LIMIT_SECONDS)
+            again = subprocess.run(command, env=environment, cwd=folder, capture_output=True, check=False, timeout=300)
+            restarts = {row.part: row.restarts for row in stack.status()}
+            yield {
+                "code": code,
+                "log": (folder / "replay.log").read_text(),
+                "again": again,
+                "killed": killed,
+                "restarts": restarts,
+                "facts": facts(stack),
+                "stack": stack,
+            }
+        finally:
+            replay.kill()
+            stack.stop()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(folder: Path, environment: dict[str, str]) -> Iterator[dict[str, list[Any]]]:
+    stack = Stack(folder / "undisturbed")
+    try:
+        stack.start(("postgres", "s3", "mlflow"), owner=os.getpid())
+        command = [sys.executable, "-m", "tests.e2e.straight", TRAIN_UNTIL, str(WEEKS), str(BROKEN)]
+        done = subprocess.run(
+            command,
+            env={**environment, **stack.environment()},
+            cwd=REPOSITORY,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        yield facts(stack)
+    finally:
+        stack.stop()
+
+
+@pytest.mark.timeout(2400)
+def test_the_loop_ends_well_though_its_parts_were_killed(disturbed: dict[str, Any]) -> None:
+    assert disturbed["code"] == 0, disturbed["log"][-3000:]
+    assert len(disturbed["killed"]) == 4
+    assert disturbed["restarts"]["scheduler"] >= 1
+
+
+@pytest.mark.timeout(2400)
+def test_killed_or_not_it_ends_with_the_same_champion_rows_and_decisions(
+    disturbed: dict[str, Any], undisturbed: dict[str, list[Any]]
+) -> None:
+    for name in COMPARED:
+        assert disturbed["facts"][name] == undisturbed[name], name
+
+
+def test_it_retrained_and_judged_and_the_broken_feed_was_blocked_without_a_retrain(disturbed: dict[str, Any]) -> None:
+    decisions = {row[0]: row[1] for row in disturbed["facts"]["decisions"]}
+    assert decisions["flights-20130218T0000"] == "retrain"
+    assert decisions["flights-20130225T0000"] == "block"
+    assert [row[0] for row in disturbed["facts"]["retrains"]] == ["flights-20130218T0000"]
+    actions = [row[0] for row in disturbed["facts"]["ledger"]]
+    assert actions[0] == "promote"
+    assert len(actions) == 2
+
+
+def test_a_second_run_has_nothing_to_do(disturbed: dict[str, Any]) -> None:
+    assert disturbed["again"].returncode == 0, disturbed["again"].stderr
+    assert facts(disturbed["stack"]) == disturbed["facts"]
+
+
+def test_the_report_shows_every_week_and_the_incident(disturbed: dict[str, Any], folder: Path) -> None:
+    page = (folder / "report.html").read_text()
+    assert page.count("<svg") == 3
+    assert "blocked: broken feed" in page
+    assert "the weather feed sends records with every measurement empty" in page
