@@ -1,6 +1,6 @@
 """The same weeks by calling the steps one after another, in one process: what an undisturbed loop must come to.
 
-Run as a program with a stack's settings in its environment: `python -m tests.e2e.straight <train-until> <weeks> <broken>`.
+Run with a stack's settings in the environment: `python -m tests.e2e.straight <train-until> <weeks> <broken>`.
 """
 
 import sys

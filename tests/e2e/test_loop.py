@@ -28,7 +28,8 @@ LIMIT_SECONDS = 1500
 COMPARED = {
     "batches": "select table_name, partition_start, version, raw_sha256, status, clean_sha256, quarantined_rows "
     "from batches order by 1, 2, 3",
-    "quarantine": "select table_name, partition_start, raw_sha256, row_number, reasons from quarantine order by 1, 2, 3, 4",
+    "quarantine": "select table_name, partition_start, raw_sha256, row_number, reasons from quarantine "
+    "order by 1, 2, 3, 4",
     "champion": "select revision, version, previous_version, as_of from champions",
     "ledger": "select action, model_version, champion_version, as_of, reason from ledger order by entry",
     "decisions": "select decision_id, decision, reasons, model_version from decisions order by 1",
