@@ -79,15 +79,16 @@ def check(table: pa.Table, suite: Suite, limits: Table, partition: Interval) -> 
     """Check the rows of one partition of a table; finds, and changes nothing."""
     notes = tuple(f"column {name} was added; it is not taken over" for name in added_columns(table.schema, suite))
     asked = delivery(suite, limits)
-    first = _run(table.to_pandas(), asked, complete=False)
-    problems = [*_problems(first), *retyped_columns(table.schema, suite)]
-    if problems:
-        return Checked(problems=tuple(problems), notes=notes, bad_rows={}, typed=None, results=first.results)
+    retyped = retyped_columns(table.schema, suite)
+    if retyped or not set(suite.columns) <= set(table.column_names):
+        first = _run(table.to_pandas(), asked, complete=False)
+        problems = (*_problems(first), *retyped)
+        return Checked(problems=problems, notes=notes, bad_rows={}, typed=None, results=first.results)
     typed = canonical(table, suite)
-    if typed.num_rows == 0:
-        return Checked(problems=(), notes=notes, bad_rows={}, typed=typed, results=first.results)
+    if typed.num_rows:
+        asked = (*asked, *content(suite, limits, partition))
     allowed = int(limits.max_quarantined_share * typed.num_rows)
-    return replace(check_rows(typed, (*asked, *content(suite, limits, partition)), allowed=allowed), notes=notes)
+    return replace(check_rows(typed, asked, allowed=allowed), notes=notes)
 
 
 def check_rows(typed: pa.Table, asked: Sequence[Expect], *, allowed: int) -> Checked:

@@ -3,6 +3,7 @@
 import html
 import re
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 _NETWORK = re.compile(r"<script\b[^>]*\bsrc=[^>]*>\s*</script>|<link\b[^>]*>|<img\b[^>]*>", re.IGNORECASE)
@@ -17,12 +18,19 @@ td, th { text-align: left; vertical-align: top } .table-danger, .text-danger { c
 </style>"""
 
 
+@cache
+def _view() -> Any:
+    """One a process: it compiles its templates."""
+    from great_expectations.render.view import DefaultJinjaPageView
+
+    return DefaultJinjaPageView()
+
+
 def page(title: str, results: Any) -> str:
     """One table's validation result as HTML."""
     from great_expectations.render.renderer.page_renderer import ValidationResultsPageRenderer
-    from great_expectations.render.view import DefaultJinjaPageView
 
-    rendered = DefaultJinjaPageView().render(ValidationResultsPageRenderer().render(results))
+    rendered = _view().render(ValidationResultsPageRenderer().render(results))
     alone = _SCRIPTS.sub("", _NETWORK.sub("", rendered))
     heading = f"{_STYLE}<title>{html.escape(title)}</title>"
     return alone.replace("</head>", f"{heading}</head>", 1)

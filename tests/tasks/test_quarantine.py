@@ -15,6 +15,7 @@ from tasks.ingest import land
 from tasks.quarantine import listing, replay, run_key
 from tasks.validate import validate
 from tests.real_flights import fill
+from tests.tasks import killed
 
 WEEK = "2013-10-28"
 AT = "origin = 'EWR' and observed_at = "
@@ -51,6 +52,20 @@ def broken(undisturbed: TableBatch, use_case: UseCase, partition: Interval, outs
     assert batch.quarantined_rows == 2
     wind, humidity = (row["row_number"] for row in listing(use_case, outside, partition))
     return wind, humidity
+
+
+_CHILD = """
+from tasks import quarantine
+dumps, rows = quarantine.json.dumps, []
+class Json:
+    def dumps(value):
+        rows.append(value)
+        return dumps(value) if len(rows) == 1 else die()
+quarantine.json = Json
+use_case = use_cases(settings().params)["flights"]
+partition = use_case.grid.partition("2013-10-28")
+quarantine.replay(use_case, "weather", partition, {corrections!r}, "ada", outside)
+"""
 
 
 def weather(batch: Batch) -> TableBatch:
@@ -192,6 +207,21 @@ def test_a_table_or_partition_without_clean_data_says_so(
         replay(use_case, "weathr", partition, [], "ada", outside)
     with pytest.raises(ValueError, match="is not landed"):
         replay(use_case, "weather", partition, [{"row_number": 1, "humidity": 5.0}], "ada", outside)
+
+
+def test_a_replay_killed_within_its_commit_and_run_again_happens_once(
+    use_case: UseCase, partition: Interval, outside: Outside, broken: tuple[int, int], undisturbed: TableBatch
+) -> None:
+    before = state(outside)
+    corrections = [
+        {"row_number": broken[0], "wind_speed_mph": TRUE_WIND},
+        {"row_number": broken[1], "humidity": TRUE_HUMIDITY},
+    ]
+    killed.run(outside.settings, _CHILD.format(corrections=corrections), killed=True)
+    assert state(outside) == before
+    batch = replay(use_case, "weather", partition, corrections, "ada", outside)
+    assert weather(batch).clean_sha256 == undisturbed.clean_sha256
+    assert {row["status"] for row in listing(use_case, outside)} == {"replayed"}
 
 
 def test_a_replay_that_was_overtaken_changes_nothing(

@@ -1,6 +1,5 @@
 """Validation stops what is not fit to go on with, quarantines exactly the broken rows, and reruns to no effect."""
 
-import dataclasses
 import re
 from typing import Any
 
@@ -18,6 +17,7 @@ from tasks.ingest import land
 from tasks.quarantine import run_key
 from tasks.validate import validate
 from tests.real_flights import fill
+from tests.tasks import killed
 
 WEEK = "2013-10-28"
 NTH = "ctid = (select ctid from {table} order by known_at, carrier, flight, origin limit 1 offset {n})"
@@ -60,12 +60,12 @@ def small(use_case: UseCase) -> UseCase:
 
 
 @pytest.fixture
-def planted(outside: Outside) -> None:
-    for statements in PLANTED.values():
-        for statement in statements:
-            with outside.source.transaction() as at:
-                at.execute(statement)
-                assert at.rowcount == 1
+def planted(request: pytest.FixtureRequest, outside: Outside) -> None:
+    tables = ["weather"] if "small" in request.fixturenames else list(PLANTED)
+    for statement in (statement for table in tables for statement in PLANTED[table]):
+        with outside.source.transaction() as at:
+            at.execute(statement)
+            assert at.rowcount == 1
 
 
 def only(use_case: UseCase, *tables: str) -> UseCase:
@@ -220,6 +220,32 @@ def test_a_later_run_of_the_partition_wins(
     assert {row["status"] for row in batches(outside).values()} == {"clean"}
 
 
+_CHILD = """
+from tasks import validate as step
+from tasks.ingest import land
+from tests.tasks.test_validate import only
+if {point!r} == "before anything is written": step.put_clean = die
+if {point!r} == "within the commit": step._tell_of_rows = die
+if {point!r} == "after the commit": outside.alerts.flush = die
+use_case = only(use_cases(settings().params)["flights"], "weather", "airlines")
+step.validate(use_case, land(use_case, use_case.grid.partition("2013-10-28"), outside), outside)
+"""
+
+
+@pytest.mark.parametrize("point", ["before anything is written", "within the commit", "after the commit"])
+def test_a_run_killed_at_any_point_and_run_again_gives_the_same_rows_once(
+    small: UseCase, partition: Interval, outside: Outside, planted: None, point: str
+) -> None:
+    killed.run(outside.settings, _CHILD.format(point=point), killed=True)
+    done = point == "after the commit"
+    assert {row["status"] for row in batches(outside).values()} == {"clean" if done else "landed"}
+    assert len(quarantined(outside)) == (2 if done else 0)
+    objects = outside.lake.list("clean/")
+    batch = run(small, partition, outside)
+    assert set(objects) <= set(outside.lake.list("clean/")) == {one.clean_uri for one in batch.tables}
+    assert found(batch, "weather").quarantined_rows == len(quarantined(outside)) == 2
+
+
 def test_a_damaged_raw_object_is_not_validated(small: UseCase, partition: Interval, outside: Outside) -> None:
     batch = land(small, partition, outside)
     uri = found(batch, "weather").raw_uri
@@ -325,4 +351,4 @@ def test_rows_that_come_twice_in_another_order_are_the_same_content(
     outside.source.fetch("create table again as select * from weather order by random()")
     outside.source.fetch("delete from weather")
     outside.source.fetch("insert into weather select * from again")
-    assert run(small, partition, outside) == dataclasses.replace(first)
+    assert run(small, partition, outside) == first
