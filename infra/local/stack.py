@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 
-from infra.local import plan
+from infra.local import plan, postgres
 from infra.local.home import Home, base_environment, environment, open_home, write_env
 from infra.local.part import Part
 from infra.local.processes import Identity, end, gone
@@ -206,4 +206,7 @@ class Stack:
         """Stop, and delete everything the stack ever stored."""
         self.stop()
         if (self.folder / "ports.json").exists():
+            refuge = postgres.shelter(self.folder)
             shutil.rmtree(self.folder)
+            if refuge is not None and refuge.exists():
+                shutil.rmtree(refuge)

@@ -83,7 +83,7 @@ class Replay:
             return wanted <= set(self.api.dag_ids())
 
         self._await("airflow", "the DAG files to be parsed", parsed)
-        for dag_id in sorted(wanted):
+        for dag_id in sorted(wanted - {self._dag("build_features")}):
             self.api.unpause(dag_id)
 
     def _history(self, until: datetime) -> None:
@@ -103,6 +103,10 @@ class Replay:
             if not self.api.active(self._dag("ingest")):
                 backfill()
             self._work("history", "ingest", "the backfill", landed, wake=backfill)
+        # Opened only now, so that history is built in one go and not once a week.
+        self.api.unpause(self._dag("build_features"))
+        if not self._built(until):
+            self.api.trigger(self._dag("build_features"), f"history__{until:%Y-%m-%d}")
         self._features("history", until)
         self.progress.say("history", f"{len(weeks)} weeks ingested, validated and built into features")
 
@@ -155,11 +159,11 @@ class Replay:
         self.progress.say(label, f"{week.start:%d %b}: feed mended; ingested again, features and scores restated")
 
     def _features(self, label: str, until: datetime) -> None:
-        def built() -> bool:
-            reached = self.state.built_until()
-            return reached is not None and reached >= until and not build_features.pending(self.use_case, self.outside)
+        self._work(label, "build_features", "features", lambda: self._built(until))
 
-        self._work(label, "build_features", "features", built)
+    def _built(self, until: datetime) -> bool:
+        reached = self.state.built_until()
+        return reached is not None and reached >= until and not build_features.pending(self.use_case, self.outside)
 
     def _scores(self, label: str) -> None:
         self._work(label, "score", "scores", lambda: not score.pending(self.use_case, self.outside))

@@ -20,8 +20,7 @@ from botocore.exceptions import ClientError
 
 from infra.local import s3
 from infra.local.__main__ import main, table
-from infra.local.part import Account
-from infra.local.postgres import _check_reachable, dsn
+from infra.local.postgres import dsn, shelter
 from infra.local.processes import Identity, end, gone, identify, members
 from infra.local.stack import Stack, check_room
 from pipeline.settings import REPOSITORY, read_settings
@@ -246,14 +245,20 @@ def test_a_pid_that_was_used_again_is_not_killed() -> None:
         stranger.wait()
 
 
-def test_a_folder_that_nobody_may_pass_through_is_named(tmp_path: Path) -> None:
+@pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user's PostgreSQL runs as that user")
+def test_root_may_keep_the_state_where_nobody_else_may_pass(tmp_path: Path) -> None:
     closed = tmp_path / "closed"
-    (closed / "inside").mkdir(parents=True)
-    tmp_path.chmod(0o755)
-    closed.chmod(0o700)
-    with pytest.raises(ValueError, match=r"PostgreSQL does not run as root.*chmod o\+x"):
-        _check_reachable(Account(uid=65534, gid=65534), closed / "inside")
-    _check_reachable(None, closed / "inside")
+    closed.mkdir(mode=0o700)
+    stack = Stack(closed / "home")
+    refuge = shelter(stack.folder)
+    assert refuge is not None
+    try:
+        stack.start(("postgres",), owner=os.getpid())
+        assert all(row.healthy for row in stack.status())
+        assert (refuge / "postgres" / "data" / "PG_VERSION").exists()
+    finally:
+        stack.clean()
+    assert not refuge.exists()
 
 
 def test_a_disk_that_is_nearly_full_is_said_before_anything_starts(tmp_path: Path) -> None:
