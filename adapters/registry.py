@@ -30,6 +30,7 @@ _CLIENT = {  # the defaults wait 120 s and try 7 more times: longer than a task 
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_ARTIFACT_UPLOAD_DOWNLOAD_TIMEOUT": "60",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
 }
 
@@ -81,6 +82,8 @@ class Registry:
 
     def log_run(self, record: RunRecord) -> str:
         """Record a finished run with all it left behind; its id. A half-recorded earlier try is marked as failed."""
+        if not (record.artifacts / "bundle").is_dir():  # the client would upload nothing, and say nothing
+            raise FileNotFoundError(f"{record.artifacts} holds no bundle folder")
         with _reaching(self.tracking_uri):
             experiment_id = self._experiment(record.use_case)
             self._fail_unfinished(experiment_id, record.key)
@@ -111,7 +114,11 @@ class Registry:
             self._ensure_model(use_case)
             ours = {name: value for name, value in tags.items() if not name.startswith("mlflow.")}
             source = f"runs:/{run_id}/bundle"
-            return _version(self._client.create_model_version(use_case, source=source, run_id=run_id, tags=ours))
+            return _version(
+                self._client.create_model_version(
+                    use_case, source=source, run_id=run_id, tags=ours, await_creation_for=0
+                )
+            )
 
     def find(self, use_case: str, key: str) -> Version | None:
         """The model version that a piece of training work already registered."""

@@ -198,7 +198,7 @@ def _try_one(
     import optuna
 
     study.sampler = optuna.samplers.TPESampler(
-        seed=use_case.seed * 1009 + finished,
+        seed=(use_case.seed * 1009 + finished) % 2**32,
         n_startup_trials=_WARM_UP_TRIALS,
         multivariate=True,
         constant_liar=False,  # trials still running are an overtaken process's: they must not sway this one

@@ -10,8 +10,8 @@ import pytest
 
 from adapters.errors import FencedOut
 from pipeline.settings import REPOSITORY
+from tasks import dataset, tune
 from tasks import study as studies
-from tasks import tune
 from tasks.split import split
 from tasks.study import keeps_up, middle
 from tests.models import synthetic
@@ -20,7 +20,7 @@ from tests.tasks import toy
 
 @pytest.fixture(autouse=True)
 def rows(monkeypatch):
-    monkeypatch.setitem(sys.modules, "tasks.dataset", sys.modules.get("tasks.dataset"))
+    monkeypatch.setattr(dataset, "load", dataset.load)  # put back afterwards
     toy.install()
 
 

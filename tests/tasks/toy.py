@@ -1,7 +1,5 @@
 """A use case small enough to train in a second: synthetic rows in the place of a feature dataset."""
 
-import sys
-import types
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -9,10 +7,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 import features
-import tasks
 from pipeline.handoffs import Snapshot
 from pipeline.settings import REPOSITORY
 from pipeline.spec import UseCase, use_cases
+from tasks import dataset
 from tests.models import synthetic
 
 AS_OF = synthetic.START + timedelta(days=40)
@@ -46,10 +44,7 @@ def install(*, rows: int = 6000, seed: int = 0) -> None:
         )
         return everything.filter(pc.and_(inside, pc.less_equal(everything["label_time"], moment(known_by))))
 
-    dataset = types.ModuleType("tasks.dataset")
     dataset.load = load
-    sys.modules["tasks.dataset"] = dataset
-    tasks.dataset = dataset
 
 
 def use_case(**train: object) -> UseCase:
