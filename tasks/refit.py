@@ -124,16 +124,17 @@ def _work(job: Job, fence: "Fence", outside: "Outside") -> "Version":
 
 def _train(job: Job, outside: "Outside") -> Trained:
     from models.ensemble import fit_ensemble
-    from models.training import best_device
+    from models.training import best_device, deterministic
     from tasks import dataset, drift
 
     began, cutoff = time.monotonic(), job.moments.cutoff
     start = job.snapshot.start
     rows = dataset.load(job.snapshot.version, job.use_case, outside, start=start, end=cutoff, known_by=cutoff)
     require_rows(job.use_case, rows, job.moments)
-    metrics, report = _validate(job, rows)
-    ensemble = fit_ensemble(job.plan, rows, best_device())
-    scored = rows.append_column("score", pa.array(_predictor(ensemble).predict(rows)))
+    with deterministic(job.plan.threads):
+        metrics, report = _validate(job, rows)
+        ensemble = fit_ensemble(job.plan, rows, best_device())
+        scored = rows.append_column("score", pa.array(_predictor(ensemble).predict(rows)))
     return Trained(
         ensemble=ensemble,
         metrics=metrics,
