@@ -35,7 +35,7 @@ _CLIENT = {  # the defaults wait 120 s and try 7 more times: longer than a task 
 }
 
 
-class Unavailable(ConnectionError):
+class Unavailable(ConnectionError):  # noqa: N818  # says what the matter is
     """The registry did not answer; the same call may succeed later."""
 
 
