@@ -44,7 +44,7 @@ def _live_scores(use_case: UseCase, outside: Outside, week: Interval) -> tuple[s
 
 
 def _metrics(names: tuple[str, ...], labels: np.ndarray, scores: np.ndarray) -> dict[str, float]:
-    return {name: float(metrics.METRICS[name](labels, scores)) for name in names}
+    return {name: float(metrics.measure(name, scores, labels)) for name in names}
 
 
 def _decisions(use_case: UseCase, outside: Outside) -> dict[datetime, dict[str, Any]]:
