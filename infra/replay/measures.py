@@ -1,7 +1,7 @@
 """What the replay's report shows, read from the warehouse and the models: pure numbers, no pictures."""
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -64,14 +64,7 @@ def weeks(use_case: UseCase, outside: Outside) -> list[Week]:
     frozen = Predictor.load(outside.registry.download_bundle(use_case.name, first_champion(use_case, outside)))
     found = []
     for as_of, decision in sorted(_decisions(use_case, outside).items()):
-        week = Interval(
-            as_of
-            - (
-                use_case.grid.partition(str(use_case.grid.first)).end
-                - use_case.grid.partition(str(use_case.grid.first)).start
-            ),
-            as_of,
-        )
+        week = Interval(as_of - timedelta(days=use_case.grid.days), as_of)
         table = dataset.load(snapshot.version, use_case, outside, start=week.start, end=week.end, known_by=snapshot.end)
         version, scores = _live_scores(use_case, outside, week)
         keys = list(zip(table["entity_key"].to_pylist(), table["event_time"].to_pylist(), strict=True))
@@ -117,7 +110,7 @@ def alerts(use_case: UseCase, outside: Outside) -> list[dict[str, Any]]:
 
 
 def drift_ratios(use_case: UseCase, outside: Outside) -> tuple[list[datetime], dict[str, list[float]]]:
-    """Per feature, PSI over its calibrated threshold at each decision time (NaN where it could not be measured)."""
+    """Week starts and, per feature, PSI over its calibrated threshold (NaN where it could not be measured)."""
     rows = outside.warehouse.fetch(
         "select as_of, feature, value, threshold from drift where use_case = %s and measure = 'psi' order by as_of",
         (use_case.name,),
@@ -128,4 +121,4 @@ def drift_ratios(use_case: UseCase, outside: Outside) -> tuple[list[datetime], d
     for row in rows:
         series = ratios.setdefault(row["feature"], [float("nan")] * len(moments))
         series[place[row["as_of"]]] = float("nan") if row["value"] is None else row["value"] / row["threshold"]
-    return moments, ratios
+    return [moment - timedelta(days=use_case.grid.days) for moment in moments], ratios

@@ -73,20 +73,19 @@ def metric_plot(weeks: list[Week], metric: str, title: str) -> str:
     return _svg(figure)
 
 
-def drift_plot(moments: list[datetime], ratios: dict[str, list[float]], *, most: int = 14) -> str:
+def drift_plot(weeks: list[datetime], ratios: dict[str, list[float]], *, most: int = 14) -> str:
     """PSI over its calibrated threshold, the features that went furthest, week by week; 1 is the threshold."""
     table = np.array([ratios[name] for name in ratios])
-    height = np.nanmax(np.where(np.isnan(table), 0, table), axis=1)
+    height = np.where(np.isnan(table), np.inf, table).max(axis=1)  # what could not be measured goes first
     order = np.argsort(-height)[:most]
     names = [list(ratios)[index] for index in order]
     figure = Figure(figsize=(9, 0.6 + 0.26 * len(names)))
     axes = figure.subplots()
-    colours = mpl.colormaps["RdYlBu_r"].copy()
-    colours.set_bad("#5a5a5a")
+    colours = mpl.colormaps["RdYlBu_r"].with_extremes(bad="#5a5a5a")
     image = axes.imshow(np.ma.masked_invalid(table[order]), aspect="auto", cmap=colours, vmin=0, vmax=2)
     axes.set_yticks(range(len(names)), names)
-    step = max(1, len(moments) // 13)
-    axes.set_xticks(range(0, len(moments), step), [f"{moment.day} {moment:%b}" for moment in moments[::step]])
+    step = max(1, len(weeks) // 13)
+    axes.set_xticks(range(0, len(weeks), step), [f"{week.day} {week:%b}" for week in weeks[::step]])
     axes.set_title(
         "Drift: PSI over its calibrated threshold (red: beyond; grey: cannot be measured)",
         loc="left",

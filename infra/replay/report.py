@@ -24,7 +24,7 @@ def write(use_case: UseCase, outside: Outside, *, folder: Path, to: Path) -> lis
     if not weeks:
         raise ValueError(f"{use_case.name}: no week has been decided yet: there is nothing to report")
     names = list(weeks[0].live)
-    moments, ratios = measures.drift_ratios(use_case, outside)
+    starts, ratios = measures.drift_ratios(use_case, outside)
     ledger = measures.ledger(use_case, outside)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=select_autoescape(["j2", "html"])
@@ -34,7 +34,7 @@ def write(use_case: UseCase, outside: Outside, *, folder: Path, to: Path) -> lis
         weeks=weeks,
         metric_names=names,
         facts=_facts(weeks, names),
-        pictures=[*(plots.metric_plot(weeks, name, TITLES[name]) for name in names), plots.drift_plot(moments, ratios)],
+        pictures=[*(plots.metric_plot(weeks, name, TITLES[name]) for name in names), plots.drift_plot(starts, ratios)],
         ledger=ledger,
         incidents=incident.manifest(folder),
         alerts=measures.alerts(use_case, outside),

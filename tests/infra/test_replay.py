@@ -1,0 +1,85 @@
+"""What the replay measures and shows."""
+
+import math
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from adapters.connect import Outside
+from infra.replay import flights_source, incident, plots
+from infra.replay.__main__ import _judge
+from infra.replay.drive import Plan
+from infra.replay.measures import Week, _metrics
+from infra.replay.state import ReplayError
+from pipeline.partitions import Interval
+
+WEEK = Interval(datetime(2013, 1, 7, tzinfo=UTC), datetime(2013, 1, 14, tzinfo=UTC))
+
+
+def week(decision: str, outcome: str | None = None) -> Week:
+    measured = {"log_loss": 0.4, "auc": 0.7}
+    return Week(
+        start=WEEK.start,
+        end=WEEK.end,
+        rows=10,
+        labelled=9,
+        live_version="1",
+        frozen=measured,
+        live=measured,
+        decision=decision,
+        reasons=[],
+        retrain_outcome=outcome,
+    )
+
+
+def test_a_perfect_ranking_has_auc_one_and_a_better_score_a_lower_log_loss() -> None:
+    label = np.array([0.0, 0.0, 1.0, 1.0])
+    good, bad = np.array([0.1, 0.2, 0.8, 0.9]), np.array([0.4, 0.6, 0.5, 0.6])
+    assert _metrics(("auc",), label, good) == {"auc": 1.0}
+    assert _metrics(("log_loss",), label, good)["log_loss"] < _metrics(("log_loss",), label, bad)["log_loss"]
+
+
+def test_a_broken_feed_empties_one_week_once_and_is_mended_to_what_was_there(outside: Outside, tmp_path: Path) -> None:
+    flights_source.create_tables(outside.source)
+    with outside.source.transaction() as at:
+        at.execute(
+            "insert into weather (origin, observed_at, temp_f, known_at) values "
+            "('EWR', '2013-01-08 00:00+00', 40, '2013-01-08 00:10+00'), "
+            "('EWR', '2013-01-15 00:00+00', 41, '2013-01-15 00:10+00')"
+        )
+    before = outside.source.fetch("select * from weather order by known_at")
+    first = incident.break_feed(outside.source, WEEK, "2013-01-07", tmp_path)
+    assert incident.break_feed(outside.source, WEEK, "2013-01-07", tmp_path) == first
+    assert [row["temp_f"] for row in outside.source.fetch("select * from weather order by known_at")] == [None, 41]
+    with incident.mending(outside.source, "2013-01-07", tmp_path):
+        assert outside.source.fetch("select * from weather order by known_at") == before
+    assert [known.state for known in incident.manifest(tmp_path)] == ["mended"]
+
+
+@pytest.mark.parametrize(
+    ("weeks", "problem"),
+    [
+        ([week("ignore"), week("ignore")], "broken feed of week 2 led to 'ignore'"),
+        ([week("ignore"), week("retrain", "promoted")], "broken feed of week 2 led to 'retrain'"),
+    ],
+)
+def test_the_demo_fails_where_the_broken_feed_was_not_blocked(weeks: list[Week], problem: str) -> None:
+    plan = Plan(first_as_of=WEEK.start, weeks=2, incident_week=2)
+    with pytest.raises(ReplayError, match=problem):
+        _judge(weeks, plan)
+    _judge([week("ignore"), week("block")], plan)
+
+
+def test_the_demo_fails_where_no_retrain_was_judged_in_eight_weeks() -> None:
+    plan = Plan(first_as_of=WEEK.start, weeks=8, incident_week=None)
+    with pytest.raises(ReplayError, match="no retrain was judged"):
+        _judge([week("ignore")] * 8, plan)
+    _judge([*[week("ignore")] * 7, week("retrain", "held")], plan)
+
+
+def test_what_could_not_be_measured_is_shown_first() -> None:
+    picture = plots.drift_plot([WEEK.start], {"steady": [0.1], "gone": [math.nan]}, most=1)
+    assert "gone" in picture
+    assert "steady" not in picture
