@@ -51,7 +51,7 @@ def form(use_case: UseCase) -> dict[str, Param]:
 
 def skip_without_need(context: Any) -> None:
     """Ask a person only about a candidate that won."""
-    if not context["ti"].xcom_pull(task_ids="evaluate").needs_approval:
+    if context["params"]["dry_run"] or not context["ti"].xcom_pull(task_ids="evaluate").needs_approval:
         raise AirflowSkipException("the verdict needs no approval")
 
 
@@ -140,7 +140,7 @@ def train(use_case: UseCase) -> DAG:
         from adapters.connect import outside
         from tasks import retrain
 
-        if params["decision_id"]:
+        if params["decision_id"] and not params["dry_run"]:
             retrain.finish(params["decision_id"], release.outcome if release else "failed", outside())
 
     with dag:

@@ -18,7 +18,7 @@ returning d.decision_id, d.use_case, d.as_of, d.model_version, d.reasons, d.evid
 """
 _FINISH = """
 update retrains set state = %s, outcome = %s, changed_at = now()
-where decision_id = %s and state in ('pending', 'running')
+where decision_id = %s and (state in ('pending', 'running') or (state = 'failed' and %s <> 'failed'))
 """
 
 
@@ -46,10 +46,13 @@ def in_flight(use_case: UseCase, outside: Outside) -> dict[str, Any] | None:
 
 
 def finish(decision_id: str, outcome: str, outside: Outside) -> bool:
-    """Close a decision with its release's outcome, or `failed`; False, and no change, where it is closed already."""
+    """Close a decision with its release's outcome, or `failed`; False, and no change, where it is closed already.
+
+    A failed one is closed again by a training that was resumed and came to an end.
+    """
     state = "failed" if outcome == "failed" else "done"
     with outside.warehouse.transaction() as at:
-        at.execute(_FINISH, (state, outcome, decision_id))
+        at.execute(_FINISH, (state, outcome, decision_id, state))
         changed = at.rowcount > 0
         if not changed:
             at.execute("select 1 from retrains where decision_id = %s", (decision_id,))

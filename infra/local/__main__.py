@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from infra.local import airflow
 from infra.local.home import base_environment
 from infra.local.plan import GROUPS
 from infra.local.stack import Row, Stack
@@ -75,7 +76,7 @@ def run(stack: Stack, command: list[str]) -> int:
         raise ValueError("expected a command: python -m infra.local run -- <command>")
     if not stack.running:
         raise ValueError(f"no stack is running in {stack.folder}: `make up` starts it")
-    environment = {**base_environment(), **stack.environment(), "PYTHONPATH": str(REPOSITORY)}
+    environment = {**base_environment(), **stack.environment(), **airflow.settings(stack.home())}
     os.execvpe(command[0], command, environment)  # noqa: S606  # the user's own command
 
 

@@ -41,7 +41,10 @@ class AirflowApi:
         return [f"{error['filename']}: {error['stack_trace'].strip().splitlines()[-1]}" for error in found]
 
     def backfill(self, dag_id: str, first: datetime, last: datetime, *, at_once: int) -> None:
-        """Create runs for every partition that starts in [first, last]; existing successful ones are left alone."""
+        """Create runs for every partition that starts in [first, last]; existing successful ones are left alone.
+
+        While an earlier backfill of this DAG is open, Airflow takes no other: it is the one that is asked for.
+        """
         body = {
             "dag_id": dag_id,
             "from_date": first.isoformat(),
@@ -49,7 +52,7 @@ class AirflowApi:
             "max_active_runs": at_once,
             "reprocess_behavior": "failed",
         }
-        self._call("POST", "/api/v2/backfills", body)
+        self._call("POST", "/api/v2/backfills", body, accept=(409,))
 
     def trigger(
         self, dag_id: str, run_id: str, *, conf: dict[str, Any] | None = None, partition_key: str | None = None
@@ -85,19 +88,18 @@ class AirflowApi:
         while True:
             problem = ""
             try:
+                if "Authorization" not in self._session.headers:
+                    self._log_in()
                 answer = self._session.request(method, self._base_url + path, json=body, timeout=30)
-            except requests.ConnectionError as error:
+            except (requests.ConnectionError, requests.Timeout) as error:
                 problem = f"no answer ({type(error).__name__})"
-            except requests.Timeout:
-                problem = "no answer within 30 s"
             else:
                 if answer.ok or answer.status_code in accept:
                     return dict(answer.json()) if answer.content else {}
-                if answer.status_code == 401:
-                    self._log_in()
-                    continue
                 problem = f"{answer.status_code} {answer.text[:500]}"
-                if answer.status_code < 500:
+                if answer.status_code == 401:  # the token has expired
+                    del self._session.headers["Authorization"]
+                elif answer.status_code < 500:
                     raise AirflowError(f"Airflow refused {method} {path}: {problem}")
             if time.monotonic() > deadline:
                 raise AirflowError(f"{method} {path}: {problem} for {self._patience_seconds:.0f} s; see `make status`")
@@ -105,6 +107,8 @@ class AirflowApi:
 
     def _log_in(self) -> None:
         answer = self._session.post(self._base_url + "/auth/token", json=self._credentials, timeout=30)
+        if answer.status_code >= 500:
+            raise requests.ConnectionError(f"the login was answered {answer.status_code}")
         if not answer.ok:
             raise AirflowError(f"Airflow refused the login of {self._credentials['username']}: {answer.status_code}")
         self._session.headers["Authorization"] = f"Bearer {answer.json()['access_token']}"

@@ -60,18 +60,19 @@ def break_feed(source: Warehouse, week: Interval, partition_key: str, folder: Pa
     if known is not None:
         return known
     blanks = sql.SQL(", ").join(sql.SQL("{} = null").format(sql.Identifier(name)) for name in _measurements(source))
-    with source.transaction() as cursor:
-        cursor.execute(
-            sql.SQL("create table if not exists {} as select * from {} where known_at >= %s and known_at < %s").format(
-                _backup_name(partition_key), sql.Identifier(TABLE)
-            ),
-            (week.start, week.end),
-        )
-        cursor.execute(
-            sql.SQL("update {} set {} where known_at >= %s and known_at < %s").format(sql.Identifier(TABLE), blanks),
-            (week.start, week.end),
-        )
-        rows = cursor.rowcount
+
+    keep = sql.SQL("create table if not exists {} as select * from {} where known_at >= %s and known_at < %s").format(
+        _backup_name(partition_key), sql.Identifier(TABLE)
+    )
+    empty = sql.SQL("update {} set {} where known_at >= %s and known_at < %s").format(sql.Identifier(TABLE), blanks)
+
+    def work() -> int:
+        with source.transaction() as cursor:
+            cursor.execute(keep, (week.start, week.end))
+            cursor.execute(empty, (week.start, week.end))
+            return cursor.rowcount
+
+    rows = source.retrying(work)
     what = "the weather feed sends records with every measurement empty"
     return _record(folder, Incident(partition_key=partition_key, table=TABLE, what=what, rows=rows, state="broken"))
 
@@ -86,7 +87,11 @@ def mending(source: Warehouse, partition_key: str, folder: Path) -> Iterator[Non
     statement = sql.SQL("update {} w set {} from {} backup where w.origin = backup.origin and {}").format(
         sql.Identifier(TABLE), assignments, _backup_name(partition_key), sql.SQL("w.observed_at = backup.observed_at")
     )
-    with source.transaction() as cursor:
-        cursor.execute(statement)
+
+    def work() -> None:
+        with source.transaction() as cursor:
+            cursor.execute(statement)
+
+    source.retrying(work)
     yield
     _record(folder, Incident(**{**asdict(known), "state": "mended"}))

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from adapters.connect import Outside
+from infra.replay.state import ReplayError
 from models import metrics
 from pipeline.partitions import Interval
 from pipeline.spec import UseCase
@@ -30,17 +31,15 @@ class Week:
     retrain_outcome: str | None
 
 
-def _live_scores(use_case: UseCase, outside: Outside, week: Interval) -> tuple[str, dict[tuple[str, datetime], float]]:
+def _live_scores(
+    use_case: UseCase, outside: Outside, week: Interval, model_version: str
+) -> dict[tuple[str, datetime], float]:
     rows = outside.warehouse.fetch(
-        """
-        select p.entity_key, p.event_time, p.score, p.model_version from predictions p
-        join scorings s on s.use_case = p.use_case and s.model_version = p.model_version and s.partition_start = %s
-        where p.use_case = %s and p.prediction_time >= %s and p.prediction_time < %s
-        """,
-        (week.start, use_case.name, week.start, week.end),
+        "select entity_key, event_time, score from predictions "
+        "where use_case = %s and prediction_time >= %s and prediction_time < %s and model_version = %s",
+        (use_case.name, week.start, week.end, model_version),
     )
-    version = rows[0]["model_version"] if rows else ""
-    return version, {(row["entity_key"], row["event_time"]): row["score"] for row in rows}
+    return {(row["entity_key"], row["event_time"]): row["score"] for row in rows}
 
 
 def _metrics(names: tuple[str, ...], labels: np.ndarray, scores: np.ndarray) -> dict[str, float]:
@@ -66,10 +65,11 @@ def weeks(use_case: UseCase, outside: Outside) -> list[Week]:
     for as_of, decision in sorted(_decisions(use_case, outside).items()):
         week = Interval(as_of - timedelta(days=use_case.grid.days), as_of)
         table = dataset.load(snapshot.version, use_case, outside, start=week.start, end=week.end, known_by=snapshot.end)
-        version, scores = _live_scores(use_case, outside, week)
+        scores = _live_scores(use_case, outside, week, decision["model_version"])
         keys = list(zip(table["entity_key"].to_pylist(), table["event_time"].to_pylist(), strict=True))
         missing = [key for key in keys if key not in scores]
-        assert not missing, f"{len(missing)} labelled rows of {week} have no prediction, such as {missing[0]}"
+        if missing:
+            raise ReplayError(f"{len(missing)} labelled rows of {week} have no prediction, such as {missing[0]}")
         labels = table["label"].to_numpy()
         found.append(
             Week(
@@ -77,7 +77,7 @@ def weeks(use_case: UseCase, outside: Outside) -> list[Week]:
                 end=week.end,
                 rows=len(scores),
                 labelled=len(keys),
-                live_version=version,
+                live_version=decision["model_version"],
                 frozen=_metrics(names, labels, frozen.predict(table)),
                 live=_metrics(names, labels, np.array([scores[key] for key in keys])),
                 decision=decision["decision"],

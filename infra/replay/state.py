@@ -34,9 +34,20 @@ class State:
         return {row["partition_start"] for row in rows}
 
     def blocked(self) -> str | None:
-        """What validation stopped, in words."""
-        rows = self._fetch("select table_name, problem from batches where use_case = %s and status = 'blocked'")
-        return f"{rows[0]['table_name']} was blocked: {rows[0]['problem']}" if rows else None
+        """What validation stopped, in its current version, in words."""
+        rows = self._fetch(
+            """
+            select table_name, partition_start, problem from batches b
+            where use_case = %s and status = 'blocked' and version =
+                (select max(version) from batches where (use_case, table_name, partition_start) =
+                    (b.use_case, b.table_name, b.partition_start))
+            order by partition_start
+            """
+        )
+        return (
+            "; ".join(f"{r['table_name']} of {r['partition_start']:%d %b} was blocked: {r['problem']}" for r in rows)
+            or None
+        )
 
     def built_until(self) -> datetime | None:
         """The end of the latest feature snapshot."""
@@ -75,16 +86,23 @@ class State:
         )
         return ", ".join(f"{row['rows']:,} rows scored by version {row['model_version']}" for row in rows)
 
-    def last_verdict(self) -> dict[str, Any]:
-        """The latest entry of the ledger.
+    def verdict(self, decision_id: str | None) -> dict[str, Any]:
+        """The ledger entry of the training that answered a decision; without one, the first entry.
 
         Raises:
             ReplayError: when there is none.
         """
-        rows = self._fetch("select * from ledger where use_case = %s order by entry desc limit 1")
+        rows = self._fetch(
+            """
+            select l.* from ledger l where l.use_case = %s and action not in ('approve', 'rollback')
+            and (%s::text is null or l.as_of = (select as_of from decisions where decision_id = %s)) order by entry
+            """,
+            decision_id,
+            decision_id,
+        )
         if not rows:
             raise ReplayError(f"training ended without a ledger entry; see {self.use_case.name}.train in Airflow")
-        return rows[0]
+        return rows[-1 if decision_id else 0]
 
     def _fetch(self, query: str, *params: Any) -> list[dict[str, Any]]:
         return self.outside.warehouse.fetch(query, (self.use_case.name, *params))

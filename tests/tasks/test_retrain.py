@@ -113,6 +113,16 @@ def test_finishing_closes_once(world: World, outcome: str, state: str) -> None:
     assert retrain.in_flight(world.use_case, world.outside) is None
 
 
+def test_a_failed_retrain_whose_training_was_resumed_is_closed_by_its_end(world: World) -> None:
+    decision_id = pending(world)
+    retrain.claim(world.use_case, world.outside)
+    assert retrain.finish(decision_id, "failed", world.outside)
+    assert retrain.finish(decision_id, "promoted", world.outside)
+    assert not retrain.finish(decision_id, "held", world.outside)
+    [row] = world.rows("retrains")
+    assert (row["state"], row["outcome"]) == ("done", "promoted")
+
+
 def test_finishing_what_was_never_decided_is_an_error(world: World) -> None:
     with pytest.raises(ValueError, match="no decision"):
         retrain.finish("flights-20990101T0000", "promoted", world.outside)
