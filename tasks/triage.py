@@ -70,15 +70,16 @@ def decide(findings: Findings, history: Sequence[Past], monitor: Monitor) -> Dec
     if broken := broken_features(findings.measures):
         reason = f"broken feed: {_named(broken)} far emptier than in any week of training"
         return Decision(decision="block", reasons=(reason,))
-    if unknown := _unknown(findings):
+    unknown = _unknown(findings)
+    if all(measure.status == "unknown" for measure in findings.measures):  # nothing, or too few rows, to decide by
         return Decision(decision="alert", reasons=unknown)
     before = sorted((past for past in history if past.as_of < findings.as_of), key=lambda past: past.as_of)
     triggers = _triggers(findings, before, monitor)
     if not triggers:
-        return Decision(decision="ignore", reasons=(_quiet(findings),))
+        return Decision(decision="alert" if unknown else "ignore", reasons=unknown or (_quiet(findings),))
     if guard := _guard(findings, history, before, monitor):
-        return Decision(decision="alert", reasons=(*triggers, f"not retrained: {guard}"))
-    return Decision(decision="retrain", reasons=triggers)
+        return Decision(decision="alert", reasons=(*triggers, *unknown, f"not retrained: {guard}"))
+    return Decision(decision="retrain", reasons=(*triggers, *unknown))
 
 
 def judge_performance(*, predicted: int, labelled: int, metrics: Mapping[str, float], monitor: Monitor) -> Performance:
@@ -164,7 +165,8 @@ def _drift_triggers(findings: Findings, before: Sequence[Past], monitor: Monitor
 def persistent_features(findings: Findings, before: Sequence[Past], monitor: Monitor) -> frozenset[str]:
     """Features over their thresholds now and in enough of the latest partitions that this champion scored."""
     now = breached_features(findings.measures)
-    same = [past.breached for past in before if past.model_version == findings.model_version]
+    scored = [past for past in before if past.model_version == findings.model_version]
+    same = [frozenset() if past.decision == "block" else past.breached for past in scored]  # broken data is no drift
     latest = [now, *same[::-1][: monitor.persistence_of - 1]]
     return frozenset(f for f in now if sum(f in breached for breached in latest) >= monitor.persistence_breaches)
 

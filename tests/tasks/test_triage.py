@@ -63,6 +63,11 @@ def measured(
     return tuple(found)
 
 
+def blind() -> tuple[Measure, ...]:
+    """A partition with too few rows to measure anything."""
+    return tuple(replace(measure, value=None, status="unknown") for measure in measured())
+
+
 def performance(monitor: Monitor, *, auc: float = 0.74, gap: float = 0.01, labelled: int = 9800) -> Performance:
     metrics = {"auc": auc, "calibration_gap": gap}
     return judge_performance(predicted=10_000, labelled=labelled, metrics=metrics, monitor=monitor)
@@ -116,8 +121,23 @@ CASES = [
     # Unknown is never healthy
     Case("a feature unknown", "alert", "unknown: x3", measured(unknown=["x3"])),
     Case("nothing measured", "alert", "no feature was measured", ()),
-    Case("unknown and drifted: no retrain on half a picture", "alert", "unknown", measured(THREE, unknown=["x7"]),
+    Case("nothing could be measured, and old: still only a person", "alert", "unknown", blind(),
+         findings={"champion_cutoff": AS_OF - days(90)}),
+    # but silences nothing that is known
+    Case("unknown and drifted", "retrain", "drift of 3", measured(THREE, unknown=["x7"]), (past(1, breached=THREE),)),
+    Case("unknown and drifted: both are told", "retrain", "unknown: x7", measured(THREE, unknown=["x7"]),
          (past(1, breached=THREE),)),
+    Case("unknown and drifted, but cooling down", "alert", "unknown: x7", measured(THREE, unknown=["x7"]),
+         (past(1, breached=THREE), past(1, "retrain", state="done", outcome="promoted"))),
+    Case("unknown and degraded", "retrain", "auc", measured(unknown=["x7"]), performance={"auc": 0.6}),
+    Case("unknown and old", "retrain", "age", measured(unknown=["x7"]),
+         findings={"champion_cutoff": AS_OF - days(42)}),
+    Case("unknown and much new data", "retrain", "volume", measured(unknown=["x7"]), findings={"new_rows": 60_000}),
+    Case("unknown and drifted for the first time", "alert", "unknown: x7", measured(THREE, unknown=["x7"])),
+    Case("few labels and old", "retrain", "age", performance={"labelled": 900},
+         findings={"champion_cutoff": AS_OF - days(42)}),
+    Case("few labels and old: both are told", "retrain", "performance unknown", performance={"labelled": 900},
+         findings={"champion_cutoff": AS_OF - days(42)}),
     Case("few labels", "alert", "performance unknown", performance={"labelled": 900}),
     Case("low coverage", "alert", "performance unknown", performance={"labelled": 8900}),
     # Drift
@@ -133,6 +153,11 @@ CASES = [
          (past(1, breached=["carrier"]),)),
     Case("drift under another champion does not count", "ignore", "nothing", measured(THREE),
          (past(1, breached=THREE, model_version="0"), past(2, breached=THREE, model_version="0"))),
+    Case("a broken week is no evidence of drift", "ignore", "nothing persistent", measured(THREE),
+         (past(1, "block", breached=THREE),)),
+    Case("an alerted week is", "retrain", "drift of 3", measured(THREE), (past(1, "alert", breached=THREE),)),
+    Case("drift with a broken week between", "retrain", "drift of 3", measured(THREE),
+         (past(1, "block", breached=THREE), past(2, breached=THREE))),
     # Performance
     Case("AUC below its limit", "retrain", "auc 0.6900 is below 0.7", performance={"auc": 0.69}),
     Case("calibration gap above its limit", "retrain", "calibration_gap", performance={"gap": 0.06}),
