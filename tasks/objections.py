@@ -1,5 +1,6 @@
 """What the gate is given, and what it may have against a candidate: one function for each kind of objection."""
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -121,6 +122,8 @@ def objections(setting: Setting, evidence: Mapping[str, Any]) -> Iterator[Reason
         yield "too-slow", f"one row takes {setting.latency_ms:.1f} ms, {gate.max_latency_ms:g} ms are allowed"
     alarm, value = gate.leak_alarm, evidence["leak_alarm"]["value"]
     too_high, too_low = alarm.above is not None and value > alarm.above, alarm.below is not None and value < alarm.below
-    if too_high or too_low:
+    if not math.isfinite(value):
+        yield "leak-alarm", f"{alarm.metric} is {value}: whether a label leaked cannot be told"
+    elif too_high or too_low:
         limit = f"above {alarm.above}" if too_high else f"below {alarm.below}"
         yield "leak-alarm", f"{alarm.metric} {value:.4f} is {limit}: too good to be true, look for a leaked label"

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from models import metrics
+from pipeline.fields import METRICS
 from pipeline.spec import Gate, LeakAlarm
 from tasks import bootstrap
-from tasks.gate import METRICS, Judgement, constant, decide
-from tasks.objections import Rows, Scored, Setting
+from tasks.gate import Judgement, constant, decide
+from tasks.objections import Rows, Scored, Setting, objections
 
 START = datetime(2013, 6, 3, tzinfo=UTC)
 CUTOFF = START - timedelta(days=1)
@@ -197,6 +198,12 @@ def test_a_holdout_that_overlaps_the_training_of_either_model_is_refused(role, l
     models[role] = replace(models[role], cutoff=CUTOFF + timedelta(hours=late_hours))
     found = judge(world, models["candidate"], models["champion"])
     assert (found.answer, "holdout-overlaps-training" in found.codes) == ("hold" if overlaps else "promote", overlaps)
+
+
+@pytest.mark.parametrize(("value", "alarm"), [(0.7, False), (float("nan"), True), (float("-inf"), True)])
+def test_a_leak_alarm_that_cannot_be_measured_is_an_alarm(value, alarm):
+    evidence = {"slices": [], "calibration_gap": 0.0, "leak_alarm": {"value": value}}
+    assert [code for code, _ in objections(SETTING, evidence)] == (["leak-alarm"] if alarm else [])
 
 
 def test_rows_from_before_the_holdout_are_refused():
