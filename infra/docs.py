@@ -4,7 +4,9 @@ import argparse
 import difflib
 import json
 import logging
+import os
 import sys
+import tempfile
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
@@ -66,6 +68,8 @@ def section(runbook: str, dags: Sequence[Any]) -> str:
 
 def page() -> str:
     """The whole page, for the first use case of params.yaml."""
+    # Airflow makes its folders when it is imported: not in the user's home.
+    os.environ["AIRFLOW_HOME"] = tempfile.mkdtemp(prefix="windsock-docs-")
     from airflow.dag_processing.dagbag import DagBag  # noqa: PLC0415  # seconds, and not needed for --help
 
     first = next(iter(use_cases(REPOSITORY / "params.yaml")))

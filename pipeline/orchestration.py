@@ -15,8 +15,11 @@ from pipeline.partitions import Interval
 from pipeline.settings import REPOSITORY
 from pipeline.spec import UseCase, use_cases
 
-# Pools that must exist, with their slots: one model trains at a time, one process writes the data workspace at a time.
-POOLS = {"gpu": 1, "dvc": 1}
+# Pools that must exist, with their slots and why.
+POOLS = {
+    "gpu": (1, "one training at a time on the accelerator"),
+    "dvc": (1, "one build at a time in the data workspace"),
+}
 
 # Errors of the world, not of the data or the code: the same call may well succeed later. By name, so that judging an
 # error imports nothing, and before MISTAKES, because some of them are ValueErrors too.

@@ -12,6 +12,7 @@ import psycopg2
 import pytest
 from psycopg2 import sql
 
+from adapters.warehouse import Warehouse
 from infra.local import postgres, s3
 from infra.local.plan import GROUPS
 from infra.local.stack import Stack
@@ -88,12 +89,7 @@ def drop_database(stack: Stack, name: str) -> None:
 
 def _make_template(stack: Stack) -> None:
     address = make_database(stack, TEMPLATE, "warehouse")
-    try:
-        from adapters.warehouse import Warehouse
-    except ImportError:
-        _run_scripts(address)
-    else:
-        Warehouse(address).migrate()
+    Warehouse(address).migrate()
     _administer(  # a connection that is still open would make every copy fail
         stack,
         sql.SQL("alter database {} with allow_connections false is_template true").format(sql.Identifier(TEMPLATE)),
@@ -101,16 +97,6 @@ def _make_template(stack: Stack) -> None:
             sql.Literal(TEMPLATE)
         ),
     )
-
-
-def _run_scripts(address: str) -> None:
-    connection = psycopg2.connect(address)
-    try:
-        with connection, connection.cursor() as cursor:
-            for script in sorted((REPOSITORY / "adapters" / "migrations").glob("*.sql")):
-                cursor.execute(script.read_text())
-    finally:
-        connection.close()
 
 
 @pytest.fixture

@@ -5,10 +5,6 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-POOLS: Mapping[str, tuple[int, str]] = {
-    "gpu": (1, "one training at a time on the accelerator"),
-    "dvc": (1, "one build at a time in the data workspace"),
-}
 MIGRATION_SECONDS = 170
 # Loading takes longer than making the tables: each server loads its heavy modules first and waits afterwards.
 _API = "airflow.api_fastapi"
@@ -28,7 +24,7 @@ def load(module: str) -> Any:
 def set_up() -> None:
     """Make or migrate the tables, and the pools that DAGs name. Changes nothing when all is there."""
     load("airflow.utils.db").upgradedb()
-    for name, (slots, why) in POOLS.items():
+    for name, (slots, why) in load("pipeline.orchestration").POOLS.items():
         load("airflow.models.pool").Pool.create_or_update_pool(name, slots, why, include_deferred=False)
 
 
