@@ -68,8 +68,6 @@ def section(runbook: str, dags: Sequence[Any]) -> str:
 
 def page() -> str:
     """The whole page, for the first use case of params.yaml."""
-    # Airflow makes its folders when it is imported: not in the user's home.
-    os.environ["AIRFLOW_HOME"] = tempfile.mkdtemp(prefix="windsock-docs-")
     from airflow.dag_processing.dagbag import DagBag  # noqa: PLC0415  # seconds, and not needed for --help
 
     first = next(iter(use_cases(REPOSITORY / "params.yaml")))
@@ -88,7 +86,9 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="exit 1 and show the difference where the page is stale")
     check = parser.parse_args().check
     logging.disable(logging.WARNING)
-    written, generated = PAGE.read_text() if PAGE.exists() else "", page()
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["AIRFLOW_HOME"] = folder  # where Airflow, once imported, makes its folders
+        written, generated = PAGE.read_text() if PAGE.exists() else "", page()
     if not check:
         PAGE.write_text(generated)
         return 0
