@@ -6,7 +6,7 @@ from datetime import timedelta
 from typing import Any, Literal
 
 from pipeline.partitions import Interval
-from pipeline.spec import Table
+from pipeline.source import Table
 
 Severity = Literal["critical", "warning"]
 Kind = Literal["text", "integer", "float", "timestamp"]

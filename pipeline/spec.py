@@ -1,68 +1,24 @@
 """params.yaml -> frozen, validated use cases; a wrong key or value is named with its path and what was expected."""
 
-from collections.abc import Mapping
-from datetime import date, timedelta
+import json
+from collections.abc import Iterator, Mapping
+from datetime import timedelta
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal
 
-import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
+from pipeline.fields import METRICS, RANKINGS, SHARES, Block, Identifier, Kind, Metric, Share
+from pipeline.params_text import explain, read_blocks
 from pipeline.partitions import Grid
-
-
-def _identifier(name: str) -> str:
-    if not name.replace("_", "a").isalnum() or not name[0].isalpha() or name != name.lower() or not name.isascii():
-        raise ValueError(f"expected lower-case letters, digits and underscores, starting with a letter; got {name!r}")
-    return name
-
-
-Identifier = Annotated[str, AfterValidator(_identifier)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Metric = Literal["log_loss", "auc", "pr_auc", "brier", "calibration_gap", "mae", "rmse", "bias"]
-
-
-class Block(BaseModel):
-    """A block of params.yaml: frozen, and no key is ignored."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class Table(Block):
-    """One source table. Rows belong to the partition in which they became known (`available_at`)."""
-
-    key: tuple[Identifier, ...] = Field(min_length=1)
-    available_at: Identifier
-    event_time: Identifier
-    min_rows: int = Field(ge=0)
-    max_rows: int = Field(gt=0)
-    max_quarantined_share: Share
-
-    @model_validator(mode="after")
-    def _rows(self) -> "Table":
-        if self.min_rows > self.max_rows:
-            raise ValueError(f"min_rows {self.min_rows} is above max_rows {self.max_rows}")
-        return self
-
-
-class Source(Block):
-    """Where rows come from and by which grid they are taken. Row limits of a table are per partition.
-
-    `last_partition` is for a source that has ended: nothing is scheduled after it. None: rows still arrive.
-    """
-
-    first_partition: date
-    last_partition: date | None
-    partition_days: int = Field(gt=0)
-    cron: str
-    tables: Mapping[Identifier, Table] = Field(min_length=1)
+from pipeline.source import Source
 
 
 class Target(Block):
     """What is predicted."""
 
-    kind: Literal["binary", "regression"]
+    kind: Kind
     meaning: str
 
 
@@ -129,7 +85,12 @@ class LeakAlarm(Block):
     @model_validator(mode="after")
     def _one(self) -> "LeakAlarm":
         if (self.above is None) == (self.below is None):
-            raise ValueError("expected exactly one of `above` and `below`")
+            raise ValueError("above: expected exactly one of `above` and `below`")
+        ranks = self.metric in RANKINGS
+        if ranks and not (self.above is not None and 0.5 < self.above < 1):
+            raise ValueError(f"above: expected more than 0.5 and less than 1 for {self.metric}, got {self.above}")
+        if not ranks and not (self.below is not None and self.below > 0):
+            raise ValueError(f"below: expected more than 0 for {self.metric}, got {self.below}")
         return self
 
 
@@ -157,6 +118,14 @@ class Limit(Block):
     min: float | None = None
     max: float | None = None
 
+    @model_validator(mode="after")
+    def _some(self) -> "Limit":
+        if self.min is None and self.max is None:
+            raise ValueError("min: expected at least one of `min` and `max`")
+        if self.min is not None and self.max is not None and self.min >= self.max:
+            raise ValueError(f"min: expected less than max ({self.max}), got {self.min}")
+        return self
+
 
 class Monitor(Block):
     """How drift and performance are measured, and when they lead to which decision."""
@@ -174,7 +143,7 @@ class Monitor(Block):
     performance_days: int = Field(gt=0)
     min_labelled: int = Field(gt=0)
     min_coverage: Share
-    limits: Mapping[Metric, Limit]
+    limits: Mapping[Metric, Limit] = Field(min_length=1)
     max_age_days: int = Field(gt=0)
     max_new_rows_share: float = Field(gt=0)
     cooldown_days: int = Field(ge=0)
@@ -185,7 +154,24 @@ class Monitor(Block):
     @model_validator(mode="after")
     def _persistence(self) -> "Monitor":
         if self.persistence_breaches > self.persistence_of:
-            raise ValueError("persistence_breaches is above persistence_of")
+            raise ValueError(
+                f"persistence_breaches: expected at most persistence_of ({self.persistence_of}),"
+                f" got {self.persistence_breaches}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _limits_can_be_left(self) -> "Monitor":
+        bounds = [
+            (name, limit, value) for name, both in self.limits.items() for limit, value in both if value is not None
+        ]
+        wrong = [
+            f"limits.{name}.{limit}: expected more than 0 and less than 1, got {value}"
+            for name, limit, value in bounds
+            if name in SHARES and not 0 < value < 1
+        ]
+        if wrong:
+            raise ValueError("\n".join(wrong))
         return self
 
 
@@ -205,6 +191,28 @@ class UseCase(Block):
     gate: Gate
     monitor: Monitor
 
+    @model_validator(mode="after")
+    def _agrees(self) -> "UseCase":
+        problems = list(self._contradictions())
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+    def _contradictions(self) -> Iterator[str]:
+        kind, known = self.target.kind, METRICS[self.target.kind]
+        named = {
+            "train.metric": self.train.metric,
+            "gate.metric": self.gate.metric,
+            "gate.leak_alarm.metric": self.gate.leak_alarm.metric,
+            **{f"monitor.limits.{metric}": metric for metric in self.monitor.limits},
+        }
+        for path, metric in named.items():
+            if metric not in known:
+                yield f"{path}: expected a metric of a {kind} target ({', '.join(known)}), got {metric!r}"
+        if self.train.holdout_days < self.gate.min_days:
+            least = f"gate.min_days ({self.gate.min_days}), or no candidate could ever be judged"
+            yield f"train.holdout_days: expected at least {least}, got {self.train.holdout_days}"
+
     @property
     def grid(self) -> Grid:
         """The partitions of this use case's data."""
@@ -217,25 +225,20 @@ def parse_use_cases(text: str, *, origin: str) -> dict[str, UseCase]:
     Raises:
         ValueError: naming, one a line, the path of each wrong key or value and what was expected there.
     """
-    try:
-        blocks = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{origin} is not YAML: {error}") from error
-    if not isinstance(blocks, dict) or not blocks:
-        raise ValueError(f"{origin}: expected one block per use case, got {type(blocks).__name__}")
     found, problems = {}, []
-    for name, block in blocks.items():
+    for name, block in read_blocks(text, origin=origin).items():
         if not isinstance(block, dict):
             problems.append(f"{name}: expected a block of keys, got {block!r}")
             continue
+        if "name" in block:
+            problems.append(f"{name}.name: no such key; the block's own key is the name")
+            continue
         try:
-            found[str(name)] = UseCase(name=name, **block)
+            # As JSON, where strict still takes a list for a tuple and a text for a date, but no text for a number.
+            document = json.dumps({"name": name, **block}, default=str)
+            found[str(name)] = UseCase.model_validate_json(document, strict=True)
         except ValidationError as error:
-            problems += [
-                f"{'.'.join(map(str, (name, *p['loc'])))}: {p['msg']}, got {p['input']!r}" for p in error.errors()
-            ]
-        except TypeError as error:
-            problems.append(f"{name}: {error}")
+            problems += explain(str(name), error)
     if problems:
         raise ValueError("\n".join([f"{origin} has {len(problems)} wrong place(s):", *problems]))
     return found

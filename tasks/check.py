@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from expectations import Expect, Kind, Suite, content, delivery
 from pipeline.partitions import Interval
-from pipeline.spec import Table
+from pipeline.source import Table
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -8,7 +8,6 @@ Without the second, a challenger that is the champion with other seeds passed 5 
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -16,10 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.fields import METRICS
 from pipeline.spec import Gate
 from tasks.bootstrap import Effect, Floats, compare, holm, measure
 from tasks.objections import (
-    Kind,
     Reason,
     Rows,
     Scored,
@@ -31,10 +30,6 @@ from tasks.objections import (
     too_little,
 )
 
-METRICS: Mapping[Kind, tuple[str, ...]] = {
-    "binary": ("log_loss", "auc", "pr_auc", "brier", "calibration_gap"),
-    "regression": ("mae", "rmse", "bias"),
-}
 _SLICE_TAIL_RESAMPLES = 20  # resamples that must fall beyond the strictest slice bound, or no slice could ever fail
 
 

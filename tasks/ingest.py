@@ -20,8 +20,9 @@ from adapters.lake import Stored
 from adapters.parquet import ordered, to_bytes
 from adapters.warehouse import Fence
 from pipeline.handoffs import Batch, TableBatch
-from pipeline.partitions import Interval
-from pipeline.spec import Table, UseCase
+from pipeline.partitions import Interval, utc
+from pipeline.source import Table
+from pipeline.spec import UseCase
 from tasks.errors import BadData
 
 logger = logging.getLogger(__name__)
@@ -64,7 +65,7 @@ def land(use_case: UseCase, partition: Interval, outside: Outside) -> Batch:
         raise ValueError(f"{partition} is not a partition of {use_case.name}: see first_partition and partition_days")
     key = use_case.grid.key(partition)
     fence = outside.warehouse.begin(f"{use_case.name}/ingest/{key}")
-    rows, never_known = _extract(use_case, partition, outside)
+    rows, in_no_partition = _extract(use_case, partition, outside)
     stored = {
         name: outside.lake.put(f"raw/{use_case.name}/{name}/{key}", to_bytes(table), ".parquet")
         for name, table in rows.items()
@@ -76,47 +77,51 @@ def land(use_case: UseCase, partition: Interval, outside: Outside) -> Batch:
     batch = Batch(use_case=use_case.name, partition_start=partition.start, partition_end=partition.end, tables=tables)
     outside.warehouse.retrying(lambda: _register(batch, fence, outside))
     _report(batch, stored)
-    _warn_of_rows_in_no_partition(use_case, never_known, outside)
+    _warn_of_rows_in_no_partition(use_case, in_no_partition, outside)
     return batch
 
 
 def _extract(use_case: UseCase, partition: Interval, outside: Outside) -> tuple[dict[str, pa.Table], dict[str, int]]:
     """Every table at one moment of the source, so that a write in between cannot make the tables disagree.
 
-    With them, how many rows each table holds that say no time at which they became known.
+    With them, how many rows each table holds that became known at no time that lies in a partition.
     """
 
     def work() -> tuple[dict[str, pa.Table], dict[str, int]]:
-        rows, never_known = {}, {}
+        rows, in_no_partition = {}, {}
         with outside.source.transaction(snapshot=True) as at:
             for name, table in use_case.source.tables.items():
                 try:
                     found = outside.source.copy_out(extraction(name, table), (partition.start, partition.end), at=at)
-                    at.execute(_never_known(name, table))
+                    at.execute(_in_no_partition(name, table), (utc(use_case.grid.first),))
                 except psycopg2.ProgrammingError as error:
                     raise _unreadable(use_case, name, partition, error, outside) from error
-                rows[name], never_known[name] = ordered(found, table.key), (at.fetchone() or (0,))[0]
-        return rows, never_known
+                rows[name], in_no_partition[name] = ordered(found, table.key), (at.fetchone() or (0,))[0]
+        return rows, in_no_partition
 
     return outside.source.retrying(work)
 
 
-def _never_known(name: str, table: Table) -> sql.Composed:
-    return sql.SQL("select count(*) from {table} where {known} is null").format(
+def _in_no_partition(name: str, table: Table) -> sql.Composed:
+    """The query that counts a table's rows before the first partition (its parameter), at infinity, or at no time."""
+    return sql.SQL("select count(*) from {table} where {known} is null or {known} < %s or {known} = 'infinity'").format(
         table=sql.Identifier(name), known=sql.Identifier(table.available_at)
     )
 
 
-def _warn_of_rows_in_no_partition(use_case: UseCase, never_known: dict[str, int], outside: Outside) -> None:
-    """Rows without a time at which they became known would be passed over by every partition, in silence."""
-    for name, count in never_known.items():
-        fingerprint = f"{_fingerprint(use_case.name, name)}.never_known"
+def _warn_of_rows_in_no_partition(use_case: UseCase, in_no_partition: dict[str, int], outside: Outside) -> None:
+    """Rows that became known at no time, or at none of any partition, would be passed over by all, in silence."""
+    for name, count in in_no_partition.items():
+        fingerprint = f"{_fingerprint(use_case.name, name)}.in_no_partition"
         if count == 0:
             outside.alerts.resolve(fingerprint)
             continue
         column = use_case.source.tables[name].available_at
         title = f"{use_case.name}: {count} rows of source table {name} land in no partition"
-        body = f"their {column} is null: set it, and run the partition it falls into again"
+        body = (
+            f"their {column} is null, infinite or before the first partition ({use_case.source.first_partition}):"
+            " mend it, and run the partition it then falls into again"
+        )
         outside.alerts.raise_alert("warning", use_case.name, fingerprint, title, body)
 
 

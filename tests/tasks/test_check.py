@@ -8,7 +8,8 @@ import pytest
 
 from expectations import Expect, Suite, suites
 from pipeline.partitions import Interval
-from pipeline.spec import Table, UseCase
+from pipeline.source import Table
+from pipeline.spec import UseCase
 from tasks.check import Checked, canonical, check, check_rows, kind_of
 from tasks.data_docs import page
 from tests.real_flights import altered, later, real_rows

@@ -1,0 +1,50 @@
+"""What params.yaml is made of: blocks, the kinds of values in them, and the metrics a target of each kind has."""
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+_CRON_FIELDS = {"minute": (0, 59), "hour": (0, 23), "day of month": (1, 31), "month": (1, 12), "day of week": (0, 7)}
+_CRON_PART = re.compile(r"(?:\*|(\d+)(?:-(\d+))?)(?:/([1-9]\d*))?")
+
+
+def _identifier(name: str) -> str:
+    if not name.replace("_", "a").isalnum() or not name[0].isalpha() or name != name.lower() or not name.isascii():
+        raise ValueError("expected lower-case letters, digits and underscores, starting with a letter")
+    return name
+
+
+def _cron(text: str) -> str:
+    """Numbers, ranges, lists and steps; names such as `mon` are left to whoever writes them as numbers."""
+    fields = text.split()
+    if len(fields) != len(_CRON_FIELDS):
+        raise ValueError(f"expected five fields, {', '.join(_CRON_FIELDS)}")
+    for field, (name, (low, high)) in zip(fields, _CRON_FIELDS.items(), strict=True):
+        for part in field.split(","):
+            matched = _CRON_PART.fullmatch(part)
+            bounds = [int(bound) for bound in matched.groups()[:2] if bound] if matched else []
+            if not matched or bounds != sorted(bounds) or any(not low <= bound <= high for bound in bounds):
+                raise ValueError(f"{name} {part!r}: expected *, numbers from {low} to {high}, a range or a /step")
+    return text
+
+
+Identifier = Annotated[str, AfterValidator(_identifier)]
+Cron = Annotated[str, AfterValidator(_cron)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Kind = Literal["binary", "regression"]
+Metric = Literal["log_loss", "auc", "pr_auc", "brier", "calibration_gap", "mae", "rmse", "bias"]
+
+METRICS: Mapping[Kind, tuple[Metric, ...]] = {
+    "binary": ("log_loss", "auc", "pr_auc", "brier", "calibration_gap"),
+    "regression": ("mae", "rmse", "bias"),
+}
+RANKINGS = frozenset[Metric]({"auc", "pr_auc"})  # larger is better, 0.5 or less is no better than a coin
+SHARES = frozenset[Metric]({"auc", "pr_auc", "brier", "calibration_gap"})  # never outside [0, 1]
+
+
+class Block(BaseModel):
+    """A block of params.yaml: frozen, and no key is ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)

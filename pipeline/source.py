@@ -1,0 +1,48 @@
+"""Where a use case's rows come from: its tables, and the grid by which they are taken."""
+
+from collections.abc import Mapping
+from datetime import date
+
+from pydantic import Field, model_validator
+
+from pipeline.fields import Block, Cron, Identifier, Share
+
+
+class Table(Block):
+    """One source table. Rows belong to the partition in which they became known (`available_at`)."""
+
+    key: tuple[Identifier, ...] = Field(min_length=1)
+    available_at: Identifier
+    event_time: Identifier
+    min_rows: int = Field(ge=0)
+    max_rows: int = Field(gt=0)
+    max_quarantined_share: Share
+
+    @model_validator(mode="after")
+    def _rows(self) -> "Table":
+        if self.min_rows > self.max_rows:
+            raise ValueError(f"min_rows: expected at most max_rows ({self.max_rows}), got {self.min_rows}")
+        return self
+
+
+class Source(Block):
+    """Where rows come from and by which grid they are taken. Row limits of a table are per partition.
+
+    `last_partition` is for a source that has ended: nothing is scheduled after it. None: rows still arrive.
+    """
+
+    first_partition: date
+    last_partition: date | None
+    partition_days: int = Field(gt=0)
+    cron: Cron
+    tables: Mapping[Identifier, Table] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _on_the_grid(self) -> "Source":
+        after_days = (self.last_partition - self.first_partition).days if self.last_partition else 0
+        if after_days < 0 or after_days % self.partition_days:
+            raise ValueError(
+                f"last_partition: expected a day that is a multiple of {self.partition_days} days after"
+                f" first_partition ({self.first_partition}), got {self.last_partition}"
+            )
+        return self
