@@ -86,11 +86,11 @@ def _write_performance(at: "cursor", use_case: UseCase, found: Found) -> None:
         p, window = measured.performance, measured.window
         metrics = json.dumps(dict(p.metrics), allow_nan=False)
         rows.append((use_case.name, measured.model_version, window.start, window.end, measured.as_of,
-                     p.predicted, p.labelled, p.coverage, metrics, p.status))  # fmt: skip
+                     p.predicted, p.labelled, p.coverage, metrics, p.status, measured.labels))  # fmt: skip
     execute_values(
         at,
         "insert into performance (use_case, model_version, window_start, window_end, measured_as_of, predicted,"
-        " labelled, coverage, metrics, status) values %s",
+        " labelled, coverage, metrics, status, labels) values %s",
         rows,
     )
 

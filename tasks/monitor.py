@@ -29,7 +29,7 @@ order by s.partition_start
 """
 _SCORES = """
 select score from predictions where use_case = %s and model_version = %s and prediction_time >= %s
-    and prediction_time < %s
+    and prediction_time < %s order by prediction_time, entity_key collate "C", event_time
 """
 
 

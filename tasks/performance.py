@@ -20,15 +20,22 @@ _VERSIONS = """
 select distinct model_version from predictions
 where use_case = %s and prediction_time >= %s and prediction_time < %s order by model_version
 """
-_LABELLED = """
-select p.score, o.label from predictions p left join outcomes o
+# A number that differs wherever a label does; the sum of a window's does not depend on the order of its rows.
+_FINGERPRINT = (
+    "('x' || left(md5(concat_ws('|', o.entity_key, extract(epoch from o.event_time), o.label)), 15))::bit(60)::bigint"
+)
+# Ordered, so that the last bits of the metrics are the same each time.
+_LABELLED = f"""
+select p.score, o.label, {_FINGERPRINT} as fingerprint from predictions p left join outcomes o
     on o.use_case = p.use_case and o.entity_key = p.entity_key and o.event_time = p.event_time and o.label_time <= %s
 where p.use_case = %s and p.model_version = %s and p.prediction_time >= %s and p.prediction_time < %s
-"""
-# Earlier windows whose latest row saw fewer (or, after a correction, more) labels than are known now.
-_RESTATED = """
+order by p.prediction_time, p.entity_key collate "C", p.event_time
+"""  # noqa: S608  # our own expression
+# Earlier windows whose latest row saw fewer (or, after a correction, more or other) labels than are known now.
+_RESTATED = f"""
 with latest as (
-    select distinct on (model_version, window_start, window_end) model_version, window_start, window_end, labelled
+    select distinct on (model_version, window_start, window_end) model_version, window_start, window_end, labelled,
+        labels
     from performance where use_case = %(use_case)s and measured_as_of < %(as_of)s
     order by model_version, window_start, window_end, measured_as_of desc
 )
@@ -38,9 +45,10 @@ join predictions p on p.use_case = %(use_case)s and p.model_version = w.model_ve
 join outcomes o on o.use_case = p.use_case and o.entity_key = p.entity_key and o.event_time = p.event_time
     and o.label_time <= %(as_of)s
 where w.window_end < %(window_end)s
-group by w.model_version, w.window_start, w.window_end, w.labelled having count(*) <> w.labelled
+group by w.model_version, w.window_start, w.window_end, w.labelled, w.labels
+having count(*) <> w.labelled or sum({_FINGERPRINT})::text <> w.labels
 order by w.window_start, w.model_version
-"""
+"""  # noqa: S608  # our own expression
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +59,7 @@ class Measured:
     window: Interval
     as_of: datetime
     performance: Performance
+    labels: str | None  # names the labels it was measured by; None without any
 
 
 def trailing_window(use_case: UseCase, as_of: datetime) -> Interval:
@@ -74,7 +83,8 @@ def measure_window(
         metrics=measure_all(use_case.target.kind, score, label) if labelled.num_rows else {},
         monitor=use_case.monitor,
     )
-    return Measured(model_version=model_version, window=window, as_of=as_of, performance=performance)
+    labels = str(sum(labelled["fingerprint"].to_pylist())) if labelled.num_rows else None
+    return Measured(model_version=model_version, window=window, as_of=as_of, performance=performance, labels=labels)
 
 
 def measure(use_case: UseCase, champion_version: str, as_of: datetime, outside: "Outside") -> list[Measured]:

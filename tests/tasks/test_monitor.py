@@ -3,6 +3,7 @@
 from datetime import datetime, timedelta
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from adapters.connect import Outside
@@ -172,6 +173,50 @@ def test_labels_whose_rows_arrive_late_restate_too(world: World, no_report: None
     stated = [row for row in world.rows("performance") if row["window_end"] < week(10).end]
     assert sorted(row["coverage"] for row in stated)[-1] == 1
     assert len(stated) == 2
+
+
+@pytest.mark.parametrize("corrected", [0, 1, 2])
+def test_corrected_label_values_restate_and_the_same_values_do_not(
+    world: World, no_report: None, corrected: int
+) -> None:
+    """As many labels as before; where two are swapped, their sum is as before too."""
+    world.score(10)
+    decided(world)
+    world.score(11)
+    found = [
+        world.outside.warehouse.fetch(
+            "select entity_key, label from outcomes where label = %s order by entity_key limit 1", (label,)
+        )[0]
+        for label in (0.0, 1.0)
+    ]
+    with world.outside.warehouse.transaction() as at:
+        for number, row in enumerate(found):
+            label = 1 - row["label"] if number < corrected else row["label"]
+            at.execute("update outcomes set label = %s where entity_key = %s", (label, row["entity_key"]))
+    decided(world)
+    stated = [row for row in world.rows("performance") if row["window_end"] < week(10).end]
+    assert len(stated) == (2 if corrected else 1)
+    assert len({row["labelled"] for row in stated}) == 1
+    assert len({str(row["metrics"]) for row in stated}) == len(stated)
+
+
+def test_metrics_take_the_scores_in_order_however_the_rows_lie(
+    world: World, no_report: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last bits of a sum depend on its order: keys sort as text ('-10' before '-2'), times do not."""
+    world.score(10)
+    with world.outside.warehouse.transaction() as at:
+        at.execute(
+            "create temporary table shuffled on commit drop as select * from predictions order by md5(entity_key)"
+        )
+        at.execute("truncate predictions")
+        at.execute("insert into predictions select * from shuffled")
+    taken: list[list[float]] = []
+    monkeypatch.setattr(performance, "measure_all", lambda _kind, score, _label: taken.append(score.tolist()) or {})
+    window = performance.trailing_window(world.use_case, week(10).end)
+    performance.measure_window(world.use_case, "1", window, week(10).end, world.outside)
+    scores = np.random.default_rng(10).beta(2, 6, ROWS).tolist()  # as World.score makes them, in order of time
+    assert taken == [scores[: len(taken[0])]]
 
 
 def test_a_new_champion_is_measured_by_its_own_profile_and_the_old_one_goes_on_being_judged(
