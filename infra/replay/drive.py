@@ -96,8 +96,12 @@ class Replay:
 
         def landed() -> bool:
             clean = self.state.clean_partitions()
-            self.progress.waiting("history", f"{len(clean)} of {len(weeks)} weeks ingested and validated")
             return all(week.start in clean for week in weeks)
+
+        def words() -> str:
+            return (
+                f"the backfill: {len(self.state.clean_partitions())} of {len(weeks)} weeks are ingested and validated"
+            )
 
         def backfill() -> None:
             self.api.backfill(self.runs.dag("ingest"), weeks[0].start, weeks[-1].start, at_once=2)
@@ -106,7 +110,7 @@ class Replay:
             self.progress.say("history", f"backfill of {len(weeks)} weeks from {weeks[0].start:%d %b %Y}")
             if not self.api.active(self.runs.dag("ingest")):
                 backfill()
-            self.runs.work("history", "ingest", "the backfill", landed, wake=backfill)
+            self.runs.work("history", "ingest", words, landed, wake=backfill)
         # Opened only now, so that history is built in one go and not once a week.
         self.api.unpause(self.runs.dag("build_features"))
         if not self._built(until):

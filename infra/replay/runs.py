@@ -27,21 +27,28 @@ class Runs:
         """The id of a verb's DAG."""
         return f"{self.state.use_case.name}.{verb}"
 
-    def until(self, label: str, what: str, done: Callable[[], bool]) -> None:
-        """Wait until `done`.
+    def until(self, label: str, what: str | Callable[[], str], done: Callable[[], bool]) -> None:
+        """Wait until `done`; `what` is waited for, in words that may change meanwhile.
 
         Raises:
             ReplayError: when it takes longer than a stage may.
         """
         deadline = monotonic() + STAGE_LIMIT.total_seconds()
         while not done():
+            words = what() if callable(what) else what
             if monotonic() > deadline:
-                raise ReplayError(f"{label}: waited {STAGE_LIMIT} for {what}; look at the Airflow page")
-            self.progress.waiting(label, f"waiting for {what}")
+                raise ReplayError(f"{label}: waited {STAGE_LIMIT} for {words}; look at the Airflow page")
+            self.progress.waiting(label, f"waiting for {words}")
             sleep(POLL_SECONDS)
 
     def work(
-        self, label: str, verb: str, what: str, done: Callable[[], bool], *, wake: Callable[[], None] | None = None
+        self,
+        label: str,
+        verb: str,
+        what: str | Callable[[], str],
+        done: Callable[[], bool],
+        *,
+        wake: Callable[[], None] | None = None,
     ) -> None:
         """Wait until `done`; where work is left and no run of the verb is under way, wake it up, a few times."""
         attempts = 0
