@@ -83,10 +83,12 @@ def search(use_case: UseCase, snapshot: Snapshot, as_of: datetime, trials: int, 
 def study_name(use_case: UseCase, snapshot: Snapshot, as_of: datetime, definition: "FeatureSet") -> str:
     """A name that changes with anything that could change a trial's outcome."""
     code = hashlib.sha256(definition.digest().encode())
-    for path in (*sorted((REPOSITORY / "models").glob("*.py")), Path(__file__), Path(__file__).with_name("study.py")):
+    ours = (Path(__file__).with_name(name) for name in ("tune.py", "study.py", "split.py"))
+    for path in (*sorted((REPOSITORY / "models").glob("*.py")), *ours):
         code.update(path.read_bytes())
     train = use_case.train.model_dump_json(exclude={"trials", "ensemble_seeds"})
-    space = hashlib.sha256(f"{train} {use_case.seed} {use_case.target.kind}".encode())
+    # The moments, not the settings they follow from: the label delay is none of `train`'s.
+    space = hashlib.sha256(f"{train} {use_case.seed} {use_case.target.kind} {split(use_case, as_of)}".encode())
     digests = code.hexdigest()[:12], space.hexdigest()[:12]
     return "/".join((use_case.name, snapshot.version, f"{as_of:%Y%m%dT%H%M}", *digests))
 

@@ -183,11 +183,14 @@ def test_the_study_name_changes_with_whatever_changes_a_trial():
     others = [
         name(use_case=toy.use_case(dropout=(0.0, 0.1))),
         name(use_case=base.model_copy(update={"seed": 1})),
+        name(use_case=base.model_copy(update={"time": base.time.model_copy(update={"label_delay_hours": 48})})),
         name(snapshot=replace(toy.SNAPSHOT, version="b" * 32)),
         name(as_of=toy.AS_OF - timedelta(days=7)),
     ]
-    assert len({name(), *others}) == 5
+    assert len({name(), *others}) == 6
     assert name(use_case=toy.use_case(trials=99)) == name()
+    titled = base.model_copy(update={"title": "another", "time": base.time.model_copy(update={"history_days": 60})})
+    assert name(use_case=titled) == name()
 
 
 def test_the_first_trial_is_the_middle_of_the_space():
