@@ -97,12 +97,18 @@ def refit(  # noqa: PLR0917  # the order is that of the flow: what, from what, w
         plan=replace(recipe(use_case, definition, study.best_params, epochs=study.best_epochs), seeds=seeds),
     )
     fence = outside.warehouse.begin(f"refit/{use_case.name}/{job.key}")
-    version = outside.registry.find(use_case.name, job.key) or _work(job, fence, outside)
+    version = outside.registry.find(use_case.name, job.key)
+    if version is None:
+        version = _work(job, fence, outside)
+    else:  # by an earlier try, which may have died before its costs were committed
+        metrics = outside.registry.metrics(use_case.name, version.version)
+        with outside.warehouse.transaction(fence) as cursor:
+            _write_costs(cursor, job, version, refit_seconds=metrics["refit_seconds"])
     return _candidate(job, version)
 
 
 def _work(job: Job, fence: "Fence", outside: "Outside") -> "Version":
-    from tasks.run_record import device_name, record
+    from tasks.run_record import record
 
     trained = _train(job, outside)
     with tempfile.TemporaryDirectory() as scratch:
@@ -110,16 +116,21 @@ def _work(job: Job, fence: "Fence", outside: "Outside") -> "Version":
     # Registering while the fence is held: an overtaken process cannot add a second version.
     with outside.warehouse.transaction(fence) as cursor:
         version = outside.registry.register(job.use_case.name, run_id)
-        for step, seconds, trials in (
-            ("search", job.study.seconds, job.study.trials),
-            ("refit", trained.seconds, None),
-        ):
-            cursor.execute(
-                "insert into costs (use_case, model_version, step, seconds, device, trials)"
-                " values (%s, %s, %s, %s, %s, %s) on conflict do nothing",
-                (job.use_case.name, version.version, step, seconds, device_name(), trials),
-            )
+        _write_costs(cursor, job, version, refit_seconds=trained.seconds)
     return version
+
+
+def _write_costs(cursor: Any, job: Job, version: "Version", *, refit_seconds: float) -> None:
+    """What the version cost, once; the device is the one that trained it, whoever writes this."""
+    for step, seconds, trials in (
+        ("search", job.study.seconds, job.study.trials),
+        ("refit", refit_seconds, None),
+    ):
+        cursor.execute(
+            "insert into costs (use_case, model_version, step, seconds, device, trials)"
+            " values (%s, %s, %s, %s, %s, %s) on conflict do nothing",
+            (job.use_case.name, version.version, step, seconds, version.tags["windsock.device"], trials),
+        )
 
 
 def _train(job: Job, outside: "Outside") -> Trained:

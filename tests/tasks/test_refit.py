@@ -11,8 +11,9 @@ from models.metrics import measure
 from serving.predictor import Predictor
 from tasks import dataset, tune
 from tasks.refit import refit
+from tasks.run_record import device_name
 from tests.models import synthetic
-from tests.tasks import toy
+from tests.tasks import killed, toy
 
 
 @pytest.fixture(autouse=True)
@@ -89,6 +90,41 @@ def test_killed_between_recording_and_registering_the_retry_registers_once(case,
     key = outside.registry.version(case.name, retried.model_version).tags["windsock.key"]
     found = mlflow.MlflowClient(outside.settings.tracking_uri).search_model_versions(f"tags.`windsock.key` = '{key}'")
     assert [version.version for version in found] == [retried.model_version]
+
+
+REFIT = """
+from adapters.registry import Registry
+from tasks import tune
+from tasks.refit import refit
+from tests.tasks import toy
+toy.install()
+case = toy.use_case().model_copy(update={"seed": SEED})
+study = tune.search(case, toy.SNAPSHOT, toy.AS_OF, 2, outside)
+register = Registry.register
+def registered_and_gone(*arguments):
+    register(*arguments)
+    die()
+Registry.register = registered_and_gone
+refit(case, toy.SNAPSHOT, study, toy.AS_OF, "drift", "toy-20130210T0000", outside)
+"""
+
+
+def test_killed_with_9_between_registering_and_committing_the_retry_finds_the_version_and_writes_its_costs(
+    case, study, outside, monkeypatch
+):
+    killed.run(outside.settings, REFIT.replace("SEED", str(case.seed)), killed=True)
+    assert outside.warehouse.fetch("select * from costs") == []
+    with monkeypatch.context() as patched:
+        patched.setattr(Registry, "log_run", None)  # nothing is trained or recorded again
+        retried = candidate(case, study, outside)
+        assert candidate(case, study, outside) == retried
+    metrics = outside.registry.metrics(case.name, retried.model_version)
+    costs = outside.warehouse.fetch("select model_version, step, seconds, trials, device from costs order by step")
+    assert [(c["model_version"], c["step"], c["seconds"], c["trials"]) for c in costs] == [
+        (retried.model_version, "refit", metrics["refit_seconds"], None),
+        (retried.model_version, "search", study.seconds, 2),
+    ]
+    assert all(c["device"] == device_name() for c in costs)
 
 
 def test_an_overtaken_refit_registers_nothing(case, study, outside, monkeypatch):
