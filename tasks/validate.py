@@ -19,6 +19,7 @@ from pipeline.spec import UseCase
 from tasks.check import Checked, check
 from tasks.data_docs import index, page
 from tasks.errors import BadData
+from tasks.lost_corrections import tell
 from tasks.quarantine import insert, put_clean, run_key
 
 _HTML = "text/html; charset=utf-8"
@@ -30,10 +31,11 @@ where use_case = %s and partition_start = %s and status = 'clean' and raw_sha256
 _SET_CLEAN = """
 update batches set status = 'clean', clean_uri = %s, clean_sha256 = %s, clean_rows = %s, quarantined_rows = %s,
     docs_uri = %s, problem = null, validated_at = now()
-where use_case = %s and table_name = %s and partition_start = %s and raw_sha256 = %s"""
+where use_case = %s and table_name = %s and partition_start = %s and raw_sha256 = %s
+    and (status <> 'clean' or clean_uri = %s)"""  # what is clean may hold replayed rows by now
 _SET_BLOCKED = """
 update batches set status = 'blocked', problem = %s, docs_uri = %s, validated_at = now()
-where use_case = %s and table_name = %s and partition_start = %s and raw_sha256 = %s"""
+where use_case = %s and table_name = %s and partition_start = %s and raw_sha256 = %s and status <> 'clean'"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,12 +77,12 @@ def validate(use_case: UseCase, batch: Batch, outside: Outside) -> Batch:
         FencedOut: a later run of the same partition has begun, and will do this work.
     """
     work = _Work(use_case=use_case, batch=batch, outside=outside)
-    known = _clean_already(work)
-    unknown = [table for table in batch.tables if table.table not in known]
-    if not unknown:
-        outside.alerts.resolve(work.fingerprint())
-        return _handed_on(batch, known)
+    if not _unknown(work):
+        return _as_before(work)
     fence = outside.warehouse.begin(run_key(use_case, work.partition))
+    unknown = _unknown(work)  # again: while this run slept, another one may have made it clean, and rows been replayed
+    if not unknown:
+        return _as_before(work)
     judged = [_Judged(landed=table, checked=_check(work, table)) for table in unknown]
     docs_uri = _put_docs(work, judged)
     if any(one.checked.problems for one in judged):
@@ -99,6 +101,21 @@ def _clean_already(work: _Work) -> dict[str, dict[str, Any]]:
     where = (work.use_case.name, work.batch.partition_start, list(landed.values()))
     rows = work.outside.warehouse.fetch(_CLEAN_ALREADY, where)
     return {row["table_name"]: row for row in rows if landed.get(row["table_name"]) == row["raw_sha256"]}
+
+
+def _unknown(work: _Work) -> list[TableBatch]:
+    known = _clean_already(work)
+    return [table for table in work.batch.tables if table.table not in known]
+
+
+def _as_before(work: _Work) -> Batch:
+    for fingerprint in (work.fingerprint(), *(_corrections(work, one.table) for one in work.batch.tables)):
+        work.outside.alerts.resolve(fingerprint)
+    return _handed_on(work.batch, _clean_already(work))
+
+
+def _corrections(work: _Work, table: str) -> str:
+    return work.fingerprint(table, "corrections")
 
 
 def _handed_on(batch: Batch, clean: Mapping[str, Mapping[str, Any]]) -> Batch:
@@ -164,17 +181,18 @@ def _commit_clean(work: _Work, judged: Sequence[_Judged], docs_uri: str, fence: 
             assert one.clean is not None, "stored before it is registered"
             bad = len(one.checked.bad_rows)
             clean = (one.clean.uri, one.clean.sha256, one.landed.raw_rows - bad, bad, docs_uri)
-            _update(at, _SET_CLEAN, clean, work, one)
+            _update(at, _SET_CLEAN, clean, work, one, one.clean.uri)
             insert(at, one.landed, work.batch, one.checked)
+            tell(at, _corrections(work, one.landed.table), one.landed, work.batch, work.outside)
             _tell_of_columns(at, work, one)
             _tell_of_rows(at, work, one, docs_uri)
         work.outside.alerts.resolve(work.fingerprint(), at)
 
 
-def _update(at: cursor, statement: str, values: tuple[Any, ...], work: _Work, one: _Judged) -> None:
-    where = (work.use_case.name, one.landed.table, work.batch.partition_start, one.landed.raw_sha256)
+def _update(at: cursor, statement: str, values: tuple[Any, ...], work: _Work, one: _Judged, *more: str) -> None:
+    where = (work.use_case.name, one.landed.table, work.batch.partition_start, one.landed.raw_sha256, *more)
     at.execute(statement, (*values, *where))
-    assert at.rowcount == 1, f"{one.landed.table} of {work.partition} was not landed"
+    assert at.rowcount == 1, f"{one.landed.table} of {work.partition} was not landed, or is clean already"
 
 
 def _tell_of_columns(at: cursor, work: _Work, one: _Judged) -> None:

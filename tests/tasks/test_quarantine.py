@@ -1,5 +1,6 @@
 """A corrected row comes back exactly once, into what an undisturbed run would have written; a wrong one not."""
 
+import re
 from typing import Any
 
 import pytest
@@ -243,3 +244,57 @@ def test_a_replay_that_was_overtaken_changes_nothing(
     with pytest.raises(FencedOut):
         replay(use_case, "weather", partition, [{"row_number": broken[0], "wind_speed_mph": 5.0}], "ada", outside)
     assert state(outside) == before
+
+
+@pytest.mark.parametrize("replays", [1, 0])
+def test_a_validation_that_slept_through_a_replay_does_not_undo_it(  # noqa: PLR0917  # fixtures
+    use_case: UseCase,
+    partition: Interval,
+    outside: Outside,
+    undisturbed: TableBatch,
+    monkeypatch: pytest.MonkeyPatch,
+    replays: int,
+) -> None:
+    """Its twin: without a replay the same sleep changes nothing either."""
+    from tasks import validate as step
+
+    outside.source.fetch(f"update weather set wind_speed_mph = 1048 where {AT} '2013-10-29 12:00+00'")
+    batch, known = land(use_case, partition, outside), step._clean_already
+    states: list[Any] = []
+
+    def sleeps(work: Any) -> Any:
+        found = known(work)
+        if not states:
+            states.append(None)
+            validate(use_case, batch, outside)
+            [row] = listing(use_case, outside, partition)
+            correction = {"row_number": row["row_number"], "wind_speed_mph": TRUE_WIND}
+            replay(use_case, "weather", partition, [correction] * replays, "ada", outside)
+            states[0] = state(outside)
+        return found
+
+    monkeypatch.setattr(step, "_clean_already", sleeps)
+    resumed = weather(validate(use_case, batch, outside))
+    assert [state(outside)] == states
+    assert (resumed.clean_sha256 == undisturbed.clean_sha256) == bool(replays)
+
+
+@pytest.mark.parametrize("replays", [1, 0])
+def test_corrections_that_new_content_does_without_are_told_of(
+    use_case: UseCase, partition: Interval, outside: Outside, broken: tuple[int, int], replays: int
+) -> None:
+    """Its twin: rows that nobody corrected are no news."""
+    corrections: list[dict[str, Any]] = [
+        {"row_number": broken[0], "wind_speed_mph": TRUE_WIND},
+        {"row_number": broken[1], "humidity": TRUE_HUMIDITY},
+    ]
+    replay(use_case, "weather", partition, corrections * replays, "ada", outside)
+    outside.source.fetch(f"update weather set humidity = 60 where {AT} '2013-10-30 12:00+00'")
+    validate(use_case, land(use_case, partition, outside), outside)
+    warnings = outside.warehouse.fetch("select title, body from alerts where tier = 'warning' and resolved_at is null")
+    assert [one["title"] for one in warnings] == ["flights: 2 corrections of weather no longer apply"] * replays
+    for one in warnings:
+        assert re.search(rf"row {broken[0]}, corrected by ada: .*11\.5.*as bad as before, now row \d+", one["body"])
+        assert re.search(rf"row {broken[1]}, corrected by ada: .*61\.25.*mended, changed or dropped", one["body"])
+    validate(use_case, land(use_case, partition, outside), outside)
+    assert outside.warehouse.fetch("select * from alerts where tier = 'warning' and resolved_at is null") == []
