@@ -8,8 +8,9 @@ features are woken.
 for one partition.
 
 **To resume** run the partition again: the same source gives the same objects and nothing is doubled; a changed source
-is a new version beside the old one. A run stopped by bad data (`BadData`) is not retried: mend the source and run the
-partition again, or correct the quarantined rows with `replay_quarantine`. Missed partitions: backfill their range.
+is a new version beside the old one. A run stopped by bad data (`BadData`) is not retried, and its partition is blocked:
+mend the source and run the partition again; nothing else releases it. Rows quarantined from a partition that did become
+clean are corrected with `replay_quarantine`. Missed partitions: backfill their range.
 """
 
 from datetime import timedelta
