@@ -253,17 +253,18 @@ def test_any_other_schema_change_lands_as_it_is_for_validation_to_judge(
     assert len(versions(outside, "weather")) == 2
 
 
-def test_rows_that_say_no_time_at_which_they_became_known_are_warned_of(
-    use_case: UseCase, partition: Interval, outside: Outside
+@pytest.mark.parametrize("known_at", [None, "infinity", "-infinity", "2012-12-30 23:59:59+00"])
+def test_rows_that_became_known_at_no_time_of_any_partition_are_warned_of(
+    use_case: UseCase, partition: Interval, outside: Outside, known_at: str | None
 ) -> None:
     """No partition would ever hold them. Its twin: no warning, and an open one resolved, when there are none."""
     outside.source.fetch("alter table weather alter known_at drop not null")
-    outside.source.fetch("update weather set known_at = null where observed_at = '2013-01-08'")
+    outside.source.fetch("update weather set known_at = %s where observed_at = '2013-01-08'", (known_at,))
     land(use_case, partition, outside)
     open_alerts = "select tier, title from alerts where resolved_at is null"
     title = "flights: 2 rows of source table weather land in no partition"
     assert outside.warehouse.fetch(open_alerts) == [{"tier": "warning", "title": title}]
-    outside.source.fetch("update weather set known_at = observed_at where known_at is null")
+    outside.source.fetch("update weather set known_at = '2012-12-31' where observed_at = '2013-01-08'")
     land(use_case, partition, outside)
     assert outside.warehouse.fetch(open_alerts) == []
 
