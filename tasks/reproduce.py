@@ -3,14 +3,16 @@
     python -m tasks.reproduce <use case> <model version>
 
 restores the data version, takes parameters and seeds from the bundle, retrains, and exits 0 only if the weights agree
-within the tolerance. On the machine and library versions of the first training they agree bit for bit.
+within the tolerance. On the machine and library versions of the first training they agree bit for bit. Code of another
+commit is not compared unless `--allow-other-code` asks for it. Files that differed from the commit (`-dirty`, then or
+now) are a warning: what they were is not recorded.
 """
 
 import argparse
 import sys
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipeline.spec import UseCase, use_cases
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 TOLERANCE = 1e-4  # of a weight, absolute: another processor or library sums in another order
 SCORE_TOLERANCE = 1e-4
+_DIRTY = "-dirty"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,11 +62,13 @@ class Reproduction:
         ]
 
 
-def reproduce(use_case: UseCase, model_version: str, outside: "Outside") -> Reproduction:
+def reproduce(
+    use_case: UseCase, model_version: str, outside: "Outside", *, allow_other_code: bool = False
+) -> Reproduction:
     """Retrain a model version from its record and compare. Changes nothing anywhere.
 
     Raises:
-        ValueError: there is no such version, or its data version is gone.
+        ValueError: there is no such version, its data version is gone, or it was trained by the code of another commit.
         adapters.errors.Corrupt: the stored bundle is not the registered one.
     """
     import features
@@ -73,6 +78,7 @@ def reproduce(use_case: UseCase, model_version: str, outside: "Outside") -> Repr
     from tasks import dataset
 
     version = outside.registry.version(use_case.name, model_version)
+    about_code = _about_code(version.tags["windsock.code_sha"], outside.settings.code_sha, allowed=allow_other_code)
     original = load(outside.registry.download_bundle(use_case.name, model_version), sha256=version.bundle_sha256)
     data, recipe = original.card["data"], Recipe.from_document(original.card["recipe"])
     start, cutoff = datetime.fromisoformat(data["start"]), datetime.fromisoformat(data["cutoff"])
@@ -81,17 +87,27 @@ def reproduce(use_case: UseCase, model_version: str, outside: "Outside") -> Repr
         [] if rows.num_rows == data["rows"] else [f"{rows.num_rows} rows restored, {data['rows']} were trained on"]
     )
     again = fit_ensemble(recipe, rows, best_device())
-    warnings = _warnings(original, version.tags, outside.settings.code_sha, features.definition(use_case.name).digest())
+    warnings = [*about_code, *_warnings(original, features.definition(use_case.name).digest())]
     return _compare(use_case, model_version, original, again, rows, warnings=warnings, problems=problems)
 
 
-def _warnings(original: "Bundle", tags: Any, code_sha: str, features_digest: str) -> list[str]:
+def _about_code(trained_at: str, code_sha: str, *, allowed: bool) -> list[str]:
+    """What to say of the code then and now; ValueError where it is of another commit and that was not allowed."""
+    then, now = (sha.removesuffix(_DIRTY) for sha in (trained_at, code_sha))
+    if then != now:
+        other = f"trained by code {trained_at}, this is {code_sha}; `git checkout {then}` for the very same"
+        if not allowed:
+            raise ValueError(f"cannot be compared: {other}, or pass --allow-other-code")
+        return [other]
+    if _DIRTY in trained_at + code_sha:
+        return [f"files differed from the commit: trained by code {trained_at}, this is {code_sha}"]
+    return []
+
+
+def _warnings(original: "Bundle", features_digest: str) -> list[str]:
     from tasks.run_record import versions
 
     found = []
-    trained_at = tags["windsock.code_sha"]
-    if trained_at != code_sha:
-        found.append(f"trained by code {trained_at}, this is {code_sha}; `git checkout {trained_at}` for the very same")
     if original.card["features"]["digest"] != features_digest:
         found.append("the feature definition has changed since; the restored data is of the old one")
     now = versions()
@@ -159,12 +175,13 @@ def weight_differences(original: "Bundle", again: "Ensemble") -> tuple[float, bo
 
 
 def main(arguments: list[str]) -> int:
-    """The command line; 0: reproduced, 1: differs, 2: cannot be tried."""
+    """The command line; 0: reproduced, 1: differs, 2: cannot be tried or compared."""
     from adapters.connect import outside
 
     parser = argparse.ArgumentParser(prog="python -m tasks.reproduce", description="Train a registered model again.")
     parser.add_argument("use_case")
     parser.add_argument("model_version")
+    parser.add_argument("--allow-other-code", action="store_true", help="compare though the code is of another commit")
     asked = parser.parse_args(arguments)
     world = outside()
     known = use_cases(world.settings.params)
@@ -174,7 +191,9 @@ def main(arguments: list[str]) -> int:
         )
         return 2
     try:
-        reproduction = reproduce(known[asked.use_case], asked.model_version, world)
+        reproduction = reproduce(
+            known[asked.use_case], asked.model_version, world, allow_other_code=asked.allow_other_code
+        )
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2

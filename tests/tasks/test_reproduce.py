@@ -27,8 +27,13 @@ def test_the_drill_a_registered_model_is_reproduced_and_what_differs_is_said(mlf
     assert "reproduced, bit for bit" in same.lines()[0]
 
     elsewhere = type(outside)(replace(outside.settings, code_sha="f" * 40))
-    [warning] = reproduction.reproduce(case, version, elsewhere).warnings
-    assert "git checkout 000" in warning
+    with pytest.raises(
+        ValueError, match=r"cannot be compared: trained by code 000.*git checkout 000.*allow-other-code"
+    ):
+        reproduction.reproduce(case, version, elsewhere)
+    allowed = reproduction.reproduce(case, version, elsewhere, allow_other_code=True)
+    assert allowed.ok
+    assert "git checkout 000" in allowed.warnings[0]
 
     toy.install(seed=1)
     other_rows = reproduction.reproduce(case, version, outside)
@@ -41,6 +46,37 @@ def test_the_drill_a_registered_model_is_reproduced_and_what_differs_is_said(mlf
 
     with pytest.raises(ValueError, match="no model version '999999'"):
         reproduction.reproduce(case, "999999", outside)
+
+
+CLEAN, OTHER = "a" * 40, "b" * 40
+
+
+@pytest.mark.parametrize(("then", "now"), [(CLEAN, OTHER), (f"{CLEAN}-dirty", OTHER), (CLEAN, f"{OTHER}-dirty")])
+def test_code_of_another_commit_is_not_compared_unless_that_is_allowed(then, now):
+    with pytest.raises(ValueError, match="cannot be compared"):
+        reproduction._about_code(then, now, allowed=False)
+    assert "trained by code" in reproduction._about_code(then, now, allowed=True)[0]
+
+
+def test_changed_files_upon_the_same_commit_are_a_warning_and_none_are_nothing():
+    for then, now in ((f"{CLEAN}-dirty", CLEAN), (CLEAN, f"{CLEAN}-dirty"), (f"{CLEAN}-dirty", f"{CLEAN}-dirty")):
+        assert "files differed from the commit" in reproduction._about_code(then, now, allowed=False)[0]
+    assert reproduction._about_code(CLEAN, CLEAN, allowed=False) == []
+
+
+def test_the_command_ends_with_2_on_code_of_another_commit(outside, monkeypatch, capsys):
+    asked = []
+
+    def refuse(*_, allow_other_code):
+        asked.append(allow_other_code)
+        return reproduction._about_code(CLEAN, OTHER, allowed=False)
+
+    monkeypatch.setattr("adapters.connect.outside", lambda: outside)
+    monkeypatch.setattr(reproduction, "reproduce", refuse)
+    assert reproduction.main(["flights", "1"]) == 2
+    assert "cannot be compared" in capsys.readouterr().err
+    reproduction.main(["flights", "1", "--allow-other-code"])
+    assert asked == [False, True]
 
 
 def test_the_command_says_what_is_wrong_and_does_not_end_with_0(mlflow_stack, outside, monkeypatch, capsys):
