@@ -19,6 +19,7 @@ from tasks import dataset, promote
 from tasks.gate import Judgement, decide
 from tasks.gate_plot import draw
 from tasks.objections import Rows, Scored, Setting
+from tasks.vintage import learnt_other_features
 
 if TYPE_CHECKING:
     from adapters.connect import Outside
@@ -29,6 +30,8 @@ _SUSPICIOUS = {"leak-alarm", "scores-not-finite", "scores-not-probabilities", "h
 
 def judge(use_case: UseCase, candidate: Candidate, outside: "Outside") -> Verdict:
     """The gate's verdict on a candidate. Judging the same pair on the same data again gives the stored verdict.
+
+    A champion whose feature definition is no longer today's is judged as if there were none, and a person must approve.
 
     Raises:
         ValueError: the candidate is the champion, and was not made so by a verdict; or its bundle is not the one named.
@@ -47,7 +50,8 @@ def judge(use_case: UseCase, candidate: Candidate, outside: "Outside") -> Verdic
         known_by=candidate.as_of,
     )
     ours = _answers(use_case, candidate.model_version, table, outside, sha256=candidate.bundle_sha256)
-    theirs = _answers(use_case, opponent, table, outside) if opponent else None
+    foreign = opponent is not None and learnt_other_features(use_case, opponent, outside)
+    theirs = _answers(use_case, opponent, table, outside) if opponent and not foreign else None
     setting = Setting(
         gate=use_case.gate,
         kind=use_case.target.kind,
@@ -57,7 +61,10 @@ def judge(use_case: UseCase, candidate: Candidate, outside: "Outside") -> Verdic
         seed=int(verdict_id[-8:], 16) ^ use_case.seed,
     )
     found = decide(setting, frozen_rows(use_case, table), ours.scored, theirs.scored if theirs else None)
+    if foreign:
+        found = _not_compared(found, opponent)
     verdict = _verdict(use_case, candidate, opponent, found, verdict_id)
+    verdict = replace(verdict, needs_approval=verdict.needs_approval or (foreign and found.answer == "promote"))
     _warn(use_case, verdict, found, outside)
     return _store(use_case, verdict, candidate, found, outside)
 
@@ -156,6 +163,17 @@ def _verdict_id(use_case: UseCase, candidate: Candidate, opponent: str | None) -
     what = [candidate.model_version, opponent, candidate.snapshot_version, use_case.gate.model_dump(mode="json")]
     digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
     return f"{use_case.name}-{candidate.model_version}-vs-{opponent or 'none'}-{digest}"
+
+
+def _not_compared(found: Judgement, opponent: str | None) -> Judgement:
+    """The judgement, saying that the champion could not be asked."""
+    text = (
+        f"champion {opponent} learnt other features than are defined now and cannot answer these rows:"
+        " judged against the best constant, so a person must approve"
+    )
+    codes, reasons = [*found.codes, "champion-of-other-features"], [*found.reasons, text]
+    evidence = {**found.evidence, "codes": codes, "reasons": reasons, "champion_unusable": text}
+    return replace(found, codes=codes, reasons=reasons, evidence=evidence)
 
 
 def _verdict(

@@ -13,12 +13,14 @@ from pipeline.handoffs import Scores, Snapshot
 from pipeline.partitions import Interval
 from pipeline.spec import UseCase
 from tasks import dataset
-from tasks.promote import Champion, champion_for
+from tasks.promote import Champion, champion_for, current
+from tasks.vintage import learnt_other_features
 
 if TYPE_CHECKING:
     from psycopg2.extensions import cursor
 
     from adapters.connect import Outside
+    from adapters.warehouse import Fence
 
 KEY = ("use_case", "entity_key", "event_time", "model_version")
 
@@ -34,25 +36,42 @@ class Work:
 
 
 def pending(use_case: UseCase, outside: "Outside") -> list[Work]:
-    """Every partition of the latest snapshot whose (inputs, champion in force) was not scored, oldest first."""
+    """Every partition of the latest snapshot whose (inputs, champion in force) was not scored, oldest first.
+
+    Without those of a retired champion that learnt other features than are defined now: it can never score them.
+    """
     snapshot = dataset.latest_snapshot(use_case, outside)
-    return list(_pending(use_case, snapshot, outside)) if snapshot else []
+    works = list(_pending(use_case, snapshot, outside)) if snapshot else []
+    champion = current(use_case, outside)
+    retired = {work.champion.version for work in works if champion and work.champion.version != champion.version}
+    foreign = {version for version in retired if learnt_other_features(use_case, version, outside)}
+    return [work for work in works if work.champion.version not in foreign]
 
 
 def score(use_case: UseCase, outside: "Outside") -> list[Scores]:
-    """Score all that is pending, each partition in one transaction; nothing to do is an empty list."""
-    return [score_partition(use_case, work, outside) for work in pending(use_case, outside)]
+    """Score all that is pending, each partition in one transaction; nothing to do is an empty list.
+
+    Raises:
+        FencedOut: scoring of this use case was begun again meanwhile; that run does the rest.
+        ValueError: the champion learnt other features than are defined now.
+    """
+    fence = outside.warehouse.begin(
+        f"score/{use_case.name}"
+    )  # before reading what is pending: an orphan knows old work
+    return [score_partition(use_case, work, outside, fence=fence) for work in pending(use_case, outside)]
 
 
-def score_partition(use_case: UseCase, work: Work, outside: "Outside") -> Scores:
+def score_partition(use_case: UseCase, work: Work, outside: "Outside", *, fence: "Fence") -> Scores:
     """Predict one partition and write its rows and its `scorings` row together, or neither.
 
     Raises:
-        FencedOut: the same partition was begun again meanwhile.
+        FencedOut: scoring was begun again meanwhile.
+        ValueError: the champion learnt other features than are defined now; a critical alert says so too.
     """
     from serving.predictor import Predictor
 
-    fence = outside.warehouse.begin(f"score/{use_case.name}/{use_case.grid.key(work.partition)}")
+    if learnt_other_features(use_case, work.champion.version, outside):
+        raise ValueError(_tell_to_train(use_case, work.champion.version, outside))
     points = dataset.partition_points(work.snapshot_version, use_case, outside, partition=work.partition)
     bundle = outside.registry.download_bundle(use_case.name, work.champion.version)
     rows = predictions(use_case, work, points, Predictor.load(bundle).predict(points))
@@ -90,6 +109,16 @@ def predictions(use_case: UseCase, work: Work, points: pa.Table, scores: NDArray
             "snapshot_version": pa.repeat(work.snapshot_version, n),
         }
     )
+
+
+def _tell_to_train(use_case: UseCase, version: str, outside: "Outside") -> str:
+    text = (
+        f"champion {version} of {use_case.name} learnt other features than features/ defines now, so it must not"
+        f" score them: run {use_case.name}.train, or put the old definition back"
+    )
+    title = f"{use_case.title}: nothing is scored"
+    outside.alerts.raise_alert("critical", use_case.name, f"{use_case.name}/score/foreign-features", title, text)
+    return text
 
 
 _SCORING_KEY = ("use_case", "partition_start", "model_version")

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+import features
 from adapters.connect import Outside
 from adapters.registry import Registry, RunRecord
 from models import bundle
@@ -57,10 +58,19 @@ def dataset(outside: Outside, use_case: UseCase, table: pa.Table) -> Snapshot:
     )
 
 
-def model(registry: Registry, use_case: UseCase, folder: Path, ensemble: Ensemble, *, key: str, cutoff) -> str:
-    """Register an ensemble that says it has learnt up to `cutoff`; its version."""
+def define(name: str) -> str:
+    """Make a name a use case with the features of the flights; the digest of their definition."""
+    features._DEFINITIONS[name] = features.definition("flights")
+    return features.definition(name).digest()
+
+
+def model(
+    registry: Registry, use_case: UseCase, folder: Path, ensemble: Ensemble, *, key: str, cutoff, digest=None
+) -> str:
+    """Register an ensemble that says it has learnt up to `cutoff`, from today's features or others; its version."""
     sha256 = bundle.write(
-        folder / "bundle", ensemble, use_case=use_case.name, features_digest="f", definition="{}", recipe={"key": key},
+        folder / "bundle", ensemble, use_case=use_case.name, features_digest=digest or define(use_case.name),
+        definition="{}", recipe={"key": key},
         data={"cutoff": cutoff.isoformat()}, metrics={}, versions={},
     )  # fmt: skip
     record = RunRecord(

@@ -18,7 +18,7 @@ from tasks.evaluate import fingerprint, frozen_rows, judge
 from tasks.split import split
 from tests.models import synthetic
 from tests.models.test_training import CPU, recipe
-from tests.tasks import planted
+from tests.tasks import killed, planted
 
 NAME = f"flights_{secrets.token_hex(4)}"  # the registry is shared by all tests of a session
 AS_OF = datetime(2013, 2, 11, tzinfo=UTC)
@@ -60,12 +60,14 @@ def models(mlflow_stack, table, tmp_path_factory) -> dict[str, str]:
         "noise": (recipe(epochs=2, seeds=(1, 2, 3)), noise),
         "leaky": (leaky, seen),
     }
+    kinds["foreign"] = kinds["noise"]
     return {
         kind: planted.model(
-            registry, use_case, tmp_path_factory.mktemp(kind), fit_ensemble(plan, rows, CPU), key=kind, cutoff=cutoff
+            registry, use_case, tmp_path_factory.mktemp(kind), fit_ensemble(plan, rows, CPU), key=kind, cutoff=cutoff,
+            digest="old" if kind == "foreign" else None,
         )
         for kind, (plan, rows) in kinds.items()
-    }
+    }  # fmt: skip
 
 
 @pytest.fixture
@@ -115,6 +117,68 @@ def test_a_better_challenger_replaces_a_poor_champion(outside, use_case, candida
     verdict = judge(use_case, candidates["good"], outside)
     assert (verdict.answer, verdict.champion_version) == ("promote", candidates["noise"].model_version)
     assert verdict.effect > verdict.effect_low > use_case.gate.min_effect
+
+
+@pytest.mark.parametrize("champion", ["noise", "foreign"])
+def test_a_champion_of_other_features_cannot_be_compared_so_a_person_must_approve(
+    outside, use_case, candidates, champion
+):
+    """Two champions of the same weights: one learnt today's features, the other those of a definition since changed."""
+    forced = replace(judge(use_case, candidates[champion], outside), answer="promote")
+    assert follow(use_case, forced, outside) == "promoted"
+    verdict = judge(use_case, candidates["good"], outside)
+    assert (verdict.answer, verdict.champion_version) == ("promote", candidates[champion].model_version)
+    found = evidence(outside, verdict)
+    told = champion == "foreign"
+    assert verdict.needs_approval is told
+    assert ("learnt other features" in " ".join(verdict.reasons)) is told
+    assert ("champion_unusable" in found) is told
+    assert ("constant" in found["metrics"]) is told
+    assert found["reasons"] == verdict.reasons
+    assert follow(use_case, verdict, outside) == ("rejected" if told else "promoted")
+    assert not judge(use_case, candidates["leaky"], outside).needs_approval, "nobody is asked about what is held"
+
+
+_CHILD = """
+from adapters.lake import Lake
+from tasks import dataset, evaluate
+from tests.tasks import planted
+from tests.tasks.test_evaluate import AS_OF, GATE
+planted.define(NAME)
+case = use_cases(settings().params)["flights"]
+case = case.model_copy(update={"name": NAME, "gate": case.gate.model_copy(update=GATE)})
+put = Lake.put
+def put_and_die(self, prefix, data, suffix):
+    stored = put(self, prefix, data, suffix)
+    return die() if suffix == ".json" else stored
+if POINT == "while judging": evaluate.decide = die
+if POINT == "between plot and evidence":
+    Lake.put = lambda self, prefix, data, suffix: die() if suffix == ".json" else put(self, prefix, data, suffix)
+if POINT == "after the evidence": Lake.put = put_and_die
+snapshot = dataset.latest_snapshot(case, outside)
+evaluate.judge(case, planted.candidate(outside.registry, case, VERSION, snapshot, AS_OF), outside)
+"""
+
+
+@pytest.mark.parametrize(
+    ("point", "left"), [("while judging", 0), ("between plot and evidence", 1), ("after the evidence", 2)]
+)
+def test_a_judgement_killed_at_any_point_and_asked_again_is_the_same(outside, use_case, candidates, point, left):
+    def judged():
+        verdict = judge(use_case, candidates["good"], outside)
+        objects = outside.lake.list("evidence/")
+        assert len(objects) == 2, "a plot and a document"
+        found = evidence(outside, verdict)
+        del found["latency_ms"]  # measured anew each time
+        return replace(verdict, evidence_uri=""), found, objects
+
+    version = candidates["good"].model_version
+    killed.run(outside.settings, f"NAME, VERSION, POINT = {NAME!r}, {version!r}, {point!r}\n" + _CHILD, killed=True)
+    assert len(outside.lake.list("evidence/")) == left
+    *interrupted, objects = judged()
+    for uri in objects:
+        outside.lake.client.delete_object(Bucket=outside.lake.bucket, Key=uri.split("/", 3)[3])
+    assert list(judged()[:2]) == interrupted
 
 
 def test_the_evidence_says_what_was_measured_on_which_rows(outside, use_case, candidates):

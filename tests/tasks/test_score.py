@@ -55,6 +55,16 @@ def models(mlflow_stack, table, tmp_path_factory) -> tuple[str, str]:
     return one, two
 
 
+@pytest.fixture(scope="module")
+def foreign(mlflow_stack, table, tmp_path_factory) -> str:
+    """A registered version that learnt from features of another definition."""
+    use_case = use_cases(REPOSITORY / "params.yaml")["flights"].model_copy(update={"name": NAME})
+    registry = Registry(mlflow_stack.home().url("mlflow"), tmp_path_factory.mktemp("registry"))
+    ensemble = fit_ensemble(recipe(epochs=1, seeds=(3,)), table, CPU)
+    folder = tmp_path_factory.mktemp("run")
+    return planted.model(registry, use_case, folder, ensemble, key="3", cutoff=synthetic.START, digest="old")
+
+
 @pytest.fixture
 def champion(models, outside, use_case, table):
     """The first version is champion from the third week on; the features of four weeks are there."""
@@ -171,6 +181,8 @@ _CHILD = """
 from tasks import score
 from adapters.warehouse import Warehouse
 from serving.predictor import Predictor
+from tests.tasks import planted
+planted.define(NAME)
 case = use_cases(settings().params)["flights"].model_copy(update={"name": NAME})
 upsert = Warehouse.upsert
 def write_and_die(*arguments): upsert(*arguments); die()
@@ -203,15 +215,55 @@ def test_a_run_killed_at_any_point_and_run_again_leaves_the_same_rows(outside, u
 
 def test_a_run_that_was_overtaken_may_not_commit(outside, use_case, champion, monkeypatch):
     """An orphan of a killed supervisor finishes while its retry runs: the orphan is fenced out."""
-    work = pending(use_case, outside)[0]
     read = dataset.partition_points
 
     def overtaken(*arguments, **named):
         monkeypatch.setattr(step.dataset, "partition_points", read)
-        step.score_partition(use_case, work, outside)
+        assert len(score(use_case, outside)) == 2
         return read(*arguments, **named)
 
     monkeypatch.setattr(step.dataset, "partition_points", overtaken)
     with pytest.raises(FencedOut):
-        step.score_partition(use_case, work, outside)
-    assert len(scorings(outside)) == 1
+        score(use_case, outside)
+    assert len(scorings(outside)) == 2
+
+
+def test_an_orphan_that_read_what_was_pending_before_a_rebuild_may_not_commit_it(
+    outside, use_case, champion, table, monkeypatch
+):
+    """Its work is old, so its fence must be: taken before the work was read, not before each partition."""
+    read = step.pending
+
+    def overtaken(*arguments):
+        old = read(*arguments)
+        monkeypatch.setattr(step, "pending", read)
+        planted.dataset(outside, use_case, table.set_column(0, "entity_key", pa.array(map(str, range(table.num_rows)))))
+        score(use_case, outside)
+        return old
+
+    monkeypatch.setattr(step, "pending", overtaken)
+    with pytest.raises(FencedOut):
+        score(use_case, outside)
+    assert all(row["entity_key"].isdecimal() for row in stored(outside))
+    assert pending(use_case, outside) == []
+
+
+def test_a_champion_of_other_features_scores_nothing_and_says_to_train(outside, use_case, foreign, table):
+    planted.dataset(outside, use_case, table)
+    crown(outside, use_case, foreign, None, FIRST)
+    with pytest.raises(ValueError, match=rf"learnt other features.*run {NAME}\.train"):
+        score(use_case, outside)
+    assert (stored(outside), scorings(outside)) == ([], [])
+    [alert] = outside.warehouse.fetch("select tier, title, body from alerts")
+    assert alert["tier"] == "critical"
+    assert "train" in alert["body"]
+
+
+def test_after_a_retired_champion_of_other_features_its_successor_scores(outside, use_case, foreign, models, table):
+    """Features that changed make every partition anew, also those that only the old model could ever score."""
+    planted.dataset(outside, use_case, table)
+    crown(outside, use_case, foreign, None, FIRST)
+    crown(outside, use_case, models[0], foreign, FIRST + WEEK)
+    assert [found.model_version for found in score(use_case, outside)] == [models[0]]
+    assert pending(use_case, outside) == []
+    assert outside.warehouse.fetch("select 1 from alerts") == []

@@ -1,0 +1,21 @@
+"""Which features a model learnt from: a definition that changed since gives its columns another meaning, silently."""
+
+from typing import TYPE_CHECKING
+
+import features
+from pipeline.spec import UseCase
+
+if TYPE_CHECKING:
+    from adapters.connect import Outside
+
+
+def learnt_other_features(use_case: UseCase, version: str, outside: "Outside") -> bool:
+    """Whether a model version's feature definition is another than today's, so that it can answer no row of today.
+
+    Raises:
+        ValueError: the use case has no feature definition, or the bundle is damaged.
+    """
+    from models.bundle import load
+
+    card = load(outside.registry.download_bundle(use_case.name, version)).card
+    return bool(card["features"]["digest"] != features.definition(use_case.name).digest())
