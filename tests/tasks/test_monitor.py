@@ -11,6 +11,7 @@ from adapters.errors import FencedOut
 from pipeline.spec import UseCase
 from tasks import decisions, drift, drift_report, monitor, performance
 from tasks.triage import Decision
+from tests.tasks import killed
 from tests.tasks.watched import NUMBERS, ROWS, WEEK, World, emptied, monitored, points, training, week
 
 TABLES = ("drift", "performance", "decisions", "retrains", "alerts")
@@ -47,6 +48,17 @@ def test_a_healthy_week_is_ignored_with_measures_performance_and_a_report(world:
     assert found.report_uri is not None
     assert b"<html" in world.outside.lake.read(found.report_uri)
     assert world.rows("alerts") == []
+
+
+def test_a_structural_feature_that_the_model_does_not_have_is_refused_by_name(world: World, no_report: None) -> None:
+    world.score(10)
+    wrong = monitored(world.use_case, structural_features=("carrier", "runway"))
+    with pytest.raises(
+        ValueError, match=r"structural_features of flights names \['runway'\], which version 1 does not"
+    ):
+        monitor.monitor(wrong, world.outside)
+    assert world.rows("decisions") == []
+    assert decided(world) == ["ignore"]
 
 
 def test_running_again_writes_nothing(world: World, no_report: None) -> None:
@@ -256,6 +268,56 @@ def test_a_run_that_was_overtaken_writes_nothing(world: World, no_report: None) 
     with pytest.raises(FencedOut):
         decisions.write(world.use_case, found, decision, world.outside, fence=fence)
     assert [world.rows(table) for table in TABLES] == [[], [], [], [], []]
+
+
+_CHILD = """
+from pathlib import Path
+from adapters.alerts import Alerts
+from tasks import decisions, drift, drift_report, monitor
+from tests.tasks.watched import Registry, Versions, monitored, training
+case = monitored(use_cases(settings().params)["flights"], limits={"auc": {"min": 0.5}})
+outside.__dict__["registry"] = Registry({"1": drift.profile(training(), case)})
+outside.__dict__["versions"] = Versions(Path(FOLDER))
+drift_report.publish = lambda *_: None
+write, write_alert = decisions.write, decisions._write_alert
+def write_and_die(case, found, decision, outside, *, fence):
+    write(case, found, decision, outside, fence=fence)
+    if decision.decision == "retrain": die()
+def die_before_the_alert(at, case, found, decision, outside):
+    die() if decision.decision == "retrain" else write_alert(at, case, found, decision, outside)
+if POINT == "before the commit": decisions._write_alert = die_before_the_alert
+if POINT == "after the commit": decisions.write = write_and_die
+if POINT == "while measuring": drift.measure = die
+monitor.monitor(case, outside)
+"""
+
+
+@pytest.mark.parametrize(("point", "done"), [("while measuring", 0), ("before the commit", 1), ("after the commit", 2)])
+def test_a_run_killed_at_any_point_and_run_again_leaves_the_same_rows(
+    world: World, no_report: None, point: str, done: int
+) -> None:
+    """The second of two drifted weeks asks for a retrain; its alert is delivered by whoever comes next."""
+
+    def left() -> dict[str, list[dict[str, object]]]:
+        return {
+            table: [
+                {k: v for k, v in row.items() if k != "alert_id" and not k.endswith("_at")} for row in world.rows(table)
+            ]
+            for table in TABLES
+        }
+
+    for number in (10, 11):
+        world.score(number, shift=1.0)
+    killed.run(world.outside.settings, f"FOLDER, POINT = {str(world.folder)!r}, {point!r}\n" + _CHILD, killed=True)
+    assert len(world.rows("decisions")) == done
+    assert len(world.rows("retrains")) == (done == 2)
+    assert decided(world) == ["ignore", "retrain"][done:]
+    assert [alert["delivered_at"] is not None for alert in world.rows("alerts")] == [True]
+    interrupted = left()
+    with world.outside.warehouse.transaction() as at:
+        at.execute("truncate drift, performance, decisions, retrains, alerts")
+    assert decided(world) == ["ignore", "retrain"]
+    assert left() == interrupted
 
 
 def test_a_partition_that_came_late_never_retrains(world: World, no_report: None) -> None:
