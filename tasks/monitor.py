@@ -66,6 +66,7 @@ def monitor(use_case: UseCase, outside: "Outside") -> list[Drift]:
         version = work.champion.version
         if version not in profiles:
             profiles[version] = outside.registry.profile(use_case.name, version)
+            _require_features(use_case, profiles[version], version)
         found = examine(use_case, work, profiles[version], outside)
         decision = decide(found.findings, decisions.history(use_case, outside), use_case.monitor)
         decisions.write(use_case, found, decision, outside, fence=fence)
@@ -100,6 +101,15 @@ def examine(use_case: UseCase, work: Work, profile: dict[str, Any], outside: "Ou
         performances=performances,
         report_uri=report_uri,
     )
+
+
+def _require_features(use_case: UseCase, profile: dict[str, Any], version: str) -> None:
+    """ValueError where a structural feature is none: its drift could never be seen."""
+    absent = sorted(set(use_case.monitor.structural_features) - set(profile["features"]))
+    if absent:
+        raise ValueError(
+            f"monitor.structural_features of {use_case.name} names {absent}, which version {version} does not have"
+        )
 
 
 def _pending(use_case: UseCase, outside: "Outside") -> Iterator[Work]:
