@@ -9,19 +9,22 @@ now) are a warning: what they were is not recorded.
 """
 
 import argparse
+import math
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING
 
 from pipeline.spec import UseCase, use_cases
+from tasks.split import split
+from tasks.tune import parts
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from adapters.connect import Outside
     from models.bundle import Bundle
-    from models.ensemble import Ensemble
+    from models.ensemble import Ensemble, Recipe
 
 TOLERANCE = 1e-4  # of a weight, absolute: another processor or library sums in another order
 SCORE_TOLERANCE = 1e-4
@@ -86,9 +89,34 @@ def reproduce(
     problems = (
         [] if rows.num_rows == data["rows"] else [f"{rows.num_rows} rows restored, {data['rows']} were trained on"]
     )
+    recorded = outside.registry.metrics(use_case.name, model_version)
+    problems += _validation_problems(use_case, recipe, rows, recorded, as_of=datetime.fromisoformat(data["as_of"]))
     again = fit_ensemble(recipe, rows, best_device())
     warnings = [*about_code, *_warnings(original, features.definition(use_case.name).digest())]
     return _compare(use_case, model_version, original, again, rows, warnings=warnings, problems=problems)
+
+
+def _validation_problems(
+    use_case: UseCase, recipe: "Recipe", rows: "pa.Table", recorded: dict[str, float], *, as_of: datetime
+) -> list[str]:
+    """Where the recorded validation metrics are not those of the first seed fitted without the validation rows."""
+    from models.bundle import Bundle
+    from models.ensemble import fit_ensemble, labels
+    from models.metrics import measure_all
+    from models.training import best_device
+    from serving.predictor import Predictor
+
+    train, validation = parts(rows, split(use_case, as_of))
+    if not train.num_rows or not validation.num_rows:
+        return ["no training or no validation rows: the validation metrics cannot be measured again"]
+    one = fit_ensemble(replace(recipe, seeds=recipe.seeds[:1]), train, best_device())
+    score = Predictor(Bundle(card={}, encoder=one.encoder, members=one.members)).predict(validation)
+    now = {f"validation_{k}": v for k, v in measure_all(use_case.target.kind, score, labels(validation)).items()}
+    return [
+        f"{name}: {recorded.get(name)} recorded, {value:.6f} now (is train.validation_days what it was?)"
+        for name, value in now.items()
+        if not abs(recorded.get(name, math.inf) - value) <= SCORE_TOLERANCE
+    ]
 
 
 def _about_code(trained_at: str, code_sha: str, *, allowed: bool) -> list[str]:

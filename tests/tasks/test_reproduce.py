@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import pytest
 
+from adapters.registry import Registry
 from tasks import dataset, tune
 from tasks import reproduce as reproduction
 from tasks.refit import refit
@@ -14,7 +15,7 @@ def rows(monkeypatch):
     toy.install()
 
 
-def test_the_drill_a_registered_model_is_reproduced_and_what_differs_is_said(mlflow_stack, rows, outside):
+def test_the_drill_a_registered_model_is_reproduced_and_what_differs_is_said(mlflow_stack, rows, outside, monkeypatch):
     case = toy.use_case().model_copy(update={"seed": int(outside.settings.lake_bucket[-7:], 16)})
     study = tune.search(case, toy.SNAPSHOT, toy.AS_OF, 2, outside)
     version = refit(case, toy.SNAPSHOT, study, toy.AS_OF, "drill", None, outside).model_version
@@ -34,6 +35,14 @@ def test_the_drill_a_registered_model_is_reproduced_and_what_differs_is_said(mlf
     allowed = reproduction.reproduce(case, version, elsewhere, allow_other_code=True)
     assert allowed.ok
     assert "git checkout 000" in allowed.warnings[0]
+
+    recorded = outside.registry.metrics(case.name, version)
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            Registry, "metrics", lambda *_: recorded | {"validation_auc": recorded["validation_auc"] + 0.01}
+        )
+        [problem] = reproduction.reproduce(case, version, outside).problems
+    assert problem.startswith("validation_auc: ")
 
     toy.install(seed=1)
     other_rows = reproduction.reproduce(case, version, outside)
