@@ -82,12 +82,12 @@ _STEPS = {
         select greatest(scheduled_departure, known_at) as known_at, origin, 1 as due from schedule
         where is_first and scheduled_departure < {end}
     """,
-    # Told again, the later telling is the label, from when it was told.
+    # Every telling, each from when it was told: which one counts depends on when one asks, not on how time is cut.
     "labels": f"""
         select carrier || flight || '-' || origin || '-' || dest as entity_key, scheduled_departure as event_time,
             cast(delay_minutes > {_LATE_MINUTES} as bigint) as label, known_at as label_time
         from (
-            select *, row_number() over (partition by {_FLIGHT} order by known_at desc, delay_minutes) as place
+            select *, row_number() over (partition by {_FLIGHT}, dest, known_at order by delay_minutes) as place
             from tellings where kind = 'arrived' and known_at >= {{start}} and known_at < {{end}}
         ) where place = 1
     """,

@@ -10,8 +10,9 @@ import hashlib
 import json
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -46,10 +47,14 @@ values (%(use_case)s, %(version)s, %(git_revision)s, %(start)s, %(end)s, %(parti
 on conflict (use_case, version)
 do update set git_revision = excluded.git_revision, built_at = now(), build_order = default"""
 
+_TOLD = """
+select entity_key, event_time from outcomes
+join unnest(%s::timestamptz[], %s::timestamptz[]) as part (start, "end") on label_time >= start and label_time < "end"
+where use_case = %s"""
+
 _FORGET = """
-delete from outcomes where use_case = %s and label_time >= %s and label_time < %s and not exists (
-    select from unnest(%s::text[], %s::timestamptz[]) as kept (entity_key, event_time)
-    where (kept.entity_key, kept.event_time) = (outcomes.entity_key, outcomes.event_time))"""
+delete from outcomes using unnest(%s::text[], %s::timestamptz[]) as gone (entity_key, event_time)
+where use_case = %s and (gone.entity_key, gone.event_time) = (outcomes.entity_key, outcomes.event_time)"""
 
 
 def manifest(
@@ -97,9 +102,7 @@ def build(use_case: UseCase, outside: "Outside") -> Snapshot | None:
 
     def commit() -> None:
         with outside.warehouse.transaction(fence) as at:
-            for key in sorted(relabelled):
-                labels = dataset.partition_labels(files[f"labels/{key}.parquet"])
-                _write_outcomes(at, use_case, use_case.grid.partition(key), labels, outside)
+            _write_outcomes(at, use_case, outside, files=files, keys=index, relabelled=relabelled)
             at.execute(_RECORD, _row(use_case, built, index))
 
     outside.warehouse.retrying(commit)
@@ -187,13 +190,33 @@ def _paths(uris: Iterable[str], outside: "Outside") -> bytes:
     return json.dumps({uri: str(outside.lake.local(uri)) for uri in sorted(uris)}, indent=1).encode()
 
 
-def _write_outcomes(at: "cursor", use_case: UseCase, partition: Interval, labels: Any, outside: "Outside") -> None:
-    import pyarrow as pa
+def _write_outcomes(
+    at: "cursor",
+    use_case: UseCase,
+    outside: "Outside",
+    *,
+    files: Mapping[str, Path],
+    keys: Iterable[str],
+    relabelled: Sequence[str],
+) -> None:
+    """Outcomes told of in partitions whose labels changed, now or before, become what all partitions say last of them.
 
-    named = labels.add_column(0, "use_case", pa.array([use_case.name] * labels.num_rows, pa.string()))
+    So an older telling never replaces a newer one, and is back when the newer one is withdrawn.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    parts = [use_case.grid.partition(key) for key in sorted(relabelled)]
+    if not parts:
+        return
+    every, changed = ([files[f"labels/{key}.parquet"] for key in sorted(some)] for some in (keys, relabelled))
+    where = ([part.start for part in parts], [part.end for part in parts], use_case.name)
+    labels = dataset.latest_labels(every, changed, outside.warehouse.copy_out(_TOLD, where, at=at))
+    told = labels.filter(pc.is_valid(labels["label"]))
+    named = told.add_column(0, "use_case", pa.array([use_case.name] * told.num_rows, pa.string()))
     outside.warehouse.upsert(at, "outcomes", named, ("use_case", "entity_key", "event_time"))
-    keys = [labels[name].to_pylist() for name in ("entity_key", "event_time")]
-    at.execute(_FORGET, (use_case.name, partition.start, partition.end, *keys))
+    gone = labels.filter(pc.is_null(labels["label"]))
+    at.execute(_FORGET, (*(gone[name].to_pylist() for name in ("entity_key", "event_time")), use_case.name))
 
 
 def _row(use_case: UseCase, built: "Built", index: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

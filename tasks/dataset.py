@@ -1,6 +1,7 @@
 """Reads feature datasets: any version, only the partitions asked for, every file verified."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -19,7 +20,7 @@ _POINTS = """
 select * from read_parquet($points) where prediction_time >= $start and prediction_time < $end
 order by prediction_time, entity_key, event_time"""
 
-# An outcome that was told again has a label in two partitions: the later one counts, from when it was known.
+# An outcome that was told again has a label for each telling: the last one known by then counts, from its own time.
 _LOAD = """
 select p.*, l.label, l.label_time from read_parquet($points) p
 join (
@@ -28,6 +29,12 @@ join (
 ) l using (entity_key, event_time)
 where p.prediction_time >= $start and p.prediction_time < $end
 order by prediction_time, entity_key, event_time"""
+
+_LATEST = """
+select entity_key, event_time, arg_max(label, label_time) as label, max(label_time) as label_time
+from (select entity_key, event_time from read_parquet($changed) union select entity_key, event_time from others)
+left join read_parquet($every) using (entity_key, event_time)
+group by entity_key, event_time order by entity_key, event_time"""
 
 _SNAPSHOTS = 'select version, git_revision, start, "end", partitions, rows from snapshots where use_case = %s'
 
@@ -105,9 +112,12 @@ def partition_points(
     return points(snapshot_version, use_case, outside, start=partition.start, end=partition.end)
 
 
-def partition_labels(path: Path) -> "pa.Table":
-    """The labels in one verified file of a dataset."""
-    return _query("select * from read_parquet($labels) order by entity_key, event_time", labels=[str(path)])
+def latest_labels(every: Sequence[Path], changed: Sequence[Path], others: "pa.Table") -> "pa.Table":
+    """The last telling in `every` label file for each key in `changed` ones, and for `others` (same two key columns).
+
+    Columns: entity_key, event_time, label, label_time; the last two are null for a key that no file tells of.
+    """
+    return _query(_LATEST, others=others, every=[str(path) for path in every], changed=[str(path) for path in changed])
 
 
 def _open(version: str, use_case: UseCase, outside: "Outside") -> Dataset:
@@ -121,9 +131,11 @@ def _interval(entry: dict[str, Any]) -> Interval:
     return Interval(datetime.fromisoformat(entry["start"]), datetime.fromisoformat(entry["end"]))
 
 
-def _query(sql: str, **parameters: object) -> "pa.Table":
+def _query(sql: str, others: "pa.Table | None" = None, **parameters: object) -> "pa.Table":
     import duckdb
 
     with duckdb.connect() as connection:
         connection.execute("set TimeZone = 'UTC'")
+        if others is not None:
+            connection.register("others", others)
         return connection.sql(sql, params=parameters).to_arrow_table()

@@ -1,8 +1,10 @@
 """The feature dataset follows the clean data: exactly what changed is made again, and nothing is lost or doubled."""
 
 import json
+import shutil
 from datetime import timedelta
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -17,7 +19,7 @@ from pipeline.partitions import Interval
 from pipeline.settings import Settings
 from pipeline.spec import UseCase
 from tasks import build_features, dataset
-from tasks.materialise import Manifest, Stored, passes, stale
+from tasks.materialise import Manifest, Stored, main, passes, read_index, stale
 from tests.clean_data import TABLES, clean_rows, put_clean, put_table, week
 from tests.features.world import thinned
 from tests.tasks.killed import run
@@ -108,6 +110,78 @@ def test_data_out_of_order_blocked_or_corrected_ends_as_if_it_had_come_well(
     assert outcomes(outside) == labelled
 
 
+def told_again() -> tuple[pa.Table, dict[str, Any]]:
+    """The movements of the second week with an arrival of the first told again, otherwise; and that telling."""
+    first, second = (small(week(number))["movements"] for number in (0, 1))
+    arrived = first.filter(pc.and_(pc.equal(first["kind"], "arrived"), pc.less(first["delay_minutes"], 0)))
+    again = arrived.to_pylist()[-1] | {"delay_minutes": 500.0, "known_at": week(1).start + timedelta(hours=5)}
+    return pa.concat_tables([second, pa.Table.from_pylist([again], second.schema)]), again
+
+
+def told(outside: Outside) -> list[dict[str, Any]]:
+    return outside.warehouse.fetch("select * from outcomes")
+
+
+def is_of(movement: dict[str, Any], row: dict[str, Any]) -> bool:
+    """Whether a row is of the flight that a movement is of."""
+    name = f"{movement['carrier']}{movement['flight']}-{movement['origin']}-"
+    return bool(row["entity_key"].startswith(name) and row["event_time"] == movement["scheduled_departure"])
+
+
+def in_one_pass(outside: Outside, folder: Path) -> dict[str, dict[str, Any]]:
+    """The index of what the last build asked for, made in an empty folder."""
+    workspace = outside.versions.workspace("flights")
+    for name in ("inputs/flights.json", "params.yaml"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        shutil.copy(workspace / name, folder / name)
+    asked = Manifest.from_json((folder / "inputs/flights.json").read_bytes())
+    uris = {item.uri for items in asked.objects.values() for item in items}
+    (folder / "local").mkdir()
+    (folder / "local/paths.json").write_text(json.dumps({uri: str(outside.lake.local(uri)) for uri in uris}))
+    main("flights", folder)
+    return read_index(folder / "data/flights")
+
+
+@pytest.mark.parametrize("retold", [1, 0])
+def test_a_label_told_again_in_a_later_partition_is_the_same_in_one_pass_and_one_by_one(
+    outside: Outside, use_case: UseCase, tmp_path: Path, retold: int
+) -> None:
+    """And each moment sees the last telling before it. Its twin: a label told once."""
+    movements, again = told_again()
+    put(outside, use_case, 0)
+    assert build_features.build(use_case, outside) is not None
+    put_clean(outside, use_case, week(1), **small(week(1)) | ({"movements": movements} if retold else {}))
+    grown = build_features.build(use_case, outside)
+    assert grown is not None
+    assert in_one_pass(outside, tmp_path) == index(outside)
+    for known_by, label in ((again["known_at"] - timedelta(seconds=1), 0.0), (again["known_at"], float(retold))):
+        rows = dataset.load(grown.version, use_case, outside, start=grown.start, end=grown.end, known_by=known_by)
+        assert [row["label"] for row in rows.to_pylist() if is_of(again, row)] == [label]
+
+
+def test_the_last_telling_is_the_outcome_whichever_partition_is_made_last(outside: Outside, use_case: UseCase) -> None:
+    """And when it is withdrawn, the one before is the outcome again."""
+    movements, again = told_again()
+    put(outside, use_case, 0)
+    put_clean(outside, use_case, week(1), **small(week(1)) | {"movements": movements})
+    build_features.build(use_case, outside)
+    assert [row["label_time"] for row in told(outside) if is_of(again, row)] == [again["known_at"]]
+    before = outcomes(outside)
+
+    other = "UA" if again["carrier"] != "UA" else "DL"
+    put_table(outside, use_case, "movements", week(0), rows=without_arrivals(week(0), other))
+    build_features.build(use_case, outside)
+    assert [row["label_time"] for row in told(outside) if is_of(again, row)] == [again["known_at"]]
+    after = outcomes(outside)
+    assert after < before
+
+    put_table(outside, use_case, "movements", week(1), rows=small(week(1))["movements"])
+    build_features.build(use_case, outside)
+    [restored] = [row for row in told(outside) if is_of(again, row)]
+    assert (restored["label"], restored["label_time"] < week(1).start) == (0.0, True)
+    assert outcomes(outside) == after
+
+
 def test_a_bad_resend_does_not_take_away_what_was_clean(outside: Outside, use_case: UseCase) -> None:
     put(outside, use_case, 0)
     assert build_features.build(use_case, outside) is not None
@@ -118,7 +192,7 @@ def test_a_bad_resend_does_not_take_away_what_was_clean(outside: Outside, use_ca
 @pytest.mark.parametrize(
     "where",
     [
-        pytest.param("from tasks import dataset; dataset.partition_labels = die", id="before the commit"),
+        pytest.param("from tasks import dataset; dataset.latest_labels = die", id="before the commit"),
         pytest.param("from adapters.versions import Versions; Versions._commit = die", id="before the git commit"),
     ],
 )
