@@ -2,8 +2,9 @@
 
 **Steps.** `tune` searches on the validation days only (an Optuna study in Postgres, so that a killed search goes on
 where it was); `refit` trains the best configuration and registers the candidate; `evaluate` compares it with the
-champion on the same holdout rows; where the use case's risk is high and the candidate won, `approval` waits for a
-person (Required Actions, in the Airflow UI; no answer in time is a rejection); `promote` follows the verdict and writes
+champion on the same holdout rows; where the candidate won and the use case's risk is high, or the champion could not be
+compared with, `approval` waits for a person (Required Actions, in the Airflow UI; no answer in time is a rejection)
+and skips itself otherwise; `promote` follows the verdict and writes
 the ledger; `deploy` brings the champion to the endpoint, where there is one; `finish` closes the retrain decision,
 whatever happened.
 
@@ -83,7 +84,7 @@ def answer(response: dict[str, Any] | None, run_id: str) -> tuple[bool | None, s
 
 
 def train(use_case: UseCase) -> DAG:
-    """`tune -> refit -> evaluate [-> approval] -> promote -> deploy`, then `finish` in every case."""
+    """`tune -> refit -> evaluate -> approval -> promote -> deploy`, then `finish` in every case."""
     dag = DAG(**dag_args(use_case, "train", __doc__), schedule=None, params=form(use_case))
 
     @task(execution_timeout=timedelta(hours=12), pool="gpu")
@@ -145,12 +146,9 @@ def train(use_case: UseCase) -> DAG:
 
     with dag:
         verdict: Any = evaluate(refit(tune()))  # type: ignore[arg-type]  # XComArgs stand for the hand-offs
-        if use_case.risk == "high":
-            asked = approval(use_case)
-            verdict >> asked
-            release: Any = promote(verdict, asked.output)
-        else:
-            release = promote(verdict)
+        asked = approval(use_case)
+        verdict >> asked
+        release: Any = promote(verdict, asked.output)
         deploy(release) >> finish(release)
     return dag
 
