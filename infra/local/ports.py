@@ -1,6 +1,7 @@
 """Ports on loopback: the usual ones where free, free ones otherwise, the same ones again after a restart."""
 
 import json
+import os
 import secrets
 import socket
 from collections.abc import Mapping
@@ -26,8 +27,15 @@ USUAL: Mapping[str, int] = {
 }
 
 
+def sockets(port: int) -> list[Path]:
+    """The files that SeaweedFS makes beside a port it listens on, and leaves behind."""
+    return list(Path("/tmp").glob(f"seaweedfs-*-{port}.sock"))  # noqa: S108  # its choice, not ours
+
+
 def is_free(port: int) -> bool:
-    """Whether this port can be bound on loopback now."""
+    """Whether this port can be bound on loopback now, and no other user's socket file stands in the way."""
+    if os.geteuid() != 0 and any(left.lstat().st_uid != os.geteuid() for left in sockets(port)):
+        return False
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

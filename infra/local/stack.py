@@ -18,6 +18,7 @@ import psutil
 from infra.local import plan, postgres
 from infra.local.home import Home, base_environment, environment, open_home, write_env
 from infra.local.part import Part
+from infra.local.ports import sockets
 from infra.local.processes import Identity, end, gone
 from infra.local.supervisor import sweep, tail
 from pipeline.settings import REPOSITORY
@@ -194,6 +195,9 @@ class Stack:
             end(leader, f"{self.home().stack}/supervisor", seconds=5)
         self._reap()
         sweep(self.home())
+        for port in self.home().ports.values():
+            for left in sockets(port):
+                left.unlink(missing_ok=True)
         return was_running
 
     def _reap(self) -> None:

@@ -20,6 +20,7 @@ from botocore.exceptions import ClientError
 
 from infra.local import s3
 from infra.local.__main__ import main, table
+from infra.local.ports import sockets
 from infra.local.postgres import dsn, shelter
 from infra.local.processes import Identity, end, gone, identify, members
 from infra.local.stack import Stack, check_room
@@ -273,3 +274,11 @@ def test_a_command_without_a_stack_says_what_to_do(tmp_path: Path, capsys: pytes
     assert main(["env", "--home", str(tmp_path)]) == 1
     assert "`make up` starts one" in capsys.readouterr().err
     assert table([]).startswith("part")
+
+
+def test_stop_leaves_no_socket_file_behind(fresh: Stack) -> None:
+    fresh.start(("postgres", "s3"), owner=os.getpid())
+    ports = fresh.home().ports.values()
+    assert any(sockets(port) for port in ports)
+    fresh.stop()
+    assert not any(sockets(port) for port in ports)
