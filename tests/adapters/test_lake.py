@@ -2,9 +2,12 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Callable
+import os
+import subprocess
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -16,7 +19,7 @@ from adapters.lake import Lake
 from adapters.parquet import from_bytes, ordered, to_bytes
 from tests.faulty import Fault, spoiled
 
-DATA = b"some bytes" * 1000
+DATA = b"some bytes" * 1000  # 10 kB
 SHA256 = hashlib.sha256(DATA).hexdigest()
 
 
@@ -198,3 +201,30 @@ def test_an_order_by_a_key_that_is_gone_uses_what_is_there() -> None:
 def test_an_empty_table_keeps_its_schema() -> None:
     schema = pa.schema([("t", pa.string()), ("at", pa.timestamp("us", tz="UTC"))])
     assert from_bytes(to_bytes(schema.empty_table())).schema == schema
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 kB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", folder], capture_output=True, text=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"this user may not mount a small disk: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_a_full_disk_is_an_error_and_leaves_nothing_half_written(lake: Lake, small_disk: Path) -> None:
+    uri = lake.put("raw/a", DATA, ".parquet").uri
+    here = dataclasses.replace(lake, cache=small_disk)
+    ballast = small_disk / "ballast"
+    free = os.statvfs(small_disk)
+    ballast.write_bytes(b"x" * (free.f_bavail * free.f_frsize - 8192))
+    with pytest.raises(OSError, match="No space left"):
+        here.local(uri)
+    assert [path for path in small_disk.rglob("*") if path.is_file()] == [ballast]
+    ballast.unlink()
+    assert here.local(uri).read_bytes() == DATA
