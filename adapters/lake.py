@@ -1,9 +1,7 @@
 """S3: immutable, content-addressed objects, written once and verified on every read; and named ones for reports."""
 
 import hashlib
-import os
 import re
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +15,7 @@ from botocore.config import Config
 from botocore.exceptions import ClientError, IncompleteReadError, ReadTimeoutError, ResponseStreamingError
 
 from adapters.errors import Corrupt, Refused
+from adapters.files import write_atomically
 
 _READ_ATTEMPTS = 4  # of a body that broke off or arrived changed; everything else botocore retries itself
 _CONFLICT_ATTEMPTS = 5
@@ -115,7 +114,7 @@ class Lake:
             raise ValueError(f"{uri} is not content-addressed: only immutable objects are cached")
         path = self.cache / sha256[:2] / f"{sha256}{Path(uri).suffix}"
         if not path.exists() or hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
-            _write_atomically(path, self.read(uri, sha256))
+            write_atomically(path, self.read(uri, sha256))
         return path
 
     def exists(self, uri: str) -> bool:
@@ -182,15 +181,3 @@ class Lake:
 def _hash_in(uri: str) -> str | None:
     match = _ADDRESSED.search(uri)
     return match.group(1) if match else None
-
-
-def _write_atomically(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".partial-")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise

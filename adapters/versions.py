@@ -21,6 +21,7 @@ from pathlib import Path
 import yaml
 
 from adapters.errors import Corrupt
+from adapters.files import write_atomically
 from adapters.lake import Lake
 from adapters.leash import run
 from pipeline.settings import REPOSITORY, Settings
@@ -120,7 +121,7 @@ class Versions:
                     f"{uri}: its bytes do not have the MD5 it is named by: it was changed in the store;"
                     " delete it there and rebuild the version"
                 )
-            _write(path, content)
+            write_atomically(path, content)
         return path
 
     def _push(self, folder: Path, use_case: str, version: str) -> None:
@@ -170,7 +171,7 @@ class Versions:
         """A workspace that was lost, or never was on this machine: its commits are in S3."""
         uri = self._store.uri(f"{use_case}/history.bundle")
         if self._store.exists(uri):
-            _write(folder / "local" / "history.bundle", self._store.read(uri))
+            write_atomically(folder / "local" / "history.bundle", self._store.read(uri))
             self._git(folder, "pull", "--quiet", "local/history.bundle", "main")
 
     def _configure(self, folder: Path, use_case: str) -> None:
@@ -184,7 +185,7 @@ class Versions:
         lines = "".join(f"    {name} = {value}\n" for name, value in remote.items())
         files = {"config": _SHARED_CONFIG, ".gitignore": "/config.local\n/tmp\n/cache\n"}
         _write_all(folder, {f".dvc/{name}": content.encode() for name, content in files.items()})
-        _write(folder / ".dvc" / "config.local", f"['remote \"storage\"']\n{lines}".encode())  # mode 0600
+        write_atomically(folder / ".dvc" / "config.local", f"['remote \"storage\"']\n{lines}".encode())  # mode 0600
 
     @contextlib.contextmanager
     def _held(self, folder: Path) -> Iterator[int]:
@@ -231,16 +232,4 @@ def _write_all(folder: Path, files: Mapping[str, bytes]) -> None:
     for name, content in files.items():
         path = folder / name
         if not path.exists() or path.read_bytes() != content:
-            _write(path, content)
-
-
-def _write(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".partial-")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+            write_atomically(path, content)
