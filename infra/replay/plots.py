@@ -10,16 +10,13 @@ from matplotlib.figure import Figure
 
 from infra.replay.measures import Week
 
-mpl.rcParams.update(
-    {
-        "font.size": 9,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "svg.fonttype": "none",
-        "font.family": "sans-serif",
-    }
-)
-
+STYLE = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+}
 FROZEN, LIVE = "#8a8f98", "#0b6bcb"
 MARKS = {
     "promoted": ("^", "#1a7f37", "challenger promoted"),
@@ -54,6 +51,7 @@ def _place_marks(axes: Axes, weeks: list[Week], heights: list[float]) -> None:
             axes.scatter(places, [heights[i] for i in places], marker=marker, color=colour, s=70, zorder=3, label=label)
 
 
+@mpl.rc_context(STYLE)
 def metric_plot(weeks: list[Week], metric: str, title: str) -> str:
     """The weekly metric of the frozen first champion and of the live champion, with the marks of what happened."""
     figure = Figure(figsize=(9, 2.9))
@@ -73,6 +71,7 @@ def metric_plot(weeks: list[Week], metric: str, title: str) -> str:
     return _svg(figure)
 
 
+@mpl.rc_context(STYLE)
 def drift_plot(weeks: list[datetime], ratios: dict[str, list[float]], *, most: int = 14) -> str:
     """PSI over its calibrated threshold, the features that went furthest, week by week; 1 is the threshold."""
     table = np.array([ratios[name] for name in ratios])
