@@ -1,7 +1,6 @@
 """A partition lands exactly as the source has it, once per content, whoever is killed, doubled or cut off meanwhile."""
 
 import dataclasses
-import os
 import signal
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from tasks import ingest
 from tasks.errors import BadData
 from tasks.ingest import land
 from tests.faulty import restart_postgres
+from tests.tasks import killed
 
 WEEK = "2013-01-07"
 TABLES = ["airlines", "airports", "flights", "movements", "planes", "weather"]
@@ -345,33 +345,15 @@ ingest.land(use_case, use_case.grid.partition("2013-01-07"), outside())
 """
 
 
-def environment(outside: Outside) -> dict[str, str]:
-    s = outside.settings
-    return {
-        **os.environ,
-        "PYTHONPATH": str(REPOSITORY),
-        "WINDSOCK_HOME": str(s.home),
-        "WINDSOCK_CODE_SHA": s.code_sha,
-        "WINDSOCK_WAREHOUSE_DSN": s.warehouse_dsn,
-        "WINDSOCK_SOURCE_DSN": s.source_dsn,
-        "WINDSOCK_STUDIES_DSN": s.studies_dsn,
-        "WINDSOCK_S3_ENDPOINT": s.s3_endpoint,
-        "AWS_ACCESS_KEY_ID": s.s3_access_key,
-        "AWS_SECRET_ACCESS_KEY": s.s3_secret_key,
-        "WINDSOCK_LAKE_BUCKET": s.lake_bucket,
-        "WINDSOCK_VERSIONS_BUCKET": s.versions_bucket,
-        "MLFLOW_TRACKING_URI": s.tracking_uri,
-    }
-
-
 @pytest.mark.parametrize(
     "point", ["before the first put", "after the first put", "before the commit", "after the commit"]
 )
 def test_a_run_killed_at_any_point_and_run_again_lands_the_same_bytes_once(
     use_case: UseCase, partition: Interval, outside: Outside, point: str
 ) -> None:
-    killed = subprocess.run([sys.executable, "-c", _CHILD, point], env=environment(outside), check=False)
-    assert killed.returncode == -signal.SIGKILL
+    environment = {**killed.environment(outside.settings), "PYTHONPATH": str(REPOSITORY)}
+    ended = subprocess.run([sys.executable, "-c", _CHILD, point], env=environment, check=False)
+    assert ended.returncode == -signal.SIGKILL
     assert len(batches(outside)) == (len(TABLES) if point == "after the commit" else 0), "all tables or none"
     objects = set(outside.lake.list("raw/"))
     land(use_case, partition, outside)

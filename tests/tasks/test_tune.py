@@ -1,4 +1,3 @@
-import os
 import signal
 import subprocess
 import sys
@@ -15,7 +14,7 @@ from tasks import study as studies
 from tasks.split import split
 from tasks.study import keeps_up, middle
 from tests.models import synthetic
-from tests.tasks import toy
+from tests.tasks import killed, toy
 
 
 @pytest.fixture(autouse=True)
@@ -54,28 +53,11 @@ tune.search(toy.use_case(), toy.SNAPSHOT, toy.AS_OF, 6, Outside(read_settings(os
 """
 
 
-def environment(settings) -> dict[str, str]:
-    return {
-        **os.environ,
-        "WINDSOCK_HOME": str(settings.home),
-        "WINDSOCK_CODE_SHA": settings.code_sha,
-        "WINDSOCK_WAREHOUSE_DSN": settings.warehouse_dsn,
-        "WINDSOCK_SOURCE_DSN": settings.source_dsn,
-        "WINDSOCK_STUDIES_DSN": settings.studies_dsn,
-        "WINDSOCK_S3_ENDPOINT": settings.s3_endpoint,
-        "AWS_ACCESS_KEY_ID": settings.s3_access_key,
-        "AWS_SECRET_ACCESS_KEY": settings.s3_secret_key,
-        "WINDSOCK_LAKE_BUCKET": settings.lake_bucket,
-        "WINDSOCK_VERSIONS_BUCKET": settings.versions_bucket,
-        "MLFLOW_TRACKING_URI": settings.tracking_uri,
-    }
-
-
 def killed_after(finished: int, settings) -> None:
     """Run a search in a process of its own and kill -9 it once that many trials are done and the next one runs."""
     command = [sys.executable, "-u", "-c", SEARCH]
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, env=environment(settings), cwd=REPOSITORY
+        command, stdout=subprocess.PIPE, text=True, env=killed.environment(settings), cwd=REPOSITORY
     ) as process:
         assert process.stdout is not None
         for line in process.stdout:
