@@ -29,6 +29,13 @@ class Settings:
     slack_webhook: str | None = field(repr=False)
     slack_channel: str
     slack_api: str | None
+    inference_url: str | None = None
+    management_url: str | None = None
+    model_store: Path | None = None
+    gateway_url: str | None = None
+    gateway_admin: str | None = None
+    gateway_maps: Path | None = None
+    gateway_key: str | None = field(default=None, repr=False)
 
 
 _REQUIRED = {
@@ -59,7 +66,18 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
         slack_webhook=environment.get("SLACK_WEBHOOK_URL") or None,
         slack_channel=environment.get("SLACK_CHANNEL") or "#windsock",
         slack_api=environment.get("SLACK_API_URL") or None,
+        inference_url=environment.get("WINDSOCK_INFERENCE_URL") or None,
+        management_url=environment.get("WINDSOCK_MANAGEMENT_URL") or None,
+        model_store=_path(environment, "WINDSOCK_MODEL_STORE"),
+        gateway_url=environment.get("WINDSOCK_GATEWAY_URL") or None,
+        gateway_admin=environment.get("WINDSOCK_GATEWAY_ADMIN") or None,
+        gateway_maps=_path(environment, "WINDSOCK_GATEWAY_MAPS"),
+        gateway_key=environment.get("WINDSOCK_GATEWAY_KEY") or None,
     )
+
+
+def _path(environment: Mapping[str, str], name: str) -> Path | None:
+    return Path(environment[name]) if environment.get(name) else None
 
 
 @cache

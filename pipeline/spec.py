@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from pipeline.fields import METRICS, RANKINGS, SHARES, Block, Identifier, Kind, Metric, Share
+from pipeline.online import Endpoint, Experiment
 from pipeline.params_text import explain, read_blocks
 from pipeline.partitions import Grid
 from pipeline.source import Source
@@ -183,7 +184,8 @@ class UseCase(Block):
     owner: str
     risk: Literal["low", "high"]
     seed: int = Field(ge=0)
-    endpoint: str | None
+    endpoint: Endpoint | None
+    experiment: Experiment | None
     target: Target
     time: Time
     source: Source
@@ -209,6 +211,11 @@ class UseCase(Block):
         for path, metric in named.items():
             if metric not in known:
                 yield f"{path}: expected a metric of a {kind} target ({', '.join(known)}), got {metric!r}"
+        if self.endpoint and (self.endpoint.costs is None) == (kind == "binary"):
+            expected = "missed and needless" if kind == "binary" else "null"
+            yield f"endpoint.costs: expected {expected} for a {kind} target"
+        if self.experiment and (self.endpoint is None or self.endpoint.costs is None):
+            yield "experiment: expected an endpoint with costs, which is what two versions are compared by"
         if self.train.holdout_days < self.gate.min_days:
             least = f"gate.min_days ({self.gate.min_days}), or no candidate could ever be judged"
             yield f"train.holdout_days: expected at least {least}, got {self.train.holdout_days}"

@@ -9,14 +9,26 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from infra.local import gateway, postgres, torchserve
 from infra.local import ports as port_numbers
-from infra.local import postgres
 from pipeline.settings import REPOSITORY
 
 # Settings of other installations, which would silently change this one.
 _FOREIGN = ("AIRFLOW", "_AIRFLOW", "MLFLOW_", "AWS_", "PG", "DVC_", "WINDSOCK_", "OTEL_")
 _DROPPED = ("PYTHONDONTWRITEBYTECODE", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
-_SECRETS = (postgres.ADMIN, *postgres.DATABASES, "s3_access", "s3_secret", "admin", "jwt", "api", "fernet", "stack")
+_SECRETS = (
+    postgres.ADMIN,
+    *postgres.DATABASES,
+    *postgres.ROLES,
+    "gateway",
+    "s3_access",
+    "s3_secret",
+    "admin",
+    "jwt",
+    "api",
+    "fernet",
+    "stack",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +132,8 @@ def environment(home: Home) -> dict[str, str]:
         "AIRFLOW_URL": home.url("airflow"),
         "AIRFLOW_ADMIN_USER": "admin",
         "AIRFLOW_ADMIN_PASSWORD": home.secrets["admin"],
+        **torchserve.environment(home),
+        **gateway.environment(home),
     }
 
 

@@ -1,11 +1,11 @@
 """Which parts and steps a stack consists of."""
 
-from infra.local import airflow, mlflow, postgres, s3
+from infra.local import airflow, gateway, mlflow, postgres, s3, torchserve
 from infra.local.home import Home, base_environment, environment
 from infra.local.part import Part, Step
 from infra.local.processes import MARKER
 
-GROUPS = ("postgres", "s3", "mlflow", "airflow")
+GROUPS = ("postgres", "s3", "mlflow", "torchserve", "gateway", "airflow")
 
 
 def _migrate_warehouse(home: Home) -> None:
@@ -31,6 +31,8 @@ def plan(home: Home, wanted: tuple[str, ...]) -> list[Part | Step]:
         ],
         "s3": [s3.part(home.folder, home.ports, *keys, {**shared, **mark("s3")})],
         "mlflow": [mlflow.part(home, {**shared, **mark("mlflow")})],
+        "torchserve": torchserve.parts(home, mark),
+        "gateway": gateway.parts(home, mark),
         "airflow": airflow.parts(home, shared, mark),
     }
     return [item for name in GROUPS if name in wanted for item in groups[name]]

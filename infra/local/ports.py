@@ -24,6 +24,12 @@ USUAL: Mapping[str, int] = {
     "airflow": 8080,
     "airflow_logs": 8793,
     "airflow_triggerer_logs": 8794,
+    "inference": 8085,
+    "management": 8086,
+    "inference_metrics": 8087,
+    "gateway": 8088,
+    "gateway_admin": 8089,
+    "gateway_metrics": 8090,
 }
 
 

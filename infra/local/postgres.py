@@ -17,6 +17,7 @@ from infra.local.part import Account, Part, closed_folder, unprivileged
 
 ADMIN = "windsock"
 DATABASES = ("airflow", "mlflow", "optuna", "warehouse", "source")
+ROLES = ("online",)  # without a database of its own: what the online server may do in the warehouse, migrations say
 
 
 def binaries() -> Path:
@@ -138,8 +139,9 @@ def provision(admin_dsn: str, passwords: Mapping[str, str]) -> None:
     connection.autocommit = True
     try:
         with connection.cursor() as cursor:
-            for name in DATABASES:
+            for name in (*ROLES, *DATABASES):
                 _create_role(cursor, name, passwords[name])
+            for name in DATABASES:
                 cursor.execute("select 1 from pg_database where datname = %s", (name,))
                 if cursor.fetchone() is None:
                     create_database(cursor, name, name)

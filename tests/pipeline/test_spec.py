@@ -13,12 +13,24 @@ from pipeline.settings import REPOSITORY
 from pipeline.spec import UseCase, parse_use_cases, use_cases
 
 SHIPPED = (REPOSITORY / "params.yaml").read_text()
+EXPERIMENT = {
+    "mode": "fixed",
+    "share": 0.2,
+    "alpha": 0.05,
+    "min_effect": 0.0,
+    "min_events": 2000,
+    "max_events": 50000,
+    "max_harm": 0.2,
+    "max_error_share": 0.02,
+    "max_degraded_share": 0.1,
+}
 REGRESSION = {
     "target.kind": "regression",
     "train.metric": "mae",
     "gate.metric": "mae",
     "gate.leak_alarm": {"metric": "mae", "below": 0.5},
     "monitor.limits": {"mae": {"max": 20.0}},
+    "endpoint.costs": None,
 }
 
 
@@ -99,6 +111,10 @@ def test_what_is_allowed_parses(changes):
             "flights.monitor.limits.rmse: expected a metric of a binary target (log_loss, ",
         ),
         (REGRESSION | {"train.metric": "auc"}, "flights.train.metric: expected a metric of a regression target (mae, "),
+        ({"endpoint.costs": None}, "flights.endpoint.costs: expected missed and needless for a binary target"),
+        ({"endpoint.rollout.canary_share": 0.7}, "flights.endpoint.rollout.canary_share: "),
+        ({"endpoint": None, "experiment": EXPERIMENT}, "flights.experiment: expected an endpoint with costs"),
+        ({"experiment": EXPERIMENT | {"max_events": 10}}, "expected more than min_events (2000), got 10"),
         ({"train.holdout_days": 6}, "flights.train.holdout_days: expected at least gate.min_days (7), or no candidate"),
         ({"gate.leak_alarm.above": 1.0}, "flights.gate.leak_alarm.above: expected more than 0.5 and less than 1 for"),
         ({"gate.leak_alarm.above": 0.5}, "flights.gate.leak_alarm.above: expected more than 0.5 and less than 1 for"),

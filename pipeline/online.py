@@ -1,0 +1,67 @@
+"""The blocks of params.yaml about answering online: the endpoint, how a version is let in, and experiments."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from pipeline.fields import Block, Share
+
+SmallShare = Annotated[float, Field(gt=0, le=0.5)]
+
+
+class Costs(Block):
+    """What a wrong decision costs, in any one unit; a binary target is answered `true` where that is cheaper."""
+
+    missed: float = Field(gt=0)
+    needless: float = Field(gt=0)
+
+    @property
+    def threshold(self) -> float:
+        """The probability from which a warning costs less than silence: p * missed > (1 - p) * needless."""
+        return self.needless / (self.missed + self.needless)
+
+
+class Rollout(Block):
+    """How a version comes to answer everyone: mirrored requests first, then a share of the real ones, then all."""
+
+    golden_rows: int = Field(ge=32)
+    tolerance: float = Field(gt=0)  # largest |online - batch| of a score
+    max_p99_ms: float = Field(gt=0)  # through the gateway, for one event a request
+    max_error_share: Share
+    shadow_requests: int = Field(gt=0)
+    canary_share: SmallShare
+    canary_requests: int = Field(gt=0)  # answered by the new version
+    hold_minutes: float = Field(gt=0)  # without that many requests by then, the old version stays
+
+
+class Endpoint(Block):
+    """An online server: how it batches, how old its features may be, and how a version is let in."""
+
+    batch_size: int = Field(gt=0)
+    max_batch_delay_ms: int = Field(ge=0)
+    workers: int = Field(gt=0)
+    max_events: int = Field(gt=0)  # in one request
+    store_timeout_ms: int = Field(gt=0)  # after this the answer does without history, flagged
+    max_feature_age_hours: float = Field(gt=0)  # older history still answers, flagged
+    costs: Costs | None
+    rollout: Rollout
+
+
+class Experiment(Block):
+    """Two versions under a declared comparison of what their decisions cost; looked at as often as one likes."""
+
+    mode: Literal["fixed", "thompson"]
+    share: SmallShare  # of the candidate; where a Thompson-sampling experiment starts
+    alpha: Annotated[float, Field(gt=0, lt=0.5)]  # how often a null may be called a difference, at any time
+    min_effect: float = Field(ge=0)  # cost per event below which a difference does not matter
+    min_events: int = Field(gt=0)  # with a known outcome, per version, before anything is called
+    max_events: int = Field(gt=0)  # per version; then it ends undecided
+    max_harm: float = Field(gt=0)  # guardrail: extra cost per event at which a candidate is stopped
+    max_error_share: Share  # guardrail
+    max_degraded_share: Share  # guardrail
+
+    @model_validator(mode="after")
+    def _ends(self) -> "Experiment":
+        if self.max_events <= self.min_events:
+            raise ValueError(f"max_events: expected more than min_events ({self.min_events}), got {self.max_events}")
+        return self
