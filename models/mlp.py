@@ -85,7 +85,11 @@ class MLP(nn.Module):
 
     def standardised(self, numbers: Tensor, codes: Tensor) -> Tensor:
         """The head's output [n]: a logit, or the label in standard deviations from its training mean."""
-        hidden = self.preprocess(numbers, codes)
+        return self.judged(self.preprocess(numbers, codes))
+
+    def judged(self, inputs: Tensor) -> Tensor:
+        """The head's output [n] for what `preprocess` made."""
+        hidden = inputs
         for layer in self.hidden:
             hidden = self.dropout(functional.silu(layer(hidden)))
         output: Tensor = self.head(hidden).squeeze(1)
@@ -93,7 +97,10 @@ class MLP(nn.Module):
 
     def forward(self, numbers: Tensor, codes: Tensor) -> Tensor:
         """Logits or values [n]."""
-        output = self.standardised(numbers, codes)
+        return self.in_label_units(self.standardised(numbers, codes))
+
+    def in_label_units(self, output: Tensor) -> Tensor:
+        """The head's output as a logit (binary) or a value in units of the label (regression)."""
         return output if self.config.kind == "binary" else output * self.label_scale + self.label_mean
 
     def loss(self, numbers: Tensor, codes: Tensor, label: Tensor) -> Tensor:
