@@ -10,6 +10,7 @@ from pipeline.settings import Settings, settings
 
 if TYPE_CHECKING:
     from adapters.alerts import Alerts
+    from adapters.gateway import Gateway
     from adapters.registry import Registry
     from adapters.versions import Versions
 
@@ -56,6 +57,18 @@ class Outside:
         from adapters.alerts import Alerts  # noqa: PLC0415  # slack-sdk is heavy
 
         return Alerts(self.warehouse, self.settings)
+
+    @cached_property
+    def gateway(self) -> "Gateway | None":
+        """Which version answers whom; None where the installation has no gateway."""
+        from adapters.gateway import Gateway  # noqa: PLC0415  # only the rollout needs it
+
+        s = self.settings
+        if s.gateway_url is None:
+            return None
+        if s.gateway_admin is None or s.gateway_maps is None or s.gateway_key is None:
+            raise ValueError("WINDSOCK_GATEWAY_URL is set: set WINDSOCK_GATEWAY_ADMIN, _MAPS and _KEY, too")
+        return Gateway(s.gateway_url, s.gateway_admin, s.gateway_maps, s.gateway_key)
 
 
 @cache

@@ -1,4 +1,4 @@
-"""`python -m infra.local up|status|stop|clean|env|run`: the embedded stack from the command line."""
+"""`python -m infra.local up|status|stop|clean|env|key|run`: the embedded stack from the command line."""
 
 import argparse
 import os
@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from adapters.gateway import Gateway
 from infra.local import airflow
 from infra.local.home import base_environment
 from infra.local.plan import GROUPS
@@ -38,8 +39,9 @@ def table(rows: list[Row]) -> str:
 
 
 def _tell(event: dict[str, Any]) -> None:
-    if event["state"] in {"up", "done", "failed", "restarting"}:
-        print(f"{event['seconds']:6.1f} s  {event['name']}: {event['state']}", flush=True)
+    if event["state"] in {"up", "done", "failed", "restarting", "left out"}:
+        why = f": {event['problem']}" if event["state"] == "left out" else ""
+        print(f"{event['seconds']:6.1f} s  {event['name']}: {event['state']}{why}", flush=True)
 
 
 def _addresses(stack: Stack) -> str:
@@ -67,6 +69,9 @@ def status(stack: Stack) -> int:
     """The table of parts; 1 when one of them is not healthy."""
     rows = stack.status()
     print(table(rows) if rows else f"no stack is running in {stack.folder}")
+    for name, part in stack.state()["parts"].items() if rows else ():
+        if part["state"] == "left out":
+            print(f"{name} is left out: {part['problem']}")
     return 0 if rows and all(row.healthy for row in rows) else 1
 
 
@@ -80,6 +85,17 @@ def run(stack: Stack, command: list[str]) -> int:
     os.execvpe(command[0], command, environment)  # noqa: S606  # the user's own command
 
 
+def key(stack: Stack, client: str) -> int:
+    """A new key for a client of the gateway, shown this once; the client's older ones hold no longer."""
+    found = stack.environment()
+    if "WINDSOCK_GATEWAY_URL" not in found:
+        raise ValueError("this stack has no gateway: `make status` says why")
+    url, admin = found["WINDSOCK_GATEWAY_URL"], found["WINDSOCK_GATEWAY_ADMIN"]
+    gateway = Gateway(url, admin, Path(found["WINDSOCK_GATEWAY_MAPS"]), found["WINDSOCK_GATEWAY_KEY"])
+    print(gateway.add_client(client))
+    return 0
+
+
 def _act(stack: Stack, verb: str, groups: tuple[str, ...], command: list[str]) -> int:
     if verb == "up":
         return up(stack, groups)
@@ -87,6 +103,8 @@ def _act(stack: Stack, verb: str, groups: tuple[str, ...], command: list[str]) -
         return status(stack)
     if verb == "run":
         return run(stack, command)
+    if verb == "key":
+        return key(stack, *command)
     if verb == "stop":
         print("stopped" if stack.stop() else "no stack was running")
     elif verb == "clean":
@@ -100,11 +118,13 @@ def _act(stack: Stack, verb: str, groups: tuple[str, ...], command: list[str]) -
 def main(words: list[str]) -> int:
     """Exit status 0, or 1 with one line that says what to do."""
     parser = argparse.ArgumentParser(prog="python -m infra.local", description=__doc__)
-    parser.add_argument("verb", choices=["up", "status", "stop", "clean", "env", "run"])
+    parser.add_argument("verb", choices=["up", "status", "stop", "clean", "env", "key", "run"])
     parser.add_argument("--home", type=Path, default=default_home(), help="the state folder")
     parser.add_argument("--no-airflow", action="store_true", help="only the stores and MLflow")
     own, command = (words[: words.index("--")], words[words.index("--") + 1 :]) if "--" in words else (words, [])
     given = parser.parse_args(own)
+    if given.verb == "key" and len(command) != 1:
+        parser.error("expected one client: python -m infra.local key -- <client>")
     groups = tuple(name for name in GROUPS if name != "airflow" or not given.no_airflow)
     try:
         return _act(Stack(given.home), given.verb, groups, command)

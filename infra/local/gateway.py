@@ -1,19 +1,78 @@
-"""The gateway in front of the online server: HAProxy, from Debian's package where there is one."""
+"""The gateway in front of the online server: HAProxy, from Debian's package where the system has none."""
 
+import os
+import signal
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from infra.local.part import Part, Step
+from adapters.gateway import set_client
+from infra.local import haproxy
+from infra.local.part import Part, Step, answers, unprivileged
+from pipeline.settings import REPOSITORY
 
 if TYPE_CHECKING:
     from infra.local.home import Home
 
+CONFIGURATION = REPOSITORY / "infra" / "gateway" / "haproxy.cfg"
+CLIENT = "windsock"  # whom the stack's own key belongs to
+_PASSED = ("GATEWAY_RATE", "GATEWAY_BODY_BYTES", "GATEWAY_QUEUE", "GATEWAY_SERVER_CONNECTIONS", "GATEWAY_THREADS")
 
-def environment(home: "Home") -> Mapping[str, str]:  # noqa: ARG001  # to come
+
+def obtain(home: "Home") -> str | None:
+    """Have the program, before the stack is planned. Returns why the gateway is left out, if it is."""
+    return haproxy.obtain(home.folder)
+
+
+def environment(home: "Home") -> Mapping[str, str]:
     """What a process needs to use it; empty where this stack has none."""
-    return {}
+    if haproxy.find(home.folder) is None:
+        return {}
+    return {
+        "WINDSOCK_GATEWAY_URL": home.url("gateway"),
+        "WINDSOCK_GATEWAY_ADMIN": f"127.0.0.1:{home.ports['gateway_admin']}",
+        "WINDSOCK_GATEWAY_MAPS": str(maps(home)),
+        "WINDSOCK_GATEWAY_KEY": home.secrets["gateway"],
+    }
 
 
-def parts(home: "Home", mark: Callable[[str], dict[str, str]]) -> list[Part | Step]:  # noqa: ARG001  # to come
-    """The parts and steps of this home."""
-    return []
+def maps(home: "Home") -> Path:
+    """The folder of the gateway's maps."""
+    return home.folder / "gateway"
+
+
+def settings(home: "Home") -> dict[str, str]:
+    """What the configuration reads from the environment; the limits may be set from outside."""
+    account = unprivileged()
+    rights = {} if account is None else {"GATEWAY_UID": str(account.uid), "GATEWAY_GID": str(account.gid)}
+    return {
+        "GATEWAY_ADDRESS": f"127.0.0.1:{home.ports['gateway']}",
+        "GATEWAY_ADMIN": f"127.0.0.1:{home.ports['gateway_admin']}",
+        "GATEWAY_METRICS": f"127.0.0.1:{home.ports['gateway_metrics']}",
+        "GATEWAY_SERVER": f"127.0.0.1:{home.ports['inference']}",
+        "GATEWAY_MAPS": str(maps(home)),
+        **rights,
+        **{name: os.environ[name] for name in _PASSED if name in os.environ},
+    }
+
+
+def parts(home: "Home", mark: Callable[[str], dict[str, str]]) -> list[Part | Step]:
+    """The gateway, or nothing where there is no program for it. It starts without TorchServe and waits for it."""
+    program = haproxy.find(home.folder)
+    if program is None:
+        return []
+    return [
+        Part(
+            name="gateway",
+            command=(program.path, "-db", "-f", str(CONFIGURATION)),
+            environment={**program.environment, **settings(home), **mark("gateway")},
+            directory=maps(home),
+            address=home.url("gateway"),
+            healthy=lambda: answers(home.ports["gateway"], "/healthz"),
+            prepare=lambda: set_client(maps(home), CLIENT, home.secrets["gateway"]),
+            port=home.ports["gateway"],
+            stop_signal=signal.SIGUSR1,  # lets running requests end
+            stop_seconds=6,
+            start_seconds=20,
+        )
+    ]

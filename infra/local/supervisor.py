@@ -14,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from infra.local import gateway
 from infra.local.home import Home, open_home
 from infra.local.part import Part, Step
 from infra.local.plan import plan
@@ -267,7 +268,11 @@ def main() -> int:
     sweep(old)
     (given.home / "state.json").unlink(missing_ok=True)  # nobody may take the last one's state for this one's
     home = open_home(given.home, usual=given.usual_ports, choose_ports=True)
-    supervisor = Supervisor(home, tuple(given.parts.split(",")), given.report)
+    groups = tuple(given.parts.split(","))
+    missing = gateway.obtain(home) if "gateway" in groups else None  # what there is decides what is planned
+    supervisor = Supervisor(home, groups, given.report)
+    if missing is not None:
+        supervisor.tell("gateway", state="left out", restarts=0, problem=missing)
     return supervisor.run(owner)
 
 

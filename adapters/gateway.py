@@ -1,0 +1,222 @@
+"""The gateway as the rollout sees it: which version answers whom, what was answered, and a client's way in."""
+
+import hashlib
+import http.client
+import json
+import re
+import secrets
+import urllib.parse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from adapters.gateway_maps import Admin, change, change_file, create, read
+
+WHOLE = 10_000  # a share of 1 in the gateway's units
+OPENAPI_BYTES = 100_000  # what fits into one of the gateway's buffers
+
+
+@dataclass(frozen=True)
+class Route:
+    """Which versions answer, and the share of entities that the candidate gets."""
+
+    stable: str | None
+    candidate: str | None = None
+    share: float = 0.0
+
+
+@dataclass(frozen=True)
+class Record:
+    """One answered request. `status` is what the client saw; `retries` and `static` tell what it was spared."""
+
+    request_id: str
+    use_case: str
+    client: str
+    slot: str
+    version: str | None
+    status: int
+    milliseconds: float
+    at: datetime
+    retries: int = 0
+    static: bool = False
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a client gets: header names in lower case, JSON already read."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: Any = field(repr=False)
+
+
+def digest(key: str) -> str:
+    """What is stored of a client's key."""
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+def set_client(maps: Path, name: str, key: str) -> None:
+    """Make this the only key of a client, in the file that the gateway reads at start."""
+    create(maps)
+    change_file(maps, "keys", lambda entries: _replace_client(entries, name, key))
+
+
+def _replace_client(entries: dict[str, str], name: str, key: str | None) -> None:
+    for known in [known for known, client in entries.items() if client == name]:
+        del entries[known]
+    if key is not None:
+        entries[digest(key)] = name
+
+
+def parse_record(line: str) -> Record | None:
+    """A line of the gateway's log; None for anything else, such as its notes about servers."""
+    words = line.split()
+    if len(words) != 11 or words[0] != "windsock":
+        return None
+    try:
+        at, took, status, retries = int(words[1]), int(words[2]), int(words[8]), int(words[9].lstrip("+"))
+    except ValueError:
+        return None
+    return Record(
+        request_id=words[3],
+        use_case=words[4],
+        client=words[5],
+        slot=words[6],
+        version=None if words[7] == "-" else words[7],
+        status=status,
+        milliseconds=took / 1000,
+        at=datetime.fromtimestamp(at / 1e6, UTC),
+        retries=retries,
+        static=words[10] == "1",
+    )
+
+
+class Gateway:
+    """One gateway: its address, its admin socket ("host:port"), its folder of maps and one client's key."""
+
+    def __init__(self, url: str, admin: str, maps: Path, key: str) -> None:
+        self.url = url.rstrip("/")
+        self._admin = Admin(admin)
+        self._maps = maps
+        self._key = key
+
+    def route(self, use_case: str) -> Route:
+        """What the gateway was last told about a use case."""
+        versions, weights = (read(self._maps / f"{name}.map") for name in ("versions", "weights"))
+        share = int(weights.get(use_case, 0)) / WHOLE
+        return Route(versions.get(f"{use_case}.stable"), versions.get(f"{use_case}.candidate"), share)
+
+    def set_route(self, use_case: str, route: Route) -> None:
+        """Send a use case's requests there from now on; running requests end where they are.
+
+        Raises:
+            ValueError: for a share that is none, or one without a candidate.
+            ConnectionError: when the gateway does not answer; it will know the route once it starts again.
+        """
+        if not 0 <= route.share <= 1:
+            raise ValueError(f"expected a share from 0 to 1, got {route.share}")
+        if route.share and route.candidate is None:
+            raise ValueError(f"expected a candidate for a share of {route.share}, got none")
+
+        def set_versions(entries: dict[str, str]) -> None:
+            for slot, version in (("stable", route.stable), ("candidate", route.candidate)):
+                entries.pop(f"{use_case}.{slot}", None)
+                if version is not None:
+                    entries[f"{use_case}.{slot}"] = _word(version)
+
+        def set_weights(entries: dict[str, str]) -> None:
+            entries[use_case] = str(round(route.share * WHOLE))
+
+        # Between the two changes no version may get more than it has or is to have.
+        both = [("versions", set_versions), ("weights", set_weights)]
+        if route.candidate is not None and route.share < self.route(use_case).share:
+            both.reverse()
+        for name, edit in both:
+            change(self._maps, self._admin, name, edit)
+
+    def set_fallback(self, use_case: str, probability: float | None) -> None:
+        """The static answer while no model can answer; None takes it away."""
+        if probability is not None and not 0 <= probability <= 1:
+            raise ValueError(f"expected a probability from 0 to 1, got {probability}")
+
+        def edit(entries: dict[str, str]) -> None:
+            entries.pop(use_case, None)
+            if probability is not None:
+                entries[use_case] = f"{probability:.6f}"
+
+        change(self._maps, self._admin, "fallback", edit)
+
+    def publish_openapi(self, use_case: str, text: str) -> None:
+        """Serve this description at /v1/<use case>/openapi.json."""
+        line = json.dumps(json.loads(text), separators=(",", ":"))
+        if len(line) > OPENAPI_BYTES:
+            raise ValueError(f"expected a description of at most {OPENAPI_BYTES} bytes, got {len(line)}")
+        change(self._maps, self._admin, "openapi", lambda entries: entries.update({use_case: line}))
+
+    def add_client(self, name: str) -> str:
+        """A new key for a client; its older ones hold no longer. Only the key's digest is kept."""
+        if not re.fullmatch(r"[a-z][a-z0-9-]{0,31}", name):
+            raise ValueError(f"expected a client's name of lower-case letters, digits and hyphens, got {name!r}")
+        key = secrets.token_urlsafe(32)
+        change(self._maps, self._admin, "keys", lambda entries: _replace_client(entries, name, key))
+        return key
+
+    def remove_client(self, name: str) -> None:
+        """This client's keys hold no longer."""
+        change(self._maps, self._admin, "keys", lambda entries: _replace_client(entries, name, None))
+
+    def records(self, use_case: str, since: datetime) -> list[Record]:
+        """What was asked since then, in the order of the answers; as far back as the gateway's memory reaches.
+
+        The memory holds about 200,000 answers and ends with the process.
+        """
+        if since.tzinfo is None:
+            raise ValueError("expected a time with a zone")
+        lines = self._admin.say("show events answers").splitlines()
+        records = (parse_record(line) for line in lines)
+        return [record for record in records if record and record.use_case == use_case and record.at >= since]
+
+    def ask(
+        self,
+        use_case: str,
+        events: Mapping[str, Any] | Sequence[Mapping[str, Any]],
+        *,
+        key: str | None = None,
+        entity: str | None = None,
+        request_id: str | None = None,
+        explain: bool = False,
+    ) -> Reply:
+        """Ask as a client would.
+
+        Raises:
+            ConnectionError: when the gateway does not answer.
+        """
+        headers = {"Authorization": f"Bearer {key or self._key}", "Content-Type": "application/json"}
+        headers |= {"X-Entity-Id": entity} if entity else {}
+        headers |= {"X-Request-Id": request_id} if request_id else {}
+        path = f"/v1/{use_case}/{'explain' if explain else 'predict'}"
+        return self._send("POST", path, json.dumps(events, default=str).encode(), headers)
+
+    def _send(self, method: str, path: str, body: bytes, headers: Mapping[str, str]) -> Reply:
+        address = urllib.parse.urlsplit(self.url)
+        kind = http.client.HTTPSConnection if address.scheme == "https" else http.client.HTTPConnection
+        connection = kind(address.hostname or "", address.port, timeout=60)
+        try:
+            connection.request(method, path, body, dict(headers))
+            answer = connection.getresponse()
+            text = answer.read()
+        except (OSError, http.client.HTTPException) as error:
+            raise ConnectionError(f"the gateway at {self.url} does not answer: {error}") from error
+        finally:
+            connection.close()
+        names = {name.lower(): value for name, value in answer.getheaders()}
+        is_json = names.get("content-type", "").startswith("application/json")
+        return Reply(answer.status, names, json.loads(text) if is_json else text.decode(errors="replace"))
+
+
+def _word(version: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9._-]+", version):
+        raise ValueError(f"expected a version of letters, digits, dots and hyphens, got {version!r}")
+    return version
