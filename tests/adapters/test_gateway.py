@@ -1,0 +1,177 @@
+"""The gateway as the rollout uses it: changes survive, refusals say why, and what was answered can be read."""
+
+import json
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from adapters.connect import Outside
+from adapters.gateway import Gateway, Route, parse_record
+from adapters.gateway_maps import Admin, change, read
+from infra.local import gateway as local_gateway
+from pipeline.settings import _REQUIRED, read_settings
+from tests.gateway_stand import Stand, stand
+
+NOWHERE = "127.0.0.1:1"  # nobody listens on port 1
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Stand]:
+    yield from stand()
+
+
+@pytest.fixture
+def gate(running: Stand) -> Gateway:
+    running.gateway.set_route("flights", Route("1"))
+    running.gateway.set_fallback("flights", None)
+    return running.gateway
+
+
+def test_a_route_is_what_was_set_and_what_happens(gate: Gateway) -> None:
+    for route in (Route("1", "2", 0.0512), Route("1", "3", 0.01), Route("3"), Route("3", "4", 1.0), Route(None)):
+        gate.set_route("flights", route)
+        assert gate.route("flights") == route
+        assert gate.route("taxi") == Route(None)
+        if route.stable is not None:
+            version = route.candidate if route.share == 1 else route.stable
+            paths = {gate.ask("flights", {"a": 1}, entity=f"e{n}").body["path"] for n in range(30)}
+            assert f"/predictions/flights/{version}" in paths
+    assert gate.ask("flights", {"a": 1}).status == 503
+
+
+def test_the_running_process_and_the_files_agree(running: Stand, gate: Gateway) -> None:
+    gate.set_route("flights", Route("1", "2", 0.3))
+    gate.set_fallback("flights", 0.2)
+    gate.publish_openapi("flights", '{"openapi": "3.1.0", "info": {"title": "A; \\"b\\" <<\\n $c \\\\ %[d] #"}}')
+    admin = Admin(f"127.0.0.1:{running.home.ports['gateway_admin']}")
+    for name in ("keys", "versions", "weights", "fallback", "openapi"):
+        held = admin.entries(admin.identity(name))
+        assert held
+        assert held == read(local_gateway.maps(running.home) / f"{name}.map")
+
+
+@pytest.mark.parametrize(
+    ("route", "said"),
+    [
+        (Route("1", "2", 1.5), "share from 0 to 1"),
+        (Route("1", None, 0.5), "expected a candidate"),
+        (Route("1 2"), "version of letters"),
+        (Route("1\nflights.candidate 9"), "version of letters"),
+    ],
+)
+def test_a_wrong_route_is_refused_and_changes_nothing(gate: Gateway, route: Route, said: str) -> None:
+    before = gate.route("flights")
+    with pytest.raises(ValueError, match=said):
+        gate.set_route("flights", route)
+    assert gate.route("flights") == before
+    assert gate.ask("flights", {"a": 1}).body["path"] == "/predictions/flights/1"
+
+
+def test_without_the_gateway_the_file_is_written_and_the_error_says_so(running: Stand, gate: Gateway) -> None:
+    maps = local_gateway.maps(running.home)
+    lonely = Gateway("http://" + NOWHERE, NOWHERE, maps, "key")
+    with pytest.raises(ConnectionError, match=r"versions.map is written: it holds once the gateway starts again"):
+        lonely.set_route("flights", Route("8"))
+    assert gate.route("flights").stable == "8"
+    with pytest.raises(ConnectionError, match="does not answer"):
+        lonely.ask("flights", {"a": 1})
+    with pytest.raises(ConnectionError, match="admin socket"):
+        lonely.records("flights", datetime.now(UTC))
+    gate.set_route("flights", Route("8"))
+    assert gate.ask("flights", {"a": 1}).body["path"] == "/predictions/flights/8"
+
+
+def test_an_admin_socket_of_something_else_is_named(running: Stand, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"has no map nothing.map"):
+        change(tmp_path, Admin(f"127.0.0.1:{running.home.ports['gateway_admin']}"), "nothing", lambda _: None)
+
+
+def test_changes_by_many_at_once_are_all_kept(gate: Gateway) -> None:
+    def deploy(number: int) -> None:
+        gate.set_route(f"case_{number}", Route(str(number), str(number + 1), 0.5))
+
+    threads = [threading.Thread(target=deploy, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for number in range(8):
+        assert gate.route(f"case_{number}") == Route(str(number), str(number + 1), 0.5)
+        assert gate.ask(f"case_{number}", {"a": 1}).status == 200
+
+
+def test_a_client_comes_and_goes(gate: Gateway) -> None:
+    first = gate.add_client("dispatch")
+    assert gate.ask("flights", {"a": 1}, key=first).body["headers"]["x-windsock-client"] == "dispatch"
+    second = gate.add_client("dispatch")
+    assert gate.ask("flights", {"a": 1}, key=first).status == 401
+    assert gate.ask("flights", {"a": 1}, key=second).status == 200
+    gate.remove_client("dispatch")
+    assert gate.ask("flights", {"a": 1}, key=second).status == 401
+    assert gate.ask("flights", {"a": 1}).status == 200
+    with pytest.raises(ValueError, match="client's name"):
+        gate.add_client("a b")
+
+
+def test_the_records_are_what_was_asked(gate: Gateway) -> None:
+    gate.set_route("flights", Route("1", "2", 0.5))
+    gate.set_fallback("flights", 0.2)
+    since = datetime.now(UTC)
+    asked = {f"record-{n}": gate.ask("flights", {"a": n}, entity=f"e{n}", request_id=f"record-{n}") for n in range(50)}
+    gate.ask("taxi", {"a": 1}, request_id="another")
+    gate.ask("flights", {"a": 1}, key="wrong", request_id="refused")
+    gate.ask("flights", {"do": "fail 1"}, request_id="again")
+    gate.ask("flights", {"do": "fail"}, request_id="static")
+    gate.ask("flights", [{"do": "fail"}], request_id="none")
+    gate.ask("flights", {"do": "dawdle", "seconds": 0.2}, request_id="slow")
+    found = {record.request_id: record for record in gate.records("flights", since)}
+    assert list(found) == [*asked, "again", "static", "none", "slow"]
+    for request_id, reply in asked.items():
+        record = found[request_id]
+        assert (record.status, record.client, record.use_case) == (200, "windsock", "flights")
+        assert record.slot == reply.headers["x-windsock-slot"]
+        assert record.version == reply.body["path"].rsplit("/", 1)[1]
+        assert since - timedelta(milliseconds=1) <= record.at <= datetime.now(UTC)
+    assert {record.slot for record in found.values()} == {"stable", "candidate"}
+    assert (found["again"].status, found["again"].static) == (200, False)
+    assert (found["static"].status, found["static"].retries, found["static"].static) == (200, 3, True)
+    assert (found["none"].status, found["none"].static) == (503, False)
+    assert 200 <= found["slow"].milliseconds < 5000
+    assert gate.records("flights", datetime.now(UTC)) == []
+    with pytest.raises(ValueError, match="zone"):
+        gate.records("flights", datetime(2026, 1, 1))  # noqa: DTZ001  # that is the point
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["", "Server torchserve/torchserve is DOWN", "windsock 1 2 3", "windsock a b c d e f g h i j", "x " * 11],
+)
+def test_what_is_no_record_is_passed_over(line: str) -> None:
+    assert parse_record(line) is None
+
+
+def test_the_description_of_the_interface_is_served_as_published(running: Stand, gate: Gateway) -> None:
+    assert running.send("GET", "/v1/unknown/openapi.json").status == 404
+    for title in ("first", "second; <<\n%[path] \\ \"quoted\" 'x'"):
+        described = {"openapi": "3.1.0", "info": {"title": title}, "paths": {f"/p{n}": {} for n in range(2000)}}
+        gate.publish_openapi("flights", json.dumps(described, indent=1))
+        reply = running.send("GET", "/v1/flights/openapi.json")
+        assert (reply.status, reply.body) == (200, described)
+    with pytest.raises(ValueError, match="at most"):
+        gate.publish_openapi("flights", json.dumps({"x": "y" * 100_001}))
+
+
+def test_the_outside_has_a_gateway_where_the_settings_name_one(running: Stand) -> None:
+    required = dict.fromkeys(_REQUIRED.values(), "x")
+    assert Outside(read_settings(required)).gateway is None
+    settings = read_settings({**required, **local_gateway.environment(running.home)})
+    found = Outside(settings).gateway
+    assert found is not None
+    found.set_route("flights", Route("5"))
+    assert found.ask("flights", {"a": 1}).body["path"] == "/predictions/flights/5"
+    with pytest.raises(ValueError, match="WINDSOCK_GATEWAY_ADMIN"):
+        _ = Outside(replace(settings, gateway_key=None)).gateway
