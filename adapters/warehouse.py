@@ -87,6 +87,23 @@ class Warehouse:
         )
         return Fence(run_key=run_key, epoch=row["epoch"])
 
+    @contextmanager
+    def alone(self, what: str) -> Iterator[bool]:
+        """Whether nobody else is at a piece of work; while this is open and true, nobody else can be.
+
+        The lock is the connection's: a process that is killed lets go of it at once. One that merely lost its
+        connection does not know, so whatever is written is fenced as well.
+        """
+        opened = self.retrying(self._connect)
+        try:
+            opened.autocommit = True  # no transaction that would be idle for as long as the work takes
+            with opened.cursor() as at:
+                at.execute("select pg_try_advisory_lock(hashtext('alone'), hashtext(%s))", (what,))
+                [mine] = at.fetchone() or (False,)
+            yield bool(mine)
+        finally:
+            opened.close()
+
     def fetch(self, query: str, params: Sequence[Any] | dict[str, Any] = ()) -> list[dict[str, Any]]:
         """The rows a statement returns, in a transaction of its own, retried: so it must bear being run twice."""
 

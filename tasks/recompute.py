@@ -1,0 +1,67 @@
+"""What the logged features of an answer give in batch: a server that says otherwise does not run the model it names."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from adapters.connect import Outside
+    from pipeline.spec import UseCase
+    from serving.predictor import Predictor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checked:
+    """How far logged scores are from the batch's; None: there were none to look at."""
+
+    answers: int
+    requests: int
+    max_difference: float | None
+    worst: str | None  # the request that was furthest off
+
+
+def predictor(use_case: "UseCase", version: str, outside: "Outside") -> "Predictor":
+    """The batch path of a registered version, its bundle verified."""
+    from serving.predictor import Predictor
+
+    known = outside.registry.version(use_case.name, version)
+    return Predictor.load(outside.registry.download_bundle(use_case.name, version), sha256=known.bundle_sha256)
+
+
+def check(batch: "Predictor", answers: Sequence[Mapping[str, Any]]) -> Checked:
+    """Compare logged answers (`request_id`, `score`, `features`) of one version with its batch path."""
+    if not answers:
+        return Checked(answers=0, requests=0, max_difference=None, worst=None)
+    complete = [set(batch.columns) <= set(answer["features"] or {}) for answer in answers]
+    whole = [answer for answer, is_whole in zip(answers, complete, strict=True) if is_whole]
+    expected = iter(batch.predict(table(batch, [answer["features"] for answer in whole])).tolist() if whole else ())
+    # An answer whose features were not logged cannot be vouched for; a score that is null or NaN is infinitely off.
+    differences = [
+        _difference(answer["score"], next(expected)) if is_whole else math.inf
+        for answer, is_whole in zip(answers, complete, strict=True)
+    ]
+    largest = max(differences)
+    return Checked(
+        answers=len(answers),
+        requests=len({answer["request_id"] for answer in answers}),
+        max_difference=largest,
+        worst=answers[differences.index(largest)]["request_id"],
+    )
+
+
+def table(batch: "Predictor", features: Sequence[Mapping[str, Any]]) -> "pa.Table":
+    """Logged features as the columns that a model reads."""
+    import pyarrow as pa
+
+    named = batch.card["features"]
+    numbers = {name: pa.array([row[name] for row in features], pa.float64()) for name in named["numeric"]}
+    texts = {name: pa.array([row[name] for row in features], pa.string()) for name in named["categorical"]}
+    return pa.table({**numbers, **texts})
+
+
+def _difference(score: float | None, expected: float) -> float:
+    difference = abs(score - expected) if score is not None else math.inf
+    return difference if math.isfinite(difference) else math.inf
