@@ -10,6 +10,7 @@ from pipeline.settings import Settings, settings
 
 if TYPE_CHECKING:
     from adapters.alerts import Alerts
+    from adapters.endpoint import Endpoint
     from adapters.gateway import Gateway
     from adapters.registry import Registry
     from adapters.versions import Versions
@@ -69,6 +70,16 @@ class Outside:
         if s.gateway_admin is None or s.gateway_maps is None or s.gateway_key is None:
             raise ValueError("WINDSOCK_GATEWAY_URL is set: set WINDSOCK_GATEWAY_ADMIN, _MAPS and _KEY, too")
         return Gateway(s.gateway_url, s.gateway_admin, s.gateway_maps, s.gateway_key)
+
+    @cached_property
+    def endpoint(self) -> "Endpoint | None":
+        """The online server; None where there is none."""
+        s = self.settings
+        if s.inference_url is None or s.management_url is None or s.model_store is None:
+            return None
+        from adapters.endpoint import Endpoint  # noqa: PLC0415  # like the others
+
+        return Endpoint(s.inference_url, s.management_url, s.model_store)
 
 
 @cache

@@ -1,19 +1,102 @@
-"""The online server: TorchServe, java started directly, models loaded from the model store."""
+"""The online server: TorchServe, java started directly, models from the model store; and the shipper of answers."""
 
+import http.client
+import json
+import signal
+import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from infra.local.part import Part, Step
+from infra.local import postgres
+from infra.local.part import Part, Step, answers
+from pipeline.settings import REPOSITORY
 
 if TYPE_CHECKING:
     from infra.local.home import Home
 
 
-def environment(home: "Home") -> Mapping[str, str]:  # noqa: ARG001  # to come
-    """What a process needs to use it; empty where this stack has none."""
-    return {}
+def _folder(home: "Home") -> Path:
+    return home.folder / "torchserve"
 
 
-def parts(home: "Home", mark: Callable[[str], dict[str, str]]) -> list[Part | Step]:  # noqa: ARG001  # to come
-    """The parts and steps of this home."""
-    return []
+def environment(home: "Home") -> Mapping[str, str]:
+    """What a process needs to use it."""
+    return {
+        "WINDSOCK_INFERENCE_URL": home.url("inference"),
+        "WINDSOCK_MANAGEMENT_URL": home.url("management"),
+        "WINDSOCK_MODEL_STORE": str(_folder(home) / "store"),
+    }
+
+
+def online_dsn(home: "Home") -> str:
+    """The warehouse, opened by the role that may only read features and write answers."""
+    return postgres.dsn(home.ports["postgres"], "warehouse", "online", home.secrets["online"])
+
+
+def _get(port: int, path: str) -> object:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    try:
+        connection.request("GET", path)
+        return json.loads(connection.getresponse().read())
+    except (OSError, http.client.HTTPException, ValueError):
+        return None
+    finally:
+        connection.close()
+
+
+def _all_ready(port: int) -> bool:
+    """Whether every version that is loaded has a worker: /ping says healthy without any."""
+    listed = _get(port, "/models?limit=1000")
+    if not isinstance(listed, dict):
+        return False
+    described = [_get(port, f"/models/{model['modelName']}/all") for model in listed["models"]]
+    return all(
+        isinstance(versions, list)
+        and all(any(worker["status"] == "READY" for worker in version["workers"]) for version in versions)
+        for versions in described
+    )
+
+
+def parts(home: "Home", mark: Callable[[str], dict[str, str]]) -> list[Part | Step]:
+    """The server and the shipper of this home."""
+    from infra.local.home import base_environment  # noqa: PLC0415  # that module names this one
+
+    folder = _folder(home)
+    shared = {
+        **base_environment(),
+        "WINDSOCK_MODEL_STORE": str(folder / "store"),
+        "WINDSOCK_SPOOL": str(folder / "spool"),
+        "WINDSOCK_ONLINE_DSN": online_dsn(home),
+        "PYTHONPATH": str(REPOSITORY),
+    }
+    addresses = [f"--{name}={home.url(port)}" for name, port in _ADDRESSES.items()]
+    inference, management = home.ports["inference"], home.ports["management"]
+    return [
+        Part(
+            name="torchserve",
+            command=(sys.executable, "-m", "serving.launch", f"--work={folder / 'work'}", *addresses),
+            environment={**shared, **mark("torchserve")},
+            directory=folder,
+            address=home.url("inference"),
+            healthy=lambda: answers(inference, "/ping") and _all_ready(management),
+            needs=("warehouse",),
+            port=inference,
+            stop_signal=signal.SIGTERM,
+            stop_seconds=10,
+            start_seconds=120,
+        ),
+        Part(
+            name="shipper",
+            command=(sys.executable, "-m", "serving.shipper"),
+            environment={**shared, **mark("shipper")},
+            directory=folder,
+            address=str(folder / "spool"),
+            healthy=(folder / "spool" / "shipper.lock").exists,
+            needs=("warehouse",),
+            stop_signal=signal.SIGTERM,
+        ),
+    ]
+
+
+_ADDRESSES = {"inference": "inference", "management": "management", "metrics": "inference_metrics"}

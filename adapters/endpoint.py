@@ -1,0 +1,309 @@
+"""The online server: archives of bundles, versions beside each other, questions. All that knows TorchServe's API.
+
+What is registered is also written to `<store>/deployed.json`, from which `serving/launch.py` starts the server again.
+"""
+
+import fcntl
+import hashlib
+import http.client
+import io
+import json
+import os
+import time
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlencode, urlsplit
+
+_HANDLER = "serving.handler:handle"  # of the server's own checkout: an archive holds no code
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest a zip knows: the same bundle always makes the same bytes
+_CALL_SECONDS = 30.0
+_READY_SECONDS = 120.0
+_POLL_SECONDS = 0.1
+
+Entry = dict[str, Any]
+
+
+class Unavailable(ConnectionError):  # noqa: N818  # says what the matter is
+    """The server did not answer; the same call may succeed later."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Archive:
+    """A bundle as the server takes it."""
+
+    use_case: str
+    version: str
+    path: Path
+    sha256: str
+
+
+@dataclass(frozen=True)
+class _Answer:
+    status: int
+    body: bytes
+
+    @property
+    def message(self) -> str:
+        """What the server said, for people."""
+        try:
+            document = json.loads(self.body)
+        except ValueError:
+            return self.body.decode(errors="replace")[:200]
+        return str(document.get("message") or document.get("error") or document) if isinstance(document, dict) else ""
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A TorchServe server and its model store."""
+
+    inference_url: str
+    management_url: str
+    store: Path
+    ready_seconds: float = _READY_SECONDS
+
+    def archive(
+        self, bundle: Path, *, use_case: str, version: str, bundle_sha256: str, options: Mapping[str, Any]
+    ) -> Archive:
+        """A bundle folder and its options as a .mar in the store; the same ones make the same file.
+
+        Args:
+            bundle: the folder.
+            use_case: becomes the model's name.
+            version: of the registered model.
+            bundle_sha256: of the bundle; the server checks it again when it loads.
+            options: the other fields of `serving.answers.Options`.
+        """
+        complete = {**options, "use_case": use_case, "version": version, "bundle_sha256": bundle_sha256}
+        content = _pack(bundle, complete)
+        sha256 = hashlib.sha256(content).hexdigest()
+        self.store.mkdir(parents=True, exist_ok=True)
+        path = self.store / f"{use_case}-{version}-{sha256[:12]}.mar"
+        _replace(path, content)
+        return Archive(use_case=use_case, version=version, path=path, sha256=sha256)
+
+    def register(self, archive: Archive, *, batch_size: int, max_batch_delay_ms: int, workers: int) -> None:
+        """Bring a version up beside the running ones, which do not notice; returns when a worker is ready.
+
+        Raises:
+            ValueError: the file is not the archive that was made, the version runs from another archive, or its worker
+                does not come up; the running versions are as they were.
+            Unavailable: the server did not answer.
+        """
+        _verify(archive)
+        entry: Entry = {
+            "use_case": archive.use_case,
+            "version": archive.version,
+            "file": archive.path.name,
+            "sha256": archive.sha256,
+            "batch_size": batch_size,
+            "max_batch_delay_ms": max_batch_delay_ms,
+            "workers": workers,
+        }
+        known = self._entry(archive.use_case, archive.version)
+        if known is not None and known["sha256"] != archive.sha256:
+            raise ValueError(
+                f"{archive.use_case} {archive.version} is deployed from another archive ({known['file']}): retire it "
+                "first, or deploy under a new version"
+            )
+        if not self.versions(archive.use_case).get(archive.version, False):
+            self._bring_up(entry)
+        self._remember(entry)
+
+    def versions(self, use_case: str) -> dict[str, bool]:
+        """The versions the server knows, and whether one of their workers is ready."""
+        answer = self._manage("GET", f"/models/{quote(use_case)}/all")
+        if answer.status == 404:
+            return {}
+        return {
+            model["modelVersion"]: any(worker["status"] == "READY" for worker in model["workers"])
+            for model in json.loads(_good(answer, f"versions of {use_case}").body)
+        }
+
+    def ask(
+        self,
+        use_case: str,
+        version: str,
+        events: list[dict[str, Any]],
+        *,
+        request_id: str,
+        slot: str = "direct",
+        explain: bool = False,
+        timeout_seconds: float = _CALL_SECONDS,
+    ) -> list[dict[str, Any]]:
+        """One answer an event.
+
+        Raises:
+            ValueError: the server refused the events.
+            Unavailable: it did not answer.
+        """
+        what = "explanations" if explain else "predictions"
+        headers = {"Content-Type": "application/json", "X-Request-Id": request_id, "X-Windsock-Slot": slot}
+        path = f"/{what}/{quote(use_case)}/{quote(version)}"
+        answer = _request(
+            self.inference_url,
+            "POST",
+            path,
+            body=json.dumps(events),
+            headers=headers,
+            timeout_seconds=timeout_seconds,
+        )
+        answers: list[dict[str, Any]] = json.loads(_good(answer, f"{use_case} {version}").body)
+        return answers
+
+    def retire(self, use_case: str, version: str) -> None:
+        """Take a version out, and its archive; nothing happens when it is not there.
+
+        Raises:
+            ValueError: it is the default among several.
+        """
+        answer = self._manage("DELETE", f"/models/{quote(use_case)}/{quote(version)}")
+        if answer.status != 404:
+            _good(answer, f"retiring {use_case} {version}")
+        with self._changing() as entries:
+            gone = [entry for entry in entries if _is(entry, use_case, version)]
+            entries[:] = [entry for entry in entries if not _is(entry, use_case, version)]
+            _keep_one_default(entries, use_case)
+        for entry in gone:
+            (self.store / entry["file"]).unlink(missing_ok=True)
+
+    def make_default(self, use_case: str, version: str) -> None:
+        """Let this version answer where none is named.
+
+        Raises:
+            ValueError: it is not there.
+        """
+        path = f"/models/{quote(use_case)}/{quote(version)}/set-default"
+        _good(self._manage("PUT", path), f"default of {use_case}")
+        with self._changing() as entries:
+            for entry in entries:
+                if entry["use_case"] == use_case:
+                    entry["default"] = entry["version"] == version
+
+    def _bring_up(self, entry: Entry) -> None:
+        use_case, version = entry["use_case"], entry["version"]
+        refused = self.store / f"refused-{use_case}-{version}.txt"
+        refused.unlink(missing_ok=True)
+        # Without workers, and these asked for afterwards: `synchronous=true` would stall other clients for seconds.
+        options = {"url": entry["file"], "batch_size": entry["batch_size"], "initial_workers": 0}
+        options |= {"max_batch_delay": entry["max_batch_delay_ms"]}
+        answer = self._manage("POST", f"/models?{urlencode(options)}")
+        if answer.status != 409:  # it is there, without a worker that is ready: an earlier attempt, or a crash
+            _good(answer, f"registering {use_case} {version}")
+        scale = urlencode({"min_worker": entry["workers"], "max_worker": entry["workers"]})
+        path = f"/models/{quote(use_case)}/{quote(version)}"
+        try:
+            _good(self._manage("PUT", f"{path}?{scale}"), f"workers of {use_case} {version}")
+            self._await_ready(use_case, version, refused)
+        except ValueError:
+            self._manage("DELETE", path)
+            raise
+
+    def _await_ready(self, use_case: str, version: str, refused: Path) -> None:
+        deadline = time.monotonic() + self.ready_seconds
+        while not self.versions(use_case).get(version, False):
+            if refused.exists():
+                raise ValueError(f"{use_case} {version} was refused by the server: {refused.read_text()}")
+            if time.monotonic() > deadline:
+                raise ValueError(
+                    f"{use_case} {version} did not come up within {self.ready_seconds:.0f} s: "
+                    "the reason is in the log of the part `torchserve`"
+                )
+            time.sleep(_POLL_SECONDS)  # the server offers nothing to wait on
+
+    def _remember(self, entry: Entry) -> None:
+        with self._changing() as entries:
+            others = [known for known in entries if known["use_case"] == entry["use_case"] and known.get("default")]
+            was = [known for known in entries if _is(known, entry["use_case"], entry["version"])]
+            is_default = was[0]["default"] if was else not others
+            entries[:] = [known for known in entries if known not in was]
+            entries.append({**entry, "default": is_default})
+
+    def _entry(self, use_case: str, version: str) -> Entry | None:
+        return next((entry for entry in self._read() if _is(entry, use_case, version)), None)
+
+    def _read(self) -> list[Entry]:
+        path = self.store / "deployed.json"
+        entries: list[Entry] = json.loads(path.read_text())["versions"] if path.exists() else []
+        return entries
+
+    @contextmanager
+    def _changing(self) -> Iterator[list[Entry]]:
+        """What is deployed, to be changed in place; one process at a time."""
+        self.store.mkdir(parents=True, exist_ok=True)
+        with (self.store / "deployed.lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            entries = self._read()
+            yield entries
+            _replace(self.store / "deployed.json", json.dumps({"versions": entries}, indent=1).encode())
+
+    def _manage(self, method: str, path: str) -> _Answer:
+        return _request(self.management_url, method, path, body=None, headers={}, timeout_seconds=_CALL_SECONDS)
+
+
+def _pack(bundle: Path, options: Mapping[str, Any]) -> bytes:
+    model = {"modelName": options["use_case"], "modelVersion": options["version"], "handler": _HANDLER}
+    manifest = {"createdOn": "1/1/1980", "runtime": "python", "model": model, "archiverVersion": "0.12.0"}
+    files = {
+        "MAR-INF/MANIFEST.json": json.dumps(manifest, indent=1).encode(),
+        "options.json": json.dumps(options, indent=1, sort_keys=True, allow_nan=False).encode(),
+        **{f"bundle/{path.relative_to(bundle)}": path.read_bytes() for path in bundle.rglob("*") if path.is_file()},
+    }
+    sink = io.BytesIO()
+    with zipfile.ZipFile(sink, "w", zipfile.ZIP_STORED) as archive:
+        for name in sorted(files):
+            archive.writestr(zipfile.ZipInfo(name, _EPOCH), files[name])
+    return sink.getvalue()
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write a file that is there whole or not at all."""
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    with fresh.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    fresh.replace(path)
+
+
+def _verify(archive: Archive) -> None:
+    if not archive.path.is_file():
+        raise ValueError(f"{archive.path} is not there: make the archive again")
+    found = hashlib.sha256(archive.path.read_bytes()).hexdigest()
+    if found != archive.sha256:
+        raise ValueError(f"{archive.path} has the SHA-256 {found}, expected {archive.sha256}: it was changed")
+
+
+def _is(entry: Entry, use_case: str, version: str) -> bool:
+    return bool(entry["use_case"] == use_case and entry["version"] == version)
+
+
+def _keep_one_default(entries: list[Entry], use_case: str) -> None:
+    left = [entry for entry in entries if entry["use_case"] == use_case]
+    if left and not any(entry["default"] for entry in left):
+        left[-1]["default"] = True
+
+
+def _good(answer: _Answer, what: str) -> _Answer:
+    if answer.status >= 500:
+        raise Unavailable(f"{what}: the server answered {answer.status}: {answer.message}")
+    if answer.status >= 400:
+        raise ValueError(f"{what}: the server answered {answer.status}: {answer.message}")
+    return answer
+
+
+def _request(
+    url: str, method: str, path: str, *, body: str | None, headers: Mapping[str, str], timeout_seconds: float
+) -> _Answer:
+    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=timeout_seconds)
+    try:
+        connection.request(method, path, body, dict(headers))
+        answer = connection.getresponse()
+        return _Answer(answer.status, answer.read())
+    except (OSError, http.client.HTTPException) as error:
+        raise Unavailable(f"the online server at {url} did not answer: {error!r}") from error
+    finally:
+        connection.close()

@@ -1,0 +1,282 @@
+"""What goes out: the requests of one TorchServe batch, answered by one lookup and one prediction, and written down."""
+
+import json
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime, timedelta
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from models.attribution import Attributions
+from serving.request import Asked, Reader, Refusal
+
+FEATURE = "feature."  # what the log's columns of features begin with
+_MAX_CHARACTERS = 100  # of a name that came in a header
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What a deployment decides beside the model; it travels in the archive."""
+
+    use_case: str
+    version: str
+    title: str
+    kind: str
+    bundle_sha256: str
+    lead_minutes: int
+    threshold: float | None  # of the probability from which the decision is yes; None: nothing is decided
+    max_events: int
+    store_timeout_ms: int
+    max_feature_age_hours: float
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> "Options":
+        """Read and check.
+
+        Raises:
+            ValueError: naming what is missing or too much.
+        """
+        names = {field.name for field in fields(cls)}
+        if wrong := sorted(names ^ set(document)):
+            raise ValueError(f"options of an archive: missing or unknown: {', '.join(wrong)}")
+        return cls(**document)
+
+    @property
+    def lead(self) -> timedelta:
+        """How long before an event it is asked about."""
+        return timedelta(minutes=self.lead_minutes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """One HTTP request of a batch."""
+
+    body: bytes | bytearray
+    request_id: str
+    slot: str = "direct"
+    client: str = "direct"
+    explain: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reply:
+    """What is sent back."""
+
+    status: int
+    body: bytes
+    events: int = 0
+    degraded: int = 0
+
+
+class Found(Protocol):
+    """Features as looked up: one row an event, in the order of the events."""
+
+    @property
+    def features(self) -> pa.Table:
+        """Key columns and every feature."""
+
+    @property
+    def as_of(self) -> datetime | None:
+        """What the store knows up to; None where it did not answer."""
+
+    @property
+    def problems(self) -> tuple[tuple[str, ...], ...]:
+        """Per row, why it is not all there."""
+
+
+class Lookup(Protocol):
+    """Where features come from."""
+
+    def features(self, events: pa.Table) -> Found:
+        """Of these events."""
+
+
+class Predicts(Protocol):
+    """What answers."""
+
+    def predict(self, table: pa.Table) -> NDArray[np.float64]:
+        """One number a row."""
+
+
+def call(body: bytes | bytearray | None, headers: Mapping[str, str]) -> Call:
+    """A request from what TorchServe hands over; what the gateway would have added is made up where it is absent."""
+    named = {name.lower(): value for name, value in headers.items() if isinstance(value, str)}
+    return Call(
+        body=b"" if body is None else body,
+        request_id=_name(named.get("x-request-id")) or str(uuid.uuid4()),
+        slot=_name(named.get("x-windsock-slot")) or "direct",
+        client=_name(named.get("x-windsock-client")) or "direct",
+        explain=named.get("explain", "").lower() == "true",  # TorchServe's own, on the path /explanations
+    )
+
+
+def _name(value: str | None) -> str | None:
+    return value if value and len(value) <= _MAX_CHARACTERS and value.isprintable() else None
+
+
+class Answerer:
+    """One model's answers. One thread; `log` is called before any answer of its batch is returned."""
+
+    def __init__(
+        self,
+        *,
+        options: Options,
+        reader: Reader,
+        lookup: Lookup,
+        predictor: Predicts,
+        explain: Callable[[pa.Table], Attributions],
+        log: Callable[[pa.Table], object],
+    ) -> None:
+        self._options = options
+        self._reader = reader
+        self._lookup = lookup
+        self._predictor = predictor
+        self._explain = explain
+        self._log = log
+        self.lookup_seconds = 0.0  # of the last batch
+
+    def answer(self, calls: Sequence[Call]) -> list[Reply]:
+        """One reply a call, in their order; a call that cannot be read is refused, and the others do not notice."""
+        began = time.perf_counter()
+        self.lookup_seconds = 0.0
+        read = [self._read(one.body) for one in calls]
+        asked = [(one, body) for one, body in zip(calls, read, strict=True) if isinstance(body, Asked)]
+        answered = iter(self._answer_all(asked, began) if asked else ())
+        return [_refused(body) if isinstance(body, Refusal) else next(answered) for body in read]
+
+    def _read(self, body: bytes | bytearray) -> Asked | Refusal:
+        try:
+            return self._reader.read(body)
+        except Refusal as refusal:
+            return refusal
+
+    def _answer_all(self, asked: Sequence[tuple[Call, Asked]], began: float) -> list[Reply]:
+        before = time.perf_counter()
+        found = self._lookup.features(self._reader.table([row for _, body in asked for row in body.rows]))
+        self.lookup_seconds = time.perf_counter() - before
+        table = found.features
+        columns = self._columns(asked, found, self._predictor.predict(table))
+        documents = [self._document(values) for values in zip(*(columns[name] for name in _SHOWN), strict=True)]
+        replies, first = [], 0
+        for one, body in asked:
+            rows = documents[first : first + len(body.rows)]
+            if one.explain:
+                self._add_explanations(rows, table.slice(first, len(rows)))
+            replies.append(_reply(rows, is_list=body.is_list))
+            first += len(rows)
+        columns["server_ms"] = [(time.perf_counter() - began) * 1000] * table.num_rows
+        self._log(_log_table(columns, table))
+        return replies
+
+    def _columns(
+        self, asked: Sequence[tuple[Call, Asked]], found: Found, scores: NDArray[np.float64]
+    ) -> dict[str, list[Any]]:
+        options, table = self._options, found.features
+        origin = [(one, position, event) for one, body in asked for position, event in enumerate(body.events)]
+        moments: list[datetime] = table["prediction_time"].to_pylist()
+        ages = [_age_seconds(moment, found.as_of) for moment in moments]
+        reasons = [[*why, *self._stale(age)] for why, age in zip(found.problems, ages, strict=True)]
+        rows = table.num_rows
+        threshold = options.threshold
+        return {
+            "use_case": [options.use_case] * rows,
+            "request_id": [one.request_id for one, _, _ in origin],
+            "position": [position for _, position, _ in origin],
+            "model_version": [options.version] * rows,
+            "slot": [one.slot for one, _, _ in origin],
+            "client": [one.client for one, _, _ in origin],
+            "entity_key": table["entity_key"].to_pylist(),
+            "event_time": table["event_time"].to_pylist(),
+            "prediction_time": moments,
+            "score": scores.tolist(),
+            "decision": [None if threshold is None else score >= threshold for score in scores.tolist()],
+            "degraded": [bool(why) for why in reasons],
+            "reasons": reasons,
+            "feature_as_of": [found.as_of] * rows,
+            "feature_age_seconds": ages,
+            "request": [json.dumps(event) for _, _, event in origin],
+            "answered_at": [datetime.now(UTC)] * rows,
+        }
+
+    def _stale(self, age_seconds: float | None) -> tuple[str, ...]:
+        limit = self._options.max_feature_age_hours
+        if age_seconds is None or age_seconds <= limit * 3600:
+            return ()
+        return (f"history is {age_seconds / 3600:.1f} hours old, older than {limit:g} hours",)
+
+    def _document(self, values: tuple[Any, ...]) -> dict[str, Any]:
+        row = dict(zip(_SHOWN, values, strict=True))
+        row["event_time"] = row["event_time"].isoformat()
+        row["prediction_time"] = row["prediction_time"].isoformat()
+        score = row.pop("score")
+        return {"probability" if self._options.kind == "binary" else "value": score, **row}
+
+    def _add_explanations(self, rows: list[dict[str, Any]], table: pa.Table) -> None:
+        found = self._explain(table)
+        for row, values in zip(rows, found.values.tolist(), strict=True):
+            row["baseline"] = found.baseline
+            row["attributions"] = dict(zip(found.names, values, strict=True))
+
+
+_SHOWN = (
+    "request_id",
+    "model_version",
+    "score",
+    "decision",
+    "entity_key",
+    "event_time",
+    "prediction_time",
+    "feature_age_seconds",
+    "degraded",
+    "reasons",
+)
+_MOMENT = pa.timestamp("us", "UTC")
+_LOGGED = pa.schema(
+    {
+        "use_case": pa.string(),
+        "request_id": pa.string(),
+        "position": pa.int32(),
+        "model_version": pa.string(),
+        "slot": pa.string(),
+        "client": pa.string(),
+        "entity_key": pa.string(),
+        "event_time": _MOMENT,
+        "prediction_time": _MOMENT,
+        "score": pa.float64(),
+        "decision": pa.bool_(),
+        "degraded": pa.bool_(),
+        "reasons": pa.list_(pa.string()),
+        "feature_as_of": _MOMENT,
+        "feature_age_seconds": pa.float64(),
+        "server_ms": pa.float64(),
+        "request": pa.string(),
+        "answered_at": _MOMENT,
+    }
+)
+LOGGED = tuple(_LOGGED.names)
+
+
+def _log_table(columns: Mapping[str, list[Any]], features: pa.Table) -> pa.Table:
+    """A batch as it is written down: the answers, and beside them what they were computed from."""
+    made = [pa.array(columns[field.name], field.type) for field in _LOGGED]
+    names = [name for name in features.column_names if name not in LOGGED]
+    made += [features[name] for name in names]
+    return pa.table(made, [*LOGGED, *(FEATURE + name for name in names)])
+
+
+def _age_seconds(moment: datetime, as_of: datetime | None) -> float | None:
+    return None if as_of is None else max(0.0, (moment - as_of).total_seconds())
+
+
+def _reply(rows: list[dict[str, Any]], *, is_list: bool) -> Reply:
+    body = json.dumps(rows if is_list else rows[0]).encode()
+    return Reply(status=200, body=body, events=len(rows), degraded=sum(row["degraded"] for row in rows))
+
+
+def _refused(refusal: Refusal) -> Reply:
+    return Reply(status=400, body=json.dumps(refusal.to_document()).encode())

@@ -1,0 +1,172 @@
+"""TorchServe's door: loads a bundle once a worker, and hands batches to `serving/answers.py`.
+
+An archive holds data only, and names this module, which the server's own checkout provides. A worker that must not
+serve its bundle says why in the model store (`refused-<use case>-<version>.txt`), for the deployment that waits for it.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import torch
+
+import features
+from models.attribution import Attributions, attribute
+from models.bundle import Bundle, load
+from serving.answers import Answerer, Options, Reply, call
+from serving.lookup import Lookup
+from serving.openapi import document
+from serving.prediction_log import PredictionLog
+from serving.predictor import Predictor
+from serving.request import Reader
+
+DSN, SPOOL, STORE = "WINDSOCK_ONLINE_DSN", "WINDSOCK_SPOOL", "WINDSOCK_MODEL_STORE"
+_JSON = "application/json"
+
+
+class Door:
+    """One worker's model, ready to answer."""
+
+    def __init__(self, options: Options, bundle: Bundle, environment: Mapping[str, str]) -> None:
+        definition = features.definition(options.use_case)
+        self._options = options
+        self._schema = json.dumps(
+            document(
+                use_case=options.use_case,
+                title=options.title,
+                fields=definition.request,
+                kind=options.kind,
+                lead_minutes=options.lead_minutes,
+                max_events=options.max_events,
+            )
+        ).encode()
+        self._log: PredictionLog | None = PredictionLog(Path(environment[SPOOL]), use_case=options.use_case)
+        self._dropped = 0
+
+        def explain(table: pa.Table) -> Attributions:
+            return attribute(bundle, table)
+
+        reader = Reader(definition.request, max_events=options.max_events)
+        self._answerer = Answerer(
+            options=options,
+            reader=reader,
+            lookup=Lookup(
+                dsn=environment[DSN],
+                use_case=options.use_case,
+                definition=definition,
+                lead=options.lead,
+                timeout_ms=options.store_timeout_ms,
+            ),
+            predictor=Predictor(bundle),
+            explain=explain,
+            log=self._write,
+        )
+        self._warm_up({field.name: field.example for field in definition.request})
+
+    def _warm_up(self, example: Mapping[str, Any]) -> None:
+        """The first answer takes a second or more: given before anybody asks, and not written down."""
+        log, self._log = self._log, None
+        [reply] = self._answerer.answer([call(json.dumps(example).encode(), {})])
+        assert reply.status == 200, f"the example of the request's fields is refused: {reply.body!r}"
+        self._log = log
+
+    def answer(self, rows: Sequence[Mapping[str, Any]], context: Any) -> list[bytes]:
+        """A body a request; statuses and headers go by the context."""
+        began = time.perf_counter()
+        # A request without a body that asks for ?openapi gets the schema.
+        asked = [index for index, row in enumerate(rows) if "openapi" not in row]
+        calls = [call(rows[index].get("body"), context.get_all_request_header(index)) for index in asked]
+        replies = self._answerer.answer(calls)
+        bodies = [self._schema] * len(rows)
+        for index, one, reply in zip(asked, calls, replies, strict=True):
+            bodies[index] = reply.body
+            context.set_response_status(code=reply.status, idx=index)
+            context.set_response_header(index, "X-Request-Id", one.request_id)
+        for index in range(len(rows)):
+            context.set_response_header(index, "X-Windsock-Version", self._options.version)
+            context.set_response_content_type(index, _JSON)
+        self._measure(context.metrics, replies, time.perf_counter() - began)
+        return bodies
+
+    def _write(self, table: pa.Table) -> None:
+        if self._log is not None and not self._log.write(table):
+            self._dropped += table.num_rows
+
+    def _measure(self, metrics: Any, replies: Sequence[Reply], seconds: float) -> None:
+        """Prometheus metrics, once a batch; zeros are not worth a line to the server."""
+        counters = {
+            "windsock_requests_total": len(replies),
+            "windsock_refused_total": sum(reply.status == 400 for reply in replies),
+            "windsock_events_total": sum(reply.events for reply in replies),
+            "windsock_degraded_total": sum(reply.degraded for reply in replies),
+            "windsock_unlogged_total": self._dropped,
+        }
+        self._dropped = 0
+        labels = [self._options.use_case, self._options.version]
+        for name, value in counters.items():
+            if value:
+                metrics.get_metric(name, _metric_type("COUNTER")).add_or_update(value, labels)
+        durations = {"windsock_answer_seconds": seconds, "windsock_lookup_seconds": self._answerer.lookup_seconds}
+        for name, duration in durations.items():
+            metrics.get_metric(name, _metric_type("HISTOGRAM")).add_or_update(duration, labels)
+
+
+def _metric_type(name: str) -> Any:
+    from ts.metrics.metric_type_enum import MetricTypes  # noqa: PLC0415  # TorchServe is there only where it serves
+
+    return MetricTypes[name]
+
+
+def open_door(folder: Path, environment: Mapping[str, str]) -> Door:
+    """The door to an unpacked archive.
+
+    Raises:
+        ValueError: the bundle is not the one that was deployed, or belongs to other features than this code computes.
+    """
+    options = Options.from_document(json.loads((folder / "options.json").read_text()))
+    bundle = load(folder / "bundle", sha256=options.bundle_sha256)
+    ours = features.definition(options.use_case).digest()
+    theirs = bundle.card["features"]["digest"]
+    if theirs != ours:
+        raise ValueError(
+            f"{options.use_case} {options.version} was trained on features {theirs[:12]}, and this server computes "
+            f"{ours[:12]}: serve it from the code it was trained with, or train again"
+        )
+    if bundle.card["use_case"] != options.use_case or bundle.card["kind"] != options.kind:
+        raise ValueError(f"the bundle is a {bundle.card['kind']} model of {bundle.card['use_case']}, not as deployed")
+    return Door(options, bundle, environment)
+
+
+_doors: list[Door] = []  # of this process: one, once it is loaded
+
+
+def handle(data: Sequence[Mapping[str, Any]] | None, context: Any) -> list[bytes] | None:
+    """TorchServe's entry point: called once with no data to load, then once a batch."""
+    if data is None:
+        _doors[:] = [_load(Path(context.system_properties["model_dir"]), os.environ)]
+        return None
+    return _doors[0].answer(data, context)
+
+
+def _load(folder: Path, environment: Mapping[str, str]) -> Door:
+    torch.set_num_threads(1)
+    logging.getLogger().setLevel(logging.WARNING)  # TorchServe's worker says a line a batch
+    logging.getLogger("ts.metrics").setLevel(logging.INFO)  # its way to tell a metric to the server
+    try:
+        return open_door(folder, environment)
+    except ValueError as error:
+        _tell_refusal(folder, environment, str(error))
+        raise RuntimeError(str(error)) from error  # the one that TorchServe reports instead of dying of
+
+
+def _tell_refusal(folder: Path, environment: Mapping[str, str], problem: str) -> None:
+    manifest = json.loads((folder / "MAR-INF" / "MANIFEST.json").read_text())["model"]
+    name = f"refused-{manifest['modelName']}-{manifest['modelVersion']}.txt"
+    with contextlib.suppress(OSError):  # a read-only store: then it is in the log only
+        (Path(environment[STORE]) / name).write_text(problem)

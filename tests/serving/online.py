@@ -1,0 +1,65 @@
+"""A bundle of the shipped use case's shape, trained in a second on noise, and requests to ask it with."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+import features
+from models import bundle
+from models.ensemble import fit_ensemble
+from tests.models.synthetic import table
+from tests.models.test_training import CPU, recipe
+
+EVENT = {
+    "carrier": "UA",
+    "flight": 15,
+    "tailnum": "N12345",
+    "origin": "EWR",
+    "dest": "LAX",
+    "scheduled_departure": "2013-07-04T18:30:00-04:00",
+    "scheduled_arrival": "2013-07-04T21:30:00-07:00",
+}
+OPTIONS = {
+    "title": "Late arrival of flights",
+    "kind": "binary",
+    "lead_minutes": 120,
+    "threshold": 1 / 6,
+    "max_events": 256,
+    "store_timeout_ms": 100,
+    "max_feature_age_hours": 192.0,
+}
+
+
+def event(**changes: Any) -> dict[str, Any]:
+    return {**EVENT, **changes}
+
+
+def rows(count: int, *, seed: int = 0) -> pa.Table:
+    """Labelled rows with the shipped columns; what they hold means nothing."""
+    definition, draw = features.definition("flights"), np.random.default_rng(seed)
+    base = table(count, seed=seed)
+    numbers = {name: pa.array(draw.normal(0, 10, count).astype(np.float32)) for name in definition.numeric}
+    texts = {name: pa.array(draw.choice(["UA", "AA", "EWR", "LAX", "JFK"], count)) for name in definition.categorical}
+    keys = ("entity_key", "event_time", "prediction_time", "label", "label_time")
+    return pa.table({**{name: base[name] for name in keys}, **numbers, **texts})
+
+
+def make_bundle(folder: Path, *, seed: int = 0, digest: str | None = None) -> str:
+    """A bundle in an empty folder; its digest. With another `digest` it belongs to other features."""
+    definition = features.definition("flights")
+    small = recipe(
+        numeric=definition.numeric, categorical=definition.categorical, hidden_units=16, epochs=1, seeds=(seed, seed + 1)
+    )
+    return bundle.write(
+        folder,
+        fit_ensemble(small, rows(600, seed=seed), CPU),
+        use_case="flights",
+        features_digest=digest or definition.digest(),
+        definition="{}",
+        recipe=small.to_document(),
+        data={"snapshot_version": "v"},
+        metrics={"auc": 0.7},
+        versions={},
+    )
