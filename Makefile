@@ -62,3 +62,21 @@ docs: env ## write docs/dags.md from the DAGs' docstrings
 .PHONY: reproduce
 reproduce: env ## retrain MODEL=<version> from its recorded data, code, parameters and seed, and compare
 	@$(BIN)/python -m infra.local run -- python -m tasks.reproduce $(or $(USE_CASE),flights) $(or $(MODEL),$(error say which: make reproduce MODEL=1))
+
+.PHONY: image
+image: ## build the serving image (needs a Docker engine); IMAGE=windsock-serving
+	@mkdir -p build/wheels
+	@for place in $(PIP_FIND_LINKS); do if [ -d "$$place" ]; then cp -u "$$place"/torch-*.whl build/wheels/; fi; done
+	@docker build --file serving/Dockerfile --tag $(or $(IMAGE),windsock-serving) \
+		--build-arg PIP_EXTRA_INDEX_URL='$(PIP_EXTRA_INDEX_URL)' .
+	@docker image inspect --format '{{.RepoTags}} {{.Size}} bytes' $(or $(IMAGE),windsock-serving)
+
+.PHONY: test-image
+test-image: env ## build the serving image and ask it, hardened, in a Docker engine
+	@WINDSOCK_TEST_IMAGE=1 $(BIN)/python -m pytest -m image tests/serving/test_image.py
+
+.PHONY: bench
+bench: env ## ours beside four other servers of the same model (needs wrk), then 20 swaps under load
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[local,dev,bench]'
+	@$(BIN)/python -m benchmarks.serving
+	@$(BIN)/python -m benchmarks.swaps

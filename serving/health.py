@@ -1,0 +1,80 @@
+"""Whether every deployed model answers a real event, asked as a client would: `python -m serving.health`.
+
+The event is the example of the model's own schema. Its answer is logged under one request id a version, which the
+warehouse keeps once, in the slot "health", so that no figure about clients counts it. Standard library only: this runs
+every few seconds.
+"""
+
+import json
+import os
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+SECONDS = 8.0  # for one answer; a server without a live worker would keep us waiting for minutes
+_BIND, _STORE = "WINDSOCK_INFERENCE_BIND", "WINDSOCK_MODEL_STORE"
+
+
+def address() -> str:
+    """Where the server listens, as seen from its own machine."""
+    return os.environ.get(_BIND, "http://127.0.0.1:8085").replace("0.0.0.0", "127.0.0.1")  # noqa: S104  # read, not bound
+
+
+def defaults(store: Path) -> list[tuple[str, str]]:
+    """(use case, version) of what is deployed and answers by default."""
+    path = store / "deployed.json"
+    listed = json.loads(path.read_text())["versions"] if path.exists() else []
+    return [(entry["use_case"], entry["version"]) for entry in listed if entry["default"]]
+
+
+def _ask(url: str, body: bytes | None, headers: dict[str, str]) -> Any:
+    request = urllib.request.Request(url, body, headers)  # noqa: S310  # our own server, by http
+    with urllib.request.urlopen(request, timeout=SECONDS) as answer:  # noqa: S310
+        return json.load(answer)
+
+
+def problem(server: str, use_case: str, version: str) -> str | None:
+    """What is wrong with one model's answer; None when it answered."""
+    url = f"{server}/predictions/{use_case}/{version}"
+    headers = {
+        "Content-Type": "application/json",
+        "X-Request-Id": f"health-{version}",
+        "X-Windsock-Slot": "health",
+        "X-Windsock-Client": "health",
+    }
+    try:
+        fields = _ask(url, None, {"X-Windsock-Ask": "openapi"})["components"]["schemas"]["Event"]["properties"]
+        event = {name: field["examples"][0] for name, field in fields.items()}
+        answer = _ask(url, json.dumps(event).encode(), headers)
+    except (OSError, ValueError, KeyError) as error:  # an HTTP error is an OSError
+        return f"{use_case} {version}: {error!r}"
+    score = answer.get("probability", answer.get("value"))
+    return None if isinstance(score, float) else f"{use_case} {version}: no number in {answer}"
+
+
+def alive(server: str) -> str | None:
+    """What is wrong with a server without models; to /ping it may say 500, which is an answer."""
+    try:
+        with urllib.request.urlopen(f"{server}/ping", timeout=SECONDS):  # noqa: S310
+            return None
+    except urllib.error.HTTPError:
+        return None
+    except OSError as error:
+        return f"{server} does not answer: {error}"
+
+
+def main() -> int:
+    """0 when all is well; else 1, and what is wrong on standard error."""
+    server, store = address(), Path(os.environ[_STORE])
+    deployed = defaults(store)
+    found = [problem(server, *model) for model in deployed] if deployed else [alive(server)]
+    problems = [text for text in found if text is not None]
+    for text in problems:
+        print(text, file=sys.stderr)  # the engine keeps it with the container's health
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
