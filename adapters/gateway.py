@@ -174,9 +174,11 @@ class Gateway:
         """
         if since.tzinfo is None:
             raise ValueError("expected a time with a zone")
+        start = since.timestamp() * 1e6
         lines = self._admin.say("show events answers").splitlines()
-        records = (parse_record(line) for line in lines)
-        return [record for record in records if record and record.use_case == use_case and record.at >= since]
+        late = (line for line in lines if line.startswith("windsock ") and _asked_at(line) >= start)
+        records = (parse_record(line) for line in late)
+        return [record for record in records if record and record.use_case == use_case]
 
     def ask(
         self,
@@ -214,6 +216,11 @@ class Gateway:
         names = {name.lower(): value for name, value in answer.getheaders()}
         is_json = names.get("content-type", "").startswith("application/json")
         return Reply(answer.status, names, json.loads(text) if is_json else text.decode(errors="replace"))
+
+
+def _asked_at(line: str) -> float:
+    digits = line.split(" ", 2)[1]
+    return float(digits) if digits.isdecimal() else -1
 
 
 def _word(version: str) -> str:

@@ -378,6 +378,31 @@ def test_where_haproxy_cannot_be_had_the_stack_says_so_and_has_no_gateway(
     assert not [name for name in gateway.environment(home) if name.startswith("WINDSOCK_GATEWAY")]
 
 
+def test_a_stack_without_haproxy_comes_up_and_its_status_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    (tools / "git").symlink_to(shutil.which("git") or "git")
+    monkeypatch.setenv("PATH", str(tools))
+    if haproxy.find(tmp_path / "home") is not None:
+        pytest.skip("the system has HAProxy where no PATH hides it")
+    stack = Stack(tmp_path / "home")
+    told: list[dict[str, str]] = []
+    try:
+        stack.start(("s3", "gateway"), owner=os.getpid(), tell=told.append)
+        assert [event["problem"] for event in told if event["state"] == "left out"] == [
+            f"no haproxy on the PATH, and no apt-get to fetch it with: {haproxy.ADVICE}"
+        ]
+        assert main(["status", "--home", str(stack.folder)]) == 0
+        assert "gateway is left out: no haproxy" in capsys.readouterr().out
+        assert "WINDSOCK_GATEWAY_URL" not in (stack.folder / "env").read_text()
+        assert main(["key", "--home", str(stack.folder), "--", "dispatch"]) == 1
+        assert "this stack has no gateway" in capsys.readouterr().err
+    finally:
+        stack.stop()
+
+
 def test_a_failed_download_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tools = tmp_path / "tools"
     tools.mkdir()
