@@ -53,7 +53,7 @@ class Estimate:
 
     events: tuple[int, int]
     units: tuple[int, int]
-    mean_cost: tuple[float, float]
+    costs: tuple[float, float]  # sums
     difference: float
     error: float  # standard error of the difference
     size: float  # effective events: one over the sum of each version's one over its (weighted) number
@@ -118,7 +118,7 @@ def estimate(events: Events, *, greatest_cost: float) -> Estimate | None:
     return Estimate(
         events=(int((~treated).sum()), int(treated.sum())),
         units=(len(np.unique(events.unit[~treated])), len(np.unique(events.unit[treated]))),
-        mean_cost=(means[0], means[1]),
+        costs=(math.fsum(events.cost[~treated]), math.fsum(events.cost[treated])),
         difference=means[1] - means[0],
         error=math.sqrt(variance),
         size=1 / (1 / sizes[0] + 1 / sizes[1]),

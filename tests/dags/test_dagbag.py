@@ -21,6 +21,7 @@ VERBS = {
     "score",
     "monitor",
     "retrain",
+    "experiment",
     "rollback",
     "replay_quarantine",
     "reconcile",

@@ -199,8 +199,8 @@ def test_a_wrong_decision_costs_what_was_declared():
 
 def seen(difference: float, *, error: float = 0.02, events: int = 1000, units: int = 500) -> Estimate:
     return Estimate(
-        events=(events, events), units=(units, units), mean_cost=(1.0, 1.0 + difference), difference=difference,
-        error=error, size=events / 2,
+        events=(events, events), units=(units, units), costs=(1.0 * events, (1.0 + difference) * events),
+        difference=difference, error=error, size=events / 2,
     )  # fmt: skip
 
 

@@ -1,0 +1,67 @@
+"""Compare two versions on real requests: a declared share each, looked at every ten minutes, stopped where it harms.
+
+**Steps.** `experiment` does what is asked: `start` gives a version its share beside the stable one, `stop` ends what
+runs, `look` (the default) judges what runs by the costs of its decisions, ends it where that is decided or a guardrail
+is hit, and moves the share where Thompson sampling is declared. With nothing running a look ends as skipped.
+
+**Started by** the clock, every ten minutes, to look; by hand, to start and to stop.
+
+**To resume** clear the failed task, or wait for the next look: each makes the gateway's route what the tables say.
+"""
+
+from datetime import timedelta
+from typing import Any
+
+from airflow.sdk import DAG, CronTriggerTimetable, Param, task
+from airflow.sdk.exceptions import AirflowSkipException
+
+from pipeline.orchestration import asked_by, dag_args, declared
+from pipeline.spec import UseCase
+
+EVERY_MINUTES = 10
+
+
+def experiment(use_case: UseCase) -> DAG:
+    """`experiment`, on the clock and by hand."""
+    params = {
+        "action": Param("look", type="string", enum=["look", "start", "stop"], title="Action"),
+        "version": Param(
+            None,
+            type=["null", "string"],
+            pattern=r"^[1-9]\d*$",
+            title="Treatment",
+            description="To start: the registry version that is compared with the stable one.",
+        ),
+        "reason": Param(
+            None, type=["null", "string"], title="Reason", description="To stop: why; it goes into the ledger."
+        ),
+    }
+    schedule = CronTriggerTimetable(f"*/{EVERY_MINUTES} * * * *", timezone="UTC")
+    dag = DAG(**dag_args(use_case, "experiment", __doc__), schedule=schedule, params=params)
+
+    @task(task_id="experiment", execution_timeout=timedelta(minutes=30))
+    def act(params: Any = None, dag_run: Any = None) -> str:
+        from adapters.connect import outside
+        from tasks import experiment as step
+
+        who = asked_by(dag_run)
+        if params["action"] == "start":
+            if not params["version"]:
+                raise ValueError("name the version that is to be the treatment")
+            # The run id makes a retry of this task the same experiment.
+            return step.start(use_case, params["version"], outside(), actor=who, request_id=dag_run.run_id)
+        if params["action"] == "stop":
+            said = step.stop(use_case, outside(), actor=who, reason=params["reason"] or "")
+        else:
+            said = step.look(use_case, outside())
+        if said is None:
+            raise AirflowSkipException("no experiment is running")
+        return said
+
+    with dag:
+        act()
+    return dag
+
+
+for declared_use_case in declared():
+    globals()[f"{declared_use_case.name}_experiment"] = experiment(declared_use_case)
