@@ -10,13 +10,16 @@ import hashlib
 import json
 import re
 from collections.abc import Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Protocol
 
 import duckdb
 import pyarrow as pa
+
+from features.request import RequestField
+from features.vocabulary import AsOf, Preceding, Source, Window, known, utc
 
 KEY_COLUMNS = ("entity_key", "event_time", "prediction_time")
 LABEL_COLUMNS = ("entity_key", "event_time", "label", "label_time")
@@ -35,49 +38,24 @@ class Span(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
-    """A clean table as read: column -> SQL type. `timeless` tables change slowly and are read from their beginning."""
-
-    columns: Mapping[str, str]
-    timeless: bool = False
-
-
-def source(*, timeless: bool = False, **names: str) -> Source:
-    """A source declared by type: `source(bigint="flight", varchar="carrier origin")`."""
-    return Source(columns={name: kind for kind, listed in names.items() for name in listed.split()}, timeless=timeless)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Window:
-    """Sums, and latest records, of one stream's events per key over spans of time (shortest first) before each point.
-
-    `sums` are integer columns of the stream: integers add up to the same total in any order and on any engine.
-    Column names: `<prefix>_<sum>_<span>`, and `<prefix>_<latest>` for the record whose first field is the greatest.
-    """
-
-    prefix: str
-    stream: str
-    key: tuple[str, ...]
-    spans: tuple[str, ...]
-    sums: tuple[str, ...] = ()
-    latest: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    earliest: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
 class FeatureSet:
     """What a model sees of one use case, and what it learns from.
 
-    `steps` must make a table `points` (point_id, the key columns, every window key) and a table `labels`.
-    In `steps` `{start}`, `{end}` and `{lead}` stand for the asked interval and the lead.
+    `steps` must make every stream, a table `labels`, and a table `asked`: what is known of each event itself, as a
+    client would tell it (`request`), and its prediction time. `point_sql` makes a point of it, from `asked` and the
+    `lookups`: the key columns and every window key. In `steps` `{start}`, `{end}` and `{lead}` stand for the asked
+    interval and the lead.
     """
 
     name: str
     sources: Mapping[str, Source]
     look_back: timedelta
+    request: tuple[RequestField, ...]
     steps: Mapping[str, str]
+    lookups: Mapping[str, AsOf]
+    point_sql: Mapping[str, str]
     windows: tuple[Window, ...]
-    joined: tuple[str, ...]
+    joined: tuple[Preceding, ...]
     numeric_sql: Mapping[str, str]
     categorical_sql: Mapping[str, str]
 
@@ -106,27 +84,6 @@ class _Fixed:
     end: datetime
 
 
-def utc(moment: str) -> str:
-    """SQL: a naive UTC timestamp from one with a time zone, or the other way round."""
-    return f"timezone('UTC', {moment})"
-
-
-def local_time(zone: str, moment: str) -> str:
-    """SQL: the wall-clock time of a naive UTC moment in a named zone; null where the zone is null."""
-    return f"timezone({zone}, {utc(moment)})"
-
-
-def versions(table: str, key: str) -> str:
-    """SQL: every version of a record with the moment the next one became known (null: still current)."""
-    order = f"over (partition by {key} order by known_at)"
-    return f"select *, lead(known_at) {order} as known_until, row_number() {order} = 1 as is_first from {table}"
-
-
-def known(version: str, moment: str) -> str:
-    """SQL condition: this version was the latest known one at the moment."""
-    return f"{version}.known_at <= {moment} and ({version}.known_until is null or {moment} < {version}.known_until)"
-
-
 def compile_sql(
     definition: FeatureSet, tables: Mapping[str, Sequence[Path]], interval: Span, lead: timedelta
 ) -> list[str]:
@@ -138,11 +95,22 @@ def compile_sql(
     }
     made = [_source_sql(name, source, tables.get(name, ())) for name, source in definition.sources.items()]
     made += [f"create temp table {name} as {sql.format(**places)}" for name, sql in definition.steps.items()]
-    used = set(re.findall(r"\w+", " ".join([*definition.numeric_sql.values(), *definition.categorical_sql.values()])))
-    made += [
-        f"create temp table window_{w.prefix} as {_window_sql(w, used).format(**places)}" for w in definition.windows
-    ]
+    made += [f"create temp table points as {_asked_sql(definition)}"]
+    names = used(definition)
+    made += [f"create temp table window_{w.prefix} as {_window_sql(w, names)}" for w in definition.windows]
+    made += [f"create temp table joined_{j.prefix} as {_preceding_sql(j)}" for j in definition.joined]
     return [*made, f"create temp table points_out as {_points_sql(definition)}", _LABELS_SQL]
+
+
+def used(definition: FeatureSet) -> set[str]:
+    """Every name that some feature mentions: what none does need not be computed, nor kept."""
+    return set(re.findall(r"\w+", " ".join([*definition.numeric_sql.values(), *definition.categorical_sql.values()])))
+
+
+def sum_name(window: Window, column: str, span: str) -> str:
+    """The name of a window's sum: `origin_arrived_7d`."""
+    number, unit = span.split()
+    return f"{window.prefix}_{column}_{number}{unit[0]}"
 
 
 def build(
@@ -196,6 +164,34 @@ def _read(column: str, kind: str) -> str:
     return utc(f"cast({column} as timestamptz)") if kind == "timestamp" else f"cast({column} as {kind})"
 
 
+def _asked_sql(definition: FeatureSet) -> str:
+    columns = [f"{sql} as {name}" for name, sql in definition.point_sql.items()]
+    joins = [
+        f"left join {lookup.stream} {name} on {_equal(name, lookup.on)} and {known(name, 'asked.prediction_time')}"
+        for name, lookup in definition.lookups.items()
+    ]
+    return f"select row_number() over () as point_id, {', '.join(columns)} from asked {' '.join(joins)}"
+
+
+def _equal(name: str, on: Mapping[str, str]) -> str:
+    return " and ".join(f"{name}.{column} = asked.{asked}" for column, asked in on.items())
+
+
+def _preceding_sql(joined: Preceding) -> str:
+    # Joined on the key and the day (this one or the one before), so that the work grows with the rows, not squared.
+    moment = joined.fields[0]
+    keys = " and ".join(f"s.{column} = p.{column}" for column in joined.key)
+    return f"""
+        select p.point_id, max({_record(joined.fields, "s.")}) as {joined.prefix} from points p
+        join (
+            select *, date_trunc('day', {moment}) as day from {joined.stream}
+            union all select *, date_trunc('day', {moment}) + interval 1 day as day from {joined.stream}
+        ) s on {keys} and s.day = date_trunc('day', p.event_time) and s.{moment} < p.event_time
+            and s.{moment} >= p.event_time - interval {joined.span} and {known("s", "p.prediction_time")}
+        group by p.point_id
+    """
+
+
 def _window_sql(window: Window, used: Container[str]) -> str:
     values = dict.fromkeys([*window.sums, *(f for fields in _records(window) for f in fields)])
     events = ", ".join(["cast(null as bigint) as point_id", "known_at as moment", *window.key, *values])
@@ -220,7 +216,7 @@ def _records(window: Window) -> list[tuple[str, ...]]:
 def _aggregates(window: Window, used: Container[str]) -> list[str]:
     # What no feature mentions is not computed: each sum over a frame costs about as much as the sort.
     sums = {
-        f"{window.prefix}_{column}_{_short(span)}": f"cast(coalesce(sum({column}) over w{number}, 0) as double)"
+        sum_name(window, column, span): f"cast(coalesce(sum({column}) over w{number}, 0) as double)"
         for number, span in enumerate(window.spans)
         for column in window.sums
     }
@@ -233,17 +229,13 @@ def _aggregates(window: Window, used: Container[str]) -> list[str]:
     return [f"{sql} as {name}" for name, sql in (sums | records).items() if name in used]
 
 
-def _record(fields: Sequence[str]) -> str:
-    return "struct_pack(" + ", ".join(f"{name} := {name}" for name in fields) + ")"
-
-
-def _short(span: str) -> str:
-    number, unit = span.split()
-    return number + unit[0]
+def _record(fields: Sequence[str], table: str = "") -> str:
+    return "struct_pack(" + ", ".join(f"{name} := {table}{name}" for name in fields) + ")"
 
 
 def _points_sql(definition: FeatureSet) -> str:
-    tables = [f"window_{window.prefix}" for window in definition.windows] + list(definition.joined)
+    tables = [f"window_{window.prefix}" for window in definition.windows]
+    tables += [f"joined_{joined.prefix}" for joined in definition.joined]
     joins = " ".join(f"left join {table} using (point_id)" for table in tables)
     keys = f"entity_key, {utc('event_time')} as event_time, {utc('prediction_time')} as prediction_time"
     numeric = [f"cast({sql} as float) as {name}" for name, sql in definition.numeric_sql.items()]

@@ -6,7 +6,9 @@ tail is written only after a cancellation, so telling the two apart would be rea
 
 from datetime import timedelta
 
-from features.engine import FeatureSet, Window, known, local_time, source, versions
+from features.engine import FeatureSet
+from features.request import RequestField
+from features.vocabulary import AsOf, Preceding, Window, known, local_time, source, versions
 
 _FLIGHT = "carrier, flight, origin, scheduled_departure"
 _LATE_MINUTES = 15
@@ -38,18 +40,12 @@ _STEPS = {
     "schedule": versions("flights", _FLIGHT),
     "plane_versions": versions("planes", "tailnum"),
     "airport_versions": versions("airports", "faa"),
-    "points": f"""
-        select row_number() over (order by p.scheduled_departure, p.carrier, p.flight, p.origin, p.dest) as point_id,
-            p.carrier || p.flight || '-' || p.origin || '-' || p.dest as entity_key,
-            p.scheduled_departure as event_time, p.prediction_time, p.scheduled_arrival, p.distance_miles,
-            p.carrier, p.flight, p.origin, p.dest, planes.tailnum, planes.year, planes.seats,
-            {local_time("airports.tzone", "p.scheduled_departure")} as local_departure,
-            hour({local_time("airports.tzone", "p.scheduled_departure")}) as local_hour
+    # An entry is believed for a month.
+    "asked": f"""
+        select carrier, flight, origin, dest, tailnum, scheduled_departure, scheduled_arrival, prediction_time
         from (select *, scheduled_departure - {{lead}} as prediction_time from schedule) p
-        left join plane_versions planes on planes.tailnum = p.tailnum and {known("planes", "p.prediction_time")}
-        left join airport_versions airports on airports.faa = p.origin and {known("airports", "p.prediction_time")}
-        where p.prediction_time >= {{start}} and p.prediction_time < {{end}} and {known("p", "p.prediction_time")}
-            and p.known_at >= p.prediction_time - interval 30 days
+        where prediction_time >= {{start}} and prediction_time < {{end}} and {known("p", "prediction_time")}
+            and known_at >= prediction_time - interval 30 days
     """,
     # A movement is usable once both it and the schedule entry that says where it went are known.
     "tellings": f"""
@@ -91,38 +87,57 @@ _STEPS = {
             from tellings where kind = 'arrived' and known_at >= {{start}} and known_at < {{end}}
         ) where place = 1
     """,
-    "crowd": f"""
-        select p.point_id, count(*) as scheduled_same_hour
-        from points p
-        join schedule s on s.origin = p.origin
-            and date_trunc('hour', s.scheduled_departure) = date_trunc('hour', p.event_time)
-            and {known("s", "p.prediction_time")}
-        group by p.point_id
+    # Every version of an entry, and a mark on the first: a flight is one flight however often its entry is changed.
+    "entries": """
+        select carrier, flight, origin, dest, scheduled_departure as event_time, distance_miles, known_at,
+            date_trunc('hour', scheduled_departure) as departure_hour, cast(is_first as bigint) as entered
+        from schedule where scheduled_departure >= {start}
     """,
-    # Joined on the plane and the day (this one or the one before), so that the work grows with the rows, not squared.
-    "previous": f"""
-        select p.point_id, p.prediction_time, p.event_time, max(struct_pack(
-            scheduled_departure := s.scheduled_departure, scheduled_arrival := s.scheduled_arrival,
-            carrier := s.carrier, flight := s.flight, origin := s.origin)) as leg
-        from points p
-        join (
-            select *, date_trunc('day', scheduled_departure) as day from schedule
-            union all select *, date_trunc('day', scheduled_departure) + interval 1 day as day from schedule
-        ) s on s.tailnum = p.tailnum and s.day = date_trunc('day', p.event_time)
-            and s.scheduled_departure < p.event_time and s.scheduled_departure >= p.event_time - interval 24 hours
-            and {known("s", "p.prediction_time")}
-        group by p.point_id, p.prediction_time, p.event_time
+    # A plane's flights, each as it was known from time to time: its entry, and what had been told of it by then.
+    "legs": f"""
+        select *, lead(known_at) over (partition by {_FLIGHT} order by known_at) as known_until
+        from (
+            select distinct t.known_at, s.carrier, s.flight, s.origin, s.scheduled_departure, s.scheduled_arrival,
+                s.tailnum, max(t.departure_delay) over told as departure_delay,
+                max(t.arrival_delay) over told as arrival_delay, max(t.cancelled) over told as cancelled
+            from (
+                select {_FLIGHT}, known_at, cast(null as bigint) as departure_delay,
+                    cast(null as bigint) as arrival_delay, cast(0 as bigint) as cancelled from schedule
+                union all
+                select {_FLIGHT}, known_at, case when departed = 1 then departure_delay end,
+                    case when arrived = 1 then arrival_delay end, cancelled from outcomes
+            ) t
+            join schedule s on s.carrier = t.carrier and s.flight = t.flight and s.origin = t.origin
+                and s.scheduled_departure = t.scheduled_departure and {known("s", "t.known_at")}
+            where t.scheduled_departure >= {{start}} - interval 2 days
+            window told as (
+                partition by t.carrier, t.flight, t.origin, t.scheduled_departure order by t.known_at
+                range between unbounded preceding and current row
+            )
+        )
     """,
-    "previous_leg": """
-        select p.point_id, any_value(p.leg) as leg,
-            max(case when o.departed = 1 then o.departure_delay end) as leg_departure_delay,
-            max(case when o.arrived = 1 then o.arrival_delay end) as leg_arrival_delay,
-            coalesce(max(o.cancelled), 0) as leg_cancelled
-        from previous p
-        left join outcomes o on o.carrier = p.leg.carrier and o.flight = p.leg.flight and o.origin = p.leg.origin
-            and o.scheduled_departure = p.leg.scheduled_departure and o.known_at <= p.prediction_time
-        group by p.point_id
-    """,
+}
+
+_LOOKUPS = {
+    "planes": AsOf(stream="plane_versions", on={"tailnum": "tailnum"}),
+    "airports": AsOf(stream="airport_versions", on={"faa": "origin"}, absent="unknown origin {origin}"),
+}
+
+_POINT = {
+    "entity_key": "asked.carrier || asked.flight || '-' || asked.origin || '-' || asked.dest",
+    "event_time": "asked.scheduled_departure",
+    "prediction_time": "asked.prediction_time",
+    "scheduled_arrival": "asked.scheduled_arrival",
+    "carrier": "asked.carrier",
+    "flight": "asked.flight",
+    "origin": "asked.origin",
+    "dest": "asked.dest",
+    "tailnum": "planes.tailnum",
+    "year": "planes.year",
+    "seats": "planes.seats",
+    "departure_hour": "date_trunc('hour', asked.scheduled_departure)",
+    "local_departure": local_time("airports.tzone", "asked.scheduled_departure"),
+    "local_hour": f"hour({local_time('airports.tzone', 'asked.scheduled_departure')})",
 }
 
 _HISTORY = ("arrived", "arrived_late", "arrival_delay")
@@ -130,10 +145,17 @@ _LIVE = ("departed", "departed_late", "departure_delay", "cancelled")
 _WEATHER = ("observed_at", "temp_f", "dewpoint_f", "humidity", "wind_speed_mph", "precip_in", "pressure_mb",
             "visibility_miles")  # fmt: skip
 _LAST = ("known_at", "kind", "scheduled_departure", "departure_delay", "arrival_delay", "origin", "dest")
+_ENTRY = ("known_at", "distance_miles")
 
 
-def _history(prefix: str, *key: str, spans: tuple[str, ...] = ("30 days",), more: tuple[str, ...] = ()) -> Window:
-    return Window(prefix=prefix, stream="outcomes", key=key, spans=spans, sums=(*_HISTORY, *more))
+def _history(
+    prefix: str,
+    *key: str,
+    spans: tuple[str, ...] = ("30 days",),
+    more: tuple[str, ...] = (),
+    absent: str | None = None,
+) -> Window:
+    return Window(prefix=prefix, stream="outcomes", key=key, spans=spans, sums=(*_HISTORY, *more), absent=absent)
 
 
 def _live(prefix: str, *key: str, spans: tuple[str, ...] = ("3 hours",), sums: tuple[str, ...] = _LIVE) -> Window:
@@ -142,14 +164,14 @@ def _live(prefix: str, *key: str, spans: tuple[str, ...] = ("3 hours",), sums: t
 
 _WINDOWS = (
     _history("all", spans=("7 days", "30 days")),
-    _history("carrier", "carrier", spans=("7 days", "30 days")),
+    _history("carrier", "carrier", spans=("7 days", "30 days"), absent="unknown carrier {carrier}"),
     _history("origin", "origin", spans=("7 days",), more=("cancelled",)),
-    _history("dest", "dest", spans=("7 days", "30 days")),
+    _history("dest", "dest", spans=("7 days", "30 days"), absent="unknown dest {dest}"),
     _history("route", "origin", "dest"),
     _history("carrier_origin", "carrier", "origin", spans=("7 days", "30 days")),
     _history("hour", "origin", "local_hour"),
     _history("number", "carrier", "flight", "origin", "dest"),
-    _history("tail", "tailnum", spans=("7 days", "30 days")),
+    _history("tail", "tailnum", spans=("7 days", "30 days"), absent="no history for tail {tailnum}"),
     _live("all_now", sums=(*_HISTORY, *_LIVE)),
     _live("carrier_now", "carrier"),
     _live("origin_now", "origin", spans=("1 hours", "3 hours"), sums=(*_HISTORY, *_LIVE)),
@@ -164,6 +186,19 @@ _WINDOWS = (
         spans=("4 hours",),
         latest={"last": _WEATHER},
         earliest={"first": _WEATHER},
+        absent="no weather for {origin}",
+    ),
+    Window(
+        prefix="own",
+        stream="entries",
+        key=("carrier", "flight", "origin", "event_time"),
+        spans=("30 days",),
+        sums=("entered",),
+        latest={"entry": _ENTRY},
+    ),
+    Window(prefix="route_last", stream="entries", key=("origin", "dest"), spans=("30 days",), latest={"entry": _ENTRY}),
+    Window(
+        prefix="same_hour", stream="entries", key=("origin", "departure_hour"), spans=("30 days",), sums=("entered",)
     ),
 )
 
@@ -190,9 +225,12 @@ def _trend(column: str) -> str:
 
 _SCHEDULE = {
     "departure_minute_of_day": "hour(local_departure) * 60 + minute(local_departure)",
-    "distance_km": "distance_miles * 1.609344",
+    # Of a flight that nobody has entered yet, the distance is that of its route's latest entry.
+    "distance_km": "case when own_entry is not null then own_entry.distance_miles "
+    "else route_last_entry.distance_miles end * 1.609344",
     "planned_minutes": f"{_hours('scheduled_arrival', 'event_time')} * 60",
-    "scheduled_same_hour": "scheduled_same_hour",
+    # The others and this one, which counts once whether or not it has been entered.
+    "scheduled_same_hour": "same_hour_entered_30d - own_entered_30d + 1",
     "plane_age_years": "year(event_time) - year",
     "plane_seats": "seats",
 }
@@ -251,19 +289,66 @@ _PLANE = {
     "tail_last_from_here": "cast(plane_last.origin = origin as bigint)",
     "tail_in_the_air": "cast(plane_last.kind = 'departed' as bigint)",
     "previous_leg_gap_hours": _hours("event_time", "leg.scheduled_arrival"),
-    "previous_leg_delay_minutes": "coalesce(leg_arrival_delay, leg_departure_delay)",
-    "previous_leg_overdue_hours": "case when leg_departure_delay is null and leg_cancelled = 0 "
+    "previous_leg_delay_minutes": "coalesce(leg.arrival_delay, leg.departure_delay)",
+    "previous_leg_overdue_hours": "case when leg.departure_delay is null and leg.cancelled = 0 "
     f"then greatest(0, {_hours('prediction_time', 'leg.scheduled_departure')}) "
     "when leg is not null then 0 end",
 }
+
+_JOINED = (
+    Preceding(
+        prefix="leg",
+        stream="legs",
+        key=("tailnum",),
+        span="24 hours",
+        fields=("scheduled_departure", "scheduled_arrival", "carrier", "flight", "origin", "departure_delay",
+                "arrival_delay", "cancelled"),
+    ),
+)  # fmt: skip
+
+_REQUEST = (
+    RequestField(
+        name="carrier", kind="string", pattern="[A-Z0-9]{2}", meaning="IATA code of the airline.", example="UA"
+    ),
+    RequestField(
+        name="flight",
+        kind="integer",
+        minimum=1,
+        maximum=9999,
+        meaning="Flight number, without its carrier.",
+        example=1545,
+    ),
+    RequestField(
+        name="tailnum",
+        kind="string",
+        required=False,
+        pattern="[A-Z0-9]{2,10}",
+        meaning="Registration of the plane that is to fly; without it nothing is known of the plane.",
+        example="N14228",
+    ),
+    RequestField(name="origin", kind="string", pattern="[A-Z]{3}", meaning="IATA code it leaves from.", example="EWR"),
+    RequestField(name="dest", kind="string", pattern="[A-Z]{3}", meaning="IATA code it goes to.", example="IAH"),
+    RequestField(
+        name="scheduled_departure",
+        kind="timestamp",
+        meaning="When it is to leave; the prediction is made for two hours before.",
+        example="2013-03-01T10:15:00Z",
+    ),
+    RequestField(
+        name="scheduled_arrival", kind="timestamp", meaning="When it is to arrive.", example="2013-03-01T14:19:00Z"
+    ),
+)
 
 FLIGHTS = FeatureSet(
     name="flights",
     sources=_SOURCES,
     look_back=timedelta(days=33),
+    request=_REQUEST,
     steps=_STEPS,
+    lookups=_LOOKUPS,
+    point_sql=_POINT,
     windows=_WINDOWS,
-    joined=("crowd", "previous_leg"),
+    joined=_JOINED,
     numeric_sql={**_SCHEDULE, **_WEATHER_NOW, **_ENTITY_HISTORY, **_LIVE_OPERATIONS, **_PLANE},
     categorical_sql={"carrier": "carrier", "origin": "origin", "dest": "dest", "weekday": "dayname(local_departure)"},
 )

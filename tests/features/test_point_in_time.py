@@ -82,9 +82,12 @@ def test_the_check_sees_what_is_planted(world: World) -> None:
     [
         pytest.param("outcomes", "select * replace (scheduled_departure as known_at) from tellings", id="outcomes"),
         pytest.param(
-            "crowd",
-            """select p.point_id, sum(o.departure_delay) as scheduled_same_hour from points p
-            join outcomes o on o.origin = p.origin and o.scheduled_departure = p.event_time group by p.point_id""",
+            "entries",
+            """select s.carrier, s.flight, s.origin, s.dest, s.event_time, s.distance_miles, s.known_at,
+                s.departure_hour, o.departure_delay as entered
+            from (select *, scheduled_departure as event_time, date_trunc('hour', scheduled_departure) as departure_hour
+                from schedule) s
+            join outcomes o using (carrier, flight, origin, scheduled_departure)""",
             id="own delay",
         ),
         pytest.param(

@@ -1,0 +1,178 @@
+"""What an expression is made of, on columns of values and a mark for each that is there; nulls as SQL has them."""
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import duckdb
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+UNITS = {"second": 1_000_000, "minute": 60_000_000, "hour": 3_600_000_000, "day": 86_400_000_000}
+NUMBER_TYPES = {"float": np.float32, "double": np.float64, "bigint": np.int64}
+_DAYS = np.array(["Thursday", "Friday", "Saturday", "Sunday", "Monday", "Tuesday", "Wednesday"], object)  # from 1970
+_SLOT_MICROS = 900_000_000  # no zone changes its clock but on a quarter of an hour
+
+
+class Column(NamedTuple):
+    """Values of one type (moments as microseconds since 1970, in UTC or a local clock), and which of them are there."""
+
+    values: Array
+    valid: NDArray[np.bool_]
+
+
+def constant(value: Any, rows: int) -> Column:
+    """The same value in each row; None: null in each."""
+    kind = object if isinstance(value, str) or value is None else None
+    return Column(np.full(rows, value, kind), np.full(rows, value is not None))
+
+
+def missing(rows: int, kind: str) -> Column:
+    """Nothing in each row, of a type."""
+    kinds = {"varchar": object, "double": np.float64, "boolean": np.bool_, "struct": np.bool_}
+    return Column(np.zeros(rows, kinds.get(kind, np.int64)), np.zeros(rows, np.bool_))
+
+
+def arithmetic(function: Callable[[Array, Array], Array]) -> Callable[[Column, Column], Column]:
+    """A function of two values, null where either is."""
+    return lambda a, b: Column(function(a.values, b.values), a.valid & b.valid)
+
+
+def nullif(a: Column, b: Column) -> Column:
+    """The first, or null where both are equal."""
+    return Column(a.values, a.valid & ~((a.values == b.values) & b.valid))
+
+
+def extreme(function: Callable[[Array, Array], Array]) -> Callable[..., Column]:
+    """The greatest or least of those that are there."""
+
+    def chosen(first: Column, *others: Column) -> Column:
+        for other in others:
+            both = first.valid & other.valid
+            values = np.where(first.valid, first.values, other.values)
+            values[both] = function(first.values[both], other.values[both])
+            first = Column(values, first.valid | other.valid)
+        return first
+
+    return chosen
+
+
+def coalesce(first: Column, *others: Column) -> Column:
+    """The first that is there."""
+    for other in others:
+        first = Column(np.where(first.valid, first.values, other.values), first.valid | other.valid)
+    return first
+
+
+def case(*columns: Column) -> Column:
+    """Conditions, then the value of each and that of none of them."""
+    conditions = len(columns) // 2
+    values, valid = columns[-1]
+    for when, then in zip(columns[conditions - 1 :: -1], columns[-2 : conditions - 1 : -1], strict=True):
+        holds = when.values & when.valid
+        values, valid = np.where(holds, then.values, values), np.where(holds, then.valid, valid)
+    return Column(values, valid)
+
+
+def conjunction(*, every: bool) -> Callable[..., Column]:
+    """`and` or `or`: null where what is not known decides."""
+
+    def joined(*columns: Column) -> Column:
+        decided = np.logical_or.reduce([c.valid & (c.values != every) for c in columns])
+        known = np.logical_and.reduce([c.valid for c in columns])
+        return Column(decided != every, decided | known)
+
+    return joined
+
+
+def negation(a: Column) -> Column:
+    """Not."""
+    return Column(~a.values, a.valid)
+
+
+def is_null(a: Column) -> Column:
+    """Whether nothing is there."""
+    return Column(~a.valid, np.ones(len(a.valid), np.bool_))
+
+
+def is_not_null(a: Column) -> Column:
+    """Whether something is there."""
+    return Column(a.valid, np.ones(len(a.valid), np.bool_))
+
+
+def same(a: Column) -> Column:
+    """Another type, the same values."""
+    return a
+
+
+def cast(target: str) -> Callable[[Column], Column]:
+    """A number of another type."""
+    return lambda a: Column(a.values.astype(NUMBER_TYPES[target]), a.valid)
+
+
+def text(a: Column) -> Column:
+    """Whole numbers as text."""
+    return Column(np.array([str(value) for value in a.values.tolist()], object), a.valid)
+
+
+def concatenated(a: Column, b: Column) -> Column:
+    """One text after the other."""
+    valid = a.valid & b.valid
+    pairs = zip(a.values.tolist(), b.values.tolist(), valid.tolist(), strict=True)
+    return Column(np.array([left + right if there else None for left, right, there in pairs], object), valid)
+
+
+def truncated(unit: int) -> Callable[[Column], Column]:
+    """The beginning of the unit a moment is in."""
+    return lambda a: Column(a.values // unit * unit, a.valid)
+
+
+def difference(unit: int) -> Callable[[Column, Column], Column]:
+    """How many times a unit begins from the first moment to the second."""
+    return lambda a, b: Column(b.values // unit - a.values // unit, a.valid & b.valid)
+
+
+def _year(a: Column) -> Column:
+    years = a.values.view("M8[us]").astype("M8[Y]").astype(np.int64) + 1970
+    return Column(years, a.valid)
+
+
+PARTS: dict[str, Callable[[Column], Column]] = {
+    "hour": lambda a: Column(a.values // UNITS["hour"] % 24, a.valid),
+    "minute": lambda a: Column(a.values // UNITS["minute"] % 60, a.valid),
+    "dayname": lambda a: Column(_DAYS[a.values // UNITS["day"] % 7], a.valid),
+    "year": _year,
+}
+
+
+def local(zone: Column, moment: Column) -> Column:
+    """The wall clock of a zone at a moment; null in a zone that there is not."""
+    values, valid = moment.values.copy(), zone.valid & moment.valid
+    years = _year(moment).values
+    for name, year in set(zip(zone.values[valid].tolist(), years[valid].tolist(), strict=True)):
+        here = valid & (zone.values == name) & (years == year)
+        offsets = _offsets(name, year)
+        if offsets is None:
+            valid = valid & ~here
+        else:
+            values[here] += offsets[(moment.values[here] - _begin(year)) // _SLOT_MICROS]
+    return Column(values, valid)
+
+
+def _begin(year: int) -> int:
+    return int(np.datetime64(f"{year:04d}-01-01", "us").astype(np.int64))
+
+
+@lru_cache(maxsize=64)
+def _offsets(zone: str, year: int) -> NDArray[np.int64] | None:
+    """What a zone's clock is ahead of UTC, in microseconds, in each quarter of an hour of a year.
+
+    Asked of the engine that the batch is computed by, so that both have one table of zones.
+    """
+    query = "select epoch_us(timezone(?, make_timestamptz(m))) - m as ahead from range(?, ?, ?) moments(m)"
+    try:
+        found = duckdb.execute(query, [zone, _begin(year), _begin(year + 1), _SLOT_MICROS]).fetchnumpy()
+    except duckdb.NotImplementedException:  # an unknown zone
+        return None
+    return np.asarray(found["ahead"], np.int64)

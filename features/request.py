@@ -1,0 +1,18 @@
+"""What a client tells of an event, field by field: what a body is checked by, and what its schema is made from."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class RequestField:
+    """One thing a client tells of an event. Bounds are inclusive; a pattern must match the whole text."""
+
+    name: str
+    kind: Literal["string", "integer", "timestamp"]
+    meaning: str
+    example: str | int
+    required: bool = True
+    pattern: str | None = None
+    minimum: int | None = None
+    maximum: int | None = None

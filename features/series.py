@@ -1,0 +1,211 @@
+"""What the online store holds of a feature definition: for each key, the events of its streams in the order of time.
+
+Derived from the same windows, lookups and joins that the batch compiles to SQL, and extracted by the same steps.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+
+from features.engine import FeatureSet, Span, compile_sql, sum_name, used
+from features.vocabulary import AsOf, Preceding, Window
+
+_KINDS = {
+    "BIGINT": "bigint", "DOUBLE": "double", "VARCHAR": "varchar", "TIMESTAMP": "timestamp", "BOOLEAN": "boolean",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A half-open interval of time in UTC."""
+
+    start: datetime
+    end: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class Series:
+    """One stream's events by one key. `columns` are what an event holds beside its moment: name -> kind.
+
+    `orders` are the fields that records are compared by, each kept as a column `rank<number>`.
+    """
+
+    name: str
+    stream: str
+    key: tuple[str, ...]
+    on: tuple[str, ...]
+    moment: str
+    reach: timedelta | None  # how long an event counts; None: for ever
+    sums: tuple[str, ...]
+    columns: Mapping[str, str]
+    orders: tuple[tuple[str, ...], ...]
+    lookup: tuple[str, AsOf] | None = None
+    windows: tuple[Window, ...] = ()
+    joined: Preceding | None = None
+
+    def key_text(self, values: Sequence[str | int]) -> str:
+        """How a key is written in the store; moments are microseconds since 1970."""
+        return f"{self.name}{json.dumps(list(values), separators=(',', ':'))}"
+
+
+def point_kinds(definition: FeatureSet) -> dict[str, str]:
+    """The type of every column that the streams, `asked` and the points have: `<table>.<column>` -> kind."""
+    epoch = datetime(2000, 1, 1, tzinfo=UTC)
+    found = {}
+    with duckdb.connect() as connection:
+        connection.execute("set TimeZone = 'UTC'")
+        for statement in compile_sql(definition, {}, Interval(epoch, epoch + timedelta(days=1)), timedelta(0)):
+            connection.execute(statement)
+        for table in ("asked", "points", *sorted(_streams(definition))):
+            for name, kind, *_ in connection.execute(f"describe {table}").fetchall():
+                if kind in _KINDS:
+                    found[f"{table}.{name}"] = _KINDS[kind]
+    return found
+
+
+def all_series(definition: FeatureSet, kinds: Mapping[str, str]) -> tuple[Series, ...]:
+    """Every series of a definition; windows over one stream by one key share theirs."""
+    lookups = [_of_lookup(definition, name, kinds) for name in definition.lookups]
+    shared: dict[tuple[str, tuple[str, ...]], list[Window]] = {}
+    for window in definition.windows:
+        shared.setdefault((window.stream, window.key), []).append(window)
+    windows = [_of_windows(definition, together, kinds) for together in shared.values()]
+    return (*lookups, *windows, *(_of_joined(definition, joined, kinds) for joined in definition.joined))
+
+
+def record_fields(definition: FeatureSet, record: str) -> tuple[str, ...]:
+    """The fields of a record that some feature reads: of `leg`, those written as `leg.origin`."""
+    texts = " ".join([*definition.numeric_sql.values(), *definition.categorical_sql.values()])
+    words = texts.replace("(", " ").replace(")", " ").replace(",", " ").split()
+    return tuple(dict.fromkeys(word.removeprefix(f"{record}.") for word in words if word.startswith(f"{record}.")))
+
+
+def span(text: str) -> timedelta:
+    """A span as windows write it: "3 hours"."""
+    number, unit = text.split()
+    return timedelta(**{unit: int(number)})
+
+
+def extract(
+    definition: FeatureSet, tables: Mapping[str, Sequence[Path]], interval: Span, lead: timedelta
+) -> Iterator[tuple[Series, pa.Table]]:
+    """Each series with its events: key columns, `moment`, the columns and ranks, ordered by key and moment.
+
+    `tables` reach back as for `build`. Events that no point of the interval, or after it, can see are left out.
+    """
+    series = all_series(definition, point_kinds(definition))
+    with duckdb.connect() as connection:
+        connection.execute("set TimeZone = 'UTC'")
+        for statement in _streams_sql(definition, tables, interval, lead):
+            connection.execute(statement)
+        for item in series:
+            yield item, connection.sql(_extract_sql(item, interval)).to_arrow_table()
+
+
+def _streams_sql(
+    definition: FeatureSet, tables: Mapping[str, Sequence[Path]], interval: Span, lead: timedelta
+) -> list[str]:
+    """The batch's statements, but for those that make points of what is asked."""
+    statements = compile_sql(definition, tables, interval, lead)
+    return statements[: len(definition.sources) + len(definition.steps)]
+
+
+def _extract_sql(item: Series, interval: Span) -> str:
+    names = [*item.key, *dict.fromkeys([*item.sums, *item.columns])]
+    ranks = [
+        f"row_number() over ({_partition(item)} order by struct_pack({', '.join(f'{f} := {f}' for f in fields)}))"
+        f" as rank{number}"
+        for number, fields in enumerate(item.orders)
+    ]
+    conditions = [f"{name} is not null" for name in item.key]
+    if item.reach is not None:
+        since = (interval.start - item.reach).astimezone(UTC).replace(tzinfo=None)
+        conditions.append(f"{item.moment} >= timestamp '{since}'")
+    # Every column is in the order, so that the same events are the same bytes.
+    order = ", ".join([*item.key, "moment", *(f"rank{number}" for number in range(len(item.orders))), *names])
+    where = f"where {' and '.join(conditions)}" if conditions else ""
+    columns = ", ".join([f"{item.moment} as moment", *dict.fromkeys(names), *ranks])
+    return f"select {columns} from {item.stream} {where} order by {order}"
+
+
+def _partition(item: Series) -> str:
+    return f"partition by {', '.join(item.key)}" if item.key else ""
+
+
+def _streams(definition: FeatureSet) -> set[str]:
+    used_by: list[AsOf | Window | Preceding] = [
+        *definition.lookups.values(),
+        *definition.windows,
+        *definition.joined,
+    ]
+    return {item.stream for item in used_by}
+
+
+def _of_lookup(definition: FeatureSet, name: str, kinds: Mapping[str, str]) -> Series:
+    lookup, texts = definition.lookups[name], " ".join(definition.point_sql.values())
+    fields = [
+        full.partition(".")[2]
+        for full in kinds
+        if full.startswith(f"{lookup.stream}.") and f"{name}.{full.partition('.')[2]}" in texts
+    ]
+    return Series(
+        name=_name(lookup.stream, tuple(lookup.on)),
+        stream=lookup.stream,
+        key=tuple(lookup.on),
+        on=tuple(lookup.on.values()),
+        moment="known_at",
+        reach=None,
+        sums=(),
+        columns={field: kinds[f"{lookup.stream}.{field}"] for field in fields},
+        orders=(),
+        lookup=(name, lookup),
+    )
+
+
+def _of_windows(definition: FeatureSet, windows: Sequence[Window], kinds: Mapping[str, str]) -> Series:
+    names, first = used(definition), windows[0]
+    sums = dict.fromkeys(s for w in windows for s in w.sums if any(sum_name(w, s, span_) in names for span_ in w.spans))
+    records = {
+        f"{w.prefix}_{name}": fields
+        for w in windows
+        for name, fields in (*w.latest.items(), *w.earliest.items())
+        if f"{w.prefix}_{name}" in names
+    }
+    fields = dict.fromkeys(f for record in records for f in record_fields(definition, record))
+    return Series(
+        name=_name(first.stream, first.key),
+        stream=first.stream,
+        key=first.key,
+        on=first.key,
+        moment="known_at",
+        reach=max(span(text) for w in windows for text in w.spans),
+        sums=tuple(sums),
+        columns={field: kinds[f"{first.stream}.{field}"] for field in fields},
+        orders=tuple(dict.fromkeys(records.values())),
+        windows=tuple(windows),
+    )
+
+
+def _of_joined(definition: FeatureSet, joined: Preceding, kinds: Mapping[str, str]) -> Series:
+    fields = dict.fromkeys([*record_fields(definition, joined.prefix), "known_at", "known_until"])
+    return Series(
+        name=_name(joined.stream, joined.key),
+        stream=joined.stream,
+        key=joined.key,
+        on=joined.key,
+        moment=joined.fields[0],
+        reach=span(joined.span) + timedelta(days=1),
+        sums=(),
+        columns={field: kinds[f"{joined.stream}.{field}"] for field in fields},
+        orders=(joined.fields,),
+        joined=joined,
+    )
+
+
+def _name(stream: str, key: tuple[str, ...]) -> str:
+    return f"{stream}({','.join(key)})"

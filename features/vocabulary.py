@@ -1,0 +1,89 @@
+"""The words a feature definition is written in: tables, lookups, windows, and what precedes an event.
+
+Each is data, compiled twice: to SQL over a history (`features.engine`), and to lookups in packed series of it
+(`features.online`). Neither has a text of its own of what a feature is.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A clean table as read: column -> SQL type. `timeless` tables change slowly and are read from their beginning."""
+
+    columns: Mapping[str, str]
+    timeless: bool = False
+
+
+def source(*, timeless: bool = False, **names: str) -> Source:
+    """A source declared by type: `source(bigint="flight", varchar="carrier origin")`."""
+    return Source(columns={name: kind for kind, listed in names.items() for name in listed.split()}, timeless=timeless)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AsOf:
+    """The version of a record that was known at the prediction time, for the expressions that make a point.
+
+    `stream` is made by `versions`; `on` says which of its columns equals which column of `asked`. `absent` is what an
+    online answer says where there is no such record.
+    """
+
+    stream: str
+    on: Mapping[str, str]
+    absent: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Window:
+    """Sums, and latest records, of one stream's events per key over spans of time (shortest first) before each point.
+
+    `sums` are integer columns of the stream: integers add up to the same total in any order and on any engine.
+    Column names: `<prefix>_<sum>_<span>`, and `<prefix>_<latest>` for the record whose first field is the greatest.
+    `absent` is what an online answer says where the longest span holds nothing.
+    """
+
+    prefix: str
+    stream: str
+    key: tuple[str, ...]
+    spans: tuple[str, ...]
+    sums: tuple[str, ...] = ()
+    latest: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    earliest: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    absent: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preceding:
+    """The record that comes last before the event, within a span of at most a day, as known at the prediction time.
+
+    `stream` holds versions (known_at, known_until); the first of `fields` is the moment that must precede the event,
+    and the record whose fields are greatest in order is taken, as the column `prefix`.
+    """
+
+    prefix: str
+    stream: str
+    key: tuple[str, ...]
+    span: str
+    fields: tuple[str, ...]
+
+
+def utc(moment: str) -> str:
+    """SQL: a naive UTC timestamp from one with a time zone, or the other way round."""
+    return f"timezone('UTC', {moment})"
+
+
+def local_time(zone: str, moment: str) -> str:
+    """SQL: the wall-clock time of a naive UTC moment in a named zone; null where the zone is null."""
+    return f"timezone({zone}, {utc(moment)})"
+
+
+def versions(table: str, key: str) -> str:
+    """SQL: every version of a record with the moment the next one became known (null: still current)."""
+    order = f"over (partition by {key} order by known_at)"
+    return f"select *, lead(known_at) {order} as known_until, row_number() {order} = 1 as is_first from {table}"
+
+
+def known(version: str, moment: str) -> str:
+    """SQL condition: this version was the latest known one at the moment."""
+    return f"{version}.known_at <= {moment} and ({version}.known_until is null or {moment} < {version}.known_until)"
