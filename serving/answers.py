@@ -61,6 +61,7 @@ class Call:
     slot: str = "direct"
     client: str = "direct"
     explain: bool = False
+    schema: bool = False  # asks what may be asked, with `X-Windsock-Ask: openapi`: the server hands on no ?query
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +112,7 @@ def call(body: bytes | bytearray | None, headers: Mapping[str, str]) -> Call:
         request_id=_name(named.get("x-request-id")) or str(uuid.uuid4()),
         slot=_name(named.get("x-windsock-slot")) or "direct",
         client=_name(named.get("x-windsock-client")) or "direct",
+        schema=named.get("x-windsock-ask") == "openapi",
         explain=named.get("explain", "").lower() == "true",  # TorchServe's own, on the path /explanations
     )
 

@@ -79,9 +79,9 @@ class Door:
     def answer(self, rows: Sequence[Mapping[str, Any]], context: Any) -> list[bytes]:
         """A body a request; statuses and headers go by the context."""
         began = time.perf_counter()
-        # A request without a body that asks for ?openapi gets the schema.
-        asked = [index for index, row in enumerate(rows) if "openapi" not in row]
-        calls = [call(rows[index].get("body"), context.get_all_request_header(index)) for index in asked]
+        every = [call(row.get("body"), context.get_all_request_header(index)) for index, row in enumerate(rows)]
+        asked = [index for index, one in enumerate(every) if not one.schema]
+        calls = [every[index] for index in asked]
         replies = self._answerer.answer(calls)
         bodies = [self._schema] * len(rows)
         for index, one, reply in zip(asked, calls, replies, strict=True):

@@ -76,6 +76,8 @@ class PredictionLog:
 
     def close(self) -> None:
         """Hand over what is open; the shipper draws the balance."""
+        if self._ended.is_set():
+            return
         self._ended.set()
         self._rotator.join()
         with self._lock:
@@ -90,7 +92,8 @@ class PredictionLog:
         try:
             if self._file is not None and not batch.schema.equals(self._schema):
                 self._rotate()
-            head = b"" if self._file is not None else _record(batch.schema.serialize())
+            is_new = self._file is None or self._length == 0
+            head = _record(batch.schema.serialize()) if is_new else b""
             payload = head + _record(batch.serialize())
             if self._used_bytes + len(payload) > self._max_bytes:
                 return False

@@ -130,6 +130,8 @@ def expected(field: "RequestField") -> str:
 
 
 def _parse(body: bytes | bytearray) -> Any:
+    if not body:
+        raise Refusal("body", "JSON of an event or a list of events, as application/json", "nothing")
     try:
         return json.loads(body.decode("utf-8"))
     except RecursionError:

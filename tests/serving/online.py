@@ -1,10 +1,13 @@
 """A bundle of the shipped use case's shape, trained in a second on noise, and requests to ask it with."""
 
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 import features
 from models import bundle
@@ -32,6 +35,70 @@ OPTIONS = {
 }
 
 
+AS_OF = datetime(2013, 7, 4, 20, tzinfo=UTC)
+MOMENT = "2013-07-04T18:30:00-04:00"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Field:
+    """A field of a request, as a feature definition declares it."""
+
+    name: str
+    kind: str
+    required: bool = True
+    pattern: str | None = None
+    minimum: int | None = None
+    maximum: int | None = None
+    meaning: str = "a field"
+    example: Any = None
+
+
+FIELDS = (
+    Field(name="carrier", kind="string", pattern="[A-Z0-9]{2}", example="UA"),
+    Field(name="flight", kind="integer", minimum=1, maximum=9999, example=15),
+    Field(name="tailnum", kind="string", required=False, example="N12345"),
+    Field(name="scheduled_departure", kind="timestamp", example=MOMENT),
+)
+SMALL = {"carrier": "UA", "flight": 15, "tailnum": "N12345", "scheduled_departure": MOMENT}
+
+
+@dataclass(frozen=True)
+class Found:
+    features: pa.Table
+    as_of: datetime | None
+    problems: tuple[tuple[str, ...], ...]
+
+
+@dataclass
+class Echo:
+    """Features that are what was asked: `flight` as a number. Nothing is known of the carrier XX."""
+
+    as_of: datetime | None = AS_OF
+    lookups: int = 0
+
+    def features(self, events: pa.Table) -> Found:
+        self.lookups += 1
+        moments = pc.assume_timezone(events["scheduled_departure"], "UTC")
+        carriers = events["carrier"].to_pylist()
+        table = pa.table(
+            {
+                "entity_key": events["carrier"],
+                "event_time": moments,
+                "prediction_time": pc.subtract(moments, pa.scalar(timedelta(hours=2))),
+                "flight": pc.cast(events["flight"], pa.float32()),
+                "empty": pa.nulls(events.num_rows, pa.float32()),
+            }
+        )
+        return Found(table, self.as_of, tuple(("no history for XX",) if c == "XX" else () for c in carriers))
+
+
+class Halves:
+    """Predicts flight / 10,000."""
+
+    def predict(self, table: pa.Table) -> Any:
+        return table["flight"].to_numpy() / 10_000
+
+
 def event(**changes: Any) -> dict[str, Any]:
     return {**EVENT, **changes}
 
@@ -50,7 +117,11 @@ def make_bundle(folder: Path, *, seed: int = 0, digest: str | None = None) -> st
     """A bundle in an empty folder; its digest. With another `digest` it belongs to other features."""
     definition = features.definition("flights")
     small = recipe(
-        numeric=definition.numeric, categorical=definition.categorical, hidden_units=16, epochs=1, seeds=(seed, seed + 1)
+        numeric=definition.numeric,
+        categorical=definition.categorical,
+        hidden_units=16,
+        epochs=1,
+        seeds=(seed, seed + 1),
     )
     return bundle.write(
         folder,

@@ -1,0 +1,140 @@
+"""The spool: what was written is read back, a torn end costs only itself, and fullness costs no answer."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from pipeline.settings import REPOSITORY
+from serving import prediction_log
+from serving.prediction_log import PredictionLog, is_over, read_segment, read_session
+
+NEVER = 3600.0
+
+
+def batch(*numbers: int) -> pa.Table:
+    return pa.table({"number": pa.array(numbers, pa.int64()), "text": ["x" * 100] * len(numbers)})
+
+
+def numbers(folder: Path, ending: str = "*") -> list[int]:
+    found = sorted(folder.glob(f"*.{ending}"))
+    return [
+        n
+        for path in found
+        if path.suffix in {".open", ".done"}
+        for b in read_segment(path)
+        for n in b["number"].to_pylist()
+    ]
+
+
+@pytest.fixture
+def log(tmp_path):
+    log = PredictionLog(tmp_path, use_case="flights", rotate_seconds=NEVER)
+    yield log
+    log.close()
+
+
+def test_a_batch_is_on_disk_when_write_returns(log, tmp_path):
+    assert log.write(batch(1, 2))
+    assert log.write(batch(3))
+    assert numbers(tmp_path, "open") == [1, 2, 3]
+
+
+def test_a_segment_is_handed_over_within_the_rotation_without_another_write(tmp_path):
+    log = PredictionLog(tmp_path, use_case="flights", rotate_seconds=0.05)
+    log.write(batch(1))
+    deadline = time.monotonic() + 10
+    while numbers(tmp_path, "done") != [1]:
+        assert time.monotonic() < deadline
+    log.close()
+
+
+def test_a_batch_of_other_columns_begins_a_segment(log, tmp_path):
+    log.write(batch(1))
+    log.write(batch(2).append_column("more", pa.array([1.5])))
+    log.write(batch(3))
+    log.close()
+    assert len(list(tmp_path.glob("*.done"))) == 3
+    assert numbers(tmp_path) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("cut", [1, 8, 50])
+def test_a_torn_record_costs_itself_only(log, tmp_path, cut):
+    log.write(batch(1))
+    log.write(batch(2))
+    [path] = tmp_path.glob("*.open")
+    path.write_bytes(path.read_bytes()[:-cut])
+    assert numbers(tmp_path) == [1]
+
+
+def test_a_flipped_bit_is_never_read_as_an_answer(log, tmp_path):
+    for n in range(3):
+        log.write(batch(n))
+    [path] = tmp_path.glob("*.open")
+    content = path.read_bytes()
+    for at in range(0, len(content), 7):
+        path.write_bytes(content[:at] + bytes([content[at] ^ 16]) + content[at + 1 :])
+        assert numbers(tmp_path) in ([], [0], [0, 1])
+
+
+def test_a_full_spool_drops_and_counts_and_takes_again_when_there_is_room(tmp_path):
+    log = PredictionLog(tmp_path, use_case="flights", max_bytes=6000, rotate_seconds=0.05)
+    written = [log.write(batch(n)) for n in range(20)]
+    assert written[0]
+    assert not written[-1]
+    [path] = tmp_path.glob("*.session")
+    assert (read_session(path).answered, read_session(path).dropped) == (20, written.count(False))
+    deadline = time.monotonic() + 10
+    while not log.write(batch(99)):
+        for done in tmp_path.glob("*.done"):
+            done.unlink()
+        assert time.monotonic() < deadline
+    log.close()
+
+
+def test_half_a_write_leaves_nothing_behind_it_unreadable(log, tmp_path, monkeypatch):
+    log.write(batch(1))
+    real = prediction_log.os.write
+    monkeypatch.setattr(prediction_log.os, "write", lambda file, data: real(file, data[: len(data) // 2]))
+    assert not log.write(batch(2))
+    monkeypatch.undo()
+    assert log.write(batch(3))
+    assert numbers(tmp_path) == [1, 3]
+
+
+def test_a_disk_that_refuses_costs_no_answer(log, tmp_path, monkeypatch):
+    def full(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(prediction_log.os, "write", full)
+    assert not log.write(batch(1))
+    monkeypatch.undo()
+    assert log.write(batch(2))
+    assert numbers(tmp_path) == [2]
+
+
+def test_a_session_is_over_when_its_process_is_dead_and_not_before(tmp_path):
+    code = f"""
+import os, signal, sys
+from pathlib import Path
+from serving.prediction_log import PredictionLog
+from tests.serving.test_prediction_log import batch
+log = PredictionLog(Path({str(tmp_path)!r}), use_case="flights", rotate_seconds=3600)
+log.write(batch(1, 2))
+print("written", flush=True)
+sys.stdin.read(1)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    child = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert child.stdout is not None
+    assert child.stdout.readline() == "written\n"
+    [path] = tmp_path.glob("*.session")
+    assert not is_over(path)
+    child.communicate("x")
+    assert is_over(path)
+    assert (read_session(path).answered, numbers(tmp_path)) == (2, [1, 2])

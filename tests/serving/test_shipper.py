@@ -1,0 +1,210 @@
+"""From the spool to PostgreSQL: once each, whoever is killed; what is lost is counted."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import psycopg2
+import pyarrow as pa
+import pytest
+
+from pipeline.settings import REPOSITORY
+from serving.answers import _LOGGED, FEATURE
+from serving.prediction_log import PredictionLog
+from serving.shipper import Shipper, run
+from tests.infra.test_stack import query, until
+
+NOW = datetime(2013, 7, 4, 12, tzinfo=UTC)
+
+
+def batch(request_id: str, events: int = 1, **changes: object) -> pa.Table:
+    row = {
+        "use_case": "flights", "request_id": request_id, "model_version": "3", "slot": "stable", "client": "ops",
+        "entity_key": "UA15", "event_time": NOW, "prediction_time": NOW, "score": 0.25, "decision": True,
+        "degraded": True, "reasons": ["no weather"], "feature_as_of": None, "feature_age_seconds": None,
+        "server_ms": 1.5, "request": '{"carrier": "UA"}', "answered_at": NOW, **changes,
+    }  # fmt: skip
+    table = pa.Table.from_pylist([{**row, "position": n} for n in range(events)], _LOGGED)
+    numbers = {"wind": [1.5] * events, "pace": [float("nan")] * events}
+    for name, values in numbers.items():
+        table = table.append_column(FEATURE + name, pa.array(values, pa.float32()))
+    return table.append_column(FEATURE + "carrier", pa.array(["UA"] * events))
+
+
+@pytest.fixture
+def spool(tmp_path):
+    return tmp_path / "spool"
+
+
+@pytest.fixture
+def dsn(settings):
+    return settings.warehouse_dsn
+
+
+def filled(spool: Path, *batches: pa.Table) -> None:
+    log = PredictionLog(spool, use_case="flights", rotate_seconds=3600)
+    for table in batches:
+        log.write(table)
+    log.close()
+
+
+def balance(dsn: str) -> dict[str, int]:
+    [row] = query(dsn, "select sum(answered), sum(shipped), sum(dropped), sum(lost) from online_losses")
+    return dict(zip(("answered", "shipped", "dropped", "lost"), map(int, row), strict=True))
+
+
+def shipped(dsn: str) -> int:
+    return int(query(dsn, "select count(*) from online_answers")[0][0])
+
+
+def test_a_row_arrives_as_it_was_answered(spool, dsn):
+    filled(spool, batch("a"))
+    assert Shipper(spool, dsn).ship() == 1
+    [row] = query(
+        dsn,
+        "select request_id, position, score, decision, reasons, feature_as_of, request ->> 'carrier', features,"
+        " event_time, answered_at from online_answers",
+    )
+    assert row[:7] == ("a", 0, 0.25, True, ["no weather"], None, "UA")
+    assert row[7] == {"wind": 1.5, "pace": None, "carrier": "UA"}
+    assert (row[8], row[9]) == (NOW, NOW)
+    assert list(spool.iterdir()) == []
+    assert balance(dsn) == {"answered": 1, "shipped": 1, "dropped": 0, "lost": 0}
+
+
+def test_a_request_that_was_sent_twice_is_one_row(spool, dsn):
+    filled(spool, batch("a", 2), batch("a", 2), batch("b"))
+    Shipper(spool, dsn).ship()
+    assert shipped(dsn) == 3
+
+
+def test_a_segment_whose_removal_was_missed_is_not_counted_twice(spool, dsn):
+    log = PredictionLog(spool, use_case="flights", rotate_seconds=0.05)
+    log.write(batch("a", 3))
+    until(lambda: bool(list(spool.glob("*.done"))))
+    [segment] = spool.glob("*.done")
+    content = segment.read_bytes()
+    shipper = Shipper(spool, dsn)
+    assert shipper.ship() == 3
+    segment.write_bytes(content)
+    assert shipper.ship() == 0
+    log.close()
+    shipper.ship()
+    assert balance(dsn) == {"answered": 3, "shipped": 3, "dropped": 0, "lost": 0}
+
+
+def test_the_open_segment_of_a_living_writer_is_left_alone(spool, dsn):
+    log = PredictionLog(spool, use_case="flights", rotate_seconds=3600)
+    log.write(batch("a"))
+    assert Shipper(spool, dsn).ship() == 0
+    log.close()
+    assert Shipper(spool, dsn).ship() == 1
+
+
+def test_what_was_torn_is_counted_as_lost_and_what_was_dropped_as_dropped(spool, dsn):
+    log = PredictionLog(spool, use_case="flights", max_bytes=30_000, rotate_seconds=3600)
+    kept = sum(log.write(batch(str(n), 5)) for n in range(50))
+    log.close()
+    [segment] = spool.glob("*.done")
+    segment.write_bytes(segment.read_bytes()[:-3])
+    Shipper(spool, dsn).ship()
+    assert 1 < kept < 50
+    assert balance(dsn) == {"answered": 250, "shipped": 5 * (kept - 1), "dropped": 5 * (50 - kept), "lost": 5}
+
+
+def test_a_segment_the_table_refuses_is_put_aside_and_the_others_pass(spool, dsn):
+    filled(spool, batch("bad", request="no JSON"))
+    filled(spool, batch("good"))
+    Shipper(spool, dsn).ship()
+    assert query(dsn, "select request_id from online_answers") == [("good",)]
+    assert balance(dsn)["lost"] == 1
+    assert [path.suffix for path in spool.iterdir()] == [".refused"]
+
+
+def test_it_waits_for_a_database_that_is_away_and_loses_nothing(spool, dsn):
+    filled(spool, batch("a"))
+    shipper, ended, told = Shipper(spool, dsn.replace("warehouse_", "nowhere_")), threading.Event(), []
+
+    def tell(text: str) -> None:
+        told.append(text)
+        shipper._dsn = dsn if len(told) == 2 else shipper._dsn
+
+    running = threading.Thread(target=run, args=(shipper, ended), kwargs={"tell": tell})
+    running.start()
+    until(lambda: shipped(dsn) == 1)
+    ended.set()
+    running.join()
+    assert len(told) == 2
+
+
+def test_a_server_that_cuts_the_connection_is_connected_to_again(spool, dsn):
+    shipper = Shipper(spool, dsn)
+    filled(spool, batch("a"))
+    shipper.ship()
+    query(dsn, "select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database()"
+               " and pid <> pg_backend_pid()")  # fmt: skip
+    filled(spool, batch("b"))
+    with pytest.raises(psycopg2.Error):
+        shipper.ship()
+    shipper.ship()
+    assert shipped(dsn) == 2
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from serving.prediction_log import PredictionLog
+from tests.serving.test_shipper import batch
+log = PredictionLog(Path(sys.argv[1]), use_case="flights", rotate_seconds=0.02)
+number = 0
+while True:
+    log.write(batch(f"{sys.argv[2]}-{number}", 1 + number % 3))
+    print(f"{sys.argv[2]}-{number}", flush=True)
+    number += 1
+"""
+
+
+def test_kill_9_of_writers_and_shippers_at_any_moment_doubles_and_loses_nothing(spool, dsn, tmp_path):
+    draw = random.Random(5)  # noqa: S311 (moments to kill at)
+    environment = {**os.environ, "WINDSOCK_SPOOL": str(spool), "WINDSOCK_ONLINE_DSN": dsn}
+    spool.mkdir()
+
+    def start_shipper() -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "serving.shipper"], cwd=REPOSITORY, env=environment, stderr=subprocess.DEVNULL
+        )
+
+    shipper, acknowledged = start_shipper(), []
+    for generation in range(4):
+        out = tmp_path / f"{generation}.txt"
+        with out.open("wb") as told:
+            writer = subprocess.Popen(
+                [sys.executable, "-c", WRITER, str(spool), str(generation)], cwd=REPOSITORY, stdout=told
+            )
+        until(lambda: out.stat().st_size > 0)  # noqa: B023 (called at once)
+        until_killed = time.monotonic() + draw.uniform(0.3, 1.5)
+        while time.monotonic() < until_killed:
+            time.sleep(draw.uniform(0.1, 0.5))
+            shipper.send_signal(signal.SIGKILL)
+            shipper.wait()
+            shipper = start_shipper()
+        writer.send_signal(signal.SIGKILL)
+        writer.wait()
+        acknowledged += out.read_text().rpartition("\n")[0].split("\n")
+    until(lambda: not list(spool.glob("*.session")))
+    shipper.send_signal(signal.SIGTERM)
+    assert shipper.wait(20) == 0
+    events = {request: 1 + int(request.split("-")[1]) % 3 for request in acknowledged}
+    arrived = dict(query(dsn, "select request_id, count(*) from online_answers group by 1"))
+    assert {request: arrived.get(request) for request in events} == events
+    found = balance(dsn)
+    assert found["shipped"] == sum(arrived.values())
+    assert found["answered"] == found["shipped"] + found["dropped"] + found["lost"]
+    assert found["lost"] <= 4 * 3  # at most the batch each writer had in its hands
+    assert len(acknowledged) > 50
