@@ -12,6 +12,8 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from psycopg2.extensions import cursor
+
 from pipeline.online import Costs, Experiment
 from pipeline.spec import UseCase
 from tasks import experiment_log as log
@@ -192,27 +194,48 @@ def _settled(use_case: UseCase, experiment_id: str, outside: "Outside", fence: "
     assert trial is not None
     assert outside.gateway is not None
     if trial.settled_at is None:
-        last = log.last_look(trial, outside)
         with outside.warehouse.transaction(fence) as at:
-            route = outside.gateway.route(use_case.name)
-            if trial.outcome is not None:
-                if route.candidate == trial.treatment:
-                    outside.gateway.set_route(use_case.name, replace(route, candidate=None, share=0.0))
-                at.execute(
-                    "update experiments set settled_at = clock_timestamp() where experiment_id = %s", (experiment_id,)
-                )
-            elif last["routed_at"] is None and route.stable == trial.control:  # else the next look ends it
-                wanted = replace(route, candidate=trial.treatment, share=last["share"])
-                outside.gateway.set_route(use_case.name, wanted)
-                at.execute(
-                    "update experiment_looks set routed_at = clock_timestamp()"
-                    " where experiment_id = %s and look = %s and routed_at is null",
-                    (experiment_id, last["look"]),
-                )
+            if trial.outcome is None:
+                _give(at, trial, outside, outside.gateway)
+            else:
+                _take_back(at, trial, outside.gateway)
+        if trial.outcome is not None:
+            _unload(use_case, outside)
         outside.alerts.flush()
     said = trial.sentence()
     print(said)  # a task's log is its standard output
     return said
+
+
+def _give(at: cursor, trial: Trial, outside: "Outside", gateway: "Gateway") -> None:
+    """Tell the gateway the share, also where it is said to have it: its file may know it, and its memory not."""
+    last, route = log.last_look(trial, outside), gateway.route(trial.use_case)
+    if route.stable != trial.control:
+        return  # the next look ends it
+    gateway.set_route(trial.use_case, replace(route, candidate=trial.treatment, share=last["share"]))
+    at.execute(
+        "update experiment_looks set routed_at = clock_timestamp()"
+        " where experiment_id = %s and look = %s and routed_at is null",
+        (trial.experiment_id, last["look"]),
+    )
+
+
+def _take_back(at: cursor, trial: Trial, gateway: "Gateway") -> None:
+    """Give the stable version everyone, whichever it is by now, and the candidate's place to whoever wants it."""
+    route = gateway.route(trial.use_case)
+    if route.candidate in {None, trial.treatment}:
+        gateway.set_route(trial.use_case, replace(route, candidate=None, share=0.0))
+    at.execute("update experiments set settled_at = clock_timestamp() where experiment_id = %s", (trial.experiment_id,))
+
+
+def _unload(use_case: UseCase, outside: "Outside") -> None:
+    """What answers nobody any more leaves the server, except what a rollback would bring back."""
+    from tasks import deployments
+    from tasks.server import Server
+
+    serving = deployments.serving(use_case, outside)
+    if serving is not None and outside.endpoint is not None:
+        Server(use_case, outside).retire_others(serving)
 
 
 def _key(use_case: UseCase) -> str:

@@ -10,8 +10,10 @@ from adapters.errors import FencedOut
 from adapters.gateway import Record, Route
 from pipeline.online import Experiment
 from pipeline.spec import UseCase
-from tasks import experiment, experiment_log
-from tests.gateway_stand import stand
+from tasks import experiment, experiment_log, golden
+from tasks.rollout import Golden
+from tasks.server import Server
+from tests.gateway_stand import stand, until
 
 EVENT_TIME = datetime(2013, 5, 1, tzinfo=UTC)
 DECLARED = Experiment(
@@ -240,6 +242,17 @@ def test_killed_at_the_end_the_place_is_taken_until_the_next_look_has_given_it_b
     assert ledger(outside) == ["experiment-start by ada", "experiment-end by experiment"]
 
 
+def test_a_route_that_the_gateway_lost_is_told_again(use_case, outside, gateway, monkeypatch):
+    """Its file may know a route that its memory does not: a kill came between the two."""
+    start(use_case, outside)
+    told = []
+    monkeypatch.setattr(gateway, "set_route", lambda _, route: told.append(route))
+    experiment.look(use_case, outside)
+    gateway.now = Route("7")
+    experiment.stop(use_case, outside, actor="ada", reason="enough")
+    assert told == [Route("7", "8", 0.3), Route("7")]
+
+
 def test_a_look_that_was_overtaken_writes_nothing(use_case, outside, gateway, monkeypatch):
     start(use_case, outside)
     answer(outside, "7", 400, costly=0.05, seed=1)
@@ -345,6 +358,20 @@ def test_a_version_that_does_not_answer_as_in_batch_answers_nobody(use_case, out
     assert not experiment.running(use_case, outside)
 
 
+@pytest.mark.parametrize(("difference", "allowed"), [(1e-7, True), (1e-2, False)])
+def test_a_version_is_let_in_when_real_rows_get_the_batchs_answers(use_case, outside, monkeypatch, difference, allowed):
+    asked = []
+    seen = Golden(rows=256, wanted=256, max_difference=difference, worst="UA1", p99_ms=1.0)
+    monkeypatch.setattr(Server, "ensure", lambda _, version, sha256: asked.append((version, sha256)))
+    monkeypatch.setattr(golden, "look", lambda *_: (seen, {}))
+    if allowed:
+        experiment.let_in(use_case, "8", outside)
+    else:
+        with pytest.raises(ValueError, match="version 8 may not answer anyone"):
+            experiment.let_in(use_case, "8", outside)
+    assert asked == [("8", None)]
+
+
 def test_high_risk_takes_only_versions_that_were_approved(use_case, outside, gateway):
     with pytest.raises(ValueError, match="never approved"):
         start(use_case.model_copy(update={"risk": "high"}), outside)
@@ -360,6 +387,8 @@ def test_a_deployment_under_way_refuses_the_start_and_its_end_lets_it(use_case, 
     outside.warehouse.fetch("update deployments set outcome = 'held', finished_at = now()")
     with outside.warehouse.alone("deploy/flights"), pytest.raises(ValueError, match="deployment of flights"):
         start(use_case, outside)
+    held = "select from pg_locks join pg_database on oid = database and datname = current_database()"
+    until(lambda: not outside.warehouse.fetch(f"{held} where locktype = 'advisory'"))  # a closed connection lingers
     assert start(use_case, outside).endswith("goes on")
 
 
