@@ -2,7 +2,8 @@
 
 **Steps.** `monitor` takes the scored partitions without a decision, oldest first: data drift against thresholds
 calibrated on the champion's own training data, prediction drift, performance on the labels that have matured, triage,
-decision. A decision to retrain is picked up by `retrain`. With nothing to do it ends as skipped.
+decision. A decision to retrain is picked up by `retrain`. With nothing to do it ends as skipped. `measure_online` joins
+what was answered online with outcomes and batch scores, where there is an endpoint.
 
 **Started by** new scores, by the reconcile floor, or by hand. Every run does all pending work.
 
@@ -20,7 +21,7 @@ from pipeline.spec import UseCase
 
 
 def monitor(use_case: UseCase) -> DAG:
-    """`monitor`, after scores."""
+    """`monitor -> measure_online`, after scores."""
     dag = DAG(**dag_args(use_case, "monitor", __doc__), schedule=PartitionedAssetTimetable(assets=scores(use_case)))
 
     @task(task_id="monitor", execution_timeout=timedelta(hours=2))
@@ -33,8 +34,17 @@ def monitor(use_case: UseCase) -> DAG:
             raise AirflowSkipException("every scored partition has its decision")
         return decided
 
+    @task(execution_timeout=timedelta(hours=1), trigger_rule="none_failed")
+    def measure_online() -> int:
+        from adapters.connect import outside
+        from tasks import online_quality
+
+        if use_case.endpoint is None:
+            raise AirflowSkipException("nothing answers online")
+        return len(online_quality.measure(use_case, outside()))
+
     with dag:
-        monitor_pending()
+        monitor_pending() >> measure_online()
     return dag
 
 

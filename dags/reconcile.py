@@ -1,8 +1,8 @@
 """The floor under the asset events: work that is pending although nothing is working on it is started.
 
-**Steps.** `find` asks features, scores and monitoring, cheaply, whether something is pending, and leaves out what is
-running or queued already; `start` starts the rest. Usually there is nothing: an event that was lost, or a run that
-failed and was not cleared, is what this is for.
+**Steps.** `find` asks features, scores, monitoring and deployments, cheaply, whether something is pending, and leaves
+out what is running or queued already; `start` starts the rest. Usually there is nothing: an event that was lost, or a
+run that failed and was not cleared, is what this is for.
 
 **Started by** the clock, every ten minutes.
 

@@ -1,7 +1,8 @@
 """Put the previous champion back, in the registry and on the server.
 
 **Steps.** `rollback` makes the previous champion the champion again, under the database lock, and writes who asked and
-why into the ledger; `deploy` brings it to the endpoint, where there is one.
+why into the ledger; `deploy` routes everyone to it at once, where there is an endpoint, and proves it by a request. A
+deployment under way ends as superseded.
 
 **Started by** hand, with a reason. The name in the ledger is that of the Airflow user who started the run.
 

@@ -5,8 +5,8 @@ where it was); `refit` trains the best configuration and registers the candidate
 champion on the same holdout rows; where the candidate won and the use case's risk is high, or the champion could not be
 compared with, `approval` waits for a person (Required Actions, in the Airflow UI; no answer in time is a rejection)
 and skips itself otherwise; `promote` follows the verdict and writes
-the ledger; `deploy` brings the champion to the endpoint, where there is one; `finish` closes the retrain decision,
-whatever happened.
+the ledger; `deploy` brings the champion to the endpoint, where there is one, by the stages of `deploy`; `finish` closes
+the retrain decision, whatever happened.
 
 **Started by** `retrain`, once a decision, or by hand with the form.
 
@@ -22,7 +22,7 @@ from airflow.sdk import DAG, Param, task, teardown
 from airflow.sdk.exceptions import AirflowSkipException
 
 from pipeline.handoffs import Candidate, Release, Verdict
-from pipeline.orchestration import MOMENT, asked_moment, dag_args, declared
+from pipeline.orchestration import MOMENT, asked_moment, dag_args, declared, rollout_time
 from pipeline.spec import UseCase
 
 APPROVE, REJECT = "Approve", "Reject"
@@ -126,7 +126,7 @@ def train(use_case: UseCase) -> DAG:
         dry_run = params["dry_run"]
         return step.promote(use_case, verdict, outside(), actor=actor, approved=approved, dry_run=dry_run)
 
-    @task(execution_timeout=timedelta(minutes=30))
+    @task(execution_timeout=rollout_time(use_case))
     def deploy(release: Release) -> str:
         from adapters.connect import outside
         from tasks import deploy as step

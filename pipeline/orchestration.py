@@ -144,6 +144,12 @@ def asked_by(dag_run: Any) -> str:
     return str(dag_run.triggering_user_name or dag_run.run_id)
 
 
+def rollout_time(use_case: UseCase) -> timedelta:
+    """The longest a deployment may take: what shadow and canary wait for requests, and an hour for all the rest."""
+    held = 2 * use_case.endpoint.rollout.hold_minutes if use_case.endpoint else 0
+    return timedelta(minutes=held + 60)
+
+
 def wake(outlet_events: Any, asset: Asset, key: str) -> None:
     """Attach a partition key to this run's event, without which (a run started by hand has none) nobody is woken."""
     outlet_events[asset].add_partitions(key)

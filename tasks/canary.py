@@ -1,6 +1,6 @@
 """What one version answered to real requests: by the gateway's records, and by the prediction log."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import TYPE_CHECKING
 
@@ -21,9 +21,15 @@ where use_case = %s and model_version = %s and slot = any(%s) and answered_at >=
 """
 
 
-def failed(record: "Record") -> bool:
-    """Whether the server is to blame: a request that was refused (4xx) was answered."""
-    return record.status >= _SERVER_ERROR or record.status <= 0
+def failed(record: "Record", *, forgiving: bool) -> bool:
+    """Whether the version is to blame: a request that was refused (4xx) was answered.
+
+    Args:
+        record: of the gateway.
+        forgiving: count what the client saw; else also what it was spared, by a retry or by the static answer.
+    """
+    spared = record.retries > 0 and not forgiving
+    return record.status >= _SERVER_ERROR or record.status <= 0 or record.static or spared
 
 
 def logged(
@@ -33,20 +39,20 @@ def logged(
     since: datetime,
     outside: "Outside",
     *,
-    batch: "Predictor",
+    batch: "Callable[[], Predictor]",
     most: int = _MOST_CHECKED,
 ) -> recompute.Checked:
-    """The logged answers of a version since a moment, computed again from their features."""
+    """The logged answers of a version since a moment, computed again from their features by its batch path."""
     rows = outside.warehouse.fetch(_LOGGED, (use_case.name, version, list(slots), since, most))
-    return recompute.check(batch, rows)
+    return recompute.check(batch(), rows) if rows else recompute.NOTHING  # a model is not loaded for nothing
 
 
-def tally(records: Iterable["Record"], checked: recompute.Checked) -> Tally:
-    """Records of one version, each request once however often the ring was read, and what its log gave."""
-    each = {record.request_id: record for record in records}.values()
+def tally(records: Iterable["Record"], checked: recompute.Checked, *, forgiving: bool = False) -> Tally:
+    """Records of one version, each once however often the gateway's memory was read, and what its log gave."""
+    each = {(record.request_id, record.at): record for record in records}.values()
     return Tally(
         requests=len(each),
-        errors=sum(failed(record) for record in each),
+        errors=sum(failed(record, forgiving=forgiving) for record in each),
         p99_ms=p99([record.milliseconds for record in each]),
         checked=checked.requests,
         max_difference=checked.max_difference,

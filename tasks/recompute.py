@@ -23,6 +23,9 @@ class Checked:
     worst: str | None  # the request that was furthest off
 
 
+NOTHING = Checked(answers=0, requests=0, max_difference=None, worst=None)
+
+
 def predictor(use_case: "UseCase", version: str, outside: "Outside") -> "Predictor":
     """The batch path of a registered version, its bundle verified."""
     from serving.predictor import Predictor
@@ -34,7 +37,7 @@ def predictor(use_case: "UseCase", version: str, outside: "Outside") -> "Predict
 def check(batch: "Predictor", answers: Sequence[Mapping[str, Any]]) -> Checked:
     """Compare logged answers (`request_id`, `score`, `features`) of one version with its batch path."""
     if not answers:
-        return Checked(answers=0, requests=0, max_difference=None, worst=None)
+        return NOTHING
     complete = [set(batch.columns) <= set(answer["features"] or {}) for answer in answers]
     whole = [answer for answer, is_whole in zip(answers, complete, strict=True) if is_whole]
     expected = iter(batch.predict(table(batch, [answer["features"] for answer in whole])).tolist() if whole else ())

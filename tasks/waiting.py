@@ -14,7 +14,7 @@ def retrain_due(use_case_name: str) -> dict[str, str] | None:
 
 def pending_verbs(use_case: UseCase, outside: Outside) -> list[str]:
     """The steps that reconcile from the database and have something to do."""
-    from tasks import build_features, monitor, score
+    from tasks import build_features, deploy, monitor, score
 
-    steps = {"build_features": build_features, "score": score, "monitor": monitor}
+    steps = {"build_features": build_features, "score": score, "monitor": monitor, "deploy": deploy}
     return [verb for verb, step in steps.items() if step.pending(use_case, outside)]

@@ -25,6 +25,8 @@ VERBS = {
     "rollback",
     "replay_quarantine",
     "reconcile",
+    "deploy",
+    "watch",
 }
 HEAVY = {
     *("torch", "mlflow", "great_expectations", "evidently", "optuna", "boto3", "botocore", "pandas", "polars"),

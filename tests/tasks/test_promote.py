@@ -12,7 +12,7 @@ from adapters.connect import Outside
 from adapters.registry import Registry, RunRecord, folder_sha256
 from pipeline.handoffs import Verdict
 from pipeline.spec import UseCase
-from tasks import deploy, promote
+from tasks import promote
 from tests.tasks import killed
 
 APRIL = datetime(2013, 4, 1, tzinfo=UTC)
@@ -282,11 +282,3 @@ def test_a_version_that_is_not_registered_cannot_become_champion(outside, use_ca
 def test_a_verdict_about_another_use_case_is_refused(outside, use_case, versions):
     with pytest.raises(ValueError, match="is about"):
         promote.promote(use_case, replace(verdict(use_case, "1", None), use_case="other"), outside, actor="gate")
-
-
-def test_without_an_endpoint_deploy_says_so_and_does_nothing(outside, use_case, versions, capsys):
-    release = promote.promote(use_case, verdict(use_case, "1", None), outside, actor="gate")
-    assert "no endpoint is configured" in deploy.deploy(use_case, release, outside)
-    assert "no endpoint is configured" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="set it to null"):
-        deploy.deploy(use_case.model_copy(update={"endpoint": "http://127.0.0.1:8081"}), release, outside)

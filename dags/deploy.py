@@ -1,0 +1,59 @@
+"""Bring the champion to the online server, in stages each of which may turn it away.
+
+**Steps.** `deploy` packages the version and registers it beside the one that answers; asks it real rows, which must be
+answered as in batch; mirrors requests to it; gives it a small share of the entities; and then everyone. Each stage
+waits for a number of requests. Without them it holds: the version leaves, the old one goes on answering, and a warning
+says so. What goes wrong is reverted by itself.
+
+**Started by** `train`, which calls the same step; by the reconcile floor, for a champion that is not at the server and
+was not turned away there; or by hand with the form.
+
+**To resume** clear the failed task, or run it again: it goes on at the stage it had reached.
+"""
+
+from typing import Any
+
+from airflow.sdk import DAG, Param, task
+
+from pipeline.orchestration import asked_by, dag_args, declared, rollout_time
+from pipeline.spec import UseCase
+
+
+def deploy(use_case: UseCase) -> DAG:
+    """`deploy`."""
+    params = {
+        "version": Param(
+            None,
+            type=["null", "string"],
+            pattern=r"^\d+$",
+            title="Version",
+            description="A model version that was champion once; empty: the champion.",
+        ),
+        "reason": Param("left over", type="string", minLength=3, title="Reason", description="For the ledger."),
+        "again": Param(
+            default=False,
+            type="boolean",
+            title="Again",
+            description="Also where this champion was held, refused or reverted before.",
+        ),
+    }
+    dag = DAG(**dag_args(use_case, "deploy", __doc__), schedule=None, params=params)
+
+    @task(task_id="deploy", execution_timeout=rollout_time(use_case))
+    def bring(params: Any = None, dag_run: Any = None) -> str:
+        from adapters.connect import outside
+        from tasks import deploy as step
+
+        version, again, reason = params["version"], params["again"], params["reason"]
+        who, run_id = asked_by(dag_run), dag_run.run_id  # the run id makes a retry of this task the same deployment
+        return step.start(
+            use_case, outside(), request_id=run_id, actor=who, reason=reason, version=version, again=again
+        )
+
+    with dag:
+        bring()
+    return dag
+
+
+for declared_use_case in declared():
+    globals()[f"{declared_use_case.name}_deploy"] = deploy(declared_use_case)
