@@ -23,6 +23,8 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest a zip knows: the same bundle alwa
 _CALL_SECONDS = 30.0
 _READY_SECONDS = 120.0
 _POLL_SECONDS = 0.1
+_DRAIN_SECONDS = 10.0
+_BATCH_SECONDS = 0.5  # no batch takes longer: the store has `store_timeout_ms`, the rest is milliseconds
 
 Entry = dict[str, Any]
 
@@ -157,9 +159,13 @@ class Endpoint:
     def retire(self, use_case: str, version: str) -> None:
         """Take a version out, and its archive; nothing happens when it is not there.
 
+        Nobody may ask it by its name any more: the server forgets the requests of a version that it takes out, and
+        their clients would wait until they give up.
+
         Raises:
             ValueError: it is the default among several.
         """
+        self._drain(use_case, version)
         answer = self._manage("DELETE", f"/models/{quote(use_case)}/{quote(version)}")
         if answer.status != 404:
             _good(answer, f"retiring {use_case} {version}")
@@ -201,6 +207,17 @@ class Endpoint:
         except ValueError:
             self._manage("DELETE", path)
             raise
+
+    def _drain(self, use_case: str, version: str) -> None:
+        """Wait until what was asked is answered: the queue is seen empty, and a batch's time later it still is."""
+        deadline, empty = time.monotonic() + _DRAIN_SECONDS, 0
+        while empty < 2 and time.monotonic() < deadline:
+            answer = self._manage("GET", f"/models/{quote(use_case)}/{quote(version)}")
+            if answer.status == 404:
+                return
+            [model] = json.loads(_good(answer, f"queue of {use_case} {version}").body)
+            empty = empty + 1 if model["jobQueueStatus"]["pendingRequests"] == 0 else 0
+            time.sleep(_BATCH_SECONDS)  # the server does not tell what its workers have in their hands
 
     def _await_ready(self, use_case: str, version: str, refused: Path) -> None:
         deadline = time.monotonic() + self.ready_seconds
