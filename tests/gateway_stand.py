@@ -64,6 +64,8 @@ class _Answers(BaseHTTPRequestHandler):
         self.asked[identity] = times = self.asked.get(identity, 0) + 1
         if wish in {"fail", f"fail {times}"}:
             return self._answer(500, {"code": 500, "message": "Worker died."})
+        if wish == f"killed {times}":  # what TorchServe says when it already knows that SIGKILL ended its worker
+            return self._answer(507, {"code": 507, "message": "Worker died."})
         if wish in {"drop", f"drop {times}"}:
             self.close_connection = True
             return self.connection.shutdown(socket.SHUT_RDWR)

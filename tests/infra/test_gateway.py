@@ -182,7 +182,7 @@ def test_changing_the_share_disturbs_no_client(open_gate: Stand) -> None:
     assert set.union(*(paths for _, paths in results)) == {"/predictions/flights/1", "/predictions/flights/2"}
 
 
-@pytest.mark.parametrize("wish", ["fail 1", "drop 1"])
+@pytest.mark.parametrize("wish", ["fail 1", "killed 1", "drop 1"])
 def test_a_request_whose_worker_died_is_asked_again(open_gate: Stand, wish: str) -> None:
     reply = open_gate.gateway.ask("flights", {"do": wish}, request_id=wish.replace(" ", "-"))
     assert (reply.status, reply.body["path"]) == (200, "/predictions/flights/1")
