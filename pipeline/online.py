@@ -55,7 +55,7 @@ class Experiment(Block):
     alpha: Annotated[float, Field(gt=0, lt=0.5)]  # how often a null may be called a difference, at any time
     min_effect: float = Field(ge=0)  # cost per event below which a difference does not matter
     min_events: int = Field(gt=0)  # with a known outcome, per version, before anything is called
-    max_events: int = Field(gt=0)  # per version; then it ends undecided
+    max_events: int = Field(gt=0)  # of the candidate at its declared share; then it ends undecided
     max_harm: float = Field(gt=0)  # guardrail: extra cost per event at which a candidate is stopped
     max_error_share: Share  # guardrail
     max_degraded_share: Share  # guardrail

@@ -1,5 +1,6 @@
 """An experiment's life in a real database, with a gateway of ten lines, and once with the real one."""
 
+from collections.abc import Iterator
 from datetime import UTC, datetime
 
 import numpy as np
@@ -8,12 +9,14 @@ import pytest
 
 from adapters.errors import FencedOut
 from adapters.gateway import Record, Route
+from infra.local import gateway as infra_gateway
 from pipeline.online import Experiment
 from pipeline.spec import UseCase
 from tasks import experiment, experiment_log, golden
 from tasks.rollout import Golden
 from tasks.server import Server
-from tests.gateway_stand import stand, until
+from tests.gateway_stand import Stand, stand, until
+from tests.tasks import killed
 
 EVENT_TIME = datetime(2013, 5, 1, tzinfo=UTC)
 DECLARED = Experiment(
@@ -392,18 +395,49 @@ def test_a_deployment_under_way_refuses_the_start_and_its_end_lets_it(use_case, 
     assert start(use_case, outside).endswith("goes on")
 
 
-def test_through_the_real_gateway_entities_keep_their_version_and_all_come_back_at_the_end(use_case, outside, gateway):
-    for real in stand():
-        outside.__dict__["gateway"] = real.gateway
-        real.gateway.set_route("flights", Route("7"))
-        start(use_case, outside)
-        entities = [f"E{i}" for i in range(600)]
-        first, second = real.ask_all("flights", entities), real.ask_all("flights", entities)
-        assert first == second
-        treated = sum(slot == "candidate" for slot in first.values())
-        assert 0.22 < treated / 600 < 0.38
-        experiment.look(use_case, outside)
-        assert (looks(outside)[-1]["requests"], looks(outside)[-1]["errors"]) == (2 * treated, 0)
-        experiment.stop(use_case, outside, actor="ada", reason="enough")
-        assert real.gateway.route("flights") == Route("7")
-        assert set(real.ask_all("flights", entities[:100]).values()) == {"stable"}
+STARTS = """
+from adapters import gateway_maps
+from pipeline.online import Experiment
+from tasks import experiment
+gateway_maps.Admin.say = die  # the gateway's file is written by now, its memory is not
+experiment.let_in = lambda *_: None
+use_case = use_cases(settings().params)["flights"].model_copy(update={"experiment": Experiment(**DECLARED)})
+experiment.start(use_case, "8", outside, actor="ada", request_id="run 1")
+"""
+
+
+@pytest.fixture
+def stood(outside, gateway) -> Iterator[Stand]:
+    """The real gateway, with version 7 for everyone."""
+    for found in stand():
+        outside.__dict__["gateway"] = found.gateway
+        found.gateway.set_route("flights", Route("7"))
+        yield found
+
+
+def test_through_the_real_gateway_entities_keep_their_version_and_all_come_back_at_the_end(use_case, outside, stood):
+    start(use_case, outside)
+    entities = [f"E{i}" for i in range(600)]
+    first, second = stood.ask_all("flights", entities), stood.ask_all("flights", entities)
+    assert first == second
+    treated = sum(slot == "candidate" for slot in first.values())
+    assert 0.22 < treated / 600 < 0.38
+    experiment.look(use_case, outside)
+    assert (looks(outside)[-1]["requests"], looks(outside)[-1]["errors"]) == (2 * treated, 0)
+    experiment.stop(use_case, outside, actor="ada", reason="enough")
+    assert stood.gateway.route("flights") == Route("7")
+    assert set(stood.ask_all("flights", entities[:100]).values()) == {"stable"}
+
+
+def test_killed_between_the_gateways_file_and_its_memory_the_next_look_gives_the_share(
+    use_case, outside, settings, stood, monkeypatch
+):
+    for name, value in infra_gateway.environment(stood.home).items():
+        monkeypatch.setenv(name, value)
+    killed.run(settings, STARTS.replace("DECLARED", repr(DECLARED.model_dump())), killed=True)
+    entities = [f"E{i}" for i in range(200)]
+    assert set(stood.ask_all("flights", entities).values()) == {"stable"}
+    assert experiment.look(use_case, outside).endswith("goes on")
+    slots = list(stood.ask_all("flights", entities).values())
+    assert 0.2 < slots.count("candidate") / 200 < 0.4
+    assert ledger(outside) == ["experiment-start by ada"]
