@@ -46,7 +46,7 @@ where use_case = %s and answered_at >= %s and slot = 'candidate' and model_versi
 _NEXT = {
     "treatment-better": "It saves money: promote it by the gate ({0}.train), which judges it on the batch's rows, too.",
     "control-better": "Nothing to do: the stable version goes on answering everyone.",
-    "undecided": "Nothing to do; to look closer, declare more max_events or a larger min_effect.",
+    "undecided": "Nothing to do; if less would matter, declare more max_events or a smaller min_effect.",
     "stopped-by-guardrail": "Find out why before this version answers anyone again.",
     "stopped": "Nothing to do: nothing was concluded.",
     "interrupted": "Nothing was concluded; start it again once the route is what it should be.",
