@@ -1,0 +1,1 @@
+"""The same model behind other servers, each written as a competent user of it would."""

@@ -1,0 +1,128 @@
+"""Our servers beside four others that answer with the same model, on this machine, in one run.
+
+Run by `make bench` or `python -m benchmarks.serving`. The contenders take turns, several rounds of them, and the median
+is told: what else the machine does then meets all of them alike. See benchmarks/README.md.
+"""
+
+import argparse
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from benchmarks import lookup
+from benchmarks.load import Measured, middle, press, require_wrk
+from benchmarks.servers import Contender, all_of, check
+from benchmarks.world import UNLIMITED, World, opened
+from serving.predictor import Predictor
+
+CONCURRENCIES = (1, 8, 64)
+BASE = "mlflow serve"
+RESULTS = Path(__file__).parent / "results"
+_DRAIN_SECONDS = 120
+
+Figures = dict[tuple[str, int], list[Measured]]
+
+
+def measure(world: World, contenders: Sequence[Contender], *, rounds: int, seconds: int) -> Figures:
+    """Every contender at every concurrency, in turn, as many times as there are rounds."""
+    figures: Figures = {}
+    for number in range(1, rounds + 1):
+        for connections in CONCURRENCIES:
+            for one in contenders:
+                press(one.url, one.bodies, connections=connections, seconds=1, key=one.key)
+                seen = press(one.url, one.bodies, connections=connections, seconds=seconds, key=one.key)
+                figures.setdefault((one.name, connections), []).append(seen)
+                print(f"round {number} c={connections:<2} {one.name:16} {seen}", flush=True)
+                drain(world)
+    return figures
+
+
+def spooled(world: World) -> int:
+    """How many segments of answers wait for the shipper."""
+    return len([*(world.stack.folder / "torchserve" / "spool").glob("*.done")])
+
+
+def drain(world: World) -> float:
+    """Wait until every answer is in the warehouse, so that the next contender has the machine; seconds."""
+    began = time.monotonic()
+    while spooled(world):
+        if time.monotonic() - began > _DRAIN_SECONDS:
+            raise ValueError(f"{spooled(world)} segments of answers are still not in the warehouse")
+        time.sleep(0.05)  # the shipper tells nobody
+    return time.monotonic() - began
+
+
+def losses(world: World) -> dict[str, int]:
+    """What the warehouse says of all answers so far."""
+    [row] = world.outside.warehouse.fetch(
+        "select sum(answered)::bigint as answered, sum(shipped)::bigint as shipped, sum(dropped)::bigint as dropped,"
+        " sum(lost)::bigint as lost from online_losses"
+    )
+    return {name: int(value or 0) for name, value in row.items()}
+
+
+def table(figures: Figures, memory_mb: dict[str, float]) -> str:
+    """As Markdown."""
+    lines = [
+        "| server | c | requests/s | x mlflow | p50 ms | p95 ms | p99 ms | errors | RSS MB |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for (name, connections), rounds in sorted(figures.items(), key=lambda item: item[0][1]):
+        seen = middle(rounds)
+        ratio = seen.rps / middle(figures[BASE, connections]).rps
+        lines.append(
+            f"| {name} | {connections} | {seen.rps:,.0f} | {ratio:.1f} | {seen.p50_ms:.1f} | {seen.p95_ms:.1f} |"
+            f" {seen.p99_ms:.1f} | {seen.errors} | {memory_mb[name]:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def _document(figures: Figures, **more: Any) -> dict[str, Any]:
+    return {
+        "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": {"cores": os.cpu_count(), "processor": platform.machine(), "load": os.getloadavg()},
+        "rounds": [
+            {"server": name, "connections": connections, "rounds": [asdict(one) for one in rounds]}
+            for (name, connections), rounds in figures.items()
+        ],
+        **more,
+    }
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Measure, print, keep."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.serving", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=int, default=8)
+    parser.add_argument("--folder", type=Path, help="keep the stack's state here, and use it again")
+    parser.add_argument("--only", help="names of contenders, with commas between them")
+    told = parser.parse_args(arguments)
+    require_wrk()
+    os.environ["GATEWAY_RATE"] = UNLIMITED
+    with opened(told.folder) as world, all_of(world, world.bundle.parent / "contenders") as contenders:
+        expected = Predictor.load(world.bundle).predict(world.points).tolist()
+        chosen = [one for one in contenders if told.only is None or one.name in {BASE, *told.only.split(",")}]
+        differences = {one.name: check(one, expected) for one in chosen}
+        figures = measure(world, chosen, rounds=told.rounds, seconds=told.seconds)
+        memory = {one.name: one.memory_mb() for one in chosen}
+        looked_up = lookup.measure(world)
+        counted = losses(world)
+    print(f"\n{table(figures, memory)}\n\nfeature lookup: {looked_up}\nprediction log: {counted}")
+    print(f"largest difference to the predictor's answers: {max(differences.values()):.1e}")
+    RESULTS.mkdir(exist_ok=True)
+    document = _document(figures, memory_mb=memory, lookup=asdict(looked_up), log=counted, differences=differences)
+    path = RESULTS / f"serving-{datetime.now(UTC):%Y%m%dT%H%M%S}.json"
+    path.write_text(json.dumps(document, indent=1))
+    print(f"kept in {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
