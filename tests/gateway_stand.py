@@ -1,6 +1,7 @@
 """A real HAProxy in front of a small real server that stands for TorchServe and misbehaves on request."""
 
 import atexit
+import contextlib
 import http.client
 import json
 import shutil
@@ -117,6 +118,8 @@ class Upstream:
         self._server.server_close()
         for connection in self._server.connections:
             if connection.fileno() >= 0:
+                with contextlib.suppress(OSError):  # the other side was quicker
+                    connection.shutdown(socket.SHUT_RDWR)  # wakes the thread that reads it
                 connection.close()
 
 
