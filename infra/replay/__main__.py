@@ -11,13 +11,15 @@ import psycopg2
 from adapters.connect import outside
 from infra.local.__main__ import default_home
 from infra.local.stack import Stack
-from infra.replay import flights_source, report
+from infra.replay import flights_source, online, report
 from infra.replay.api import AirflowApi, AirflowError
 from infra.replay.drive import Plan, Replay
 from infra.replay.incident import Incident, manifest
 from infra.replay.measures import Week
+from infra.replay.online import Online
 from infra.replay.progress import Progress
 from infra.replay.state import ReplayError
+from infra.replay.traffic import Asked
 from pipeline.spec import UseCase, use_cases
 
 USE_CASE = "flights"
@@ -64,9 +66,13 @@ def _replay(stack: Stack, arguments: argparse.Namespace, progress: Progress) -> 
     folder = world.settings.home / "replay"
     replay = Replay(use_case=use_case, outside=world, api=api, progress=progress, folder=folder)
     replay.run(plan)
-    weeks = report.write(use_case, world, folder=folder, to=arguments.report)
+    asked = replay.traffic.asked
+    served = online.closing(use_case, world)
+    weeks = report.write(use_case, world, folder=folder, to=arguments.report, served=served)
     print("\n" + report.summary(weeks) + "\n")
+    print(report.served_summary(served, asked) + "\n")
     _judge(weeks, manifest(folder))
+    _judge_online(use_case, served, asked)
     print(f"report     {arguments.report.resolve()}")
     print(f"Airflow    {airflow}   login {user} / {password}")
     print(f"MLflow     {world.settings.tracking_uri}")
@@ -81,6 +87,15 @@ def _judge(weeks: list[Week], incidents: list[Incident]) -> None:
                 raise ReplayError(f"the broken feed of {broken.partition_key} led to {week.decision!r}, not to a page")
     if len(weeks) >= WEEKS_WITH_A_RETRAIN and not any(week.retrain_outcome for week in weeks):
         raise ReplayError("no retrain was judged in the whole replay")
+
+
+def _judge_online(use_case: UseCase, served: Online | None, asked: Asked) -> None:
+    if served is None or use_case.endpoint is None:
+        return
+    if not served.parity.holds(use_case.endpoint.rollout.tolerance):
+        raise ReplayError(f"online does not say what batch says: {served.parity}")
+    if asked.failed:
+        raise ReplayError(f"{asked.failed} of {asked.requests} online requests failed; see {use_case.name}.watch")
 
 
 def main() -> int:

@@ -14,6 +14,7 @@ from infra.replay.api import AirflowApi
 from infra.replay.progress import Progress
 from infra.replay.runs import Runs
 from infra.replay.state import ReplayError, State
+from infra.replay.traffic import Traffic
 from pipeline.partitions import Interval
 from pipeline.spec import UseCase
 from tasks import build_features, monitor, promote, score
@@ -50,6 +51,7 @@ class Replay:
         self.progress, self.folder = progress, folder
         self.state = State(use_case=use_case, outside=outside)
         self.runs = Runs(api=api, state=self.state, progress=progress)
+        self.traffic = Traffic(use_case, outside)
 
     def run(self, plan: Plan) -> None:
         """History, first champion, then week by week.
@@ -63,20 +65,22 @@ class Replay:
         self._open_dags()
         self._history(plan.first_as_of)
         self._first_champion(plan.first_as_of)
-        length = timedelta(days=self.use_case.grid.days)
-        for number in range(1, plan.weeks + 1):
-            start = plan.first_as_of + (number - 1) * length
-            self._week(
-                Interval(start, start + length),
-                label=f"week {number}/{plan.weeks}",
-                breaking=number == plan.incident_week and not incident.manifest(self.folder),
-            )
+        with self.traffic:
+            for number, week in enumerate(self._weeks(plan), start=1):
+                self._week(
+                    week,
+                    label=f"week {number}/{plan.weeks}",
+                    breaking=number == plan.incident_week and not incident.manifest(self.folder),
+                )
 
-    def _nothing_to_do(self, plan: Plan) -> bool:
+    def _weeks(self, plan: Plan) -> list[Interval]:
         length = timedelta(days=self.use_case.grid.days)
         starts = [plan.first_as_of + number * length for number in range(plan.weeks)]
+        return [Interval(start, start + length) for start in starts]
+
+    def _nothing_to_do(self, plan: Plan) -> bool:
         mended = all(known.state == "mended" for known in incident.manifest(self.folder))
-        return mended and all(self.state.settled(Interval(start, start + length)) for start in starts)
+        return mended and all(self.state.settled(week) for week in self._weeks(plan))
 
     def _open_dags(self) -> None:
         wanted = {"alerts.flush", "alerts.digest", *(self.runs.dag(verb) for verb in VERBS)}
@@ -152,6 +156,7 @@ class Replay:
         if week.start not in self.state.clean_partitions():
             self.runs.run_to_end(label, "ingest", f"replay__{key}", partition_key=key)
         self._features(label, week.end)
+        self.traffic.about(week)
         self._scores(label)
         self.runs.work(label, "monitor", "monitoring", lambda: not monitor.pending(self.use_case, self.outside))
 

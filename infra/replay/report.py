@@ -1,5 +1,6 @@
 """report.html and the closing summary: what the loop did, in pictures and tables."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,8 @@ from jinja2 import Environment, FileSystemLoader, select_autoescape
 from adapters.connect import Outside
 from infra.replay import incident, measures, plots
 from infra.replay.measures import Week
+from infra.replay.online import Online
+from infra.replay.traffic import Asked
 from pipeline.spec import UseCase
 
 TITLES = {
@@ -18,7 +21,7 @@ TITLES = {
 }
 
 
-def write(use_case: UseCase, outside: Outside, *, folder: Path, to: Path) -> list[Week]:
+def write(use_case: UseCase, outside: Outside, *, folder: Path, to: Path, served: Online | None) -> list[Week]:
     """Write the report page; returns the weeks it shows."""
     weeks = measures.weeks(use_case, outside)
     if not weeks:
@@ -38,6 +41,8 @@ def write(use_case: UseCase, outside: Outside, *, folder: Path, to: Path) -> lis
         ledger=ledger,
         incidents=incident.manifest(folder),
         alerts=measures.alerts(use_case, outside),
+        served=served,
+        exchange=served and [json.dumps(part, indent=2) for part in (served.request, served.answer)],
     )
     to.write_text(page)
     return weeks
@@ -77,3 +82,17 @@ def summary(weeks: list[Week]) -> str:
         for week in weeks
     ]
     return "\n".join([head, *lines])
+
+
+def served_summary(served: Online | None, asked: Asked) -> str:
+    """What was answered online, as text."""
+    if served is None:
+        return "online     nothing: this stack has no gateway (README: HAProxy), so the models scored in batch only"
+    parity = served.parity
+    lines = [f"version {row['model_version']} {row['answers']:,}" for row in served.answered]
+    asking = (
+        f"{asked.requests:,} requests while the weeks went by, {asked.failed} failed, {asked.static} by the gateway"
+    )
+    doors = f"{parity.rows:,} real events, {parity.features_compared} features: training = batch = online"
+    largest = f"at most {parity.numbers_difference:.1e} apart, scores {parity.score_difference:.1e}"
+    return f"online     {asking}; answers logged: {', '.join(lines)}\nparity     {doors}, {largest}"

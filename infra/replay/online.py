@@ -1,0 +1,154 @@
+"""The online server at the end of a replay: one request and its answer, and how training, batch and online agree."""
+
+import time
+import uuid
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+import features
+from adapters.connect import Outside
+from infra.replay.state import ReplayError
+from pipeline.spec import UseCase
+from tasks import golden, recompute
+
+ROWS = 1000
+LOGGED_WITHIN_SECONDS = 30.0
+_POLL_SECONDS = 0.2
+_LOGGED = """
+select request_id, position, features from online_answers where use_case = %s and request_id like %s
+"""
+_ANSWERED = """
+select model_version, slot, count(*) as answers, avg(degraded::int) as degraded, max(feature_age_seconds) as oldest,
+    percentile_cont(0.99) within group (order by server_ms) as p99_ms
+from online_answers where use_case = %s and slot in ('stable', 'candidate') group by 1, 2 order by 1, 2
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parity:
+    """The same real events through every door. Differences are the largest over all rows (and features)."""
+
+    rows: int
+    version: str
+    features_compared: int
+    numbers_difference: float
+    words_differing: int
+    score_difference: float
+    degraded: int
+
+    def holds(self, tolerance: float) -> bool:
+        """Whether online says what training and batch say."""
+        return (
+            self.rows > 0
+            and not self.words_differing
+            and max(self.numbers_difference, self.score_difference) <= tolerance
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Online:
+    """What the report shows of the online server."""
+
+    request: dict[str, Any]
+    answer: dict[str, Any]
+    parity: Parity
+    answered: list[dict[str, Any]]
+
+
+def closing(use_case: UseCase, outside: Outside, *, rows: int = ROWS) -> Online | None:
+    """Ask real events of the latest partitions through the gateway, and compare; None where there is no gateway.
+
+    Raises:
+        ReplayError: the gateway answers with something else than answers, or the answers do not reach the warehouse.
+    """
+    if outside.gateway is None or use_case.endpoint is None:
+        return None
+    points, events = golden.rows(use_case, outside, rows)
+    answers, asked = _ask(use_case, outside, events)
+    online = _logged(use_case, outside, asked)
+    return Online(
+        request=events[0],
+        answer=answers[0],
+        parity=_compare(use_case, outside, points, online, answers),
+        answered=outside.warehouse.fetch(_ANSWERED, (use_case.name,)),
+    )
+
+
+def _ask(
+    use_case: UseCase, outside: Outside, events: list[dict[str, Any]]
+) -> tuple[list[dict[str, Any]], list[tuple[str, int]]]:
+    """Every event's answer, and the request and position under which it is logged."""
+    assert outside.gateway is not None
+    assert use_case.endpoint is not None
+    size, name = use_case.endpoint.max_events, f"parity-{uuid.uuid4().hex}"
+    answers: list[dict[str, Any]] = []
+    asked: list[tuple[str, int]] = []
+    for number, first in enumerate(range(0, len(events), size)):
+        chunk, request_id = events[first : first + size], f"{name}-{number}"
+        reply = outside.gateway.ask(use_case.name, chunk, request_id=request_id)
+        if reply.status != 200 or not isinstance(reply.body, list):
+            raise ReplayError(f"{len(chunk)} events were answered with {reply.status}: {str(reply.body)[:300]}")
+        answers += reply.body
+        asked += [(request_id, position) for position in range(len(chunk))]
+    return answers, asked
+
+
+def _logged(use_case: UseCase, outside: Outside, asked: list[tuple[str, int]]) -> list[dict[str, Any]]:
+    """The features each answer was computed from, as they reached the warehouse."""
+    deadline = time.monotonic() + LOGGED_WITHIN_SECONDS
+    name = asked[0][0].rsplit("-", 1)[0]
+    while True:
+        rows = outside.warehouse.fetch(_LOGGED, (use_case.name, f"{name}-%"))
+        found = {(row["request_id"], row["position"]): row["features"] for row in rows}
+        if len(found) == len(asked):
+            return [found[key] for key in asked]
+        if time.monotonic() > deadline:
+            raise ReplayError(
+                f"{len(found)} of {len(asked)} answers reached the warehouse in {LOGGED_WITHIN_SECONDS:.0f} s"
+            )
+        time.sleep(_POLL_SECONDS)  # they come within a second of the answer
+
+
+def _compare(
+    use_case: UseCase,
+    outside: Outside,
+    points: pa.Table,
+    online: list[dict[str, Any]],
+    answers: list[dict[str, Any]],
+) -> Parity:
+    definition, version = features.definition(use_case.name), answers[0]["model_version"]
+    numbers = max(_largest(points[name], [row.get(name) for row in online]) for name in definition.numeric)
+    words = sum(
+        batch != row.get(name)
+        for name in definition.categorical
+        for batch, row in zip(points[name].to_pylist(), online, strict=True)
+    )
+    batch = recompute.predictor(use_case, version, outside).predict(points)
+    key = "probability" if use_case.target.kind == "binary" else "value"
+    return Parity(
+        rows=len(answers),
+        version=version,
+        features_compared=len(definition.numeric) + len(definition.categorical),
+        numbers_difference=numbers,
+        words_differing=words,
+        score_difference=float(np.max(np.abs(batch - np.array([answer[key] for answer in answers])))),
+        degraded=sum(answer["degraded"] for answer in answers),
+    )
+
+
+def _largest(batch: pa.ChunkedArray, online: list[float | None]) -> float:
+    """Largest difference of one feature; infinite where one has a value and the other has none."""
+    left, right = (
+        np.array([np.nan if v is None else v for v in values], float) for values in (batch.to_pylist(), online)
+    )
+    if not np.array_equal(np.isnan(left), np.isnan(right)):
+        return float("inf")
+    return float(np.nanmax(np.abs(left - right), initial=0.0))
+
+
+def _with_gaps(values: list[float | None]) -> NDArray[np.float64]:
+    return np.array([np.nan if value is None else value for value in values], np.float64)

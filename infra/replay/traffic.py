@@ -1,0 +1,76 @@
+"""Operators who ask while the weeks go by: real events of the latest partition, one a request, through the gateway."""
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import cycle
+from types import TracebackType
+from typing import Any
+
+from adapters.connect import Outside
+from pipeline.partitions import Interval
+from pipeline.spec import UseCase
+from tasks import golden
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """How requests went so far: what was asked, not answered at all, and answered by the gateway's static answer."""
+
+    requests: int = 0
+    failed: int = 0
+    static: int = 0
+
+    def and_one(self, status: int | None, *, static: bool) -> "Asked":
+        """One request more."""
+        failed = self.failed + (status != 200)
+        return Asked(requests=self.requests + 1, failed=failed, static=self.static + static)
+
+
+class Traffic:
+    """A thread that asks at an even pace, from `about` on, until the block ends. Without a gateway it does nothing."""
+
+    def __init__(self, use_case: UseCase, outside: Outside, *, per_second: float = 30) -> None:
+        self._use_case, self._outside, self._per_second = use_case, outside, per_second
+        self._events: Sequence[Mapping[str, Any]] = ()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._ask_on, name="traffic", daemon=True)
+        self.asked = Asked()
+
+    def __enter__(self) -> "Traffic":
+        """Start, silent until there is something to ask about."""
+        if self._outside.gateway is not None:
+            self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop; the request under way is waited for."""
+        self._over.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def about(self, week: Interval) -> None:
+        """From now on ask about this week's events."""
+        if self._outside.gateway is not None:
+            self._events = list(golden.requests(self._use_case, self._outside, week.start, week.end).values())
+
+    def _ask_on(self) -> None:
+        while not self._over.wait(1 / self._per_second):
+            events = self._events
+            for event in cycle(events):
+                self._ask(event)
+                if self._over.wait(1 / self._per_second) or self._events is not events:
+                    break
+
+    def _ask(self, event: Mapping[str, Any]) -> None:
+        gateway = self._outside.gateway
+        assert gateway is not None
+        try:
+            reply = gateway.ask(self._use_case.name, event)
+        except ConnectionError:
+            self.asked = self.asked.and_one(None, static=False)
+            return
+        static = isinstance(reply.body, dict) and bool(reply.body.get("fallback"))
+        self.asked = self.asked.and_one(reply.status, static=static)
