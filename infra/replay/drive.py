@@ -29,6 +29,9 @@ VERBS = (
     "rollback",
     "replay_quarantine",
     "reconcile",
+    "deploy",
+    "watch",
+    "experiment",
 )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from adapters.connect import Outside
 from pipeline.partitions import Interval
 from pipeline.spec import UseCase
-from tasks import golden
+from tasks import dataset, golden
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +53,9 @@ class Traffic:
 
     def about(self, week: Interval) -> None:
         """From now on ask about this week's events."""
-        if self._outside.gateway is not None:
-            self._events = list(golden.requests(self._use_case, self._outside, week.start, week.end).values())
+        snapshot = dataset.latest_snapshot(self._use_case, self._outside)
+        if self._outside.gateway is not None and snapshot is not None:
+            self._events = list(golden.requests(self._use_case, snapshot, self._outside, week).values())
 
     def _ask_on(self) -> None:
         while not self._over.wait(1 / self._per_second):
