@@ -2,7 +2,8 @@
 
 **Steps.** `build` finds every partition whose inputs changed since the last version (new, late or corrected data),
 rebuilds exactly those, records the new version and refreshes the outcomes. With nothing to do it ends as skipped, and
-nothing downstream runs. Otherwise scoring is woken.
+nothing downstream runs. Otherwise scoring is woken. Where there is an endpoint, `refresh_online` then brings the online
+store to the latest version, also when only the store was behind.
 
 **Started by** ingest and by quarantine replays, once a partition, by the reconcile floor, or by hand. Which event
 started a run does not matter: every run does all pending work.
@@ -22,7 +23,7 @@ from pipeline.spec import UseCase
 
 
 def build_features(use_case: UseCase) -> DAG:
-    """`build`, after clean data."""
+    """`build -> refresh_online`, after clean data."""
     outlet = features(use_case)
     schedule = PartitionedAssetTimetable(assets=clean_data(use_case))
     dag = DAG(**dag_args(use_case, "build_features", __doc__), schedule=schedule)
@@ -38,8 +39,19 @@ def build_features(use_case: UseCase) -> DAG:
         wake(outlet_events, outlet, f"{snapshot.end:%Y-%m-%d}")
         return snapshot
 
+    @task(execution_timeout=timedelta(hours=1), trigger_rule="none_failed")
+    def refresh_online() -> str:
+        from adapters.connect import outside
+        from tasks import online_features
+
+        snapshot = online_features.behind(use_case, outside())
+        if snapshot is None:
+            raise AirflowSkipException("the online store is up to date, or there is no endpoint")
+        online_features.refresh(use_case, snapshot, outside())
+        return snapshot.version
+
     with dag:
-        build()
+        build() >> refresh_online()
     return dag
 
 

@@ -70,8 +70,9 @@ class Arena:
         places = low[:, None] + np.arange(max(1, int((high - low).max())))
         outside = places >= high[:, None]
         found = ranks[np.minimum(places, len(ranks) - 1)] if len(ranks) else np.zeros(places.shape, np.int64)
-        chosen = np.where(outside, -1, found).argmax(1) if last else np.where(outside, _LATEST, found).argmin(1)
-        return low + chosen
+        if last:
+            return np.asarray(low + np.where(outside, -1, found).argmax(1), np.int64)
+        return np.asarray(low + np.where(outside, _LATEST, found).argmin(1), np.int64)
 
     def last_known(self, low: Places, high: Places, known: Places) -> tuple[Places, NDArray[np.bool_]]:
         """The last place in [low, high) whose version held at a moment, and whether there is one."""

@@ -248,12 +248,13 @@ class _Compiler:
         return self._apply("text", "varchar", op.text, node)
 
     def _as(self, kind: str, nodes: Sequence[_Node]) -> list[_Node]:
-        return [
-            self._apply(("cast", "double"), "double", op.cast("double"), node)
-            if kind == "double" and node.kind != "double"
-            else node
-            for node in nodes
-        ]
+        return [self._double(node) if kind == "double" and node.kind != "double" else node for node in nodes]
+
+    def _double(self, node: _Node) -> _Node:
+        fixed = next((value for value, constant in self._constants if constant == node), None)
+        if fixed is not None:
+            return self._constant(float(fixed), "double")
+        return self._apply(("cast", "double"), "double", op.cast("double"), node)
 
     def _number(self, kinds: Sequence[str]) -> str:
         if not set(kinds) <= {*_NUMBERS, "decimal"}:

@@ -22,6 +22,7 @@ from features.packed import unpack
 from features.series import Series, all_series, point_kinds, record_fields, span
 from features.vocabulary import Window
 
+_KEYS_AT_ONCE = 200
 _MICROSECOND = timedelta(microseconds=1)
 _MOMENT = pa.timestamp("us", "UTC")
 
@@ -72,6 +73,8 @@ class Online:
 
     def compute(self, events: pa.Table, fetch: Fetch | None) -> Computed:
         """Features of events; `fetch` reads series by their keys, and None stands for a store that does not answer."""
+        if sum(arena.nbytes for arena in self._arenas.values()) > self._cache_bytes:
+            self._state, self._arenas = None, {}
         while True:
             try:
                 return self._compute(_Batch(events, self._asked), fetch)
@@ -108,49 +111,46 @@ class Online:
         return Computed(pa.table(keys | features), tuple(map(tuple, batch.problems)), state)
 
     def _load(self, batch: "_Batch", wanted: Sequence[Series], fetch: Fetch | None, *, fresh: bool) -> State | None:
-        """Have every series that a batch needs decoded. `fresh`: ask for the state even when nothing is missing."""
+        """Have every series that a batch needs decoded. `fresh`: ask for the state even when nothing is missing.
+
+        What was read before a store stopped answering stays, so that the next attempt has less to do.
+        """
         if fetch is None:
             return None
         absent = self._absent(batch, wanted)
-        texts = [self._plans[name].series.key_text(_values(key)) for name, keys in absent.items() for key in keys]
-        if not texts and not fresh:
-            return self._state
-        state, payloads = fetch(texts)
-        if (
-            self._state is None
-            or state != self._state
-            or sum(a.nbytes for a in self._arenas.values()) > self._cache_bytes
-        ):
-            known_before, self._state = self._arenas, state
-            base = state.since - max(s.reach for s in self._series if s.reach) // _MICROSECOND
-            self._arenas = {s.name: Arena(s, base) for s in self._series}
-            if known_before or not fresh:
-                raise _Moved
-        for name, keys in absent.items():
-            self._decode(name, keys, payloads)
-        return state
+        for start in range(0, max(len(absent), int(fresh)), _KEYS_AT_ONCE):
+            part = absent[start : start + _KEYS_AT_ONCE]
+            state, payloads = fetch([text for _, _, text in part])
+            if state != self._state:
+                held, self._state = self._arenas, state
+                base = state.since - max(s.reach for s in self._series if s.reach) // _MICROSECOND
+                self._arenas = {s.name: Arena(s, base) for s in self._series}
+                if held or start or not fresh:
+                    raise _Moved
+            self._decode(part, payloads)
+        return self._state
 
-    def _absent(self, batch: "_Batch", wanted: Sequence[Series]) -> dict[str, list[Hashable]]:
-        absent = {}
+    def _absent(self, batch: "_Batch", wanted: Sequence[Series]) -> list[tuple[str, Hashable, str]]:
+        """The series to read: name, key, and the key's text."""
+        absent = []
         for series in wanted:
             keys, arena = set(batch.keys(series)), self._arenas.get(series.name)
-            keys.discard(None)
-            if new := [key for key in keys if arena is None or key not in arena.slots]:
-                absent[series.name] = new
+            new = keys if arena is None else [key for key in keys if key not in arena.slots]
+            absent += [(series.name, key, series.key_text(_values(key))) for key in new if key is not None]
         return absent
 
-    def _decode(self, name: str, keys: Sequence[Hashable], payloads: Mapping[str, bytes]) -> None:
-        arena, found, damaged = self._arenas[name], [], set()
-        for key in keys:
-            text = arena.series.key_text(_values(key))
-            columns = None
-            if (payload := payloads.get(text)) is not None:
-                try:
-                    columns = unpack(text, payload, arena.kinds)
-                except ValueError:
-                    damaged.add(key)
-            found.append((key, columns))
-        arena.add(found, damaged)
+    def _decode(self, asked: Sequence[tuple[str, Hashable, str]], payloads: Mapping[str, bytes]) -> None:
+        for series in self._series:
+            arena, found, damaged = self._arenas[series.name], [], set()
+            for key, text in [(key, text) for name, key, text in asked if name == series.name]:
+                columns = None
+                if (payload := payloads.get(text)) is not None:
+                    try:
+                        columns = unpack(text, payload, arena.kinds)
+                    except ValueError:
+                        damaged.add(key)
+                found.append((key, columns))
+            arena.add(found, damaged)
 
     def _look(self, batch: "_Batch", series: Series, *, answered: bool) -> None:
         """Add to a batch the columns that come from one series, and say what is wrong with them."""

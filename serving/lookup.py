@@ -1,0 +1,159 @@
+"""Looks up the history of events in the online store, within a deadline; without it the answer says that it is missing.
+
+Nothing that the store does or fails to do is an exception here. A server that hangs is left after `timeout_ms`, whether
+it accepts, authenticates or answers; it is asked again after a second.
+"""
+
+import logging
+import select
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import psycopg2
+import pyarrow as pa
+from psycopg2.extensions import POLL_OK, POLL_READ, POLL_WRITE, connection, cursor
+
+from features import FeatureSet
+from features.online import Online, State
+
+logger = logging.getLogger(__name__)
+
+NO_ANSWER = "feature store did not answer"
+_PAUSE_SECONDS = 1.0  # after a failure the store is left alone
+_CACHE_BYTES = 64 << 20
+_SESSION = "-c timezone=UTC -c default_transaction_read_only=on -c statement_timeout={}"
+_PREPARE = """
+prepare lookup (text, text, text[]) as
+select st.revision, (extract(epoch from st.since) * 1000000)::bigint, (extract(epoch from st.as_of) * 1000000)::bigint,
+    s.key, s.payload
+from online_state st left join online_series s
+    on s.use_case = st.use_case and s.definition = st.definition and s.key = any($3)
+where st.use_case = $1 and st.definition = $2"""
+_WAITS = {POLL_READ: select.POLLIN, POLL_WRITE: select.POLLOUT}
+
+
+@dataclass(frozen=True)
+class Found:
+    """Features, one row an event: the key columns and every feature, as in the batch.
+
+    `as_of` is what the store knew up to (None: it did not answer); `problems` says per row why something is missing.
+    """
+
+    features: pa.Table
+    as_of: datetime | None
+    problems: tuple[tuple[str, ...], ...]
+
+
+class Lookup:
+    """Features of a use case's events. One for each worker process: it is not shared between threads."""
+
+    def __init__(
+        self,
+        *,
+        dsn: str,
+        use_case: str,
+        definition: FeatureSet,
+        lead: timedelta,
+        timeout_ms: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._store = _Store(dsn, use_case, definition.digest(), timeout_ms, clock)
+        self._online = Online(definition, lead, cache_bytes=_CACHE_BYTES)
+        self._clock = clock
+        self._again_at = float("-inf")
+
+    def features(self, events: pa.Table) -> Found:
+        """The features of events, in their order; columns are the fields of a request, moments naive UTC."""
+        if events.num_rows and self._clock() >= self._again_at:
+            try:
+                self._store.begin()
+                found = self._online.compute(events, self._store.fetch)
+            except (psycopg2.Error, TimeoutError) as error:
+                self._store.close()
+                self._again_at = self._clock() + _PAUSE_SECONDS
+                logger.warning("%s: %s", NO_ANSWER, " ".join(str(error).split()) or type(error).__name__)
+            else:
+                return Found(found.features, _moment(found.state), found.problems)
+        found = self._online.compute(events, None)
+        return Found(found.features, None, tuple((*problems, NO_ANSWER) for problems in found.problems))
+
+    def close(self) -> None:
+        """Leave the store."""
+        self._store.close()
+
+
+class _Store:
+    """One connection, driven by hand, so that no call outlives its deadline whatever the server does."""
+
+    def __init__(self, dsn: str, use_case: str, digest: str, timeout_ms: int, clock: Callable[[], float]) -> None:
+        self._dsn, self._use_case, self._digest = dsn, use_case, digest
+        self._timeout_ms, self._clock = timeout_ms, clock
+        self._connection: connection | None = None
+        self._cursor: cursor | None = None
+        self._deadline = 0.0
+
+    def begin(self) -> None:
+        """The time for one batch starts."""
+        self._deadline = self._clock() + self._timeout_ms / 1000
+
+    def fetch(self, keys: list[str]) -> tuple[State, dict[str, bytes]]:
+        """The store's state, and the series it has under some keys.
+
+        Raises:
+            TimeoutError: the deadline passed.
+            psycopg2.Error: the store refused, or was never filled for this definition.
+        """
+        try:
+            rows = self._read(keys)
+        except psycopg2.OperationalError:
+            if self._connection is None:  # it is not that a server went away and came back
+                raise
+            self.close()
+            rows = self._read(keys)
+        if not rows:
+            raise psycopg2.OperationalError(f"it holds nothing of {self._use_case} by this feature definition yet")
+        return State(*rows[0][:3]), {key: bytes(payload) for *_, key, payload in rows if key is not None}
+
+    def _read(self, keys: list[str]) -> list[tuple[Any, ...]]:
+        at = self._cursor or self._open()
+        at.execute("execute lookup (%s, %s, %s)", (self._use_case, self._digest, keys))
+        self._wait(at.connection)
+        return at.fetchall()
+
+    def close(self) -> None:
+        """Leave the server; the next fetch connects."""
+        if self._connection is not None:
+            self._connection.close()
+        self._connection = self._cursor = None
+
+    def _open(self) -> cursor:
+        opened = psycopg2.connect(
+            self._dsn,
+            async_=1,
+            application_name="windsock online",
+            options=_SESSION.format(self._timeout_ms),
+            keepalives_idle=5,
+            keepalives_interval=2,
+            keepalives_count=3,
+        )
+        self._wait(opened)
+        at = opened.cursor()
+        at.execute(_PREPARE)
+        self._wait(opened)
+        self._connection, self._cursor = opened, at
+        return at
+
+    def _wait(self, opened: connection) -> None:
+        while (state := opened.poll()) != POLL_OK:
+            waiting = select.poll()
+            waiting.register(opened.fileno(), _WAITS[state])
+            left = self._deadline - self._clock()
+            if left <= 0 or not waiting.poll(left * 1000):
+                raise TimeoutError(f"no answer within {self._timeout_ms} ms")
+
+
+def _moment(state: State | None) -> datetime | None:
+    return None if state is None else datetime.fromtimestamp(0, UTC) + timedelta(microseconds=state.as_of)
