@@ -6,16 +6,18 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from models.attribution import Attributions
+from serving.prediction_log import FEATURE, LOGGED, LOGGED_SCHEMA
 from serving.request import Asked, Reader, Refusal
 
-FEATURE = "feature."  # what the log's columns of features begin with
+if TYPE_CHECKING:
+    from models.attribution import Attributions
+
 _MAX_CHARACTERS = 100  # of a name that came in a header
 
 
@@ -131,7 +133,7 @@ class Answerer:
         reader: Reader,
         lookup: Lookup,
         predictor: Predicts,
-        explain: Callable[[pa.Table], Attributions],
+        explain: "Callable[[pa.Table], Attributions]",
         log: Callable[[pa.Table], object],
     ) -> None:
         self._options = options
@@ -237,35 +239,11 @@ _SHOWN = (
     "degraded",
     "reasons",
 )
-_MOMENT = pa.timestamp("us", "UTC")
-_LOGGED = pa.schema(
-    {
-        "use_case": pa.string(),
-        "request_id": pa.string(),
-        "position": pa.int32(),
-        "model_version": pa.string(),
-        "slot": pa.string(),
-        "client": pa.string(),
-        "entity_key": pa.string(),
-        "event_time": _MOMENT,
-        "prediction_time": _MOMENT,
-        "score": pa.float64(),
-        "decision": pa.bool_(),
-        "degraded": pa.bool_(),
-        "reasons": pa.list_(pa.string()),
-        "feature_as_of": _MOMENT,
-        "feature_age_seconds": pa.float64(),
-        "server_ms": pa.float64(),
-        "request": pa.string(),
-        "answered_at": _MOMENT,
-    }
-)
-LOGGED = tuple(_LOGGED.names)
 
 
 def _log_table(columns: Mapping[str, list[Any]], features: pa.Table) -> pa.Table:
     """A batch as it is written down: the answers, and beside them what they were computed from."""
-    made = [pa.array(columns[field.name], field.type) for field in _LOGGED]
+    made = [pa.array(columns[field.name], field.type) for field in LOGGED_SCHEMA]
     names = [name for name in features.column_names if name not in LOGGED]
     made += [features[name] for name in names]
     return pa.table(made, [*LOGGED, *(FEATURE + name for name in names)])

@@ -63,7 +63,7 @@ def _field(field: "RequestField") -> Json:
         "timestamp": {"type": "string", "format": "date-time"},
     }
     schema = kinds[field.kind] | {"description": f"{field.meaning}: {expected(field)}", "examples": [field.example]}
-    limits = {"pattern": field.pattern and f"^(?:{field.pattern})$"}
+    limits: Json = {"pattern": field.pattern and f"^(?:{field.pattern})$"}
     limits |= {"minimum": field.minimum, "maximum": field.maximum}
     schema |= {name: value for name, value in limits.items() if value is not None}
     return schema if field.required else schema | {"type": [schema["type"], "null"]}

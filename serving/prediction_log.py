@@ -27,6 +27,31 @@ ROTATE_SECONDS = 0.5
 MAX_BYTES = 512 * 1024 * 1024  # of a spool: some 100,000 answers may wait for a database that is down
 _HEAD = struct.Struct("<II")  # length and CRC-32 of a payload
 _COUNTS = struct.Struct("<qq")  # rows answered, rows dropped
+FEATURE = "feature."  # what the names of the columns begin with that were computed from
+_MOMENT = pa.timestamp("us", "UTC")
+LOGGED_SCHEMA = pa.schema(
+    {
+        "use_case": pa.string(),
+        "request_id": pa.string(),
+        "position": pa.int32(),
+        "model_version": pa.string(),
+        "slot": pa.string(),
+        "client": pa.string(),
+        "entity_key": pa.string(),
+        "event_time": _MOMENT,
+        "prediction_time": _MOMENT,
+        "score": pa.float64(),
+        "decision": pa.bool_(),
+        "degraded": pa.bool_(),
+        "reasons": pa.list_(pa.string()),
+        "feature_as_of": _MOMENT,
+        "feature_age_seconds": pa.float64(),
+        "server_ms": pa.float64(),
+        "request": pa.string(),
+        "answered_at": _MOMENT,
+    }
+)
+LOGGED = tuple(LOGGED_SCHEMA.names)
 logger = logging.getLogger(__name__)
 
 

@@ -23,8 +23,7 @@ import pyarrow.compute as pc
 from psycopg2.extensions import connection, cursor
 from psycopg2.extras import execute_values
 
-from serving.answers import FEATURE, LOGGED
-from serving.prediction_log import Session, is_over, read_segment, read_session
+from serving.prediction_log import FEATURE, LOGGED, Session, is_over, read_segment, read_session
 
 DSN, SPOOL = "WINDSOCK_ONLINE_DSN", "WINDSOCK_SPOOL"
 IDLE_SECONDS = 0.25

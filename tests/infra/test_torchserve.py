@@ -23,8 +23,10 @@ from serving.lookup import Lookup
 from serving.predictor import Predictor
 from serving.request import Reader
 from tests.conftest import start_stack
+from tests.features.stored import filled, requests
+from tests.features.world import day, engine, small_world
 from tests.infra.test_stack import query, until
-from tests.serving.online import OPTIONS, event, make_bundle
+from tests.serving.online import OPTIONS, as_json, event, fill, make_bundle
 
 SETTINGS = {"batch_size": 64, "max_batch_delay_ms": 1, "workers": 1}
 pytestmark = pytest.mark.timeout(600)
@@ -201,6 +203,24 @@ def test_the_servers_role_may_do_nothing_but_its_work(online):
     for forbidden in ("delete from online_answers", "select * from predictions", "create table mine (a int)"):
         with pytest.raises(Exception, match="permission denied"):
             query(dsn, forbidden)
+
+
+def test_real_events_with_real_history_are_answered_as_the_batch_answers_them(served, online, bundles):
+    since, as_of, world = day(12), day(20), small_world()
+    fill(online.home().dsn("warehouse"), filled(world, since, as_of), since, as_of)
+    batch = engine(world, since, as_of)[0]
+    events = as_json(requests(world, since, as_of))
+    until(lambda: not served.ask("flights", "1", events[:1], request_id="warm")[0]["degraded"])
+    answered = [
+        row
+        for first in range(0, len(events), 256)
+        for row in served.ask("flights", "1", events[first : first + 256], request_id=f"history-{first}")
+    ]
+    expected = Predictor.load(bundles / "1").predict(batch)
+    assert len(answered) > 1000
+    assert [row["entity_key"] for row in answered] == batch["entity_key"].to_pylist()
+    assert [row["probability"] for row in answered] == pytest.approx(expected.tolist(), abs=1e-5)
+    assert {row["feature_age_seconds"] for row in answered} == {0.0}
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psycopg2
 import pyarrow as pa
 import pyarrow.compute as pc
+from psycopg2.extras import execute_values
 
 import features
 from models import bundle
 from models.ensemble import fit_ensemble
+from tests.features.stored import Stored
 from tests.models.synthetic import table
 from tests.models.test_training import CPU, recipe
 
@@ -134,3 +137,26 @@ def make_bundle(folder: Path, *, seed: int = 0, digest: str | None = None) -> st
         metrics={"auc": 0.7},
         versions={},
     )
+
+
+def as_json(events: pa.Table) -> list[dict[str, Any]]:
+    """Events as clients write them."""
+    return [
+        {name: f"{value.isoformat()}Z" if isinstance(value, datetime) else value for name, value in row.items()}
+        for row in events.to_pylist()
+    ]
+
+
+def fill(dsn: str, stored: Stored, since: datetime, as_of: datetime) -> None:
+    """Make what a store in memory holds the warehouse's."""
+    digest = features.definition("flights").digest()
+    rows = [("flights", digest, key, payload) for key, payload in stored.series.items()]
+    connection = psycopg2.connect(dsn)
+    with connection, connection.cursor() as at:
+        execute_values(at, "insert into online_series (use_case, definition, key, payload) values %s", rows)
+        at.execute(
+            "insert into online_state (use_case, definition, since, as_of, snapshot_version, revision)"
+            " values ('flights', %s, %s, %s, 'v', 1)",
+            (digest, since, as_of),
+        )
+    connection.close()

@@ -15,8 +15,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline.settings import REPOSITORY
-from serving.answers import _LOGGED, FEATURE
-from serving.prediction_log import PredictionLog
+from serving.prediction_log import FEATURE, LOGGED_SCHEMA, PredictionLog
 from serving.shipper import Shipper, run
 from tests.infra.test_stack import query, until
 
@@ -30,7 +29,7 @@ def batch(request_id: str, events: int = 1, **changes: object) -> pa.Table:
         "degraded": True, "reasons": ["no weather"], "feature_as_of": None, "feature_age_seconds": None,
         "server_ms": 1.5, "request": '{"carrier": "UA"}', "answered_at": NOW, **changes,
     }  # fmt: skip
-    table = pa.Table.from_pylist([{**row, "position": n} for n in range(events)], _LOGGED)
+    table = pa.Table.from_pylist([{**row, "position": n} for n in range(events)], LOGGED_SCHEMA)
     numbers = {"wind": [1.5] * events, "pace": [float("nan")] * events}
     for name, values in numbers.items():
         table = table.append_column(FEATURE + name, pa.array(values, pa.float32()))
