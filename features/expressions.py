@@ -78,7 +78,8 @@ def compile_expressions(expressions: Mapping[str, str], kinds: Mapping[str, str]
 
 
 def _parse(sql: str) -> dict[str, Any]:
-    text = duckdb.execute("select json_serialize_sql(?)", [f"select {sql}"]).fetchall()[0][0]
+    with duckdb.connect() as connection:
+        text = connection.execute("select json_serialize_sql(?)", [f"select {sql}"]).fetchall()[0][0]
     parsed = json.loads(text)
     if parsed.get("error"):
         raise ValueError(parsed["error_message"])

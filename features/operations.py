@@ -172,7 +172,8 @@ def _offsets(zone: str, year: int) -> NDArray[np.int64] | None:
     """
     query = "select epoch_us(timezone(?, make_timestamptz(m))) - m as ahead from range(?, ?, ?) moments(m)"
     try:
-        found = duckdb.execute(query, [zone, _begin(year), _begin(year + 1), _SLOT_MICROS]).fetchnumpy()
+        with duckdb.connect() as connection:
+            found = connection.execute(query, [zone, _begin(year), _begin(year + 1), _SLOT_MICROS]).fetchnumpy()
     except duckdb.NotImplementedException:  # an unknown zone
         return None
     return np.asarray(found["ahead"], np.int64)

@@ -1,0 +1,75 @@
+"""An online store in memory, filled from a small world as a refresh fills the real one."""
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from features.asked import asked
+from features.online import Computed, Online, State
+from tasks.online_features import payloads
+from tests.features.world import FLIGHTS, LEAD, Span, World
+
+CACHE_BYTES = 64 << 20
+
+
+@dataclass
+class Stored:
+    """The series by key; `reads` are the keys that were asked for, call by call."""
+
+    state: State
+    series: dict[str, bytes]
+
+    def __post_init__(self) -> None:
+        self.reads: list[list[str]] = []
+
+    def fetch(self, keys: list[str]) -> tuple[State, dict[str, bytes]]:
+        self.reads.append(keys)
+        return self.state, {key: self.series[key] for key in keys if key in self.series}
+
+
+def micros(moment: datetime) -> int:
+    return int(moment.timestamp()) * 1_000_000
+
+
+def parquet(world: World, folder: str) -> Mapping[str, list[Path]]:
+    for name, table in world.items():
+        pq.write_table(table, Path(folder) / f"{name}.parquet")
+    return {name: [Path(folder) / f"{name}.parquet"] for name in world}
+
+
+def filled(world: World, since: datetime, as_of: datetime, *, shifted: timedelta = timedelta(0)) -> Stored:
+    """A store of what a world knew by a moment; `shifted`: sabotage, each record known that much too early or late."""
+    known = {}
+    for name, table in world.items():
+        kind = table.schema.field("known_at").type
+        inside = table.filter(pc.less(table["known_at"], pa.scalar(as_of, kind)))
+        moved = pc.add(inside["known_at"], pa.scalar(shifted, pa.duration("us"))).cast(kind)
+        known[name] = inside.set_column(inside.column_names.index("known_at"), "known_at", moved)
+    with tempfile.TemporaryDirectory() as folder:
+        series = dict(payloads(FLIGHTS, parquet(known, folder), Span(since, as_of), LEAD))  # type: ignore[arg-type]
+    return Stored(State(1, micros(since), micros(as_of)), series)
+
+
+def requests(world: World, start: datetime, end: datetime) -> pa.Table:
+    """What clients would have sent for the points of an interval, in the order of the batch's rows."""
+    with tempfile.TemporaryDirectory() as folder:
+        told = asked(FLIGHTS, parquet(world, folder), Span(start, end), LEAD)
+    return told.sort_by([("event_time", "ascending"), ("entity_key", "ascending")]).drop_columns(
+        ["entity_key", "event_time"]
+    )
+
+
+def online(events: pa.Table, stored: Stored | None) -> Computed:
+    """Features of events by a reader that has seen nothing before."""
+    return Online(FLIGHTS, LEAD, cache_bytes=CACHE_BYTES).compute(events, stored.fetch if stored else None)
+
+
+def planted(stored: Stored, other: Stored) -> Stored:
+    """The series of one store under the state of another."""
+    return replace(stored, series=other.series)

@@ -1,0 +1,294 @@
+"""What is answered online is what the batch computes, to the last bit, and knows as little of the future."""
+
+from datetime import UTC, datetime, timedelta
+from functools import cache
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from features.expressions import compile_expressions
+from features.online import Online, _outputs
+from features.operations import Column, local
+from features.packed import Packer, unpack
+from features.series import all_series, point_kinds
+from tests.features.stored import CACHE_BYTES, Stored, filled, online, requests
+from tests.features.test_point_in_time import EXTREME, plant
+from tests.features.world import FLIGHTS, LEAD, World, changed, day, engine, moved, small_world
+
+SINCE, AS_OF = day(12), day(20)
+HOUR = timedelta(hours=1)
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    return small_world()
+
+
+@pytest.fixture(scope="module")
+def batch(world: World) -> pa.Table:
+    return engine(world, SINCE, AS_OF)[0]
+
+
+@pytest.fixture(scope="module")
+def events(world: World) -> pa.Table:
+    return requests(world, SINCE, AS_OF)
+
+
+@pytest.fixture(scope="module")
+def store(world: World) -> Stored:
+    return filled(world, SINCE, AS_OF)
+
+
+def test_a_thousand_real_events_of_a_week_have_the_features_of_the_batch(
+    batch: pa.Table, events: pa.Table, store: Stored
+) -> None:
+    found = online(events, store)
+    assert events.num_rows > 1000
+    assert found.features.schema.equals(batch.schema)
+    assert moved(batch, found.features) == []
+    seldom = {name for name in FLIGHTS.numeric if batch[name].null_count > 0.9 * batch.num_rows}
+    assert not seldom, "so the claim is about values"
+
+
+def test_batches_of_64_in_any_order_are_the_same(batch: pa.Table, events: pa.Table, store: Stored) -> None:
+    reader = Online(FLIGHTS, LEAD, cache_bytes=CACHE_BYTES)
+    order = np.random.default_rng(3).permutation(events.num_rows)
+    for start in range(0, 640, 64):
+        rows = order[start : start + 64]
+        assert moved(batch.take(rows), reader.compute(events.take(rows), store.fetch).features) == []
+    small = Online(FLIGHTS, LEAD, cache_bytes=1)  # forgets everything after each batch
+    for rows in (order[:64], order[64:128]):
+        assert moved(batch.take(rows), small.compute(events.take(rows), store.fetch).features) == []
+
+
+@pytest.mark.parametrize("shifted", [-HOUR, HOUR])
+def test_features_shifted_by_an_hour_are_seen(
+    world: World, batch: pa.Table, events: pa.Table, shifted: timedelta
+) -> None:
+    """The parity check is not blind."""
+    differ = moved(batch, online(events, filled(world, SINCE, AS_OF, shifted=shifted)).features)
+    assert {"temp_f", "origin_departure_delay_minutes_1h", "tail_hours_since_last_movement"} <= set(differ)
+
+
+def test_planted_future_in_the_store_moves_no_feature(world: World, batch: pa.Table, events: pa.Table) -> None:
+    moment = day(16, 7)
+    spoiled = filled(plant(world, moment, set(EXTREME)), SINCE, AS_OF)
+    found = online(events, spoiled).features
+    kind = batch.schema.field("prediction_time").type
+    before = pc.less_equal(batch["prediction_time"], pa.scalar(moment, kind))
+    assert 300 < pc.sum(before).as_py() < events.num_rows
+    assert moved(batch.filter(before), found.filter(before)) == []
+    assert len(moved(batch.filter(pc.invert(before)), found.filter(pc.invert(before)))) > 20  # known in time, it does
+
+
+def test_later_than_the_store_features_are_those_of_its_last_moment(world: World, events: pa.Table) -> None:
+    """No false standstill: the queue of flights overdue does not grow by the silence."""
+    store = filled(world, SINCE, day(15))
+    late = events.filter(pc.greater(events["scheduled_departure"], pa.scalar(datetime(2013, 1, 16))))  # noqa: DTZ001
+    found = online(late, store).features
+    overdue = found["origin_overdue_3h"].to_pylist()
+    assert (
+        len(set(zip(found["origin"].to_pylist(), overdue, strict=True))) == 3
+    )  # one number an airport, the last known
+    assert pc.min(found["prediction_time"]).as_py() > day(15)
+    assert found["temp_f"].null_count == 0
+
+
+def test_a_flight_that_nobody_entered_counts_itself_once_and_takes_its_routes_distance(
+    world: World, batch: pa.Table, events: pa.Table
+) -> None:
+    row = events.num_rows // 2
+    flights = world["flights"]
+    others = flights.filter(pc.not_equal(flights["flight"], events["flight"][row].as_py()))
+    found = online(events.slice(row, 1), filled(world | {"flights": others}, SINCE, AS_OF)).features
+    same = [int(table["scheduled_same_hour"][at].as_py()) for table, at in ((batch, row), (found, 0))]
+    gone = {
+        other
+        for other in zip(*(events[n].to_pylist() for n in ("flight", "carrier", "scheduled_departure")), strict=True)
+        if other[0] == events["flight"][row].as_py() and other[2] == events["scheduled_departure"][row].as_py()
+    }
+    assert same[0] - same[1] == len(gone) - 1
+    assert found["distance_km"][0].as_py() == pytest.approx(batch["distance_km"][row].as_py(), rel=0.01)
+
+
+def test_without_a_store_history_is_missing_and_the_schedule_is_not(events: pa.Table) -> None:
+    found = online(events.slice(0, 5), None)
+    assert found.state is None
+    assert found.features["carrier"].null_count == found.features["planned_minutes"].null_count == 0
+    for name in (
+        "temp_f",
+        "all_late_rate_7d",
+        "origin_overdue_3h",
+        "scheduled_same_hour",
+        "distance_km",
+        "plane_seats",
+    ):
+        assert found.features[name].null_count == 5, name
+
+
+def test_what_is_not_known_is_said_row_by_row(events: pa.Table, store: Stored) -> None:
+    strange = changed(events.slice(0, 3), dest="XXX")
+    asked = pa.concat_tables([strange, events.slice(3, 3), changed(events.slice(6, 3), origin="AAA", tailnum=None)])
+    problems = online(asked, store).problems
+    assert all("unknown dest XXX" in row for row in problems[:3])
+    assert problems[3:6] == ((), (), ())
+    assert all({"unknown origin AAA", "no weather for AAA"} <= set(row) for row in problems[6:])
+
+
+def test_hot_keys_are_read_once_and_a_refresh_is_seen_at_once(world: World, events: pa.Table) -> None:
+    store = filled(world, SINCE, day(16))
+    reader, few = Online(FLIGHTS, LEAD, cache_bytes=CACHE_BYTES), events.slice(events.num_rows - 10)
+    reader.compute(few, store.fetch)
+    store.reads.clear()
+    before = reader.compute(few, store.fetch)
+    assert store.reads == [[]]  # its state, and nothing else
+    newer = filled(world, SINCE, day(18))
+    newer.state = newer.state._replace(revision=2)
+    after = reader.compute(few, newer.fetch)
+    assert after.state == newer.state
+    assert "temp_f" in moved(before.features, after.features)
+    assert moved(after.features, online(few, newer).features) == []
+
+
+def test_a_damaged_series_is_named_and_answered_without(batch: pa.Table, events: pa.Table, store: Stored) -> None:
+    damaged = dict(store.series)
+    for key in [key for key in damaged if key.startswith("weather(origin)")]:
+        payload = bytearray(damaged[key])
+        payload[len(payload) // 2] ^= 1
+        damaged[key] = bytes(payload)
+    found = online(events, Stored(store.state, damaged))
+    assert all("damaged history of weather(origin)" in row for row in found.problems)
+    told = {"temp_f", "pressure_trend_mb_per_hour", "visibility_miles"}
+    assert told <= set(moved(batch, found.features))
+    assert "all_late_rate_7d" not in moved(batch, found.features)
+
+
+def test_a_series_under_another_key_is_refused_and_a_whole_one_is_read(store: Stored) -> None:
+    series = {s.name: s for s in all_series(FLIGHTS, point_kinds(FLIGHTS))}["due(origin)"]
+    kinds = {"moment": "timestamp", "due": "bigint"}
+    key, other = series.key_text(["JFK"]), series.key_text(["LGA"])
+    assert len(unpack(key, store.series[key], kinds)["due"].values) > 50
+    with pytest.raises(ValueError, match=r'due\(origin\)\["LGA"\] is damaged'):
+        unpack(other, store.series[key], kinds)
+
+
+@given(
+    rows=st.lists(
+        st.tuples(
+            st.none() | st.integers(-(2**63), 2**63 - 1),
+            st.none() | st.floats(allow_nan=False),
+            st.none() | st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=9),
+        ),
+        max_size=20,
+    )
+)
+def test_what_is_packed_comes_back(rows: list[tuple[int | None, float | None, str | None]]) -> None:
+    columns = {"a": pa.int64(), "b": pa.float64(), "c": pa.string()}
+    table = pa.table({name: pa.array([row[i] for row in rows], columns[name]) for i, name in enumerate(columns)})
+    read = unpack("k", Packer.of(table).payload("k", 0, len(rows)), dict.fromkeys(columns, ""))
+    back = [[v if there else None for v, there in zip(*(c.tolist() for c in read[n]), strict=True)] for n in columns]
+    assert back == [[row[i] for row in rows] for i in range(3)]
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_both_evaluators_of_the_expressions_agree_to_the_last_bit(seed: int) -> None:
+    """Every feature's text on made-up columns, nulls and zeros among them: DuckDB's value and ours."""
+    expressions = _outputs(FLIGHTS)
+    rows = 30
+    random = np.random.default_rng(seed)
+    program = compile_expressions(expressions, _kinds())
+    columns = {name: _random(random, _kinds()[name], rows) for name, _ in program.inputs}
+    ours = program.run(columns, rows)
+    theirs = _by_duckdb(expressions, columns)
+    for name, column in ours.items():
+        expected = theirs[name].to_pylist()
+        mine = [v if there else None for v, there in zip(column.values.tolist(), column.valid.tolist(), strict=True)]
+        np.testing.assert_array_equal(np.array(mine, object), np.array(expected, object), name)
+
+
+@cache
+def _kinds() -> dict[str, str]:
+    reader = Online(FLIGHTS, LEAD, cache_bytes=0)
+    points = {n.removeprefix("points."): k for n, k in point_kinds(FLIGHTS).items() if n.startswith("points.")}
+    for plan in reader._plans.values():
+        points |= plan.kinds
+    return points
+
+
+def _random(random: np.random.Generator, kind: str, rows: int) -> Column:
+    valid = random.random(rows) < 0.8
+    if kind == "varchar":
+        return Column(random.choice(np.array(["EWR", "JFK", "arrived", "departed"], object), rows), valid)
+    if kind == "timestamp":
+        return Column(random.integers(1_350_000_000, 1_360_000_000, rows) * 1_000_000, valid)
+    if kind == "struct":
+        return Column(valid, valid)
+    values = random.integers(-3, 40, rows)
+    return (
+        Column(values.astype(np.float64) * (1 if kind == "bigint" else 1.1), valid)
+        if kind == "double"
+        else Column(values, valid)
+    )
+
+
+def _by_duckdb(expressions: dict[str, str], columns: dict[str, Column]) -> pa.Table:
+    """A struct's fields are null where the struct is, as in the batch."""
+    flat, structs = {}, {}
+    for name, (values, valid) in columns.items():
+        kind = pa.timestamp("us") if _kinds()[name] == "timestamp" else None
+        array = pa.array(values, kind, mask=~valid) if kind is None else pa.array(values, mask=~valid).cast(kind)
+        record, _, field = name.partition(".")
+        if field:
+            structs.setdefault(record, {})[field] = array
+        else:
+            flat[name] = array
+    for record, fields in structs.items():
+        there = flat.pop(record, None)
+        made = pa.StructArray.from_arrays(list(fields.values()), list(fields))
+        flat[record] = made if there is None else pc.if_else(pc.is_valid(there), made, None)
+    table = pa.table(flat)
+    for name, (values, valid) in columns.items():  # ours must see the same nulls
+        record, _, field = name.partition(".")
+        if field and record in columns:
+            columns[name] = Column(values, valid & columns[record].valid)
+    with duckdb.connect() as connection:
+        connection.register("rows_", table)
+        return connection.sql(
+            "select " + ", ".join(f"{sql} as {name}" for name, sql in expressions.items()) + " from rows_"
+        ).to_arrow_table()
+
+
+@given(
+    st.lists(
+        st.datetimes(datetime(1999, 1, 1), datetime(2040, 1, 1)),  # noqa: DTZ001
+        min_size=1,
+        max_size=20,
+    ),
+    st.sampled_from(["America/New_York", "Pacific/Honolulu", "Asia/Tokyo", "Australia/Lord_Howe", "Nowhere/Else"]),
+)
+@settings(deadline=None, max_examples=15)
+def test_the_wall_clock_is_that_of_the_engine(moments: list[datetime], zone: str) -> None:
+    values = pa.array(moments, pa.timestamp("us")).cast(pa.int64()).to_numpy()
+    ones = np.ones(len(values), np.bool_)
+    found = local(Column(np.full(len(values), zone, object), ones), Column(values, ones))
+    if zone == "Nowhere/Else":
+        assert not found.valid.any()
+        return
+    expected = [duckdb.execute("select timezone(?, ?::timestamptz)", [zone, m.replace(tzinfo=UTC)]).fetchall()[0][0]
+                for m in moments]  # fmt: skip
+    assert pa.array(found.values).cast(pa.timestamp("us")).to_pylist() == expected
+
+
+@pytest.mark.parametrize(
+    ("sql", "what"),
+    [("flight * 1.5", "decimal"), ("md5(carrier)", "unsupported md5"), ("flight + nobody", "unknown column nobody")],
+)
+def test_what_cannot_be_evaluated_online_is_refused_when_it_is_declared(sql: str, what: str) -> None:
+    with pytest.raises(ValueError, match=rf"here: .*{what}.* it cannot be answered online"):
+        compile_expressions({"here": sql}, {"flight": "bigint", "carrier": "varchar"})

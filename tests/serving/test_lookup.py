@@ -1,0 +1,166 @@
+"""The reader of the online store, against a real PostgreSQL that is well, damaged, slow, or gone."""
+
+import os
+import signal
+import socket
+import time
+
+import psutil
+import psycopg2
+import psycopg2.extras
+import pyarrow as pa
+import pytest
+
+from adapters.connect import Outside
+from infra.local import postgres
+from infra.local.stack import Stack
+from pipeline.settings import Settings
+from serving.lookup import NO_ANSWER, Lookup
+from tests.features.stored import Stored, filled, requests
+from tests.features.world import FLIGHTS, LEAD, World, day, engine, moved, small_world
+
+SINCE, AS_OF = day(15), day(18)
+TIMEOUT_MS = 1000
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    return small_world()
+
+
+@pytest.fixture(scope="module")
+def events(world: World) -> pa.Table:
+    return requests(world, day(17), AS_OF).slice(0, 64)
+
+
+@pytest.fixture(scope="module")
+def batch(world: World) -> pa.Table:
+    return engine(world, day(17), AS_OF)[0].slice(0, 64)
+
+
+@pytest.fixture(scope="module")
+def store(world: World) -> Stored:
+    return filled(world, SINCE, AS_OF)
+
+
+@pytest.fixture
+def full(outside: Outside, store: Stored) -> Outside:
+    """A warehouse whose online store is filled."""
+    digest = FLIGHTS.digest()
+    with outside.warehouse.transaction() as at:
+        at.execute(
+            "insert into online_state (use_case, definition, since, as_of, snapshot_version, revision)"
+            " values ('flights', %s, %s, %s, 'v1', 1)",
+            (digest, SINCE, AS_OF),
+        )
+        rows = [("flights", digest, key, payload) for key, payload in store.series.items()]
+        psycopg2.extras.execute_values(
+            at, "insert into online_series (use_case, definition, key, payload) values %s", rows
+        )
+    return outside
+
+
+def lookup(dsn: str, *, timeout_ms: int = TIMEOUT_MS) -> Lookup:
+    return Lookup(dsn=dsn, use_case="flights", definition=FLIGHTS, lead=LEAD, timeout_ms=timeout_ms)
+
+
+def online_dsn(settings: Settings, stack: Stack) -> str:
+    """The address of a test's warehouse for the server's own role."""
+    home, database = stack.home(), settings.warehouse_dsn.rpartition("/")[2]
+    return postgres.dsn(home.ports["postgres"], database, "online", home.secrets["online"])
+
+
+def test_the_servers_role_reads_the_batchs_features_and_may_write_nothing(
+    full: Outside, settings: Settings, stack: Stack, events: pa.Table, batch: pa.Table
+) -> None:
+    with full.warehouse.transaction() as at:  # a copy of the template keeps its tables' rights, not the database's
+        at.execute("grant connect on database " + settings.warehouse_dsn.rpartition("/")[2] + " to online")
+    dsn = online_dsn(settings, stack)
+    found = lookup(dsn).features(events)
+    assert moved(batch, found.features) == []
+    assert found.as_of == AS_OF
+    assert not [problem for row in found.problems for problem in row if problem == NO_ANSWER]
+    connection = psycopg2.connect(dsn)
+    with connection.cursor() as at, pytest.raises(psycopg2.errors.InsufficientPrivilege):
+        at.execute("delete from online_series")
+    connection.close()
+
+
+def test_a_refresh_is_seen_by_the_next_batch(full: Outside, events: pa.Table) -> None:
+    reader = lookup(full.settings.warehouse_dsn)
+    assert reader.features(events).as_of == AS_OF
+    full.warehouse.fetch("update online_state set revision = 2, as_of = %s", (day(19),))
+    assert reader.features(events).as_of == day(19)
+
+
+def test_a_tampered_payload_is_a_reason_and_no_crash(full: Outside, events: pa.Table, batch: pa.Table) -> None:
+    full.warehouse.fetch(
+        "update online_series set payload = overlay(payload placing '\\x00ff' from 40) where key like 'weather(%'"
+    )
+    found = lookup(full.settings.warehouse_dsn).features(events)
+    assert found.as_of == AS_OF
+    assert all("damaged history of weather(origin)" in row for row in found.problems)
+    assert "temp_f" in (differ := moved(batch, found.features))
+    assert "carrier_late_rate_7d" not in differ
+
+
+def test_a_definition_that_was_never_stored_is_answered_without_history(outside: Outside, events: pa.Table) -> None:
+    found = lookup(outside.settings.warehouse_dsn).features(events)
+    assert (found.as_of, set(found.problems)) == (None, {(NO_ANSWER,)})
+    assert found.features["temp_f"].null_count == events.num_rows
+
+
+def test_a_store_that_hangs_costs_the_timeout_once_and_is_asked_again_a_second_later(
+    full: Outside, events: pa.Table
+) -> None:
+    now = [0.0]
+
+    def clock() -> float:
+        return now[0] + time.monotonic()
+
+    reader = Lookup(
+        dsn=full.settings.warehouse_dsn, use_case="flights", definition=FLIGHTS, lead=LEAD, timeout_ms=TIMEOUT_MS,
+        clock=clock,
+    )  # fmt: skip
+    assert reader.features(events).as_of == AS_OF
+    connection = reader._store._connection
+    assert connection is not None
+    server = psutil.Process(connection.get_backend_pid())
+    server.suspend()
+    try:
+        began = time.monotonic()
+        assert reader.features(events).problems == ((NO_ANSWER,),) * events.num_rows
+        assert TIMEOUT_MS / 1000 <= time.monotonic() - began < TIMEOUT_MS / 1000 + 2
+        began = time.monotonic()
+        assert reader.features(events).as_of is None  # not even tried
+        assert time.monotonic() - began < TIMEOUT_MS / 1000
+    finally:
+        os.kill(server.pid, signal.SIGCONT)
+    now[0] = 1.0  # a second later
+    assert reader.features(events).as_of == AS_OF
+
+
+def test_a_server_that_accepts_and_says_nothing_does_not_hold_the_answer(events: pa.Table) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        reader = lookup(f"postgresql://a:b@127.0.0.1:{silent.getsockname()[1]}/c", timeout_ms=200)
+        began = time.monotonic()
+        found = reader.features(events)
+        assert time.monotonic() - began < 2
+    assert found.as_of is None
+    assert set(found.problems) == {(NO_ANSWER,)}
+    assert found.features.num_rows == events.num_rows
+
+
+def test_a_connection_that_was_cut_is_made_again_within_the_same_batch(full: Outside, events: pa.Table) -> None:
+    reader = lookup(full.settings.warehouse_dsn)
+    reader.features(events)
+    connection = reader._store._connection
+    assert connection is not None
+    full.warehouse.fetch("select pg_terminate_backend(%s, 5000)", (connection.get_backend_pid(),))
+    assert reader.features(events).as_of == AS_OF
+
+
+def test_no_events_are_no_rows(full: Outside, events: pa.Table) -> None:
+    found = lookup(full.settings.warehouse_dsn).features(events.slice(0, 0))
+    assert found.features.num_rows == 0
+    assert found.problems == ()
