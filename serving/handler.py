@@ -159,8 +159,10 @@ def _load(folder: Path, environment: Mapping[str, str]) -> Door:
     logging.getLogger().setLevel(logging.WARNING)  # TorchServe's worker says a line a batch
     logging.getLogger("ts.metrics").setLevel(logging.INFO)  # its way to tell a metric to the server
     try:
+        if missing := [name for name in (DSN, SPOOL) if not environment.get(name)]:
+            raise ValueError(f"not set in the server's environment: {', '.join(missing)}")  # noqa: TRY301
         return open_door(folder, environment)
-    except ValueError as error:
+    except (OSError, ValueError) as error:  # the bundle is not what it should be, or the spool cannot be written
         _tell_refusal(folder, environment, str(error))
         raise RuntimeError(str(error)) from error  # the one that TorchServe reports instead of dying of
 
