@@ -46,6 +46,7 @@ def _versions(use_case: UseCase, outside: "Outside") -> list[str]:
                 found.append(f"version {version} was loaded again")
         except Rejected as problem:
             found.append(str(problem))
+    Server(use_case, outside).retire_others(serving)
     return found
 
 

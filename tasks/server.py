@@ -150,13 +150,12 @@ class Server:
         found = self._outside.warehouse.fetch(_EXAMPLE, (self._name,))
         return dict(found[0]["event"]) if found else None
 
-    def settle(self, serving: Deployment) -> None:
-        """What goes with being the one that answers: the default version, the static answer, no older versions."""
-        endpoint(self._outside).make_default(self._name, serving.version)
+    def settle(self, version: str) -> None:
+        """What goes with being the one that answers: the default version, and the static answer."""
+        endpoint(self._outside).make_default(self._name, version)
         if self._use_case.target.kind == "binary":
             [found] = self._outside.warehouse.fetch(_BASE_RATE, (self._name,))
             gateway(self._outside).set_fallback(self._name, found["rate"])
-        self.retire_others(serving)
 
     def retire_others(self, serving: Deployment | None) -> None:
         """Unload what neither answers nor would come back, unless it is on its way."""

@@ -125,10 +125,11 @@ class Stages:
             self._server.route(deployment.version)
         if wrong := self._server.proof(deployment.version):
             return self.end(deployment, "reverted", wrong)
+        self._server.settle(deployment.version)
         with self._outside.warehouse.transaction(self._fence) as at:
             deployments.finish(at, deployment, "full", self._outside)
         done = self._again(deployment)
-        self._server.settle(done)
+        self._server.retire_others(done)
         return done
 
     def _go_on(self, deployment: Deployment, evidence: Mapping[str, Any]) -> Deployment:

@@ -40,7 +40,7 @@ from tests.models.test_training import CPU, recipe
 _LOG = """
 insert into online_answers (use_case, request_id, position, model_version, slot, client, entity_key, event_time,
     prediction_time, score, degraded, reasons, feature_as_of, feature_age_seconds, server_ms, request, features,
-    answered_at) values %s
+    answered_at) values %s on conflict do nothing
 """
 EVENTS = 40
 _NO_FEATURES = ("entity_key", "event_time", "prediction_time", "label", "label_time")

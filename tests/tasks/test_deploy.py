@@ -2,96 +2,18 @@
 
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import psycopg2.errors
 import pytest
 
 from adapters.gateway import Route
 from pipeline.handoffs import Release
-from tasks import deploy, deployments
+from tasks import deploy
 from tests.tasks import server_room
+from tests.tasks.rollouts import actions, alerts, challenge, clients, go, last
 from tests.tasks.server_room import Misbehaviour, Room, crown
 
 ALONE = Route("1", None, 0.0)
-
-
-@pytest.fixture
-def use_case(use_case):
-    return server_room.rolled_out(use_case)
-
-
-@pytest.fixture
-def room(use_case, outside, tmp_path, monkeypatch) -> Room:
-    monkeypatch.setattr("tasks.stages.POLL_SECONDS", 0.02)
-    monkeypatch.setattr("tasks.server._PAUSE_SECONDS", 0.0)
-    address = {"gateway_url": "http://gateway", "management_url": "http://server"}
-    for name, value in address.items():
-        object.__setattr__(outside.settings, name, value)  # a test's settings
-    return server_room.open_room(use_case, outside, tmp_path / "room", monkeypatch)
-
-
-@pytest.fixture
-def first(room) -> Room:
-    """Version 1 answers everyone."""
-    crown(room.outside, room.use_case, "1", None, 1)
-    assert "answers everyone" in go(room, "1", None, 1)
-    return room
-
-
-def release(room: Room, version: str, before: str | None, revision: int, outcome: str = "promoted") -> Release:
-    as_of = room.outside.warehouse.fetch("select as_of from champions")[0]["as_of"]
-    return Release(use_case=room.use_case.name, outcome=outcome, champion_version=version, previous_version=before,
-                   revision=revision, as_of=as_of, actor="Ada")  # fmt: skip
-
-
-def go(room: Room, version: str, before: str | None, revision: int, outcome: str = "promoted") -> str:
-    return deploy.deploy(room.use_case, release(room, version, before, revision, outcome), room.outside)
-
-
-@contextmanager
-def clients(room: Room) -> Iterator[None]:
-    """Requests keep coming."""
-    over = threading.Event()
-
-    def ask() -> None:
-        while not over.wait(0.005):
-            if room.now.stable:
-                room.traffic(1)
-
-    thread = threading.Thread(target=ask)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
-
-
-def challenge(room: Room, **bad: object) -> str:
-    """Version 2 becomes champion and is deployed under traffic."""
-    crown(room.outside, room.use_case, "2", "1", 2)
-    room.bad["2"] = Misbehaviour(**bad)
-    with clients(room):
-        return go(room, "2", "1", 2)
-
-
-def actions(room: Room) -> list[tuple[str, str]]:
-    rows = room.outside.warehouse.fetch("select action, model_version from ledger order by entry")
-    return [(row["action"], row["model_version"]) for row in rows if row["action"] != "promote"]
-
-
-def alerts(room: Room) -> list[tuple[str, str]]:
-    rows = room.outside.warehouse.fetch("select tier, fingerprint from alerts where resolved_at is null order by 2")
-    return [(row["tier"], row["fingerprint"]) for row in rows]
-
-
-def last(room: Room) -> deployments.Deployment:
-    rows = room.outside.warehouse.fetch("select deployment_id from deployments order by position desc limit 1")
-    found = deployments.of_id(rows[0]["deployment_id"], room.outside)
-    assert found is not None
-    return found
 
 
 def test_without_an_endpoint_or_a_gateway_it_says_so_and_does_nothing(use_case, outside, capsys):
@@ -269,6 +191,53 @@ def test_with_the_server_down_nothing_moves_and_the_same_call_goes_on_later(firs
     assert deploy.pending(first.use_case, first.outside) == ["2"]
     with clients(first):
         assert "answers everyone" in go(first, "2", "1", 2)
+    assert len(first.outside.warehouse.fetch("select 1 from deployments")) == 2
+
+
+class Killed(BaseException):
+    """Ends a deployment where it is, as a kill does: no transaction is committed, every connection closes."""
+
+
+STEPS = ("archive", "register", "ask golden", "ask shadow", "route canary", "records", "route full", "ask proof",
+         "make_default")  # fmt: skip
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("step", STEPS)
+def test_killed_before_or_after_any_step_it_is_one_deployment_with_the_same_end(first, step, after):
+    name = step.split()[0]
+    name = {"route": "set_route"}.get(name, name)
+    real, killed = getattr(first, name), []
+
+    def concerns(arguments, named) -> bool:
+        if step == "ask proof":
+            return len(arguments) == 2
+        if name == "ask":
+            return named.get("slot") == step.split()[1]
+        if name == "set_route":
+            return (arguments[1].share > 0) == step.endswith("canary")
+        return True
+
+    def once(*arguments, **named):
+        if killed or not concerns(arguments, named):
+            return real(*arguments, **named)
+        killed.append(step)
+        if after:
+            real(*arguments, **named)
+        raise Killed
+
+    setattr(first, name, once)
+    crown(first.outside, first.use_case, "2", "1", 2)
+    with clients(first):
+        with pytest.raises(Killed):
+            go(first, "2", "1", 2)
+        assert killed == [step]
+        assert deploy.pending(first.use_case, first.outside) == ["2"]
+        assert "answers everyone" in go(first, "2", "1", 2)
+    assert first.now == Route("2", None, 0.0)
+    assert set(first.registered) == {"1", "2"}
+    assert actions(first) == [("deploy", "1"), ("deploy", "2")]
+    assert set(last(first).evidence) == {"package", "golden", "shadow", "canary"}
     assert len(first.outside.warehouse.fetch("select 1 from deployments")) == 2
 
 
