@@ -69,17 +69,17 @@ def compile_expressions(expressions: Mapping[str, str], kinds: Mapping[str, str]
     """
     compiler = _Compiler(kinds)
     nodes = {}
-    for name, sql in expressions.items():
-        try:
-            nodes[name] = compiler.node(_parse(sql))
-        except ValueError as error:
-            raise ValueError(f"{name}: {error} in {sql!r}: it cannot be answered online") from error
+    with duckdb.connect() as connection:
+        for name, sql in expressions.items():
+            try:
+                nodes[name] = compiler.node(_parse(connection, sql))
+            except ValueError as error:
+                raise ValueError(f"{name}: {error} in {sql!r}: it cannot be answered online") from error
     return compiler.program(nodes)
 
 
-def _parse(sql: str) -> dict[str, Any]:
-    with duckdb.connect() as connection:
-        text = connection.execute("select json_serialize_sql(?)", [f"select {sql}"]).fetchall()[0][0]
+def _parse(connection: duckdb.DuckDBPyConnection, sql: str) -> dict[str, Any]:
+    text = connection.execute("select json_serialize_sql(?)", [f"select {sql}"]).fetchall()[0][0]
     parsed = json.loads(text)
     if parsed.get("error"):
         raise ValueError(parsed["error_message"])

@@ -118,7 +118,7 @@ def _streams_sql(
 def _extract_sql(item: Series, interval: Span) -> str:
     names = [*item.key, *dict.fromkeys([*item.sums, *item.columns])]
     ranks = [
-        f"row_number() over ({_partition(item)} order by struct_pack({', '.join(f'{f} := {f}' for f in fields)}))"
+        f"rank() over ({_partition(item)} order by struct_pack({', '.join(f'{f} := {f}' for f in fields)}))"
         f" as rank{number}"
         for number, fields in enumerate(item.orders)
     ]
