@@ -19,6 +19,7 @@ class Measured:
     p95_ms: float
     p99_ms: float
     errors: int
+    requests: int
 
 
 def require_wrk() -> None:
@@ -43,6 +44,7 @@ def press(url: str, bodies: Path, *, connections: int, seconds: int, key: str | 
         p95_ms=seen["p95_ms"],
         p99_ms=seen["p99_ms"],
         errors=seen["errors"],
+        requests=seen["requests"],
     )
 
 
@@ -50,4 +52,4 @@ def middle(rounds: list[Measured]) -> Measured:
     """The median of each figure; of errors the sum."""
     values = [asdict(one) for one in rounds]
     figures = {name: median(one[name] for one in values) for name in ("rps", "p50_ms", "p95_ms", "p99_ms")}
-    return Measured(**figures, errors=sum(one.errors for one in rounds))
+    return Measured(**figures, errors=sum(one.errors for one in rounds), requests=sum(one.requests for one in rounds))

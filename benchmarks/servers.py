@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ from serving.predictor import Predictor
 START_SECONDS = 90
 COMPARED = 200  # answers that are compared with the predictor's before anything is measured
 TOLERANCE = 1e-5
+DATABASE = "postgres"  # works for ours, too, but its memory is mostly shared
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +34,7 @@ class Contender:
     name: str
     url: str
     bodies: Path
-    processes: tuple[int, ...]  # the roots of what works for it
+    processes: Mapping[str, int]  # the roots of what works for it
     key: str | None = None
 
     def ask(self, body: str) -> Any:
@@ -50,9 +51,22 @@ class Contender:
 
     def memory_mb(self) -> float:
         """Resident memory of the process trees, in which a page shared by two counts twice."""
-        roots = [psutil.Process(pid) for pid in self.processes]
-        everybody = {process for root in roots for process in (root, *root.children(recursive=True))}
-        return sum(process.memory_info().rss for process in everybody) / 1e6
+        return sum(process.memory_info().rss for name, process in self._everybody() if name != DATABASE) / 1e6
+
+    def cpu_seconds(self) -> dict[str, float]:
+        """Processor time so far, by part; what a part has started counts on its own."""
+        spent: dict[str, float] = {}
+        for name, process in self._everybody():
+            times = process.cpu_times()
+            spent[name] = spent.get(name, 0.0) + times.user + times.system
+        return spent
+
+    def _everybody(self) -> Iterator[tuple[str, psutil.Process]]:
+        for name, pid in self.processes.items():
+            root = psutil.Process(pid)
+            yield name, root
+            for child in root.children(recursive=True):
+                yield (name if name == DATABASE else f"{name} worker"), child
 
 
 def probability(answer: Any) -> float:
@@ -83,7 +97,7 @@ def all_of(world: World, folder: Path) -> Iterator[list[Contender]]:
     predictor = Predictor.load(world.bundle)
     rows = _rows(world, predictor)
     columns = list(predictor.columns)
-    events = _lines(folder / "events", [json.dumps(event) for event in world.events])
+    events = write_events(world, folder / "events")
     objects = _lines(folder / "features", [json.dumps(row) for row in rows])
     frames = [{"dataframe_split": {"columns": columns, "data": [[row[name] for name in columns]]}} for row in rows]
     splits = _lines(folder / "splits", [json.dumps(frame) for frame in frames])
@@ -96,7 +110,7 @@ def all_of(world: World, folder: Path) -> Iterator[list[Contender]]:
             port = free_port(set())
             line = [word.replace("PORT", str(port)) for word in command]
             pid = running.enter_context(_running(line, environment, folder / f"{name.replace(' ', '-')}.log"))
-            return Contender(name=name, url=f"http://127.0.0.1:{port}{path}", bodies=bodies, processes=(pid,))
+            return Contender(name=name, url=f"http://127.0.0.1:{port}{path}", bodies=bodies, processes={name: pid})
 
         uvicorn = (sys.executable, "-m", "uvicorn", "--port", "PORT", "--no-access-log", "--log-level", "warning")
         contenders = [
@@ -110,18 +124,23 @@ def all_of(world: World, folder: Path) -> Iterator[list[Contender]]:
         yield contenders
 
 
+def write_events(world: World, path: Path) -> Path:
+    """The events as clients send them, one a line."""
+    return _lines(path, [json.dumps(event) for event in world.events])
+
+
 def _ours(world: World, events: Path) -> list[Contender]:
     world.register(VERSION)
     world.send_everybody_to(VERSION)
     settings, name = world.outside.settings, world.use_case.name
     pids = {row.part: row.pid for row in world.stack.status() if row.pid is not None}
-    behind = tuple(pids[part] for part in ("torchserve", "shipper"))
+    behind = {part: pids[part] for part in ("torchserve", "shipper", DATABASE)}
     return [
         Contender(
             name="ours",
             url=f"{settings.gateway_url}/v1/{name}/predict",
             bodies=events,
-            processes=(pids["gateway"], *behind),
+            processes={"gateway": pids["gateway"], **behind},
             key=settings.gateway_key,
         ),
         Contender(

@@ -28,20 +28,27 @@ RESULTS = Path(__file__).parent / "results"
 _DRAIN_SECONDS = 120
 
 Figures = dict[tuple[str, int], list[Measured]]
+Work = dict[tuple[str, int], dict[str, float]]  # processor time by part, seconds
 
 
-def measure(world: World, contenders: Sequence[Contender], *, rounds: int, seconds: int) -> Figures:
+def measure(world: World, contenders: Sequence[Contender], *, rounds: int, seconds: int) -> tuple[Figures, Work]:
     """Every contender at every concurrency, in turn, as many times as there are rounds."""
     figures: Figures = {}
+    work: Work = {}
     for number in range(1, rounds + 1):
         for connections in CONCURRENCIES:
             for one in contenders:
                 press(one.url, one.bodies, connections=connections, seconds=1, key=one.key)
+                drain(world)
+                before = one.cpu_seconds()
                 seen = press(one.url, one.bodies, connections=connections, seconds=seconds, key=one.key)
                 figures.setdefault((one.name, connections), []).append(seen)
                 print(f"round {number} c={connections:<2} {one.name:16} {seen}", flush=True)
-                drain(world)
-    return figures
+                drain(world)  # the work that an answer leaves behind is its work, too
+                spent = work.setdefault((one.name, connections), {})
+                for part, seconds_spent in one.cpu_seconds().items():
+                    spent[part] = spent.get(part, 0.0) + seconds_spent - before.get(part, 0.0)
+    return figures, work
 
 
 def spooled(world: World) -> int:
@@ -84,6 +91,17 @@ def table(figures: Figures, memory_mb: dict[str, float]) -> str:
     return "\n".join(lines)
 
 
+def work_table(figures: Figures, work: Work) -> str:
+    """Processor time of one request by part, as Markdown."""
+    lines = ["| server | c | processor time of a request, microseconds |", "|---|--:|---|"]
+    for (name, connections), spent in sorted(work.items(), key=lambda item: item[0][1]):
+        requests = middle(figures[name, connections]).requests
+        parts = {part: seconds / requests * 1e6 for part, seconds in spent.items()}
+        told = ", ".join(f"{part} {value:.0f}" for part, value in parts.items() if value >= 1)
+        lines.append(f"| {name} | {connections} | {sum(parts.values()):,.0f} ({told}) |")
+    return "\n".join(lines)
+
+
 def _document(figures: Figures, **more: Any) -> dict[str, Any]:
     return {
         "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -110,11 +128,14 @@ def main(arguments: Sequence[str]) -> int:
         expected = Predictor.load(world.bundle).predict(world.points).tolist()
         chosen = [one for one in contenders if told.only is None or one.name in {BASE, *told.only.split(",")}]
         differences = {one.name: check(one, expected) for one in chosen}
-        figures = measure(world, chosen, rounds=told.rounds, seconds=told.seconds)
+        figures, work = measure(world, chosen, rounds=told.rounds, seconds=told.seconds)
         memory = {one.name: one.memory_mb() for one in chosen}
         looked_up = lookup.measure(world)
         counted = losses(world)
-    print(f"\n{table(figures, memory)}\n\nfeature lookup: {looked_up}\nprediction log: {counted}")
+    print(
+        f"\n{table(figures, memory)}\n\n{work_table(figures, work)}\n\nfeature lookup: {looked_up}\n"
+        f"prediction log: {counted}"
+    )
     print(f"largest difference to the predictor's answers: {max(differences.values()):.1e}")
     RESULTS.mkdir(exist_ok=True)
     document = _document(figures, memory_mb=memory, lookup=asdict(looked_up), log=counted, differences=differences)

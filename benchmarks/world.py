@@ -73,6 +73,11 @@ class World:
             workers=endpoint.workers,
         )
 
+    def retire(self, version: str) -> None:
+        """Take a version out of the server."""
+        assert self.outside.endpoint is not None
+        self.outside.endpoint.retire(self.use_case.name, version)
+
     def send_everybody_to(self, version: str) -> None:
         """From now on the gateway asks this version."""
         from adapters.gateway import Route
