@@ -26,7 +26,7 @@ def half(at, statement, rows, **options):
     real(at, statement, rows[: len(rows) // 2], **options)
     die()
 psycopg2.extras.execute_values = half
-use_case = use_cases()["flights"]
+use_case = use_cases(settings().params)["flights"]
 online_features.refresh(use_case, dataset.latest_snapshot(use_case, outside), outside)
 """
 
