@@ -1,7 +1,8 @@
 """What one version answered to real requests: by the gateway's records, and by the prediction log."""
 
 from collections.abc import Callable, Iterable
-from datetime import datetime
+from dataclasses import replace
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from tasks import recompute
@@ -12,13 +13,53 @@ if TYPE_CHECKING:
     from adapters.gateway import Record
     from pipeline.spec import UseCase
     from serving.predictor import Predictor
+    from tasks.deployments import Deployment
 
 _SERVER_ERROR = 500
-_MOST_CHECKED = 5000  # answers, the latest
-_LOGGED = """
-select request_id, score, features from online_answers
-where use_case = %s and model_version = %s and slot = any(%s) and answered_at >= %s order by answered_at desc limit %s
+_OVERLAP = timedelta(seconds=15)  # an answer may reach the log that much later than others
+_MOST_AT_ONCE = 20_000
+_NEW = """
+select request_id, position, score, features, answered_at from online_answers
+where use_case = %s and model_version = %s and slot = %s and answered_at >= %s order by answered_at limit %s
 """
+_LATEST = """
+select request_id, score, features from online_answers
+where use_case = %s and model_version = %s and slot = %s and answered_at >= %s order by answered_at desc limit %s
+"""
+
+
+class Checker:
+    """Computes each logged answer of a version again from its features, once, as it comes."""
+
+    def __init__(
+        self,
+        deployment: "Deployment",
+        slot: str,
+        outside: "Outside",
+        *,
+        batch: "Callable[[], Predictor]",
+    ) -> None:
+        self._deployment, self._slot, self._outside, self._batch = deployment, slot, outside, batch
+        self._since = deployment.stage_since
+        self._seen: set[tuple[str, int]] = set()
+        self._found = recompute.NOTHING
+
+    def check(self) -> recompute.Checked:
+        """What all of the stage's answers so far came to."""
+        d = self._deployment
+        asked = (d.use_case, d.version, self._slot, self._since, _MOST_AT_ONCE)
+        rows = self._outside.warehouse.fetch(_NEW, asked)
+        fresh = [row for row in rows if (row["request_id"], row["position"]) not in self._seen]
+        if fresh:  # a model is not loaded for nothing
+            self._seen.update((row["request_id"], row["position"]) for row in fresh)
+            found = recompute.check(self._batch(), fresh)
+            self._found = replace(
+                recompute.worse(self._found, found),
+                answers=len(self._seen),
+                requests=len({request_id for request_id, _ in self._seen}),
+            )
+            self._since = max(self._since, fresh[-1]["answered_at"] - _OVERLAP)
+        return self._found
 
 
 def failed(record: "Record", *, forgiving: bool) -> bool:
@@ -32,19 +73,10 @@ def failed(record: "Record", *, forgiving: bool) -> bool:
     return record.status >= _SERVER_ERROR or record.status <= 0 or record.static or spared
 
 
-def logged(
-    use_case: "UseCase",
-    version: str,
-    slots: Iterable[str],
-    since: datetime,
-    outside: "Outside",
-    *,
-    batch: "Callable[[], Predictor]",
-    most: int = _MOST_CHECKED,
-) -> recompute.Checked:
-    """The logged answers of a version since a moment, computed again from their features by its batch path."""
-    rows = outside.warehouse.fetch(_LOGGED, (use_case.name, version, list(slots), since, most))
-    return recompute.check(batch(), rows) if rows else recompute.NOTHING  # a model is not loaded for nothing
+def latest(use_case: "UseCase", version: str, since: datetime, outside: "Outside", *, most: int) -> recompute.Checked:
+    """The latest logged answers of the stable version since a moment, computed again from their features."""
+    rows = outside.warehouse.fetch(_LATEST, (use_case.name, version, "stable", since, most))
+    return recompute.check(recompute.predictor(use_case, version, outside), rows) if rows else recompute.NOTHING
 
 
 def tally(records: Iterable["Record"], checked: recompute.Checked, *, forgiving: bool = False) -> Tally:

@@ -55,6 +55,11 @@ def check(batch: "Predictor", answers: Sequence[Mapping[str, Any]]) -> Checked:
     )
 
 
+def worse(one: Checked, other: Checked) -> Checked:
+    """The one of two that is further off."""
+    return one if (one.max_difference or 0.0) > (other.max_difference or 0.0) else other
+
+
 def table(batch: "Predictor", features: Sequence[Mapping[str, Any]]) -> "pa.Table":
     """Logged features as the columns that a model reads."""
     import pyarrow as pa

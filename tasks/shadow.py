@@ -1,13 +1,11 @@
 """Mirrored traffic: what the running version was asked since, the new one is asked too, and both answers are kept."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from psycopg2.extras import execute_values
 
-from tasks import canary
 from tasks.rollout import Shadowed
 from tasks.server import Rejected, ask, score_of
 
@@ -15,7 +13,7 @@ if TYPE_CHECKING:
     from adapters.connect import Outside
     from adapters.warehouse import Fence
     from pipeline.spec import UseCase
-    from serving.predictor import Predictor
+    from tasks.canary import Checker
     from tasks.deployments import Deployment
 
 SLOT = "shadow"
@@ -58,7 +56,7 @@ def look(
     outside: "Outside",
     *,
     fence: "Fence",
-    batch: "Callable[[], Predictor]",
+    checker: "Checker",
 ) -> Look:
     """Mirror what is new, up to what is wanted, and say how it stands.
 
@@ -68,8 +66,7 @@ def look(
     """
     problem = _mirror(use_case, deployment, outside, fence)
     [summary] = outside.warehouse.fetch(_SUMMARY, (deployment.deployment_id,))
-    since = deployment.stage_since
-    checked = canary.logged(use_case, deployment.version, [SLOT], since, outside, batch=batch)
+    checked = checker.check()
     seen = Shadowed(
         requests=summary["requests"],
         unanswered=summary["unanswered"],

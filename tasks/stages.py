@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from adapters.connect import Outside
     from adapters.gateway import Record
     from adapters.warehouse import Fence
-    from serving.predictor import Predictor
 
 POLL_SECONDS = 1.0
 _OUTCOMES = {"hold": "held", "breach": "reverted"}
@@ -83,11 +82,11 @@ class Stages:
 
     def _shadow(self, deployment: Deployment) -> Deployment:
         """What is asked of the running version is asked of this one as well; nobody sees its answers."""
-        batch = self._batch(deployment.version)
+        checker = self._checker(deployment, shadow.SLOT)
         looks: list[shadow.Look] = []
 
         def judge(minutes: float) -> Step:
-            looks.append(shadow.look(self._use_case, deployment, self._outside, fence=self._fence, batch=batch))
+            looks.append(shadow.look(self._use_case, deployment, self._outside, fence=self._fence, checker=checker))
             return judge_shadow(self._endpoint.rollout, looks[-1].seen, minutes=minutes)
 
         step = self._until(deployment, judge)
@@ -98,17 +97,14 @@ class Stages:
     def _canary(self, deployment: Deployment) -> Deployment:
         """A share of the real requests is answered by this version."""
         self._move(deployment, share=self._endpoint.rollout.canary_share)
-        batch = self._batch(deployment.version)
+        checker = self._checker(deployment, "candidate")
         records: set[Record] = set()  # the gateway forgets the oldest, and all when it starts again
         tallies = []
 
         def judge(minutes: float) -> Step:
             found = gateway(self._outside).records(self._use_case.name, deployment.stage_since)
             records.update(r for r in found if (r.slot, r.version) == ("candidate", deployment.version))
-            checked = canary.logged(
-                self._use_case, deployment.version, ["candidate"], deployment.stage_since, self._outside, batch=batch
-            )
-            tallies.append(canary.tally(records, checked))
+            tallies.append(canary.tally(records, checker.check()))
             return judge_canary(self._endpoint.rollout, tallies[-1], minutes=minutes)
 
         step = self._until(deployment, judge)
@@ -170,8 +166,9 @@ class Stages:
         with self._outside.warehouse.transaction(self._fence):
             self._server.route(deployment.previous_version, deployment.version, share)
 
-    def _batch(self, version: str) -> "Callable[[], Predictor]":
-        return cache(lambda: recompute.predictor(self._use_case, version, self._outside))
+    def _checker(self, deployment: Deployment, slot: str) -> canary.Checker:
+        batch = cache(lambda: recompute.predictor(self._use_case, deployment.version, self._outside))
+        return canary.Checker(deployment, slot, self._outside, batch=batch)
 
     def _again(self, deployment: Deployment) -> Deployment:
         found = deployments.of_id(deployment.deployment_id, self._outside)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.online import Rollout
 from pipeline.spec import UseCase
-from tasks import canary, deployments, recompute
+from tasks import canary, deployments
 from tasks.deploy import Asked, nothing_to_deploy_to
 from tasks.deployments import Deployment
 from tasks.ledger import current
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _FIRST_LOOK = timedelta(minutes=5)
 _OVERLAP = timedelta(seconds=15)  # an answer may reach the log that much later
 _MOST_CHECKED = 500  # answers computed again, a look
-_DEGRADED_SHARE = 0.25  # new planes and airports are always some; more than this is a feed
+_DEGRADED_SHARE = 0.5  # some planes and airports are always unknown; most of them is a feed that stopped
 _PROBES = 20
 _LAST = "select looked_at, lost from online_watch where use_case = %s order by looked_at desc limit 1"
 _ANSWERS = """
@@ -94,15 +94,8 @@ def _look(use_case: UseCase, serving: Deployment, outside: "Outside") -> tuple[L
     now, since = clock["now"], last[0]["looked_at"] if last else clock["now"] - _FIRST_LOOK
     earliest = max(serving.finished_at, now - timedelta(minutes=rollout.hold_minutes))
     judged = recent(gateway(outside).records(use_case.name, earliest), serving.version, since, rollout)
-    checked = canary.logged(
-        use_case,
-        serving.version,
-        ["stable"],
-        max(since - _OVERLAP, serving.finished_at),
-        outside,
-        batch=lambda: recompute.predictor(use_case, serving.version, outside),
-        most=_MOST_CHECKED,
-    )
+    since_full = max(since - _OVERLAP, serving.finished_at)
+    checked = canary.latest(use_case, serving.version, since_full, outside, most=_MOST_CHECKED)
     tally = canary.tally(judged, checked, forgiving=True)
     [counted] = outside.warehouse.fetch(_ANSWERS, (f"%{STORE_SILENT}%", use_case.name, since))
     [losses] = outside.warehouse.fetch(_LOST, (use_case.name,))
