@@ -101,6 +101,11 @@ def docker(*arguments: str, check: bool = True) -> str:
     return done.stdout.strip()
 
 
+def logs(container: str) -> str:
+    done = subprocess.run(["docker", "logs", container], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
+    return done.stdout.decode()
+
+
 def until(true: Callable[[], bool], seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while not true():
@@ -150,6 +155,8 @@ def served(image: str, stack: Stack, settings: Settings, tmp_path: Path) -> Iter
     home = stack.home()
     database = settings.warehouse_dsn.rsplit("/", 1)[1]
     dsn = postgres.dsn(home.ports["postgres"], database, "online", home.secrets["online"])
+    with Warehouse(settings.warehouse_dsn).transaction() as at:
+        at.execute(f"grant connect on database {database} to online")  # a copied database loses who may connect
     shared = [*HARDENED, "--network=host", f"--volume={state}:/var/lib/windsock", f"--env=WINDSOCK_ONLINE_DSN={dsn}"]
     shared += ["--detach"]
     binds = {"INFERENCE": inference, "MANAGEMENT": management, "METRICS": metrics}
@@ -162,7 +169,7 @@ def served(image: str, stack: Stack, settings: Settings, tmp_path: Path) -> Iter
         until(served.healthy)
         yield served
     finally:
-        print("\n".join(docker("logs", name, check=False) for name in names))
+        print("\n".join(logs(name) for name in names))
         docker("rm", "--force", "--volumes", *names, check=False)
 
 
