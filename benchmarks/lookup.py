@@ -4,7 +4,8 @@ import http.client
 import json
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import timedelta
@@ -20,6 +21,7 @@ from serving.request import Reader
 
 RATE = 200  # a second
 SECONDS = 20
+CLIENTS = 16  # that share the rate
 _BUCKET = re.compile(r'^windsock_lookup_seconds_bucket\{.*le="([^"]+)".*\} ([\d.eE+]+)$', re.MULTILINE)
 
 
@@ -37,9 +39,9 @@ class LookedUp:
 
 def measure(world: World) -> LookedUp:
     """First the lookup in this process, then the gateway is asked."""
-    lookups = _at_rate(_look_up(world))
+    lookups, _ = _at_rate([_look_up(world)])
     before = _buckets(world)
-    answers = _at_rate(_ask(world))
+    _, answers = _at_rate([_ask(world) for _ in range(CLIENTS)])
     after = _buckets(world)
     seen = {edge: count - before.get(edge, 0) for edge, count in after.items()}
     return LookedUp(
@@ -52,17 +54,28 @@ def measure(world: World) -> LookedUp:
     )
 
 
-def _at_rate(call: Callable[[int], None]) -> list[float]:
-    """Milliseconds of each call, from the moment it was due: a late one is not told to be quick."""
-    for number in range(RATE):
-        call(number)
-    taken, began = [], time.perf_counter()
-    for number in range(RATE * SECONDS):
-        due = began + number / RATE
-        time.sleep(max(0.0, due - time.perf_counter()))
-        call(number)
-        taken.append((time.perf_counter() - due) * 1000)
-    return taken
+def _at_rate(calls: Sequence[Callable[[int], None]]) -> tuple[list[float], list[float]]:
+    """Milliseconds that each call took, and those since it was due: a late one is not told to be quick.
+
+    The callers take turns, each in a thread of its own. The first second does not count.
+    """
+    began = time.perf_counter()
+
+    def run(caller: int) -> list[tuple[float, float]]:
+        taken = []
+        for number in range(caller, RATE * (SECONDS + 1), len(calls)):
+            due = began + number / RATE
+            time.sleep(max(0.0, due - time.perf_counter()))
+            start = time.perf_counter()
+            calls[caller](number)
+            end = time.perf_counter()
+            if number >= RATE:
+                taken.append(((end - start) * 1000, (end - due) * 1000))
+        return taken
+
+    with ThreadPoolExecutor(len(calls)) as callers:
+        pairs = [pair for found in callers.map(run, range(len(calls))) for pair in found]
+    return [took for took, _ in pairs], [since for _, since in pairs]
 
 
 def _look_up(world: World) -> Callable[[int], None]:
