@@ -150,11 +150,10 @@ def bring(use_case: UseCase, asked: Asked, outside: "Outside") -> str:
         try:
             taken = _taken_up(use_case, asked, outside, fence)
             said = taken if isinstance(taken, str) else Stages(use_case, outside, fence).run(taken).sentence()
-        except FencedOut:
+        except FencedOut:  # a rollback, or a process that believes this one dead: it does the rest
             ended = deployments.of_request(use_case, asked.request_id, outside)
-            if ended is None or ended.outcome is None:
-                raise
-            said = ended.sentence()
+            taken_over = f"{use_case.name}: somebody else has taken over the deployment of version {asked.version}"
+            said = ended.sentence() if ended is not None and ended.outcome is not None else taken_over
     outside.alerts.flush()
     return said
 
@@ -178,9 +177,9 @@ def _taken_up(use_case: UseCase, asked: Asked, outside: "Outside", fence: "Fence
         Stages(use_case, outside, fence).end(ongoing, "superseded", f"version {asked.version} is to be deployed")
     serving = deployments.serving(use_case, outside)
     row = {**asdict(asked), "use_case": use_case.name, "kind": "rollout", "stage": "package"}
-    row["previous_version"] = serving.version if serving else None
+    row["previous_version"] = deployments.before(serving, asked.version)
     if serving is not None and serving.version == asked.version:  # it became champion again: nothing but the proof
-        row |= {"stage": "full", "previous_version": serving.previous_version}
+        row["stage"] = "full"
     with outside.warehouse.transaction(fence) as at:
         deployments.open_row(at, row)
     opened = deployments.of_id(asked.deployment_id, outside)

@@ -86,6 +86,13 @@ def serving(use_case: UseCase, outside: "Outside") -> Deployment | None:
     return _one("use_case = %s and outcome = 'full'", (use_case.name,), outside, order="finished_at")
 
 
+def before(serving: Deployment | None, version: str) -> str | None:
+    """What answers without a version: the one that does now, or, where that is this very one, the one before it."""
+    if serving is None:
+        return None
+    return serving.previous_version if serving.version == version else serving.version
+
+
 def answered(use_case: UseCase, revision: int, version: str, outside: "Outside") -> Deployment | None:
     """The last finished way of a version since it became champion; a superseded one counts for nothing."""
     where = "use_case = %s and revision = %s and version = %s and outcome <> 'superseded'"

@@ -32,9 +32,9 @@ def put_back(use_case: UseCase, asked: "Asked", outside: "Outside") -> Deploymen
             if ongoing is not None:
                 problem = f"version {asked.version} was put back: {asked.reason}"
                 deployments.finish(at, ongoing, "superseded", outside, problem=problem)
-            row = {"use_case": use_case.name, "kind": "rollback", "stage": "full",
-                   "previous_version": serving.version if serving else None}  # fmt: skip
-            deployments.open_row(at, {**asdict(asked), **row})
+            row = {"use_case": use_case.name, "kind": "rollback", "stage": "full"}
+            before = deployments.before(serving, asked.version)
+            deployments.open_row(at, {**asdict(asked), **row, "previous_version": before})
     opened = deployments.of_id(asked.deployment_id, outside)
     assert opened is not None
     ended = Stages(use_case, outside, fence).run(opened)

@@ -278,7 +278,9 @@ def test_a_rollback_is_at_once_and_ends_what_is_under_way(first):
     assert "version 2 answers everyone" in go(first, "2", "1", 4, "rolled-back")
     assert time.monotonic() - began < 5
     slow.join()
-    assert "superseded" in said[0]
+    assert "superseded" in said[0] or "taken over" in said[0]
+    rows = first.outside.warehouse.fetch("select outcome from deployments where version = '3'")
+    assert [row["outcome"] for row in rows] == ["superseded"]
     assert first.now == Route("2", None, 0.0)
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from adapters.gateway import Route
 from serving.lookup import NO_ANSWER
-from tasks import deployments, watch
+from tasks import deploy, deployments, watch
 from tasks.server import STORE_SILENT
 from tests.tasks.rollouts import actions, alerts, challenge, clients, go, last
 from tests.tasks.server_room import Misbehaviour, Room, crown
@@ -80,6 +80,19 @@ def test_errors_wrong_scores_or_latency_bring_the_version_before_back_once(secon
     second.traffic(20)
     look(second)
     assert ("critical", "flights.watch.stable") not in alerts(second), "it ends by itself"
+
+
+def test_a_champion_rolled_back_to_what_the_watch_put_back_moves_nothing(second):
+    second.bad["2"] = Misbehaviour(off=0.01)
+    second.traffic(20)
+    look(second)
+    crown(second.outside, second.use_case, "1", None, 3)
+    assert "version 1 answers everyone" in go(second, "1", None, 3, "rolled-back")
+    assert second.now == Route("1", None, 0.0)
+    crown(second.outside, second.use_case, "1", "2", 4)
+    assert "version 1 answers everyone" in go(second, "1", "2", 4)
+    assert second.now == Route("1", None, 0.0)
+    assert deploy.pending(second.use_case, second.outside) == []
 
 
 def test_what_hits_both_versions_is_told_and_not_rolled_back(second):
