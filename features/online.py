@@ -33,6 +33,7 @@ class State(NamedTuple):
     revision: int
     since: int
     as_of: int
+    snapshot: str  # the version of the dataset it was made with
 
 
 Fetch = Callable[[list[str]], tuple[State, dict[str, bytes]]]

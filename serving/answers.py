@@ -88,6 +88,10 @@ class Found(Protocol):
         """What the store knows up to; None where it did not answer."""
 
     @property
+    def snapshot(self) -> str | None:
+        """The dataset the store was made with."""
+
+    @property
     def problems(self) -> tuple[tuple[str, ...], ...]:
         """Per row, why it is not all there."""
 
@@ -202,6 +206,7 @@ class Answerer:
             "degraded": [bool(why) for why in reasons],
             "reasons": reasons,
             "feature_as_of": [found.as_of] * rows,
+            "feature_snapshot": [found.snapshot] * rows,
             "feature_age_seconds": ages,
             "request": [json.dumps(event) for _, _, event in origin],
             "answered_at": [datetime.now(UTC)] * rows,

@@ -28,7 +28,7 @@ _SESSION = "-c timezone=UTC -c default_transaction_read_only=on -c statement_tim
 _PREPARE = """
 prepare lookup (text, text, text[]) as
 select st.revision, (extract(epoch from st.since) * 1000000)::bigint, (extract(epoch from st.as_of) * 1000000)::bigint,
-    s.key, s.payload
+    st.snapshot_version, s.key, s.payload
 from online_state st left join online_series s
     on s.use_case = st.use_case and s.definition = st.definition and s.key = any($3)
 where st.use_case = $1 and st.definition = $2"""
@@ -39,11 +39,13 @@ _WAITS = {POLL_READ: select.POLLIN, POLL_WRITE: select.POLLOUT}
 class Found:
     """Features, one row an event: the key columns and every feature, as in the batch.
 
-    `as_of` is what the store knew up to (None: it did not answer); `problems` says per row why something is missing.
+    `as_of` is what the store knew up to, `snapshot` the dataset it was made with (None: it did not answer); `problems`
+    says per row why something is missing.
     """
 
     features: pa.Table
     as_of: datetime | None
+    snapshot: str | None
     problems: tuple[tuple[str, ...], ...]
 
 
@@ -76,9 +78,10 @@ class Lookup:
                 self._again_at = self._clock() + _PAUSE_SECONDS
                 logger.warning("%s: %s", NO_ANSWER, " ".join(str(error).split()) or type(error).__name__)
             else:
-                return Found(found.features, _moment(found.state), found.problems)
+                snapshot = found.state.snapshot if found.state else None
+                return Found(found.features, _moment(found.state), snapshot, found.problems)
         found = self._online.compute(events, None)
-        return Found(found.features, None, tuple((*problems, NO_ANSWER) for problems in found.problems))
+        return Found(found.features, None, None, tuple((*problems, NO_ANSWER) for problems in found.problems))
 
     def close(self) -> None:
         """Leave the store."""
@@ -115,7 +118,7 @@ class _Store:
             rows = self._read(keys)
         if not rows:
             raise psycopg2.OperationalError(f"it holds nothing of {self._use_case} by this feature definition yet")
-        return State(*rows[0][:3]), {key: bytes(payload) for *_, key, payload in rows if key is not None}
+        return State(*rows[0][:4]), {key: bytes(payload) for *_, key, payload in rows if key is not None}
 
     def _read(self, keys: list[str]) -> list[tuple[Any, ...]]:
         at = self._cursor or self._open()

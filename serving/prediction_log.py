@@ -45,6 +45,7 @@ LOGGED_SCHEMA = pa.schema(
         "degraded": pa.bool_(),
         "reasons": pa.list_(pa.string()),
         "feature_as_of": _MOMENT,
+        "feature_snapshot": pa.string(),
         "feature_age_seconds": pa.float64(),
         "server_ms": pa.float64(),
         "request": pa.string(),

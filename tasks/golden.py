@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from adapters.connect import Outside
 
 SLOT = "golden"
+_MOST_AT_ONCE = 64  # history that nobody asked for yet takes its time
 _TRIES, _PAUSE_SECONDS = 10, 1.2  # the server leaves a silent store alone for a second
 _STATE = "select since, as_of, snapshot_version from online_state where use_case = %s and definition = %s"
 
@@ -43,7 +44,7 @@ def look(use_case: UseCase, version: str, outside: "Outside") -> tuple[Golden, d
     if not events:
         return Golden(rows=0, wanted=rollout.golden_rows, max_difference=0, worst="", p99_ms=0), {}
     batch = recompute.predictor(use_case, version, outside).predict(points)
-    size = use_case.endpoint.max_events
+    size = min(use_case.endpoint.max_events, _MOST_AT_ONCE)
     chunks = [events[start : start + size] for start in range(0, len(events), size)]
     listed = [score for chunk in chunks for score in _ask(use_case, version, chunk, outside)[0]]
     alone = [_ask(use_case, version, [event], outside) for event in events]

@@ -1,8 +1,8 @@
 """How well the online answers did: metrics on matured labels, and how far they are from the batch's scores.
 
 Measured by partition and model version as of the latest features, again whenever answers, labels or batch scores of a
-partition have changed since: a restatement is a new row. Only answers given on features as fresh as the batch's are to
-equal its scores; the others are shown.
+partition have changed since: a restatement is a new row. Answers are to equal the batch's scores where they were given
+on the very data that these were made from: history as fresh, neither late nor mended since. The others are shown.
 """
 
 import json
@@ -30,7 +30,9 @@ with served as (
     from online_answers
     where use_case = %s and slot in ('stable', 'candidate') and prediction_time >= %s and prediction_time < %s
     order by entity_key, event_time, model_version, answered_at desc, request_id, position)
-select s.model_version, s.score, s.degraded or coalesce(s.feature_age_seconds, 1) > 0 as stale, s.degraded, o.label,
+select s.model_version, s.score,
+    s.degraded or coalesce(s.feature_age_seconds, 1) > 0
+        or (known.index #>> %s) is distinct from (scored.index #>> %s) as stale, s.degraded, o.label,
     p.score as batch_score,
     ('x' || left(md5(concat_ws('|', s.entity_key, extract(epoch from s.event_time), s.score, s.degraded,
         coalesce(o.label::text, '-'), coalesce(p.score::text, '-'))), 15))::bit(60)::bigint as fingerprint
@@ -39,6 +41,8 @@ left join outcomes o on (o.use_case, o.entity_key, o.event_time) = (s.use_case, 
     and o.label_time <= %s
 left join predictions p on (p.use_case, p.entity_key, p.event_time, p.model_version)
     = (s.use_case, s.entity_key, s.event_time, s.model_version)
+left join snapshots known on (known.use_case, known.version) = (s.use_case, s.feature_snapshot)
+left join snapshots scored on (scored.use_case, scored.version) = (p.use_case, p.snapshot_version)
 order by s.model_version, s.prediction_time, s.entity_key collate "C", s.event_time
 """
 _KNOWN = """
@@ -89,7 +93,8 @@ def measure(use_case: UseCase, outside: "Outside") -> list[Quality]:
 def measure_partition(use_case: UseCase, partition: Interval, as_of: datetime, outside: "Outside") -> list[Quality]:
     """Each version that answered events of a partition, by the labels known at a data time."""
     with outside.warehouse.transaction(snapshot=True) as at:
-        params = (use_case.name, partition.start, partition.end, as_of)
+        inputs = [use_case.grid.key(partition), "inputs"]  # what the partition's features were made from
+        params = (use_case.name, partition.start, partition.end, inputs, inputs, as_of)
         rows = outside.warehouse.copy_out(_SERVED, params, at=at)
     versions = pc.unique(rows["model_version"]).to_pylist()
     return [

@@ -14,7 +14,8 @@ create table online_answers (      -- one row an event of a request; a request t
     decision boolean,
     degraded boolean not null,
     reasons text[] not null,
-    feature_as_of timestamptz,
+    feature_as_of timestamptz,     -- what the store knew up to, and which dataset it was made with; null: it was silent
+    feature_snapshot text,
     feature_age_seconds double precision,
     server_ms double precision not null,
     request jsonb not null,

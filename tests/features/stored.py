@@ -53,7 +53,7 @@ def filled(world: World, since: datetime, as_of: datetime, *, shifted: timedelta
         known[name] = inside.set_column(inside.column_names.index("known_at"), "known_at", moved)
     with tempfile.TemporaryDirectory() as folder:
         series = dict(payloads(FLIGHTS, parquet(known, folder), Span(since, as_of), LEAD))  # type: ignore[arg-type]
-    return Stored(State(1, micros(since), micros(as_of)), series)
+    return Stored(State(1, micros(since), micros(as_of), "dataset"), series)
 
 
 def requests(world: World, start: datetime, end: datetime) -> pa.Table:

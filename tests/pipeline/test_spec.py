@@ -114,7 +114,10 @@ def test_what_is_allowed_parses(changes):
         ({"endpoint.costs": None}, "flights.endpoint.costs: expected missed and needless for a binary target"),
         ({"endpoint.rollout.canary_share": 0.7}, "flights.endpoint.rollout.canary_share: "),
         ({"endpoint": None, "experiment": EXPERIMENT}, "flights.experiment: expected an endpoint with costs"),
-        ({"experiment": EXPERIMENT | {"max_events": 10}}, "flights.experiment.max_events: expected more than min_events"),
+        (
+            {"experiment": EXPERIMENT | {"max_events": 10}},
+            "flights.experiment.max_events: expected more than min_events",
+        ),
         ({"train.holdout_days": 6}, "flights.train.holdout_days: expected at least gate.min_days (7), or no candidate"),
         ({"gate.leak_alarm.above": 1.0}, "flights.gate.leak_alarm.above: expected more than 0.5 and less than 1 for"),
         ({"gate.leak_alarm.above": 0.5}, "flights.gate.leak_alarm.above: expected more than 0.5 and less than 1 for"),

@@ -69,6 +69,7 @@ SMALL = {"carrier": "UA", "flight": 15, "tailnum": "N12345", "scheduled_departur
 class Found:
     features: pa.Table
     as_of: datetime | None
+    snapshot: str | None
     problems: tuple[tuple[str, ...], ...]
 
 
@@ -92,7 +93,7 @@ class Echo:
                 "empty": pa.nulls(events.num_rows, pa.float32()),
             }
         )
-        return Found(table, self.as_of, tuple(("no history for XX",) if c == "XX" else () for c in carriers))
+        return Found(table, self.as_of, "dataset", tuple(("no history for XX",) if c == "XX" else () for c in carriers))
 
 
 class Halves:

@@ -39,8 +39,8 @@ from tests.models.test_training import CPU, recipe
 
 _LOG = """
 insert into online_answers (use_case, request_id, position, model_version, slot, client, entity_key, event_time,
-    prediction_time, score, degraded, reasons, feature_as_of, feature_age_seconds, server_ms, request, features,
-    answered_at) values %s on conflict do nothing
+    prediction_time, score, degraded, reasons, feature_as_of, feature_snapshot, feature_age_seconds, server_ms,
+    request, features, answered_at) values %s on conflict do nothing
 """
 EVENTS = 40
 _NO_FEATURES = ("entity_key", "event_time", "prediction_time", "label", "label_time")
@@ -241,7 +241,7 @@ class Room:
         features = {name: _plain(value) for name, value in point.items() if name not in _NO_FEATURES}
         return (
             self.use_case.name, request_id, position, version, slot, "test", point["entity_key"], point["event_time"],
-            point["prediction_time"], float(score), False, [], AS_OF, 0.0, 1.0, json.dumps(event),
+            point["prediction_time"], float(score), False, [], AS_OF, "s", 0.0, 1.0, json.dumps(event),
             json.dumps(features), datetime.now(UTC),
         )  # fmt: skip
 

@@ -168,7 +168,7 @@ def test_an_event_counts_once_by_its_first_answer_and_not_before_the_start(use_c
     answer(outside, "8", 10, costly=1.0, seed=2)
     outside.warehouse.fetch(  # asked again, a minute later, and answered by the other version
         "insert into online_answers select use_case, 'again' || request_id, position, '7', 'stable', client,"
-        " entity_key, event_time, prediction_time, score, true, degraded, reasons, feature_as_of,"
+        " entity_key, event_time, prediction_time, score, true, degraded, reasons, feature_as_of, feature_snapshot,"
         " feature_age_seconds, server_ms, request, features, answered_at + interval '1 minute'"
         " from online_answers where model_version = '8'"
     )

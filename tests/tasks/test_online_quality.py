@@ -97,6 +97,22 @@ def test_answers_on_older_features_are_shown_and_not_judged(answered):
     assert alerts(answered) == []
 
 
+def test_answers_given_before_a_partition_was_mended_are_shown_and_not_judged(answered):
+    answered.outside.warehouse.fetch("update online_answers set score = score + 0.1 where slot = 'stable'")
+    answered.outside.warehouse.fetch("update predictions set snapshot_version = 'mended'")
+    answered.outside.warehouse.fetch(
+        'insert into snapshots (use_case, version, git_revision, start, "end", partitions, rows, index)'
+        " select use_case, 'mended', git_revision, start, \"end\", partitions, rows,"
+        " (select jsonb_object_agg(to_char(day, 'YYYY-MM-DD'), jsonb_build_object('inputs', 'others'))"
+        "  from generate_series(start, \"end\", interval '1 day') as day) from snapshots"
+    )
+    online_quality.measure(answered.use_case, answered.outside)
+    rows = latest(answered)
+    assert sum(row["compared"] for row in rows) == 0
+    assert max(row["max_stale_difference"] for row in rows) == pytest.approx(0.1, abs=1e-4)
+    assert alerts(answered) == []
+
+
 def test_metrics_are_json(answered):
     label(answered, slice(0, 40))
     for row in online_quality.measure(answered.use_case, answered.outside):
