@@ -76,7 +76,7 @@ test-image: env ## build the serving image and ask it, hardened, in a Docker eng
 	@WINDSOCK_TEST_IMAGE=1 $(BIN)/python -m pytest -m image tests/serving/test_image.py
 
 .PHONY: bench
-bench: env ## ours beside four other servers of the same model (needs wrk), then 20 swaps under load
+bench: env ## ours beside other servers of the same model (needs wrk), then 20 swaps under load
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[local,dev,bench]'
 	@$(BIN)/python -m benchmarks.serving
 	@$(BIN)/python -m benchmarks.swaps

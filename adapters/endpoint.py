@@ -24,7 +24,7 @@ _CALL_SECONDS = 30.0
 _READY_SECONDS = 120.0
 _POLL_SECONDS = 0.1
 _DRAIN_SECONDS = 10.0
-_BATCH_SECONDS = 0.5  # no batch takes longer: the store has `store_timeout_ms`, the rest is milliseconds
+_BATCH_SECONDS = 2.0  # no batch takes longer: the store has `store_timeout_ms`, the rest is milliseconds
 
 Entry = dict[str, Any]
 

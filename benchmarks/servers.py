@@ -102,7 +102,8 @@ def all_of(world: World, folder: Path) -> Iterator[list[Contender]]:
     frames = [{"dataframe_split": {"columns": columns, "data": [[row[name] for name in columns]]}} for row in rows]
     splits = _lines(folder / "splits", [json.dumps(frame) for frame in frames])
     export.to_onnx(world.bundle, folder / "onnx")
-    export.to_mlflow(world.bundle, folder / "mlflow", world.points)
+    export.to_mlflow(world.bundle, folder / "mlflow", world.points, signed=True)
+    export.to_mlflow(world.bundle, folder / "mlflow-unsigned", world.points, signed=False)
     environment = {"BENCHMARK_BUNDLE": str(world.bundle), "BENCHMARK_ONNX": str(folder / "onnx")}
     with ExitStack() as running:
 
@@ -117,6 +118,7 @@ def all_of(world: World, folder: Path) -> Iterator[list[Contender]]:
             *_ours(world, events),
             begin("FastAPI", "/predict", objects, *uvicorn, "benchmarks.contenders.fastapi_app:app"),
             begin("mlflow serve", "/invocations", splits, *_mlflow(folder / "mlflow")),
+            begin("mlflow, no signature", "/invocations", splits, *_mlflow(folder / "mlflow-unsigned")),
             begin("ONNX batching", "/", objects, *uvicorn, "benchmarks.contenders.onnx_app:app"),
         ]
         for contender in contenders:

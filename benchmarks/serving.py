@@ -43,7 +43,7 @@ def measure(world: World, contenders: Sequence[Contender], *, rounds: int, secon
                 before = one.cpu_seconds()
                 seen = press(one.url, one.bodies, connections=connections, seconds=seconds, key=one.key)
                 figures.setdefault((one.name, connections), []).append(seen)
-                print(f"round {number} c={connections:<2} {one.name:16} {seen}", flush=True)
+                print(f"round {number} c={connections:<2} {one.name:20} {seen}", flush=True)
                 drain(world)  # the work that an answer leaves behind is its work, too
                 spent = work.setdefault((one.name, connections), {})
                 for part, seconds_spent in one.cpu_seconds().items():

@@ -49,8 +49,8 @@ def to_onnx(bundle: Path, folder: Path) -> None:
         )
 
 
-def to_mlflow(bundle: Path, folder: Path, sample: pa.Table) -> None:
-    """A pyfunc model with its signature."""
+def to_mlflow(bundle: Path, folder: Path, sample: pa.Table, *, signed: bool) -> None:
+    """A pyfunc model with its signature, as MLflow advises; or without, which spares the server its checks."""
     import mlflow
     from mlflow.models import infer_signature
 
@@ -61,7 +61,7 @@ def to_mlflow(bundle: Path, folder: Path, sample: pa.Table) -> None:
         folder,
         python_model=str(Path(__file__).with_name("mlflow_model.py")),
         artifacts={"bundle": str(bundle)},
-        signature=infer_signature(frame, np.zeros(len(frame))),
+        signature=infer_signature(frame, np.zeros(len(frame))) if signed else None,
         pip_requirements=["torch", "pyarrow", "numpy", "safetensors"],
     )
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -31,7 +32,8 @@ COMPARED = {
     "quarantine": "select table_name, partition_start, raw_sha256, row_number, reasons from quarantine "
     "order by 1, 2, 3, 4",
     "champion": "select revision, version, previous_version, as_of from champions",
-    "ledger": "select action, model_version, champion_version, as_of, reason from ledger order by entry",
+    "ledger": "select action, model_version, champion_version, as_of, reason from ledger "
+    "where action not like 'deploy%' order by entry",
     "decisions": "select decision_id, decision, reasons, model_version from decisions order by 1",
     "retrains": "select decision_id, state, outcome from retrains order by 1",
     "outcomes": "select count(*), sum(label), md5(string_agg(label_time::text, ',' order by event_time, entity_key)) "
@@ -65,6 +67,8 @@ def environment(folder: Path) -> dict[str, str]:
     small = {"trials": 3, "rungs": [2, 5], "hidden_units": [64], "layers": [1], "validation_days": 7, "min_rows": 5000}
     block["train"] |= small
     block["monitor"] |= {"max_age_days": 20}
+    block["endpoint"]["rollout"] |= {"shadow_requests": 50, "canary_share": 0.3, "canary_requests": 30}
+    block["endpoint"]["rollout"] |= {"max_p99_ms": 5000}  # its parts are killed, on a machine that is all used
     path = folder / "params.yaml"
     path.write_text(yaml.safe_dump(params))
     return {**base_environment(), "WINDSOCK_PARAMS": str(path), "PYTHONPATH": str(REPOSITORY)}
@@ -202,6 +206,42 @@ def test_it_retrained_and_judged_and_the_broken_feed_was_blocked_without_a_retra
     actions = [row[0] for row in disturbed["facts"]["ledger"]]
     assert actions[0] == "promote"
     assert len(actions) == 1 + len(retrained)
+
+
+def test_the_champion_answers_online_as_in_batch_though_parts_were_killed(disturbed: dict[str, Any]) -> None:
+    [line] = [line for line in disturbed["log"].splitlines() if line.startswith("parity")]
+    assert line.startswith(
+        "parity     1,000 real events, 55 features: training = batch = online, at most 0.0e+00 apart"
+    )
+    [asked] = [line for line in disturbed["log"].splitlines() if line.startswith("online")]
+    assert ", 0 failed, " in asked
+    champion = disturbed["facts"]["champion"][0][1]
+    query = f"select count(*) from deployments where outcome = 'full' and version = '{champion}'"
+    assert count(disturbed["stack"], query) == 1
+    assert count(disturbed["stack"], "select count(*) from online_answers where slot = 'stable'") > 1000
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed here")
+def test_the_lines_of_docs_online_work_as_printed(disturbed: dict[str, Any], folder: Path) -> None:
+    page = (REPOSITORY / "docs" / "online.md").read_text()
+    settings, *lines = re.findall(r"```sh\n(.*?)```", page, flags=re.DOTALL)
+    assert len(lines) == 4
+    checkout = folder / "checkout"
+    checkout.mkdir()
+    (checkout / ".windsock").symlink_to(disturbed["stack"].folder)
+    printed = []
+    for line in lines:
+        done = subprocess.run(
+            ["bash", "-euc", settings + line], cwd=checkout, capture_output=True, text=True, check=False, timeout=60
+        )
+        assert done.returncode == 0, done.stderr
+        printed.append(json.loads(done.stdout))
+    one, several, explained, schema = printed
+    assert 0 < one["probability"] < 1
+    assert [0 < answer["probability"] < 1 for answer in several] == [True, True]
+    difference = explained["probability"] - explained["baseline"]
+    assert sum(explained["attributions"].values()) == pytest.approx(difference, abs=1e-3)
+    assert schema["openapi"].startswith("3.1")
 
 
 def test_a_second_run_has_nothing_to_do(disturbed: dict[str, Any]) -> None:
