@@ -12,15 +12,15 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
-from features.arena import Arena, Places
-from features.engine import FeatureSet, sum_name, used
+from features.arena import Arena
+from features.batch import Batch
+from features.engine import FeatureSet
 from features.expressions import compile_expressions
 from features.operations import Column, missing
 from features.packed import unpack
-from features.series import Series, all_series, point_kinds, record_fields, span
-from features.vocabulary import Window
+from features.plan import Plan
+from features.series import Series, all_series, point_kinds
 
 _KEYS_AT_ONCE = 200
 _MICROSECOND = timedelta(microseconds=1)
@@ -59,7 +59,7 @@ class Online:
         kinds = point_kinds(definition)
         self._definition, self._lead, self._cache_bytes = definition, lead // _MICROSECOND, cache_bytes
         self._series = all_series(definition, kinds)
-        self._plans = {s.name: _Plan.of(definition, s) for s in self._series}
+        self._plans = {s.name: Plan.of(definition, s) for s in self._series}
         self._asked = {n.removeprefix("asked."): k for n, k in kinds.items() if n.startswith("asked.")}
         told = {f"asked.{name}": kind for name, kind in self._asked.items()}
         self._event_time = compile_expressions({"event_time": definition.point_sql["event_time"]}, told)
@@ -78,11 +78,11 @@ class Online:
             self._state, self._arenas = None, {}
         while True:
             try:
-                return self._compute(_Batch(events, self._asked), fetch)
+                return self._compute(Batch(events, self._asked), fetch)
             except _Moved:
                 continue
 
-    def _compute(self, batch: "_Batch", fetch: Fetch | None) -> Computed:
+    def _compute(self, batch: Batch, fetch: Fetch | None) -> Computed:
         rows = batch.rows
         batch.event_time = self._event_time.run(batch.columns, rows)["event_time"].values
         asked_for = batch.event_time - self._lead
@@ -111,7 +111,7 @@ class Online:
         features = {name: _arrow(column, self._features.kinds[name]) for name, column in values.items()}
         return Computed(pa.table(keys | features), tuple(map(tuple, batch.problems)), state)
 
-    def _load(self, batch: "_Batch", wanted: Sequence[Series], fetch: Fetch | None, *, fresh: bool) -> State | None:
+    def _load(self, batch: Batch, wanted: Sequence[Series], fetch: Fetch | None, *, fresh: bool) -> State | None:
         """Have every series that a batch needs decoded. `fresh`: ask for the state even when nothing is missing.
 
         What was read before a store stopped answering stays, so that the next attempt has less to do.
@@ -131,7 +131,7 @@ class Online:
             self._decode(part, payloads)
         return self._state
 
-    def _absent(self, batch: "_Batch", wanted: Sequence[Series]) -> list[tuple[str, Hashable, str]]:
+    def _absent(self, batch: Batch, wanted: Sequence[Series]) -> list[tuple[str, Hashable, str]]:
         """The series to read: name, key, and the key's text."""
         absent = []
         for series in wanted:
@@ -153,7 +153,7 @@ class Online:
                 found.append((key, columns))
             arena.add(found, damaged)
 
-    def _look(self, batch: "_Batch", series: Series, *, answered: bool) -> None:
+    def _look(self, batch: Batch, series: Series, *, answered: bool) -> None:
         """Add to a batch the columns that come from one series, and say what is wrong with them."""
         plan = self._plans[series.name]
         if not answered:
@@ -165,133 +165,6 @@ class Online:
             slots[damaged] = -1
             batch.miss(f"damaged history of {series.name}", damaged)
         batch.columns |= plan.columns(batch, arena, slots)
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """How one series becomes columns. `kinds` are those columns' names and types."""
-
-    series: Series
-    kinds: Mapping[str, str]
-    records: Mapping[str, tuple[str, ...]]  # record -> the fields of it that features read
-    sums: Mapping[str, tuple[tuple[int, str], ...]]  # span -> (which sum, its name)
-    spans: Mapping[str, int]  # in microseconds
-
-    @classmethod
-    def of(cls, definition: FeatureSet, series: Series) -> "_Plan":
-        names = used(definition)
-        kinds: dict[str, str] = {}
-        records: dict[str, tuple[str, ...]] = {}
-        sums: dict[str, tuple[tuple[int, str], ...]] = {}
-        if series.lookup:
-            kinds = {f"{series.lookup[0]}.{field}": kind for field, kind in series.columns.items()}
-            records = {series.lookup[0]: tuple(series.columns)}
-        for w in series.windows:
-            records |= {f"{w.prefix}_{name}": () for name in (*w.latest, *w.earliest) if f"{w.prefix}_{name}" in names}
-            for text in w.spans:
-                named = [(i, sum_name(w, s, text)) for i, s in enumerate(series.sums) if s in w.sums]
-                sums[text] = (*sums.get(text, ()), *((i, name) for i, name in named if name in names))
-        if series.joined:
-            records = {series.joined.prefix: ()}
-        if not series.lookup:
-            records = {record: record_fields(definition, record) for record in records}
-            kinds = {f"{record}.{f}": series.columns[f] for record, fields in records.items() for f in fields}
-            kinds |= dict.fromkeys(records, "struct")
-        kinds |= {name: "double" for listed in sums.values() for _, name in listed}
-        spans = {text: span(text) // _MICROSECOND for w in series.windows for text in w.spans}
-        return cls(series, kinds, records, {text: named for text, named in sums.items() if named}, spans)
-
-    def columns(self, batch: "_Batch", arena: Arena, slots: Places) -> dict[str, Column]:
-        """The columns of a batch; a slot below 0 has none of them."""
-        valid = slots >= 0
-        if joined := self.series.joined:
-            low, high = arena.bounds(slots, batch.event_time - span(joined.span) // _MICROSECOND, batch.event_time)
-            places, there = arena.last_known(low, high, batch.known)
-            return self._record(arena, joined.prefix, places, there & valid)
-        if self.series.lookup:
-            name, lookup = self.series.lookup
-            low, high = arena.bounds(slots, np.zeros_like(batch.known), batch.known + 1)
-            batch.miss(lookup.absent, valid & (high == low))
-            return self._record(arena, name, high - 1, valid & (high > low))
-        return self._windows(batch, arena, slots, valid)
-
-    def _windows(self, batch: "_Batch", arena: Arena, slots: Places, valid: NDArray[np.bool_]) -> dict[str, Column]:
-        begins = [batch.known - reach for reach in self.spans.values()]
-        high, *lows = arena.bounds(slots, batch.known + 1, *begins)
-        low_of = dict(zip(self.spans, lows, strict=True))
-        made: dict[str, Column] = {}
-        for text, named in self.sums.items():
-            totals = arena.totals(low_of[text], high)
-            made |= {name: Column(totals[which], valid) for which, name in named}
-        for w in self.series.windows:
-            made |= self._records(arena, w, low_of[w.spans[0]], high, valid)
-            batch.miss(w.absent, valid & (high == low_of[w.spans[-1]]))
-        return made
-
-    def _records(
-        self, arena: Arena, window: Window, low: Places, high: Places, valid: NDArray[np.bool_]
-    ) -> dict[str, Column]:
-        made: dict[str, Column] = {}
-        for named, last in ((window.latest, True), (window.earliest, False)):
-            for name, fields in named.items():
-                if (record := f"{window.prefix}_{name}") in self.records:
-                    places = arena.extreme(low, high, self.series.orders.index(fields), last=last)
-                    made |= self._record(arena, record, places, valid & (high > low))
-        return made
-
-    def _record(self, arena: Arena, record: str, places: Places, there: NDArray[np.bool_]) -> dict[str, Column]:
-        fields = arena.record(places, there, self.records[record])
-        return {record: Column(there, there)} | {f"{record}.{name}": column for name, column in fields.items()}
-
-
-class _Batch:
-    """The events of one call: their columns so far, by the names that expressions use, and what is wrong with them."""
-
-    def __init__(self, events: pa.Table, kinds: Mapping[str, str]) -> None:
-        self.rows = events.num_rows
-        self.problems: list[list[str]] = [[] for _ in range(self.rows)]
-        self.lists: dict[str, list[Hashable]] = {}
-        self.event_time = self.known = np.zeros(self.rows, np.int64)
-        self.columns = {
-            f"asked.{name}": _column(events[name], kind) if name in events.column_names else missing(self.rows, kind)
-            for name, kind in kinds.items()
-        }
-
-    def keys(self, series: Series) -> list[Hashable]:
-        """The key of each row in a series; None where any part of it is missing."""
-        if not series.on:
-            return [()] * self.rows
-        prefix = "asked." if series.lookup else ""
-        lists = [self._list(prefix + name) for name in series.on]
-        if len(lists) == 1:
-            return lists[0]
-        return [None if None in key else key for key in zip(*lists, strict=True)]
-
-    def miss(self, absent: str | None, rows: NDArray[np.bool_]) -> None:
-        """Say what is not known in some rows."""
-        if absent is not None and rows.any():
-            for row in np.flatnonzero(rows).tolist():
-                told = {n.removeprefix("asked."): c.values[row] for n, c in self.columns.items()}
-                self.problems[row].append(absent.format(**told))
-
-    def _list(self, name: str) -> list[Hashable]:
-        if name not in self.lists:
-            values, valid = self.columns[name]
-            listed = values.tolist()
-            if not valid.all():
-                listed = [value if there else None for value, there in zip(listed, valid.tolist(), strict=True)]
-            self.lists[name] = listed
-        return self.lists[name]
-
-
-def _column(values: pa.ChunkedArray, kind: str) -> Column:
-    valid = values.is_valid().to_numpy() if values.null_count else np.ones(len(values), np.bool_)
-    if kind == "varchar":
-        return Column(np.array(values.to_pylist(), object), valid)
-    if kind == "timestamp":
-        values = values.cast(pa.timestamp("us")).cast(pa.int64())
-    target = pa.float64() if kind == "double" else pa.int64()
-    return Column(values.cast(target).fill_null(0).to_numpy(), valid)
 
 
 def _values(key: Hashable) -> Sequence[str | int]:

@@ -1,0 +1,95 @@
+"""How one series becomes columns of a batch: sums over windows, records that held at a moment, what came before."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+
+import numpy as np
+from numpy.typing import NDArray
+
+from features.arena import Arena, Places
+from features.batch import Batch
+from features.engine import FeatureSet, sum_name, used
+from features.operations import Column
+from features.series import Series, record_fields, span
+from features.vocabulary import Window
+
+_MICROSECOND = timedelta(microseconds=1)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one series becomes columns. `kinds` are those columns' names and types."""
+
+    series: Series
+    kinds: Mapping[str, str]
+    records: Mapping[str, tuple[str, ...]]  # record -> the fields of it that features read
+    sums: Mapping[str, tuple[tuple[int, str], ...]]  # span -> (which sum, its name)
+    spans: Mapping[str, int]  # in microseconds
+
+    @classmethod
+    def of(cls, definition: FeatureSet, series: Series) -> "Plan":
+        """The plan of a series: only what some feature reads."""
+        names = used(definition)
+        kinds: dict[str, str] = {}
+        records: dict[str, tuple[str, ...]] = {}
+        sums: dict[str, tuple[tuple[int, str], ...]] = {}
+        if series.lookup:
+            kinds = {f"{series.lookup[0]}.{field}": kind for field, kind in series.columns.items()}
+            records = {series.lookup[0]: tuple(series.columns)}
+        for w in series.windows:
+            records |= {f"{w.prefix}_{name}": () for name in (*w.latest, *w.earliest) if f"{w.prefix}_{name}" in names}
+            for text in w.spans:
+                named = [(i, sum_name(w, s, text)) for i, s in enumerate(series.sums) if s in w.sums]
+                sums[text] = (*sums.get(text, ()), *((i, name) for i, name in named if name in names))
+        if series.joined:
+            records = {series.joined.prefix: ()}
+        if not series.lookup:
+            records = {record: record_fields(definition, record) for record in records}
+            kinds = {f"{record}.{f}": series.columns[f] for record, fields in records.items() for f in fields}
+            kinds |= dict.fromkeys(records, "struct")
+        kinds |= {name: "double" for listed in sums.values() for _, name in listed}
+        spans = {text: span(text) // _MICROSECOND for w in series.windows for text in w.spans}
+        return cls(series, kinds, records, {text: named for text, named in sums.items() if named}, spans)
+
+    def columns(self, batch: Batch, arena: Arena, slots: Places) -> dict[str, Column]:
+        """The columns of a batch; a slot below 0 has none of them."""
+        valid = slots >= 0
+        if joined := self.series.joined:
+            low, high = arena.bounds(slots, batch.event_time - span(joined.span) // _MICROSECOND, batch.event_time)
+            places, there = arena.last_known(low, high, batch.known)
+            return self._record(arena, joined.prefix, places, there & valid)
+        if self.series.lookup:
+            name, lookup = self.series.lookup
+            low, high = arena.bounds(slots, np.zeros_like(batch.known), batch.known + 1)
+            batch.miss(lookup.absent, valid & (high == low))
+            return self._record(arena, name, high - 1, valid & (high > low))
+        return self._windows(batch, arena, slots, valid)
+
+    def _windows(self, batch: Batch, arena: Arena, slots: Places, valid: NDArray[np.bool_]) -> dict[str, Column]:
+        begins = [batch.known - reach for reach in self.spans.values()]
+        high, *lows = arena.bounds(slots, batch.known + 1, *begins)
+        low_of = dict(zip(self.spans, lows, strict=True))
+        made: dict[str, Column] = {}
+        for text, named in self.sums.items():
+            totals = arena.totals(low_of[text], high)
+            made |= {name: Column(totals[which], valid) for which, name in named}
+        for w in self.series.windows:
+            made |= self._records(arena, w, low_of[w.spans[0]], high, valid)
+            batch.miss(w.absent, valid & (high == low_of[w.spans[-1]]))
+        return made
+
+    def _records(
+        self, arena: Arena, window: Window, low: Places, high: Places, valid: NDArray[np.bool_]
+    ) -> dict[str, Column]:
+        made: dict[str, Column] = {}
+        for named, last in ((window.latest, True), (window.earliest, False)):
+            for name, fields in named.items():
+                if (record := f"{window.prefix}_{name}") in self.records:
+                    places = arena.extreme(low, high, self.series.orders.index(fields), last=last)
+                    made |= self._record(arena, record, places, valid & (high > low))
+        return made
+
+    def _record(self, arena: Arena, record: str, places: Places, there: NDArray[np.bool_]) -> dict[str, Column]:
+        fields = arena.record(places, there, self.records[record])
+        return {record: Column(there, there)} | {f"{record}.{name}": column for name, column in fields.items()}
