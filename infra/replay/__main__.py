@@ -94,8 +94,11 @@ def _judge_online(use_case: UseCase, served: Online | None, asked: Asked) -> Non
         return
     if not served.parity.holds(use_case.endpoint.rollout.tolerance):
         raise ReplayError(f"online does not say what batch says: {served.parity}")
-    if asked.failed:
-        raise ReplayError(f"{asked.failed} of {asked.requests} online requests failed; see {use_case.name}.watch")
+    if asked.failed or asked.static:
+        bad = f"{asked.failed} failed, {asked.static} were answered by the gateway alone"
+        raise ReplayError(f"of {asked.requests} online requests {bad}; see {use_case.name}.watch in Airflow")
+    if asked.weeks and not asked.requests:
+        raise ReplayError("nobody asked online while the weeks went by: the requests could not be made")
 
 
 def main() -> int:

@@ -47,11 +47,8 @@ class Parity:
 
     def holds(self, tolerance: float) -> bool:
         """Whether online says what training and batch say."""
-        return (
-            self.rows > 0
-            and not self.words_differing
-            and max(self.numbers_difference, self.score_difference) <= tolerance
-        )
+        largest = np.max([self.numbers_difference, self.score_difference])  # a NaN stays one, and is within nothing
+        return bool(self.rows > 0 and not self.words_differing and largest <= tolerance)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,9 +153,7 @@ def _compare(
 
 def _largest(batch: pa.ChunkedArray, online: list[float | None]) -> float:
     """Largest difference of one feature; infinite where one has a value and the other has none."""
-    left, right = (
-        np.array([np.nan if v is None else v for v in values], float) for values in (batch.to_pylist(), online)
-    )
+    left, right = _with_gaps(batch.to_pylist()), _with_gaps(online)
     if not np.array_equal(np.isnan(left), np.isnan(right)):
         return float("inf")
     return float(np.nanmax(np.abs(left - right), initial=0.0))

@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import cycle
 from types import TracebackType
 from typing import Any
@@ -15,8 +15,9 @@ from tasks import dataset, golden
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """How requests went so far: what was asked, not answered at all, and answered by the gateway's static answer."""
+    """How it went so far: weeks asked about, requests, those without an answer, and those the gateway answered itself."""
 
+    weeks: int = 0
     requests: int = 0
     failed: int = 0
     static: int = 0
@@ -24,7 +25,7 @@ class Asked:
     def and_one(self, status: int | None, *, static: bool) -> "Asked":
         """One request more."""
         failed = self.failed + (status != 200)
-        return Asked(requests=self.requests + 1, failed=failed, static=self.static + static)
+        return replace(self, requests=self.requests + 1, failed=failed, static=self.static + static)
 
 
 class Traffic:
@@ -35,7 +36,12 @@ class Traffic:
         self._events: Sequence[Mapping[str, Any]] = ()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._ask_on, name="traffic", daemon=True)
-        self.asked = Asked()
+        self._weeks, self._asked = 0, Asked()  # each written by one thread only
+
+    @property
+    def asked(self) -> Asked:
+        """How it went so far."""
+        return replace(self._asked, weeks=self._weeks)
 
     def __enter__(self) -> "Traffic":
         """Start, silent until there is something to ask about."""
@@ -55,6 +61,7 @@ class Traffic:
         """From now on ask about this week's events."""
         snapshot = dataset.latest_snapshot(self._use_case, self._outside)
         if self._outside.gateway is not None and snapshot is not None:
+            self._weeks += 1
             self._events = list(golden.requests(self._use_case, snapshot, self._outside, week).values())
 
     def _ask_on(self) -> None:
@@ -71,7 +78,7 @@ class Traffic:
         try:
             reply = gateway.ask(self._use_case.name, event)
         except ConnectionError:
-            self.asked = self.asked.and_one(None, static=False)
+            self._asked = self._asked.and_one(None, static=False)
             return
         static = isinstance(reply.body, dict) and bool(reply.body.get("fallback"))
-        self.asked = self.asked.and_one(reply.status, static=static)
+        self._asked = self._asked.and_one(reply.status, static=static)

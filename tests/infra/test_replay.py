@@ -9,9 +9,11 @@ import pytest
 
 from adapters.connect import Outside
 from infra.replay import flights_source, incident, plots
-from infra.replay.__main__ import _judge
+from infra.replay.__main__ import _judge, _judge_online
 from infra.replay.measures import Week, _metrics
+from infra.replay.online import Online, Parity
 from infra.replay.state import ReplayError
+from infra.replay.traffic import Asked
 from pipeline.partitions import Interval
 
 WEEK = Interval(datetime(2013, 1, 7, tzinfo=UTC), datetime(2013, 1, 14, tzinfo=UTC))
@@ -77,3 +79,39 @@ def test_what_could_not_be_measured_is_shown_first() -> None:
     picture = plots.drift_plot([WEEK.start], {"steady": [0.1], "gone": [math.nan]}, most=1)
     assert "gone" in picture
     assert "steady" not in picture
+
+
+def parity(**changes: float) -> Parity:
+    same = {"rows": 1000, "features_compared": 55, "numbers_difference": 0.0, "words_differing": 0}
+    return Parity(version="1", degraded=0, **{**same, "score_difference": 1e-7, **changes})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("changes", "holds"),
+    [
+        ({}, True),
+        ({"score_difference": 2e-5}, False),
+        ({"score_difference": math.nan}, False),
+        ({"numbers_difference": math.inf}, False),
+        ({"words_differing": 1}, False),
+        ({"rows": 0}, False),
+    ],
+)
+def test_parity_holds_only_where_something_was_compared_and_nothing_differs(changes, holds) -> None:
+    assert parity(**changes).holds(1e-5) is holds
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        Asked(weeks=2, requests=100, failed=1),
+        Asked(weeks=2, requests=100, static=1),
+        Asked(weeks=2),
+    ],
+)
+def test_a_request_without_a_models_answer_or_no_request_at_all_fails_the_demo(use_case, asked: Asked) -> None:
+    served = Online(request={}, answer={}, parity=parity(), answered=[])
+    _judge_online(use_case, served, Asked(weeks=2, requests=100))
+    _judge_online(use_case, served, Asked())
+    with pytest.raises(ReplayError):
+        _judge_online(use_case, served, asked)
