@@ -70,7 +70,7 @@ def losses(world: World) -> dict[str, int]:
     """What the warehouse says of all answers so far."""
     [row] = world.outside.warehouse.fetch(
         "select sum(answered)::bigint as answered, sum(shipped)::bigint as shipped, sum(dropped)::bigint as dropped,"
-        " sum(lost)::bigint as lost from online_losses"
+        " sum(lost)::bigint as lost, sum(repeated)::bigint as repeated from online_losses"
     )
     return {name: int(value or 0) for name, value in row.items()}
 
