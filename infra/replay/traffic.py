@@ -15,7 +15,7 @@ from tasks import dataset, golden
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """How it went so far: weeks asked about, requests, those without an answer, and those the gateway answered itself."""
+    """How it went so far: weeks asked about, requests, those not answered, those the gateway answered itself."""
 
     weeks: int = 0
     requests: int = 0
