@@ -29,7 +29,13 @@ class Route:
 
 @dataclass(frozen=True)
 class Record:
-    """One answered request. `status` is what the client saw; `retries` and `static` tell what it was spared."""
+    """One request that was meant for a version.
+
+    `status` is what the client saw, -1 where it saw nothing; `retries` and `static` tell what it was spared.
+    `milliseconds` is from the request's last byte to the answer's first, 0 where none began.
+    `cause` tells why no version is to blame: "client" when the client went away before its request or an answer was
+    there, "overload" when the gateway turned the request away; "" when the version answered or failed.
+    """
 
     request_id: str
     use_case: str
@@ -41,6 +47,9 @@ class Record:
     at: datetime
     retries: int = 0
     static: bool = False
+    verb: str = "predict"  # or "explain"
+    is_list: bool = False
+    cause: str = ""
 
 
 @dataclass(frozen=True)
@@ -73,10 +82,12 @@ def _replace_client(entries: dict[str, str], name: str, key: str | None) -> None
 def parse_record(line: str) -> Record | None:
     """A line of the gateway's log; None for anything else, such as its notes about servers."""
     words = line.split()
-    if len(words) != 11 or words[0] != "windsock":
+    if len(words) != 15 or words[0] != "windsock":
         return None
+    unanswered = words[2] == "-"
     try:
-        at, took, status, retries = int(words[1]), int(words[2]), int(words[8]), int(words[9].lstrip("+"))
+        at, took = int(words[1]), 0 if unanswered else int(words[2])
+        status, retries = int(words[8]), int(words[9].lstrip("+"))
     except ValueError:
         return None
     return Record(
@@ -90,7 +101,20 @@ def parse_record(line: str) -> Record | None:
         at=datetime.fromtimestamp(at / 1e6, UTC),
         retries=retries,
         static=words[10] == "1",
+        verb=words[11],
+        is_list=words[12] == "1",
+        cause=_cause(words[13], words[14], unanswered=unanswered),
     )
+
+
+def _cause(named: str, ended: str, *, unanswered: bool) -> str:
+    """`ended` is HAProxy's word for how it ended: its first letter is a C or c where the client did it.
+
+    A client that goes away once there is an answer says nothing of that answer, which counts as any other.
+    """
+    if unanswered and ended[0] in "Cc":
+        return "client"
+    return "" if named == "-" else named
 
 
 class Gateway:

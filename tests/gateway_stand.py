@@ -45,6 +45,9 @@ def until(true: Callable[[], bool], seconds: float = 15) -> None:
         time.sleep(0.05)
 
 
+_SWALLOWED = {"application/x-www-form-urlencoded", "multipart/form-data"}  # TorchServe hands on none of it
+
+
 class _Answers(BaseHTTPRequestHandler):
     """Answers with what it was told; an event may name its wish under `do`."""
 
@@ -59,7 +62,15 @@ class _Answers(BaseHTTPRequestHandler):
         self._answer(200, {"status": "Healthy"})
 
     def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        text = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.headers.get_content_type() in _SWALLOWED:
+            self._answer(400, {"error": "got nothing"})
+        elif not self.path.startswith("/"):
+            self._answer(404, {"code": 404, "message": "Requested resource is not found"})
+        else:
+            self._answer_event(json.loads(text))
+
+    def _answer_event(self, body: Any) -> None:
         wish = body.get("do") if isinstance(body, dict) else body[0].get("do")
         identity = self.headers["X-Request-Id"]
         self.asked[identity] = times = self.asked.get(identity, 0) + 1
@@ -167,6 +178,14 @@ class Stand:
         given = {"Authorization": f"Bearer {self.home.secrets['gateway']}"}
         given |= {name.replace("_", "-"): value for name, value in headers.items()}
         return self.gateway._send(method, path, body, given)
+
+    def open(self, path: str, length: int, request_id: str) -> socket.socket:
+        """A POST whose body the caller sends, slowly or not at all."""
+        connection = socket.create_connection(("127.0.0.1", self.home.ports["gateway"]), timeout=30)
+        lines = (f"POST {path} HTTP/1.1", "Host: x", f"Authorization: Bearer {self.home.secrets['gateway']}")
+        ids = (f"X-Request-Id: {request_id}", f"Content-Length: {length}")
+        connection.sendall("\r\n".join((*lines, *ids, "", "")).encode())
+        return connection
 
     def ask_all(self, use_case: str, entities: Sequence[str], *, clients: int = 8) -> dict[str, str]:
         """The slot each entity was answered by, asked over keep-alive connections."""

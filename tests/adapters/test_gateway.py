@@ -1,7 +1,10 @@
 """The gateway as the rollout uses it: changes survive, refusals say why, and what was answered can be read."""
 
 import json
+import socket
+import struct
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -14,7 +17,7 @@ from adapters.gateway import Gateway, Route, parse_record
 from adapters.gateway_maps import Admin, change, read
 from infra.local import gateway as local_gateway
 from pipeline.settings import _REQUIRED, read_settings
-from tests.gateway_stand import Stand, stand
+from tests.gateway_stand import Stand, stand, until
 
 NOWHERE = "127.0.0.1:1"  # nobody listens on port 1
 
@@ -146,9 +149,68 @@ def test_the_records_are_what_was_asked(gate: Gateway) -> None:
         gate.records("flights", datetime(2026, 1, 1))  # noqa: DTZ001  # that is the point
 
 
+def test_a_record_tells_what_was_asked(gate: Gateway) -> None:
+    since = datetime.now(UTC)
+    for body in ({"a": 1}, [{"a": 1}]):
+        for explain in (False, True):
+            assert gate.ask("flights", body, explain=explain).status == 200
+    gate._send("POST", "/v1/flights/predict", b'\n\t [ {"a": 1}]', {"Authorization": f"Bearer {gate._key}"})
+    assert [(record.verb, record.is_list, record.cause) for record in gate.records("flights", since)] == [
+        ("predict", False, ""),
+        ("explain", False, ""),
+        ("predict", True, ""),
+        ("explain", True, ""),
+        ("predict", True, ""),
+    ]
+
+
+def test_a_slow_upload_is_not_the_versions_time(running: Stand, gate: Gateway) -> None:
+    since = datetime.now(UTC)
+    with running.open("/v1/flights/predict", 8, "slow-upload") as connection:
+        time.sleep(1.5)
+        connection.sendall(b'{"a": 1}')
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+    (record,) = gate.records("flights", since)
+    assert (record.request_id, record.status, record.cause) == ("slow-upload", 200, "")
+    assert record.milliseconds < 1400
+    assert record.at > since + timedelta(seconds=1.4)
+
+
+def test_an_upload_that_ends_early_is_the_clients_doing(running: Stand, gate: Gateway) -> None:
+    since = datetime.now(UTC)
+    for request_id, linger in (("closed", 0), ("reset", 1)):
+        connection = running.open("/v1/flights/predict", 100, request_id)
+        connection.sendall(b'{"a":')
+        time.sleep(0.2)  # it waits for the body
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", linger, 0))
+        connection.close()
+    until(lambda: len(gate.records("flights", since)) == 2)
+    for record in gate.records("flights", since):
+        assert (record.status, record.cause, record.milliseconds) == (-1, "client", 0)
+    assert not {"closed", "reset"} & set(running.upstream.asked)
+
+
+@pytest.mark.parametrize(("wish", "static"), [("dawdle", False), ("fail", True)])
+def test_a_client_that_does_not_wait_hides_nothing_of_the_version(
+    running: Stand, gate: Gateway, wish: str, *, static: bool
+) -> None:
+    since = datetime.now(UTC)
+    gate.set_fallback("flights", 0.2)
+    body = json.dumps({"do": wish, "seconds": 0.5}).encode()
+    connection = running.open("/v1/flights/predict", len(body), f"left-{wish}")
+    connection.sendall(body)
+    until(lambda: f"left-{wish}" in running.upstream.asked)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.close()
+    until(lambda: bool(gate.records("flights", since)))
+    (record,) = gate.records("flights", since)
+    assert (record.status, record.cause, record.static) == (200, "", static)
+    assert record.milliseconds >= (500 if wish == "dawdle" else 0)
+
+
 @pytest.mark.parametrize(
     "line",
-    ["", "Server torchserve/torchserve is DOWN", "windsock 1 2 3", "windsock a b c d e f g h i j", "x " * 11],
+    ["", "Server torchserve/torchserve is DOWN", "windsock 1 2 3", "windsock a b c d e f g h i j k l m n", "x " * 15],
 )
 def test_what_is_no_record_is_passed_over(line: str) -> None:
     assert parse_record(line) is None

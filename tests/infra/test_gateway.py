@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -120,6 +121,20 @@ def test_what_a_client_says_of_itself_does_not_reach_the_server(open_gate: Stand
     told = open_gate.send("POST", PREDICT, EVENT, **spoofed).body["headers"]
     assert (told["x-windsock-slot"], told["x-windsock-client"]) == ("stable", "windsock")
     assert not {"authorization", "x-windsock-other", "explain"} & set(told)
+
+
+@pytest.mark.parametrize("said", ["application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "text/plain"])
+def test_a_body_is_json_whatever_the_client_calls_it(open_gate: Stand, said: str) -> None:
+    """`curl -d` calls it a form, and TorchServe swallows a form."""
+    reply = open_gate.send("POST", PREDICT, EVENT, Content_Type=said)
+    assert (reply.status, reply.body["headers"]["content-type"]) == (200, "application/json")
+
+
+def test_a_request_that_names_the_host_works_as_one_that_does_not(open_gate: Stand) -> None:
+    for verb, path in (("predict", "/predictions/flights/1"), ("explain", "/explanations/flights/1")):
+        reply = open_gate.send("POST", f"http://x/v1/flights/{verb}?a=b", EVENT)
+        assert (reply.status, reply.body["path"]) == (200, path)
+    assert open_gate.send("POST", "http://x/models", EVENT).status == 404
 
 
 @pytest.mark.parametrize("given", ["", 'a"b', "a b", "x" * 65])
@@ -288,6 +303,7 @@ def test_a_large_body_is_refused_and_one_at_the_limit_is_not(narrow: Stand, *, c
 
 def test_more_than_the_server_can_do_is_turned_away_at_once_and_then_all_is_well(narrow: Stand) -> None:
     """Four at a time of 0.2 s and eight waiting, against sixty at once: five times what there is room for."""
+    since = datetime.now(UTC)
     keys = [narrow.gateway.add_client(f"crowd-{number}") for number in range(2)]
     narrow.gateway.set_fallback("flights", 0.21)
 
@@ -304,6 +320,8 @@ def test_more_than_the_server_can_do_is_turned_away_at_once_and_then_all_is_well
     assert counts[503] >= 20
     assert all(headers["retry-after"] == "1" for status, _, headers in answers if status == 503)
     assert max(seconds for _, seconds, _ in answers) < 3
+    records = Counter((record.status, record.cause) for record in narrow.gateway.records("flights", since))
+    assert records == {(200, ""): counts[200], (503, "overload"): counts[503]}  # no version is to blame
     reply = narrow.gateway.ask("flights", {"a": 1}, key=keys[0])
     assert (reply.status, reply.body["path"]) == (200, "/predictions/flights/1")
 
