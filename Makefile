@@ -44,8 +44,8 @@ demo: env ## replay a real year through the real DAGs (WEEKS=8), ending with rep
 	@$(BIN)/python -m infra.replay --weeks $(or $(WEEKS),8)
 
 .PHONY: test
-test: env ## every test, against the real servers of an embedded stack on free ports
-	@$(BIN)/python -m pytest
+test: env ## every test, against the real servers of embedded stacks on free ports; WORKERS=2
+	@$(BIN)/python -m pytest --numprocesses $(or $(WORKERS),2) --dist loadfile
 
 .PHONY: check
 check: env ## ruff, mypy, import contracts, docs are true

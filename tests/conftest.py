@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from adapters.connect import Outside
 
 TEMPLATE = "warehouse_template"
+_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+os.environ["WINDSOCK_PORTS"] = f"{20000 + 1500 * (_WORKER % 8)}-{21500 + 1500 * (_WORKER % 8)}"
 
 
 def start_stack(*parts: str) -> Iterator[Stack]:

@@ -52,12 +52,17 @@ def is_free(port: int) -> bool:
 
 
 def free_port(taken: set[int]) -> int:
-    """A port nobody holds, below the range the system hands out to clients, which could be taken a moment later."""
+    """A port nobody holds, below the range the system hands out to clients, which could be taken a moment later.
+
+    Two stacks that are started at one moment do not see each other's choice: WINDSOCK_PORTS ("20000-23000") keeps them
+    apart.
+    """
+    first, last = (int(bound) for bound in os.environ.get("WINDSOCK_PORTS", "20000-32000").split("-"))
     for _ in range(1000):
-        port = 20000 + secrets.randbelow(12000)
+        port = first + secrets.randbelow(last - first)
         if port not in taken and is_free(port):
             return port
-    raise ValueError("no free port on 127.0.0.1 between 20000 and 32000: stop what holds them")
+    raise ValueError(f"no free port on 127.0.0.1 between {first} and {last}: stop what holds them")
 
 
 def choose(remembered: Mapping[str, int], *, usual: bool) -> dict[str, int]:
