@@ -27,6 +27,7 @@ ROTATE_SECONDS = 0.5
 MAX_BYTES = 512 * 1024 * 1024  # of a spool: some 100,000 answers may wait for a database that is down
 _HEAD = struct.Struct("<II")  # length and CRC-32 of a payload
 _COUNTS = struct.Struct("<qq")  # rows answered, rows dropped
+REFUSED = ".refused"  # the ending of what could not be shipped
 FEATURE = "feature."  # what the names of the columns begin with that were computed from
 _MOMENT = pa.timestamp("us", "UTC")
 LOGGED_SCHEMA = pa.schema(
@@ -149,17 +150,26 @@ class PredictionLog:
 
     def _rotate_regularly(self, seconds: float) -> None:
         while not self._ended.wait(seconds):
-            with self._lock:
-                self._rotate()
-                self._used_bytes = _used_bytes(self._folder)
+            try:
+                self._hand_over()
+            except OSError as error:  # a disk that is full or away comes back; a thread that died does not
+                logger.warning("prediction log: %s", error)
+
+    def _hand_over(self) -> None:
+        with self._lock:
+            self._rotate()
+            before = self._used_bytes
+        found = _used_bytes(self._folder)  # thousands of files take a while, and answers wait for the lock
+        with self._lock:
+            self._used_bytes += found - before  # what was written since the look stays counted
 
     def _rotate(self) -> None:
         if self._file is None:
             return
-        os.close(self._file)
-        self._file = None
         path = self._folder / f"{self.session}-{self._number:08d}.open"
-        path.rename(path.with_suffix(".done"))
+        path.rename(path.with_suffix(".done"))  # first: where this fails, the file goes on, and it is tried again
+        file, self._file = self._file, None
+        os.close(file)
 
 
 def _open_session(folder: Path, name: str, use_case: str) -> tuple[int, mmap.mmap]:
@@ -168,17 +178,19 @@ def _open_session(folder: Path, name: str, use_case: str) -> tuple[int, mmap.mma
     about = {"use_case": use_case, "started_at": datetime.now(UTC).isoformat()}
     held = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
     os.write(held, _COUNTS.pack(0, 0) + json.dumps(about).encode())
+    os.fsync(held)  # or a machine that loses its power leaves an empty file, and answers of nobody
     fcntl.flock(held, fcntl.LOCK_EX)
     fresh.rename(path)
     return held, mmap.mmap(held, _COUNTS.size)
 
 
 def _used_bytes(folder: Path) -> int:
+    """Of what is still to be shipped: what was refused stays until a person takes it away, and makes no answer wait."""
     total = 0
     with os.scandir(folder) as entries:
         for entry in entries:
             try:
-                total += entry.stat().st_size
+                total += 0 if entry.name.endswith(REFUSED) else entry.stat().st_size
             except FileNotFoundError:  # shipped while we looked
                 continue
     return total
@@ -190,17 +202,19 @@ def _record(payload: pa.Buffer) -> bytes:
 
 
 def read_session(path: Path) -> Session:
-    """What a session's file says."""
+    """What a session's file says.
+
+    Raises:
+        ValueError: it says nothing that can be read.
+    """
     content = path.read_bytes()
-    answered, dropped = _COUNTS.unpack_from(content)
-    about = json.loads(content[_COUNTS.size :])
-    return Session(
-        name=path.stem,
-        use_case=about["use_case"],
-        started_at=datetime.fromisoformat(about["started_at"]),
-        answered=answered,
-        dropped=dropped,
-    )
+    try:
+        answered, dropped = _COUNTS.unpack_from(content)
+        about = json.loads(content[_COUNTS.size :])
+        use_case, started_at = str(about["use_case"]), datetime.fromisoformat(about["started_at"])
+    except (struct.error, LookupError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is no session's file ({len(content)} bytes): {error}") from error
+    return Session(name=path.stem, use_case=use_case, started_at=started_at, answered=answered, dropped=dropped)
 
 
 def is_over(path: Path) -> bool:
@@ -214,13 +228,20 @@ def is_over(path: Path) -> bool:
 
 
 def read_segment(path: Path) -> list[pa.RecordBatch]:
-    """The batches of a segment, up to the first record that is not whole."""
+    """The batches of a segment, up to the first record that is not whole.
+
+    Raises:
+        ValueError: its records are whole, and no batches.
+    """
     records = _records(path.read_bytes())
     head = next(records, None)
     if head is None:
         return []
-    schema = pa.ipc.read_schema(pa.py_buffer(head))
-    return [pa.ipc.read_record_batch(pa.py_buffer(record), schema) for record in records]
+    try:
+        schema = pa.ipc.read_schema(pa.py_buffer(head))
+        return [pa.ipc.read_record_batch(pa.py_buffer(record), schema) for record in records]
+    except (pa.ArrowException, OSError) as error:  # Arrow's own OSError: the file was read already
+        raise ValueError(f"{path} holds no batches: {error}") from error
 
 
 def _records(content: bytes) -> Iterator[bytes]:

@@ -3,6 +3,8 @@
 One transaction a segment: its rows, and the session's balance, which says how many of its segments are in. Killed
 between the commit and the removal of the file, the next one finds the segment already counted and only removes it.
 While the database is away it waits; what waits is bounded by the spool, and what did not fit there is counted.
+What can never be shipped is put aside as `.refused`, and the rest goes on. A row is one event under one request id: a
+client that sends a request again adds nothing, which is counted as repeated.
 """
 
 import fcntl
@@ -12,8 +14,9 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,26 +26,27 @@ import pyarrow.compute as pc
 from psycopg2.extensions import connection, cursor
 from psycopg2.extras import execute_values
 
-from serving.prediction_log import FEATURE, LOGGED, Session, is_over, read_segment, read_session
+from serving.prediction_log import FEATURE, LOGGED, LOGGED_SCHEMA, REFUSED, Session, is_over, read_segment, read_session
 
 DSN, SPOOL = "WINDSOCK_ONLINE_DSN", "WINDSOCK_SPOOL"
 IDLE_SECONDS = 0.25
 _LONGEST_WAIT_SECONDS = 5.0
 _ROWS_A_STATEMENT = 500
-_KEYS = ("entity_key", "event_time", "prediction_time")  # they stand in columns of their own already
-_INSERT = f"insert into online_answers ({', '.join([*LOGGED, 'features'])}) values %s on conflict do nothing"  # noqa: S608
+_LOCK_ATTEMPTS, _LOCK_SECONDS = 10, 0.1
+_COLUMNS = ", ".join([*LOGGED, "features"])
+_INSERT = f"insert into online_answers ({_COLUMNS}) values %s on conflict do nothing returning 1"  # noqa: S608
 _BALANCE = """
-    insert into online_losses (session, use_case, started_at, segments, answered, shipped, dropped, lost)
-    values (%(session)s, %(use_case)s, %(started_at)s, 0, 0, 0, 0, 0) on conflict (session) do nothing
+    insert into online_losses (session, use_case, started_at, segments, answered, shipped, dropped, lost, repeated)
+    values (%(session)s, %(use_case)s, %(started_at)s, 0, 0, 0, 0, 0, 0) on conflict (session) do nothing
 """
 _SHIPPED = """
-    update online_losses set segments = %(segment)s, shipped = shipped + %(rows)s, answered = %(answered)s,
-        dropped = %(dropped)s where session = %(session)s
+    update online_losses set segments = %(segment)s, shipped = shipped + %(rows)s, repeated = repeated + %(repeated)s,
+        answered = %(answered)s, dropped = %(dropped)s where session = %(session)s
 """
 _ENDED = """
     update online_losses set answered = %(answered)s, dropped = %(dropped)s, ended_at = now(),
-        lost = greatest(0, %(answered)s - %(dropped)s - shipped) where session = %(session)s and ended_at is null
-    returning lost
+        lost = greatest(0, %(answered)s - %(dropped)s - shipped - repeated)
+    where session = %(session)s and ended_at is null returning lost
 """
 logger = logging.getLogger(__name__)
 
@@ -61,7 +65,7 @@ class Shipper:
             psycopg2.Error: the database does not take it; what it did not take is still in the spool.
         """
         try:
-            return sum(self._ship_session(path) for path in sorted(self._spool.glob("*.session")))
+            return sum(self._try_session(path) for path in sorted(self._spool.glob("*.session")))
         except psycopg2.Error:
             self.close()
             raise
@@ -72,41 +76,62 @@ class Shipper:
             self._connection.close()
             self._connection = None
 
+    def _try_session(self, path: Path) -> int:
+        """A session that the disk does not hand over is left for the next time, and holds up no other."""
+        try:
+            return self._ship_session(path)
+        except OSError as error:
+            logger.warning("%s: %s", path, error)
+            return 0
+
     def _ship_session(self, path: Path) -> int:
         over = is_over(path)  # asked first: what it left open before it ended is then complete
-        session = read_session(path)
-        rows = sum(self._ship_segment(session, segment) for segment in self._segments(path, over=over))
+        segments = _segments(path, over=over)
+        try:
+            session = read_session(path)
+        except ValueError as error:
+            if not over:
+                return 0
+            return self._ship_orphans(path, segments, str(error))
+        rows = sum(self._ship_segment(session, segment) for segment in segments)
         if over:
             self._end(session)
             path.unlink()
         return rows
 
-    def _segments(self, path: Path, *, over: bool) -> list[Path]:
-        found = [*path.parent.glob(f"{path.stem}-*.done"), *(path.parent.glob(f"{path.stem}-*.open") if over else ())]
-        return sorted(found, key=_number)
+    def _ship_orphans(self, path: Path, segments: Sequence[Path], problem: str) -> int:
+        """The answers of a session whose own file cannot be read: those that are there are all that is known of it."""
+        logger.warning("%s is put aside; what it dropped or lost is not known: %s", path, problem)
+        session = _from_segments(path.stem, segments)
+        rows = 0
+        if session is not None:
+            rows = sum(self._ship_segment(session, segment) for segment in segments)
+            self._end(session)
+        for left in (path, *(segment for segment in segments if segment.exists())):
+            left.rename(left.with_suffix(REFUSED))
+        return rows
 
     def _ship_segment(self, session: Session, segment: Path) -> int:
-        rows = [row for batch in read_segment(segment) for row in _rows(batch)]
         try:
-            is_new = self._take(session, _number(segment), rows)
-        except (psycopg2.DataError, psycopg2.IntegrityError) as error:  # it would never be taken, and others wait
+            shipped = self._take(session, _number(segment), _rows_of(segment))
+        except (psycopg2.DataError, psycopg2.IntegrityError, ValueError) as error:  # never taken, and others wait
             logger.warning("%s is put aside, its answers are lost: %s", segment, str(error).strip())
-            segment.rename(segment.with_suffix(".refused"))
+            segment.rename(segment.with_suffix(REFUSED))
             return 0
         segment.unlink()
-        return len(rows) if is_new else 0
+        return shipped
 
-    def _take(self, session: Session, number: int, rows: list[tuple[Any, ...]]) -> bool:
-        """A segment's rows and its number, in one transaction; False when it was taken before."""
+    def _take(self, session: Session, number: int, rows: list[tuple[Any, ...]]) -> int:
+        """A segment's rows and its number, in one transaction; how many were new: none when it was taken before."""
         with self._transaction() as at:
             at.execute(_BALANCE, vars(session) | {"session": session.name})
             at.execute("select segments from online_losses where session = %s for update", (session.name,))
-            is_new: bool = (at.fetchone() or (0,))[0] < number
-            if is_new:
-                execute_values(at, _INSERT, rows, page_size=_ROWS_A_STATEMENT)
-                counts = {"answered": session.answered, "dropped": session.dropped}
-                at.execute(_SHIPPED, {"segment": number, "rows": len(rows), "session": session.name, **counts})
-        return is_new
+            if (at.fetchone() or (0,))[0] >= number:
+                return 0
+            new = len(execute_values(at, _INSERT, rows, page_size=_ROWS_A_STATEMENT, fetch=True))
+            counts = {"answered": session.answered, "dropped": session.dropped, "repeated": len(rows) - new}
+            at.execute(_SHIPPED, {"segment": number, "rows": new, "session": session.name, **counts})
+        return new
 
     def _end(self, session: Session) -> None:
         with self._transaction() as at:
@@ -126,18 +151,53 @@ class Shipper:
             yield at
 
 
+def _segments(path: Path, *, over: bool) -> list[Path]:
+    """The complete files of a session, in their order."""
+    found = [*path.parent.glob(f"{path.stem}-*.done"), *(path.parent.glob(f"{path.stem}-*.open") if over else ())]
+    return sorted((one for one in found if one.stem.removeprefix(f"{path.stem}-").isdecimal()), key=_number)
+
+
 def _number(segment: Path) -> int:
     return int(segment.stem.rsplit("-", 1)[1])
 
 
+def _from_segments(name: str, segments: Sequence[Path]) -> Session | None:
+    """A session as its answers tell of it; None where not one can be read."""
+    rows = []
+    for segment in segments:
+        with suppress(ValueError):  # put aside when its turn comes
+            rows += _rows_of(segment)
+    if not rows:
+        return None
+    first = dict(zip(LOGGED, rows[0], strict=False))
+    return Session(
+        name=name, use_case=first["use_case"], started_at=first["answered_at"], answered=len(rows), dropped=0
+    )
+
+
+def _rows_of(segment: Path) -> list[tuple[Any, ...]]:
+    """What a segment adds to the table.
+
+    Raises:
+        ValueError: it cannot be read, or was written by another version of the server.
+    """
+    return [row for batch in read_segment(segment) for row in _rows(batch)]
+
+
 def _rows(batch: pa.RecordBatch) -> Iterator[tuple[Any, ...]]:
     table = pa.Table.from_batches([batch])
+    if wrong := [field.name for field in LOGGED_SCHEMA if not _has(table.schema, field)]:
+        raise ValueError(f"written by another version of the server: {', '.join(wrong)}")
     names = [name for name in table.column_names if name.startswith(FEATURE)]
     features = [name.removeprefix(FEATURE) for name in names]
     values = zip(*(_plain(table[name]).to_pylist() for name in names), strict=True) if names else iter(())
     known = zip(*(table[name].to_pylist() for name in LOGGED), strict=True)
     for row, found in zip(known, values if names else ((),) * table.num_rows, strict=True):
         yield (*row, json.dumps(dict(zip(features, found, strict=True)), default=str))
+
+
+def _has(schema: pa.Schema, field: pa.Field) -> bool:
+    return field.name in schema.names and schema.field(field.name).type == field.type
 
 
 def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -163,15 +223,25 @@ def run(shipper: Shipper, ended: threading.Event, *, tell: Callable[[str], None]
         ended.wait(wait_seconds)
 
 
+def _lock(path: Path) -> bool:
+    """Whether this process has the spool to itself now. Who looks whether it is held has it for an instant."""
+    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    for _ in range(_LOCK_ATTEMPTS):
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(_LOCK_SECONDS)
+        else:
+            return True
+    return False
+
+
 def main() -> int:
     """Ship the spool that the environment names until SIGTERM."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     spool = Path(os.environ[SPOOL])
     spool.mkdir(parents=True, exist_ok=True)
-    lock = os.open(spool / "shipper.lock", os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    if not _lock(spool / "shipper.lock"):
         logger.warning("another shipper has %s", spool)
         return 1
     ended = threading.Event()

@@ -17,9 +17,11 @@ if TYPE_CHECKING:
     from tasks.deployments import Deployment
 
 SLOT = "shadow"
-# Whole requests, oldest first, that were answered to somebody and not mirrored yet.
+# Whole requests, oldest first, that were answered to somebody and not mirrored yet. Of a client that uses one id again
+# and again the first event at each position: all of them together are no request that anybody sent.
 _NEW = """
-select request_id, position, entity_key, event_time, score, request from online_answers o
+select distinct on (request_id, position) request_id, position, entity_key, event_time, score, request
+from online_answers o
 where use_case = %(use_case)s and model_version = %(stable)s and slot = 'stable' and answered_at >= %(since)s
     and request_id in (
         select request_id from online_answers n
@@ -27,7 +29,7 @@ where use_case = %(use_case)s and model_version = %(stable)s and slot = 'stable'
             and not exists (select from shadow_pairs p
                 where p.deployment_id = %(deployment)s and p.request_id = n.request_id)
         group by request_id order by min(answered_at), request_id limit %(most)s)
-order by request_id, position
+order by request_id, position, answered_at, entity_key, event_time
 """
 _PAIR = """
 insert into shadow_pairs (deployment_id, request_id, position, entity_key, event_time, stable_version, stable_score,

@@ -1,6 +1,8 @@
 -- What was answered online, and how much of it never reached this place.
 
-create table online_answers (      -- one row an event of a request; a request that is sent again adds nothing
+-- One row an event of a request; a request that is sent again adds nothing. Ids come from clients, who may use one for
+-- many requests: it is together with the event that they name an answer.
+create table online_answers (
     use_case text not null,
     request_id text not null,
     position int not null,         -- of the event in its request, from 0
@@ -21,12 +23,12 @@ create table online_answers (      -- one row an event of a request; a request t
     request jsonb not null,
     features jsonb not null,
     answered_at timestamptz not null,
-    primary key (use_case, request_id, position, model_version)
+    primary key (use_case, request_id, position, model_version, entity_key, event_time)
 );
 create index online_answers_by_time on online_answers (use_case, answered_at);
 create index online_answers_by_event on online_answers (use_case, entity_key, event_time);
 
-create table online_losses (       -- the balance of one worker process: answered = shipped + dropped + lost, once ended
+create table online_losses (       -- of one worker process: answered = shipped + dropped + lost + repeated, once ended
     session text primary key,
     use_case text not null,
     started_at timestamptz not null,
@@ -35,7 +37,8 @@ create table online_losses (       -- the balance of one worker process: answere
     answered bigint not null,
     shipped bigint not null,
     dropped bigint not null,       -- answered while the spool or the disk was full
-    lost bigint not null           -- in nobody's hands after a crash; 0 while it lives
+    lost bigint not null,          -- in nobody's hands after a crash; 0 while it lives
+    repeated bigint not null default 0     -- an event that was answered under the same request id before
 );
 
 do $$

@@ -58,6 +58,13 @@ def _all_ready(port: int) -> bool:
     )
 
 
+def _is_held(lock: Path) -> bool:
+    """Whether a process has a lock: its file outlives whoever had it."""
+    from serving.prediction_log import is_over  # noqa: PLC0415  # brings pyarrow, which other commands do without
+
+    return lock.exists() and not is_over(lock)
+
+
 def parts(home: "Home", mark: Callable[[str], dict[str, str]]) -> list[Part | Step]:
     """The server and the shipper of this home."""
     from infra.local.home import base_environment  # noqa: PLC0415  # that module names this one
@@ -92,7 +99,7 @@ def parts(home: "Home", mark: Callable[[str], dict[str, str]]) -> list[Part | St
             environment={**shared, **mark("shipper")},
             directory=folder,
             address=str(folder / "spool"),
-            healthy=(folder / "spool" / "shipper.lock").exists,
+            healthy=lambda: _is_held(folder / "spool" / "shipper.lock"),
             needs=("warehouse",),
             stop_signal=signal.SIGTERM,
         ),

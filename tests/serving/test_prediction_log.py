@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from pipeline.settings import REPOSITORY
 from serving import prediction_log
 from serving.prediction_log import PredictionLog, is_over, read_segment, read_session
+from tests.infra.test_stack import until
 
 NEVER = 3600.0
 
@@ -114,6 +116,57 @@ def test_a_disk_that_refuses_costs_no_answer(log, tmp_path, monkeypatch):
     monkeypatch.undo()
     assert log.write(batch(2))
     assert numbers(tmp_path) == [2]
+
+
+def test_a_disk_that_is_away_for_a_moment_does_not_end_the_handing_over(tmp_path, caplog):
+    folder, away = tmp_path / "spool", tmp_path / "away"
+    log = PredictionLog(folder, use_case="flights", rotate_seconds=0.02)
+    folder.rename(away)
+    log.write(batch(1))
+    until(lambda: "prediction log" in caplog.text)
+    away.rename(folder)
+    log.write(batch(2))
+    until(lambda: 2 in numbers(folder, "done"))
+    log.close()
+
+
+def test_a_segment_that_could_not_be_handed_over_goes_on_and_is_handed_over_later(log, tmp_path):
+    log.write(batch(1))
+    away = tmp_path.with_name("away")
+    tmp_path.rename(away)
+    with pytest.raises(FileNotFoundError):
+        log._hand_over()
+    away.rename(tmp_path)
+    log.write(batch(2))
+    log._hand_over()
+    assert numbers(tmp_path, "done") == [1, 2]
+
+
+def test_the_spool_is_measured_while_answers_are_written(log, tmp_path, monkeypatch):
+    measured = prediction_log._used_bytes
+
+    def slowly(folder: Path) -> int:
+        found = measured(folder)
+        assert log.write(batch(2))  # would wait for ever for a lock that is held
+        return found
+
+    monkeypatch.setattr(prediction_log, "_used_bytes", slowly)
+    log.write(batch(1))
+    measuring = threading.Thread(target=log._hand_over, daemon=True)
+    measuring.start()
+    measuring.join(10)
+    assert not measuring.is_alive()
+    assert log._used_bytes == measured(tmp_path)  # what was written meanwhile is counted
+
+
+def test_what_was_refused_takes_no_room(tmp_path):
+    (tmp_path / "old-00000001.refused").write_bytes(b"x" * 10_000)
+    log = PredictionLog(tmp_path, use_case="flights", max_bytes=6000, rotate_seconds=NEVER)
+    assert log.write(batch(1))
+    (tmp_path / "old-00000002.done").write_bytes(b"x" * 10_000)
+    log._hand_over()
+    assert not log.write(batch(2))
+    log.close()
 
 
 def test_a_session_is_over_when_its_process_is_dead_and_not_before(tmp_path):

@@ -1,13 +1,16 @@
 """From the spool to PostgreSQL: once each, whoever is killed; what is lost is counted."""
 
+import fcntl
 import os
 import random
 import signal
+import struct
 import subprocess
 import sys
 import threading
 import time
-from datetime import UTC, datetime
+import zlib
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import psycopg2
@@ -15,7 +18,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline.settings import REPOSITORY
-from serving.prediction_log import FEATURE, LOGGED_SCHEMA, PredictionLog
+from serving.prediction_log import FEATURE, LOGGED_SCHEMA, PredictionLog, is_over
 from serving.shipper import Shipper, run
 from tests.infra.test_stack import query, until
 
@@ -55,8 +58,9 @@ def filled(spool: Path, *batches: pa.Table) -> None:
 
 
 def balance(dsn: str) -> dict[str, int]:
-    [row] = query(dsn, "select sum(answered), sum(shipped), sum(dropped), sum(lost) from online_losses")
-    return dict(zip(("answered", "shipped", "dropped", "lost"), map(int, row), strict=True))
+    names = ("answered", "shipped", "dropped", "lost", "repeated")
+    [row] = query(dsn, f"select {', '.join(f'coalesce(sum({name}), 0)' for name in names)} from online_losses")
+    return {name: int(value) for name, value in zip(names, row, strict=True) if name != "repeated" or value}
 
 
 def shipped(dsn: str) -> int:
@@ -80,8 +84,16 @@ def test_a_row_arrives_as_it_was_answered(spool, dsn):
 
 def test_a_request_that_was_sent_twice_is_one_row(spool, dsn):
     filled(spool, batch("a", 2), batch("a", 2), batch("b"))
-    Shipper(spool, dsn).ship()
+    assert Shipper(spool, dsn).ship() == 3
     assert shipped(dsn) == 3
+    assert balance(dsn) == {"answered": 5, "shipped": 3, "dropped": 0, "lost": 0, "repeated": 2}
+
+
+def test_a_client_that_uses_one_request_id_for_different_events_has_them_all_logged(spool, dsn):
+    others = ({"entity_key": "UA99"}, {"event_time": NOW + timedelta(days=1)}, {"model_version": "4"})
+    filled(spool, batch("a", 2), *(batch("a", 2, **other) for other in others))
+    assert Shipper(spool, dsn).ship() == shipped(dsn) == 8
+    assert balance(dsn) == {"answered": 8, "shipped": 8, "dropped": 0, "lost": 0}
 
 
 def test_a_segment_whose_removal_was_missed_is_not_counted_twice(spool, dsn):
@@ -125,6 +137,80 @@ def test_a_segment_the_table_refuses_is_put_aside_and_the_others_pass(spool, dsn
     assert query(dsn, "select request_id from online_answers") == [("good",)]
     assert balance(dsn)["lost"] == 1
     assert [path.suffix for path in spool.iterdir()] == [".refused"]
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 7, b"\0" * 16, b"\0" * 16 + b"{}", b"\0" * 16 + b'{"use_case": 1'])
+def test_a_session_that_cannot_be_read_is_put_aside_its_answers_arrive_and_the_others_pass(spool, dsn, content):
+    filled(spool, batch("orphan", 2))
+    [session] = spool.glob("*.session")
+    session.write_bytes(content)
+    filled(spool, batch("good"))
+    shipper = Shipper(spool, dsn)
+    assert shipper.ship() == 3
+    assert shipper.ship() == 0
+    assert [path.name for path in spool.iterdir()] == [session.with_suffix(".refused").name]
+    assert balance(dsn) == {"answered": 3, "shipped": 3, "dropped": 0, "lost": 0}
+
+
+def test_a_session_of_which_nothing_can_be_read_stops_nobody(spool, dsn):
+    spool.mkdir()
+    (spool / "20000101T000000000000-1-aaaa.session").write_bytes(b"")
+    (spool / "20000101T000000000000-1-aaaa-00000001.done").write_bytes(b"torn")
+    filled(spool, batch("good"))
+    assert Shipper(spool, dsn).ship() == 1
+    assert {path.suffix for path in spool.iterdir()} == {".refused"}
+
+
+def not_batches(segment: Path) -> None:
+    content = b"whole, and no Arrow"
+    segment.write_bytes(struct.pack("<II", len(content), zlib.crc32(content)) + content)
+
+
+@pytest.mark.parametrize("case", ["earlier schema", "other type", "no batches"])
+def test_a_segment_that_is_not_of_this_server_is_lost_and_the_others_pass(spool, dsn, case, caplog):
+    table = batch("old", 2)
+    if case == "earlier schema":
+        table = table.drop_columns(["feature_snapshot"])
+    if case == "other type":
+        at = table.schema.get_field_index("score")
+        table = table.set_column(at, "score", pa.array(["high"] * 2))
+    filled(spool, table)
+    if case == "no batches":
+        not_batches(next(spool.glob("*.done")))
+    filled(spool, batch("good"))
+    assert Shipper(spool, dsn).ship() == 1
+    assert query(dsn, "select request_id from online_answers") == [("good",)]
+    assert balance(dsn) == {"answered": 3, "shipped": 1, "dropped": 0, "lost": 2}
+    assert [path.suffix for path in spool.iterdir()] == [".refused"]
+    assert "is put aside, its answers are lost" in caplog.text
+
+
+def test_a_session_the_disk_does_not_hand_over_holds_up_no_other(spool, dsn):
+    spool.mkdir()
+    (spool / "0.session").mkdir()
+    filled(spool, batch("good"))
+    assert Shipper(spool, dsn).ship() == 1
+
+
+def test_a_second_shipper_of_a_spool_leaves_and_whoever_only_looks_does_not_make_it_leave(spool, dsn):
+    spool.mkdir()
+    lock = spool / "shipper.lock"
+    lock.touch()
+    assert is_over(lock)
+    environment = {**os.environ, "WINDSOCK_SPOOL": str(spool), "WINDSOCK_ONLINE_DSN": dsn}
+    command = [sys.executable, "-m", "serving.shipper"]
+    with lock.open() as looker:
+        fcntl.flock(looker, fcntl.LOCK_EX)
+        first = subprocess.Popen(command, cwd=REPOSITORY, env=environment, stderr=subprocess.PIPE, text=True)
+        time.sleep(0.01)
+    with first:
+        assert first.stderr is not None
+        assert "shipping" in first.stderr.readline()
+        assert not is_over(lock)
+        assert subprocess.run(command, cwd=REPOSITORY, env=environment, check=False).returncode == 1
+        first.send_signal(signal.SIGTERM)
+        assert first.wait(20) == 0
+    assert is_over(lock)
 
 
 def test_it_waits_for_a_database_that_is_away_and_loses_nothing(spool, dsn):
