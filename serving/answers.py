@@ -152,14 +152,14 @@ class Answerer:
         """One reply a call, in their order; a call that cannot be read is refused, and the others do not notice."""
         began = time.perf_counter()
         self.lookup_seconds = 0.0
-        read = [self._read(one.body) for one in calls]
+        read = [self._read(one) for one in calls]
         asked = [(one, body) for one, body in zip(calls, read, strict=True) if isinstance(body, Asked)]
         answered = iter(self._answer_all(asked, began) if asked else ())
         return [_refused(body) if isinstance(body, Refusal) else next(answered) for body in read]
 
-    def _read(self, body: bytes | bytearray) -> Asked | Refusal:
+    def _read(self, one: Call) -> Asked | Refusal:
         try:
-            return self._reader.read(body)
+            return self._reader.read(one.body, explain=one.explain)
         except Refusal as refusal:
             return refusal
 

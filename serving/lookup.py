@@ -1,7 +1,8 @@
 """Looks up the history of events in the online store, within a deadline; without it the answer says that it is missing.
 
 Nothing that the store does or fails to do is an exception here. A server that hangs is left after `timeout_ms`, whether
-it accepts, authenticates or answers; it is asked again after a second.
+it accepts, authenticates or answers; it is asked again after a second. One that answers, though not all of a batch in
+time, is asked again by the next batch: it is the batch that was too much.
 """
 
 import logging
@@ -22,7 +23,7 @@ from features.online import Online, State
 logger = logging.getLogger(__name__)
 
 NO_ANSWER = "feature store did not answer"
-_PAUSE_SECONDS = 1.0  # after a failure the store is left alone
+_PAUSE_SECONDS = 1.0  # a store that answers nothing, or refuses, is left alone
 _CACHE_BYTES = 64 << 20
 _SESSION = "-c timezone=UTC -c default_transaction_read_only=on -c statement_timeout={}"
 _PREPARE = """
@@ -75,7 +76,8 @@ class Lookup:
                 found = self._online.compute(events, self._store.fetch)
             except (psycopg2.Error, TimeoutError) as error:
                 self._store.close()
-                self._again_at = self._clock() + _PAUSE_SECONDS
+                if not (isinstance(error, TimeoutError) and self._store.answered):
+                    self._again_at = self._clock() + _PAUSE_SECONDS
                 logger.warning("%s: %s", NO_ANSWER, " ".join(str(error).split()) or type(error).__name__)
             else:
                 snapshot = found.state.snapshot if found.state else None
@@ -97,10 +99,12 @@ class _Store:
         self._connection: connection | None = None
         self._cursor: cursor | None = None
         self._deadline = 0.0
+        self.answered = False  # a read of this batch
 
     def begin(self) -> None:
         """The time for one batch starts."""
         self._deadline = self._clock() + self._timeout_ms / 1000
+        self.answered = False
 
     def fetch(self, keys: list[str]) -> tuple[State, dict[str, bytes]]:
         """The store's state, and the series it has under some keys.
@@ -116,6 +120,7 @@ class _Store:
                 raise
             self.close()
             rows = self._read(keys)
+        self.answered = True
         if not rows:
             raise psycopg2.OperationalError(f"it holds nothing of {self._use_case} by this feature definition yet")
         return State(*rows[0][:4]), {key: bytes(payload) for *_, key, payload in rows if key is not None}

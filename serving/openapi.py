@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from serving.request import expected
+from serving.request import MAX_EXPLAINED, expected
 
 if TYPE_CHECKING:
     from features.request import RequestField
@@ -45,7 +45,9 @@ def document(
         "security": [{"key": []}],
         "paths": {
             f"/v1/{use_case}/predict": _path("One event, or a list: an answer each", "Answer", max_events),
-            f"/v1/{use_case}/explain": _path("What each feature added to the answer", "Explanation", max_events),
+            f"/v1/{use_case}/explain": _path(
+                "What each feature added to the answer", "Explanation", min(max_events, MAX_EXPLAINED)
+            ),
         },
         "components": {"schemas": schemas, "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
     }

@@ -11,6 +11,7 @@ import pytest
 
 from models.attribution import Attributions
 from serving.answers import Answerer, Call, Options, call
+from serving.openapi import document
 from serving.request import Reader
 from tests.serving.online import AS_OF, FIELDS, OPTIONS, SMALL, Echo, Halves
 
@@ -26,7 +27,7 @@ def explain(table: pa.Table) -> Attributions:
 def answerer(lookup: Echo | None = None, log: Any = None, **options: Any) -> Answerer:
     return Answerer(
         options=replace(OPT, **options),
-        reader=Reader(FIELDS, max_events=5),
+        reader=Reader(FIELDS, max_events=20),
         lookup=lookup or Echo(),
         predictor=Halves(),
         explain=explain,
@@ -46,6 +47,27 @@ def test_one_event_in_one_answer_out_a_list_in_a_list_out():
         "feature_age_seconds": 1800.0, "degraded": False, "reasons": [],
     }  # fmt: skip
     assert json.loads(many.body) == [json.loads(one.body)]
+
+
+@pytest.mark.parametrize(("events", "explained"), [(1, True), (16, True), (17, False)])
+def test_more_events_are_answered_than_explained_and_the_refusal_says_how_many(events, explained):
+    plain, why = answerer().answer([asked([SMALL] * events), asked([SMALL] * events, explain=True)])
+    assert (plain.status, plain.events) == (200, events)
+    assert why.status == (200 if explained else 400)
+    if not explained:
+        refusal = json.loads(why.body)
+        assert (refusal["path"], refusal["expected"]) == ("body", "1 to 16 events to explain")
+
+
+def test_the_schema_says_how_many_events_are_answered_and_explained():
+    about = {"use_case": "f", "title": "t", "fields": FIELDS, "kind": "binary", "lead_minutes": 1}
+
+    def most(path: str, max_events: int) -> int:
+        operation = document(**about, max_events=max_events)["paths"][f"/v1/f/{path}"]["post"]
+        return operation["requestBody"]["content"]["application/json"]["schema"]["oneOf"][1]["maxItems"]
+
+    assert (most("predict", 256), most("explain", 256)) == (256, 16)
+    assert (most("predict", 5), most("explain", 5)) == (5, 5)
 
 
 def test_a_batch_is_looked_up_once_and_every_request_gets_its_own_answers():

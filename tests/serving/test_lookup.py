@@ -4,6 +4,7 @@ import os
 import signal
 import socket
 import time
+from typing import Any
 
 import psutil
 import psycopg2
@@ -138,6 +139,30 @@ def test_a_store_that_hangs_costs_the_timeout_once_and_is_asked_again_a_second_l
         os.kill(server.pid, signal.SIGCONT)
     now[0] = 1.0  # a second later
     assert reader.features(events).as_of == AS_OF
+
+
+def test_a_batch_that_is_too_much_for_its_time_does_not_cost_the_next_one_its_history(
+    full: Outside, events: pa.Table
+) -> None:
+    """The twin of the one that hangs: this store has answered a read when the time is over."""
+    now = [0.0]
+    reader = Lookup(
+        dsn=full.settings.warehouse_dsn, use_case="flights", definition=FLIGHTS, lead=LEAD, timeout_ms=TIMEOUT_MS,
+        clock=lambda: now[0],
+    )  # fmt: skip
+    store, reads = reader._store, []
+    read = store._read
+
+    def slowly(keys: list[str]) -> list[tuple[Any, ...]]:
+        reads.append(len(keys))
+        found = read(keys)
+        now[0] += 2 * TIMEOUT_MS / 1000 if len(reads) == 1 else 0
+        return found
+
+    store._read = slowly  # type: ignore[method-assign]
+    assert reader.features(events).problems == ((NO_ANSWER,),) * events.num_rows
+    assert len(reads) >= 2
+    assert reader.features(events).as_of == AS_OF  # at once, and with less to read
 
 
 def test_a_server_that_accepts_and_says_nothing_does_not_hold_the_answer(events: pa.Table) -> None:
