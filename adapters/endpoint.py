@@ -19,6 +19,7 @@ from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
 _HANDLER = "serving.handler:handle"  # of the server's own checkout: an archive holds no code
+_DIGEST_IN_NAME = 12  # characters of the SHA-256
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest a zip knows: the same bundle always makes the same bytes
 _CALL_SECONDS = 30.0
 _READY_SECONDS = 120.0
@@ -83,7 +84,7 @@ class Endpoint:
         content = _pack(bundle, complete)
         sha256 = hashlib.sha256(content).hexdigest()
         self.store.mkdir(parents=True, exist_ok=True)
-        path = self.store / f"{use_case}-{version}-{sha256[:12]}.mar"
+        path = self.store / f"{use_case}-{version}-{sha256[:_DIGEST_IN_NAME]}.mar"
         _replace(path, content)
         return Archive(use_case=use_case, version=version, path=path, sha256=sha256)
 
@@ -92,7 +93,7 @@ class Endpoint:
 
         Raises:
             ValueError: the file is not the archive that was made, the version runs from another archive, or its worker
-                does not come up; the running versions are as they were.
+                does not come up, and then its archive is removed; the running versions are as they were.
             Unavailable: the server did not answer.
         """
         _verify(archive)
@@ -111,9 +112,17 @@ class Endpoint:
                 f"{archive.use_case} {archive.version} is deployed from another archive ({known['file']}): retire it "
                 "first, or deploy under a new version"
             )
-        if not self.versions(archive.use_case).get(archive.version, False):
-            self._bring_up(entry)
+        loaded = self.versions(archive.use_case)
+        try:
+            if known is None and archive.version in loaded:
+                self._unload_unknown(archive.use_case, archive.version)
+            if known is None or not loaded.get(archive.version, False):
+                self._bring_up(entry, is_known=known is not None)
+        except ValueError:
+            self._sweep(archive.use_case, archive.version)
+            raise
         self._remember(entry)
+        self._sweep(archive.use_case, archive.version)
 
     def versions(self, use_case: str) -> dict[str, bool]:
         """The versions the server knows, and whether one of their workers is ready."""
@@ -175,6 +184,7 @@ class Endpoint:
             _keep_one_default(entries, use_case)
         for entry in gone:
             (self.store / entry["file"]).unlink(missing_ok=True)
+        self._sweep(use_case, version)
 
     def make_default(self, use_case: str, version: str) -> None:
         """Let this version answer where none is named.
@@ -189,7 +199,7 @@ class Endpoint:
                 if entry["use_case"] == use_case:
                     entry["default"] = entry["version"] == version
 
-    def _bring_up(self, entry: Entry) -> None:
+    def _bring_up(self, entry: Entry, *, is_known: bool) -> None:
         use_case, version = entry["use_case"], entry["version"]
         refused = self.store / f"refused-{use_case}-{version}.txt"
         refused.unlink(missing_ok=True)
@@ -197,7 +207,7 @@ class Endpoint:
         options = {"url": entry["file"], "batch_size": entry["batch_size"], "initial_workers": 0}
         options |= {"max_batch_delay": entry["max_batch_delay_ms"]}
         answer = self._manage("POST", f"/models?{urlencode(options)}")
-        if answer.status != 409:  # it is there, without a worker that is ready: an earlier attempt, or a crash
+        if answer.status != 409 or not is_known:  # else it is there, this one, without a worker that is ready: a crash
             _good(answer, f"registering {use_case} {version}")
         scale = urlencode({"min_worker": entry["workers"], "max_worker": entry["workers"]})
         path = f"/models/{quote(use_case)}/{quote(version)}"
@@ -207,6 +217,27 @@ class Endpoint:
         except ValueError:
             self._manage("DELETE", path)
             raise
+
+    def _unload_unknown(self, use_case: str, version: str) -> None:
+        """Take out what somebody loaded who died before it was remembered: nobody knows which archive it was.
+
+        Raises:
+            ValueError: it is the default, and there is none to take its place.
+        """
+        for entry in self._read():
+            if entry["use_case"] == use_case and entry["default"]:  # which the server may not know to be it
+                self.make_default(use_case, entry["version"])
+        answer = self._manage("DELETE", f"/models/{quote(use_case)}/{quote(version)}")
+        if answer.status != 404:
+            _good(answer, f"unloading {use_case} {version}, which is not in deployed.json")
+
+    def _sweep(self, use_case: str, version: str) -> None:
+        """Remove the archives of a version that nothing refers to: of attempts that failed, died, or were retired."""
+        with self._changing() as entries:
+            kept = {entry["file"] for entry in entries}
+            for path in self.store.glob(f"{use_case}-{version}-{'[0-9a-f]' * _DIGEST_IN_NAME}.mar"):
+                if path.name not in kept:
+                    path.unlink(missing_ok=True)
 
     def _drain(self, use_case: str, version: str) -> None:
         """Wait until what was asked is answered: the queue is seen empty, and a batch's time later it still is."""

@@ -5,7 +5,10 @@ import os
 import socket
 import threading
 import zipfile
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
@@ -93,6 +96,92 @@ def test_another_archive_under_a_deployed_version_is_refused(endpoint, folder):
         endpoint.register(
             archive(endpoint, folder, max_events=7), batch_size=1, max_batch_delay_ms=0, workers=1
         )  # fmt: skip
+
+
+@pytest.fixture
+def torchserve(endpoint):
+    """Stands in for the server: what it has loaded (version -> archive), its default, and what it was told."""
+    state = SimpleNamespace(loaded={}, default=None, told=[], refuses=False)
+
+    class Handler(BaseHTTPRequestHandler):
+        def _answer(self, status: int, document: object) -> None:
+            body = json.dumps(document).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def do_GET(self) -> None:
+            ready = [{"status": "READY"}]
+            self._answer(200, [{"modelVersion": version, "workers": ready} for version in state.loaded])
+
+        def do_POST(self) -> None:
+            [file] = parse_qs(urlsplit(self.path).query)["url"]
+            version = file.split("-")[1]
+            known = state.loaded.setdefault(version, file) if not state.refuses else None
+            self._answer(400 if state.refuses else 200 if known is file else 409, {"message": "no"})
+
+        def do_PUT(self) -> None:
+            if self.path.endswith("set-default"):
+                state.default = self.path.split("/")[-2]
+            self._answer(202, {})
+
+        def do_DELETE(self) -> None:
+            version = self.path.split("/")[-1]
+            if version != state.default:
+                del state.loaded[version]
+            self._answer(403 if version == state.default else 200, {"message": "Cannot remove default version"})
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        state.endpoint = Endpoint(url, url, endpoint.store)
+        yield state
+        server.shutdown()
+        thread.join()
+
+
+SETTINGS = {"batch_size": 1, "max_batch_delay_ms": 0, "workers": 1}
+
+
+def archives(endpoint: Endpoint) -> set[str]:
+    return {path.name for path in endpoint.store.glob("*.mar")}
+
+
+def test_what_was_loaded_and_not_remembered_is_never_taken_for_another_archive(torchserve, folder):
+    """Also where the server holds it for the default, which it does of the first that it ever saw."""
+    first = archive(torchserve.endpoint, folder)
+    torchserve.loaded["3"], torchserve.default = first.path.name, "3"  # and here the deployment died
+    other = archive(torchserve.endpoint, folder, "4")
+    torchserve.endpoint.register(other, **SETTINGS)
+    made = archive(torchserve.endpoint, folder, max_events=7)
+    torchserve.endpoint.register(made, **SETTINGS)
+    assert torchserve.loaded == {"4": other.path.name, "3": made.path.name}
+    assert archives(torchserve.endpoint) == {other.path.name, made.path.name}
+
+
+def test_what_was_loaded_and_remembered_is_left_alone(torchserve, folder):
+    made = archive(torchserve.endpoint, folder)
+    torchserve.endpoint.register(made, **SETTINGS)
+    torchserve.refuses = True  # whatever it would be asked to load
+    torchserve.endpoint.register(made, **SETTINGS)
+    assert archives(torchserve.endpoint) == {made.path.name}
+
+
+def test_the_archive_of_a_version_that_was_refused_is_not_kept_and_the_deployed_one_is(torchserve, folder):
+    deployed = archive(torchserve.endpoint, folder)
+    torchserve.endpoint.register(deployed, **SETTINGS)
+    torchserve.refuses = True
+    with pytest.raises(ValueError, match="registering flights 4"):
+        torchserve.endpoint.register(archive(torchserve.endpoint, folder, "4"), **SETTINGS)
+    torchserve.loaded.clear()
+    with pytest.raises(ValueError, match="registering flights 3"):  # it is to be loaded again at the next start
+        torchserve.endpoint.register(deployed, **SETTINGS)
+    assert archives(torchserve.endpoint) == {deployed.path.name}
 
 
 def test_a_server_that_is_not_there_is_unavailable_in_every_call(endpoint, folder):
