@@ -118,7 +118,7 @@ def _cause(named: str, ended: str, *, unanswered: bool) -> str:
 
 
 class Gateway:
-    """One gateway: its address, its admin socket ("host:port"), its folder of maps and one client's key."""
+    """One gateway: its address, its admin socket (see Admin), its folder of maps and one client's key."""
 
     def __init__(self, url: str, admin: str, maps: Path, key: str) -> None:
         self.url = url.rstrip("/")

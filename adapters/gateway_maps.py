@@ -60,8 +60,26 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
 
 
+def _connect(address: str) -> socket.socket:
+    if not address.startswith("unix@"):
+        host, _, port = address.rpartition(":")
+        return socket.create_connection((host, int(port)), timeout=SECONDS)
+    path = Path(address.removeprefix("unix@"))
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    connection = socket.socket(socket.AF_UNIX)
+    connection.settimeout(SECONDS)
+    try:
+        connection.connect(f"/proc/self/fd/{folder}/{path.name}")  # a socket's path has room for 107 bytes
+    except OSError:
+        connection.close()
+        raise
+    finally:
+        os.close(folder)
+    return connection
+
+
 class Admin:
-    """HAProxy's admin socket, at "host:port"."""
+    """HAProxy's admin socket, at "host:port" or "unix@/path"."""
 
     def __init__(self, address: str) -> None:
         self.address = address
@@ -72,9 +90,8 @@ class Admin:
         Raises:
             ConnectionError: when nobody answers there.
         """
-        host, _, port = self.address.rpartition(":")
         try:
-            with socket.create_connection((host, int(port)), timeout=SECONDS) as connection:
+            with _connect(self.address) as connection:
                 connection.sendall(f"{command}\n".encode())
                 received = b"".join(iter(lambda: connection.recv(65536), b""))
         except OSError as error:

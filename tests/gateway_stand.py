@@ -149,6 +149,10 @@ class Stand:
         assert self.process.poll() is None, (self.home.logs / "gateway.log").read_text()
         until(self.serves)
 
+    def with_settings(self, **settings: str) -> Part:
+        """The gateway's part, with these of its settings changed; for the next start."""
+        return replace(self.part, environment={**self.part.environment, **settings})
+
     def serves(self) -> bool:
         """Whether the gateway has found its server."""
         connection = http.client.HTTPConnection("127.0.0.1", self.home.ports["gateway"], timeout=5)
@@ -212,13 +216,14 @@ def stand(**limits: str) -> Iterator[Stand]:
     program = _program_folder()
     folder = Path(tempfile.mkdtemp(prefix="windsock-gateway-"))
     folder.chmod(0o755)
-    home = open_home(folder / "home", usual=False, choose_ports=True)
+    home = open_home(folder / ("home-with-a-name-longer-than-any-path-of-a-socket" * 3), usual=False, choose_ports=True)
     if (program / "haproxy").exists():
         (home.folder / "haproxy").symlink_to(program / "haproxy")
     part = gateway.parts(home, lambda name: {MARKER: f"{home.stack}/{name}"})[0]
     assert isinstance(part, Part)
     part.prepare()
-    found = Stand(home, replace(part, environment={**part.environment, **limits}), Upstream(home.ports["inference"]))
+    found = Stand(home, part, Upstream(home.ports["inference"]))
+    found.part = found.with_settings(**limits)
     try:
         found.start()
         yield found

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 CONFIGURATION = REPOSITORY / "infra" / "gateway" / "haproxy.cfg"
 CLIENT = "windsock"  # whom the stack's own key belongs to
+_ADMIN = "admin.sock"
 _PASSED = ("GATEWAY_RATE", "GATEWAY_BODY_BYTES", "GATEWAY_QUEUE", "GATEWAY_SERVER_CONNECTIONS", "GATEWAY_THREADS")
 
 
@@ -30,7 +31,7 @@ def environment(home: "Home") -> Mapping[str, str]:
         return {}
     return {
         "WINDSOCK_GATEWAY_URL": home.url("gateway"),
-        "WINDSOCK_GATEWAY_ADMIN": f"127.0.0.1:{home.ports['gateway_admin']}",
+        "WINDSOCK_GATEWAY_ADMIN": f"unix@{maps(home) / _ADMIN}",
         "WINDSOCK_GATEWAY_MAPS": str(maps(home)),
         "WINDSOCK_GATEWAY_KEY": home.secrets["gateway"],
     }
@@ -47,7 +48,7 @@ def settings(home: "Home") -> dict[str, str]:
     rights = {} if account is None else {"GATEWAY_UID": str(account.uid), "GATEWAY_GID": str(account.gid)}
     return {
         "GATEWAY_ADDRESS": f"127.0.0.1:{home.ports['gateway']}",
-        "GATEWAY_ADMIN": f"127.0.0.1:{home.ports['gateway_admin']}",
+        "GATEWAY_ADMIN": f"unix@{_ADMIN}",  # in the folder it runs in: a socket's path has room for 107 bytes
         "GATEWAY_METRICS": f"127.0.0.1:{home.ports['gateway_metrics']}",
         "GATEWAY_SERVER": f"127.0.0.1:{home.ports['inference']}",
         "GATEWAY_MAPS": str(maps(home)),

@@ -50,7 +50,7 @@ def test_the_running_process_and_the_files_agree(running: Stand, gate: Gateway) 
     gate.set_route("flights", Route("1", "2", 0.3))
     gate.set_fallback("flights", 0.2)
     gate.publish_openapi("flights", '{"openapi": "3.1.0", "info": {"title": "A; \\"b\\" <<\\n $c \\\\ %[d] #"}}')
-    admin = Admin(f"127.0.0.1:{running.home.ports['gateway_admin']}")
+    admin = Admin(local_gateway.environment(running.home)["WINDSOCK_GATEWAY_ADMIN"])
     for name in ("keys", "versions", "weights", "fallback", "openapi"):
         held = admin.entries(admin.identity(name))
         assert held
@@ -90,7 +90,31 @@ def test_without_the_gateway_the_file_is_written_and_the_error_says_so(running: 
 
 def test_an_admin_socket_of_something_else_is_named(running: Stand, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"has no map nothing.map"):
-        change(tmp_path, Admin(f"127.0.0.1:{running.home.ports['gateway_admin']}"), "nothing", lambda _: None)
+        change(
+            tmp_path,
+            Admin(local_gateway.environment(running.home)["WINDSOCK_GATEWAY_ADMIN"]),
+            "nothing",
+            lambda _: None,
+        )
+
+
+def test_the_admin_socket_may_be_an_address(running: Stand, gate: Gateway) -> None:
+    """As where the gateway runs in a container of its own."""
+    address, maps = f"127.0.0.1:{running.home.ports['gateway_admin']}", local_gateway.maps(running.home)
+    running.stop()
+    by_socket, running.part = running.part, running.with_settings(GATEWAY_ADMIN=address)
+    running.start()
+    try:
+        Gateway(gate.url, address, maps, gate._key).set_route("flights", Route("6"))
+        assert gate.ask("flights", {"a": 1}).body["path"] == "/predictions/flights/6"
+        with pytest.raises(ConnectionError, match="admin socket at unix@"):
+            gate.set_route("flights", Route("1"))
+    finally:
+        running.stop()
+        running.part = by_socket
+        running.start()
+    gate.set_route("flights", Route("7"))
+    assert gate.ask("flights", {"a": 1}).body["path"] == "/predictions/flights/7"
 
 
 def test_changes_by_many_at_once_are_all_kept(gate: Gateway) -> None:

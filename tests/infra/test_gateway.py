@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import stat
 import tempfile
 import time
@@ -348,6 +349,16 @@ def test_the_metrics_are_prometheus_and_nothing_else_is_there(open_gate: Stand) 
     connection.request("GET", "/")
     assert connection.getresponse().status == 404
     connection.close()
+
+
+def test_only_the_owner_opens_the_admin_socket(open_gate: Stand) -> None:
+    """Who opens it decides who may ask and which version answers."""
+    address = gateway.environment(open_gate.home)["WINDSOCK_GATEWAY_ADMIN"]
+    found = Path(address.removeprefix("unix@")).stat()
+    assert stat.S_ISSOCK(found.st_mode)
+    assert (stat.S_IMODE(found.st_mode), found.st_uid) == (0o600, os.geteuid())
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", open_gate.home.ports["gateway_admin"]), timeout=5)
 
 
 def test_only_the_owner_reads_the_keys_and_the_process_is_not_root(open_gate: Stand) -> None:
