@@ -1,9 +1,9 @@
 """What one version answered to real requests: by the gateway's records, and by the prediction log."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tasks import recompute
 from tasks.rollout import Tally, p99
@@ -19,7 +19,7 @@ _SERVER_ERROR = 500
 _OVERLAP = timedelta(seconds=15)  # an answer may reach the log that much later than others
 _MOST_AT_ONCE = 20_000
 _NEW = """
-select request_id, position, score, features, answered_at from online_answers
+select request_id, position, entity_key, event_time, score, features, answered_at from online_answers
 where use_case = %s and model_version = %s and slot = %s and answered_at >= %s order by answered_at limit %s
 """
 _LATEST = """
@@ -41,7 +41,7 @@ class Checker:
     ) -> None:
         self._deployment, self._slot, self._outside, self._batch = deployment, slot, outside, batch
         self._since = deployment.stage_since
-        self._seen: set[tuple[str, int]] = set()
+        self._seen: set[tuple[Any, ...]] = set()
         self._found = recompute.NOTHING
 
     def check(self) -> recompute.Checked:
@@ -49,17 +49,21 @@ class Checker:
         d = self._deployment
         asked = (d.use_case, d.version, self._slot, self._since, _MOST_AT_ONCE)
         rows = self._outside.warehouse.fetch(_NEW, asked)
-        fresh = [row for row in rows if (row["request_id"], row["position"]) not in self._seen]
+        fresh = [row for row in rows if _key(row) not in self._seen]
         if fresh:  # a model is not loaded for nothing
-            self._seen.update((row["request_id"], row["position"]) for row in fresh)
+            self._seen.update(map(_key, fresh))
             found = recompute.check(self._batch(), fresh)
             self._found = replace(
                 recompute.worse(self._found, found),
                 answers=len(self._seen),
-                requests=len({request_id for request_id, _ in self._seen}),
+                requests=len({request_id for request_id, *_ in self._seen}),
             )
             self._since = max(self._since, fresh[-1]["answered_at"] - _OVERLAP)
         return self._found
+
+
+def _key(row: "Mapping[str, Any]") -> tuple[Any, ...]:
+    return row["request_id"], row["position"], row["entity_key"], row["event_time"]
 
 
 def failed(record: "Record", *, forgiving: bool) -> bool:
