@@ -18,7 +18,7 @@ class Arena:
 
     def __init__(self, series: Series, base: int) -> None:
         self.series = series
-        self.kinds = _kinds(series)
+        self.kinds = series.stored
         self.slots: dict[Hashable, int] = {}
         self.damaged: set[int] = set()
         self._base = base
@@ -97,8 +97,3 @@ class Arena:
     def _since(self, moments: Places) -> Places:
         # What is earlier than anything kept counts as the earliest; the order of events does not change.
         return np.minimum(np.maximum(moments - self._base, 0), _LATEST)
-
-
-def _kinds(series: Series) -> dict[str, str]:
-    ranks = {f"rank{number}": "bigint" for number in range(len(series.orders))}
-    return {"moment": "timestamp"} | dict.fromkeys(series.sums, "bigint") | dict(series.columns) | ranks

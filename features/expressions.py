@@ -27,6 +27,7 @@ _COMPARISONS = {
     "COMPARE_GREATERTHANOREQUALTO": np.greater_equal,
     "COMPARE_LESSTHANOREQUALTO": np.less_equal,
 }
+_EQUALITY = ("COMPARE_EQUAL", "COMPARE_NOTEQUAL")
 _ARITHMETIC = {"+": np.add, "-": np.subtract, "*": np.multiply}
 _NUMBERS = ("bigint", "double")
 
@@ -58,7 +59,7 @@ class Program:
 
 @lru_cache(maxsize=1024)  # by value and type: 1 and 1.0 are the same to a cache
 def _constants(values: tuple[tuple[Any, str], ...], rows: int) -> list[Column]:
-    return [op.constant(value, rows) for value, _ in values]
+    return [op.missing(rows, kind) if value is None else op.constant(value, rows) for value, kind in values]
 
 
 def compile_expressions(expressions: Mapping[str, str], kinds: Mapping[str, str]) -> Program:
@@ -178,6 +179,8 @@ class _Compiler:
             self._number(kinds)
             return self._apply(name, "double", op.arithmetic(np.divide), *self._as("double", nodes))
         if name == "nullif":
+            self._typed(name, kinds)
+            self._common(kinds)
             return self._apply(name, kinds[0], op.nullif, *nodes)
         if name in ("greatest", "least"):
             kind = self._common(kinds)
@@ -205,7 +208,9 @@ class _Compiler:
 
     def _comparison(self, tree: dict[str, Any]) -> _Node:
         nodes = [self.node(tree["left"]), self.node(tree["right"])]
-        self._common([n.kind for n in nodes])
+        self._typed(tree["type"], [n.kind for n in nodes])
+        if self._common([n.kind for n in nodes]) == "varchar" and tree["type"] not in _EQUALITY:
+            raise ValueError(f"unsupported {tree['type']} of varchar")
         return self._apply(tree["type"], "boolean", op.arithmetic(_COMPARISONS[tree["type"]]), *nodes)
 
     def _case(self, tree: dict[str, Any]) -> _Node:
@@ -213,12 +218,15 @@ class _Compiler:
         values = [then for _, then in checks] + [self.node(tree["else_expr"])]
         kind = self._common([v.kind for v in values])
         values = self._as(kind, values)
+        self._booleans("case when", [when for when, _ in checks])
         return self._apply("case", kind, op.case, *(when for when, _ in checks), *values)
 
     def _cast(self, tree: dict[str, Any]) -> _Node:
         child, target = self.node(tree["child"]), str(tree["type_expr"]["type_name"]).lower()
-        if target == child.kind or (target == "varchar" and child.kind == "null"):
+        if target == child.kind:
             return child
+        if child.kind == "null" and target in ("varchar", *_NUMBERS):
+            return self._constant(None, target)
         if target == "varchar":
             return self._text(child)
         if target in op.NUMBER_TYPES and child.kind in ("boolean", "decimal", *_NUMBERS):
@@ -229,6 +237,7 @@ class _Compiler:
 
     def _conjunction(self, tree: dict[str, Any]) -> _Node:
         nodes = [self.node(child) for child in tree["children"]]
+        self._booleans(tree["type"], nodes)
         return self._apply(tree["type"], "boolean", op.conjunction(every=tree["type"] == "CONJUNCTION_AND"), *nodes)
 
     def _operator(self, tree: dict[str, Any]) -> _Node:
@@ -239,6 +248,8 @@ class _Compiler:
         simple = {"OPERATOR_IS_NULL": op.is_null, "OPERATOR_IS_NOT_NULL": op.is_not_null, "OPERATOR_NOT": op.negation}
         if tree["type"] not in simple:
             raise ValueError(f"unsupported {tree['type']}")
+        if tree["type"] == "OPERATOR_NOT":
+            self._booleans("not", nodes)
         return self._apply(tree["type"], "boolean", simple[tree["type"]], *nodes)
 
     def _text(self, node: _Node) -> _Node:
@@ -249,7 +260,17 @@ class _Compiler:
         return self._apply("text", "varchar", op.text, node)
 
     def _as(self, kind: str, nodes: Sequence[_Node]) -> list[_Node]:
-        return [self._double(node) if kind == "double" and node.kind != "double" else node for node in nodes]
+        """Nodes of a kind: a null takes it, so that arrays never hold what no operation expects."""
+        typed = [self._constant(None, kind) if node.kind == "null" else node for node in nodes]
+        return [self._double(node) if kind == "double" and node.kind != "double" else node for node in typed]
+
+    def _typed(self, name: str, kinds: Sequence[str]) -> None:
+        if "null" in kinds:
+            raise ValueError(f"unsupported {name} of a null without a type")
+
+    def _booleans(self, name: str, nodes: Sequence[_Node]) -> None:
+        if other := {node.kind for node in nodes} - {"boolean"}:
+            raise ValueError(f"unsupported {name} of {', '.join(sorted(other))}")
 
     def _double(self, node: _Node) -> _Node:
         fixed = next((value for value, constant in self._constants if constant == node), None)
@@ -264,6 +285,8 @@ class _Compiler:
 
     def _common(self, kinds: Sequence[str]) -> str:
         found = set(kinds) - {"null"}
+        if "struct" in found:
+            raise ValueError("unsupported use of a whole record")
         if found <= {*_NUMBERS, "decimal"}:
             if "decimal" in found and "double" not in found:
                 raise ValueError("unsupported mix of whole numbers and decimals")

@@ -61,7 +61,7 @@ _STEPS = {
             case when m.kind = 'arrived' then m.minutes else 0 end as arrival_delay
         from (
             select *, cast(round(greatest(-60, least(300, delay_minutes))) as bigint) as minutes,
-                coalesce(known_at <= lag(known_at) over (partition by {_FLIGHT}, kind order by known_at)
+                coalesce(known_at <= lag(known_at) over (partition by {_FLIGHT}, kind order by known_at, delay_minutes)
                     + interval 3 days, false) as is_retold
             from movements where known_at < {{end}}
         ) m
@@ -119,7 +119,7 @@ _STEPS = {
 }
 
 _LOOKUPS = {
-    "planes": AsOf(stream="plane_versions", on={"tailnum": "tailnum"}),
+    "planes": AsOf(stream="plane_versions", on={"tailnum": "tailnum"}, absent="unknown plane {tailnum}"),
     "airports": AsOf(stream="airport_versions", on={"faa": "origin"}, absent="unknown origin {origin}"),
 }
 

@@ -12,7 +12,7 @@ Array = NDArray[Any]
 UNITS = {"second": 1_000_000, "minute": 60_000_000, "hour": 3_600_000_000, "day": 86_400_000_000}
 NUMBER_TYPES = {"float": np.float32, "double": np.float64, "bigint": np.int64}
 _DAYS = np.array(["Thursday", "Friday", "Saturday", "Sunday", "Monday", "Tuesday", "Wednesday"], object)  # from 1970
-_SLOT_MICROS = 900_000_000  # no zone changes its clock but on a quarter of an hour
+_TABLE_BEGIN, _TABLE_END = (int(np.datetime64(year, "us").astype(np.int64)) for year in ("1970", "2070"))
 
 
 class Column(NamedTuple):
@@ -149,31 +149,47 @@ PARTS: dict[str, Callable[[Column], Column]] = {
 def local(zone: Column, moment: Column) -> Column:
     """The wall clock of a zone at a moment; null in a zone that there is not."""
     values, valid = moment.values.copy(), zone.valid & moment.valid
-    years = _year(moment).values
-    for name, year in set(zip(zone.values[valid].tolist(), years[valid].tolist(), strict=True)):
-        here = valid & (zone.values == name) & (years == year)
-        offsets = _offsets(name, year)
-        if offsets is None:
+    near = valid & (moment.values >= _TABLE_BEGIN) & (moment.values < _TABLE_END)
+    for name in set(zone.values[valid].tolist()):
+        here = valid & (zone.values == name)
+        changes = _changes(name)
+        if changes is None:
             valid = valid & ~here
         else:
-            values[here] += offsets[(moment.values[here] - _begin(year)) // _SLOT_MICROS]
+            moments, ahead = changes
+            values[here & near] += ahead[moments.searchsorted(values[here & near], side="right")]
+    far = valid & ~near
+    if far.any():  # whatever years are named, no table is made for them
+        with duckdb.connect() as connection:
+            values[far] += _ahead(connection, zone.values[far], values[far])
     return Column(values, valid)
 
 
-def _begin(year: int) -> int:
-    return int(np.datetime64(f"{year:04d}-01-01", "us").astype(np.int64))
-
-
 @lru_cache(maxsize=64)
-def _offsets(zone: str, year: int) -> NDArray[np.int64] | None:
-    """What a zone's clock is ahead of UTC, in microseconds, in each quarter of an hour of a year.
+def _changes(zone: str) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
+    """When a zone's clock is changed, and what it is ahead of UTC before, between and after, in microseconds.
 
-    Asked of the engine that the batch is computed by, so that both have one table of zones.
+    Asked of the engine that the batch is computed by, so that both have one table of zones; None: there is no such
+    zone. A table is of one zone and every year near ours: its cost does not grow with what clients ask.
     """
-    query = "select epoch_us(timezone(?, make_timestamptz(m))) - m as ahead from range(?, ?, ?) moments(m)"
-    try:
-        with duckdb.connect() as connection:
-            found = connection.execute(query, [zone, _begin(year), _begin(year + 1), _SLOT_MICROS]).fetchnumpy()
-    except duckdb.NotImplementedException:  # an unknown zone
-        return None
+    days = np.arange(_TABLE_BEGIN, _TABLE_END + 1, UNITS["day"])
+    with duckdb.connect() as connection:
+        try:
+            ahead = _ahead(connection, np.full(len(days), zone, object), days)
+        except duckdb.NotImplementedException:
+            return None
+        changed = np.flatnonzero(np.diff(ahead))
+        low, high = days[changed], days[changed + 1]  # still the old time; already the new one
+        while (high - low > UNITS["second"]).any():
+            middle = (low + high) // 2 // UNITS["second"] * UNITS["second"]
+            old = _ahead(connection, np.full(len(middle), zone, object), middle) == ahead[changed]
+            low, high = np.where(old, middle, low), np.where(old, high, middle)
+    return high, np.append(ahead[changed], ahead[-1])
+
+
+def _ahead(connection: duckdb.DuckDBPyConnection, zones: Array, moments: Array) -> NDArray[np.int64]:
+    """What the clock of each zone is ahead of UTC at its moment: one query."""
+    pairs = "select unnest($1::varchar[]) as zone, unnest($2::bigint[]) as moment"
+    query = f"select epoch_us(timezone(zone, make_timestamptz(moment))) - moment as ahead from ({pairs})"
+    found = connection.execute(query, [zones.tolist(), moments.tolist()]).fetchnumpy()
     return np.asarray(found["ahead"], np.int64)

@@ -48,6 +48,12 @@ class Series:
     windows: tuple[Window, ...] = ()
     joined: Preceding | None = None
 
+    @property
+    def stored(self) -> dict[str, str]:
+        """What is written of an event, in this order, and read by it: name -> kind."""
+        ranks = {f"rank{number}": "bigint" for number in range(len(self.orders))}
+        return {"moment": "timestamp"} | dict.fromkeys(self.sums, "bigint") | dict(self.columns) | ranks
+
     def key_text(self, values: Sequence[str | int]) -> str:
         """How a key is written in the store; moments are microseconds since 1970."""
         return f"{self.name}{json.dumps(list(values), separators=(',', ':'))}"
@@ -123,6 +129,8 @@ def _extract_sql(item: Series, interval: Span) -> str:
         for number, fields in enumerate(item.orders)
     ]
     conditions = [f"{name} is not null" for name in item.key]
+    if item.lookup:  # a version that another took the place of at the same moment never held
+        conditions.append("known_until is distinct from known_at")
     if item.reach is not None:
         since = (interval.start - item.reach).astimezone(UTC).replace(tzinfo=None)
         conditions.append(f"{item.moment} >= timestamp '{since}'")

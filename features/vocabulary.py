@@ -26,7 +26,7 @@ class AsOf:
     """The version of a record that was known at the prediction time, for the expressions that make a point.
 
     `stream` is made by `versions`; `on` says which of its columns equals which column of `asked`. `absent` is what an
-    online answer says where there is no such record.
+    online answer says where there is no record of the key that was told (of a key that is null nothing is said).
     """
 
     stream: str
@@ -79,8 +79,11 @@ def local_time(zone: str, moment: str) -> str:
 
 
 def versions(table: str, key: str) -> str:
-    """SQL: every version of a record with the moment the next one became known (null: still current)."""
-    order = f"over (partition by {key} order by known_at)"
+    """SQL: every version of a record with the moment the next one became known (null: still current).
+
+    Of those that became known at one moment the greatest row counts, in whatever order the files have them.
+    """
+    order = f"over (partition by {key} order by known_at, {table})"
     return f"select *, lead(known_at) {order} as known_until, row_number() {order} = 1 as is_first from {table}"
 
 

@@ -58,7 +58,7 @@ class Experiment(Block):
     max_events: int = Field(gt=0)  # of the candidate at its declared share; then it ends undecided
     max_harm: float = Field(gt=0)  # guardrail: extra cost per event at which a candidate is stopped
     max_error_share: Share  # guardrail
-    max_degraded_share: Share  # guardrail
+    max_degraded_share: Share  # guardrail, of all answers: above the share that is degraded on any good day
 
     @model_validator(mode="after")
     def _ends(self) -> "Experiment":

@@ -113,8 +113,7 @@ def payloads(
     from features.series import extract
 
     for item, table in extract(definition, tables, kept, lead):
-        columns = [name for name in table.column_names if name not in item.key or name in item.columns]
-        packer, starts = Packer.of(table.select(columns)), _starts(table, item.key)
+        packer, starts = Packer.of(table.select(list(item.stored))), _starts(table, item.key)
         keys = zip(*(_key_values(table[name].take(starts)) for name in item.key), strict=True) if item.key else [()]
         stops = [*starts.to_pylist()[1:], table.num_rows]
         for key, start, stop in zip(keys, starts.to_pylist(), stops, strict=False):

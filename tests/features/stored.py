@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from features import FeatureSet
 from features.asked import asked
 from features.online import Computed, Online, State
 from tasks.online_features import payloads
@@ -43,7 +44,14 @@ def parquet(world: World, folder: str) -> Mapping[str, list[Path]]:
     return {name: [Path(folder) / f"{name}.parquet"] for name in world}
 
 
-def filled(world: World, since: datetime, as_of: datetime, *, shifted: timedelta = timedelta(0)) -> Stored:
+def filled(
+    world: World,
+    since: datetime,
+    as_of: datetime,
+    *,
+    shifted: timedelta = timedelta(0),
+    definition: FeatureSet = FLIGHTS,
+) -> Stored:
     """A store of what a world knew by a moment; `shifted`: sabotage, each record known that much too early or late."""
     known = {}
     for name, table in world.items():
@@ -52,7 +60,7 @@ def filled(world: World, since: datetime, as_of: datetime, *, shifted: timedelta
         moved = pc.add(inside["known_at"], pa.scalar(shifted, pa.duration("us"))).cast(kind)
         known[name] = inside.set_column(inside.column_names.index("known_at"), "known_at", moved)
     with tempfile.TemporaryDirectory() as folder:
-        series = dict(payloads(FLIGHTS, parquet(known, folder), Span(since, as_of), LEAD))  # type: ignore[arg-type]
+        series = dict(payloads(definition, parquet(known, folder), Span(since, as_of), LEAD))  # type: ignore[arg-type]
     return Stored(State(1, micros(since), micros(as_of), "dataset"), series)
 
 

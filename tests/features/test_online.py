@@ -1,7 +1,9 @@
 """What is answered online is what the batch computes, to the last bit, and knows as little of the future."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import cache
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -11,11 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from features import operations
 from features.expressions import Program, compile_expressions
 from features.online import Online, _outputs
 from features.operations import Column, local
 from features.packed import Packer, unpack
 from features.series import all_series, point_kinds
+from features.vocabulary import source
 from tests.features.stored import CACHE_BYTES, Stored, filled, online, requests
 from tests.features.test_point_in_time import EXTREME, plant
 from tests.features.world import FLIGHTS, LEAD, World, changed, day, engine, moved, small_world
@@ -131,13 +135,48 @@ def test_without_a_store_history_is_missing_and_the_schedule_is_not(events: pa.T
         assert found.features[name].null_count == 5, name
 
 
-def test_what_is_not_known_is_said_row_by_row(events: pa.Table, store: Stored) -> None:
+def test_what_is_not_known_is_said_row_by_row(world: World, events: pa.Table, store: Stored) -> None:
     strange = changed(events.slice(0, 3), dest="XXX")
     asked = pa.concat_tables([strange, events.slice(3, 3), changed(events.slice(6, 3), origin="AAA", tailnum=None)])
     problems = online(asked, store).problems
     assert all("unknown dest XXX" in row for row in problems[:3])
-    assert problems[3:6] == ((), (), ())
+    listed = set(world["planes"]["tailnum"].to_pylist())
+    for tail, row in zip(events["tailnum"].to_pylist()[3:6], problems[3:6], strict=True):
+        assert row == (() if tail is None or tail in listed else (f"unknown plane {tail}",))
     assert all({"unknown origin AAA", "no weather for AAA"} <= set(row) for row in problems[6:])
+
+
+def test_a_plane_that_was_told_and_is_not_listed_is_said(events: pa.Table, store: Stored) -> None:
+    """Its history is missing. Its twins: a plane that is listed, and none told."""
+    event = events.slice(events.num_rows - 1)
+    said = [online(changed(event, tailnum=tail), store) for tail in ("N0NEXX", "N14228", None)]
+    assert [found.problems for found in said] == [(("unknown plane N0NEXX",),), ((),), ((),)]
+    assert [found.features["plane_seats"].null_count for found in said] == [1, 0, 1]
+
+
+def test_a_source_may_declare_its_columns_in_any_order(world: World, batch: pa.Table, events: pa.Table) -> None:
+    """What is packed by position is written and read in one order."""
+    planes = source(bigint="seats year", varchar="tailnum", timestamp="known_at", timeless=True)
+    turned = replace(FLIGHTS, sources={**FLIGHTS.sources, "planes": planes})
+    store = filled(world, SINCE, AS_OF, definition=turned)
+    found = Online(turned, LEAD, cache_bytes=CACHE_BYTES).compute(events, store.fetch)
+    assert moved(batch, found.features) == []
+
+
+@pytest.mark.parametrize(
+    "values", [{"planes": {"seats": 777}}, {"planes": {"seats": 1}}, {"flights": {"tailnum": "NZZ"}}]
+)
+def test_of_two_versions_known_at_one_moment_both_sides_take_the_same_whatever_the_order_of_files(
+    world: World, batch: pa.Table, events: pa.Table, values: dict[str, dict[str, object]]
+) -> None:
+    [(name, other)] = values.items()
+    table, told = world[name], changed(world[name], **other)
+    before, after = (world | {name: pa.concat_tables(rows)} for rows in ((told, table), (table, told)))
+    points = engine(before, SINCE, AS_OF)[0]
+    assert moved(points, engine(after, SINCE, AS_OF)[0]) == []
+    for both in (before, after):
+        assert moved(points, online(requests(both, SINCE, AS_OF), filled(both, SINCE, AS_OF)).features) == []
+    assert moved(batch, points) or other == {"seats": 1}, "so the claim is about what changes"
 
 
 def test_hot_keys_are_read_once_and_a_refresh_is_seen_at_once(world: World, events: pa.Table) -> None:
@@ -291,10 +330,82 @@ def test_the_wall_clock_is_that_of_the_engine(moments: list[datetime], zone: str
     assert pa.array(found.values).cast(pa.timestamp("us")).to_pylist() == expected
 
 
+def test_however_many_years_are_named_a_table_is_made_for_each_zone_and_one_query_for_the_rest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    zones = np.array(["America/New_York", "Pacific/Honolulu", "Europe/Dublin", "Nowhere/Else"], object)
+    years = np.arange(1950, 2150)
+    moments = pa.array([datetime(year, 7, 1, 12, 30) for year in years], pa.timestamp("us"))  # noqa: DTZ001
+    zone = Column(zones[years % 4], np.ones(200, np.bool_))
+    moment = Column(moments.cast(pa.int64()).to_numpy(), np.ones(200, np.bool_))
+    queries: list[int] = []
+    ask = operations._ahead
+
+    def counted(connection: duckdb.DuckDBPyConnection, names: operations.Array, asked: operations.Array) -> Any:
+        queries.append(len(asked))
+        return ask(connection, names, asked)
+
+    monkeypatch.setattr(operations, "_ahead", counted)
+    operations._changes.cache_clear()
+    local(zone, moment)
+    assert operations._changes.cache_info().currsize == 4
+    queries.clear()
+    found = local(zone, moment)
+    near = pc.and_(pc.greater_equal(moments, datetime(1970, 1, 1)), pc.less(moments, datetime(2070, 1, 1)))  # noqa: DTZ001
+    assert queries == [pc.sum(pc.and_(pc.invert(near), pa.array(found.valid))).as_py()]
+    assert found.valid.tolist() == (zone.values != "Nowhere/Else").tolist()
+    with duckdb.connect() as engine_:
+        expected = ask(engine_, zone.values[found.valid], moment.values[found.valid]) + moment.values[found.valid]
+    assert found.values[found.valid].tolist() == expected.tolist()
+
+
 @pytest.mark.parametrize(
     ("sql", "what"),
-    [("flight * 1.5", "decimal"), ("md5(carrier)", "unsupported md5"), ("flight + nobody", "unknown column nobody")],
+    [
+        ("flight * 1.5", "decimal"),
+        ("md5(carrier)", "unsupported md5"),
+        ("flight + nobody", "unknown column nobody"),
+        ("carrier < 'b'", "unsupported COMPARE_LESSTHAN of varchar"),
+        ("flight + null", "unsupported arithmetic of bigint, null"),
+        ("flight = null", "unsupported COMPARE_EQUAL of a null without a type"),
+        ("nullif(null, flight)", "unsupported nullif of a null without a type"),
+        ("case when flight then 1 end", "unsupported case when of bigint"),
+        ("flight and flight > 1", "unsupported CONJUNCTION_AND of bigint"),
+        ("not flight", "unsupported not of bigint"),
+        ("leg = leg", "unsupported use of a whole record"),
+    ],
 )
 def test_what_cannot_be_evaluated_online_is_refused_when_it_is_declared(sql: str, what: str) -> None:
     with pytest.raises(ValueError, match=rf"here: .*{what}.* it cannot be answered online"):
-        compile_expressions({"here": sql}, {"flight": "bigint", "carrier": "varchar"})
+        compile_expressions({"here": sql}, {"flight": "bigint", "carrier": "varchar", "leg": "struct"})
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "case when flight > 0 then 1 end + 1",
+        "coalesce(case when flight > 0 then 1 end, null) * delay",
+        "greatest(flight, null) / 2",
+        "cast(null as double) + flight",
+        "case when carrier = 'UA' then carrier end || flight",
+        "case when carrier <> 'UA' or flight > 0 then delay else null end - flight",
+        "cast(case when not flight > 0 then flight end as varchar)",
+    ],
+)
+def test_a_null_takes_the_type_of_what_it_stands_beside(sql: str) -> None:
+    kinds = {"flight": "bigint", "delay": "double", "carrier": "varchar"}
+    rows: list[tuple[Any, ...]] = [(0, 0.5, "UA"), (5, None, None), (None, 2.0, "AA"), (7, 3.0, "B6")]
+    empty = {"flight": 0, "delay": 0.0, "carrier": None}
+    columns = {
+        name: Column(
+            np.array([empty[name] if row[i] is None else row[i] for row in rows], object if i == 2 else None),
+            np.array([row[i] is not None for row in rows]),
+        )
+        for i, name in enumerate(kinds)
+    }
+    found = compile_expressions({"here": sql}, kinds).run(columns, len(rows))["here"]
+    with duckdb.connect() as engine_:
+        engine_.execute("create table told (flight bigint, delay double, carrier varchar)")
+        engine_.executemany("insert into told values (?, ?, ?)", rows)
+        expected = [value for (value,) in engine_.execute(f"select {sql} from told").fetchall()]
+    assert [v if there else None for v, there in zip(*(c.tolist() for c in found), strict=True)] == expected
