@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from features.request import RequestField
 
 _TYPES = {"string": pa.string(), "integer": pa.int64(), "timestamp": pa.timestamp("us")}
-MAX_EXPLAINED = 16  # events of one request: an explanation takes some hundred times an answer's time, and others wait
+MAX_EXPLAINED = 16  # events of one request: each takes milliseconds, and the other requests of its batch wait
 _MAX_CHARACTERS = 100  # of a string that has no pattern of its own
 _MOMENT = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,6})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 _EARLIEST, _LATEST = (

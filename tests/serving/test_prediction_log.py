@@ -122,8 +122,7 @@ def test_a_disk_that_is_away_for_a_moment_does_not_end_the_handing_over(tmp_path
     folder, away = tmp_path / "spool", tmp_path / "away"
     log = PredictionLog(folder, use_case="flights", rotate_seconds=0.02)
     folder.rename(away)
-    log.write(batch(1))
-    until(lambda: "prediction log" in caplog.text)
+    until(lambda: "prediction log" in caplog.text, 10)  # nobody wrote: it is the thread that says so
     away.rename(folder)
     log.write(batch(2))
     until(lambda: 2 in numbers(folder, "done"))

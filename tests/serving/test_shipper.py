@@ -18,6 +18,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline.settings import REPOSITORY
+from serving import shipper
 from serving.prediction_log import FEATURE, LOGGED_SCHEMA, PredictionLog, is_over
 from serving.shipper import Shipper, run
 from tests.infra.test_stack import query, until
@@ -192,18 +193,23 @@ def test_a_session_the_disk_does_not_hand_over_holds_up_no_other(spool, dsn):
     assert Shipper(spool, dsn).ship() == 1
 
 
-def test_a_second_shipper_of_a_spool_leaves_and_whoever_only_looks_does_not_make_it_leave(spool, dsn):
+def test_whoever_only_looks_at_the_lock_does_not_make_a_shipper_leave(tmp_path):
+    lock = tmp_path / "shipper.lock"
+    looker = lock.open("w")
+    fcntl.flock(looker, fcntl.LOCK_EX)
+    assert not is_over(lock)
+    threading.Timer(0.15, looker.close).start()
+    assert shipper._lock(lock)
+
+
+def test_a_second_shipper_of_a_spool_leaves_and_the_lock_says_whether_there_is_one(spool, dsn):
     spool.mkdir()
     lock = spool / "shipper.lock"
     lock.touch()
     assert is_over(lock)
     environment = {**os.environ, "WINDSOCK_SPOOL": str(spool), "WINDSOCK_ONLINE_DSN": dsn}
     command = [sys.executable, "-m", "serving.shipper"]
-    with lock.open() as looker:
-        fcntl.flock(looker, fcntl.LOCK_EX)
-        first = subprocess.Popen(command, cwd=REPOSITORY, env=environment, stderr=subprocess.PIPE, text=True)
-        time.sleep(0.01)
-    with first:
+    with subprocess.Popen(command, cwd=REPOSITORY, env=environment, stderr=subprocess.PIPE, text=True) as first:
         assert first.stderr is not None
         assert "shipping" in first.stderr.readline()
         assert not is_over(lock)
