@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from tasks.deployments import Deployment
 
 _SERVER_ERROR = 500
+_NOT_OURS = ("client", "overload")  # went away by itself; was turned away at the gateway
 _OVERLAP = timedelta(seconds=15)  # an answer may reach the log that much later than others
 _MOST_AT_ONCE = 20_000
 _NEW = """
@@ -66,6 +67,11 @@ def _key(row: "Mapping[str, Any]") -> tuple[Any, ...]:
     return row["request_id"], row["position"], row["entity_key"], row["event_time"]
 
 
+def concerns(record: "Record") -> bool:
+    """Whether a record says anything about the version: one that the client or the gateway ended does not."""
+    return record.cause not in _NOT_OURS
+
+
 def failed(record: "Record", *, forgiving: bool) -> bool:
     """Whether the version is to blame: a request that was refused (4xx) was answered.
 
@@ -83,13 +89,19 @@ def latest(use_case: "UseCase", version: str, since: datetime, outside: "Outside
     return recompute.check(recompute.predictor(use_case, version, outside), rows) if rows else recompute.NOTHING
 
 
-def tally(records: Iterable["Record"], checked: recompute.Checked, *, forgiving: bool = False) -> Tally:
-    """Records of one version, each once however often the gateway's memory was read, and what its log gave."""
-    each = {(record.request_id, record.at): record for record in records}.values()
+def tally(records: Iterable["Record"], checked: recompute.Checked, *, max_ms: float, forgiving: bool = False) -> Tally:
+    """Records of one version, each once however often the gateway's memory was read, and what its log gave.
+
+    The budget is for one event a request; lists and explanations may take longer, and so may what was tried twice.
+    """
+    each = {(record.request_id, record.at): record for record in records if concerns(record)}.values()
+    took = [r.milliseconds for r in each if r.verb == "predict" and not r.is_list and not r.retries]
     return Tally(
         requests=len(each),
         errors=sum(failed(record, forgiving=forgiving) for record in each),
-        p99_ms=p99([record.milliseconds for record in each]),
+        p99_ms=p99(took),
+        timed=len(took),
+        slow=sum(milliseconds > max_ms for milliseconds in took),
         checked=checked.requests,
         max_difference=checked.max_difference,
     )

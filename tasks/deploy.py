@@ -6,6 +6,9 @@ ends what is under way. The route is moved inside the transaction that says so, 
 for longer than a kill between the two, which the next run or the watch mends.
 """
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
@@ -21,6 +24,8 @@ from tasks.stages import Stages
 if TYPE_CHECKING:
     from adapters.connect import Outside
     from adapters.warehouse import Fence
+
+_WAIT_SECONDS, _POLL_SECONDS = 60.0, 0.5  # the watch has the lock for a moment, too
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,9 +126,10 @@ def pending(use_case: UseCase, outside: "Outside") -> list[str]:
     champion = current(use_case, outside)
     if champion is None or nothing_to_deploy_to(use_case, champion.version, outside):
         return []
-    if deployments.answered(use_case, champion.revision, champion.version, outside) and not deployments.in_flight(
-        use_case, outside
-    ):
+    ongoing = deployments.in_flight(use_case, outside)
+    if deployments.is_taken_back(ongoing):
+        return []  # the watch goes on with it
+    if ongoing is None and deployments.answered(use_case, champion.revision, champion.version, outside):
         return []
     if experiment_log.unsettled(use_case, outside) is not None:
         return []
@@ -142,10 +148,17 @@ def nothing_to_deploy_to(use_case: UseCase, version: str | None, outside: "Outsi
 
 
 def bring(use_case: UseCase, asked: Asked, outside: "Outside") -> str:
-    """Take a version through its stages, or go on with the one that is on its way."""
-    with outside.warehouse.alone(_lock(use_case)) as mine:
+    """Take a version through its stages, or go on with the one that is on its way.
+
+    Raises:
+        ConnectionError: the server or the gateway is not there, or somebody else is at it for longer than we wait.
+    """
+    with _alone(use_case, outside) as mine:
         if not mine:
-            return f"{use_case.name}: a deployment is under way; {use_case.name}.reconcile starts what is left after it"
+            ongoing = deployments.in_flight(use_case, outside)
+            if ongoing is not None and (ongoing.version, ongoing.revision) == (asked.version, asked.revision):
+                return ongoing.sentence()
+            raise ConnectionError(f"{use_case.name}: somebody else is deploying; version {asked.version} comes after")
         fence = outside.warehouse.begin(_lock(use_case))
         try:
             taken = _taken_up(use_case, asked, outside, fence)
@@ -156,6 +169,18 @@ def bring(use_case: UseCase, asked: Asked, outside: "Outside") -> str:
             said = ended.sentence() if ended is not None and ended.outcome is not None else taken_over
     outside.alerts.flush()
     return said
+
+
+@contextmanager
+def _alone(use_case: UseCase, outside: "Outside") -> Iterator[bool]:
+    """The lock, waited for a while; whether we have it."""
+    deadline = time.monotonic() + _WAIT_SECONDS
+    while True:
+        with outside.warehouse.alone(_lock(use_case)) as mine:
+            if mine or time.monotonic() >= deadline:
+                yield mine
+                return
+        time.sleep(_POLL_SECONDS)
 
 
 def _taken_up(use_case: UseCase, asked: Asked, outside: "Outside", fence: "Fence") -> Deployment | str:
@@ -169,6 +194,8 @@ def _taken_up(use_case: UseCase, asked: Asked, outside: "Outside", fence: "Fence
     if experiment_log.unsettled(use_case, outside) is not None:
         return f"{use_case.name}: an experiment has the candidate's place; {use_case.name}.reconcile deploys after it"
     ongoing = deployments.in_flight(use_case, outside)
+    if deployments.is_taken_back(ongoing):  # it takes no lock
+        raise ConnectionError(f"{use_case.name}: a version is being taken back, which {use_case.name}.watch ends first")
     if ongoing is not None and (ongoing.version, ongoing.revision) == (asked.version, asked.revision):
         with outside.warehouse.transaction(fence) as at:
             deployments.change(at, ongoing, request_id=asked.request_id)

@@ -21,6 +21,7 @@ _COLUMNS = (
     "deployment_id, request_id, use_case, kind, version, previous_version, revision, stage, outcome, archive_sha256,"
     " evidence, problem, actor, reason, as_of, started_at, stage_since, finished_at"
 )
+TAKEN_BACK = "revert-"  # and the deployment that is undone
 _ACTIONS = {
     "full": "deploy",
     "refused": "deploy-refused",
@@ -84,6 +85,11 @@ def in_flight(use_case: UseCase, outside: "Outside") -> Deployment | None:
 def serving(use_case: UseCase, outside: "Outside") -> Deployment | None:
     """The deployment that brought the version which answers everyone; None before the first."""
     return _one("use_case = %s and outcome = 'full'", (use_case.name,), outside, order="finished_at")
+
+
+def is_taken_back(deployment: Deployment | None) -> bool:
+    """Whether this is a rollback by the watch, which alone takes it up again."""
+    return deployment is not None and deployment.deployment_id.startswith(TAKEN_BACK)
 
 
 def before(serving: Deployment | None, version: str) -> str | None:

@@ -1,8 +1,9 @@
 """Puts right what a kill between two steps has left: the route and the server follow the table of deployments."""
 
-from datetime import UTC, datetime, timedelta
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from adapters.errors import FencedOut
 from adapters.warehouse import Fence
 from pipeline.spec import UseCase
 from tasks import deployments, experiment_log
@@ -11,43 +12,60 @@ from tasks.server import Rejected, Server, gateway
 if TYPE_CHECKING:
     from adapters.connect import Outside
 
-_AT_ONCE = timedelta(minutes=2)  # a rollback takes no longer
+
+@dataclass(frozen=True, kw_only=True)
+class Mended:
+    """What was found, and what could not be put right, in words."""
+
+    changed: tuple[str, ...] = ()
+    failed: tuple[str, ...] = ()
 
 
-def mend(use_case: UseCase, outside: "Outside") -> list[str]:
-    """Let the route be what the table says, unless somebody is deploying; what had to be changed, in words.
+def mend(use_case: UseCase, outside: "Outside") -> Mended:
+    """Let the route be what the table says, unless somebody is deploying.
 
     A canary whose process is gone gets no more requests: nobody would notice if it failed. It goes on when the
-    deployment is taken up again.
+    deployment is taken up again. A rollback under way, which takes no lock, is left alone.
     """
     with outside.warehouse.alone(f"deploy/{use_case.name}") as nobody_is_at_it:
-        if not nobody_is_at_it:
-            return []
-        ongoing = deployments.in_flight(use_case, outside)
-        if ongoing and ongoing.kind == "rollback" and datetime.now(UTC) - ongoing.started_at < _AT_ONCE:
-            return []  # it takes no lock
+        if not nobody_is_at_it or _going_back(use_case, outside):
+            return Mended()
         try:
-            return [*_versions(use_case, outside), *_route(use_case, outside)]
-        except ConnectionError as problem:
-            return [str(problem)]
+            changed, failed = _versions(use_case, outside)
+            return Mended(changed=(*changed, *_route(use_case, outside)), failed=tuple(failed))
+        except FencedOut:
+            return Mended(changed=("somebody has begun to deploy meanwhile",))
+        except ConnectionError as problem:  # which the look tells itself
+            return Mended(changed=(str(problem),))
+        except ValueError as problem:
+            return Mended(failed=(str(problem),))
 
 
-def _versions(use_case: UseCase, outside: "Outside") -> list[str]:
-    """What answers, and what would come back, is loaded."""
+def _going_back(use_case: UseCase, outside: "Outside") -> bool:
+    ongoing = deployments.in_flight(use_case, outside)
+    return ongoing is not None and ongoing.kind == "rollback"
+
+
+def _versions(use_case: UseCase, outside: "Outside") -> tuple[list[str], list[str]]:
+    """What answers, and what would come back, is loaded; what was, and what could not be."""
     serving = deployments.serving(use_case, outside)
+    changed: list[str] = []
+    failed: list[str] = []
     if serving is None:
-        return []
-    found = []
+        return changed, failed
     for version, sha256 in ((serving.version, serving.archive_sha256), (serving.previous_version, None)):
         if version is None:
             continue
         try:
             if Server(use_case, outside).ensure(version, sha256):
-                found.append(f"version {version} was loaded again")
+                changed.append(f"version {version} was loaded again")
         except Rejected as problem:
-            found.append(str(problem))
-    Server(use_case, outside).retire_others(serving)
-    return found
+            failed.append(str(problem))
+    try:
+        Server(use_case, outside).retire_others(serving)
+    except ValueError as problem:  # the route matters more
+        failed.append(str(problem))
+    return changed, failed
 
 
 def _route(use_case: UseCase, outside: "Outside") -> list[str]:
@@ -59,6 +77,8 @@ def _route(use_case: UseCase, outside: "Outside") -> list[str]:
     # Not a new epoch, which would throw out a rollback that begins now: this one's, so that it waits for us.
     fence = Fence(run_key=f"deploy/{use_case.name}", epoch=rows[0]["epoch"])
     with outside.warehouse.transaction(fence):
+        if _going_back(use_case, outside):
+            return []  # it has begun since, and moves the route itself
         serving = deployments.serving(use_case, outside)
         trial = experiment_log.unsettled(use_case, outside)
         if trial is not None and serving is not None and trial.control == serving.version:

@@ -21,6 +21,7 @@ def put_back(use_case: UseCase, asked: "Asked", outside: "Outside") -> Deploymen
 
     Raises:
         ConnectionError: the server or the gateway is not there.
+        FencedOut: somebody else has taken over.
     """
     done = deployments.of_id(asked.deployment_id, outside)
     if done is not None and done.outcome is not None:

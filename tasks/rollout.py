@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pipeline.online import Rollout
+from tasks.experiment_stats import exceeds
 
 Answer = Literal["pass", "wait", "hold", "breach"]
 # What a version goes through that is to replace one that answers; the first one has nothing to be compared with.
 STAGES = ("package", "golden", "shadow", "canary", "full", "done")
 FIRST_STAGES = ("package", "golden", "full", "done")
+_SLOW_SHARE = 0.01  # of the requests may take longer than `max_p99_ms`: that is what a p99 is
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +21,7 @@ class Step:
 
     answer: Answer
     reason: str
+    is_latency: bool = False  # the answers are well, only late
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +30,9 @@ class Tally:
 
     requests: int
     errors: int
-    p99_ms: float | None  # None: no request
+    p99_ms: float | None  # of the timed ones; None: there are none
+    timed: int  # single predictions, answered at the first try
+    slow: int  # of them, above the budget
     checked: int  # answers whose score was computed again
     max_difference: float | None  # None: nothing was checked
 
@@ -96,8 +101,8 @@ def judge_canary(rollout: Rollout, tally: Tally, *, minutes: float) -> Step:
         return wrong
     if tally.requests < rollout.canary_requests or tally.checked < rollout.canary_requests:
         return _patience(rollout, tally.requests, rollout.canary_requests, tally.checked, minutes=minutes)
-    if tally.p99_ms is None or tally.p99_ms > rollout.max_p99_ms:
-        return _step("breach", _slow(tally.p99_ms or math.inf, rollout))
+    if are_slow(tally.slow, tally.timed):
+        return Step(answer="breach", reason=_many_slow(tally, rollout), is_latency=True)
     return _step("pass", f"{tally.requests} requests, {tally.errors} errors, {tally.checked} answers checked")
 
 
@@ -109,9 +114,17 @@ def judge_stable(rollout: Rollout, tally: Tally) -> Step:
         return _step("wait", f"{tally.requests} requests, too few to judge by")
     if tally.error_share > rollout.max_error_share:
         return _step("breach", f"{tally.errors} of {tally.requests} requests failed")
-    if tally.p99_ms is not None and tally.p99_ms > rollout.max_p99_ms:
-        return _step("breach", _slow(tally.p99_ms, rollout))
+    if are_slow(tally.slow, tally.timed):
+        return Step(answer="breach", reason=_many_slow(tally, rollout), is_latency=True)
     return _step("pass", f"{tally.requests} requests, {tally.errors} errors")
+
+
+def are_slow(slow: int, timed: int) -> bool:
+    """Whether more than one in a hundred requests is above the budget, beyond chance.
+
+    The p99 of fewer than a hundred is their maximum: one request that was slow would decide. So they are counted.
+    """
+    return exceeds(slow, timed, _SLOW_SHARE)
 
 
 def p99(milliseconds: Sequence[float]) -> float | None:
@@ -143,3 +156,7 @@ def _off(difference: float, rollout: Rollout) -> str:
 
 def _slow(p99_ms: float, rollout: Rollout) -> str:
     return f"99 of 100 requests took up to {p99_ms:.0f} ms, budgeted are {rollout.max_p99_ms:g}"
+
+
+def _many_slow(tally: Tally, rollout: Rollout) -> str:
+    return f"{tally.slow} of {tally.timed} requests took longer than the {rollout.max_p99_ms:g} ms budgeted for 99 %"

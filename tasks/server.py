@@ -3,6 +3,7 @@
 import time
 from typing import TYPE_CHECKING, Any
 
+from adapters.errors import Corrupt
 from pipeline.spec import UseCase
 from tasks import deployments, experiment_log
 from tasks.deployments import Deployment
@@ -21,6 +22,7 @@ _BASE_RATE = "select avg(label) as rate from outcomes where use_case = %s"
 
 STORE_SILENT = "feature store did not answer"
 _TRIES, _PAUSE_SECONDS = 5, 1.0  # a worker that was killed is back after about three seconds
+_PROOFS = 10  # what was refused for a moment does not end a rollback
 
 
 class Rejected(ValueError):  # noqa: N818  # reads as the answer it is
@@ -82,16 +84,20 @@ class Server:
         """A version's archive in the store; the same version gives the same bytes.
 
         Raises:
-            Rejected: the version learnt other features than are looked up now.
+            Rejected: the version learnt other features than are looked up now, or its stored bundle was changed.
         """
         from tasks.vintage import learnt_other_features
 
-        if learnt_other_features(self._use_case, version, self._outside):
+        try:
+            is_foreign = learnt_other_features(self._use_case, version, self._outside)
+            bundle = self._outside.registry.download_bundle(self._name, version)
+        except Corrupt as problem:
+            raise Rejected(f"the stored bundle of version {version} is not what was registered: {problem}") from problem
+        if is_foreign:
             raise Rejected(
                 f"version {version} learnt other features than features/ defines now: run {self._name}.train"
             )
         known = self._outside.registry.version(self._name, version)
-        bundle = self._outside.registry.download_bundle(self._name, version)
         return endpoint(self._outside).archive(
             bundle, use_case=self._name, version=version, bundle_sha256=known.bundle_sha256, options=self._options()
         )
@@ -133,11 +139,21 @@ class Server:
     def proof(self, version: str) -> str | None:
         """Ask one real event through the gateway; what is wrong with the answer, None: it is this version's.
 
-        Without any event ever asked there is nothing to prove it by, which is a problem too.
+        It is asked until this version answers, for as long as a worker may take to come back. Without any event ever
+        asked there is nothing to prove it by, which is a problem too.
         """
         event = self.example()
         if event is None:
             return "there is no event to ask about"
+        wrong = self._asked_once(event, version)
+        for _ in range(_PROOFS - 1):
+            if wrong is None:
+                break
+            time.sleep(_PAUSE_SECONDS)
+            wrong = self._asked_once(event, version)
+        return wrong
+
+    def _asked_once(self, event: dict[str, Any], version: str) -> str | None:
         reply = gateway(self._outside).ask(self._name, event)
         if reply.status != 200 or not isinstance(reply.body, dict):
             return f"the gateway answered {reply.status}: {str(reply.body)[:300]}"
@@ -158,13 +174,20 @@ class Server:
             gateway(self._outside).set_fallback(self._name, found["rate"])
 
     def retire_others(self, serving: Deployment | None) -> None:
-        """Unload what neither answers nor would come back, unless it is on its way."""
+        """Unload what neither answers nor would come back, unless it is on its way.
+
+        What answers is the default first: a kill may have left another one as that, and the default cannot be unloaded.
+        """
+        loaded = endpoint(self._outside).versions(self._name).keys()  # first: what is loaded later is on its way
         kept = {serving.version, serving.previous_version} if serving else set()
         ongoing = deployments.in_flight(self._use_case, self._outside)
         kept |= {ongoing.version} if ongoing else set()
         trial = experiment_log.unsettled(self._use_case, self._outside)
         kept |= {trial.control, trial.treatment} if trial else set()
-        for version in endpoint(self._outside).versions(self._name).keys() - kept:
+        others = loaded - kept
+        if others and serving is not None and serving.version in loaded:
+            endpoint(self._outside).make_default(self._name, serving.version)
+        for version in others:
             endpoint(self._outside).retire(self._name, version)
 
     def _options(self) -> dict[str, Any]:

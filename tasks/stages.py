@@ -7,6 +7,7 @@ from dataclasses import asdict
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from adapters.errors import Corrupt
 from pipeline.online import Endpoint
 from pipeline.spec import UseCase
 from tasks import canary, deployments, golden, recompute, shadow
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from adapters.warehouse import Fence
 
 POLL_SECONDS = 1.0
+_UNSEEN = ("package", "golden")  # no request of a client has come near it
 _OUTCOMES = {"hold": "held", "breach": "reverted"}
 _LOG = logging.getLogger(__name__)
 
@@ -41,7 +43,11 @@ class Stages:
                 deployment = self.end(deployment, "superseded", "the champion has changed meanwhile")
                 break
             _LOG.info("%s: %s", deployment.deployment_id, deployment.stage)
-            deployment = getattr(self, f"_{deployment.stage}")(deployment)
+            try:
+                deployment = getattr(self, f"_{deployment.stage}")(deployment)
+            except Corrupt as problem:  # its bundle, which no retry mends
+                outcome = "refused" if deployment.stage in _UNSEEN else "reverted"
+                deployment = self.end(deployment, outcome, f"the stored bundle is not what was registered: {problem}")
         return deployment
 
     def end(
@@ -104,7 +110,7 @@ class Stages:
         def judge(minutes: float) -> Step:
             found = gateway(self._outside).records(self._use_case.name, deployment.stage_since)
             records.update(r for r in found if (r.slot, r.version) == ("candidate", deployment.version))
-            tallies.append(canary.tally(records, checker.check()))
+            tallies.append(canary.tally(records, checker.check(), max_ms=self._endpoint.rollout.max_p99_ms))
             return judge_canary(self._endpoint.rollout, tallies[-1], minutes=minutes)
 
         step = self._until(deployment, judge)
@@ -159,6 +165,8 @@ class Stages:
         """
         with self._outside.warehouse.transaction(self._fence):
             pass
+        if deployments.is_taken_back(deployment):
+            return False  # what does badly answers until it is done, whoever is champion by then
         champion = current(self._use_case, self._outside)
         return champion is None or champion.revision != deployment.revision
 

@@ -27,6 +27,7 @@ from psycopg2.extras import execute_values
 import features
 from adapters.connect import Outside
 from adapters.endpoint import Archive
+from adapters.errors import Corrupt
 from adapters.gateway import Record, Reply, Route
 from adapters.registry import folder_sha256
 from models import bundle
@@ -89,6 +90,7 @@ class Registry:
     """Stands in for MLflow, of which a rollout needs bundles."""
 
     folder: Path
+    tampered: set[str] = field(default_factory=set)  # versions whose stored bundle was changed
 
     def add(self, version: str, *, seed: int, digest: str | None = None) -> None:
         make_bundle(self.folder / version, seed=seed, digest=digest)
@@ -97,6 +99,8 @@ class Registry:
         return SimpleNamespace(bundle_sha256=folder_sha256(self.folder / version))
 
     def download_bundle(self, _use_case: str, version: str) -> Path:
+        if version in self.tampered:
+            raise Corrupt(f"the bundle of version {version} has another digest")
         return self.folder / version
 
 
@@ -107,6 +111,7 @@ class Misbehaviour:
     off: float = 0.0  # added to each score
     fails: Callable[[int], bool] = field(default=lambda _number: False)  # by how many requests of clients it has had
     slow_ms: float = 0.0
+    slow: Callable[[int], bool] = field(default=lambda _number: True)  # which ones, by the same number
 
 
 @dataclass
@@ -123,6 +128,7 @@ class Room:
     routes: list[Route] = field(default_factory=list)
     seen: list[Record] = field(default_factory=list)
     retired: list[str] = field(default_factory=list)
+    default: str | None = None  # what the server would answer with where no version is named
     tamper: Callable[[Archive], None] = field(default=lambda _archive: None)
     on_route: Callable[[Route], None] = field(default=lambda _route: None)
     logging: bool = True
@@ -152,17 +158,23 @@ class Room:
         if _sha256(archive.path) != archive.sha256:
             raise ValueError(f"{archive.path} was changed")
         self.registered[archive.version] = archive
+        self.default = self.default or archive.version
 
     def versions(self, _use_case: str) -> dict[str, bool]:
         self._require_reachable()
         return dict.fromkeys(self.registered, True)
 
     def retire(self, _use_case: str, version: str) -> None:
+        if version == self.default and len(self.registered) > 1:
+            raise ValueError(f"version {version} is the default")
         self.registered.pop(version, None)
+        self.default = None if version == self.default else self.default
         self.retired.append(version)
 
     def make_default(self, _use_case: str, version: str) -> None:
-        assert version in self.registered
+        if version not in self.registered:
+            raise ValueError(f"version {version} is not there")
+        self.default = version
 
     def ask(self, *arguments: Any, **named: Any) -> Any:
         """The endpoint's question has a version, the gateway's has none."""
@@ -234,7 +246,7 @@ class Room:
             {"request_id": request_id, "model_version": version, "probability": float(score), "reasons": []}
             for score in scores
         ]
-        return 200, answers, 5.0 + bad.slow_ms
+        return 200, answers, 5.0 + bad.slow_ms * bad.slow(self._asked[version])
 
     def _logged(self, version: str, request_id: str, slot: str, *answered: Any) -> tuple[Any, ...]:
         position, event, point, score = answered

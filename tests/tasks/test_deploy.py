@@ -105,6 +105,22 @@ def test_an_archive_that_was_changed_is_refused(first):
     assert set(first.registered) == {"1"}
 
 
+def test_a_stored_bundle_that_was_changed_is_refused(first):
+    first.registry.tampered.add("2")
+    assert "refused at package" in challenge(first)
+    assert first.now == ALONE
+    assert alerts(first) == [("critical", "flights.deploy.refused")]
+    assert actions(first)[-1] == ("deploy-refused", "2")
+
+
+def test_a_stored_bundle_that_is_changed_on_the_way_ends_the_deployment(first):
+    first.on_route = lambda route: first.registry.tampered.add("2") if route.share else None
+    said = challenge(first)
+    assert "was reverted at canary" in said
+    assert "not what was registered" in said
+    assert first.now == ALONE
+
+
 def test_a_version_of_other_features_is_refused(first):
     first.registry.add("4", seed=4, digest="old")
     crown(first.outside, first.use_case, "4", "1", 2)
@@ -254,6 +270,28 @@ def test_two_at_once_are_one_deployment(first):
     assert all("answers everyone" in sentence or "under way" in sentence for sentence in said)
     assert len(first.outside.warehouse.fetch("select 1 from deployments")) == 2
     assert first.now == Route("2", None, 0.0)
+
+
+def test_a_deployment_waits_for_the_lock_for_a_while_and_then_says_so(first, monkeypatch):
+    crown(first.outside, first.use_case, "2", "1", 2)
+
+    def by_hand() -> str:
+        return deploy.start(first.use_case, first.outside, request_id="run", actor="Ada", reason="now")
+
+    with first.outside.warehouse.alone("deploy/flights") as mine:
+        assert mine
+        monkeypatch.setattr(deploy, "_WAIT_SECONDS", 0.0)
+        with pytest.raises(ConnectionError, match="somebody else is deploying"):
+            by_hand()
+        monkeypatch.setattr(deploy, "_WAIT_SECONDS", 30.0)
+        said: list[str] = []
+        waiting = threading.Thread(target=lambda: said.append(by_hand()))
+        waiting.start()
+        time.sleep(0.7)
+        assert waiting.is_alive()
+    with clients(first):
+        waiting.join()
+    assert "version 2 answers everyone" in said[0]
 
 
 def test_a_champion_that_changes_meanwhile_ends_the_deployment(first):

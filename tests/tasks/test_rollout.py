@@ -24,7 +24,7 @@ RULES = Rollout(
 )  # fmt: skip
 GOLDEN = Golden(rows=32, wanted=32, max_difference=0.0, worst="AA1", p99_ms=20)
 MIRRORED = Shadowed(requests=20, unanswered=0, problem=None, checked=20, max_difference=0.0)
-WELL = Tally(requests=50, errors=0, p99_ms=20, checked=50, max_difference=0.0)
+WELL = Tally(requests=50, errors=0, p99_ms=20, timed=50, slow=0, checked=50, max_difference=0.0)
 
 
 def test_a_version_that_replaces_none_is_compared_with_none():
@@ -85,7 +85,9 @@ def test_mirrored_requests_are_counted_not_timed(change, minutes, answer):
         ({"checked": 0, "max_difference": None}, 30, "hold"),
         ({"max_difference": 2e-5}, 0, "breach"),
         ({"requests": 5, "checked": 5, "max_difference": 0.1}, 0, "breach"),
-        ({"p99_ms": 100.1}, 0, "breach"),
+        ({"slow": 1, "p99_ms": 900}, 0, "pass"),
+        ({"slow": 5}, 0, "breach"),
+        ({"timed": 0, "p99_ms": None}, 0, "pass"),
         ({"requests": 10_000, "checked": 5000, "errors": 200}, 0, "pass"),
         ({"requests": 10_000, "checked": 5000, "errors": 201}, 0, "breach"),
     ],
@@ -101,8 +103,14 @@ def test_a_canary_goes_on_only_by_requests_that_went_well(change, minutes, answe
         ({"requests": 49, "errors": 49}, "wait"),
         ({"errors": 2}, "breach"),
         ({"requests": 3, "checked": 3, "max_difference": 2e-5}, "breach"),
-        ({"p99_ms": 101.0}, "breach"),
-        ({"requests": 0, "p99_ms": None, "checked": 0, "max_difference": None}, "wait"),
+        ({"slow": 1, "p99_ms": 900}, "pass"),
+        ({"requests": 60, "timed": 60, "slow": 1, "p99_ms": 900}, "pass"),
+        ({"requests": 98, "timed": 98, "slow": 3, "p99_ms": 900}, "pass"),
+        ({"requests": 60, "timed": 60, "slow": 6, "p99_ms": 900}, "breach"),
+        ({"requests": 10_000, "timed": 10_000, "slow": 100}, "pass"),
+        ({"requests": 10_000, "timed": 10_000, "slow": 200}, "breach"),
+        ({"timed": 0, "p99_ms": None}, "pass"),
+        ({"requests": 0, "p99_ms": None, "timed": 0, "checked": 0, "max_difference": None}, "wait"),
     ],
 )
 def test_what_answers_everyone_is_judged_by_enough_requests_and_any_wrong_score(change, answer):

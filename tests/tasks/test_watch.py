@@ -6,7 +6,7 @@ import pytest
 
 from adapters.gateway import Route
 from serving.lookup import NO_ANSWER
-from tasks import deploy, deployments, watch
+from tasks import deploy, deployments, mending, watch
 from tasks.server import STORE_SILENT
 from tests.tasks.rollouts import actions, alerts, challenge, clients, go, last
 from tests.tasks.server_room import Misbehaviour, Room, crown
@@ -80,6 +80,192 @@ def test_errors_wrong_scores_or_latency_bring_the_version_before_back_once(secon
     second.traffic(20)
     look(second)
     assert ("critical", "flights.watch.stable") not in alerts(second), "it ends by itself"
+
+
+@pytest.mark.parametrize(("every", "stays"), [(60, True), (10, False)])
+def test_one_slow_request_of_many_is_no_reason_and_one_in_ten_is(second, every, stays):
+    look(second)
+    second.bad["2"] = Misbehaviour(slow_ms=900, slow=lambda number: number % every == 0)
+    second.traffic(60)
+    said = look(second)
+    assert ("60 requests, 0 errors" in said) == stays
+    assert (second.now == TWO) == stays
+    assert bool(alerts(second)) != stays
+
+
+class Killed(BaseException):
+    """Ends the watch where it is."""
+
+
+def killing(room: Room, monkeypatch, name: str, *, after: bool) -> None:
+    """Kill the process the next time that it does this to the server or the gateway."""
+    real = getattr(room, name)
+
+    def once(*arguments, **named):
+        monkeypatch.setattr(room, name, real)
+        if after:
+            real(*arguments, **named)
+        raise Killed
+
+    monkeypatch.setattr(room, name, once)
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("step", ["set_route", "_through", "make_default", "set_fallback"])
+def test_a_rollback_that_was_killed_is_gone_on_with_by_the_next_look(second, monkeypatch, step, after):
+    look(second)  # nothing is left to be mended before
+    second.bad["2"] = Misbehaviour(off=0.01)
+    second.traffic(20)
+    real = deployments.open_row
+
+    def opened(*arguments):
+        real(*arguments)
+        killing(second, monkeypatch, step, after=after)
+
+    monkeypatch.setattr(deployments, "open_row", opened)
+    with pytest.raises(Killed):
+        look(second)
+    monkeypatch.setattr(deployments, "open_row", real)
+    under_way = deployments.in_flight(second.use_case, second.outside)
+    assert (under_way.version, under_way.stage) == ("1", "full")
+    assert deploy.pending(second.use_case, second.outside) == [], "nobody else takes it up"
+    with pytest.raises(ConnectionError, match="being taken back"):
+        deploy.start(second.use_case, second.outside, request_id="r", actor="Ada", reason="again", again=True,
+                     version="2")  # fmt: skip
+    assert "version 1 answers everyone" in look(second)
+    assert second.now == Route("1", None, 0.0)
+    assert (last(second).version, last(second).outcome) == ("1", "full")
+    assert len(second.outside.warehouse.fetch("select 1 from deployments")) == 3
+    assert ("critical", "flights.deploy.reverted") in alerts(second)
+    second.traffic(20)
+    look(second)
+    assert second.now == Route("1", None, 0.0), "and it stays"
+
+
+def test_a_rollback_that_failed_is_told_as_that(second):
+    second.bad["2"] = Misbehaviour(off=0.01)
+    second.traffic(20)
+    second.on_route = lambda route: second.bad.update({"1": Misbehaviour(fails=lambda _number: route.stable == "1")})
+    assert "version 1 was reverted at full, version 2 answers" in look(second)
+    assert second.now == TWO
+    [told] = second.outside.warehouse.fetch("select * from alerts where fingerprint = 'flights.watch.stable'")
+    assert (told["tier"], "could not be taken back" in told["title"]) == ("critical", True)
+    assert "version 2 answers" in told["body"]
+    assert not second.outside.warehouse.fetch("select 1 from alerts where title like '%was taken back%'")
+    second.traffic(20)
+    assert "not rolled back: that was tried before" in look(second)
+
+
+def test_a_moment_without_an_answer_does_not_end_a_rollback(second):
+    second.bad["2"] = Misbehaviour(off=0.01)
+    second.traffic(20)
+    had = second._asked["1"]
+    second.bad["1"] = Misbehaviour(fails=lambda number: number <= had + 3)
+    assert "version 1 answers everyone" in look(second)
+    assert second.now == Route("1", None, 0.0)
+
+
+def test_a_bad_version_is_taken_back_although_the_next_one_is_on_its_way(second):
+    def kill(route: Route) -> None:
+        if route.share:
+            second.on_route = lambda _route: None
+            raise Killed
+
+    second.on_route = kill
+    crown(second.outside, second.use_case, "3", "2", 3)
+    with clients(second), pytest.raises(Killed):
+        go(second, "3", "2", 3)
+    second.bad["2"] = Misbehaviour(off=0.01)
+    second.traffic(20)
+    assert "version 1 answers everyone" in look(second)
+    assert second.now == Route("1", None, 0.0)
+    assert actions(second)[-2:] == [("deploy-superseded", "3"), ("deploy", "1")]
+    assert deploy.pending(second.use_case, second.outside) == ["3"], "it is begun again, on top of version 1"
+
+
+def test_a_rollback_that_begins_while_a_route_is_mended_is_not_undone(second, monkeypatch):
+    """The look at what is loaded takes long; meanwhile somebody rolls back and is at the proof."""
+    second.traffic(20)
+    real, row = second.versions, []
+
+    def slowly(use_case: str) -> dict[str, bool]:
+        if not row:
+            row.append(second.outside.warehouse.begin("deploy/flights"))
+            with second.outside.warehouse.transaction(row[0]) as at:
+                deployments.open_row(at, {
+                    "deployment_id": "by-hand", "request_id": "r", "use_case": "flights", "kind": "rollback",
+                    "version": "1", "previous_version": "2", "revision": 2, "stage": "full", "actor": "Ada",
+                    "reason": "bad", "as_of": "2013-04-01",
+                })  # fmt: skip
+            second.now = Route("1", None, 0.0)
+        return real(use_case)
+
+    monkeypatch.setattr(second, "versions", slowly)
+    mending.mend(second.use_case, second.outside)
+    assert row
+    assert second.now == Route("1", None, 0.0)
+
+
+def test_what_cannot_be_mended_is_told_and_the_watch_goes_on(second, monkeypatch):
+    second.traffic(20)
+    second.registered["9"] = second.registered["1"]
+
+    def refuse(*_arguments: str) -> None:
+        raise ValueError("version 9 cannot be unloaded")
+
+    real = second.retire
+    monkeypatch.setattr(second, "retire", refuse)
+    assert "version 9 cannot be unloaded" in look(second)
+    assert alerts(second) == [("critical", "flights.watch.mending")]
+    monkeypatch.setattr(second, "retire", real)
+    look(second)
+    assert alerts(second) == []
+    assert set(second.registered) == {"1", "2"}
+
+
+def test_a_default_that_a_kill_left_behind_does_not_stay_loaded(second, monkeypatch):
+    killing(second, monkeypatch, "make_default", after=True)
+    crown(second.outside, second.use_case, "3", "2", 3)
+    with clients(second), pytest.raises(Killed):
+        go(second, "3", "2", 3)
+    assert second.default == "3"
+    crown(second.outside, second.use_case, "2", "1", 4)
+    assert "version 2 answers everyone" in go(second, "2", "1", 4)
+    assert (second.default, set(second.registered)) == ("2", {"1", "2"})
+
+
+def test_a_stored_bundle_that_was_changed_is_told_and_the_watch_goes_on(second):
+    second.registry.tampered.add("2")
+    second.traffic(20)
+    look(second)
+    assert alerts(second) == [("critical", "flights.watch.bundle")]
+    second.registry.tampered.clear()
+    second.traffic(3)
+    look(second)
+    assert alerts(second) == []
+
+
+def test_the_same_problem_is_told_once_whatever_its_numbers(second):
+    look(second)
+    second.bad["2"] = Misbehaviour(fails=lambda number: number % 3 == 0)
+    second.bad["1"] = Misbehaviour(fails=lambda _number: True)
+    second.registered.pop("1")
+    second.register = lambda *_a, **_k: (_ for _ in ()).throw(ValueError(f"out of memory at {len(second.seen)}"))
+    said = set()
+    for number in (21, 32):
+        second.traffic(number)
+        answer(second, degraded=True, reason=STORE_SILENT)
+        second.outside.warehouse.fetch(
+            "insert into online_losses (session, use_case, started_at, segments, answered, shipped, dropped, lost)"
+            " values (%s, 'flights', now(), 1, 9, 4, %s, 3)", (f"s{number}", number),
+        )  # fmt: skip
+        look(second)
+        rows = second.outside.warehouse.fetch("select fingerprint, title, body from alerts where resolved_at is null")
+        said.add(tuple(sorted(tuple(row.values()) for row in rows)))
+    assert len(said) == 1
+    assert {name for name, *_ in said.pop()} >= {"flights.watch.stable", "flights.watch.lost", "flights.watch.store"}
+    one, two = looks(second)[-2:]
+    assert one["findings"] != two["findings"], "the numbers are there"
 
 
 def test_a_champion_rolled_back_to_what_the_watch_put_back_moves_nothing(second):
@@ -159,7 +345,7 @@ def test_answers_that_the_log_lost_are_counted_and_told(second):
         "insert into online_losses (session, use_case, started_at, segments, answered, shipped, dropped, lost)"
         " values ('s', 'flights', now(), 1, 9, 4, 2, 3)"
     )
-    assert "5 answers are not in the prediction log" in look(second)
+    assert "answers are not in the prediction log: 5 more" in look(second)
     assert alerts(second) == [("warning", "flights.watch.lost")]
     second.traffic(1)
     look(second)
@@ -177,9 +363,6 @@ def test_a_route_and_a_registration_that_differ_from_the_table_are_mended(second
 
 
 def test_a_canary_that_nobody_attends_gets_no_requests_until_it_is_taken_up(first):
-    class Killed(BaseException):
-        pass
-
     def kill(_route: Route) -> None:
         first.on_route = lambda _route: None
         raise Killed
