@@ -62,6 +62,7 @@ class Call:
     request_id: str
     slot: str = "direct"
     client: str = "direct"
+    entity: str | None = None  # X-Entity-Id, by which the gateway chose the slot
     explain: bool = False
     schema: bool = False  # asks what may be asked, with `X-Windsock-Ask: openapi`: the server hands on no ?query
 
@@ -118,6 +119,7 @@ def call(body: bytes | bytearray | None, headers: Mapping[str, str]) -> Call:
         request_id=_name(named.get("x-request-id")) or str(uuid.uuid4()),
         slot=_name(named.get("x-windsock-slot")) or "direct",
         client=_name(named.get("x-windsock-client")) or "direct",
+        entity=_name(named.get("x-entity-id")),
         schema=named.get("x-windsock-ask") == "openapi",
         explain=named.get("explain", "").lower() == "true",  # TorchServe's own, on the path /explanations
     )
@@ -198,6 +200,7 @@ class Answerer:
             "model_version": [options.version] * rows,
             "slot": [one.slot for one, _, _ in origin],
             "client": [one.client for one, _, _ in origin],
+            "entity_id": [one.entity for one, _, _ in origin],
             "entity_key": table["entity_key"].to_pylist(),
             "event_time": table["event_time"].to_pylist(),
             "prediction_time": moments,

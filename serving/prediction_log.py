@@ -38,6 +38,7 @@ LOGGED_SCHEMA = pa.schema(
         "model_version": pa.string(),
         "slot": pa.string(),
         "client": pa.string(),
+        "entity_id": pa.string(),
         "entity_key": pa.string(),
         "event_time": _MOMENT,
         "prediction_time": _MOMENT,

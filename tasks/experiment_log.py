@@ -26,12 +26,12 @@ from experiments where {}
 _EVENTS = """
 with asked as (
     select distinct on (entity_key, event_time)
-        entity_key, event_time, request_id, model_version, decision, answered_at
+        entity_key, event_time, request_id, entity_id, model_version, decision, answered_at
     from online_answers
     where use_case = %(use_case)s and answered_at >= %(started_at)s and slot in ('stable', 'candidate')
         and model_version in (%(control)s, %(treatment)s)
     order by entity_key, event_time, answered_at, request_id, position)
-select asked.entity_key, request_id, model_version = %(treatment)s as treated, decision, label, share
+select asked.entity_key, request_id, entity_id, model_version = %(treatment)s as treated, decision, label, share
 from asked join outcomes o on o.use_case = %(use_case)s
     and (o.entity_key, o.event_time) = (asked.entity_key, asked.event_time)
 join lateral (
@@ -135,7 +135,7 @@ def events(trial: Trial, outside: "Outside") -> Events:
         treated=rows.column("treated").to_numpy().astype(bool),
         cost=cost_of(label, decision.astype(bool), missed=trial.costs.missed, needless=trial.costs.needless),
         share=rows.column("share").to_numpy().astype(np.float64),
-        unit=units(_numbered(rows, "entity_key"), _numbered(rows, "request_id")),
+        unit=units(*(_numbered(rows, name) for name in ("entity_key", "request_id", "entity_id"))),
     )
 
 
@@ -226,7 +226,9 @@ def _enter(at: cursor, trial: Trial, use_case: UseCase, outside: "Outside", *, a
 
 
 def _numbered(rows: pa.Table, name: str) -> Any:
-    return np.unique(rows.column(name).to_numpy(), return_inverse=True)[1].astype(np.intp)
+    """The distinct values of a column, numbered from 0; -1 where there is none."""
+    indices = rows.column(name).combine_chunks().dictionary_encode().indices
+    return indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.intp)
 
 
 def _one(query: str, key: str, outside: "Outside") -> Trial | None:

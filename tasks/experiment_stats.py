@@ -79,16 +79,25 @@ class Verdict:
     high: float | None
 
 
-def units(entity: NDArray[np.intp], request: NDArray[np.intp]) -> NDArray[np.intp]:
-    """Which events may not be taken for independent draws: those joined by an entity or a request, however far."""
+def units(entity: NDArray[np.intp], *joining: NDArray[np.intp]) -> NDArray[np.intp]:
+    """Which events may not be taken for independent draws: those joined by anything, however far.
+
+    Args:
+        entity: its number for each event, from 0.
+        joining: the same of what else joins events, such as a request; below 0 where it joins nothing.
+    """
     from scipy.sparse import coo_array  # heavy for a module that a DAG's task imports
     from scipy.sparse.csgraph import connected_components
 
     if not len(entity):
         return np.zeros(0, np.intp)
-    entities = int(entity.max()) + 1
-    size = entities + int(request.max()) + 1
-    edges = coo_array((np.ones(len(entity)), (entity, entities + request)), shape=(size, size))
+    size, ends = int(entity.max()) + 1, []
+    for numbers in joining:
+        there = numbers >= 0
+        ends.append((entity[there], size + numbers[there]))
+        size += int(numbers.max()) + 1
+    sources, targets = (np.concatenate(side) for side in zip(*ends, strict=True))
+    edges = coo_array((np.ones(len(sources)), (sources, targets)), shape=(size, size))
     found: NDArray[np.intp] = connected_components(edges, directed=False)[1][entity].astype(np.intp)
     return found
 

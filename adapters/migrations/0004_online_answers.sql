@@ -23,6 +23,7 @@ create table online_answers (
     request jsonb not null,
     features jsonb not null,
     answered_at timestamptz not null,
+    entity_id text,                -- the client's X-Entity-Id, by which the gateway chose the slot; null: by the body
     primary key (use_case, request_id, position, model_version, entity_key, event_time)
 );
 create index online_answers_by_time on online_answers (use_case, answered_at);

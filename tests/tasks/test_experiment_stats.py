@@ -192,6 +192,28 @@ def test_events_that_share_an_entity_or_a_request_are_one_unit():
     assert len(units(np.zeros(0, np.intp), np.zeros(0, np.intp))) == 0
 
 
+def test_events_that_a_client_had_answered_as_one_entity_are_one_unit():
+    entity, request = np.arange(6), np.arange(6)
+    chosen_by = np.array([0, 0, -1, -1, 1, 1])
+    assert len(set(units(entity, request, chosen_by).tolist())) == 4
+    assert len(set(units(entity, request, np.full(6, -1)).tolist())) == 6
+
+
+def test_a_coarse_entity_id_calls_a_null_no_more_often_than_alpha_and_ignoring_it_does():
+    rng, named_by = np.random.default_rng(7), 40
+    called = {"known": 0, "ignored": 0}
+    for _ in range(60):
+        chosen_by = rng.integers(0, named_by, 4000)
+        treated = (rng.random(named_by) < 0.5)[chosen_by]
+        cost = np.clip(rng.normal(0.8, 0.4, named_by)[chosen_by] + rng.normal(0, 0.5, 4000), 0, 5)
+        event = np.arange(4000)
+        for name, unit in {"known": units(event, event, chosen_by), "ignored": units(event, event)}.items():
+            found = estimate(Events(treated=treated, cost=cost, share=np.full(4000, 0.5), unit=unit), greatest_cost=5.0)
+            called[name] += abs(found.difference) > radius(found, alpha=0.05, planned_size=4000)
+    assert called["known"] <= 3
+    assert called["ignored"] > 20
+
+
 def test_a_wrong_decision_costs_what_was_declared():
     cost = cost_of(np.array([1.0, 1, 0, 0]), np.array([False, True, True, False]), missed=MISSED, needless=NEEDLESS)
     assert cost.tolist() == [MISSED, 0, NEEDLESS, 0]
