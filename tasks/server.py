@@ -1,5 +1,6 @@
 """What a rollout does to the server and the gateway, in words of versions."""
 
+import json
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -167,8 +168,9 @@ class Server:
         return dict(found[0]["event"]) if found else None
 
     def settle(self, version: str) -> None:
-        """What goes with being the one that answers: the default version, and the static answer."""
+        """What goes with being the one that answers: the default version, the published schema, the static answer."""
         endpoint(self._outside).make_default(self._name, version)
+        gateway(self._outside).publish_openapi(self._name, self._schema())
         if self._use_case.target.kind == "binary":
             [found] = self._outside.warehouse.fetch(_BASE_RATE, (self._name,))
             gateway(self._outside).set_fallback(self._name, found["rate"])
@@ -189,6 +191,20 @@ class Server:
             endpoint(self._outside).make_default(self._name, serving.version)
         for version in others:
             endpoint(self._outside).retire(self._name, version)
+
+    def _schema(self) -> str:
+        import features
+        from serving.openapi import document
+
+        schema = document(
+            use_case=self._name,
+            title=self._use_case.title,
+            fields=features.definition(self._name).request,
+            kind=self._use_case.target.kind,
+            lead_minutes=self._use_case.time.lead_minutes,
+            max_events=self._online.max_events,
+        )
+        return json.dumps(schema)
 
     def _options(self) -> dict[str, Any]:
         e, rule = self._online, self._use_case.time

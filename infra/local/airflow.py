@@ -127,7 +127,7 @@ def _server(home: Home, environment: Mapping[str, str], name: str, options: tupl
     )
     return Part(
         name=name,
-        command=(*_behind(name), sys.executable, "-m", "infra.local.airflow_main", name, *options),
+        command=(sys.executable, "-m", "infra.local.airflow_main", name, *options),
         environment=environment,
         directory=home.folder / "airflow",
         address=home.url("airflow") if port is not None else "",
@@ -139,11 +139,6 @@ def _server(home: Home, environment: Mapping[str, str], name: str, options: tupl
         stop_seconds=6,  # the scheduler would wait for its tasks to finish; they are safe to kill
         start_seconds=180,
     )
-
-
-def _behind(name: str) -> tuple[str, ...]:
-    """Tasks run behind what people wait for: an answer online is not to stand in line after a search of models."""
-    return ("nice", "-n", "10") if name == "scheduler" else ()
 
 
 def parts(home: Home, environment: Mapping[str, str], mark: Callable[[str], dict[str, str]]) -> list[Part | Step]:

@@ -179,6 +179,7 @@ def test_a_record_tells_what_was_asked(gate: Gateway) -> None:
         for explain in (False, True):
             assert gate.ask("flights", body, explain=explain).status == 200
     gate._send("POST", "/v1/flights/predict", b'\n\t [ {"a": 1}]', {"Authorization": f"Bearer {gate._key}"})
+    until(lambda: len(gate.records("flights", since)) == 5)
     assert [(record.verb, record.is_list, record.cause) for record in gate.records("flights", since)] == [
         ("predict", False, ""),
         ("explain", False, ""),

@@ -16,7 +16,7 @@ from infra.local.__main__ import main
 from infra.local.processes import Identity, members
 from infra.local.stack import Stack
 
-PARTS = {"postgres", "s3", "mlflow", "api-server", "scheduler", "dag-processor", "triggerer"}
+PARTS = {"postgres", "s3", "mlflow", "torchserve", "shipper", "api-server", "scheduler", "dag-processor", "triggerer"}
 
 
 def until(true: Callable[[], bool], seconds: float = 120) -> None:
@@ -45,7 +45,7 @@ def call(airflow_stack: Stack) -> Callable[..., Any]:
 
 def test_every_part_is_healthy(airflow_stack: Stack) -> None:
     rows = airflow_stack.status()
-    assert {row.part for row in rows} == PARTS
+    assert {row.part for row in rows} - {"gateway"} == PARTS  # a stack without HAProxy has no gateway, and says so
     assert all(row.healthy for row in rows)
     assert main(["status", "--home", str(airflow_stack.folder)]) == 0
 
