@@ -64,6 +64,17 @@ class Live:
             time.sleep(0.5)
         return states
 
+    def let_the_scheduler_see_it(self) -> None:
+        """Wait for the scheduler's next beats: a task answered before it saw it pause is a killed one to it."""
+        beats = (
+            "select latest_heartbeat > %s + interval '2 s' from job where job_type = 'SchedulerJob' order by id desc"
+        )
+        [(now,)] = self.sql("airflow", "select now()")
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while not self.sql("airflow", beats, (now,))[0][0]:
+            assert time.monotonic() < deadline, "the scheduler does not beat"
+            time.sleep(0.2)
+
     def ledger(self, verdict_id: str) -> list[tuple[Any, ...]]:
         query = "select action, actor, model_version from ledger where verdict_id = %s order by entry"
         return self.sql("warehouse", query, (verdict_id,))
@@ -130,6 +141,7 @@ def ask(live: Live, airflow_home: Path) -> tuple[str, Verdict]:
         live.call("PATCH", f"/dagRuns/{run_id}/taskInstances/{task_id}", {"new_state": "success"})
     live.call("PATCH", "", {"is_paused": False})
     live.until(run_id, lambda states: states["approval"] == "awaiting_input")
+    live.let_the_scheduler_see_it()
     return run_id, verdict
 
 
