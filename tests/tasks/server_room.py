@@ -21,22 +21,17 @@ from typing import Any
 
 import numpy as np
 import psycopg2
-import pyarrow as pa
 from psycopg2.extras import execute_values
 
-import features
 from adapters.connect import Outside
 from adapters.endpoint import Archive
 from adapters.errors import Corrupt
 from adapters.gateway import Record, Reply, Route
 from adapters.registry import folder_sha256
-from models import bundle
-from models.ensemble import fit_ensemble
 from pipeline.online import Rollout
 from pipeline.spec import UseCase
 from tasks import golden, recompute
-from tests.models import synthetic
-from tests.models.test_training import CPU, recipe
+from tests.serving.online import make_bundle, rows
 
 _LOG = """
 insert into online_answers (use_case, request_id, position, model_version, slot, client, entity_key, event_time,
@@ -57,32 +52,6 @@ def rolled_out(use_case: UseCase, **changes: Any) -> UseCase:
     assert use_case.endpoint is not None
     rules = Rollout(**{**RULES.model_dump(), **changes})
     return use_case.model_copy(update={"endpoint": use_case.endpoint.model_copy(update={"rollout": rules})})
-
-
-def rows(count: int, *, seed: int) -> pa.Table:
-    """Points with the shipped columns and labels; what they hold means nothing."""
-    definition, draw = features.definition("flights"), np.random.default_rng(seed)
-    base = synthetic.table(count, seed=seed)
-    numbers = {name: pa.array(draw.normal(0, 10, count).astype(np.float32)) for name in definition.numeric}
-    texts = {name: pa.array(draw.choice(["UA", "AA", "EWR", "LAX"], count)) for name in definition.categorical}
-    return pa.table({**{name: base[name] for name in _NO_FEATURES}, **numbers, **texts})
-
-
-def make_bundle(folder: Path, *, seed: int, digest: str | None = None) -> str:
-    """A bundle of the shipped use case's shape, trained in a second on noise; with a `digest`, of other features."""
-    definition = features.definition("flights")
-    small = recipe(
-        numeric=definition.numeric,
-        categorical=definition.categorical,
-        hidden_units=16,
-        epochs=1,
-        seeds=(seed, seed + 1),
-    )
-    return bundle.write(
-        folder, fit_ensemble(small, rows(600, seed=seed), CPU), use_case="flights",
-        features_digest=digest or definition.digest(), definition="{}", recipe=small.to_document(),
-        data={"snapshot_version": "v"}, metrics={}, versions={},
-    )  # fmt: skip
 
 
 @dataclass

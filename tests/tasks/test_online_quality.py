@@ -86,15 +86,19 @@ def test_answers_off_from_the_batch_on_fresh_features_are_told_until_they_agree(
     assert alerts(answered) == []
 
 
-def test_answers_on_older_features_are_shown_and_not_judged(answered):
-    answered.outside.warehouse.fetch(
-        "update online_answers set score = score + 0.1, feature_age_seconds = 3600 where slot = 'stable'"
-    )
+def assert_shown_and_not_judged(answered: Room) -> None:
     online_quality.measure(answered.use_case, answered.outside)
     rows = latest(answered)
     assert sum(row["compared"] for row in rows) == 0
     assert max(row["max_stale_difference"] for row in rows) == pytest.approx(0.1, abs=1e-4)
     assert alerts(answered) == []
+
+
+def test_answers_on_older_features_are_shown_and_not_judged(answered):
+    answered.outside.warehouse.fetch(
+        "update online_answers set score = score + 0.1, feature_age_seconds = 3600 where slot = 'stable'"
+    )
+    assert_shown_and_not_judged(answered)
 
 
 def test_answers_given_before_a_partition_was_mended_are_shown_and_not_judged(answered):
@@ -106,11 +110,7 @@ def test_answers_given_before_a_partition_was_mended_are_shown_and_not_judged(an
         " (select jsonb_object_agg(to_char(day, 'YYYY-MM-DD'), jsonb_build_object('inputs', 'others'))"
         "  from generate_series(start, \"end\", interval '1 day') as day) from snapshots"
     )
-    online_quality.measure(answered.use_case, answered.outside)
-    rows = latest(answered)
-    assert sum(row["compared"] for row in rows) == 0
-    assert max(row["max_stale_difference"] for row in rows) == pytest.approx(0.1, abs=1e-4)
-    assert alerts(answered) == []
+    assert_shown_and_not_judged(answered)
 
 
 def test_metrics_are_json(answered):
