@@ -1,6 +1,7 @@
 """The events of one call: their columns so far, by the names that expressions use, and what is wrong with them."""
 
 from collections.abc import Hashable, Mapping
+from string import Formatter
 
 import numpy as np
 import pyarrow as pa
@@ -36,9 +37,10 @@ class Batch:
     def miss(self, absent: str | None, rows: NDArray[np.bool_]) -> None:
         """Say what is not known in some rows."""
         if absent is not None and rows.any():
+            names = [name for _, name, _, _ in Formatter().parse(absent) if name]
+            columns = {n: self.columns[n if n in self.columns else f"asked.{n}"].values for n in names}
             for row in np.flatnonzero(rows).tolist():
-                told = {n.removeprefix("asked."): c.values[row] for n, c in self.columns.items()}
-                self.problems[row].append(absent.format(**told))
+                self.problems[row].append(absent.format(**{name: values[row] for name, values in columns.items()}))
 
     def _list(self, name: str) -> list[Hashable]:
         if name not in self.lists:

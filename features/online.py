@@ -135,9 +135,10 @@ class Online:
         """The series to read: name, key, and the key's text."""
         absent = []
         for series in wanted:
-            keys, arena = set(batch.keys(series)), self._arenas.get(series.name)
-            new = keys if arena is None else [key for key in keys if key not in arena.slots]
-            absent += [(series.name, key, series.key_text(_values(key))) for key in new if key is not None]
+            arena = self._arenas.get(series.name)
+            held = () if arena is None else arena.slots
+            new = {key for key in batch.keys(series) if key is not None and key not in held}
+            absent += [(series.name, key, series.key_text(_values(key))) for key in new]
         return absent
 
     def _decode(self, asked: Sequence[tuple[str, Hashable, str]], payloads: Mapping[str, bytes]) -> None:

@@ -124,6 +124,14 @@ def test_what_a_client_says_of_itself_does_not_reach_the_server(open_gate: Stand
     assert not {"authorization", "x-windsock-other", "explain"} & set(told)
 
 
+def test_the_server_gets_the_headers_it_needs_and_no_other(open_gate: Stand) -> None:
+    """Its worker reads each of them, field by field."""
+    useless = {"Accept": "*/*", "Cookie": "a=b", "User_Agent": "x", "Hosts": "y", "X_Entity_Id_": "z"}
+    told = open_gate.send("POST", PREDICT, EVENT, X_Entity_Id="N1", **useless).body["headers"]
+    ours = {"x-request-id", "x-windsock-slot", "x-windsock-client"}
+    assert set(told) == {"host", "content-length", "content-type", "x-entity-id"} | ours
+
+
 @pytest.mark.parametrize("said", ["application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "text/plain"])
 def test_a_body_is_json_whatever_the_client_calls_it(open_gate: Stand, said: str) -> None:
     """`curl -d` calls it a form, and TorchServe swallows a form."""

@@ -1,0 +1,44 @@
+"""TorchServe's worker asks its socket for every length and every field by itself, some seventy calls a request.
+
+Here one call takes all that has come, and the rest is read from memory.
+"""
+
+import socket
+from types import ModuleType
+
+_CHUNK = 1 << 18  # bytes asked for at once: a batch is seldom larger
+
+
+class ReadAhead:
+    """`_retrieve_buffer` of `ts.protocol.otf_message_handler`, for one thread."""
+
+    def __init__(self, protocol: ModuleType) -> None:
+        self._original = protocol._retrieve_buffer  # noqa: SLF001  # there is no public one, and the version is pinned
+        self._connection: socket.socket | None = None
+        self._held = b""
+        self._at = 0
+
+    def __call__(self, connection: socket.socket, length: int) -> bytes:
+        """The next `length` bytes; a server that went away ends the process, as TorchServe has it."""
+        end = self._at + length
+        if end > len(self._held) or connection is not self._connection:
+            end = self._receive(connection, length)
+        found = self._held[self._at : end]
+        self._at = end
+        return found
+
+    def _receive(self, connection: socket.socket, length: int) -> int:
+        """Have `length` bytes; where they end."""
+        if connection is not self._connection:
+            self._connection, self._held, self._at = connection, b"", 0
+        self._held, self._at = self._held[self._at :], 0
+        while len(self._held) < length:
+            self._held += connection.recv(_CHUNK) or self._original(connection, 1)
+        return length
+
+
+def install() -> None:
+    """Let this worker read ahead, from the message after this one."""
+    from ts.protocol import otf_message_handler  # noqa: PLC0415  # TorchServe is there only where it serves
+
+    otf_message_handler._retrieve_buffer = ReadAhead(otf_message_handler)  # noqa: SLF001
