@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
+from adapters.errors import Unavailable
+
 _HANDLER = "serving.handler:handle"  # of the server's own checkout: an archive holds no code
 _DIGEST_IN_NAME = 12  # characters of the SHA-256
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest a zip knows: the same bundle always makes the same bytes
@@ -28,10 +30,6 @@ _DRAIN_SECONDS = 10.0
 _BATCH_SECONDS = 2.0  # no batch takes longer: the store has `store_timeout_ms`, the rest is milliseconds
 
 Entry = dict[str, Any]
-
-
-class Unavailable(ConnectionError):  # noqa: N818  # says what the matter is
-    """The server did not answer; the same call may succeed later."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""What the outside world may answer that no retry can mend."""
+"""What the outside world may answer instead of what was asked for. Only `Unavailable` is mended by asking again."""
 
 
 class Refused(ValueError):  # noqa: N818  # reads as the answer it is
@@ -11,3 +11,7 @@ class Corrupt(RuntimeError):  # noqa: N818  # reads as the answer it is
 
 class FencedOut(RuntimeError):  # noqa: N818  # reads as the answer it is
     """A later run of the same piece of work has begun; this one may not commit."""
+
+
+class Unavailable(ConnectionError):  # noqa: N818  # says what the matter is
+    """A server did not answer; the same call may succeed later."""

@@ -18,7 +18,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
 from mlflow.exceptions import MlflowException
 
-from adapters.errors import Corrupt
+from adapters.errors import Corrupt, Unavailable
 
 CHAMPION, PREVIOUS = "champion", "previous_champion"
 _KEY_TAG = "windsock.key"  # what makes a piece of training work the same piece, whoever retries it
@@ -33,10 +33,6 @@ _CLIENT = {  # the defaults wait 120 s and try 7 more times: longer than a task 
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
 }
-
-
-class Unavailable(ConnectionError):  # noqa: N818  # says what the matter is
-    """The registry did not answer; the same call may succeed later."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -79,7 +79,7 @@ def refit(  # noqa: PLR0917  # the order is that of the flow: what, from what, w
 
     Raises:
         FencedOut: a later refit of the same work has begun.
-        adapters.registry.Unavailable: MLflow does not answer; the same call may succeed later.
+        adapters.errors.Unavailable: MLflow does not answer; the same call may succeed later.
     """
     import features
 

@@ -12,7 +12,8 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from adapters.endpoint import Archive, Endpoint, Unavailable
+from adapters.endpoint import Archive, Endpoint
+from adapters.errors import Unavailable
 from serving import launch
 from serving.answers import Options
 from tests.serving.online import OPTIONS

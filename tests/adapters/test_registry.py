@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from adapters.errors import Corrupt
-from adapters.registry import Registry, RunRecord, Unavailable, folder_sha256
+from adapters.errors import Corrupt, Unavailable
+from adapters.registry import Registry, RunRecord, folder_sha256
 from models import bundle as bundles
 
 

@@ -16,7 +16,8 @@ import psutil
 import pytest
 
 import features
-from adapters.endpoint import Archive, Endpoint, Unavailable
+from adapters.endpoint import Archive, Endpoint
+from adapters.errors import Unavailable
 from infra.local.processes import Identity, members
 from infra.local.stack import Stack
 from infra.local.torchserve import online_dsn
