@@ -4,7 +4,8 @@
 runs, `look` (the default) judges what runs by the costs of its decisions, ends it where that is decided or a guardrail
 is hit, and moves the share where Thompson sampling is declared. With nothing running a look ends as skipped.
 
-**Started by** the clock, every ten minutes, to look; by hand, to start and to stop.
+**Started by** the clock, every ten minutes where params.yaml declares an experiment, to look; by hand, to start and to
+stop.
 
 **To resume** clear the failed task, or wait for the next look: each makes the gateway's route what the tables say.
 """
@@ -36,7 +37,8 @@ def experiment(use_case: UseCase) -> DAG:
             None, type=["null", "string"], title="Reason", description="To stop: why; it goes into the ledger."
         ),
     }
-    schedule = CronTriggerTimetable(f"*/{EVERY_MINUTES} * * * *", timezone="UTC")
+    every = CronTriggerTimetable(f"*/{EVERY_MINUTES} * * * *", timezone="UTC")
+    schedule = every if use_case.experiment else None
     dag = DAG(**dag_args(use_case, "experiment", __doc__), schedule=schedule, params=params)
 
     @task(task_id="experiment", execution_timeout=timedelta(minutes=30))

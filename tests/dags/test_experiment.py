@@ -48,7 +48,13 @@ def test_a_stop_hands_on_who_and_why(act):
     assert act(action="stop", reason="enough") == "stop flights [('actor', 'ada'), ('reason', 'enough')]"
 
 
-def test_it_looks_every_ten_minutes_by_itself(bag):
-    dag = bag.dags["flights.experiment"]
+def test_it_looks_every_ten_minutes_by_itself_where_an_experiment_is_declared(bag):
+    from dags.experiment import experiment
+    from pipeline.orchestration import declared
+
+    [flights] = [one for one in declared() if one.name == "flights"]
+    rule = SimpleNamespace(share=0.2)
+    dag = experiment(flights.model_copy(update={"experiment": rule}))
     assert dag.timetable.expression == "*/10 * * * *"
     assert dag.params["action"] == "look"
+    assert experiment(flights.model_copy(update={"experiment": None})).schedule is None

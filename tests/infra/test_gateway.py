@@ -168,6 +168,16 @@ def test_an_entity_stays_with_its_slot_and_the_share_is_what_it_should_be(open_g
         assert set(open_gate.ask_all("flights", entities[:300]).values()) == {expected}
 
 
+def test_the_next_candidate_gets_other_entities(open_gate: Stand) -> None:
+    chosen = []
+    for candidate in ("2", "3"):
+        open_gate.gateway.set_route("flights", Route("1", candidate, 0.2))
+        slots = open_gate.ask_all("flights", [f"N{number}" for number in range(2000)])
+        chosen.append({entity for entity, slot in slots.items() if slot == "candidate"})
+    both = len(chosen[0] & chosen[1])
+    assert both / 2000 == pytest.approx(0.2 * 0.2, abs=0.02)
+
+
 def test_without_an_entity_the_request_itself_decides(open_gate: Stand) -> None:
     open_gate.gateway.set_route("flights", Route("1", "2", 0.5))
     bodies = [json.dumps({"flight": number}).encode() for number in range(200)]
