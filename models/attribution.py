@@ -22,7 +22,7 @@ from torch import Tensor
 
 from models.bundle import Bundle
 from models.encoder import Encoder
-from models.mlp import MLP, MLPConfig, embedding_width
+from models.network import Network, NetworkConfig, embedding_width
 from models.training import deterministic, scores
 
 TOLERANCE = 1e-3  # of a probability: what the values may miss of prediction - baseline; seldom more than 1e-5
@@ -78,7 +78,7 @@ def _arrays(encoder: Encoder, table: pa.Table) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(numbers), torch.from_numpy(codes)
 
 
-def _member_values(member: MLP, rows: tuple[Tensor, Tensor], middle: tuple[Tensor, Tensor], steps: int) -> Floats:
+def _member_values(member: Network, rows: tuple[Tensor, Tensor], middle: tuple[Tensor, Tensor], steps: int) -> Floats:
     """One member's attributions [n, d]."""
     with torch.no_grad():
         far, near = member.preprocess(*rows), member.preprocess(*middle)
@@ -88,7 +88,7 @@ def _member_values(member: MLP, rows: tuple[Tensor, Tensor], middle: tuple[Tenso
     return np.stack([per_input[:, list(inputs)].sum(axis=1) for inputs in _inputs_of(member.config)], axis=1)
 
 
-def _inputs_of(config: MLPConfig) -> Iterator[tuple[int, ...]]:
+def _inputs_of(config: NetworkConfig) -> Iterator[tuple[int, ...]]:
     """Which of a network's inputs speak for each feature: its number and its mask, or its embedding."""
     for i in range(config.numeric):
         yield i, config.numeric + i
@@ -99,7 +99,7 @@ def _inputs_of(config: MLPConfig) -> Iterator[tuple[int, ...]]:
         start += width
 
 
-def _input_values(member: MLP, far: Tensor, near: Tensor, steps: int) -> Floats:
+def _input_values(member: Network, far: Tensor, near: Tensor, steps: int) -> Floats:
     """Integrated gradients [n, inputs] along the straight path, by Gauss-Legendre quadrature: the path is smooth."""
     nodes, weights = np.polynomial.legendre.leggauss(steps)
     along = torch.from_numpy((nodes + 1) / 2).to(far.dtype)

@@ -14,9 +14,10 @@ from safetensors.torch import save as save_tensors
 
 from models.encoder import Encoder
 from models.ensemble import Ensemble
-from models.mlp import MLP, MLPConfig
+from models.network import Network, NetworkConfig
+from models.networks import build
 
-FORMAT = 1
+FORMAT = 2
 _PARTS = ("encoder.json", "features.json", "weights.safetensors")
 _KEYS = {
     "format",
@@ -39,7 +40,7 @@ class Bundle:
 
     card: Mapping[str, Any]
     encoder: Encoder
-    members: tuple[MLP, ...]
+    members: tuple[Network, ...]
 
 
 def _sha256(data: bytes) -> str:
@@ -146,10 +147,11 @@ def _card(content: bytes, folder: Path) -> Mapping[str, Any]:
     return card
 
 
-def _members(card: Mapping[str, Any], encoder: Encoder, content: bytes, folder: Path) -> tuple[MLP, ...]:
+def _members(card: Mapping[str, Any], encoder: Encoder, content: bytes, folder: Path) -> tuple[Network, ...]:
     """Networks of the card's shape with the file's weights; every name, shape and type must agree."""
     try:
-        config = MLPConfig(**{**card["config"], "cardinalities": tuple(card["config"]["cardinalities"])})
+        config = NetworkConfig(**{**card["config"], "cardinalities": tuple(card["config"]["cardinalities"])})
+        members = tuple(build(config).eval() for _ in range(card["members"]))
         tensors = load_tensors(content)
     except (TypeError, KeyError, SafetensorError) as error:
         raise ValueError(f"bundle {folder}: {error!r}") from error
@@ -161,7 +163,6 @@ def _members(card: Mapping[str, Any], encoder: Encoder, content: bytes, folder: 
         encoder.cardinalities,
     ):
         raise ValueError(f"bundle {folder}: the network's shape does not fit the encoder")
-    members = tuple(MLP(config).eval() for _ in range(card["members"]))
     expected = {f"{i}.{k}": t for i, m in enumerate(members) for k, t in m.state_dict().items()}
     wrong = sorted(expected.keys() ^ tensors.keys()) or [k for k, t in expected.items() if not _fits(tensors[k], t)]
     if wrong or not members:

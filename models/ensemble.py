@@ -10,8 +10,10 @@ import torch
 from numpy.typing import NDArray
 
 from models.encoder import Encoder
-from models.mlp import MLP, MLPConfig
-from models.training import Fit, FitConfig, Rows, deterministic
+from models.network import Network, NetworkConfig
+from models.networks import build
+from models.population import Member, Population
+from models.training import FitConfig, Rows, deterministic
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,11 +23,13 @@ class Recipe:
     kind: Literal["binary", "regression"]
     numeric: tuple[str, ...]
     categorical: tuple[str, ...]
+    network: str
     hidden_units: int
     layers: int
     dropout: float
     learning_rate: float
     weight_decay: float
+    label_smoothing: float
     batch_rows: int
     schedule_epochs: int
     epochs: int
@@ -48,7 +52,7 @@ class Ensemble:
     """Fitted networks that share an encoder, and each one's training loss per epoch."""
 
     encoder: Encoder
-    members: tuple[MLP, ...]
+    members: tuple[Network, ...]
     curves: tuple[tuple[float, ...], ...]
 
 
@@ -63,9 +67,10 @@ def rows_of(encoder: Encoder, table: pa.Table, device: torch.device) -> Rows:
     return Rows.on(device, *encoder.transform(table), labels(table))
 
 
-def start(recipe: Recipe, encoder: Encoder, rows: Rows, *, seed: int) -> Fit:
-    """A fit that has not taken a step: network initialised from the seed, normalisation adopted."""
-    config = MLPConfig(
+def start(recipe: Recipe, encoder: Encoder, rows: Rows, *, seed: int) -> Member:
+    """A member that has not taken a step: network initialised from the seed, normalisation adopted."""
+    config = NetworkConfig(
+        network=recipe.network,
         kind=recipe.kind,
         numeric=len(encoder.numeric),
         cardinalities=encoder.cardinalities,
@@ -75,14 +80,14 @@ def start(recipe: Recipe, encoder: Encoder, rows: Rows, *, seed: int) -> Fit:
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = MLP(config)
+        model = build(config)
     model.adopt(encoder, rows.label.cpu())
-    return Fit(
+    return Member(
         model,
-        rows,
         FitConfig(
             learning_rate=recipe.learning_rate,
             weight_decay=recipe.weight_decay,
+            label_smoothing=recipe.label_smoothing,
             batch_rows=recipe.batch_rows,
             schedule_epochs=recipe.schedule_epochs,
             seed=seed,
@@ -91,7 +96,7 @@ def start(recipe: Recipe, encoder: Encoder, rows: Rows, *, seed: int) -> Fit:
 
 
 def fit_ensemble(recipe: Recipe, table: pa.Table, device: torch.device) -> Ensemble:
-    """Train one network per seed on a labelled table. Bit for bit repeatable on a CPU.
+    """Train one network per seed, all at once, on a labelled table. Bit for bit repeatable on a CPU.
 
     Raises:
         ValueError: no rows, a column missing or of another type, or training that diverged.
@@ -99,8 +104,11 @@ def fit_ensemble(recipe: Recipe, table: pa.Table, device: torch.device) -> Ensem
     encoder = Encoder.fit(table, numeric=recipe.numeric, categorical=recipe.categorical)
     with deterministic(recipe.threads):
         rows = rows_of(encoder, table, device)
-        fits = [start(recipe, encoder, rows, seed=seed) for seed in recipe.seeds]
-        curves = tuple(tuple(fit.train_to(recipe.epochs)) for fit in fits)
+        members = [start(recipe, encoder, rows, seed=seed) for seed in recipe.seeds]
+        population = Population(rows)
+        for _ in range(recipe.epochs):
+            population.train_epoch(members)
+    curves = tuple(tuple(member.curve) for member in members)
     if not np.isfinite(curves).all():
         raise ValueError(f"training diverged: {recipe}")
-    return Ensemble(encoder=encoder, members=tuple(fit.model.cpu().eval() for fit in fits), curves=curves)
+    return Ensemble(encoder=encoder, members=tuple(member.model.cpu().eval() for member in members), curves=curves)

@@ -7,10 +7,9 @@ import pyarrow as pa
 import pytest
 import torch
 
-from models.encoder import Encoder
-from models.ensemble import Recipe, fit_ensemble, labels, rows_of, start
+from models.ensemble import Recipe, fit_ensemble, labels
 from models.metrics import measure
-from models.training import EarlyStopping, deterministic, scores
+from models.training import Progress, scores
 from pipeline.settings import REPOSITORY
 from tests.models.synthetic import CATEGORICAL, NUMERIC, table
 
@@ -19,8 +18,8 @@ CPU = torch.device("cpu")
 
 def recipe(**changes) -> Recipe:
     small = Recipe(
-        kind="binary", numeric=NUMERIC, categorical=CATEGORICAL, hidden_units=32, layers=2, dropout=0.1,
-        learning_rate=5e-3, weight_decay=1e-3, batch_rows=256, schedule_epochs=6, epochs=6, seeds=(1,), threads=1,
+        kind="binary", numeric=NUMERIC, categorical=CATEGORICAL, network="mlp", hidden_units=32,
+        layers=2, dropout=0.1, learning_rate=5e-3, weight_decay=1e-3, label_smoothing=0.0, batch_rows=256, schedule_epochs=6, epochs=6, seeds=(1,), threads=1,
     )  # fmt: skip
     return replace(small, **changes)
 
@@ -71,29 +70,14 @@ def test_another_process_gives_the_same_weights_bit_for_bit():
     assert runs[0].stdout == runs[1].stdout != ""
 
 
-def test_a_fit_stopped_at_rungs_and_resumed_ends_as_one_that_went_through():
-    rows = table(1000)
-    encoder = Encoder.fit(rows, numeric=NUMERIC, categorical=CATEGORICAL)
-    with deterministic(1):
-        device_rows = rows_of(encoder, rows, CPU)
-        through, other, stopped = (start(recipe(), encoder, device_rows, seed=s) for s in (3, 4, 3))
-        list(through.train_to(4))
-        for rung in (1, 2, 4):  # two fits take turns, as a population would
-            list(stopped.train_to(rung))
-            list(other.train_to(rung))
-    pairs = zip(through.model.state_dict().values(), stopped.model.state_dict().values(), strict=True)
-    assert all(torch.equal(a, b) for a, b in pairs)
-    assert stopped.epoch == 4
-
-
-def test_early_stopping_keeps_the_best_epoch_and_stops_after_its_patience():
-    rows = table(300)
-    encoder = Encoder.fit(rows, numeric=NUMERIC, categorical=CATEGORICAL)
-    fit = start(recipe(), encoder, rows_of(encoder, rows, CPU), seed=1)
-    losses = iter([3.0, 1.0, 2.0, 2.0, 2.0, 0.5])
-    stopping = EarlyStopping(fit, fit.rows, loss_of=lambda _: next(losses), patience_epochs=3)
-    assert stopping.train_to(6) == 1.0
-    assert (fit.epoch, stopping.best_epoch, stopping.exhausted) == (5, 2, True)
+def test_progress_remembers_its_best_epoch_and_is_exhausted_after_its_patience():
+    progress = Progress(losses=[3.0, 1.0, 2.0, 1.0])
+    assert (progress.best_loss, progress.best_epoch) == (1.0, 2)
+    assert [progress.exhausted(patience) for patience in (2, 3)] == [True, False]
+    progress.losses.append(None)
+    assert progress.diverged
+    assert progress.exhausted(9)
+    assert Progress().best_epoch == 0
 
 
 def test_training_that_diverges_is_an_error_and_no_model():

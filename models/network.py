@@ -1,0 +1,163 @@
+"""What every network here has in common: the preprocessing inside the graph, its losses, and how it is rebuilt.
+
+A network is one member, with parameters of the usual shapes; or, with a population axis put before each parameter's own
+(`models.population`), K members of one shape. The same code runs both: `...` below is nothing for one member and K for a
+population, and rows that members share come with an axis of 1 there.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from models.encoder import Encoder
+
+Drop = Callable[[Tensor], Tensor]  # [..., n, width] -> the same, some of it dropped; only while training
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkConfig:
+    """The shape of a network. Everything here is needed to rebuild it around its weights."""
+
+    network: str  # a key of models.networks.MODELS
+    kind: Literal["binary", "regression"]
+    numeric: int
+    cardinalities: tuple[int, ...]
+    hidden_units: int
+    layers: int
+    dropout: float
+
+
+def embedding_width(cardinality: int) -> int:
+    """How many numbers stand for one category: grows with the fourth root, at most 16."""
+    return min(16, math.ceil(2.0 * math.sqrt(math.sqrt(cardinality))))
+
+
+def keep_all(hidden: Tensor) -> Tensor:
+    """No dropout: as every network answers."""
+    return hidden
+
+
+class Linear(nn.Linear):
+    """inputs [..., n, in] -> [..., n, out]; with a population axis, a matrix of its own for each member."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Batched over members where there are any."""
+        if self.weight.dim() == 2:
+            return functional.linear(inputs, self.weight, self.bias)
+        return torch.baddbmm(self.bias.unsqueeze(1), inputs.expand(len(self.weight), -1, -1), self.weight.mT)
+
+
+class Embedding(nn.Embedding):
+    """codes [..., n] -> [..., n, width]; with a population axis, a table of its own for each member."""
+
+    def forward(self, codes: Tensor) -> Tensor:
+        """Looked up in the members' tables laid one after the other."""
+        if self.weight.dim() == 2:
+            return functional.embedding(codes, self.weight)
+        members, cardinality, width = self.weight.shape
+        first = cardinality * torch.arange(members, device=codes.device).unsqueeze(1)
+        return functional.embedding(codes + first, self.weight.reshape(-1, width))
+
+
+class Network(nn.Module):
+    """numbers [n, d], codes [n, c] -> logits (binary) or values in units of the label (regression), [n]."""
+
+    low: Tensor
+    high: Tensor
+    mean: Tensor
+    scale: Tensor
+    mask: Tensor
+    label_mean: Tensor
+    label_scale: Tensor
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.config = config
+        for name in ("low", "high", "mean", "scale", "mask"):
+            self.register_buffer(name, torch.zeros(config.numeric))
+        self.register_buffer("label_mean", torch.zeros(()))
+        self.register_buffer("label_scale", torch.ones(()))
+        widths = [embedding_width(cardinality) for cardinality in config.cardinalities]
+        self.embeddings = nn.ModuleList(Embedding(n, w) for n, w in zip(config.cardinalities, widths, strict=True))
+        self.inputs = 2 * config.numeric + sum(widths)
+        for embedding in self.embeddings:
+            assert isinstance(embedding, Embedding)
+            nn.init.normal_(embedding.weight, std=0.1)
+            nn.init.zeros_(embedding.weight[0])  # an unknown value that training never met says nothing
+
+    @property
+    def floats_per_row(self) -> int:
+        """About how many numbers a training step holds for each row and member, gradients included."""
+        raise NotImplementedError
+
+    def outputs(self, inputs: Tensor, drop: Drop) -> Tensor:
+        """What the heads say [..., heads, n] of what `preprocess` made [..., n, inputs]."""
+        raise NotImplementedError
+
+    def start_at(self, output: float) -> None:
+        """Let every head say this of every row."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def adopt(self, encoder: Encoder, label: Tensor) -> None:
+        """Take the normalisation from the encoder and the starting point from the training labels [n]."""
+        for name in ("low", "high", "mean", "scale", "mask"):
+            values = [float(getattr(column, name)) for column in encoder.numeric]
+            getattr(self, name).copy_(torch.tensor(values, dtype=torch.float32))
+        if self.config.kind == "binary":
+            self.start_at(torch.logit(label.double().mean(), eps=1e-3).item())
+        else:
+            self.label_mean.fill_(label.double().mean().item())
+            self.label_scale.fill_(max(label.double().std(correction=0).item(), 1e-6))
+
+    def preprocess(self, numbers: Tensor, codes: Tensor) -> Tensor:
+        """The network's input [..., n, 2 d + embeddings]: normalised numbers, missing masks, embedded categories."""
+        missing = torch.isnan(numbers)
+        normalised = (torch.clamp(numbers, self.low, self.high) - self.mean) / self.scale
+        filled = torch.where(missing, torch.zeros_like(normalised), normalised)
+        embedded = [embedding(codes[..., i]) for i, embedding in enumerate(self.embeddings)]
+        parts = [filled, missing * self.mask, *embedded]
+        if embedded:  # rows that members share are read by each beside its own embeddings
+            parts = [part.expand(*embedded[0].shape[:-1], -1) for part in parts]
+        return torch.cat(parts, dim=-1)
+
+    def judged(self, inputs: Tensor) -> Tensor:
+        """The network's output [..., n] for what `preprocess` made: a logit, or the label in standard deviations."""
+        return self._agreed(self.outputs(inputs, keep_all))
+
+    def _agreed(self, outputs: Tensor) -> Tensor:
+        """[..., heads, n] -> [..., n]: the logit of the heads' mean probability, or the mean of their values."""
+        heads = outputs.shape[-2]
+        if heads == 1:
+            return outputs.squeeze(-2)
+        if self.config.kind == "regression":
+            return outputs.mean(dim=-2)
+        for_it, against = functional.logsigmoid(outputs), functional.logsigmoid(-outputs)
+        return torch.logsumexp(for_it, dim=-2) - torch.logsumexp(against, dim=-2)
+
+    def forward(self, numbers: Tensor, codes: Tensor) -> Tensor:
+        """Logits or values [..., n]."""
+        return self.in_label_units(self.judged(self.preprocess(numbers, codes)))
+
+    def in_label_units(self, output: Tensor) -> Tensor:
+        """The output as a logit (binary) or a value in units of the label (regression)."""
+        return output if self.config.kind == "binary" else output * self.label_scale + self.label_mean
+
+    def losses(self, numbers: Tensor, codes: Tensor, label: Tensor, smoothing: Tensor, drop: Drop) -> Tensor:
+        """Mean loss of a batch [...]: cross-entropy, or smooth absolute error in standard deviations.
+
+        Every head answers for itself. `smoothing` [..., 1] is how far a 0 or 1 is pulled to an even chance, twice over.
+        """
+        outputs = self.outputs(self.preprocess(numbers, codes), drop).float()
+        if self.config.kind == "binary":
+            wanted = (label * (1 - smoothing) + smoothing / 2).unsqueeze(-2).expand_as(outputs)
+            each = functional.binary_cross_entropy_with_logits(outputs, wanted, reduction="none")
+        else:
+            wanted = ((label - self.label_mean) / self.label_scale).unsqueeze(-2).expand_as(outputs)
+            each = functional.smooth_l1_loss(outputs, wanted, beta=0.1, reduction="none")
+        return each.mean(dim=(-2, -1))
