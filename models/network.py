@@ -49,7 +49,11 @@ class Linear(nn.Linear):
         """Batched over members where there are any."""
         if self.weight.dim() == 2:
             return functional.linear(inputs, self.weight, self.bias)
-        return torch.baddbmm(self.bias.unsqueeze(1), inputs.expand(len(self.weight), -1, -1), self.weight.mT)
+        members = len(self.weight)
+        weight, bias = self.weight.mT, self.bias.unsqueeze(1)
+        if members == 1 and self.out_features == 1:  # a lone product with a vector is summed in another order (MKL)
+            return torch.baddbmm(bias.expand(2, -1, -1), inputs.expand(2, -1, -1), weight.expand(2, -1, -1))[:1]
+        return torch.baddbmm(bias, inputs.expand(members, -1, -1), weight)
 
 
 class Embedding(nn.Embedding):

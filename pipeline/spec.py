@@ -51,6 +51,7 @@ class Train(Block):
 
     metric: Metric
     trials: int = Field(gt=0)
+    trials_at_once: int = Field(gt=0)
     rungs: tuple[int, ...] = Field(min_length=1)
     keep_share: Annotated[float, Field(gt=0, le=1)]
     patience_epochs: int = Field(gt=0)
@@ -59,15 +60,17 @@ class Train(Block):
     validation_days: int = Field(gt=0)
     holdout_days: int = Field(gt=0)
     min_rows: int = Field(gt=0)
+    networks: tuple[Literal["mlp", "tabm"], ...] = Field(min_length=1)
     hidden_units: tuple[int, ...] = Field(min_length=1)
     layers: tuple[int, ...] = Field(min_length=1)
     dropout: tuple[float, float]
     learning_rate: tuple[float, float]
     weight_decay: tuple[float, float]
+    label_smoothing: tuple[float, float]
 
     @model_validator(mode="after")
     def _increasing(self) -> "Train":
-        for name in ("dropout", "learning_rate", "weight_decay"):
+        for name in ("dropout", "learning_rate", "weight_decay", "label_smoothing"):
             low, high = getattr(self, name)
             if not 0 <= low <= high:
                 raise ValueError(f"{name}: expected [low, high] with 0 <= low <= high, got [{low}, {high}]")

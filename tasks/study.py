@@ -12,7 +12,10 @@ if TYPE_CHECKING:
 
     from adapters.connect import Outside
 
+Params = dict[str, Any]  # numbers, and the network's name
 _ATTEMPT = "attempt"  # the name under which a trial keeps how it went
+_CLAIM = "claim"  # and who asked for it
+_WARM_UP_TRIALS = 4  # drawn at random before the sampler has something to learn from
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +23,7 @@ class StudyResult:
     """What the search found: the best configuration, its validation metric and the epoch it was reached at."""
 
     study_name: str
-    best_params: dict[str, float]
+    best_params: Params
     best_value: float
     best_epochs: int
     trials: int
@@ -38,40 +41,57 @@ class Attempt:
     seconds: float
 
 
-def suggest(trial: "optuna.Trial", train: Train) -> dict[str, float]:
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """Which worker asked for a trial, after how many epochs of its search, and the how manieth of the study it is."""
+
+    worker: int
+    tick: int
+    place: int
+
+
+def suggest(trial: "optuna.Trial", train: Train) -> Params:
     """A point of the search space."""
 
     def between(name: str, bounds: tuple[float, float]) -> float:
         return float(trial.suggest_float(name, *bounds, log=bounds[0] > 0))
 
     return {
+        "network": trial.suggest_categorical("network", list(train.networks)),
         "hidden_units": trial.suggest_categorical("hidden_units", list(train.hidden_units)),
         "layers": trial.suggest_categorical("layers", list(train.layers)),
         "dropout": float(trial.suggest_float("dropout", *train.dropout)),
         "learning_rate": between("learning_rate", train.learning_rate),
         "weight_decay": between("weight_decay", train.weight_decay),
+        "label_smoothing": float(trial.suggest_float("label_smoothing", *train.label_smoothing)),
     }
 
 
-def middle(train: Train) -> dict[str, float]:
+def middle(train: Train) -> Params:
     """The first trial: the middle of every range, so that even a search of one is sensible."""
 
     def mean(low: float, high: float) -> float:
         return math.sqrt(low * high) if low > 0 else (low + high) / 2
 
     return {
+        "network": train.networks[len(train.networks) // 2],
         "hidden_units": train.hidden_units[len(train.hidden_units) // 2],
         "layers": train.layers[len(train.layers) // 2],
         "dropout": sum(train.dropout) / 2,
         "learning_rate": mean(*train.learning_rate),
         "weight_decay": mean(*train.weight_decay),
+        "label_smoothing": sum(train.label_smoothing) / 2,
     }
 
 
-def keeps_up(loss: float, earlier: list[float], keep_share: float) -> bool:
-    """Asynchronous halving: whether a loss is among the best share of all that reached the same rung so far."""
-    rank = sum(other <= loss for other in earlier)
-    return math.isfinite(loss) and rank < max(1, round(keep_share * (len(earlier) + 1)))
+def reached(losses: list[float | None], epochs: int) -> float:
+    """The best loss after that many epochs; infinite if there was none by then."""
+    return min((loss for loss in losses[:epochs] if loss is not None), default=math.inf)
+
+
+def keeps_up(own: tuple[float, int], others: list[tuple[float, int]], keep_share: float) -> bool:
+    """Halving: whether a (loss, trial's place) is among the best share of all that reached the same rung so far."""
+    return math.isfinite(own[0]) and sum(other < own for other in others) < max(1, round(keep_share * (len(others) + 1)))
 
 
 def open_study(name: str, use_case: UseCase, outside: "Outside") -> "optuna.Study":
@@ -106,29 +126,63 @@ def finished_trials(study: "optuna.Study") -> "list[optuna.trial.FrozenTrial]":
     return study.get_trials(deepcopy=False, states=[TrialState.COMPLETE, TrialState.PRUNED])  # type: ignore[no-any-return]
 
 
-def fail_abandoned(study: "optuna.Study") -> None:
-    """Mark what a dead process left running as failed: it counts for nothing, and the sampler does not see it."""
+def claims(study: "optuna.Study") -> "list[tuple[Claim, optuna.trial.FrozenTrial]]":
+    """The trials that count against the budget, finished or not, each with who asked for it and when."""
+    from optuna.trial import TrialState
+
+    counted = study.get_trials(deepcopy=False, states=[TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING])
+    return [(Claim(**trial.user_attrs[_CLAIM]), trial) for trial in counted if _CLAIM in trial.user_attrs]
+
+
+def fail_half_asked(study: "optuna.Study") -> None:
+    """Mark as failed what a process left that died while asking. Only for who holds the lock under which all ask."""
     from optuna.trial import TrialState
 
     for trial in study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
-        study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+        if _CLAIM not in trial.user_attrs:
+            study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
 
 
-def record(study: "optuna.Study", trial: "optuna.Trial", attempt: Attempt) -> None:
+def ask(study: "optuna.Study", use_case: UseCase, claim: Claim) -> "tuple[Claim, optuna.trial.FrozenTrial]":
+    """One more trial. Its parameters follow from the finished trials and its place; what still runs sways nothing."""
+    import optuna
+
+    study.sampler = optuna.samplers.TPESampler(
+        seed=(use_case.seed * 1009 + claim.place) % 2**32,
+        n_startup_trials=_WARM_UP_TRIALS,
+        multivariate=True,
+        constant_liar=False,
+    )
+    if claim.place == 0 and not study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.WAITING]):
+        study.enqueue_trial(middle(use_case.train))
+    trial = study.ask()
+    suggest(trial, use_case.train)
+    trial.set_user_attr(_CLAIM, asdict(claim))  # last: without it the trial was never asked for
+    return claim, study.get_trials(deepcopy=False)[trial.number]
+
+
+def report_rung(study: "optuna.Study", trial: "optuna.trial.FrozenTrial", rung: int, loss: float) -> None:
+    """Tell the study, which is asked for more before this trial ends, how it stands; once."""
+    import optuna
+
+    if math.isfinite(loss) and rung not in trial.intermediate_values:
+        optuna.trial.Trial(study, trial._trial_id).report(loss, rung)  # noqa: SLF001 (a trial begun by a dead process)
+
+
+def record(study: "optuna.Study", trial: "optuna.trial.FrozenTrial", attempt: Attempt) -> None:
     """Finish a trial, complete or pruned."""
-    from optuna.trial import TrialState
+    import optuna
 
-    trial.set_user_attr(_ATTEMPT, asdict(attempt))
-    loss = attempt.losses[attempt.best_epoch - 1] if attempt.best_epoch else None
+    optuna.trial.Trial(study, trial._trial_id).set_user_attr(_ATTEMPT, asdict(attempt))  # noqa: SLF001 (as above)
     if attempt.pruned:
-        study.tell(trial, state=TrialState.PRUNED)
+        study.tell(trial.number, state=optuna.trial.TrialState.PRUNED)
     else:
-        study.tell(trial, loss)
+        study.tell(trial.number, attempt.losses[attempt.best_epoch - 1])
 
 
-def losses_at(study: "optuna.Study", rung: int) -> list[float]:
-    """The losses of the finished trials that reached a rung."""
-    return [t.intermediate_values[rung] for t in finished_trials(study) if rung in t.intermediate_values]
+def attempt_of(trial: "optuna.trial.FrozenTrial") -> Attempt | None:
+    """How a finished trial went; None while it runs."""
+    return Attempt(**trial.user_attrs[_ATTEMPT]) if trial.state.is_finished() else None
 
 
 def trial_table(study: "optuna.Study") -> list[dict[str, Any]]:
@@ -143,13 +197,14 @@ def _best_loss(entry: dict[str, Any]) -> float:
     return float(entry["losses"][entry["best_epoch"] - 1]) if entry["best_epoch"] else math.inf
 
 
-def report(study: "optuna.Study", trials: int, metric: str) -> None:
-    """Print how the last trial went."""
-    *_, last = trial_table(study)
-    best = _best_loss(last)
+def announce(study: "optuna.Study", number: int, trials: int, metric: str) -> None:
+    """Print how a trial went that has just finished."""
+    table = trial_table(study)
+    at = [trial.number for trial in finished_trials(study)].index(number)
+    entry, best = table[at], _best_loss(table[at])
     print(
-        f"trial {last['trial']}/{trials} {last['state'].lower():8} {metric} {abs(best):.4f} at epoch "
-        f"{last['best_epoch']} of {last['epochs']}, {last['seconds']:.1f} s  {json.dumps(last['params'])}",
+        f"trial {len(table)}/{trials} {entry['state'].lower():8} {metric} {abs(best):.4f} at epoch "
+        f"{entry['best_epoch']} of {entry['epochs']}, {entry['seconds']:.1f} s  {json.dumps(entry['params'])}",
         flush=True,
     )
 

@@ -9,10 +9,11 @@ import pytest
 
 from adapters.errors import FencedOut
 from pipeline.settings import REPOSITORY
-from tasks import dataset, tune
+from tasks import dataset, trials, tune
 from tasks import study as studies
 from tasks.split import split
 from tasks.study import keeps_up, middle
+from tasks.trials import Search
 from tests.models import synthetic
 from tests.tasks import killed, toy
 
@@ -49,13 +50,13 @@ import os
 from tests.tasks import toy
 from tasks import tune
 toy.install()
-tune.search(toy.use_case(), toy.SNAPSHOT, toy.AS_OF, 6, Outside(read_settings(os.environ)))
+tune.search(toy.use_case(), toy.SNAPSHOT, toy.AS_OF, 6, Outside(read_settings(os.environ)), worker=int(sys.argv[1]))
 """
 
 
-def killed_after(finished: int, settings) -> None:
-    """Run a search in a process of its own and kill -9 it once that many trials are done and the next one runs."""
-    command = [sys.executable, "-u", "-c", SEARCH]
+def killed_after(finished: int, settings, *, worker: int = 0) -> None:
+    """Run a search in a process of its own and kill -9 it once that many trials are done and the next ones run."""
+    command = [sys.executable, "-u", "-c", SEARCH, str(worker)]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, text=True, env=killed.environment(settings), cwd=REPOSITORY
     ) as process:
@@ -78,17 +79,91 @@ def test_a_search_killed_twice_and_resumed_ends_as_one_left_alone_with_its_exact
     assert resumed_trials == trials_of(alone, outside)
 
 
+def test_sabotage_a_resumed_search_that_judges_by_the_clock_ends_elsewhere(outside, settings, monkeypatch):
+    alone = search(outside, trials=6)
+    kept = trials_of(alone, outside)
+    forget(alone, outside)
+    killed_after(3, settings)
+    monkeypatch.setattr(Search, "_last_tick", lambda _: 0)
+    monkeypatch.setattr(Search, "_occupied", lambda self, _: len(self.running))  # what has ended leaves room at once
+    assert trials_of(search(outside, trials=6), outside) != kept
+
+
 def test_what_a_dead_process_left_running_is_failed_and_sways_nothing(outside):
     alone = search(outside)
     forget(alone, outside)
     search(outside, trials=2)
     study = studies.open_study(alone.study_name, toy.use_case(), outside)
     for _ in range(3):
-        tune.suggest(study.ask(), toy.use_case().train)  # died here
+        studies.suggest(study.ask(), toy.use_case().train)  # died here
     resumed = search(outside)
     assert best(resumed) == best(alone)
     states = [trial.state.name for trial in study.get_trials()]
     assert (states.count("FAIL"), states.count("RUNNING"), len(states)) == (3, 0, 8)
+
+
+def test_two_workers_share_a_study_and_its_exact_budget(outside, settings):
+    command = [sys.executable, "-u", "-c", SEARCH, "1"]
+    with subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, env=killed.environment(settings), cwd=REPOSITORY
+    ) as other:
+        found = search(outside, trials=6)
+        assert other.wait() == 0
+    asked = claims_of(found, outside)
+    assert sorted(claim.place for claim, _ in asked) == list(range(6))
+    assert {trial.state.is_finished() for _, trial in asked} == {True}
+
+
+def test_a_worker_that_died_leaves_its_trials_to_its_next_run_and_to_nobody_else(outside, settings):
+    killed_after(1, settings, worker=1)
+    found = search(outside, trials=6)
+    left = [claim for claim, trial in claims_of(found, outside) if not trial.state.is_finished()]
+    assert {claim.worker for claim in left} == {1}
+    assert found.trials == 6 - len(left) < 6
+    again = tune.search(toy.use_case(), toy.SNAPSHOT, toy.AS_OF, 6, outside, worker=1)
+    assert again.trials == 6
+    assert again.best_value <= found.best_value
+
+
+def claims_of(found, outside) -> list:
+    return studies.claims(studies.open_study(found.study_name, toy.use_case(), outside))
+
+
+def test_room_is_filled_with_new_trials_while_others_go_on(outside):
+    found = search(outside, trials=6)
+    claims = [claim for claim, _ in claims_of(found, outside)]
+    ticks = [claim.tick for claim in sorted(claims, key=lambda claim: claim.place)]
+    assert ticks[:3] == [0, 0, 0]
+    assert 1 in ticks[3:], "at the first rung some ended, and were replaced there and then"
+    attempts = [studies.attempt_of(trial) for _, trial in claims_of(found, outside)]
+    busy = [sum(c.tick <= t < c.tick + a.epochs for c, a in zip(claims, attempts, strict=True)) for t in range(12)]
+    assert max(busy) == toy.use_case().train.trials_at_once
+
+
+def test_killed_between_the_asks_of_a_batch_and_between_its_tells_all_ends_the_same(outside, monkeypatch):
+    alone = search(outside, trials=6)
+    kept = trials_of(alone, outside)
+    for name in ("ask", "record", "report_rung"):
+        for after in (2, 4):
+            forget(alone, outside)
+            with monkeypatch.context() as patched:
+                patched.setattr(trials, name, dying(getattr(trials, name), after))
+                with pytest.raises(KeyboardInterrupt):
+                    search(outside, trials=6)
+            assert trials_of(search(outside, trials=6), outside) == kept, (name, after)
+
+
+def dying(work, after: int):
+    """`work`, which dies when it is called once too often."""
+    calls = []
+
+    def worked(*arguments):
+        calls.append(arguments)
+        if len(calls) > after:
+            raise KeyboardInterrupt
+        return work(*arguments)
+
+    return worked
 
 
 def test_a_finished_search_is_not_searched_again(outside, capsys):
@@ -105,13 +180,14 @@ def test_a_larger_budget_goes_on_with_the_same_study(outside):
 
 
 def test_an_overtaken_search_can_not_tell(outside, monkeypatch):
-    attempt = tune.Trainer.attempt
+    train_epoch = tune.Trainer.train_epoch
 
-    def overtaken(self, params, trial, study):
-        outside.warehouse.begin(f"search/{study.study_name}")
-        return attempt(self, params, trial, study)
+    def overtaken(self, members):
+        study = tune.study_name(toy.use_case(), toy.SNAPSHOT, toy.AS_OF, toy.features.definition("toy"))
+        outside.warehouse.begin(f"search/{study}/0")
+        return train_epoch(self, members)
 
-    monkeypatch.setattr(tune.Trainer, "attempt", overtaken)
+    monkeypatch.setattr(tune.Trainer, "train_epoch", overtaken)
     with pytest.raises(FencedOut):
         search(outside)
 
@@ -149,10 +225,15 @@ def test_no_label_known_after_the_part_it_belongs_to_is_used():
 
 
 def test_halving_keeps_the_best_share_and_never_what_is_not_finite():
-    assert keeps_up(1.0, [], 0.34)
-    assert not keeps_up(float("inf"), [], 0.34)
-    earlier = [0.5, 0.6, 0.7, 0.8, 0.9]
-    assert [keeps_up(loss, earlier, 0.34) for loss in (0.4, 0.55, 0.65, 1.0)] == [True, True, False, False]
+    assert keeps_up((1.0, 0), [], 0.34)
+    assert not keeps_up((float("inf"), 0), [], 0.34)
+    others = [(loss, place) for place, loss in enumerate([0.5, 0.6, 0.7, 0.8, 0.9])]
+    assert [keeps_up((loss, 9), others, 0.34) for loss in (0.4, 0.55, 0.65, 1.0)] == [True, True, False, False]
+
+
+def test_of_equals_the_first_keeps_up():
+    assert keeps_up((0.5, 0), [(0.5, 1), (0.5, 2)], 0.34)
+    assert not keeps_up((0.5, 1), [(0.5, 0), (0.5, 2)], 0.34)
 
 
 def test_the_study_name_changes_with_whatever_changes_a_trial():
