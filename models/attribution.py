@@ -91,8 +91,8 @@ def _member_values(member: Network, rows: tuple[Tensor, Tensor], middle: tuple[T
 def _inputs_of(config: NetworkConfig) -> Iterator[tuple[int, ...]]:
     """Which of a network's inputs speak for each feature: its number and its mask, or its embedding."""
     for i in range(config.numeric):
-        yield i, config.numeric + i
-    start = 2 * config.numeric
+        yield (i, config.numeric + config.masked.index(i)) if i in config.masked else (i,)
+    start = config.numeric + len(config.masked)
     for cardinality in config.cardinalities:
         width = embedding_width(cardinality)
         yield tuple(range(start, start + width))

@@ -150,7 +150,7 @@ def _card(content: bytes, folder: Path) -> Mapping[str, Any]:
 def _members(card: Mapping[str, Any], encoder: Encoder, content: bytes, folder: Path) -> tuple[Network, ...]:
     """Networks of the card's shape with the file's weights; every name, shape and type must agree."""
     try:
-        config = NetworkConfig(**{**card["config"], "cardinalities": tuple(card["config"]["cardinalities"])})
+        config = NetworkConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in card["config"].items()})
         members = tuple(build(config).eval() for _ in range(card["members"]))
         tensors = load_tensors(content)
     except (TypeError, KeyError, SafetensorError) as error:
@@ -158,8 +158,9 @@ def _members(card: Mapping[str, Any], encoder: Encoder, content: bytes, folder: 
     names = [[c.name for c in encoder.numeric], [c.name for c in encoder.categorical]]
     if names != [card["features"]["numeric"], card["features"]["categorical"]]:
         raise ValueError(f"bundle {folder}: the encoder's columns are not the card's features")
-    if config.kind != card["kind"] or (config.numeric, config.cardinalities) != (
+    if config.kind != card["kind"] or (config.numeric, config.masked, config.cardinalities) != (
         len(encoder.numeric),
+        encoder.masked,
         encoder.cardinalities,
     ):
         raise ValueError(f"bundle {folder}: the network's shape does not fit the encoder")

@@ -84,6 +84,11 @@ class Encoder:
         """How many codes each category has, unknown included."""
         return tuple(len(column.values) + 1 for column in self.categorical)
 
+    @property
+    def masked(self) -> tuple[int, ...]:
+        """The numbers whose being missing means something, by position."""
+        return tuple(i for i, column in enumerate(self.numeric) if column.mask)
+
     def to_json(self) -> str:
         """This encoder as JSON; the same encoder gives the same text."""
         return json.dumps(asdict(self), indent=1, allow_nan=False)

@@ -73,6 +73,7 @@ def start(recipe: Recipe, encoder: Encoder, rows: Rows, *, seed: int) -> Member:
         network=recipe.network,
         kind=recipe.kind,
         numeric=len(encoder.numeric),
+        masked=encoder.masked,
         cardinalities=encoder.cardinalities,
         hidden_units=recipe.hidden_units,
         layers=recipe.layers,

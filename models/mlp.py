@@ -4,9 +4,8 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from models.network import Drop, Linear, Network, NetworkConfig
+from models.network import Activation, Linear, Network, NetworkConfig
 
 
 class MLP(Network):
@@ -22,7 +21,7 @@ class MLP(Network):
 
     @property
     def floats_per_row(self) -> int:
-        """Inputs twice; before SiLU, mask and after dropout for each layer; and three more while one is at work."""
+        """Inputs twice; before SiLU, mask and after it for each layer; and three more while one is at work."""
         return 2 * self.inputs + 3 * (self.config.layers + 1) * self.config.hidden_units
 
     @torch.no_grad()
@@ -30,10 +29,10 @@ class MLP(Network):
         """The head's bias."""
         self.head.bias.fill_(output)
 
-    def outputs(self, inputs: Tensor, drop: Drop) -> Tensor:
+    def outputs(self, inputs: Tensor, activation: Activation) -> Tensor:
         """What the one head says [..., 1, n]."""
-        hidden = inputs
+        hidden, gain = inputs, None
         for layer in self.hidden:
-            hidden = drop(functional.silu(layer(hidden)))
-        output: Tensor = self.head(hidden)
+            hidden, gain = activation(layer(hidden, gain)), activation.gain
+        output: Tensor = self.head(hidden, gain)
         return output.transpose(-2, -1)

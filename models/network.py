@@ -6,7 +6,6 @@ population, and rows that members share come with an axis of 1 there.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,7 +15,15 @@ from torch.nn import functional
 
 from models.encoder import Encoder
 
-Drop = Callable[[Tensor], Tensor]  # [..., n, width] -> the same, some of it dropped; only while training
+
+class Activation:
+    """SiLU, and no dropout: as every network answers. While training, `models.population` has another."""
+
+    gain: Tensor | None = None  # what the next layer multiplies its weights by, for what dropout took away
+
+    def __call__(self, values: Tensor) -> Tensor:
+        """values [..., n, width] -> [..., n, width]."""
+        return functional.silu(values)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +33,7 @@ class NetworkConfig:
     network: str  # a key of models.networks.MODELS
     kind: Literal["binary", "regression"]
     numeric: int
+    masked: tuple[int, ...]  # which numbers are read beside whether they are missing
     cardinalities: tuple[int, ...]
     hidden_units: int
     layers: int
@@ -37,20 +45,17 @@ def embedding_width(cardinality: int) -> int:
     return min(16, math.ceil(2.0 * math.sqrt(math.sqrt(cardinality))))
 
 
-def keep_all(hidden: Tensor) -> Tensor:
-    """No dropout: as every network answers."""
-    return hidden
-
-
 class Linear(nn.Linear):
     """inputs [..., n, in] -> [..., n, out]; with a population axis, a matrix of its own for each member."""
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Batched over members where there are any."""
+    def forward(self, inputs: Tensor, gain: Tensor | None = None) -> Tensor:
+        """Batched over members where there are any, each with its gain [K, 1, 1]."""
         if self.weight.dim() == 2:
             return functional.linear(inputs, self.weight, self.bias)
         members = len(self.weight)
         weight, bias = self.weight.mT, self.bias.unsqueeze(1)
+        if gain is not None:
+            weight = weight * gain
         if members == 1 and self.out_features == 1:  # a lone product with a vector is summed in another order (MKL)
             return torch.baddbmm(bias.expand(2, -1, -1), inputs.expand(2, -1, -1), weight.expand(2, -1, -1))[:1]
         return torch.baddbmm(bias, inputs.expand(members, -1, -1), weight)
@@ -75,20 +80,21 @@ class Network(nn.Module):
     high: Tensor
     mean: Tensor
     scale: Tensor
-    mask: Tensor
+    masked: Tensor
     label_mean: Tensor
     label_scale: Tensor
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         self.config = config
-        for name in ("low", "high", "mean", "scale", "mask"):
+        for name in ("low", "high", "mean", "scale"):
             self.register_buffer(name, torch.zeros(config.numeric))
+        self.register_buffer("masked", torch.tensor(config.masked, dtype=torch.int64), persistent=False)
         self.register_buffer("label_mean", torch.zeros(()))
         self.register_buffer("label_scale", torch.ones(()))
         widths = [embedding_width(cardinality) for cardinality in config.cardinalities]
         self.embeddings = nn.ModuleList(Embedding(n, w) for n, w in zip(config.cardinalities, widths, strict=True))
-        self.inputs = 2 * config.numeric + sum(widths)
+        self.inputs = config.numeric + len(config.masked) + sum(widths)
         for embedding in self.embeddings:
             assert isinstance(embedding, Embedding)
             nn.init.normal_(embedding.weight, std=0.1)
@@ -99,7 +105,7 @@ class Network(nn.Module):
         """About how many numbers a training step holds for each row and member, gradients included."""
         raise NotImplementedError
 
-    def outputs(self, inputs: Tensor, drop: Drop) -> Tensor:
+    def outputs(self, inputs: Tensor, activation: Activation) -> Tensor:
         """What the heads say [..., heads, n] of what `preprocess` made [..., n, inputs]."""
         raise NotImplementedError
 
@@ -110,7 +116,7 @@ class Network(nn.Module):
     @torch.no_grad()
     def adopt(self, encoder: Encoder, label: Tensor) -> None:
         """Take the normalisation from the encoder and the starting point from the training labels [n]."""
-        for name in ("low", "high", "mean", "scale", "mask"):
+        for name in ("low", "high", "mean", "scale"):
             values = [float(getattr(column, name)) for column in encoder.numeric]
             getattr(self, name).copy_(torch.tensor(values, dtype=torch.float32))
         if self.config.kind == "binary":
@@ -120,19 +126,19 @@ class Network(nn.Module):
             self.label_scale.fill_(max(label.double().std(correction=0).item(), 1e-6))
 
     def preprocess(self, numbers: Tensor, codes: Tensor) -> Tensor:
-        """The network's input [..., n, 2 d + embeddings]: normalised numbers, missing masks, embedded categories."""
+        """The network's input [..., n, inputs]: normalised numbers, which are missing, embedded categories."""
         missing = torch.isnan(numbers)
         normalised = (torch.clamp(numbers, self.low, self.high) - self.mean) / self.scale
-        filled = torch.where(missing, torch.zeros_like(normalised), normalised)
+        filled = torch.where(missing, 0.0, normalised)
         embedded = [embedding(codes[..., i]) for i, embedding in enumerate(self.embeddings)]
-        parts = [filled, missing * self.mask, *embedded]
+        parts = [filled, missing[..., self.masked].to(filled.dtype), *embedded]
         if embedded:  # rows that members share are read by each beside its own embeddings
             parts = [part.expand(*embedded[0].shape[:-1], -1) for part in parts]
         return torch.cat(parts, dim=-1)
 
     def judged(self, inputs: Tensor) -> Tensor:
         """The network's output [..., n] for what `preprocess` made: a logit, or the label in standard deviations."""
-        return self._agreed(self.outputs(inputs, keep_all))
+        return self._agreed(self.outputs(inputs, Activation()))
 
     def _agreed(self, outputs: Tensor) -> Tensor:
         """[..., heads, n] -> [..., n]: the logit of the heads' mean probability, or the mean of their values."""
@@ -152,12 +158,12 @@ class Network(nn.Module):
         """The output as a logit (binary) or a value in units of the label (regression)."""
         return output if self.config.kind == "binary" else output * self.label_scale + self.label_mean
 
-    def losses(self, numbers: Tensor, codes: Tensor, label: Tensor, smoothing: Tensor, drop: Drop) -> Tensor:
+    def losses(self, numbers: Tensor, codes: Tensor, label: Tensor, smoothing: Tensor, activation: Activation) -> Tensor:
         """Mean loss of a batch [...]: cross-entropy, or smooth absolute error in standard deviations.
 
         Every head answers for itself. `smoothing` [..., 1] is how far a 0 or 1 is pulled to an even chance, twice over.
         """
-        outputs = self.outputs(self.preprocess(numbers, codes), drop).float()
+        outputs = self.outputs(self.preprocess(numbers, codes), activation).float()
         if self.config.kind == "binary":
             wanted = (label * (1 - smoothing) + smoothing / 2).unsqueeze(-2).expand_as(outputs)
             each = functional.binary_cross_entropy_with_logits(outputs, wanted, reduction="none")

@@ -12,17 +12,19 @@ cuts are follows from the members and the memory alone, never from the number of
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 from models.memory import chunk_members
-from models.network import Network
+from models.network import Activation, Network
 from models.training import FitConfig, Rows, scores
 
 _BETAS, _EPSILON = (0.9, 0.999), 1e-8  # AdamW's, as torch has them
@@ -104,26 +106,68 @@ def _schedule(config: FitConfig, step: int, steps_per_epoch: int) -> tuple[float
     return 1 - rate * config.weight_decay, rate / (1 - beta1 ** (step + 1)), math.sqrt(1 - beta2 ** (step + 1))
 
 
+class _MaskedSiLU(torch.autograd.Function):
+    """silu(values) * mask in three passes over memory where torch's own two steps take five."""
+
+    @staticmethod
+    def forward(context: Any, values: Tensor, mask: Tensor) -> Tensor:  # type: ignore[override]  # torch's way
+        """Mask is 0 or 1."""
+        context.save_for_backward(values, mask)
+        return functional.silu(values).mul_(mask)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]  # torch's way
+        """Of values; what it is given belongs to others."""
+        values, mask = context.saved_tensors
+        masked = gradient * mask
+        return torch.ops.aten.silu_backward.grad_input(masked, values, grad_input=masked), None
+
+
+class _Dropping(Activation):
+    """SiLU and dropout, each member at its own share; the next layer's weights make up for what is missing."""
+
+    def __init__(
+        self, shares: Sequence[float], dice: Sequence[torch.Generator], own: Callable[[Tensor], Tensor], on: torch.device
+    ) -> None:
+        levels = [min(round(share * _LEVELS), _LEVELS - 1) for share in shares]
+        self._below = torch.tensor(levels, dtype=torch.float32, device=on).view(-1, 1, 1) - 1
+        self._dice, self._own, self._device = dice, own, on
+        self.gain: Tensor = _LEVELS / (_LEVELS - 1 - self._below)
+
+    def __call__(self, values: Tensor) -> Tensor:
+        """values [K, n, width] -> [K, n, width]."""
+        rows, width = values.shape[1:]
+        words = math.ceil(rows * width / 8)
+        drawn = [
+            torch.empty(words, dtype=torch.int64, device=self._device).random_(-(2**63), None, generator=dice)
+            for dice in self._dice
+        ]
+        thrown = torch.stack(drawn).view(torch.uint8)[:, : rows * width].reshape(-1, rows, width)
+        mask = (self._own(thrown.to(torch.float32)) - self._below).clamp_(0, 1)
+        kept: Tensor = _MaskedSiLU.apply(values, mask.to(values.dtype))  # type: ignore[no-untyped-call]
+        return kept
+
+
 class _Stack:
     """A chunk of members for one epoch."""
 
     def __init__(self, members: list[Member], rows: Rows) -> None:
-        self.members = members
+        self.members = sorted(members, key=lambda member: member.stream)
         self.rows = rows
         self.device = rows.label.device
+        members = self.members
         self.network = stack([member.model for member in members]).train()
         self.moments = torch.stack([member.moments for member in members], dim=1)  # [2, K, P]
         self.batch_rows = members[0].config.batch_rows
         self.steps = math.ceil(len(rows) / self.batch_rows)
         streams = sorted({member.stream for member in members})
         self.seeds = [seed * 100_003 + epoch for seed, epoch in streams]
-        self.stream_of = None if len(streams) == 1 else self._tensor([streams.index(m.stream) for m in members]).long()
+        shared = len(streams) not in {1, len(members)}  # else one line of rows serves all, or each has its own already
+        of_member = [streams.index(member.stream) for member in members]
+        self.stream_of = torch.tensor(of_member, device=self.device) if shared else None
         self.dice = [torch.Generator(self.device).manual_seed(seed) for seed in self.seeds]
-        dropped = [min(round(member.model.config.dropout * _LEVELS), _LEVELS - 1) for member in members]
-        self.drops = any(dropped)
-        self.threshold = self._tensor(dropped).view(-1, 1, 1) * _LEVELS
-        self.kept = _LEVELS / (_LEVELS - self._tensor(dropped).view(-1, 1, 1))
-        self.nothing = torch.zeros((), device=self.device)
+        shares = [member.model.config.dropout for member in members]
+        self.activation = _Dropping(shares, self.dice, self._own, self.device) if any(shares) else Activation()
 
     def _tensor(self, values: object) -> Tensor:
         return torch.tensor(values, dtype=torch.float32, device=self.device)
@@ -143,7 +187,7 @@ class _Stack:
                 self._own(t[order]) for t in (self.rows.numbers, self.rows.codes, self.rows.label)
             )
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-                losses = self.network.losses(numbers, codes, label, smoothing, self._drop)
+                losses = self.network.losses(numbers, codes, label, smoothing, self.activation)
             gradients = torch.autograd.grad(losses.sum(), parameters)
             self._step(parameters, gradients, schedule[:, i])
             total += losses.detach() * order.shape[1]
@@ -152,21 +196,6 @@ class _Stack:
     def _own(self, rows: Tensor) -> Tensor:
         """Rows of each stream [S, n, ...] as each member's [K, n, ...]; shared ones stay one [1, n, ...]."""
         return rows if self.stream_of is None else rows[self.stream_of]
-
-    def _drop(self, hidden: Tensor) -> Tensor:
-        """Dropout [K, n, width], each member at its own share."""
-        if not self.drops:
-            return hidden
-        rows, width = hidden.shape[1:]
-        words = math.ceil(rows * width / 8)
-        drawn = [
-            torch.empty(words, dtype=torch.int64, device=self.device).random_(-(2**63), None, generator=dice)
-            for dice in self.dice
-        ]
-        dice = torch.stack(drawn).view(torch.uint8)[:, : rows * width].reshape(-1, rows, width)
-        # Nothing where the byte is below the threshold, else more than `kept`: one pass where a comparison takes three.
-        mask = torch.clamp(self._own((dice.float() + 1) * _LEVELS) - self.threshold, self.nothing, self.kept)
-        return hidden * mask.to(hidden.dtype)
 
     def _schedule(self) -> Tensor:
         """[3, steps, K, 1]: what weights shrink by, what a step is scaled by, the root of the second moment's bias."""
@@ -181,7 +210,7 @@ class _Stack:
         gradient = torch.cat([each.reshape(len(self.members), -1) for each in gradients], dim=1)
         first.lerp_(gradient, 1 - _BETAS[0])
         second.mul_(_BETAS[1]).addcmul_(gradient, gradient, value=1 - _BETAS[1])
-        change = (second.sqrt().div_(root).add_(_EPSILON)).reciprocal_().mul_(first).mul_(rate)
+        change = first.div(second.sqrt().div_(root).add_(_EPSILON)).mul_(rate)
         start = 0
         for parameter in parameters:
             flat = parameter.view(len(self.members), -1)

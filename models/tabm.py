@@ -10,9 +10,8 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from models.network import Drop, Linear, Network, NetworkConfig
+from models.network import Activation, Linear, Network, NetworkConfig
 
 COPIES = 8
 
@@ -38,13 +37,13 @@ class TabM(Network):
         """Every head's bias."""
         self.biases.fill_(output)
 
-    def outputs(self, inputs: Tensor, drop: Drop) -> Tensor:
+    def outputs(self, inputs: Tensor, activation: Activation) -> Tensor:
         """What each copy's head says [..., copies, n]."""
         seen = inputs.unsqueeze(-3) * self.scales.unsqueeze(-2)  # [..., copies, n, inputs]
         *before, copies, rows, _ = seen.shape
-        hidden = seen.reshape(*before, copies * rows, -1)
+        hidden, gain = seen.reshape(*before, copies * rows, -1), None
         for layer in self.hidden:
-            hidden = drop(functional.silu(layer(hidden)))
-        hidden = hidden.reshape(*before, copies, rows, -1)
-        outputs = hidden @ self.heads.unsqueeze(-1)
+            hidden, gain = activation(layer(hidden, gain)), activation.gain
+        heads = self.heads if gain is None else self.heads * gain
+        outputs = hidden.reshape(*before, copies, rows, -1) @ heads.unsqueeze(-1)
         return outputs.squeeze(-1) + self.biases.unsqueeze(-1)

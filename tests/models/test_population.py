@@ -130,10 +130,18 @@ def test_a_population_scores_as_its_members_do(encoded, network):
 @pytest.mark.parametrize("share", [0.1, 0.4])
 def test_dropout_drops_its_share_and_keeps_the_mean(encoded, share):
     stacked = population._Stack([begin(encoded), begin(encoded, dropout=share)], encoded[2])
-    dropped = stacked._drop(torch.ones(2, 400, 500))[1]
+    hidden = stacked.activation(torch.full((2, 400, 500), 3.0))
+    assert stacked.activation.gain is not None
+    dropped = (hidden * stacked.activation.gain)[1] / functional.silu(torch.tensor(3.0))
     assert float((dropped == 0).float().mean()) == pytest.approx(share, abs=0.005)
     assert float(dropped.mean()) == pytest.approx(1.0, abs=0.005)
     assert len(dropped.unique()) == 2
+
+
+def test_a_masked_silu_has_the_gradient_it_should(encoded):
+    values = torch.randn(3, 4, 5, dtype=torch.float64, requires_grad=True)
+    mask = (torch.rand(3, 4, 5) > 0.3).double()
+    assert torch.autograd.gradcheck(lambda v: population._MaskedSiLU.apply(v, mask), (values,))
 
 
 def test_one_that_diverges_does_not_touch_its_neighbours(encoded):

@@ -1,0 +1,246 @@
+"""Searching for hyperparameters: our population against Optuna with a DataLoader, the same trials on the same rows.
+
+    python -m benchmarks.hpo [--rows 300000] [--trials 16] [--epochs 4] [--rounds 4]
+
+Every contestant trains the same 16 configurations (Optuna's random sampler, seeded) of a perceptron of 2 x 64 for 4
+epochs of 300,000 rows x 40 features in batches of 1,024, with the same schedule of learning rates, and judges each epoch
+by AUC on 60,000 other rows. They take turns (a round each: the baselines a share of their trials, ours all), so that a
+busy machine is busy for all; the DataLoader has whichever numbers of threads and workers a pilot finds fastest.
+"""
+
+import argparse
+import os
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import optuna
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from benchmarks.table import Measured, keep, table
+from models.metrics import measure
+from models.network import NetworkConfig
+from models.networks import build
+from models.population import Member, Population
+from models.training import FitConfig, Rows, deterministic
+from tasks.study import keeps_up
+
+FEATURES, BATCH_ROWS, UNITS, LAYERS = 40, 1024, 64, 2
+RUNGS, KEEP_SHARE = (1, 2), 0.5
+SEED = 1  # of every trial, for every contestant: what differs is the configuration, as in our own search
+Epoch = Callable[[int], float]  # number -> validation AUC after it
+
+
+def synthetic(rows: int, seed: int = 7) -> Rows:
+    """Correlated, heavy-tailed and discrete columns, a label with interactions and noise, a few values missing."""
+    draw = np.random.default_rng(seed)
+    common = draw.normal(size=(rows, 5))
+    x = common @ draw.normal(size=(5, FEATURES)) * 0.5 + draw.normal(size=(rows, FEATURES))
+    x[:, 10:15] = np.exp(x[:, 10:15] / 2)
+    x[:, 15:20] = np.round(x[:, 15:20])
+    signal = x[:, 0] * x[:, 1] + np.sin(2 * x[:, 2]) + np.maximum(x[:, 3], x[:, 4]) + 0.5 * np.log(x[:, 10])
+    signal += (x[:, 15] > 1) * x[:, 5] + x[:, 6:10].sum(axis=1) / 4
+    label = signal - np.median(signal) + draw.logistic(size=rows) > 0.8
+    x = (x - x.mean(axis=0)) / x.std(axis=0)
+    no_codes = np.zeros((rows, 0), np.int64)
+    return Rows.on(torch.device("cpu"), x.astype(np.float32), no_codes, label.astype(np.float64))
+
+
+def ask(study: optuna.Study) -> tuple[optuna.Trial, dict[str, float]]:
+    """The next configuration."""
+    trial = study.ask()
+    return trial, {
+        "learning_rate": trial.suggest_float("learning_rate", 1e-3, 1e-2, log=True),
+        "weight_decay": trial.suggest_float("weight_decay", 1e-4, 1e-1, log=True),
+        "dropout": trial.suggest_float("dropout", 0.0, 0.3),
+    }
+
+
+def new_study(pruner: optuna.pruners.BasePruner | None = None) -> optuna.Study:
+    """A study in memory: what storage costs is the same for all, and not what is measured."""
+    sampler = optuna.samplers.RandomSampler(seed=1)
+    return optuna.create_study(direction="maximize", sampler=sampler, pruner=pruner or optuna.pruners.NopPruner())
+
+
+def settings(params: dict[str, float], epochs: int, seed: int) -> FitConfig:
+    """How a configuration is trained."""
+    return FitConfig(
+        learning_rate=params["learning_rate"], weight_decay=params["weight_decay"], label_smoothing=0.0,
+        batch_rows=BATCH_ROWS, schedule_epochs=epochs, seed=seed,
+    )  # fmt: skip
+
+
+def plain_network(dropout: float) -> nn.Sequential:
+    """The perceptron, as one writes it."""
+    layers: list[nn.Module] = []
+    for before in (FEATURES, *[UNITS] * (LAYERS - 1)):
+        layers += [nn.Linear(before, UNITS), nn.SiLU(), nn.Dropout(dropout)]
+    return nn.Sequential(*layers, nn.Linear(UNITS, 1))
+
+
+class Sequential:
+    """Optuna's loop, one trial after another: with a DataLoader, or with slices of resident tensors."""
+
+    def __init__(self, train: Rows, validation: Rows, *, workers: int | None, threads: int, pruner: bool) -> None:
+        self.train, self.validation = train, validation
+        self.workers, self.threads = workers, threads
+        self.study = new_study(optuna.pruners.SuccessiveHalvingPruner(1, 2) if pruner else None)
+        self.aucs: list[float] = []
+
+    def batches(self, seed: int) -> "list[tuple[Tensor, Tensor]] | DataLoader[tuple[Tensor, ...]]":
+        """An epoch's batches, shuffled."""
+        dice = torch.Generator().manual_seed(seed)
+        if self.workers is None:
+            order = torch.randperm(len(self.train), generator=dice)
+            x, y = self.train.numbers[order], self.train.label[order]
+            return list(zip(x.split(BATCH_ROWS), y.split(BATCH_ROWS), strict=True))
+        dataset = TensorDataset(self.train.numbers, self.train.label)
+        return DataLoader(dataset, BATCH_ROWS, shuffle=True, generator=dice, num_workers=self.workers)
+
+    def run(self, trials: int, epochs: int) -> None:
+        """Some more trials."""
+        before = torch.get_num_threads()
+        torch.set_num_threads(self.threads)
+        for _ in range(trials):
+            self._trial(epochs)
+        torch.set_num_threads(before)
+
+    def _trial(self, epochs: int) -> None:
+        trial, params = ask(self.study)
+        torch.manual_seed(SEED)
+        network, config = plain_network(params["dropout"]), settings(params, epochs, SEED)
+        optimiser = torch.optim.AdamW(network.parameters(), weight_decay=config.weight_decay, fused=True)
+        loss_of, steps = nn.BCEWithLogitsLoss(), -(-len(self.train) // BATCH_ROWS)
+        auc = 0.0
+        for epoch in range(epochs):
+            network.train()
+            for i, (x, y) in enumerate(self.batches(SEED + epoch)):
+                optimiser.param_groups[0]["lr"] = config.rate(epoch * steps + i, steps)
+                optimiser.zero_grad()
+                loss_of(network(x).squeeze(1), y).backward()
+                optimiser.step()
+            network.eval()
+            with torch.no_grad():
+                auc = measure("auc", network(self.validation.numbers).squeeze(1), self.validation.label)
+            trial.report(auc, epoch + 1)
+            if epoch + 1 < epochs and trial.should_prune():
+                self.study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+                return
+        self.aucs.append(auc)
+        self.study.tell(trial, auc)
+
+
+def together(train: Rows, validation: Rows, *, trials: int, epochs: int, threads: int, halving: bool) -> list[float]:
+    """Ours: all asked for at once, trained as one, told; the AUC of each trial that went through."""
+    study = new_study()
+    asked = [ask(study) for _ in range(trials)]
+    with deterministic(1):
+        population = Population(train, threads=threads)
+        running = [(trial, member(params, epochs)) for trial, params in asked]
+        for epoch in range(1, epochs + 1):
+            members = [of_trial for _, of_trial in running]
+            population.train_epoch(members)
+            scores = population.scores(members, validation)
+            aucs = [measure("auc", score, validation.label) for score in scores]
+            for (trial, _), auc in zip(running, aucs, strict=True):
+                trial.report(auc, epoch)
+            if halving and epoch in RUNGS and epoch < epochs:
+                ranked = [(-auc, i) for i, auc in enumerate(aucs)]
+                kept = [keeps_up(own, [r for r in ranked if r != own], KEEP_SHARE) for own in ranked]
+                for (trial, _), stays in zip(running, kept, strict=True):
+                    if not stays:
+                        study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+                running = [one for one, stays in zip(running, kept, strict=True) if stays]
+    for (trial, _), auc in zip(running, aucs, strict=True):
+        study.tell(trial, auc)
+    return aucs
+
+
+def member(params: dict[str, float], epochs: int) -> Member:
+    """A configuration as a member of a population."""
+    torch.manual_seed(SEED)
+    network = build(
+        NetworkConfig(
+            network="mlp", kind="binary", numeric=FEATURES, masked=(), cardinalities=(), hidden_units=UNITS, layers=LAYERS,
+            dropout=params["dropout"],
+        )
+    )  # fmt: skip
+    for name, value in {"low": -10.0, "high": 10.0, "scale": 1.0}.items():
+        getattr(network, name).fill_(value)  # the columns are standardised already, for every contestant
+    return Member(network, settings(params, epochs, SEED))
+
+
+def pilot(train: Rows, validation: Rows) -> tuple[int, int]:
+    """(threads, workers) with which the DataLoader is fastest here: the median of three short epochs."""
+    some = Rows(*(t[:40_000] for t in (train.numbers, train.codes, train.label)))
+    tried = {
+        (threads, workers): Measured(name=f"pilot, {threads} threads, {workers} workers")
+        for threads in sorted({1, os.cpu_count() or 1})
+        for workers in (0, 1, 2)
+    }
+    for _ in range(3):
+        for (threads, workers), measured in tried.items():
+            one = Sequential(some, validation, workers=workers, threads=threads, pruner=False)
+            with measured.timed():
+                one.run(1, 1)
+    best = min(tried, key=lambda key: median(tried[key].wall))
+    print(table(list(tried.values()), ours=tried[best].name), flush=True)
+    return best
+
+
+def main() -> None:
+    """Measure, print, keep."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.hpo", description=__doc__)
+    for name, default in {"rows": 300_000, "trials": 16, "epochs": 4, "rounds": 4}.items():
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--into", type=Path, default=Path("build/benchmarks"))
+    asked = parser.parse_args()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    everything = synthetic(asked.rows + asked.rows // 5)
+    train, validation = (
+        Rows(*(t[part] for t in (everything.numbers, everything.codes, everything.label)))
+        for part in (slice(asked.rows), slice(asked.rows, None))
+    )
+    threads, workers = pilot(train, validation)
+    cores = len(os.sched_getaffinity(0))
+    loader = f"Optuna + DataLoader ({threads} threads, {workers} workers)"
+    baselines = {
+        loader: Sequential(train, validation, workers=workers, threads=threads, pruner=False),
+        "the same, with its halving pruner": Sequential(
+            train, validation, workers=workers, threads=threads, pruner=True
+        ),
+        "Optuna + slices of resident tensors": Sequential(
+            train, validation, workers=None, threads=threads, pruner=False
+        ),
+    }
+    ours = {
+        f"population ({cores} chunks at a time, 1 thread each)": (cores, False),
+        "population (1 thread)": (1, False),
+        "population with halving": (cores, True),
+    }
+    measured = {name: Measured(name=name) for name in (*baselines, *ours)}
+    aucs: dict[str, list[float]] = {}
+    share = asked.trials // asked.rounds
+    for number in range(asked.rounds):
+        for name, baseline in baselines.items():
+            with measured[name].timed(share=share / asked.trials):
+                baseline.run(share, asked.epochs)
+            aucs[name] = baseline.aucs
+        for name, (at_a_time, halving) in ours.items():
+            with measured[name].timed():
+                aucs[name] = together(
+                    train, validation, trials=asked.trials, epochs=asked.epochs, threads=at_a_time, halving=halving
+                )
+        print(f"round {number + 1}: " + ", ".join(f"{m.wall[-1]:.1f} s" for m in measured.values()), flush=True)
+    for name, found in aucs.items():
+        measured[name].facts = {"best AUC": round(max(found), 4), "mean AUC": round(float(np.mean(found)), 4)}
+    print(table(list(measured.values()), ours=next(iter(ours))))
+    about = {"rows": asked.rows, "features": FEATURES, "trials": asked.trials, "epochs": asked.epochs}
+    print(keep("hpo", list(measured.values()), asked.into, **about))
+
+
+if __name__ == "__main__":
+    main()
