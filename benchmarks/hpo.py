@@ -4,8 +4,8 @@
 
 Every contestant trains the same 16 configurations (Optuna's random sampler, seeded) of a perceptron of 2 x 64 for 4
 epochs of 300,000 rows x 40 features in batches of 1,024, with the same schedule of learning rates, and judges each epoch
-by AUC on 60,000 other rows. They take turns (a round each: the baselines a share of their trials, ours all), so that a
-busy machine is busy for all; the DataLoader has whichever numbers of threads and workers a pilot finds fastest.
+by AUC on 60,000 other rows. They take turns (a round: the baselines a share of their trials, ours all), so that a busy
+machine is busy for all; the DataLoader has whichever numbers of threads and workers a pilot finds fastest.
 """
 
 import argparse
@@ -96,7 +96,7 @@ class Sequential:
         if self.workers is None:
             order = torch.randperm(len(self.train), generator=dice)
             x, y = self.train.numbers[order], self.train.label[order]
-            return list(zip(x.split(BATCH_ROWS), y.split(BATCH_ROWS), strict=True))
+            return list(zip(torch.split(x, BATCH_ROWS), torch.split(y, BATCH_ROWS), strict=True))
         dataset = TensorDataset(self.train.numbers, self.train.label)
         return DataLoader(dataset, BATCH_ROWS, shuffle=True, generator=dice, num_workers=self.workers)
 
@@ -164,8 +164,8 @@ def member(params: dict[str, float], epochs: int) -> Member:
     torch.manual_seed(SEED)
     network = build(
         NetworkConfig(
-            network="mlp", kind="binary", numeric=FEATURES, masked=(), cardinalities=(), hidden_units=UNITS, layers=LAYERS,
-            dropout=params["dropout"],
+            network="mlp", kind="binary", numeric=FEATURES, masked=(), cardinalities=(), hidden_units=UNITS,
+            layers=LAYERS, dropout=params["dropout"],
         )
     )  # fmt: skip
     for name, value in {"low": -10.0, "high": 10.0, "scale": 1.0}.items():
@@ -196,7 +196,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.hpo", description=__doc__)
     for name, default in {"rows": 300_000, "trials": 16, "epochs": 4, "rounds": 4}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--into", type=Path, default=Path("build/benchmarks"))
+    parser.add_argument("--into", type=Path, default=Path("benchmarks/results"))
     asked = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     everything = synthetic(asked.rows + asked.rows // 5)

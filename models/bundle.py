@@ -150,7 +150,8 @@ def _card(content: bytes, folder: Path) -> Mapping[str, Any]:
 def _members(card: Mapping[str, Any], encoder: Encoder, content: bytes, folder: Path) -> tuple[Network, ...]:
     """Networks of the card's shape with the file's weights; every name, shape and type must agree."""
     try:
-        config = NetworkConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in card["config"].items()})
+        shape: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in card["config"].items()}
+        config = NetworkConfig(**shape)
         members = tuple(build(config).eval() for _ in range(card["members"]))
         tensors = load_tensors(content)
     except (TypeError, KeyError, SafetensorError) as error:

@@ -1,8 +1,8 @@
 """What every network here has in common: the preprocessing inside the graph, its losses, and how it is rebuilt.
 
-A network is one member, with parameters of the usual shapes; or, with a population axis put before each parameter's own
-(`models.population`), K members of one shape. The same code runs both: `...` below is nothing for one member and K for a
-population, and rows that members share come with an axis of 1 there.
+A network is one member, with parameters of the usual shapes; or, with a population axis put before each parameter's
+own (`models.population`), K members of one shape. The same code runs both: `...` below is nothing for one member and K
+for a population, and rows that members share come with an axis of 1 there.
 """
 
 import math
@@ -158,7 +158,9 @@ class Network(nn.Module):
         """The output as a logit (binary) or a value in units of the label (regression)."""
         return output if self.config.kind == "binary" else output * self.label_scale + self.label_mean
 
-    def losses(self, numbers: Tensor, codes: Tensor, label: Tensor, smoothing: Tensor, activation: Activation) -> Tensor:
+    def losses(
+        self, numbers: Tensor, codes: Tensor, label: Tensor, smoothing: Tensor, activation: Activation
+    ) -> Tensor:
         """Mean loss of a batch [...]: cross-entropy, or smooth absolute error in standard deviations.
 
         Every head answers for itself. `smoothing` [..., 1] is how far a 0 or 1 is pulled to an even chance, twice over.

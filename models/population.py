@@ -74,7 +74,9 @@ class Population:
         found = {}
         for chunk in self._chunks(members):
             stacked = stack([member.model for member in chunk])
-            for member, of_member in zip(chunk, scores(stacked, rows.numbers.unsqueeze(0), rows.codes.unsqueeze(0)), strict=True):
+            for member, of_member in zip(
+                chunk, scores(stacked, rows.numbers.unsqueeze(0), rows.codes.unsqueeze(0)), strict=True
+            ):
                 found[id(member)] = of_member
         return [found[id(member)] for member in members]
 
@@ -110,13 +112,13 @@ class _MaskedSiLU(torch.autograd.Function):
     """silu(values) * mask in three passes over memory where torch's own two steps take five."""
 
     @staticmethod
-    def forward(context: Any, values: Tensor, mask: Tensor) -> Tensor:  # type: ignore[override]  # torch's way
+    def forward(context: Any, values: Tensor, mask: Tensor) -> Tensor:
         """Mask is 0 or 1."""
         context.save_for_backward(values, mask)
         return functional.silu(values).mul_(mask)
 
     @staticmethod
-    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]  # torch's way
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
         """Of values; what it is given belongs to others."""
         values, mask = context.saved_tensors
         masked = gradient * mask
@@ -127,7 +129,11 @@ class _Dropping(Activation):
     """SiLU and dropout, each member at its own share; the next layer's weights make up for what is missing."""
 
     def __init__(
-        self, shares: Sequence[float], dice: Sequence[torch.Generator], own: Callable[[Tensor], Tensor], on: torch.device
+        self,
+        shares: Sequence[float],
+        dice: Sequence[torch.Generator],
+        own: Callable[[Tensor], Tensor],
+        on: torch.device,
     ) -> None:
         levels = [min(round(share * _LEVELS), _LEVELS - 1) for share in shares]
         self._below = torch.tensor(levels, dtype=torch.float32, device=on).view(-1, 1, 1) - 1
@@ -183,9 +189,7 @@ class _Stack:
         total = torch.zeros(len(self.members), device=self.device)
         for i in range(self.steps):
             order = orders[:, i * self.batch_rows : (i + 1) * self.batch_rows]
-            numbers, codes, label = (
-                self._own(t[order]) for t in (self.rows.numbers, self.rows.codes, self.rows.label)
-            )
+            numbers, codes, label = (self._own(t[order]) for t in (self.rows.numbers, self.rows.codes, self.rows.label))
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
                 losses = self.network.losses(numbers, codes, label, smoothing, self.activation)
             gradients = torch.autograd.grad(losses.sum(), parameters)
@@ -199,7 +203,9 @@ class _Stack:
 
     def _schedule(self) -> Tensor:
         """[3, steps, K, 1]: what weights shrink by, what a step is scaled by, the root of the second moment's bias."""
-        rows = [[_schedule(m.config, m.epoch * self.steps + i, self.steps) for m in self.members] for i in range(self.steps)]
+        rows = [
+            [_schedule(m.config, m.epoch * self.steps + i, self.steps) for m in self.members] for i in range(self.steps)
+        ]
         return self._tensor(rows).permute(2, 0, 1).unsqueeze(-1)
 
     @torch.no_grad()

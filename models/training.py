@@ -76,7 +76,9 @@ def best_device() -> torch.device:
 
 
 @torch.no_grad()
-def scores(model: Network, numbers: Tensor, codes: Tensor, *, chunk_rows: int = _EVALUATION_ROWS) -> NDArray[np.float64]:
+def scores(
+    model: Network, numbers: Tensor, codes: Tensor, *, chunk_rows: int = _EVALUATION_ROWS
+) -> NDArray[np.float64]:
     """Probabilities (binary) or values (regression) of rows, float64 [n], chunk by chunk.
 
     Of a stacked network (`models.population`), which reads rows [1, n, ...], one line of them for each member: [K, n].

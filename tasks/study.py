@@ -91,7 +91,9 @@ def reached(losses: list[float | None], epochs: int) -> float:
 
 def keeps_up(own: tuple[float, int], others: list[tuple[float, int]], keep_share: float) -> bool:
     """Halving: whether a (loss, trial's place) is among the best share of all that reached the same rung so far."""
-    return math.isfinite(own[0]) and sum(other < own for other in others) < max(1, round(keep_share * (len(others) + 1)))
+    return math.isfinite(own[0]) and sum(other < own for other in others) < max(
+        1, round(keep_share * (len(others) + 1))
+    )
 
 
 def open_study(name: str, use_case: UseCase, outside: "Outside") -> "optuna.Study":

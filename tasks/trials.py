@@ -1,9 +1,9 @@
 """The trials of a search, trained together: asked for in batches, judged at rungs, told, and replaced by new ones.
 
-Everything here happens in the search's own time, counted in epochs ("ticks"), not in the clock's. A trial that was asked
-for at tick t ends its e-th epoch at tick t + e; at a tick every trial at a rung is judged among all that had reached that
-rung by then, and only after all of a tick's ends were told is the room they leave asked for again, the sampler seeded by
-the new trial's place. So a search that was killed goes through the same ticks again: what was told is not trained again,
+Everything here happens in the search's own time, counted in epochs ("ticks"), not in the clock's. A trial asked for at
+tick t ends its e-th epoch at tick t + e; at a tick every trial at a rung is judged among all that had reached that rung
+by then, and only after all of a tick's ends were told is the room they leave asked for again, the sampler seeded by the
+new trial's place. So a search that was killed goes through the same ticks again: what was told is not trained again,
 what was running is (networks in training are not kept), and all ends as if nothing had happened. Where other workers
 share the study, their results reach this one by the clock, and it still ends with the exact budget.
 """

@@ -33,7 +33,7 @@ THREADS = 1
 def search(
     use_case: UseCase, snapshot: Snapshot, as_of: datetime, trials: int, outside: "Outside", *, worker: int = 0
 ) -> StudyResult:
-    """Search until the study has exactly `trials` trials, many trained at a time; goes on where a killed search stopped.
+    """Search until the study has exactly `trials` trials, many at a time; goes on where a killed search stopped.
 
     Several workers, each with a number of its own, may share a study and its budget: whoever has room asks. A worker
     that was killed is to be run again, under its number; its trials are nobody else's.

@@ -64,7 +64,8 @@ def environment(folder: Path) -> dict[str, str]:
     """The shipped use case with a small search and an early retrain, so that a few weeks show everything."""
     params = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
     block = params["flights"]
-    small = {"trials": 3, "rungs": [2, 5], "hidden_units": [64], "layers": [1], "validation_days": 7, "min_rows": 5000}
+    small = {"trials": 3, "rungs": [2, 5], "networks": ["mlp"], "hidden_units": [64], "layers": [1]}
+    small |= {"validation_days": 7, "min_rows": 5000}
     block["train"] |= small
     block["monitor"] |= {"max_age_days": 20}
     block["endpoint"]["rollout"] |= {"shadow_requests": 50, "canary_share": 0.3, "canary_requests": 30}

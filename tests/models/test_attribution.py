@@ -7,21 +7,22 @@ import pytest
 from models import attribution, bundle
 from models.attribution import TOLERANCE, attribute
 from models.ensemble import fit_ensemble
+from models.networks import MODELS
 from serving.predictor import Predictor
 from tests.models.synthetic import CATEGORICAL, NUMERIC, table
 from tests.models.test_bundle import write
 from tests.models.test_training import CPU, recipe
 
 
-def trained_bundle(folder, kind: str):
+def trained_bundle(folder, kind: str, network: str = "mlp"):
     rows = table(kind=kind)
-    write(folder, fit_ensemble(recipe(epochs=6, seeds=(1, 2, 3), kind=kind), rows, CPU))
+    write(folder, fit_ensemble(recipe(network=network, epochs=6, seeds=(1, 2, 3), kind=kind), rows, CPU))
     return bundle.load(folder)
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    return trained_bundle(tmp_path_factory.mktemp("bundle"), "binary")
+@pytest.fixture(scope="module", params=sorted(MODELS))
+def trained(tmp_path_factory, request):
+    return trained_bundle(tmp_path_factory.mktemp("bundle"), "binary", request.param)
 
 
 def awkward(rows: int = 200) -> pa.Table:

@@ -9,13 +9,14 @@ from safetensors.torch import load_file, save_file
 
 from models import bundle
 from models.ensemble import fit_ensemble
+from models.networks import MODELS
 from tests.models.synthetic import table
 from tests.models.test_training import CPU, recipe
 
 
-@pytest.fixture(scope="module")
-def ensemble():
-    return fit_ensemble(recipe(epochs=1, seeds=(1, 2)), table(1000), CPU)
+@pytest.fixture(scope="module", params=sorted(MODELS))
+def ensemble(request):
+    return fit_ensemble(recipe(network=request.param, epochs=1, seeds=(1, 2)), table(1000), CPU)
 
 
 def write(folder: Path, ensemble) -> str:
@@ -79,10 +80,10 @@ def test_a_truncated_weights_file_is_refused_even_when_resealed(folder):
     "change",
     [
         lambda w: {k: t for k, t in w.items() if not k.startswith("1.")},
-        lambda w: {**w, "2.head.weight": w["0.head.weight"].clone()},
-        lambda w: {**w, "0.head.weight": w["0.head.weight"][:, :-1].contiguous()},
-        lambda w: {**w, "0.head.bias": torch.tensor([float("nan")])},
-        lambda w: {**w, "0.head.bias": w["0.head.bias"].double()},
+        lambda w: {**w, "2.hidden.0.weight": w["0.hidden.0.weight"].clone()},
+        lambda w: {**w, "0.hidden.0.weight": w["0.hidden.0.weight"][:, :-1].contiguous()},
+        lambda w: {**w, "0.hidden.0.bias": w["0.hidden.0.bias"] * float("nan")},
+        lambda w: {**w, "0.hidden.0.bias": w["0.hidden.0.bias"].double()},
     ],
     ids=["member missing", "member too many", "other shape", "not finite", "other type"],
 )

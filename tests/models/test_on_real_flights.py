@@ -59,8 +59,10 @@ def judged(parts: tuple[pa.Table, pa.Table], numeric: tuple[str, ...]) -> Judgem
     """The shipped gate's answer about a first champion with these features."""
     train, holdout = parts
     recipe = Recipe(
-        kind="binary", numeric=numeric, categorical=FLIGHTS.categorical, network="mlp", hidden_units=64,
-        layers=2, dropout=0.2, learning_rate=2e-3, weight_decay=1e-2, label_smoothing=0.0, batch_rows=512, schedule_epochs=10, epochs=4, seeds=(1, 2), threads=1,
+        kind="binary", numeric=numeric, categorical=FLIGHTS.categorical,
+        network="mlp",
+        hidden_units=64, layers=2, dropout=0.2, learning_rate=2e-3, weight_decay=1e-2, label_smoothing=0.0,
+        batch_rows=512, schedule_epochs=10, epochs=4, seeds=(1, 2), threads=1,
     )  # fmt: skip
     score = member_scores(fit_ensemble(recipe, train, CPU), holdout).astype(np.float64)
     setting = Setting(

@@ -69,7 +69,7 @@ def test_a_member_trained_alone_ends_as_it_does_inside_a_population(encoded, net
 
 def test_sabotage_members_that_read_each_others_rows_do_not(encoded, monkeypatch):
     together, alone = various(encoded, "mlp"), various(encoded, "mlp")
-    monkeypatch.setattr(population._Stack, "_own", lambda self, rows: rows[:1])
+    monkeypatch.setattr(population._Stack, "_own", lambda _, rows: rows[:1])
     train(encoded[2], *together)
     monkeypatch.undo()
     train(encoded[2], alone[3])

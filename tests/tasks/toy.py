@@ -50,7 +50,14 @@ def install(*, rows: int = 6000, seed: int = 0) -> None:
 def use_case(**train: object) -> UseCase:
     """The shipped use case's block under another name, with small settings for training."""
     shipped = use_cases(REPOSITORY / "params.yaml")["flights"]
-    small = {"validation_days": 7, "holdout_days": 7, "min_rows": 500, "batch_rows": 128, "rungs": (1, 2, 4), "trials_at_once": 3}
+    small = {
+        "validation_days": 7,
+        "holdout_days": 7,
+        "min_rows": 500,
+        "batch_rows": 128,
+        "rungs": (1, 2, 4),
+        "trials_at_once": 3,
+    }
     small |= {"hidden_units": (16, 32), "layers": (1, 2), "ensemble_seeds": 2, "networks": ("mlp",)}
     return shipped.model_copy(
         update={
