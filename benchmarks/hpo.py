@@ -3,9 +3,9 @@
     python -m benchmarks.hpo [--rows 300000] [--trials 16] [--epochs 4] [--rounds 4]
 
 Every contestant trains the same 16 configurations (Optuna's random sampler, seeded) of a perceptron of 2 x 64 for 4
-epochs of 300,000 rows x 40 features in batches of 1,024, with the same schedule of learning rates, and judges each epoch
-by AUC on 60,000 other rows. They take turns (a round: the baselines a share of their trials, ours all), so that a busy
-machine is busy for all; the DataLoader has whichever numbers of threads and workers a pilot finds fastest.
+epochs of 300,000 rows x 40 features in batches of 1,024, with the same schedule of learning rates, and judges each
+epoch by AUC on 60,000 other rows. They take turns (a round: the baselines a share of their trials, ours all), so that
+a busy machine is busy for all; the DataLoader has whichever numbers of threads and workers a pilot finds fastest.
 """
 
 import argparse

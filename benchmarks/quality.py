@@ -4,9 +4,9 @@
 
 Frozen training: features as the product builds them (strictly point in time), rows from 8 January to 31 March 2013;
 test on April to December. Ours is the shipped search (its space, rungs and metric, the shipped validation days before
-the end of March, the study in memory), then the shipped refit on every row. LightGBM gets the same split: early stopping
-on the validation days, then a refit on every row, with settings such as one takes who knows it. The test months are
-looked at once, for the table.
+the end of March, the study in memory), then the shipped refit on every row. LightGBM gets the same split: early
+stopping on the validation days, then a refit on every row, with settings such as one takes who knows it. The test
+months are looked at once, for the table.
 """
 
 import argparse
