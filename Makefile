@@ -76,7 +76,9 @@ test-image: env ## build the serving image and ask it, hardened, in a Docker eng
 	@WINDSOCK_TEST_IMAGE=1 $(BIN)/python -m pytest -m image tests/serving/test_image.py
 
 .PHONY: bench
-bench: env ## ours beside other servers of the same model (needs wrk), then 20 swaps under load
+bench: env ## serving beside other servers (needs wrk), 20 swaps under load, the search beside Optuna, quality
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[local,dev,bench]'
 	@$(BIN)/python -m benchmarks.serving
 	@$(BIN)/python -m benchmarks.swaps
+	@$(BIN)/python -m benchmarks.hpo
+	@$(BIN)/python -m benchmarks.quality
