@@ -10,7 +10,6 @@ a busy machine is busy for all; the DataLoader has whichever numbers of threads 
 
 import argparse
 import os
-from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
@@ -25,13 +24,12 @@ from models.metrics import measure
 from models.network import NetworkConfig
 from models.networks import build
 from models.population import Member, Population
-from models.training import FitConfig, Rows, deterministic
+from models.training import FitConfig, Rows, best_device, deterministic
 from tasks.study import keeps_up
 
 FEATURES, BATCH_ROWS, UNITS, LAYERS = 40, 1024, 64, 2
 RUNGS, KEEP_SHARE = (1, 2), 0.5
 SEED = 1  # of every trial, for every contestant: what differs is the configuration, as in our own search
-Epoch = Callable[[int], float]  # number -> validation AUC after it
 
 
 def synthetic(rows: int, seed: int = 7) -> Rows:
@@ -46,7 +44,7 @@ def synthetic(rows: int, seed: int = 7) -> Rows:
     label = signal - np.median(signal) + draw.logistic(size=rows) > 0.8
     x = (x - x.mean(axis=0)) / x.std(axis=0)
     no_codes = np.zeros((rows, 0), np.int64)
-    return Rows.on(torch.device("cpu"), x.astype(np.float32), no_codes, label.astype(np.float64))
+    return Rows.on(best_device(), x.astype(np.float32), no_codes, label.astype(np.float64))
 
 
 def ask(study: optuna.Study) -> tuple[optuna.Trial, dict[str, float]]:
@@ -86,7 +84,8 @@ class Sequential:
 
     def __init__(self, train: Rows, validation: Rows, *, workers: int | None, threads: int, pruner: bool) -> None:
         self.train, self.validation = train, validation
-        self.workers, self.threads = workers, threads
+        self.workers, self.threads, self.device = workers, threads, train.label.device
+        self.label = validation.label.cpu().numpy()
         self.study = new_study(optuna.pruners.SuccessiveHalvingPruner(1, 2) if pruner else None)
         self.aucs: list[float] = []
 
@@ -94,11 +93,14 @@ class Sequential:
         """An epoch's batches, shuffled."""
         dice = torch.Generator().manual_seed(seed)
         if self.workers is None:
-            order = torch.randperm(len(self.train), generator=dice)
+            order = torch.randperm(len(self.train), generator=dice).to(self.device)
             x, y = self.train.numbers[order], self.train.label[order]
             return list(zip(torch.split(x, BATCH_ROWS), torch.split(y, BATCH_ROWS), strict=True))
-        dataset = TensorDataset(self.train.numbers, self.train.label)
-        return DataLoader(dataset, BATCH_ROWS, shuffle=True, generator=dice, num_workers=self.workers)
+        dataset = TensorDataset(self.train.numbers.cpu(), self.train.label.cpu())
+        pinned = self.device.type == "cuda"
+        return DataLoader(
+            dataset, BATCH_ROWS, shuffle=True, generator=dice, num_workers=self.workers, pin_memory=pinned
+        )
 
     def run(self, trials: int, epochs: int) -> None:
         """Some more trials."""
@@ -111,7 +113,7 @@ class Sequential:
     def _trial(self, epochs: int) -> None:
         trial, params = ask(self.study)
         torch.manual_seed(SEED)
-        network, config = plain_network(params["dropout"]), settings(params, epochs, SEED)
+        network, config = plain_network(params["dropout"]).to(self.device), settings(params, epochs, SEED)
         optimiser = torch.optim.AdamW(network.parameters(), weight_decay=config.weight_decay, fused=True)
         loss_of, steps = nn.BCEWithLogitsLoss(), -(-len(self.train) // BATCH_ROWS)
         auc = 0.0
@@ -120,11 +122,12 @@ class Sequential:
             for i, (x, y) in enumerate(self.batches(SEED + epoch)):
                 optimiser.param_groups[0]["lr"] = config.rate(epoch * steps + i, steps)
                 optimiser.zero_grad()
-                loss_of(network(x).squeeze(1), y).backward()
+                logits = network(x.to(self.device, non_blocking=True)).squeeze(1)
+                loss_of(logits, y.to(self.device, non_blocking=True)).backward()
                 optimiser.step()
             network.eval()
             with torch.no_grad():
-                auc = measure("auc", network(self.validation.numbers).squeeze(1), self.validation.label)
+                auc = measure("auc", network(self.validation.numbers).squeeze(1).cpu(), self.label)
             trial.report(auc, epoch + 1)
             if epoch + 1 < epochs and trial.should_prune():
                 self.study.tell(trial, state=optuna.trial.TrialState.PRUNED)
@@ -144,7 +147,7 @@ def together(train: Rows, validation: Rows, *, trials: int, epochs: int, threads
             members = [of_trial for _, of_trial in running]
             population.train_epoch(members)
             scores = population.scores(members, validation)
-            aucs = [measure("auc", score, validation.label) for score in scores]
+            aucs = [measure("auc", score, validation.label.cpu()) for score in scores]
             for (trial, _), auc in zip(running, aucs, strict=True):
                 trial.report(auc, epoch)
             if halving and epoch in RUNGS and epoch < epochs:

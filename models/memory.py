@@ -21,7 +21,8 @@ def member_bytes(model: Network, batch_rows: int) -> int:
 def free_bytes(device: torch.device) -> int:
     """What the device still has."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch's own, for the asking
+        return int(torch.cuda.mem_get_info(device)[0] + idle)
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 

@@ -54,35 +54,33 @@ class Population:
 
     def __init__(self, rows: Rows, *, threads: int = 1) -> None:
         self.rows = rows
-        self._threads = threads
+        self._threads = threads if rows.label.device.type == "cpu" else 1  # a chunk has all the accelerator's memory
 
     def train_epoch(self, members: Sequence[Member]) -> None:
         """One epoch for each of these members, whatever epoch each has reached."""
-        for member in members:
-            member.model.to(self.rows.label.device)
         chunks = self._chunks(members)
         if self._threads == 1 or len(chunks) == 1:
             for chunk in chunks:
                 _Stack(chunk, self.rows).train_epoch()
         else:
             with ThreadPoolExecutor(self._threads) as pool:
-                for done in [pool.submit(_Stack(chunk, self.rows).train_epoch) for chunk in chunks]:
-                    done.result()
+                list(pool.map(lambda chunk: _Stack(chunk, self.rows).train_epoch(), chunks))
 
     def scores(self, members: Sequence[Member], rows: Rows) -> list[NDArray[np.float64]]:
         """Each member's probabilities (binary) or values (regression) of rows [n]."""
         found = {}
+        numbers, codes = rows.numbers.unsqueeze(0), rows.codes.unsqueeze(0)
         for chunk in self._chunks(members):
             stacked = stack([member.model for member in chunk])
-            for member, of_member in zip(
-                chunk, scores(stacked, rows.numbers.unsqueeze(0), rows.codes.unsqueeze(0)), strict=True
-            ):
-                found[id(member)] = of_member
+            each = scores(stacked, numbers, codes, chunk_rows=chunk[0].config.batch_rows)  # no more than a step takes
+            found.update({id(member): of_member for member, of_member in zip(chunk, each, strict=True)})
         return [found[id(member)] for member in members]
 
     def _chunks(self, members: Sequence[Member]) -> list[list[Member]]:
         """Members of one shape that take their steps together; the most work first."""
         shapes: dict[object, list[Member]] = {}
+        for member in members:
+            member.model.to(self.rows.label.device)
         for member in sorted(members, key=lambda member: member.stream):
             shape = replace(member.model.config, dropout=0.0), member.config.batch_rows
             shapes.setdefault(shape, []).append(member)
@@ -163,7 +161,7 @@ class _Stack:
         self.device = rows.label.device
         members = self.members
         self.network = stack([member.model for member in members]).train()
-        self.moments = torch.stack([member.moments for member in members], dim=1)  # [2, K, P]
+        self.moments = torch.stack([member.moments for member in members], dim=1).to(self.device)  # [2, K, P]
         self.batch_rows = members[0].config.batch_rows
         self.steps = math.ceil(len(rows) / self.batch_rows)
         streams = sorted({member.stream for member in members})
