@@ -199,6 +199,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.hpo", description=__doc__)
     for name, default in {"rows": 300_000, "trials": 16, "epochs": 4, "rounds": 4}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--loader", type=int, nargs=2, metavar=("THREADS", "WORKERS"), help="instead of the pilot")
     parser.add_argument("--into", type=Path, default=Path("benchmarks/results"))
     asked = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -207,7 +208,7 @@ def main() -> None:
         Rows(*(t[part] for t in (everything.numbers, everything.codes, everything.label)))
         for part in (slice(asked.rows), slice(asked.rows, None))
     )
-    threads, workers = pilot(train, validation)
+    threads, workers = asked.loader or pilot(train, validation)
     cores = len(os.sched_getaffinity(0))
     loader = f"Optuna + DataLoader ({threads} threads, {workers} workers)"
     baselines = {
