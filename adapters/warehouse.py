@@ -11,7 +11,7 @@ from typing import Any
 import psycopg2
 import pyarrow as pa
 import pyarrow.csv
-from psycopg2 import sql
+from psycopg2 import errors, sql
 from psycopg2.extensions import connection, cursor
 from psycopg2.extras import DictCursor
 
@@ -134,11 +134,25 @@ class Warehouse:
             return Upserted(inserted=0, updated=0, unchanged=0)
         statements = _upsert_statements(table, rows.column_names, key)
         at.execute(statements["stage"])
-        at.copy_expert(statements["copy"], io.BytesIO(_csv(rows)))
+        at.copy_expert(_copy_statement("staged", rows.column_names), io.BytesIO(_csv(rows)))
         at.execute(statements["write"])
         inserted, updated = at.fetchone() or (0, 0)
         at.execute("drop table staged")
         return Upserted(inserted=inserted, updated=updated, unchanged=rows.num_rows - inserted - updated)
+
+    def insert(self, at: cursor, table: str, rows: pa.Table, key: Sequence[str]) -> bool:
+        """Insert rows by COPY straight into the table; false, and nothing written, where one of their keys is there.
+
+        For rows that are new this does half the work of `upsert`. They go in the order of the key, as there.
+        """
+        ordered = rows.sort_by([(name, "ascending") for name in key])
+        at.execute("savepoint before_insert")
+        try:
+            at.copy_expert(_copy_statement(table, rows.column_names), io.BytesIO(_csv(ordered)))
+        except errors.UniqueViolation:
+            at.execute("rollback to savepoint before_insert")
+            return False
+        return True
 
     def migrate(self, folder: Path = MIGRATIONS) -> list[str]:
         """Apply the migrations not yet applied, in order of their names, all or none; returns their names.
@@ -193,7 +207,6 @@ def _upsert_statements(table: str, columns: Sequence[str], key: Sequence[str]) -
     on_conflict = "do update set {set} where {differ}" if values else "do nothing"
     texts = {
         "stage": "create temporary table staged on commit drop as select {columns} from {table} with no data",
-        "copy": "copy staged ({columns}) from stdin (format csv)",
         # Unchanged rows are left out first: `do update ... where` would still lock, and so write, each of them.
         # Ordered by key, so that two upserts of the same rows lock them in one order and do not deadlock.
         "write": "with written as (insert into {table} as t ({columns}) select {columns} from staged s"  # noqa: S608
@@ -202,6 +215,10 @@ def _upsert_statements(table: str, columns: Sequence[str], key: Sequence[str]) -
         " select count(*) filter (where inserted), count(*) filter (where not inserted) from written",
     }
     return {name: sql.SQL(text).format(**names) for name, text in texts.items()}
+
+
+def _copy_statement(table: str, columns: Sequence[str]) -> sql.Composed:
+    return sql.SQL("copy {} ({}) from stdin (format csv)").format(sql.Identifier(table), _list(columns))
 
 
 def _same(names: Sequence[str], alias: str) -> sql.Composable:

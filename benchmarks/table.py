@@ -48,7 +48,7 @@ def table(measured: Sequence[Measured], *, ours: str) -> str:
     for one in measured:
         wall, processor = median(one.wall), median(one.processor)
         ratios = wall / median(reference.wall), processor / median(reference.processor)
-        times = f"{wall:8.1f}{min(one.wall):8.1f}{max(one.wall):8.1f}{ratios[0]:8.1f}{processor:8.1f}{ratios[1]:8.1f}"
+        times = f"{wall:8.2f}{min(one.wall):8.2f}{max(one.wall):8.2f}{ratios[0]:8.2f}{processor:8.2f}{ratios[1]:8.2f}"
         lines.append(f"{one.name:{width}}{times}  {', '.join(f'{k} {v}' for k, v in one.facts.items())}")
     return "\n".join(lines)
 

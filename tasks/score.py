@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from adapters.warehouse import Upserted
 from pipeline.handoffs import Scores, Snapshot
 from pipeline.partitions import Interval
 from pipeline.spec import UseCase
@@ -78,8 +79,7 @@ def score_partition(use_case: UseCase, work: Work, outside: "Outside", *, fence:
 
     def commit() -> Scores:
         with outside.warehouse.transaction(fence) as at:
-            written = outside.warehouse.upsert(at, "predictions", rows, KEY)
-            _forget_vanished(at, use_case, work, rows)
+            written = _write(at, use_case, work, rows, outside)
             outside.warehouse.upsert(at, "scorings", _scoring(use_case, work, rows.num_rows), _SCORING_KEY)
             return Scores(
                 use_case=use_case.name,
@@ -141,14 +141,21 @@ def _pending(use_case: UseCase, snapshot: Snapshot, outside: "Outside") -> Itera
             )
 
 
-def _forget_vanished(at: "cursor", use_case: UseCase, work: Work, rows: pa.Table) -> None:
-    """Delete this model's predictions of the partition for points that a rebuild no longer has."""
+def _write(at: "cursor", use_case: UseCase, work: Work, rows: pa.Table, outside: "Outside") -> Upserted:
+    """Straight in where this model scored nothing of the partition; else what differs, and what vanished goes."""
     window = (use_case.name, work.champion.version, work.partition.start, work.partition.end)
-    at.execute(_COUNT, window)
-    [count] = at.fetchone() or [0]
-    if count > rows.num_rows:
+    if _count(at, window) == 0 and outside.warehouse.insert(at, "predictions", rows, KEY):
+        return Upserted(inserted=rows.num_rows, updated=0, unchanged=0)
+    written = outside.warehouse.upsert(at, "predictions", rows, KEY)
+    if _count(at, window) > rows.num_rows:  # a rebuild no longer has every point
         keys, times = (rows.column(name).to_pylist() for name in ("entity_key", "event_time"))
         at.execute(_FORGET, (*window, keys, times))
+    return written
+
+
+def _count(at: "cursor", window: tuple[str, str, datetime, datetime]) -> int:
+    at.execute(_COUNT, window)
+    return int((at.fetchone() or [0])[0])
 
 
 _COUNT = """

@@ -147,6 +147,23 @@ def test_rerunning_an_upsert_writes_no_row(warehouse: Warehouse) -> None:
     assert written_by(warehouse) == before
 
 
+def test_new_rows_go_straight_in(warehouse: Warehouse) -> None:
+    rows = outcomes([0.0, 1.0])
+    with warehouse.transaction() as at:
+        assert warehouse.insert(at, "outcomes", rows, KEY)
+    assert put(warehouse, rows) == Upserted(inserted=0, updated=0, unchanged=2)
+
+
+def test_where_a_key_is_there_nothing_goes_straight_in_and_the_transaction_goes_on(warehouse: Warehouse) -> None:
+    put(warehouse, outcomes([0.5]))
+    before = written_by(warehouse)
+    with warehouse.transaction() as at:
+        assert not warehouse.insert(at, "outcomes", outcomes([0.0, 1.0]), KEY)
+        at.execute("create table done (n int)")
+    assert written_by(warehouse) == before
+    assert warehouse.fetch("select * from done") == []
+
+
 def test_an_upsert_writes_exactly_what_differs(warehouse: Warehouse) -> None:
     put(warehouse, outcomes([0.0, 1.0]))
     before = written_by(warehouse)

@@ -131,6 +131,17 @@ def test_scoring_again_writes_no_row(outside, use_case, champion):
     assert (stored(outside), scorings(outside)) == before
 
 
+def test_predictions_of_the_same_events_asked_at_other_times_are_replaced_not_doubled(outside, use_case, champion):
+    score(use_case, outside)
+    before = stored(outside, "entity_key, event_time, prediction_time, score")
+    outside.warehouse.fetch(  # as another lead would have left them: none lies in the partition's own time
+        "update predictions set prediction_time = prediction_time - interval '90 days', score = 0 returning 1"
+    )
+    outside.warehouse.fetch("delete from scorings returning 1")
+    assert [s.inserted for s in score(use_case, outside)] == [0, 0]
+    assert stored(outside, "entity_key, event_time, prediction_time, score") == before
+
+
 def test_a_later_champion_scores_later_partitions_and_leaves_earlier_ones(outside, use_case, champion, models):
     score(use_case, outside)
     before = stored(outside)
