@@ -15,9 +15,10 @@ def test_what_was_fitted_survives_json_to_the_last_bit(encoder):
     assert Encoder.from_json(encoder.to_json()) == encoder
 
 
-def test_null_nan_and_infinity_are_all_missing(encoder):
+@pytest.mark.parametrize("kind", [pa.float64(), pa.float32()])
+def test_null_nan_and_infinity_are_all_missing(encoder, kind):
     wind = [1.0, None, np.nan, np.inf, -np.inf]
-    rows = table(5).set_column(4, "wind", pa.array(wind, pa.float64()))
+    rows = table(5).set_column(4, "wind", pa.array(wind, kind))
     assert np.isnan(encoder.transform(rows)[0][:, 1]).tolist() == [False, True, True, True, True]
 
 
