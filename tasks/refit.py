@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from pipeline.handoffs import Candidate, Snapshot
 from pipeline.spec import UseCase
+from tasks.energy import Meter
 from tasks.split import Split, split
 from tasks.study import StudyResult
 from tasks.tune import parts, recipe, require_rows
@@ -64,6 +65,7 @@ class Trained:
     profile: dict[str, Any]
     rows: int
     seconds: float
+    energy_joules: float | None
 
 
 def refit(  # noqa: PLR0917  # the order is that of the flow: what, from what, when, why
@@ -103,7 +105,7 @@ def refit(  # noqa: PLR0917  # the order is that of the flow: what, from what, w
     else:  # by an earlier try, which may have died before its costs were committed
         metrics = outside.registry.metrics(use_case.name, version.version)
         with outside.warehouse.transaction(fence) as cursor:
-            _write_costs(cursor, job, version, refit_seconds=metrics["refit_seconds"])
+            _write_costs(cursor, job, version, metrics["refit_seconds"], metrics.get("refit_energy_joules"))
     return _candidate(job, version)
 
 
@@ -116,20 +118,20 @@ def _work(job: Job, fence: "Fence", outside: "Outside") -> "Version":
     # Registering while the fence is held: an overtaken process cannot add a second version.
     with outside.warehouse.transaction(fence) as cursor:
         version = outside.registry.register(job.use_case.name, run_id)
-        _write_costs(cursor, job, version, refit_seconds=trained.seconds)
+        _write_costs(cursor, job, version, trained.seconds, trained.energy_joules)
     return version
 
 
-def _write_costs(cursor: Any, job: Job, version: "Version", *, refit_seconds: float) -> None:
+def _write_costs(cursor: Any, job: Job, version: "Version", refit_seconds: float, refit_joules: float | None) -> None:
     """What the version cost, once; the device is the one that trained it, whoever writes this."""
-    for step, seconds, trials in (
-        ("search", job.study.seconds, job.study.trials),
-        ("refit", refit_seconds, None),
+    for step, seconds, joules, trials in (
+        ("search", job.study.seconds, job.study.energy_joules, job.study.trials),
+        ("refit", refit_seconds, refit_joules, None),
     ):
         cursor.execute(
-            "insert into costs (use_case, model_version, step, seconds, device, trials)"
-            " values (%s, %s, %s, %s, %s, %s) on conflict do nothing",
-            (job.use_case.name, version.version, step, seconds, version.tags["windsock.device"], trials),
+            "insert into costs (use_case, model_version, step, seconds, energy_joules, device, trials)"
+            " values (%s, %s, %s, %s, %s, %s, %s) on conflict do nothing",
+            (job.use_case.name, version.version, step, seconds, joules, version.tags["windsock.device"], trials),
         )
 
 
@@ -138,7 +140,7 @@ def _train(job: Job, outside: "Outside") -> Trained:
     from models.training import best_device, deterministic
     from tasks import dataset, drift
 
-    began, cutoff = time.monotonic(), job.moments.cutoff
+    began, meter, cutoff = time.monotonic(), Meter(), job.moments.cutoff
     start = job.snapshot.start
     rows = dataset.load(job.snapshot.version, job.use_case, outside, start=start, end=cutoff, known_by=cutoff)
     require_rows(job.use_case, rows, job.moments)
@@ -153,6 +155,7 @@ def _train(job: Job, outside: "Outside") -> Trained:
         profile=drift.profile(scored, job.use_case),
         rows=rows.num_rows,
         seconds=time.monotonic() - began,
+        energy_joules=meter.joules(),
     )
 
 

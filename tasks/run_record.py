@@ -84,7 +84,9 @@ def data(job: "Job", rows: int) -> dict[str, Any]:
 
 
 def _metrics(job: "Job", trained: "Trained") -> dict[str, float]:
+    energies = {"search_energy_joules": job.study.energy_joules, "refit_energy_joules": trained.energy_joules}
     return {
+        **{name: joules for name, joules in energies.items() if joules is not None},
         **{f"validation_{name}": value for name, value in trained.metrics.items()},
         "search_seconds": job.study.seconds,
         "refit_seconds": trained.seconds,

@@ -28,6 +28,7 @@ class StudyResult:
     best_epochs: int
     trials: int
     seconds: float
+    energy_joules: float | None  # None: this machine's cannot be read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +40,7 @@ class Attempt:
     pruned: bool
     losses: list[float | None]
     seconds: float
+    energy_joules: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,4 +230,11 @@ def result(study: "optuna.Study") -> StudyResult:
         best_epochs=best["best_epoch"],
         trials=len(table),
         seconds=sum(entry["seconds"] for entry in table),
+        energy_joules=_total([entry["energy_joules"] for entry in table]),
     )
+
+
+def _total(energies: list[float | None]) -> float | None:
+    """None if any is not known: half a sum would look like the whole."""
+    known = [each for each in energies if each is not None]
+    return sum(known) if len(known) == len(energies) else None

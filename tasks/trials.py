@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from pipeline.spec import UseCase
+from tasks.energy import Meter
 from tasks.study import (
     Attempt,
     Claim,
@@ -46,6 +47,7 @@ class Running:
     member: "Member"
     progress: "Progress"
     seconds: float = 0.0
+    energy_joules: float | None = 0.0
 
     def attempt(self, *, pruned: bool) -> Attempt:
         """How it went, if it ends here."""
@@ -55,7 +57,14 @@ class Running:
             pruned=pruned,
             losses=self.progress.losses,
             seconds=self.seconds,
+            energy_joules=self.energy_joules,
         )
+
+    def charge(self, seconds: float, energy_joules: float | None) -> None:
+        """Its share of what an epoch took."""
+        self.seconds += seconds
+        known = self.energy_joules is not None and energy_joules is not None
+        self.energy_joules = (self.energy_joules or 0.0) + (energy_joules or 0.0) if known else None
 
 
 @dataclass
@@ -124,11 +133,12 @@ class Search:
         return len(self.running) + of_ended
 
     def _train(self, those: list[Running]) -> None:
-        began = time.monotonic()
+        began, meter = time.monotonic(), Meter()
         losses = self.trainer.train_epoch([one.member for one in those])
+        seconds, joules = time.monotonic() - began, meter.joules()
         for one, loss in zip(those, losses, strict=True):
             one.progress.losses.append(loss)
-            one.seconds += (time.monotonic() - began) / len(those)
+            one.charge(seconds / len(those), None if joules is None else joules / len(those))
 
     def _judge(self, tick: int) -> None:
         """End the trials whose time has come at a tick."""
