@@ -76,9 +76,7 @@ test-image: env ## build the serving image and ask it, hardened, in a Docker eng
 	@WINDSOCK_TEST_IMAGE=1 $(BIN)/python -m pytest -m image tests/serving/test_image.py
 
 .PHONY: bench
-bench: env ## serving beside other servers (needs wrk), 20 swaps under load, the search beside Optuna, quality
+bench: env ## every benchmark but `stages`: ours beside what people use (needs wrk)
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[local,dev,bench]'
-	@$(BIN)/python -m benchmarks.serving
-	@$(BIN)/python -m benchmarks.swaps
-	@$(BIN)/python -m benchmarks.hpo
-	@$(BIN)/python -m benchmarks.quality
+	@for name in serving swaps hpo quality feature_build validation scoring variants writes ingest drift; do \
+		$(BIN)/python -m benchmarks.$$name; done
