@@ -1,6 +1,6 @@
 """Batch scoring from Parquet to Parquet: our predictor against pandas and an MLflow pyfunc, the same model.
 
-    python -m benchmarks.scoring [--rows 1000000] [--rounds 5]
+    python -m benchmarks.scoring [--rows 1000000] [--rounds 5] [--members 3] [--units 128]
 
 The rows are the features of the flights of 2013, repeated; the model is of a champion's shape: three perceptrons of
 2 x 128, trained on January to March for three epochs. The pyfunc is what one writes oneself: pandas makes the arrays,
@@ -63,13 +63,13 @@ class Halved(Predictor):
             return super()._answers(table)
 
 
-def trained(rows: pa.Table, folder: Path) -> Predictor:
-    """A model of a champion's shape."""
+def trained(rows: pa.Table, folder: Path, *, members: int = 3, units: int = 128) -> Predictor:
+    """A model, by default of a champion's shape."""
     definition = features.definition("flights")
     recipe = Recipe(
-        kind="binary", numeric=definition.numeric, categorical=definition.categorical, network="mlp", hidden_units=128,
-        layers=2, dropout=0.1, learning_rate=0.002, weight_decay=0.01, label_smoothing=0.0, batch_rows=1024,
-        schedule_epochs=3, epochs=3, seeds=(0, 1, 2), threads=1,
+        kind="binary", numeric=definition.numeric, categorical=definition.categorical, network="mlp", layers=2,
+        hidden_units=units, dropout=0.1, learning_rate=0.002, weight_decay=0.01, label_smoothing=0.0, batch_rows=1024,
+        schedule_epochs=3, epochs=3, seeds=tuple(range(members)), threads=1,
     )  # fmt: skip
     bundle.write(
         folder, fit_ensemble(recipe, rows, torch.device("cpu")), use_case="flights", recipe=recipe.to_document(),
@@ -102,8 +102,8 @@ def differences(found: dict[str, pa.Table]) -> dict[str, float]:
 def main() -> None:
     """Measure, print, keep."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scoring", description=__doc__)
-    parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--rounds", type=int, default=5)
+    for name, default in {"rows": 1_000_000, "rounds": 5, "members": 3, "units": 128}.items():
+        parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--features", type=Path, default=Path("build/benchmarks/flights-2013.parquet"))
     parser.add_argument("--into", type=Path, default=Path("benchmarks/results"))
     asked = parser.parse_args()
@@ -111,7 +111,7 @@ def main() -> None:
     train, test = frozen(everything)
     with tempfile.TemporaryDirectory(prefix="windsock-bench-") as made:
         folder = Path(made)
-        predictor = trained(train, folder / "bundle")
+        predictor = trained(train, folder / "bundle", members=asked.members, units=asked.units)
         save(folder / "bundle", folder / "pyfunc", test.slice(0, 1000))
         columns = test.select([*_KEYS, *predictor.columns])
         times = -(-asked.rows // test.num_rows)
@@ -133,7 +133,8 @@ def main() -> None:
         }
         assert "bf16" in name or furthest[name] <= _TOLERANCE, f"{name} answers something else"
     print(table(list(measured.values()), ours=OURS))
-    print(keep("scoring", list(measured.values()), asked.into, rows=asked.rows, features=len(predictor.columns)))
+    about = {"rows": asked.rows, "features": len(predictor.columns), "shape": f"{asked.members} x 2 x {asked.units}"}
+    print(about, keep(f"scoring, {about['shape']}", list(measured.values()), asked.into, **about))
 
 
 if __name__ == "__main__":

@@ -145,10 +145,11 @@ def _hashes(rows: pa.Table) -> NDArray[np.uint64]:
 
 def _numbered(column: pa.Array) -> NDArray[np.uint64]:
     if pa.types.is_integer(column.type) or pa.types.is_timestamp(column.type):
-        return column.cast(pa.int64()).fill_null(0).to_numpy().astype(np.uint64)
-    if pa.types.is_floating(column.type):
-        column = pc.add(column, 0.0)  # there are two zeros
-    return column.dictionary_encode().indices.fill_null(-1).to_numpy().astype(np.uint64)
+        numbers = column.cast(pa.int64()).fill_null(0)
+    else:  # there are two zeros
+        values = pc.add(column, 0.0) if pa.types.is_floating(column.type) else column
+        numbers = values.dictionary_encode().indices.fill_null(-1)
+    return np.asarray(numbers).astype(np.uint64)
 
 
 def _limit(which: str) -> Any:

@@ -41,8 +41,8 @@ class Ensemble(PythonModel):  # type: ignore[misc]  # mlflow ships no types
 def save(bundled: Path, folder: Path, sample: pa.Table) -> None:
     """The model with its signature, as MLflow advises."""
     shutil.rmtree(folder, ignore_errors=True)
-    loaded = bundle.load(bundled)
-    columns = [column.name for column in (*loaded.encoder.numeric, *loaded.encoder.categorical)]
+    encoder = bundle.load(bundled).encoder
+    columns = [*(column.name for column in encoder.numeric), *(column.name for column in encoder.categorical)]
     mlflow.pyfunc.save_model(
         folder,
         python_model=__file__,
