@@ -1,10 +1,11 @@
-"""Predictions into PostgreSQL: our COPY and upsert, and COPY straight in, against what psycopg2 offers.
+"""Predictions into PostgreSQL: our COPY and upsert, COPY straight in, and a swap, against what psycopg2 offers.
 
     python -m benchmarks.writes [--rows 300000] [--rounds 3]
 
 The table is the product's own (`predictions`, with its two indexes, another version's rows in it), in a PostgreSQL of
 the embedded stack. Everyone begins with the same Arrow table and ends with a commit. executemany writes a tenth of the
-rows, and its seconds are times ten.
+rows, and its seconds are times ten. The swap is not in the product, whose table has no partitions: it is what they
+would give, a table of its own that gets its indexes when it is full and becomes a partition in the same transaction.
 """
 
 import argparse
@@ -29,7 +30,7 @@ from tasks.score import KEY
 if TYPE_CHECKING:
     from psycopg2.extensions import cursor
 
-OURS, ALSO_OURS = "COPY and upsert (ours)", "COPY straight in (ours)"
+OURS, ALSO_OURS, SWAP = "COPY and upsert (ours)", "COPY straight in (ours)", "COPY and a partition swapped in"
 MANY, MANY_SHARE = "executemany", 0.1
 VERSION, HISTORY = "2", "1"
 _PAGE_ROWS = 10_000
@@ -63,6 +64,15 @@ def upsert(at: "cursor", rows: pa.Table) -> None:
 def insert(at: "cursor", rows: pa.Table) -> None:
     """Ours, where this version has not scored the partition before."""
     assert Warehouse("").insert(at, "predictions", rows, KEY)
+
+
+def swap(at: "cursor", rows: pa.Table) -> None:
+    """A partition by model version, as it would be."""
+    at.execute("create table swapped (like predictions including defaults including constraints)")
+    assert Warehouse("").insert(at, "swapped", rows, KEY)
+    at.execute(f"alter table swapped add primary key ({', '.join(KEY)})")
+    at.execute("create index on swapped (use_case, prediction_time)")
+    at.execute(f"alter table partitioned attach partition swapped for values in ('{VERSION}')")
 
 
 def by_values(at: "cursor", rows: pa.Table) -> None:
@@ -104,7 +114,7 @@ def scenarios(rows: int) -> dict[str, Scenario]:
     other = new.set_column(new.column_names.index("score"), "score", pc.subtract(1.0, new["score"]))
     writers = {OURS: upsert, "execute_values": by_values, MANY: by_many}
     return {
-        "new rows": Scenario(before=new.slice(0, 0), rows=new, writers={ALSO_OURS: insert, **writers}),
+        "new rows": Scenario(before=new.slice(0, 0), rows=new, writers={ALSO_OURS: insert, SWAP: swap, **writers}),
         "rows with another score": Scenario(before=other, rows=new, writers=writers),
         "rows as they are": Scenario(before=new, rows=new, writers=writers),
     }
@@ -114,6 +124,8 @@ def prepare(warehouse: Warehouse, before: pa.Table, history: pa.Table) -> None:
     """The table as it is before someone writes."""
     with warehouse.transaction() as at:
         at.execute("truncate predictions")
+        at.execute("drop table if exists partitioned")
+        at.execute("create table partitioned (like predictions including all) partition by list (model_version)")
         upsert(at, history)
         upsert(at, before)
     warehouse.fetch("analyze predictions")

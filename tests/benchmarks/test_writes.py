@@ -15,7 +15,8 @@ def test_everyone_writes_the_same_rows(outside: Outside, what: str) -> None:
             write(at, scenario.rows)
         written.append(
             outside.warehouse.fetch(
-                "select entity_key, event_time, prediction_time, score, snapshot_version from predictions"
+                "select entity_key, event_time, prediction_time, score, snapshot_version"
+                " from (select * from predictions union all select * from partitioned) p"
                 " where model_version = %s order by entity_key, event_time",
                 (VERSION,),
             )
