@@ -14,7 +14,7 @@ from safetensors.torch import save as save_tensors
 
 from models.encoder import Encoder
 from models.ensemble import Ensemble
-from models.network import Network, NetworkConfig
+from models.network import NORMALISATION, Network, NetworkConfig
 from models.networks import build
 
 FORMAT = 2
@@ -171,6 +171,8 @@ def _members(card: Mapping[str, Any], encoder: Encoder, content: bytes, folder: 
         raise ValueError(f"bundle {folder}: weights missing, unexpected, of another shape or not finite: {wrong}")
     for i, member in enumerate(members):
         member.load_state_dict({key: tensors[f"{i}.{key}"] for key in member.state_dict()})
+    if not all(torch.equal(getattr(member, n), getattr(members[0], n)) for member in members for n in NORMALISATION):
+        raise ValueError(f"bundle {folder}: its members normalise the same columns differently")
     return members
 
 

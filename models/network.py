@@ -15,6 +15,8 @@ from torch.nn import functional
 
 from models.encoder import Encoder
 
+NORMALISATION = ("low", "high", "mean", "scale")  # buffers of every network, one number a column; the encoder's
+
 
 class Activation:
     """SiLU, and no dropout: as every network answers. While training, `models.population` has another."""
@@ -87,7 +89,7 @@ class Network(nn.Module):
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         self.config = config
-        for name in ("low", "high", "mean", "scale"):
+        for name in NORMALISATION:
             self.register_buffer(name, torch.zeros(config.numeric))
         self.register_buffer("masked", torch.tensor(config.masked, dtype=torch.int64), persistent=False)
         self.register_buffer("label_mean", torch.zeros(()))
@@ -116,7 +118,7 @@ class Network(nn.Module):
     @torch.no_grad()
     def adopt(self, encoder: Encoder, label: Tensor) -> None:
         """Take the normalisation from the encoder and the starting point from the training labels [n]."""
-        for name in ("low", "high", "mean", "scale"):
+        for name in NORMALISATION:
             values = [float(getattr(column, name)) for column in encoder.numeric]
             getattr(self, name).copy_(torch.tensor(values, dtype=torch.float32))
         if self.config.kind == "binary":
@@ -127,11 +129,19 @@ class Network(nn.Module):
 
     def preprocess(self, numbers: Tensor, codes: Tensor) -> Tensor:
         """The network's input [..., n, inputs]: normalised numbers, which are missing, embedded categories."""
+        return self.joined(self.normalised(numbers), codes)
+
+    def normalised(self, numbers: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalised numbers [..., n, d] and which are missing: the same for every network of an ensemble."""
         missing = torch.isnan(numbers)
-        normalised = (torch.clamp(numbers, self.low, self.high) - self.mean) / self.scale
-        filled = torch.where(missing, 0.0, normalised)
+        inside = (torch.clamp(numbers, self.low, self.high) - self.mean) / self.scale
+        filled = torch.where(missing, 0.0, inside)
+        return filled, missing[..., self.masked].to(filled.dtype)
+
+    def joined(self, normalised: tuple[Tensor, Tensor], codes: Tensor) -> Tensor:
+        """The network's input [..., n, inputs] from what `normalised` made, and its own embeddings of the codes."""
         embedded = [embedding(codes[..., i]) for i, embedding in enumerate(self.embeddings)]
-        parts = [filled, missing[..., self.masked].to(filled.dtype), *embedded]
+        parts = [*normalised, *embedded]
         if embedded:  # rows that members share are read by each beside its own embeddings
             parts = [part.expand(*embedded[0].shape[:-1], -1) for part in parts]
         return torch.cat(parts, dim=-1)

@@ -1,7 +1,7 @@
 """What training needs wherever it happens: its settings, rows on a device, fixed sums, scores, early stopping."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -91,6 +91,18 @@ def scores(
     ]
     output = torch.cat(parts, dim=-1) if parts else torch.zeros(0, dtype=torch.float64)
     return (torch.sigmoid(output) if model.config.kind == "binary" else output).numpy()
+
+
+@torch.no_grad()
+def mean_scores(members: Sequence[Network], numbers: Tensor, codes: Tensor, *, chunk_rows: int) -> NDArray[np.float64]:
+    """The mean of what `scores` gives of each member of an ensemble, float64 [n]; rows are normalised once for all."""
+    means = [np.zeros(0)]
+    for i in range(0, len(numbers), chunk_rows):
+        normalised, of_rows = members[0].normalised(numbers[i : i + chunk_rows]), codes[i : i + chunk_rows]
+        outputs = [member.in_label_units(member.judged(member.joined(normalised, of_rows))) for member in members]
+        output = torch.stack(outputs).double()
+        means.append((torch.sigmoid(output) if members[0].config.kind == "binary" else output).numpy().mean(axis=0))
+    return np.concatenate(means)
 
 
 @dataclass(kw_only=True)

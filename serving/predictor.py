@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from models.bundle import Bundle, load
-from models.training import deterministic, scores
+from models.training import deterministic, mean_scores
 
 _CHUNK_ROWS = 4096  # encoded at once, by one thread
 _CACHED_ROWS = 1024  # answered at once: their activations stay in the cache
@@ -61,5 +61,4 @@ class Predictor:
 
     def _answers(self, table: pa.Table) -> NDArray[np.float64]:
         numbers, codes = (torch.from_numpy(array) for array in self._bundle.encoder.transform(table))
-        each = [scores(member, numbers, codes, chunk_rows=_CACHED_ROWS) for member in self._bundle.members]
-        return np.asarray(np.mean(each, axis=0), np.float64)
+        return mean_scores(self._bundle.members, numbers, codes, chunk_rows=_CACHED_ROWS)

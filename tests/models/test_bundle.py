@@ -94,6 +94,14 @@ def test_weights_of_another_signature_are_refused(folder, change):
         bundle.load(folder)
 
 
+def test_members_that_normalise_differently_are_refused(folder):
+    weights = load_file(folder / "weights.safetensors")
+    save_file({**weights, "1.mean": weights["1.mean"] + 1}, folder / "weights.safetensors")
+    reseal(folder)
+    with pytest.raises(ValueError, match="normalise the same columns differently"):
+        bundle.load(folder)
+
+
 def test_an_encoder_of_another_model_is_refused(folder):
     text = (folder / "encoder.json").read_text()
     (folder / "encoder.json").write_text(text.replace('"name": "hour"', '"name": "day"'))

@@ -10,7 +10,7 @@ import torch
 from models.ensemble import Recipe, fit_ensemble, labels
 from models.metrics import measure
 from models.networks import MODELS
-from models.training import Progress, scores
+from models.training import Progress, mean_scores, scores
 from pipeline.settings import REPOSITORY
 from tests.models.synthetic import CATEGORICAL, NUMERIC, table
 
@@ -41,6 +41,17 @@ def test_a_network_finds_the_signal(network):
     score = member_scores(fit_ensemble(recipe(network=network), table(), CPU), test := table(seed=9))
     assert measure("auc", score, labels(test)) > 0.78
     assert measure("calibration_gap", score, labels(test)) < 0.05
+
+
+@pytest.mark.parametrize("kind", ["binary", "regression"])
+@pytest.mark.parametrize("network", sorted(MODELS))
+def test_an_ensemble_answers_with_the_mean_of_its_members(network, kind):
+    ensemble = fit_ensemble(recipe(network=network, kind=kind, epochs=1, seeds=(1, 2, 3)), table(kind=kind), CPU)
+    rows = table(900, seed=4, kind=kind)
+    numbers, codes = (torch.from_numpy(a) for a in ensemble.encoder.transform(rows))
+    found = mean_scores(ensemble.members, numbers, codes, chunk_rows=400)
+    assert np.abs(found - member_scores(ensemble, rows)).max() < 1e-5
+    assert mean_scores(ensemble.members, numbers[:0], codes[:0], chunk_rows=400).shape == (0,)
 
 
 def test_regression_answers_in_units_of_the_label():
