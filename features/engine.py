@@ -9,7 +9,7 @@ frames, equality joins, CASE); only `local_time`, `utc`, `latest` and the readin
 import hashlib
 import json
 import re
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -20,6 +20,7 @@ import pyarrow as pa
 
 from features.request import RequestField
 from features.vocabulary import AsOf, Preceding, Source, Window, known, utc
+from features.windows import record_sql, window_sql
 
 KEY_COLUMNS = ("entity_key", "event_time", "prediction_time")
 LABEL_COLUMNS = ("entity_key", "event_time", "label", "label_time")
@@ -97,7 +98,7 @@ def compile_sql(
     made += [f"create temp table {name} as {sql.format(**places)}" for name, sql in definition.steps.items()]
     made += [f"create temp table points as {_asked_sql(definition)}"]
     names = used(definition)
-    made += [f"create temp table window_{w.prefix} as {_window_sql(w, names)}" for w in definition.windows]
+    made += [f"create temp table window_{w.prefix} as {window_sql(w, names)}" for w in definition.windows]
     made += [f"create temp table joined_{j.prefix} as {_preceding_sql(j)}" for j in definition.joined]
     return [*made, f"create temp table points_out as {_points_sql(definition)}", _LABELS_SQL]
 
@@ -105,12 +106,6 @@ def compile_sql(
 def used(definition: FeatureSet) -> set[str]:
     """Every name that some feature mentions: what none does need not be computed, nor kept."""
     return set(re.findall(r"\w+", " ".join([*definition.numeric_sql.values(), *definition.categorical_sql.values()])))
-
-
-def sum_name(window: Window, column: str, span: str) -> str:
-    """The name of a window's sum: `origin_arrived_7d`."""
-    number, unit = span.split()
-    return f"{window.prefix}_{column}_{number}{unit[0]}"
 
 
 def build(
@@ -182,7 +177,7 @@ def _preceding_sql(joined: Preceding) -> str:
     moment = joined.fields[0]
     keys = " and ".join(f"s.{column} = p.{column}" for column in joined.key)
     return f"""
-        select p.point_id, max({_record(joined.fields, "s.")}) as {joined.prefix} from points p
+        select p.point_id, max({record_sql(joined.fields, "s.")}) as {joined.prefix} from points p
         join (
             select *, date_trunc('day', {moment}) as day from {joined.stream}
             union all select *, date_trunc('day', {moment}) + interval 1 day as day from {joined.stream}
@@ -190,47 +185,6 @@ def _preceding_sql(joined: Preceding) -> str:
             and s.{moment} >= p.event_time - interval {joined.span} and {known("s", "p.prediction_time")}
         group by p.point_id
     """
-
-
-def _window_sql(window: Window, used: Container[str]) -> str:
-    values = dict.fromkeys([*window.sums, *(f for fields in _records(window) for f in fields)])
-    events = ", ".join(["cast(null as bigint) as point_id", "known_at as moment", *window.key, *values])
-    points = ", ".join(["point_id", "prediction_time", *window.key, *("null" for _ in values)])
-    present = " and ".join(f"{column} is not null" for column in window.key) or "true"
-    partition = f"partition by {', '.join(window.key)} " if window.key else ""
-    frames = ", ".join(
-        f"w{number} as ({partition}order by moment range between interval {span} preceding and current row)"
-        for number, span in enumerate(window.spans)
-    )
-    union = (
-        f"select {events} from {window.stream} where {present} union all select {points} from points where {present}"
-    )
-    inner = f"select point_id, {', '.join(_aggregates(window, used))} from ({union}) window {frames}"
-    return f"select * from ({inner}) where point_id is not null"
-
-
-def _records(window: Window) -> list[tuple[str, ...]]:
-    return [*window.latest.values(), *window.earliest.values()]
-
-
-def _aggregates(window: Window, used: Container[str]) -> list[str]:
-    # What no feature mentions is not computed: each sum over a frame costs about as much as the sort.
-    sums = {
-        sum_name(window, column, span): f"cast(coalesce(sum({column}) over w{number}, 0) as double)"
-        for number, span in enumerate(window.spans)
-        for column in window.sums
-    }
-    # A point itself is no event: its record is null, and max and min pass over it.
-    records = {
-        f"{window.prefix}_{name}": f"{function}(case when point_id is null then {_record(fields)} end) over w0"
-        for function, named in (("max", window.latest), ("min", window.earliest))
-        for name, fields in named.items()
-    }
-    return [f"{sql} as {name}" for name, sql in (sums | records).items() if name in used]
-
-
-def _record(fields: Sequence[str], table: str = "") -> str:
-    return "struct_pack(" + ", ".join(f"{name} := {table}{name}" for name in fields) + ")"
 
 
 def _points_sql(definition: FeatureSet) -> str:

@@ -9,10 +9,11 @@ from numpy.typing import NDArray
 
 from features.arena import Arena, Places
 from features.batch import Batch
-from features.engine import FeatureSet, sum_name, used
+from features.engine import FeatureSet, used
 from features.operations import Column
 from features.series import Series, record_fields, span
 from features.vocabulary import Window
+from features.windows import sum_name
 
 _MICROSECOND = timedelta(microseconds=1)
 

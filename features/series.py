@@ -12,8 +12,9 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 
-from features.engine import FeatureSet, Span, compile_sql, sum_name, used
+from features.engine import FeatureSet, Span, compile_sql, used
 from features.vocabulary import AsOf, Preceding, Window
+from features.windows import sum_name
 
 _KINDS = {
     "BIGINT": "bigint", "DOUBLE": "double", "VARCHAR": "varchar", "TIMESTAMP": "timestamp", "BOOLEAN": "boolean",
