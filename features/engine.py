@@ -1,9 +1,9 @@
 """Feature definitions and the engine that computes them point in time, as standard window SQL on DuckDB.
 
 A definition is data: typed sources, named SQL steps, windows over streams of events, and one expression a feature.
-Every window runs over the union of events (at the moment they became known) and prediction points, in a RANGE frame
-that ends at the current row: what is known later is outside the frame by construction. The SQL is standard (window
-frames, equality joins, CASE); only `local_time`, `utc`, `latest` and the reading of Parquet name an engine's functions.
+Every window runs over the union of events (at the moment they became known) and prediction points, and ends at the
+current row: what is known later comes after it by construction. The SQL is standard (window frames, equality joins,
+CASE); only `local_time`, `utc`, `latest` and the reading of Parquet name an engine's functions.
 """
 
 import hashlib

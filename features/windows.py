@@ -1,7 +1,7 @@
-"""Windows as SQL: sums, and latest or earliest records, over the union of a stream's events and the prediction points.
+"""Windows as SQL: sums, and latest or earliest records, of what became known in a span that ends at each point.
 
-While a frame goes over them, sums are of doubles, which add whole numbers up exactly, in any order, and faster than
-integers of any size; and records are numbers in the records' order, which are cheaper to compare than what they hold.
+A sum is the running total at the point less that at the span's beginning, so that no frame is summed anew for every
+point. Totals are of doubles, which add whole numbers up exactly, in any order, and faster than integers of any size.
 """
 
 from collections.abc import Container, Sequence
@@ -22,50 +22,68 @@ def record_sql(fields: Sequence[str], table: str = "") -> str:
 
 def window_sql(window: Window, used: Container[str]) -> str:
     """SQL: `point_id`, and those of the window's columns that a feature mentions, of every point that has its key."""
+    sums = [c for c in window.sums if any(sum_name(window, c, span) in used for span in window.spans)]
     records = {n: f for n, f in {**window.latest, **window.earliest}.items() if f"{window.prefix}_{n}" in used}
-    kinds = {fields: number for number, fields in enumerate(dict.fromkeys(records.values()))}
-    sums = _sums(window, used)
-    places = {
-        f"{name}_place": f"{'max' if name in window.latest else 'min'}(place_{kinds[fields]}) over w0"
-        for name, fields in records.items()
-    }
-    computed = ", ".join(f"{sql} as {name}" for name, sql in (sums | places).items())
-    present = " and ".join(f"{column} is not null" for column in window.key) or "true"
-    framed = f"select point_id, {computed} from ({_union(window, len(kinds), present)}) window {_frames(window)}"
-    numbered = "".join(
-        f", {record_sql(f)} as record_{n}, row_number() over (order by {record_sql(f)}) as place_{n}"
-        for f, n in kinds.items()
-    )
-    found = [f"{name}.record_{kinds[fields]} as {window.prefix}_{name}" for name, fields in records.items()]
-    joins = [f"left join events {n} on {n}.place_{kinds[f]} = framed.{n}_place" for n, f in records.items()]
-    return (
-        f"with events as materialized (select *{numbered} from {window.stream} where {present})"
-        f" select {', '.join(['point_id', *sums, *found])}"
-        f" from (select * from ({framed}) where point_id is not null) framed {' '.join(joins)}"
-    )
+    parts = [_sums_sql(window, sums, used)] if sums else []
+    parts += [_records_sql(window, records)] if records else []
+    first, *others = (f"({part}) part_{number}" for number, part in enumerate(parts))
+    return f"select * from {first} {' '.join(f'left join {other} using (point_id)' for other in others)}"
 
 
-def _sums(window: Window, used: Container[str]) -> dict[str, str]:
-    # What no feature mentions is not computed: each sum over a frame costs about as much as the sort.
-    every = {
-        sum_name(window, column, span): f"coalesce(sum({column}) over w{number}, 0)"
-        for number, span in enumerate(window.spans)
-        for column in window.sums
-    }
-    return {name: sql for name, sql in every.items() if name in used}
+def _present(window: Window) -> str:
+    return " and ".join(f"{column} is not null" for column in window.key) or "true"
 
 
-def _union(window: Window, kinds: int, present: str) -> str:
-    values = [f"cast({column} as double) as {column}" for column in window.sums]
-    values += [f"place_{number}" for number in range(kinds)]
-    events = ", ".join(["cast(null as bigint) as point_id", "known_at as moment", *window.key, *values])
-    points = ", ".join(["point_id", "prediction_time", *window.key, *("null" for _ in values)])
-    return f"select {events} from events union all select {points} from points where {present}"
+def _sums_sql(window: Window, sums: Sequence[str], used: Container[str]) -> str:
+    """Running totals over events and, in one order with them, the moments that each span of each point begins and ends.
 
-
-def _frames(window: Window) -> str:
+    At one moment a beginning comes before the events, which lie inside, and the point after them.
+    """
+    keys, point = ", ".join(["", *window.key]), len(window.spans) + 1
+    values = ", ".join(f"cast({column} as double) as {column}" for column in sums)
+    nothing = ", ".join("0" for _ in sums)
+    rows = [f"select null as point_id, known_at as moment, 0 as kind{keys}, {values} from {window.stream}"]
+    rows += [f"select point_id, prediction_time, {point}{keys}, {nothing} from points"]
+    rows += [f"select point_id, prediction_time - interval {span}, {number - point}{keys}, {nothing} from points"
+             for number, span in enumerate(window.spans)]  # fmt: skip
+    union = " union all ".join(f"{row} where {_present(window)}" for row in rows)
     partition = f"partition by {', '.join(window.key)} " if window.key else ""
-    return ", ".join(
-        f"w{number} as ({partition}order by moment range between interval {span} preceding and current row)"
+    totals = ", ".join(f"sum({column}) over earlier as {column}" for column in sums)
+    columns = ", ".join(
+        f"sum(case kind when {point} then {column} when {number - point} then -{column} else 0 end)"
+        f" as {sum_name(window, column, span)}"
         for number, span in enumerate(window.spans)
+        for column in sums
+        if sum_name(window, column, span) in used
+    )
+    return (
+        f"select point_id, {columns} from (select point_id, kind, {totals} from ({union})"
+        f" window earlier as ({partition}order by moment, kind rows unbounded preceding))"
+        " where point_id is not null group by point_id"
+    )
+
+
+def _records_sql(window: Window, records: dict[str, tuple[str, ...]]) -> str:
+    """A record is a number in the records' order while a frame goes over it: cheaper to compare than what it holds."""
+    kinds = list(dict.fromkeys(records.values()))
+    numbered = [f"{record_sql(f)} as record_{n}, row_number() over (order by {record_sql(f)}) as place_{n}"
+                for n, f in enumerate(kinds)]  # fmt: skip
+    keys, places = list(window.key), [f"place_{number}" for number in range(len(kinds))]
+    events = ", ".join(["cast(null as bigint) as point_id", "known_at as moment", *keys, *places])
+    points = ", ".join(["point_id", "prediction_time", *keys, *("null" for _ in places)])
+    union = f"select {events} from events union all select {points} from points where {_present(window)}"
+    chosen = ", ".join(
+        f"{'max' if name in window.latest else 'min'}(place_{kinds.index(fields)}) over frame as {name}_place"
+        for name, fields in records.items()
+    )
+    found = ", ".join(f"{n}.record_{kinds.index(f)} as {window.prefix}_{n}" for n, f in records.items())
+    joins = " ".join(
+        f"left join events {n} on {n}.place_{kinds.index(f)} = framed.{n}_place" for n, f in records.items()
+    )
+    partition = f"partition by {', '.join(keys)} " if keys else ""
+    return (
+        f"with events as materialized (select *, {', '.join(numbered)} from {window.stream} where {_present(window)})"
+        f" select point_id, {found} from (select * from (select point_id, {chosen} from ({union}) window frame as"
+        f" ({partition}order by moment range between interval {window.spans[0]} preceding and current row))"
+        f" where point_id is not null) framed {joins}"
     )
