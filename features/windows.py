@@ -26,6 +26,7 @@ def window_sql(window: Window, used: Container[str]) -> str:
     records = {n: f for n, f in {**window.latest, **window.earliest}.items() if f"{window.prefix}_{n}" in used}
     parts = [_sums_sql(window, sums, used)] if sums else []
     parts += [_records_sql(window, records)] if records else []
+    parts = parts or [f"select point_id from points where {_present(window)}"]
     first, *others = (f"({part}) part_{number}" for number, part in enumerate(parts))
     return f"select * from {first} {' '.join(f'left join {other} using (point_id)' for other in others)}"
 
