@@ -105,15 +105,18 @@ def composed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Composed]:
     while len(ports) < 3:
         ports.add(free_port(ports))
     given = dict(zip(("AIRFLOW_PORT", "MLFLOW_PORT", "GATEWAY_PORT"), map(str, ports), strict=True))
-    env_file = tmp_path_factory.mktemp("compose") / "env"
-    env_file.write_text(fill((REPOSITORY / ".env.example").read_text(), {**given, "WEEKS": "1"}, code_sha()))
+    kept = os.environ.get("WINDSOCK_KEEP")  # a folder: the stack stays, and the next session goes on with it
+    env_file = (Path(kept) if kept else tmp_path_factory.mktemp("compose")) / "compose.env"
+    if not env_file.exists():
+        template = (REPOSITORY / ".env.example").read_text()
+        env_file.write_text(fill(template, {**given, "WEEKS": "1"}, code_sha()))
     composed = Composed(env_file)
     try:
         composed("build")
         composed("up", "--detach", "--wait")
         yield composed
     finally:
-        if not os.environ.get("WINDSOCK_KEEP"):
+        if not kept:
             composed("--profile", "*", "down", "--volumes", "--timeout", "5")
 
 
