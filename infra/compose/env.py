@@ -16,7 +16,7 @@ def fill(template: str, known: Mapping[str, str], sha: str) -> str:
     What is known and not in the template (COMPOSE_PROFILES, say) comes last.
     """
     wanted = assignments(template)
-    values = {name: known.get(name) or value or _made(name) for name, value in wanted.items()} | {CODE_SHA: sha}
+    values = {name: known.get(name, value) or _made(name) for name, value in wanted.items()} | {CODE_SHA: sha}
     named = [(line, line.partition("=")[0]) for line in template.splitlines()]
     lines = [f"{name}={values[name]}" if name in wanted else line for line, name in named]
     lines += [f"{name}={value}" for name, value in known.items() if name not in wanted]

@@ -25,7 +25,7 @@ def test_the_example_itself_holds_no_secret() -> None:
 
 
 def test_what_is_set_stays_and_the_commit_is_that_of_the_code() -> None:
-    before = assignments(fill(TEMPLATE, {}, SHA)) | {"AIRFLOW_PORT": "9999", "COMPOSE_PROFILES": "celery"}
+    before = assignments(fill(TEMPLATE, {}, SHA)) | {"AIRFLOW_PORT": "9999", "GATEWAY_RATE": "", "COMPOSE_FILE": "x"}
     after = assignments(fill(TEMPLATE, before, "b" * 40))
     assert after == before | {"WINDSOCK_CODE_SHA": "b" * 40}
 
