@@ -25,9 +25,9 @@ def execution(environment: Environment) -> Iterator[Finding]:
         change = f"start the api-server, or set {_URL} to an address of it that this container reaches"
         yield Finding(check="execution API", said=f"{url}: {type(error).__name__}", change=change)
         return
-    if not answer.ok:
+    if not answer.ok or "json" not in answer.headers.get("Content-Type", ""):  # the page answers any other path
         change = f"set {_URL} to <the api-server's address>/execution/: something else answers there"
-        yield Finding(check="execution API", said=f"{url}: {answer.status_code}", change=change)
+        yield Finding(check="execution API", said=f"{url}: not the execution API", change=change)
         return
     yield Finding(check="execution API", said=f"{url} answers")
     yield _token(url, environment)

@@ -53,7 +53,7 @@ def docker(*words: str) -> str:
 
 
 def test_every_service_is_healthy_as_nobody_and_only_pages_have_ports(stack: Composed) -> None:
-    assert len(stack.services()) == 12
+    assert len(stack.services()) == 11
     assert stack.healthy()
     listed = docker("ps", "--filter", f"label=com.docker.compose.project={PROJECT}", "--format", "{{.Ports}}")
     published = [port for line in listed.splitlines() for port in line.split(", ") if "->" in port]
