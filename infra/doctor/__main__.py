@@ -5,7 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from infra import settings
@@ -17,7 +17,7 @@ from infra.local.stack import Stack
 from pipeline.settings import REPOSITORY
 
 PORTS = ("AIRFLOW_PORT", "MLFLOW_PORT", "GATEWAY_PORT")
-_INSIDE = ("exec", "--no-TTY", "scheduler", "python", "-m", "infra.doctor", "--running")
+SEES = "scheduler"  # which reaches all that a task reaches
 
 
 def stack(environment: Environment) -> Iterator[Finding]:
@@ -43,7 +43,7 @@ def compose(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True, check=False)
 
 
-def _told(findings: Iterator[Finding]) -> bool:
+def _told(findings: Iterable[Finding]) -> bool:
     wrong = 0
     for finding in findings:
         print(finding, flush=True)
@@ -60,19 +60,34 @@ def _embedded(home: Path) -> bool:
     return _told(stack({**found.environment(), **airflow_settings(found.home())}))
 
 
+def containers(listed: subprocess.CompletedProcess[str]) -> Finding:
+    """Whether the engine answers, and the container runs in which the stack is checked; or none does."""
+    running = listed.stdout.split()
+    if listed.returncode:
+        change = "start the engine (`docker info` says more), or see what it said above"
+        return Finding(check="containers", said="docker compose does not list them", change=change)
+    if running and SEES not in running:
+        change = f"`docker compose up --detach --wait`; `docker compose logs {SEES}` says why it ended"
+        return Finding(check="containers", said=f"{len(running)} run, and {SEES} does not", change=change)
+    return Finding(check="containers", said=f"{len(running)} run")
+
+
 def _composed() -> bool:
     written = REPOSITORY / ".env"
     if shutil.which("docker") is None or not written.exists():
         print("no composed stack: `make compose-up` starts one")
         return True
-    if compose("ps", "--quiet", "scheduler").stdout.strip():
-        print("the composed stack, as its scheduler sees it")
-        done = compose(*_INSIDE)
-        print(done.stdout, end="")
-        return done.returncode == 0
-    known = settings.read(written)
-    print("the composed stack is down")
-    return _told(machine.ports({name: int(known[name]) for name in PORTS}))
+    print("the composed stack")
+    listed = compose("ps", "--services", "--status", "running")
+    found = containers(listed)
+    if not _told([found]):
+        return False
+    if not listed.stdout.strip():
+        known = settings.read(written)
+        return _told(machine.ports({name: int(known[name]) for name in PORTS}))
+    done = compose("exec", "--no-TTY", SEES, "python", "-m", "infra.doctor", "--running")
+    print(done.stdout, end="")
+    return done.returncode == 0
 
 
 def main() -> int:

@@ -1,12 +1,14 @@
 """The doctor: each thing newcomers trip over is named with what to change, and is not where it is right."""
 
 import socket
+import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
 from infra.doctor import airflow, machine, stores
+from infra.doctor.__main__ import containers
 from infra.doctor.finding import Finding
 from infra.local.airflow import settings as airflow_settings
 from infra.local.ports import free_port
@@ -153,3 +155,18 @@ def test_a_gpu_that_torch_cannot_use(tmp_path: Path) -> None:
     (tmp_path / "nvidia0").touch()
     assert machine.accelerator(tmp_path, usable=True).well
     assert "CUDA build" in machine.accelerator(tmp_path, usable=False).change
+
+
+@pytest.mark.parametrize(
+    ("code", "running", "change"),
+    [
+        (0, "", ""),
+        (0, "postgres\nscheduler\n", ""),
+        (0, "postgres\nmlflow\n", "`docker compose logs scheduler` says why"),
+        (1, "", "start the engine"),
+    ],
+)
+def test_containers_that_do_not_run_together(code: int, running: str, change: str) -> None:
+    found = containers(subprocess.CompletedProcess([], code, stdout=running))
+    assert found.well is not bool(change)
+    assert change in found.change
