@@ -63,10 +63,13 @@ docs: env ## write docs/dags.md from the DAGs' docstrings
 reproduce: env ## retrain MODEL=<version> from its recorded data, code, parameters and seed, and compare
 	@$(BIN)/python -m infra.local run -- python -m tasks.reproduce $(or $(USE_CASE),flights) $(or $(MODEL),$(error say which: make reproduce MODEL=1))
 
-.PHONY: image
-image: ## build the serving image (needs a Docker engine); IMAGE=windsock-serving
+.PHONY: wheels
+wheels:
 	@mkdir -p build/wheels
 	@for place in $(PIP_FIND_LINKS); do if [ -d "$$place" ]; then cp -u "$$place"/torch-*.whl build/wheels/; fi; done
+
+.PHONY: image
+image: wheels ## build the serving image (needs a Docker engine); IMAGE=windsock-serving
 	@docker build --file serving/Dockerfile --tag $(or $(IMAGE),windsock-serving) \
 		--build-arg PIP_EXTRA_INDEX_URL='$(PIP_EXTRA_INDEX_URL)' .
 	@docker image inspect --format '{{.RepoTags}} {{.Size}} bytes' $(or $(IMAGE),windsock-serving)
@@ -74,6 +77,28 @@ image: ## build the serving image (needs a Docker engine); IMAGE=windsock-servin
 .PHONY: test-image
 test-image: env ## build the serving image and ask it, hardened, in a Docker engine
 	@WINDSOCK_TEST_IMAGE=1 $(BIN)/python -m pytest -m image tests/serving/test_image.py
+
+.PHONY: compose-env
+compose-env: env ## write .env for docker-compose, with fresh secrets where there are none
+	@$(BIN)/python -m infra.compose.env
+
+.PHONY: compose-up
+compose-up: compose-env wheels ## the whole stack as containers, built, and waited for until healthy
+	@docker compose up --build --detach --wait
+	@docker compose ps
+
+.PHONY: compose-demo
+compose-demo: compose-up ## WEEKS of the replay through the containers, ending with the links and report.html
+	@docker compose run --rm demo
+	@docker compose cp scheduler:/var/lib/windsock/report.html report.html
+
+.PHONY: test-compose
+test-compose: env wheels ## build and start the containers, replay, kill each once, scan their networks (needs a Docker engine)
+	@WINDSOCK_TEST_COMPOSE=1 $(BIN)/python -m pytest -m compose --timeout=3600 tests/infra/test_compose.py
+
+.PHONY: doctor
+doctor: env ## say what is wrong with a stack, embedded or composed, and what to change
+	@$(BIN)/python -m infra.doctor
 
 .PHONY: bench
 bench: env ## every benchmark but `stages`: ours beside what people use (needs wrk)

@@ -87,7 +87,7 @@ def train(use_case: UseCase) -> DAG:
     """`tune -> refit -> evaluate -> approval -> promote -> deploy`, then `finish` in every case."""
     dag = DAG(**dag_args(use_case, "train", __doc__), schedule=None, params=form(use_case))
 
-    @task(execution_timeout=timedelta(hours=12), pool="gpu")
+    @task(execution_timeout=timedelta(hours=12), pool="gpu", queue="gpu")
     def tune(params: Any = None) -> dict[str, Any]:
         from adapters.connect import outside
         from tasks import dataset
@@ -100,7 +100,7 @@ def train(use_case: UseCase) -> DAG:
         study = step.search(use_case, snapshot, as_of, params["trials"], outside())
         return {"snapshot": snapshot, "as_of": as_of, "study": asdict(study)}
 
-    @task(execution_timeout=timedelta(hours=12), pool="gpu")
+    @task(execution_timeout=timedelta(hours=12), pool="gpu", queue="gpu")
     def refit(tuned: dict[str, Any], params: Any = None) -> Candidate:
         from adapters.connect import outside
         from tasks import refit as step

@@ -1,20 +1,25 @@
 """Whether every deployed model answers a real event, asked as a client would: `python -m serving.health`.
 
+With the word `shipper`: whether answers reach the warehouse.
+
 The event is the example of the model's own schema. Its answer is logged under one request id a version, which the
 warehouse keeps once, in the slot "health", so that no figure about clients counts it. Standard library only: this runs
 every few seconds.
 """
 
+import fcntl
 import json
 import os
 import sys
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
 
 SECONDS = 8.0  # for one answer; a server without a live worker would keep us waiting for minutes
-_BIND, _STORE = "WINDSOCK_INFERENCE_BIND", "WINDSOCK_MODEL_STORE"
+_BIND, _STORE, _SPOOL = "WINDSOCK_INFERENCE_BIND", "WINDSOCK_MODEL_STORE", "WINDSOCK_SPOOL"
+LATE_SECONDS = 60.0  # a complete segment is shipped within a second
 
 
 def address() -> str:
@@ -65,11 +70,34 @@ def alive(server: str) -> str | None:
         return f"{server} does not answer: {error}"
 
 
-def main() -> int:
-    """0 when all is well; else 1, and what is wrong on standard error."""
+def unshipped(spool: Path) -> str | None:
+    """What is wrong with the shipper of a spool; None when it has the spool and nothing waits for long."""
+    lock = spool / "shipper.lock"
+    if not lock.exists() or not _is_held(lock):
+        return f"no shipper has {spool}"
+    late = [path.name for path in spool.glob("*.done") if time.time() - path.stat().st_mtime > LATE_SECONDS]
+    return f"{len(late)} segments wait for more than {LATE_SECONDS:.0f} s: {min(late)}" if late else None
+
+
+def _is_held(lock: Path) -> bool:
+    with lock.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def served() -> list[str | None]:
+    """What is wrong with each deployed model, or with the server where there is none."""
     server, store = address(), Path(os.environ[_STORE])
     deployed = defaults(store)
-    found = [problem(server, *model) for model in deployed] if deployed else [alive(server)]
+    return [problem(server, *model) for model in deployed] if deployed else [alive(server)]
+
+
+def main(words: list[str]) -> int:
+    """0 when all is well; else 1, and what is wrong on standard error."""
+    found = [unshipped(Path(os.environ[_SPOOL]))] if words == ["shipper"] else served()
     problems = [text for text in found if text is not None]
     for text in problems:
         print(text, file=sys.stderr)  # the engine keeps it with the container's health
@@ -77,4 +105,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -12,7 +12,7 @@ PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPO
 
 
 def make_verbs() -> set[str]:
-    return set(re.findall(r"^([a-z]+):.*## ", (REPOSITORY / "Makefile").read_text(), flags=re.MULTILINE))
+    return set(re.findall(r"^([a-z-]+):.*## ", (REPOSITORY / "Makefile").read_text(), flags=re.MULTILINE))
 
 
 def tracked_folders() -> set[str]:
@@ -30,7 +30,7 @@ def test_the_readme_shows_every_folder_of_the_repository() -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_make_verb_and_link_that_a_page_names_exists(page: object) -> None:
     text = page.read_text()  # type: ignore[attr-defined]
-    assert set(re.findall(r"(?:^|`)make ([a-z]+)", text, flags=re.MULTILINE)) <= make_verbs()
+    assert set(re.findall(r"(?:^|`)make ([a-z-]+)", text, flags=re.MULTILINE)) <= make_verbs()
     for link in re.findall(r"\]\((?!http)([^)#]+)", text):
         assert (page.parent / link).exists(), link  # type: ignore[attr-defined]
 

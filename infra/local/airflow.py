@@ -6,9 +6,11 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import psycopg2
 
+from infra import settings as common
 from infra.local.home import Home, write_private
 from infra.local.part import Part, Step, answers
 from pipeline.settings import REPOSITORY
@@ -19,6 +21,7 @@ JOBS: Mapping[str, str] = {
     "dag-processor": "DagProcessorJob",
     "triggerer": "TriggererJob",
 }
+PASSWORDS = "passwords.json"
 BEAT_SECONDS = 30  # the age at which Airflow itself calls a heartbeat dead
 
 
@@ -27,59 +30,44 @@ def settings(home: Home) -> dict[str, str]:
     folder, url = home.folder / "airflow", home.url("airflow")
     chosen = {
         "CORE__EXECUTOR": "LocalExecutor",
-        "CORE__PARALLELISM": "4",  # each slot is a forked process of 140 MB
         "CORE__DAGS_FOLDER": str(REPOSITORY / "dags"),
         "CORE__PLUGINS_FOLDER": str(folder / "plugins"),
-        "CORE__LOAD_EXAMPLES": "False",
         "CORE__FERNET_KEY": home.secrets["fernet"],
-        "CORE__HOSTNAME_CALLABLE": "socket.gethostname",  # the default asks a name server
         "CORE__EXECUTION_API_SERVER_URL": f"{url}/execution/",
-        "CORE__SIMPLE_AUTH_MANAGER_USERS": "admin:admin",
-        "CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(folder / "passwords.json"),
-        "CORE__ALLOWED_DESERIALIZATION_CLASSES": "airflow.* pipeline.*",
-        "CORE__MIN_SERIALIZED_DAG_UPDATE_INTERVAL": "5",
+        "CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(folder / PASSWORDS),
         "DATABASE__SQL_ALCHEMY_CONN": home.dsn("airflow").replace("postgresql://", "postgresql+psycopg2://"),
-        "DATABASE__LOAD_DEFAULT_CONNECTIONS": "False",
         "API__HOST": "127.0.0.1",
         "API__PORT": str(home.ports["airflow"]),
-        "API__WORKERS": "1",
         "API__BASE_URL": url,
         "API__SECRET_KEY": home.secrets["api"],
         "API_AUTH__JWT_SECRET": home.secrets["jwt"],
-        "EXECUTION_API__JWT_EXPIRATION_TIME": "86400",  # a long training must still be able to report its end
-        "SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.1",
-        "SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "15",  # tasks of a killed scheduler start again soon
-        "SCHEDULER__MAX_DAGRUNS_TO_CREATE_PER_LOOP": "20",
-        "DAG_PROCESSOR__REFRESH_INTERVAL": "10",
-        "DAG_PROCESSOR__PARSING_PROCESSES": "2",
-        "WORKERS__MAX_FAILED_HEARTBEATS": "24",  # two minutes: longer than the api-server takes to come back
-        "WORKERS__EXECUTION_API_RETRIES": "10",
-        "WORKERS__MIN_HEARTBEAT_INTERVAL": "1",  # a supervisor sees a skipped or failed task only when it next beats
         "LOGGING__BASE_LOG_FOLDER": str(folder / "logs"),
         "LOGGING__DAG_PROCESSOR_CHILD_PROCESS_LOG_DIRECTORY": str(folder / "logs" / "dag_processor"),
-        "LOGGING__COLORED_CONSOLE_LOG": "False",
         "LOGGING__WORKER_LOG_SERVER_PORT": str(home.ports["airflow_logs"]),
         "LOGGING__TRIGGER_LOG_SERVER_PORT": str(home.ports["airflow_triggerer_logs"]),
-        "USAGE_DATA_COLLECTION__ENABLED": "False",
     }
     threads = str(max(2, (os.cpu_count() or 2) // 2))  # tasks run beside each other
     return {
+        **common.read(common.AIRFLOW),
         "AIRFLOW_HOME": str(folder),
         "PYTHONPATH": str(REPOSITORY),
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
         "OPENBLAS_NUM_THREADS": threads,
-        "SCARF_ANALYTICS": "false",
         **{f"AIRFLOW__{name}": value for name, value in chosen.items()},
     }
 
 
-def _prepare(home: Home) -> None:
-    folder = home.folder / "airflow"
+def prepare(folder: Path, password: str) -> None:
+    """The files that Airflow's servers find in their home: the administrator's password among them."""
     folder.mkdir(parents=True, exist_ok=True)
     # Airflow writes a full airflow.cfg where there is none, and four processes starting at once would race for it.
     (folder / "airflow.cfg").touch()
-    write_private(folder / "passwords.json", json.dumps({"admin": home.secrets["admin"]}))
+    write_private(folder / PASSWORDS, json.dumps({"admin": password}))
+
+
+def _prepare(home: Home) -> None:
+    prepare(home.folder / "airflow", home.secrets["admin"])
 
 
 def _set_up(home: Home, environment: Mapping[str, str]) -> None:
@@ -99,17 +87,33 @@ def _set_up(home: Home, environment: Mapping[str, str]) -> None:
         raise ValueError(f"Airflow's database could not be set up: {''.join(last)} (see {log})")
 
 
-def _beats(dsn: str, job: str) -> bool:
+def serves(port: int) -> bool:
+    """Whether an api-server answers browsers and tasks.
+
+    The door for tasks is built at its first request, for longer than a task waits: this is that request.
+    """
+    return answers(port, "/api/v2/monitor/health") and answers(port, "/execution/health", seconds=60)
+
+
+def beats(dsn: str, job: str, host: str | None = None) -> bool:
+    """Whether a server of this kind beats, on the given host or on any.
+
+    Args:
+        dsn: of Airflow's database.
+        job: one of JOBS.
+        host: as the server calls it.
+    """
     try:
         connection = psycopg2.connect(dsn, connect_timeout=5)
     except psycopg2.OperationalError:
         return False
-    query = (
-        "select 1 from job where job_type = %s and state = 'running' and latest_heartbeat > now() - %s * interval '1 s'"
-    )
+    query = """
+        select 1 from job where job_type = %s and state = 'running' and latest_heartbeat > now() - %s * interval '1 s'
+        and hostname = coalesce(%s, hostname)
+    """
     try:
         with connection, connection.cursor() as cursor:
-            cursor.execute(query, (job, BEAT_SECONDS))
+            cursor.execute(query, (job, BEAT_SECONDS, host))
             return cursor.fetchone() is not None
     except psycopg2.errors.UndefinedTable:
         return False
@@ -120,10 +124,7 @@ def _beats(dsn: str, job: str) -> bool:
 def _server(home: Home, environment: Mapping[str, str], name: str, options: tuple[str, ...]) -> Part:
     port = home.ports["airflow"] if name == "api-server" else None
     healthy: Callable[[], bool] = (
-        # The door for tasks is built at its first request, for longer than a task waits: this is that request.
-        (lambda: answers(port, "/api/v2/monitor/health") and answers(port, "/execution/health", seconds=60))
-        if port is not None
-        else lambda: _beats(home.dsn("airflow"), JOBS[name])
+        (lambda: serves(port)) if port is not None else lambda: beats(home.dsn("airflow"), JOBS[name])
     )
     return Part(
         name=name,

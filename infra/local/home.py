@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from infra import settings as common
 from infra.local import gateway, postgres, torchserve
 from infra.local import ports as port_numbers
 from pipeline.settings import REPOSITORY
@@ -69,13 +70,14 @@ def _fernet_key() -> str:
     return base64.urlsafe_b64encode(secrets.token_bytes(32)).decode()
 
 
-def _new_secret(name: str) -> str:
+def new_secret(name: str) -> str:
+    """A fresh secret of the kind that its user expects."""
     return _fernet_key() if name == "fernet" else secrets.token_hex({"admin": 8, "jwt": 32}.get(name, 24))
 
 
 def _keep_secrets(path: Path) -> dict[str, str]:
     known: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}
-    complete = {name: known.get(name) or _new_secret(name) for name in _SECRETS}
+    complete = {name: known.get(name) or new_secret(name) for name in _SECRETS}
     if complete != known:
         write_private(path, json.dumps(complete, indent=1))
     return complete
@@ -108,28 +110,21 @@ def code_sha() -> str:
 def environment(home: Home) -> dict[str, str]:
     """What a process needs to use the stack: the contents of the env file."""
     return {
+        **common.read(common.COMMON),
         "WINDSOCK_HOME": str(home.folder),
         "WINDSOCK_CODE_SHA": code_sha(),
         "WINDSOCK_WAREHOUSE_DSN": home.dsn("warehouse"),
         "WINDSOCK_SOURCE_DSN": home.dsn("source"),
         "WINDSOCK_STUDIES_DSN": home.dsn("optuna"),
         "WINDSOCK_S3_ENDPOINT": home.url("s3"),
-        "WINDSOCK_LAKE_BUCKET": "lake",
-        "WINDSOCK_VERSIONS_BUCKET": "dvc",
         "AWS_ACCESS_KEY_ID": home.secrets["s3_access"],
         "AWS_SECRET_ACCESS_KEY": home.secrets["s3_secret"],
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true",
         "MLFLOW_TRACKING_URI": home.url("mlflow"),
-        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "DO_NOT_TRACK": "true",
-        "GX_ANALYTICS_ENABLED": "false",
-        "DVC_NO_ANALYTICS": "true",
-        "GIT_PYTHON_REFRESH": "quiet",
+        "MLFLOW_PAGE": home.url("mlflow"),
         "NO_PROXY": "127.0.0.1,localhost",
         "no_proxy": "127.0.0.1,localhost",
         "AIRFLOW_URL": home.url("airflow"),
+        "AIRFLOW_PAGE": home.url("airflow"),
         "AIRFLOW_ADMIN_USER": "admin",
         "AIRFLOW_ADMIN_PASSWORD": home.secrets["admin"],
         **torchserve.environment(home),

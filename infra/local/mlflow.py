@@ -36,7 +36,6 @@ def part(home: Home, environment: Mapping[str, str]) -> Part:
         f"{_OPTION}ARTIFACT_DESTINATION": "s3://mlflow",
         "_MLFLOW_SGI_NAME": "uvicorn",
         "MLFLOW_S3_ENDPOINT_URL": home.url("s3"),
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # evaluation jobs of language models, in processes of their own
         "MLFLOW_SERVER_ALLOWED_HOSTS": json.dumps([f"127.0.0.1:{port}", f"localhost:{port}"])[1:-1].replace('"', ""),
         "OMP_NUM_THREADS": "1",
     }

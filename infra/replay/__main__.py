@@ -1,4 +1,7 @@
-"""`make demo`: start the stack, replay a real year through the real DAGs, report; 0 only if the loop did all that."""
+"""`make demo`: start the stack, replay a real year through the real DAGs, report; 0 only if the loop did all that.
+
+With --running it starts none: the environment says where the stack is, as docker-compose does.
+"""
 
 import argparse
 import os
@@ -38,7 +41,9 @@ def _arguments() -> argparse.Namespace:
         default=None,
         help="break the weather feed in this week (default: 6, or the last; 0: never)",
     )
-    parser.add_argument("--home", type=Path, default=default_home(), help="where the stack keeps its state")
+    place = parser.add_mutually_exclusive_group()
+    place.add_argument("--home", type=Path, default=default_home(), help="where the embedded stack keeps its state")
+    place.add_argument("--running", action="store_true", help="use the stack that the environment names")
     parser.add_argument("--report", type=Path, default=Path("report.html"))
     return parser.parse_args()
 
@@ -54,8 +59,17 @@ def _plan(use_case: UseCase, arguments: argparse.Namespace) -> Plan:
     return Plan(first_as_of=first_as_of, weeks=arguments.weeks, incident_week=broken or None)
 
 
-def _replay(stack: Stack, arguments: argparse.Namespace, progress: Progress) -> None:
+def _start(stack: Stack, progress: Progress) -> None:
+    """The embedded stack, and this process told where it is."""
+    progress.say("stack", "starting PostgreSQL, S3, MLflow and Airflow")
+    started = stack.start(
+        usual_ports=True, tell=lambda event: progress.waiting("stack", f"{event['name']}: {event['state']}")
+    )
+    progress.say("stack", "healthy" if started else "already running")
     os.environ.update(stack.environment())
+
+
+def _replay(arguments: argparse.Namespace, progress: Progress) -> None:
     world = outside()
     use_case = use_cases(world.settings.params)[USE_CASE]
     plan = _plan(use_case, arguments)
@@ -74,9 +88,8 @@ def _replay(stack: Stack, arguments: argparse.Namespace, progress: Progress) -> 
     _judge(weeks, manifest(folder))
     _judge_online(use_case, served, asked)
     print(f"report     {arguments.report.resolve()}")
-    print(f"Airflow    {airflow}   login {user} / {password}")
-    print(f"MLflow     {world.settings.tracking_uri}")
-    print("The stack is running: `make stop` ends it, `make clean` also deletes its data.")
+    print(f"Airflow    {os.environ['AIRFLOW_PAGE']}   login {user} / {password}")
+    print(f"MLflow     {os.environ['MLFLOW_PAGE']}")
 
 
 def _judge(weeks: list[Week], incidents: list[Incident]) -> None:
@@ -104,22 +117,22 @@ def _judge_online(use_case: UseCase, served: Online | None, asked: Asked) -> Non
 def main() -> int:
     """Exit status 0 if the loop did everything, 1 with the reason otherwise, 130 on Ctrl-C (the stack is stopped)."""
     arguments, progress = _arguments(), Progress()
-    stack = Stack(arguments.home)
+    stack = None if arguments.running else Stack(arguments.home)
     try:
-        progress.say("stack", "starting PostgreSQL, S3, MLflow and Airflow")
-        started = stack.start(
-            usual_ports=True, tell=lambda event: progress.waiting("stack", f"{event['name']}: {event['state']}")
-        )
-        progress.say("stack", "healthy" if started else "already running")
-        _replay(stack, arguments, progress)
+        if stack is not None:
+            _start(stack, progress)
+        _replay(arguments, progress)
+        if stack is not None:
+            print("The stack is running: `make stop` ends it, `make clean` also deletes its data.")
     except (ReplayError, AirflowError, ValueError, psycopg2.Error, ConnectionError) as error:
         print(
             f"\nthe replay stopped: {error}\nWhat was done is kept: run it again to go on from there.", file=sys.stderr
         )
         return 1
     except KeyboardInterrupt:
-        print("\nstopping the stack; what was done is kept", file=sys.stderr)
-        stack.stop()
+        print("\nstopping; what was done is kept", file=sys.stderr)
+        if stack is not None:
+            stack.stop()
         return 130
     return 0
 

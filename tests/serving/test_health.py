@@ -1,4 +1,6 @@
+import fcntl
 import json
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -52,7 +54,7 @@ def checked(url: str, store: Path, monkeypatch: pytest.MonkeyPatch, *versions: s
         (store / "deployed.json").write_text(json.dumps({"versions": entries}))
     monkeypatch.setenv("WINDSOCK_INFERENCE_BIND", url)
     monkeypatch.setenv("WINDSOCK_MODEL_STORE", str(store))
-    return health.main()
+    return health.main([])
 
 
 def test_a_model_that_answers_its_own_example_is_healthy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,3 +81,18 @@ def test_a_server_without_models_is_healthy_while_it_answers_at_all(
     with server(500, {}) as url:
         assert checked(url, tmp_path, monkeypatch) == 0
     assert checked(url, tmp_path, monkeypatch) == 1  # it has ended
+
+
+def test_a_shipper_that_has_its_spool_and_leaves_nothing_waiting_is_healthy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WINDSOCK_SPOOL", str(tmp_path))
+    assert health.main(["shipper"]) == 1
+    with (tmp_path / "shipper.lock").open("a") as lock:
+        assert health.main(["shipper"]) == 1
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        (tmp_path / "a-1.done").touch()
+        assert health.main(["shipper"]) == 0
+        os.utime(tmp_path / "a-1.done", (0, 0))
+        assert health.main(["shipper"]) == 1
+    assert "1 segments wait for more than 60 s: a-1.done" in capsys.readouterr().err

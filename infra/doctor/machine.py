@@ -1,0 +1,70 @@
+"""The machine: room, memory, ports, an accelerator."""
+
+import shutil
+import socket
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from infra.doctor.finding import Finding
+
+ROOM_BYTES = 5_000_000_000
+MEMORY_BYTES = 6_000_000_000  # the stack at rest takes 3, one training 2
+_DEVICES = ("nvidiactl", "nvidia0")
+
+
+def room(folder: Path, needed_bytes: int = ROOM_BYTES) -> Finding:
+    """Whether a folder's disk has room for images, data and logs."""
+    free = shutil.disk_usage(folder).free
+    said = f"{free / 1e9:.1f} GB free in {folder}"
+    if free >= needed_bytes:
+        return Finding(check="disk", said=said)
+    change = f"make room for {needed_bytes / 1e9:.0f} GB: `docker system df`, `make clean`, or another disk"
+    return Finding(check="disk", said=said, change=change)
+
+
+def memory(available_bytes: int, needed_bytes: int = MEMORY_BYTES) -> Finding:
+    """Whether there is memory for the stack and a training."""
+    said = f"{available_bytes / 1e9:.1f} GB"
+    if available_bytes >= needed_bytes:
+        return Finding(check="memory", said=said)
+    change = f"give it {needed_bytes / 1e9:.0f} GB (TASKS_MEMORY in .env; the engine's own limit): tasks die of less"
+    return Finding(check="memory", said=said, change=change)
+
+
+def total_memory() -> int:
+    """Bytes of memory that this process may see used: the machine's, or its container's limit."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    machine = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemTotal:"))
+    limits = [Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")]
+    said = [path.read_text().strip() for path in limits if path.exists()]
+    return min([machine, *(int(limit) for limit in said if limit.isdecimal())])
+
+
+def ports(wanted: Mapping[str, int]) -> Iterator[Finding]:
+    """Whether the ports that a stack is about to take are free."""
+    for name, port in wanted.items():
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError as error:
+                change = f"end who has it (`ss -ltnp sport = :{port}`), or set {name} in .env"
+                yield Finding(check="port", said=f"{port} ({name}): {error.strerror}", change=change)
+            else:
+                yield Finding(check="port", said=f"{port} ({name}) is free")
+
+
+def accelerator(devices: Path, *, usable: bool) -> Finding:
+    """Whether a GPU that is there can be used.
+
+    Args:
+        devices: the folder of devices.
+        usable: what torch says.
+    """
+    there = any((devices / name).exists() for name in _DEVICES)
+    if usable:
+        return Finding(check="GPU", said="torch uses it")
+    if not there:
+        return Finding(check="GPU", said="none: trainings run on the processor")
+    change = "install torch's CUDA build (no CPU wheel in PIP_FIND_LINKS, no CPU index) and a driver that it supports"
+    return Finding(check="GPU", said="a device is here, and torch cannot use it", change=change)

@@ -1,0 +1,145 @@
+"""The composed stack in an engine, from the build to its return after a loss (`make test-compose`).
+
+The tests of this file follow each other on one stack: it takes minutes to start and to replay.
+"""
+
+import json
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+import yaml
+
+from pipeline.settings import REPOSITORY
+from tests.composed import Composed, composed
+from tests.infra.test_airflow import until
+
+pytestmark = pytest.mark.compose
+PROJECT = "windsock-test"
+DECLARED = yaml.safe_load((REPOSITORY / "docker-compose.yaml").read_text())["services"]
+RUNNING = [name for name, one in DECLARED.items() if "profiles" not in one and one["restart"] != "no"]
+# What answers a stranger on each network, of all that listens anywhere. The stores behind S3 are on none.
+OPEN = {
+    "data": {"postgres:5432", "s3:8333", "mlflow:5000", "api-server:8080"},
+    "airflow": {"api-server:8080"},
+    "management": {"torchserve:8086"},
+    "online": {"torchserve:8085", "gateway:8088", "gateway:8090"},
+    "metrics": {"torchserve:8087", "gateway:8088", "gateway:8090"},
+    "front": {"mlflow:5000", "api-server:8080", "gateway:8088", "gateway:8090"},
+}
+_LISTEN = "0A"  # as the kernel writes it
+_ASK = """
+import socket, sys
+for name, address, ports in (word.split("=") for word in sys.argv[1:]):
+    for port in ports.split(","):
+        with socket.socket() as probe:
+            probe.settimeout(5)
+            if probe.connect_ex((address, int(port))) == 0:
+                print(f"{name}:{port}")
+"""
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Composed]:
+    with composed(PROJECT, tmp_path_factory.mktemp("compose"), {"WEEKS": "1"}) as found:
+        yield found
+
+
+def docker(*words: str) -> str:
+    return subprocess.run(["docker", *words], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def test_every_service_is_healthy_as_nobody_and_only_pages_have_ports(stack: Composed) -> None:
+    assert stack.services().keys() == set(RUNNING)
+    assert stack.healthy()
+    listed = docker("ps", "--filter", f"label=com.docker.compose.project={PROJECT}", "--format", "{{.Ports}}")
+    published = [port for line in listed.splitlines() for port in line.split(", ") if "->" in port]
+    assert len(published) == 3
+    assert all(port.startswith("127.0.0.1:") for port in published)
+    assert {stack("exec", "-T", name, "id", "-u") for name in stack.services()} == {"10001"}
+
+
+def test_the_replay_ends_well_and_the_gateway_answers(stack: Composed) -> None:
+    said = stack("run", "--rm", "-T", "demo")
+    assert f"http://127.0.0.1:{stack.told['AIRFLOW_PORT']}" in said
+    answer = stack.ask()
+    assert (answer.status, answer.body["model_version"]) == (200, "1")
+    assert 0 < answer.body["probability"] < 1
+
+
+def test_the_doctor_has_nothing_to_say(stack: Composed) -> None:
+    assert "WRONG" not in stack("exec", "-T", "scheduler", "python", "-m", "infra.doctor", "--running")
+
+
+def listening(stack: Composed, name: str) -> set[int]:
+    """The ports on which a container listens, on whatever address."""
+    tables = stack("exec", "-T", name, "sh", "-c", "cat /proc/net/tcp /proc/net/tcp6").splitlines()
+    rows = [line.split() for line in tables if not line.lstrip().startswith("sl")]
+    return {int(row[1].rpartition(":")[2], 16) for row in rows if row[3] == _LISTEN}
+
+
+@pytest.fixture(scope="module")
+def ports(stack: Composed) -> dict[str, set[int]]:
+    """Every port on which one of the containers listens, by service."""
+    return {name: listening(stack, name) for name in RUNNING}
+
+
+def test_management_and_the_stores_behind_s3_do_listen_somewhere(ports: dict[str, set[int]]) -> None:
+    assert {8085, 8086, 8087} <= ports["torchserve"]
+    assert {8333, 8888, 9333, 9340} <= ports["storage"]
+
+
+@pytest.mark.parametrize("network", OPEN)
+def test_a_stranger_on_a_network_reaches_what_it_is_for_and_nothing_else(
+    stack: Composed, ports: dict[str, set[int]], network: str
+) -> None:
+    [found] = json.loads(docker("network", "inspect", f"{PROJECT}_{network}"))
+    asked = []
+    for member in found["Containers"].values():
+        name = member["Name"].removeprefix(f"{PROJECT}-").removesuffix("-1")
+        address = member["IPv4Address"].partition("/")[0]
+        asked += [f"{name}={address}={','.join(map(str, ports[name]))}"] if ports[name] else []
+    scan = ("run", "--rm", f"--network={PROJECT}_{network}", "windsock-airflow", "python", "-c", _ASK)
+    assert set(docker(*scan, *asked).split()) == OPEN[network]
+
+
+def started_at(container: str) -> str:
+    return docker("inspect", "--format={{.State.StartedAt}}", container)
+
+
+@pytest.fixture(scope="module")
+def before(stack: Composed) -> dict[str, str]:
+    """What the stack has after the replay."""
+    return stack.kept()
+
+
+@pytest.mark.parametrize("name", RUNNING)
+def test_a_container_that_is_killed_returns_by_itself_and_nothing_is_lost(
+    stack: Composed, before: dict[str, str], name: str
+) -> None:
+    container = stack("ps", "--quiet", name)
+    was = started_at(container)
+    stack("exec", "-T", name, "sh", "-c", "kill -9 -1", check=False)  # all but the first, which ends with them
+    until(lambda: started_at(container) != was)
+    until(stack.healthy, seconds=300)
+    assert stack.kept() == before
+
+
+def test_down_and_up_again_loses_nothing(stack: Composed, before: dict[str, str]) -> None:
+    stack("down")
+    stack("up", "--detach", "--wait")
+    assert stack.kept() == before
+
+
+def test_two_workers_come_to_the_same(stack: Composed, tmp_path_factory: pytest.TempPathFactory) -> None:
+    alone = stack.facts()
+    stack("stop")  # memory and processors for the other
+    given = {"WEEKS": "1", "EXECUTOR": "CeleryExecutor", "COMPOSE_PROFILES": "celery"}
+    with composed(f"{PROJECT}-celery", tmp_path_factory.mktemp("celery"), given) as spread:
+        assert len(spread.services()["worker"]) == 2
+        spread("run", "--rm", "-T", "demo")
+        assert spread.facts() == alone
+        took_part = (
+            "select count(distinct hostname) from task_instance where hostname <> '' and operator not like '%HITL%'"
+        )
+        assert spread.fetch("airflow", took_part) == "2"

@@ -1,0 +1,36 @@
+"""The .env of docker-compose: fresh secrets once, and never anything changed that is set."""
+
+import pytest
+from cryptography.fernet import Fernet
+
+from infra.compose.env import fill
+from infra.settings import assignments
+from pipeline.settings import REPOSITORY
+
+TEMPLATE = (REPOSITORY / ".env.example").read_text()
+SHA = "a" * 40
+
+
+def test_every_secret_is_made_and_none_twice() -> None:
+    one, other = (assignments(fill(TEMPLATE, {}, SHA)) for _ in range(2))
+    secrets = [name for name in one if name.startswith("SECRET_")]
+    assert len(secrets) > 10
+    assert all(len(one[name]) >= 16 for name in secrets)
+    assert len({*(one[name] for name in secrets), *(other[name] for name in secrets)}) == 2 * len(secrets)
+    Fernet(one["SECRET_FERNET"])
+
+
+def test_the_example_itself_holds_no_secret() -> None:
+    assert not any(value for name, value in assignments(TEMPLATE).items() if name.startswith("SECRET_"))
+
+
+def test_what_is_set_stays_and_the_commit_is_that_of_the_code() -> None:
+    before = assignments(fill(TEMPLATE, {}, SHA)) | {"AIRFLOW_PORT": "9999", "GATEWAY_RATE": "", "COMPOSE_FILE": "x"}
+    after = assignments(fill(TEMPLATE, before, "b" * 40))
+    assert after == before | {"WINDSOCK_CODE_SHA": "b" * 40}
+
+
+def test_comments_stay_and_what_is_no_assignment_is_refused() -> None:
+    assert "# Ports, on 127.0.0.1.\n" in fill(TEMPLATE, {}, SHA)
+    with pytest.raises(ValueError, match="expected NAME=VALUE, got 'SECRET'"):
+        assignments("SECRET\n")

@@ -1,0 +1,172 @@
+"""The doctor: each thing newcomers trip over is named with what to change, and is not where it is right."""
+
+import socket
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+
+from infra.doctor import airflow, machine, stores
+from infra.doctor.__main__ import containers
+from infra.doctor.finding import Finding
+from infra.local.airflow import settings as airflow_settings
+from infra.local.ports import free_port
+from infra.local.stack import Stack
+from pipeline.settings import Settings
+
+Environment = dict[str, str]
+
+
+@pytest.fixture
+def environment(settings: Settings) -> Environment:
+    return {
+        "WINDSOCK_WAREHOUSE_DSN": settings.warehouse_dsn,
+        "WINDSOCK_SOURCE_DSN": settings.source_dsn,
+        "WINDSOCK_STUDIES_DSN": settings.studies_dsn,
+        "WINDSOCK_S3_ENDPOINT": settings.s3_endpoint,
+        "AWS_ACCESS_KEY_ID": settings.s3_access_key,
+        "AWS_SECRET_ACCESS_KEY": settings.s3_secret_key,
+        "WINDSOCK_LAKE_BUCKET": settings.lake_bucket,
+        "WINDSOCK_VERSIONS_BUCKET": settings.versions_bucket,
+        "MLFLOW_TRACKING_URI": settings.tracking_uri,
+    }
+
+
+def wrong(findings: Iterable[Finding]) -> list[str]:
+    return [str(finding) for finding in findings if not finding.well]
+
+
+def nobody() -> str:
+    return f"127.0.0.1:{free_port(set())}"
+
+
+def test_stores_that_are_right_are_left_alone(environment: Environment) -> None:
+    found = [*stores.databases(environment), *stores.objects(environment)]
+    assert wrong(found) == []
+    assert {finding.check.partition(" ")[0] for finding in found} == {"database", "clock", "bucket"}
+
+
+def test_a_password_that_is_not_the_database_s(environment: Environment) -> None:
+    right = environment["WINDSOCK_SOURCE_DSN"]
+    user = right.partition("//")[2].partition(":")[0]
+    environment["WINDSOCK_SOURCE_DSN"] = f"postgresql://{user}:guessed@{right.partition('@')[2]}"
+    [said] = wrong(stores.databases(environment))
+    assert "set the role's password as in WINDSOCK_SOURCE_DSN" in said
+    assert "guessed" not in said
+
+
+def test_a_database_that_is_not_there(environment: Environment) -> None:
+    environment["WINDSOCK_WAREHOUSE_DSN"] = f"postgresql://warehouse:x@{nobody()}/warehouse"
+    [said] = wrong(stores.databases(environment))
+    assert "PostgreSQL is not where WINDSOCK_WAREHOUSE_DSN says" in said
+
+
+@pytest.mark.parametrize(("ahead_seconds", "well"), [(0.4, True), (-4.9, True), (6.0, False), (-3600.0, False)])
+def test_clocks_that_disagree(ahead_seconds: float, *, well: bool) -> None:
+    found = stores.clock("PostgreSQL", ahead_seconds)
+    assert found.well is well
+    assert ("ahead of" in found.said) is (ahead_seconds > 0)
+
+
+def test_keys_that_are_not_the_store_s(environment: Environment) -> None:
+    environment["AWS_SECRET_ACCESS_KEY"] = "guessed"
+    said = wrong(stores.objects(environment))
+    assert len(said) == 2
+    assert all("SignatureDoesNotMatch" in one and "AWS_SECRET_ACCESS_KEY are not the server's" in one for one in said)
+
+
+def test_a_bucket_that_was_never_made(environment: Environment) -> None:
+    environment["WINDSOCK_VERSIONS_BUCKET"] = "nowhere"
+    [said] = wrong(stores.objects(environment))
+    assert "make the bucket that WINDSOCK_VERSIONS_BUCKET names" in said
+
+
+def test_a_store_that_is_not_there(environment: Environment) -> None:
+    environment["WINDSOCK_S3_ENDPOINT"] = f"http://{nobody()}"
+    assert all("S3 is not where WINDSOCK_S3_ENDPOINT says" in said for said in wrong(stores.objects(environment)))
+
+
+def test_mlflow_that_answers_is_left_alone(mlflow_stack: Stack, environment: Environment) -> None:
+    assert wrong(stores.tracking(environment)) == []
+
+
+def test_mlflow_called_by_a_name_it_does_not_know(mlflow_stack: Stack, environment: Environment) -> None:
+    port = environment["MLFLOW_TRACKING_URI"].rpartition(":")[2]
+    [said] = wrong(stores.tracking({**environment, "MLFLOW_TRACKING_URI": f"http://0.0.0.0:{port}"}))
+    assert f"add 0.0.0.0:{port} to the server's MLFLOW_SERVER_ALLOWED_HOSTS" in said
+
+
+def test_mlflow_that_is_not_there(environment: Environment) -> None:
+    [said] = wrong(stores.tracking({**environment, "MLFLOW_TRACKING_URI": f"http://{nobody()}"}))
+    assert "MLflow is not where MLFLOW_TRACKING_URI says" in said
+
+
+@pytest.fixture
+def tasks(airflow_stack: Stack) -> Environment:
+    """What a task of the embedded stack is told."""
+    return airflow_settings(airflow_stack.home())
+
+
+def test_an_api_server_that_takes_our_tokens_is_left_alone(tasks: Environment) -> None:
+    assert [finding.check for finding in airflow.execution(tasks)] == ["execution API", "JWT secret"]
+    assert wrong(airflow.execution(tasks)) == []
+
+
+def test_a_secret_that_is_not_the_api_server_s(tasks: Environment) -> None:
+    [said] = wrong(airflow.execution({**tasks, "AIRFLOW__API_AUTH__JWT_SECRET": "0" * 64}))
+    assert "give AIRFLOW__API_AUTH__JWT_SECRET one value in every Airflow process" in said
+
+
+def test_an_execution_address_that_leads_elsewhere(tasks: Environment) -> None:
+    name = "AIRFLOW__CORE__EXECUTION_API_SERVER_URL"
+    root = tasks[name].removesuffix("execution/")
+    [elsewhere] = wrong(airflow.execution({**tasks, name: f"{root}nowhere/"}))
+    assert "something else answers there" in elsewhere
+    [unset] = wrong(airflow.execution({**tasks, name: ""}))
+    assert f"set {name} to" in unset
+    [silent] = wrong(airflow.execution({**tasks, name: f"http://{nobody()}/execution/"}))
+    assert "start the api-server" in silent
+
+
+def test_a_disk_without_room(tmp_path: Path) -> None:
+    assert machine.room(tmp_path, needed_bytes=1).well
+    assert "make room" in machine.room(tmp_path, needed_bytes=10**18).change
+
+
+def test_a_machine_without_memory() -> None:
+    assert machine.memory(8_000_000_000).well
+    assert "TASKS_MEMORY" in machine.memory(2_000_000_000).change
+    assert machine.total_memory() > 100_000_000
+
+
+def test_a_port_that_another_has() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        [said] = wrong(machine.ports({"MLFLOW_PORT": port}))
+    assert "or set MLFLOW_PORT in .env" in said
+    assert wrong(machine.ports({"MLFLOW_PORT": free_port(set())})) == []
+
+
+def test_a_gpu_that_torch_cannot_use(tmp_path: Path) -> None:
+    assert machine.accelerator(tmp_path, usable=False).well
+    (tmp_path / "nvidia0").touch()
+    assert machine.accelerator(tmp_path, usable=True).well
+    assert "CUDA build" in machine.accelerator(tmp_path, usable=False).change
+
+
+@pytest.mark.parametrize(
+    ("code", "running", "change"),
+    [
+        (0, "", ""),
+        (0, "postgres\nscheduler\n", ""),
+        (0, "postgres\nmlflow\n", "`docker compose logs scheduler` says why"),
+        (1, "", "start the engine"),
+    ],
+)
+def test_containers_that_do_not_run_together(code: int, running: str, change: str) -> None:
+    found = containers(subprocess.CompletedProcess([], code, stdout=running))
+    assert found.well is not bool(change)
+    assert change in found.change
