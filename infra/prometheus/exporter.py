@@ -31,7 +31,7 @@ from unnest(%s) as use_case left join champions c using (use_case)
 _CLEAN_UNTIL = "select use_case, max(partition_start) as newest from batches where status = 'clean' group by 1"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)  # a registry keeps it by identity
 class Numbers(Collector):
     """All numbers of the warehouse, and the limits they are judged by."""
 

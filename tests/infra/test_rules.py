@@ -8,10 +8,10 @@ import pytest
 import yaml
 
 from pipeline.settings import REPOSITORY
+from tests.dashboards import RULES
 from tests.prometheus_stand import program
 
 FOLDER = REPOSITORY / "infra" / "prometheus"
-RULES = [rule for group in yaml.safe_load((FOLDER / "rules.yaml").read_text())["groups"] for rule in group["rules"]]
 MINUTES = 120  # how long the series below last, at one sample a minute
 
 UC = 'use_case="flights"'
