@@ -30,7 +30,6 @@ from tests.serving.online import EVENT
 from tests.statsd_stand import Recorded
 
 USE_CASE = "flights"
-PATIENCE_SECONDS = 60
 ONLY_ELSEWHERE = {'windsock_performance{metric="mae"}', 'windsock_holdout_performance{metric="mae"}'}  # of regressions
 
 
@@ -103,12 +102,14 @@ def _numbers(samples: list[dict[str, Any]]) -> list[str]:
     return [sample["value"][1] for sample in samples if sample["value"][1] != "NaN"]
 
 
-def without_data(running: Prometheus, stack: Stack) -> list[str]:
+def without_data(
+    running: Prometheus, stack: Stack, boards: dict[str, dict[str, Any]] = BOARDS, *, patience_seconds: float = 60
+) -> list[str]:
     """Every query of a panel, and every series an alert reads, that shows nothing."""
-    panels = list(asked(BOARDS, USE_CASE))
+    panels = list(asked(boards, USE_CASE))
     series = {s for rule in RULES for s in selectors(rule["expr"])} - ONLY_ELSEWHERE
     pending = [q for q in panels if q.language == "promql"] + [Asked("rules", "promql", s) for s in sorted(series)]
-    deadline = time.monotonic() + PATIENCE_SECONDS
+    deadline = time.monotonic() + patience_seconds
     while pending and time.monotonic() < deadline:
         pending = [q for q in pending if not _numbers(running.ask(q.query))]
         time.sleep(0.5)  # two scrapes are needed for a rate
