@@ -25,7 +25,8 @@ from pipeline.spec import UseCase, use_cases
 
 _PATIENCE_SECONDS = 2.0  # less than a scrape may take
 _CHAMPIONS = """
-select use_case, (c.version is not null)::int as champion_present, extract(epoch from c.as_of) as champion_as_of
+select use_case, (c.version is not null)::int as champion_present,
+    extract(epoch from c.as_of) as champion_as_of_timestamp_seconds
 from unnest(%s) as use_case left join champions c using (use_case)
 """
 _CLEAN_UNTIL = "select use_case, max(partition_start) as newest from batches where status = 'clean' group by 1"
@@ -68,7 +69,7 @@ def families(query: Query, rows: list[Any]) -> list[Metric]:
 def _champions(rows: list[Any]) -> list[Metric]:
     says = {
         "champion_present": "1 where a use case of params.yaml has a champion, else 0",
-        "champion_as_of": "Data time from which the champion holds, in seconds since 1970",
+        "champion_as_of_timestamp_seconds": "Data time from which the champion holds",
     }
     return families(Query(says, ("use_case",), ""), rows)
 
