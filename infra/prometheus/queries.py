@@ -20,18 +20,21 @@ from batches order by use_case, table_name, partition_start, version desc
 """
 _OF_CHAMPION = """
 select distinct on (use_case) p.* from performance p join champions c using (use_case)
-where p.model_version = c.version order by use_case, window_end desc, measured_as_of desc
+where p.model_version = c.version and p.status = any({}) order by use_case, window_end desc, measured_as_of desc
 """
+_NEWEST_WINDOW = _OF_CHAMPION.format("array['ok', 'degraded', 'unknown']")
+_NEWEST_MEASURED = _OF_CHAMPION.format("array['ok', 'degraded']")
 _PROMOTED = """
 select distinct on (use_case) use_case, model_version, l.evidence from ledger l join champions c using (use_case)
 where l.action = 'promote' and l.model_version = c.version order by use_case, entry desc
 """
-# The last answer about each event counts; 28 days of data time, so that a year of answers is not read at each scrape.
+# The last answer a client got about each event counts; 28 days of data time, so that a scrape does not read a year.
 _ANSWERED = """
 select distinct on (use_case, entity_key, event_time) use_case, model_version, decision, score, label, features
 from (select use_case, max(event_time) - interval '28 days' as since from outcomes group by 1) as known
 join online_answers a using (use_case) join outcomes o using (use_case, entity_key, event_time)
-where a.event_time > since order by use_case, entity_key, event_time, answered_at desc
+where a.event_time > since and a.slot in ('stable', 'candidate')
+order by use_case, entity_key, event_time, answered_at desc
 """
 
 QUERIES = (
@@ -105,15 +108,15 @@ QUERIES = (
         f"""
         select use_case, model_version, coverage as label_coverage, predicted as predicted_rows,
             extract(epoch from window_end) as performance_window_end_timestamp_seconds
-        from ({_OF_CHAMPION}) as newest
+        from ({_NEWEST_WINDOW}) as newest
         """,
     ),
     Query(
-        {"performance": "A metric of the champion in its newest window"},
+        {"performance": "A metric of the champion in its newest window with enough labels"},
         ("use_case", "model_version", "metric"),
         f"""
         select use_case, model_version, key as metric, value::float8 as performance
-        from ({_OF_CHAMPION}) as newest, jsonb_each_text(metrics)
+        from ({_NEWEST_MEASURED}) as newest, jsonb_each_text(metrics)
         """,
     ),
     Query(

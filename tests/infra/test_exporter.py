@@ -37,6 +37,7 @@ insert into performance (use_case, model_version, window_start, window_end, meas
     coverage, metrics, status) values
     ('flights', '2', '2013-03-01', '2013-03-10', '2013-03-11', 100, 90, 0.9, '{"auc": 0.70}', 'ok'),
     ('flights', '2', '2013-03-01', '2013-03-10', '2013-03-18', 100, 96, 0.96, '{"auc": 0.71}', 'ok'),
+    ('flights', '2', '2013-03-08', '2013-03-17', '2013-03-18', 100, 20, 0.2, '{"auc": 0.1}', 'unknown'),
     ('flights', '1', '2013-03-01', '2013-03-17', '2013-03-18', 100, 96, 0.96, '{"auc": 0.6}', 'ok');
 insert into decisions (decision_id, use_case, as_of, model_version, decision, reasons, evidence) values
     ('d1', 'flights', '2013-01-14', '2', 'retrain', '{old}', '{}'),
@@ -47,7 +48,7 @@ insert into retrains (decision_id, use_case, state) values ('d1', 'flights', 'do
 ANSWER = """
 insert into online_answers (use_case, request_id, position, model_version, slot, client, entity_key, event_time,
     prediction_time, score, decision, degraded, reasons, server_ms, request, features, answered_at)
-values ('flights', %(id)s, 0, '2', 'stable', 'c', %(id)s, %(at)s, %(at)s, %(score)s, %(decision)s, false, '{}', 1,
+values ('flights', %(id)s, 0, '2', %(slot)s, 'c', %(id)s, %(at)s, %(at)s, %(score)s, %(decision)s, false, '{}', 1,
     '{"secret": 1}', %(features)s, now())
 """
 
@@ -57,9 +58,11 @@ def batch(outside: Outside, table: str, start: str, *, status: str = "clean", ve
     outside.warehouse.fetch(BATCH, said)
 
 
-def answer(outside: Outside, identity: str, at: str, *, score: float, decision: bool | None, label: float) -> None:
+def answer(
+    outside: Outside, identity: str, at: str, *, score: float, decision: bool | None, label: float, slot: str = "stable"
+) -> None:
     features = json.dumps({"origin": "EWR", "temp": 1.5})
-    said = {"id": identity, "at": at, "score": score, "decision": decision, "features": features}
+    said = {"id": identity, "at": at, "score": score, "decision": decision, "features": features, "slot": slot}
     outside.warehouse.fetch(ANSWER, said)
     outside.warehouse.fetch("insert into outcomes values ('flights', %s, %s, %s, now())", (identity, at, label))
 
@@ -84,7 +87,7 @@ def test_it_says_the_newest_of_everything(outside: Outside, observer: str) -> No
     assert value("drift_threshold", **OF_VERSION, feature="temp", measure="psi") == 0.2
     assert value("performance", **OF_VERSION, metric="auc") == 0.71
     assert value("holdout_performance", **OF_VERSION, metric="auc") == 0.75
-    assert value("label_coverage", **OF_VERSION) == 0.96
+    assert value("label_coverage", **OF_VERSION) == 0.2  # too few labels to say more of that window
     assert value("decisions_total", **FLIGHTS, decision="retrain") == 2
     assert value("decisions_total", **FLIGHTS, decision="block") == 0
     assert value("retrains_30_days", **FLIGHTS) == 1
@@ -135,6 +138,7 @@ def test_decisions_are_counted_by_what_came_of_them_in_all_and_by_slice(outside:
     answer(outside, "old", "2013-01-01 00:00+00", score=0.9, decision=True, label=1)
     answer(outside, "hit", "2013-03-01 00:00+00", score=0.9, decision=True, label=1)
     answer(outside, "missed", "2013-03-02 00:00+00", score=0.1, decision=False, label=1)
+    answer(outside, "shadow", "2013-03-02 00:00+00", score=0.9, decision=True, label=1, slot="shadow")
     answer(outside, "undecided", "2013-03-02 00:00+00", score=0.5, decision=None, label=1)
     numbers = registry(observer, PARAMS)
     found = {
