@@ -18,12 +18,14 @@ select distinct on (use_case, table_name, partition_start) use_case, table_name,
     status, raw_rows, quarantined_rows, validated_at
 from batches order by use_case, table_name, partition_start, version desc
 """
-_OF_CHAMPION = """
-select distinct on (use_case) p.* from performance p join champions c using (use_case)
-where p.model_version = c.version and p.status = any({}) order by use_case, window_end desc, measured_as_of desc
+# Every version that predicted in a use case's newest window: a champion of today has none of its own yet.
+_NEWEST = """
+select distinct on (use_case, model_version) performance.* from performance where status = any({0}) and
+    (use_case, window_end) in (select use_case, max(window_end) from performance where status = any({0}) group by 1)
+order by use_case, model_version, measured_as_of desc
 """
-_NEWEST_WINDOW = _OF_CHAMPION.format("array['ok', 'degraded', 'unknown']")
-_NEWEST_MEASURED = _OF_CHAMPION.format("array['ok', 'degraded']")
+_NEWEST_WINDOW = _NEWEST.format("array['ok', 'degraded', 'unknown']")
+_NEWEST_MEASURED = _NEWEST.format("array['ok', 'degraded']")
 _PROMOTED = """
 select distinct on (use_case) use_case, model_version, l.evidence from ledger l join champions c using (use_case)
 where l.action = 'promote' and l.model_version = c.version order by use_case, entry desc
@@ -100,8 +102,8 @@ QUERIES = (
     ),
     Query(
         {
-            "label_coverage": "Share of the champion's predictions in its newest window whose label is known",
-            "predicted_rows": "The champion's predictions in that window",
+            "label_coverage": "Share of a version's predictions in the newest window whose label is known",
+            "predicted_rows": "Its predictions in that window",
             "performance_window_end_timestamp_seconds": "End of that window, in data time",
         },
         ("use_case", "model_version"),
@@ -112,7 +114,7 @@ QUERIES = (
         """,
     ),
     Query(
-        {"performance": "A metric of the champion in its newest window with enough labels"},
+        {"performance": "A metric of a version in the newest window with enough labels"},
         ("use_case", "model_version", "metric"),
         f"""
         select use_case, model_version, key as metric, value::float8 as performance
@@ -120,7 +122,7 @@ QUERIES = (
         """,
     ),
     Query(
-        {"holdout_performance": "The same metric on the holdout it was promoted by"},
+        {"holdout_performance": "The same metric of the champion on the holdout it was promoted by"},
         ("use_case", "model_version", "metric"),
         f"""
         select use_case, model_version, key as metric, value::float8 as holdout_performance

@@ -38,7 +38,7 @@ insert into performance (use_case, model_version, window_start, window_end, meas
     ('flights', '2', '2013-03-01', '2013-03-10', '2013-03-11', 100, 90, 0.9, '{"auc": 0.70}', 'ok'),
     ('flights', '2', '2013-03-01', '2013-03-10', '2013-03-18', 100, 96, 0.96, '{"auc": 0.71}', 'ok'),
     ('flights', '2', '2013-03-08', '2013-03-17', '2013-03-18', 100, 20, 0.2, '{"auc": 0.1}', 'unknown'),
-    ('flights', '1', '2013-03-01', '2013-03-17', '2013-03-18', 100, 96, 0.96, '{"auc": 0.6}', 'ok');
+    ('flights', '1', '2013-03-01', '2013-03-10', '2013-03-18', 100, 96, 0.96, '{"auc": 0.6}', 'ok');
 insert into decisions (decision_id, use_case, as_of, model_version, decision, reasons, evidence) values
     ('d1', 'flights', '2013-01-14', '2', 'retrain', '{old}', '{}'),
     ('d2', 'flights', '2013-03-04', '2', 'retrain', '{old}', '{}'),
@@ -86,6 +86,7 @@ def test_it_says_the_newest_of_everything(outside: Outside, observer: str) -> No
     assert value("drift", **OF_VERSION, feature="temp", measure="psi") == 0.3
     assert value("drift_threshold", **OF_VERSION, feature="temp", measure="psi") == 0.2
     assert value("performance", **OF_VERSION, metric="auc") == 0.71
+    assert value("performance", **FLIGHTS, model_version="1", metric="auc") == 0.6
     assert value("holdout_performance", **OF_VERSION, metric="auc") == 0.75
     assert value("label_coverage", **OF_VERSION) == 0.2  # too few labels to say more of that window
     assert value("decisions_total", **FLIGHTS, decision="retrain") == 2
