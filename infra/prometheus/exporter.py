@@ -45,7 +45,7 @@ class Numbers(Collector):
             at.execute(_CHAMPIONS, (list(self.declared),))
             champions = at.fetchall()
             at.execute(_CLEAN_UNTIL)
-            newest = {row["use_case"]: row["newest"] for row in at.fetchall()}
+            newest = {row[0]: row[1] for row in at.fetchall()}
             found = []
             for query in QUERIES:
                 at.execute(query.sql)
