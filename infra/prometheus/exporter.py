@@ -19,7 +19,7 @@ from prometheus_client.core import CollectorRegistry, CounterMetricFamily, Gauge
 from prometheus_client.registry import Collector
 
 from adapters.warehouse import Warehouse
-from infra.prometheus.queries import QUERIES, Query
+from infra.prometheus.queries import QUERIES, SLICES, Query
 from pipeline.settings import REPOSITORY
 from pipeline.spec import UseCase, use_cases
 
@@ -46,7 +46,9 @@ class Numbers(Collector):
             champions = at.fetchall()
             at.execute(_CLEAN_UNTIL)
             newest = {row[0]: row[1] for row in at.fetchall()}
-            found = []
+            sliced = [(name, slice_) for name, use_case in self.declared.items() for slice_ in use_case.gate.slices]
+            at.execute(SLICES.sql, ([name for name, _ in sliced], [slice_ for _, slice_ in sliced]))
+            found = families(SLICES, at.fetchall())
             for query in QUERIES:
                 at.execute(query.sql)
                 found += families(query, at.fetchall())

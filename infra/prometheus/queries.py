@@ -26,9 +26,9 @@ order by use_case, model_version, measured_as_of desc
 """
 _NEWEST_WINDOW = _NEWEST.format("array['ok', 'degraded', 'unknown']")
 _NEWEST_MEASURED = _NEWEST.format("array['ok', 'degraded']")
-_PROMOTED = """
-select distinct on (use_case) use_case, model_version, l.evidence from ledger l join champions c using (use_case)
-where l.action = 'promote' and l.model_version = c.version order by use_case, entry desc
+_FIRST = """
+select distinct on (use_case, model_version) performance.* from performance
+where status = any(array['ok', 'degraded']) order by use_case, model_version, window_end, measured_as_of desc
 """
 # The last answer a client got about each event counts; 28 days of data time, so that a scrape does not read a year.
 _ANSWERED = """
@@ -122,11 +122,12 @@ QUERIES = (
         """,
     ),
     Query(
-        {"holdout_performance": "The same metric of the champion on the holdout it was promoted by"},
+        {"first_performance": "The same metric in the first window of that version that had enough labels"},
         ("use_case", "model_version", "metric"),
         f"""
-        select use_case, model_version, key as metric, value::float8 as holdout_performance
-        from ({_PROMOTED}) as promoted, jsonb_each_text(evidence -> 'metrics' -> model_version)
+        select first.use_case, first.model_version, key as metric, value::float8 as first_performance
+        from ({_FIRST}) as first join ({_NEWEST_MEASURED}) as newest using (use_case, model_version),
+            jsonb_each_text(first.metrics)
         """,
     ),
     Query(
@@ -197,23 +198,6 @@ QUERIES = (
     ),
     Query(
         {
-            "slice_events": "Events of a slice in the same days; the slices are those of the gate",
-            "slice_squared_error": "Mean squared difference of answer and label: of probabilities, the Brier score",
-            "slice_bias": "Mean answer less mean label",
-        },
-        ("use_case", "slice", "value"),
-        f"""
-        with slices as (
-            select distinct use_case, s ->> 'column' as slice
-            from ({_PROMOTED}) as promoted, jsonb_array_elements(evidence -> 'slices') as s
-        )
-        select use_case, slice, features ->> slice as value, count(*) as slice_events,
-            avg((score - label) ^ 2) as slice_squared_error, avg(score - label) as slice_bias
-        from ({_ANSWERED}) as answered join slices using (use_case) where features ? slice group by 1, 2, 3
-        """,
-    ),
-    Query(
-        {
             "postgres_connections": "Connections to a database",
             "postgres_commits_total": "Transactions that were committed",
             "postgres_rollbacks_total": "Transactions that were rolled back",
@@ -237,4 +221,19 @@ QUERIES = (
             pg_database_size(current_database()) as warehouse_bytes
         """,
     ),
+)
+# Of the use cases and the features by which their gates look at slices: two lists, side by side.
+SLICES = Query(
+    {
+        "slice_events": "Events answered online in the same days, of a slice",
+        "slice_squared_error": "Mean squared difference of answer and label: of probabilities, the Brier score",
+        "slice_bias": "Mean answer less mean label",
+    },
+    ("use_case", "slice", "value"),
+    f"""
+    select use_case, slice, features ->> slice as value, count(*) as slice_events,
+        avg((score - label) ^ 2) as slice_squared_error, avg(score - label) as slice_bias
+    from ({_ANSWERED}) as answered join unnest(%s::text[], %s::text[]) as sliced (use_case, slice) using (use_case)
+    where features ? slice group by 1, 2, 3
+    """,
 )

@@ -27,14 +27,15 @@ values ('flights', %(table)s, %(start)s, %(start)s::timestamptz + interval '7 da
 PLANTED = """
 insert into champions (use_case, revision, version, as_of) values ('flights', 2, '2', '2013-03-04');
 insert into ledger (use_case, action, model_version, as_of, actor, reason, evidence) values
-    ('flights', 'promote', '2', '2013-03-04', 'gate', 'better',
-     '{"metrics": {"2": {"auc": 0.75}, "1": {"auc": 0.7}}, "slices": [{"column": "origin", "value": "EWR"}]}');
+    ('flights', 'promote', '2', '2013-03-04', 'gate', 'better', '{}');
 insert into drift values
     ('flights', '2013-03-04', '2', 'temp', 'psi', 9.0, 0.2, 'breach'),
     ('flights', '2013-03-11', '2', 'temp', 'psi', 0.3, 0.2, 'breach'),
     ('flights', '2013-03-11', '2', 'wind', 'psi', null, 0.2, 'unknown');
 insert into performance (use_case, model_version, window_start, window_end, measured_as_of, predicted, labelled,
     coverage, metrics, status) values
+    ('flights', '2', '2013-02-22', '2013-03-03', '2013-03-04', 100, 90, 0.9, '{"auc": 0.74}', 'ok'),
+    ('flights', '2', '2013-02-22', '2013-03-03', '2013-03-11', 100, 96, 0.9, '{"auc": 0.75}', 'ok'),
     ('flights', '2', '2013-03-01', '2013-03-10', '2013-03-11', 100, 90, 0.9, '{"auc": 0.70}', 'ok'),
     ('flights', '2', '2013-03-01', '2013-03-10', '2013-03-18', 100, 96, 0.96, '{"auc": 0.71}', 'ok'),
     ('flights', '2', '2013-03-08', '2013-03-17', '2013-03-18', 100, 20, 0.2, '{"auc": 0.1}', 'unknown'),
@@ -87,7 +88,7 @@ def test_it_says_the_newest_of_everything(outside: Outside, observer: str) -> No
     assert value("drift_threshold", **OF_VERSION, feature="temp", measure="psi") == 0.2
     assert value("performance", **OF_VERSION, metric="auc") == 0.71
     assert value("performance", **FLIGHTS, model_version="1", metric="auc") == 0.6
-    assert value("holdout_performance", **OF_VERSION, metric="auc") == 0.75
+    assert value("first_performance", **OF_VERSION, metric="auc") == 0.75
     assert value("label_coverage", **OF_VERSION) == 0.2  # too few labels to say more of that window
     assert value("decisions_total", **FLIGHTS, decision="retrain") == 2
     assert value("decisions_total", **FLIGHTS, decision="block") == 0

@@ -33,9 +33,9 @@ def psi(*values: float, measure: str = "psi") -> dict[str, Any]:
     return {**said, LIMIT: 2}
 
 
-def metric(name: str, holdout: float, now: float) -> dict[str, Any]:
+def metric(name: str, first: float, now: float) -> dict[str, Any]:
     labels = f'{{{UC}, model_version="2", metric="{name}"}}'
-    return {f"windsock_holdout_performance{labels}": holdout, f"windsock_performance{labels}": now}
+    return {f"windsock_first_performance{labels}": first, f"windsock_performance{labels}": now}
 
 
 def look(**values: Any) -> dict[str, Any]:
