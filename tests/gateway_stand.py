@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 
 from adapters.gateway import Gateway, Reply
-from infra.local import gateway, haproxy
+from infra.local import debian, gateway
 from infra.local.home import Home, open_home
 from infra.local.part import Part
 from infra.local.processes import MARKER, spawn
@@ -33,7 +33,7 @@ def _program_folder() -> Path:
     """HAProxy, fetched once a session where the system has none."""
     folder = Path(tempfile.mkdtemp(prefix="windsock-haproxy-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    if (problem := haproxy.obtain(folder)) is not None:
+    if (problem := debian.obtain("haproxy", folder, asked="-v")) is not None:
         pytest.skip(problem)
     return folder
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adapters.gateway import set_client
-from infra.local import haproxy
+from infra.local import debian
 from infra.local.part import Part, Step, answers, unprivileged
 from pipeline.settings import REPOSITORY
 
@@ -22,12 +22,12 @@ _PASSED = ("GATEWAY_RATE", "GATEWAY_BODY_BYTES", "GATEWAY_QUEUE", "GATEWAY_SERVE
 
 def obtain(home: "Home") -> str | None:
     """Have the program, before the stack is planned. Returns why the gateway is left out, if it is."""
-    return haproxy.obtain(home.folder)
+    return debian.obtain("haproxy", home.folder, asked="-v")
 
 
 def environment(home: "Home") -> Mapping[str, str]:
     """What a process needs to use it; empty where this stack has none."""
-    if haproxy.find(home.folder) is None:
+    if debian.find("haproxy", home.folder) is None:
         return {}
     return {
         "WINDSOCK_GATEWAY_URL": home.url("gateway"),
@@ -59,7 +59,7 @@ def settings(home: "Home") -> dict[str, str]:
 
 def parts(home: "Home", mark: Callable[[str], dict[str, str]]) -> list[Part | Step]:
     """The gateway, or nothing where there is no program for it. It starts without TorchServe and waits for it."""
-    program = haproxy.find(home.folder)
+    program = debian.find("haproxy", home.folder)
     if program is None:
         return []
     return [

@@ -114,6 +114,9 @@ def environment(home: Home) -> dict[str, str]:
         "WINDSOCK_HOME": str(home.folder),
         "WINDSOCK_CODE_SHA": code_sha(),
         "WINDSOCK_WAREHOUSE_DSN": home.dsn("warehouse"),
+        "WINDSOCK_OBSERVER_DSN": postgres.dsn(
+            home.ports["postgres"], "warehouse", "observer", home.secrets["observer"]
+        ),
         "WINDSOCK_SOURCE_DSN": home.dsn("source"),
         "WINDSOCK_STUDIES_DSN": home.dsn("optuna"),
         "WINDSOCK_S3_ENDPOINT": home.url("s3"),

@@ -17,7 +17,7 @@ from infra.local.part import Account, Part, closed_folder, unprivileged
 
 ADMIN = "windsock"
 DATABASES = ("airflow", "mlflow", "optuna", "warehouse", "source")
-ROLES = ("online",)  # without a database of its own: what the online server may do in the warehouse, migrations say
+ROLES = ("online", "observer")  # without databases of their own: what they may do in the warehouse, migrations say
 
 
 def binaries() -> Path:
@@ -146,6 +146,7 @@ def provision(admin_dsn: str, passwords: Mapping[str, str]) -> None:
                 if cursor.fetchone() is None:
                     create_database(cursor, name, name)
             cursor.execute("revoke connect on database postgres from public")
+            cursor.execute("alter role observer set statement_timeout = '30s'")  # a panel holds nobody up
     except errors.DiskFull as error:
         raise ValueError(f"the disk is full: PostgreSQL could not create its databases ({error})") from error
     finally:

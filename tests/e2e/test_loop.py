@@ -20,9 +20,11 @@ import yaml
 from infra.local.home import base_environment
 from infra.local.stack import Stack
 from pipeline.settings import REPOSITORY
+from tests.e2e.observed import observed, unhealthy_rules, without_data
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(2400)]
 TRAIN_UNTIL, WEEKS, BROKEN = "2013-02-25", 3, 2
+NOTHING = "select 1 where false"
 LIMIT_SECONDS = 1500
 
 # What must be the same however the loop came to its end. Times of day, run ids and addresses may differ.
@@ -243,6 +245,19 @@ def test_the_lines_of_docs_online_work_as_printed(disturbed: dict[str, Any], fol
     difference = explained["probability"] - explained["baseline"]
     assert sum(explained["attributions"].values()) == pytest.approx(difference, abs=1e-3)
     assert schema["openapi"].startswith("3.1")
+
+
+def test_every_panel_and_every_alert_has_data_and_one_that_has_none_is_named(
+    disturbed: dict[str, Any], tmp_path: Path
+) -> None:
+    stack = disturbed["stack"]
+    empty = [{"title": "empty", "targets": [{"refId": "A", **q}]} for q in ({"expr": "no_such"}, {"rawSql": NOTHING})]
+    with observed(stack, tmp_path) as running:
+        assert without_data(running, stack) == []
+        assert unhealthy_rules(running) == []
+        assert running.up() == dict.fromkeys(("prometheus", "warehouse", "gateway", "torchserve", "airflow"), True)
+        named = without_data(running, stack, {"sabotage": {"panels": empty}}, patience_seconds=5)
+    assert named == ["sabotage: empty A: no_such", f"sabotage: empty A: {NOTHING}"]
 
 
 def test_a_second_run_has_nothing_to_do(disturbed: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from adapters.gateway import Gateway, Route, digest
-from infra.local import gateway, haproxy
+from infra.local import debian, gateway
 from infra.local.__main__ import main
 from infra.local.home import environment, open_home
 from infra.local.stack import Stack
@@ -417,7 +417,7 @@ def test_where_haproxy_cannot_be_had_the_stack_says_so_and_has_no_gateway(
 ) -> None:
     home = open_home(tmp_path / "home", usual=False, choose_ports=True)
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(haproxy.shutil, "which", lambda *_, **__: None)
+    monkeypatch.setattr(debian.shutil, "which", lambda *_, **__: None)
     problem = gateway.obtain(home)
     assert problem is not None
     assert "apt-get install haproxy" in problem
@@ -432,14 +432,14 @@ def test_a_stack_without_haproxy_comes_up_and_its_status_says_what_to_install(
     tools.mkdir()
     (tools / "git").symlink_to(shutil.which("git") or "git")
     monkeypatch.setenv("PATH", str(tools))
-    if haproxy.find(tmp_path / "home") is not None:
+    if debian.find("haproxy", tmp_path / "home") is not None:
         pytest.skip("the system has HAProxy where no PATH hides it")
     stack = Stack(tmp_path / "home")
     told: list[dict[str, str]] = []
     try:
         stack.start(("s3", "gateway"), owner=os.getpid(), tell=told.append)
         assert [event["problem"] for event in told if event["state"] == "left out"] == [
-            f"no haproxy on the PATH, and no apt-get to fetch it with: {haproxy.ADVICE}"
+            f"no haproxy on the PATH, and no apt-get to fetch it with: {debian.ADVICE.format('haproxy')}"
         ]
         assert main(["status", "--home", str(stack.folder)]) == 0
         assert "gateway is left out: no haproxy" in capsys.readouterr().out
@@ -457,10 +457,10 @@ def test_a_failed_download_leaves_nothing_behind(tmp_path: Path, monkeypatch: py
         (tools / name).write_text("#!/bin/sh\necho 'E: no network' >&2\nexit 100\n")
         (tools / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tools}{os.pathsep}/bin{os.pathsep}/usr/bin")
-    if haproxy.find(tmp_path / "home") is not None:
+    if debian.find("haproxy", tmp_path / "home") is not None:
         pytest.skip("the system has HAProxy: nothing is downloaded")
     (tmp_path / "home").mkdir()
-    problem = haproxy.obtain(tmp_path / "home")
+    problem = debian.obtain("haproxy", tmp_path / "home", asked="-v")
     assert problem is not None
     assert "E: no network" in problem
     assert list((tmp_path / "home").iterdir()) == []

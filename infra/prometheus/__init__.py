@@ -1,0 +1,1 @@
+"""What is measured and what is alarmed: the exporter, and Prometheus's configuration and rules."""

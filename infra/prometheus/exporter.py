@@ -1,0 +1,141 @@
+"""`python -m infra.prometheus.exporter`: the warehouse's numbers, and the limits of params.yaml, for Prometheus.
+
+Every scrape reads anew, in one snapshot, by the role `observer`. What cannot be read is a failed scrape and not an old
+number: Prometheus then says that the exporter is down, which has an alert of its own.
+"""
+
+import argparse
+import os
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from prometheus_client import start_http_server
+from prometheus_client.core import CollectorRegistry, CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from adapters.warehouse import Warehouse
+from infra.prometheus.queries import QUERIES, SLICES, Query
+from pipeline.settings import REPOSITORY
+from pipeline.spec import UseCase, use_cases
+
+_PATIENCE_SECONDS = 2.0  # less than a scrape may take
+_CHAMPIONS = """
+select use_case, (c.version is not null)::int as champion_present,
+    extract(epoch from c.as_of) as champion_as_of_timestamp_seconds
+from unnest(%s) as use_case left join champions c using (use_case)
+"""
+_CLEAN_UNTIL = "select use_case, max(partition_start) as newest from batches where status = 'clean' group by 1"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)  # a registry keeps it by identity
+class Numbers(Collector):
+    """All numbers of the warehouse, and the limits they are judged by."""
+
+    warehouse: Warehouse
+    declared: Mapping[str, UseCase]
+
+    def collect(self) -> Iterator[Metric]:
+        """Every metric, as of one moment."""
+        with self.warehouse.transaction(snapshot=True) as at:
+            at.execute(_CHAMPIONS, (list(self.declared),))
+            champions = at.fetchall()
+            at.execute(_CLEAN_UNTIL)
+            newest = {row[0]: row[1] for row in at.fetchall()}
+            sliced = [(name, slice_) for name, use_case in self.declared.items() for slice_ in use_case.gate.slices]
+            at.execute(SLICES.sql, ([name for name, _ in sliced], [slice_ for _, slice_ in sliced]))
+            found = families(SLICES, at.fetchall())
+            for query in QUERIES:
+                at.execute(query.sql)
+                found += families(query, at.fetchall())
+        yield from (*_champions(champions), *limits(self.declared, newest), *found)
+
+
+def families(query: Query, rows: list[Any]) -> list[Metric]:
+    """The metrics of a query's rows."""
+    made: list[Metric] = []
+    for name, says in query.metrics.items():
+        kind = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
+        family = kind(f"windsock_{name}", says, labels=query.labels)
+        for row in rows:
+            if row[name] is not None:
+                family.add_metric([str(row[label]) for label in query.labels], float(row[name]))
+        made.append(family)
+    return made
+
+
+def _champions(rows: list[Any]) -> list[Metric]:
+    says = {
+        "champion_present": "1 where a use case of params.yaml has a champion, else 0",
+        "champion_as_of_timestamp_seconds": "Data time from which the champion holds",
+    }
+    return families(Query(says, ("use_case",), ""), rows)
+
+
+def limits(declared: Mapping[str, UseCase], newest: Mapping[str, datetime]) -> list[Metric]:
+    """What params.yaml says the numbers have to keep to; `newest` is the start of each newest clean partition."""
+    of_use_case, of_table, of_error = [], [], []
+    for name, u in declared.items():
+        ended = u.source.last_partition is not None and newest.get(name, datetime.min.replace(tzinfo=UTC)).date() >= (
+            u.source.last_partition
+        )
+        of_use_case.append(
+            {
+                "use_case": name,
+                "partition_seconds": None if ended else u.source.partition_days * 86400,
+                "drifted_features_limit": u.monitor.min_drifted_features,
+                "retrains_30_days_limit": u.monitor.monthly_retrains,
+            }
+        )
+        for table, setting in u.source.tables.items():
+            of_table.append(
+                {"use_case": name, "table": table, "quarantined_share_limit": setting.max_quarantined_share}
+            )
+        if u.endpoint and u.endpoint.costs:
+            costs = {"missed": u.endpoint.costs.missed, "needless": u.endpoint.costs.needless}
+            of_error += [{"use_case": name, "outcome": o, "error_cost": cost} for o, cost in costs.items()]
+    said = {
+        "partition_seconds": "Length of a partition, where more are expected: none once the source has ended",
+        "drifted_features_limit": "Features beyond their thresholds from which monitoring calls it drift",
+        "retrains_30_days_limit": "Retrains that monitoring allows itself in 30 days",
+    }
+    share = {"quarantined_share_limit": "Share of quarantined rows from which a partition is blocked"}
+    cost = {"error_cost": "What a wrong decision costs, in the unit of params.yaml"}
+    return [
+        *families(Query(said, ("use_case",), ""), of_use_case),
+        *families(Query(share, ("use_case", "table"), ""), of_table),
+        *families(Query(cost, ("use_case", "outcome"), ""), of_error),
+    ]
+
+
+def registry(dsn: str, params: Path) -> CollectorRegistry:
+    """What is answered to a scrape."""
+    found = CollectorRegistry(auto_describe=False)  # or it would read the warehouse to learn its own names
+    warehouse = Warehouse(dsn, patience_seconds=_PATIENCE_SECONDS)
+    found.register(Numbers(warehouse=warehouse, declared=use_cases(params)))
+    return found
+
+
+def main() -> None:
+    """Serve until told to end."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--address", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=9187)
+    chosen = parser.parse_args()
+    params = Path(os.environ.get("WINDSOCK_PARAMS") or REPOSITORY / "params.yaml")
+    numbers = registry(os.environ["WINDSOCK_OBSERVER_DSN"], params)
+    server, _ = start_http_server(chosen.port, chosen.address, registry=numbers)
+    print(f"metrics on http://{chosen.address}:{chosen.port}/metrics", flush=True)
+    ended = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: ended.set())
+    signal.signal(signal.SIGINT, lambda *_: ended.set())
+    ended.wait()
+    server.shutdown()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,239 @@
+"""The numbers of the warehouse: SQL whose columns are labels and, under their own names, metrics."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Query:
+    """Rows of labels and values: a column `x` is the metric `windsock_x`, a counter if it ends in `_total`."""
+
+    metrics: Mapping[str, str]  # column -> what it says, and its unit; a null is no sample
+    labels: tuple[str, ...]
+    sql: str
+
+
+_CURRENT = """
+select distinct on (use_case, table_name, partition_start) use_case, table_name, partition_start, partition_end,
+    status, raw_rows, quarantined_rows, validated_at
+from batches order by use_case, table_name, partition_start, version desc
+"""
+# Every version that predicted in a use case's newest window: a champion of today has none of its own yet.
+_NEWEST = """
+select distinct on (use_case, model_version) performance.* from performance where status = any({0}) and
+    (use_case, window_end) in (select use_case, max(window_end) from performance where status = any({0}) group by 1)
+order by use_case, model_version, measured_as_of desc
+"""
+_NEWEST_WINDOW = _NEWEST.format("array['ok', 'degraded', 'unknown']")
+_NEWEST_MEASURED = _NEWEST.format("array['ok', 'degraded']")
+_FIRST = """
+select distinct on (use_case, model_version) performance.* from performance
+where status = any(array['ok', 'degraded']) order by use_case, model_version, window_end, measured_as_of desc
+"""
+# The last answer a client got about each event counts; 28 days of data time, so that a scrape does not read a year.
+_ANSWERED = """
+select distinct on (use_case, entity_key, event_time) use_case, model_version, decision, score, label, features
+from (select use_case, max(event_time) - interval '28 days' as since from outcomes group by 1) as known
+join online_answers a using (use_case) join outcomes o using (use_case, entity_key, event_time)
+where a.event_time > since and a.slot in ('stable', 'candidate')
+order by use_case, entity_key, event_time, answered_at desc
+"""
+
+QUERIES = (
+    Query(
+        {
+            "feed_clean_until_timestamp_seconds": "End of the newest clean partition, in data time",
+            "feed_validated_timestamp_seconds": "When a partition was last found clean, by the clock",
+            "feed_behind_seconds": "Data time by which the newest clean partition is behind the use case's newest one",
+            "feed_blocked_partitions": "Partitions whose current content is blocked",
+        },
+        ("use_case", "table"),
+        f"""
+        with current as ({_CURRENT}), reached as (select use_case, max(partition_end) as until from current group by 1),
+        feeds as (
+            select use_case, table_name as "table", min(partition_start) as begun,
+                max(partition_end) filter (where status = 'clean') as clean_until,
+                max(validated_at) filter (where status = 'clean') as validated,
+                count(*) filter (where status = 'blocked') as feed_blocked_partitions
+            from current group by 1, 2
+        )
+        select *, extract(epoch from clean_until) as feed_clean_until_timestamp_seconds,
+            extract(epoch from validated) as feed_validated_timestamp_seconds,
+            extract(epoch from until - coalesce(clean_until, begun)) as feed_behind_seconds
+        from feeds join reached using (use_case)
+        """,
+    ),
+    Query(
+        {"quarantined_share": "Rows of the newest clean partition that were quarantined, of all its rows"},
+        ("use_case", "table"),
+        f"""
+        with current as ({_CURRENT})
+        select distinct on (use_case, table_name) use_case, table_name as "table",
+            quarantined_rows::float8 / nullif(raw_rows, 0) as quarantined_share
+        from current where status = 'clean' order by use_case, table_name, partition_start desc
+        """,
+    ),
+    Query(
+        {"quarantined_rows": "Rows that wait in quarantine for a correction"},
+        ("use_case", "table"),
+        """
+        select use_case, table_name as "table", count(*) as quarantined_rows
+        from quarantine where status = 'quarantined' group by 1, 2
+        """,
+    ),
+    Query(
+        {
+            "drift": "How far a feature, or the score, is from the champion's training data: PSI, or share missing",
+            "drift_threshold": "The calibrated threshold of that measure",
+        },
+        ("use_case", "model_version", "feature", "measure"),
+        """
+        select use_case, model_version, feature, measure, value as drift, threshold as drift_threshold
+        from drift where (use_case, as_of) in (select use_case, max(as_of) from drift group by 1)
+        """,
+    ),
+    Query(
+        {"drift_unknown": "Measures of the newest partition that could not be taken, which is never healthy"},
+        ("use_case",),
+        """
+        select use_case, count(*) filter (where status = 'unknown') as drift_unknown
+        from drift where (use_case, as_of) in (select use_case, max(as_of) from drift group by 1) group by 1
+        """,
+    ),
+    Query(
+        {
+            "label_coverage": "Share of a version's predictions in the newest window whose label is known",
+            "predicted_rows": "Its predictions in that window",
+            "performance_window_end_timestamp_seconds": "End of that window, in data time",
+        },
+        ("use_case", "model_version"),
+        f"""
+        select use_case, model_version, coverage as label_coverage, predicted as predicted_rows,
+            extract(epoch from window_end) as performance_window_end_timestamp_seconds
+        from ({_NEWEST_WINDOW}) as newest
+        """,
+    ),
+    Query(
+        {"performance": "A metric of a version in the newest window with enough labels"},
+        ("use_case", "model_version", "metric"),
+        f"""
+        select use_case, model_version, key as metric, value::float8 as performance
+        from ({_NEWEST_MEASURED}) as newest, jsonb_each_text(metrics)
+        """,
+    ),
+    Query(
+        {"first_performance": "The same metric in the first window of that version that had enough labels"},
+        ("use_case", "model_version", "metric"),
+        f"""
+        select first.use_case, first.model_version, key as metric, value::float8 as first_performance
+        from ({_FIRST}) as first join ({_NEWEST_MEASURED}) as newest using (use_case, model_version),
+            jsonb_each_text(first.metrics)
+        """,
+    ),
+    Query(
+        {"decisions_total": "Decisions of monitoring, one a partition"},
+        ("use_case", "decision"),
+        """
+        select use_case, decision, count(d.decision_id) as decisions_total
+        from champions cross join unnest(array['ignore', 'alert', 'retrain', 'block']) as decision
+        left join decisions d using (use_case, decision) group by 1, 2
+        """,
+    ),
+    Query(
+        {"retrains_30_days": "Decisions to retrain in the newest 30 days, of data time"},
+        ("use_case",),
+        """
+        select d.use_case, count(r.decision_id) as retrains_30_days from decisions d
+        join (select use_case, max(as_of) as newest from decisions group by 1) as last using (use_case)
+        left join retrains r on r.decision_id = d.decision_id
+        where d.as_of > newest - interval '30 days' group by 1
+        """,
+    ),
+    Query(
+        {"ledger_entries_total": "Promotions, refusals, rollouts and rollbacks"},
+        ("use_case", "action"),
+        "select use_case, action, count(*) as ledger_entries_total from ledger group by 1, 2",
+    ),
+    Query(
+        {"alerts_total": "Alerts that were raised", "open_alerts": "Alerts that are not resolved"},
+        ("use_case", "tier"),
+        """
+        select coalesce(use_case, '') as use_case, tier, count(*) as alerts_total,
+            count(*) filter (where resolved_at is null) as open_alerts
+        from alerts group by 1, 2
+        """,
+    ),
+    Query(
+        {"training_seconds_total": "Time that training took", "trials_total": "Configurations that were tried"},
+        ("use_case", "step", "device"),
+        """
+        select use_case, step, device, sum(seconds) as training_seconds_total, sum(trials) as trials_total
+        from costs group by 1, 2, 3
+        """,
+    ),
+    Query(
+        {
+            "online_looked_timestamp_seconds": "When `watch` last looked at what answers online, by the clock",
+            "online_p99_seconds": "99 % of the newest requests were answered within, by the gateway",
+            "online_requests": "Requests that look judged",
+            "online_errors": "Of these, failed or answered by the static answer",
+            "online_lost_answers": "Answers that the prediction log has lost so far",
+        },
+        ("use_case", "model_version"),
+        """
+        select distinct on (use_case) use_case, coalesce(model_version, '') as model_version,
+            extract(epoch from looked_at) as online_looked_timestamp_seconds, p99_ms / 1000 as online_p99_seconds,
+            requests as online_requests, errors as online_errors, lost as online_lost_answers
+        from online_watch order by use_case, looked_at desc
+        """,
+    ),
+    Query(
+        {"decided_events": "Events answered online in the newest 28 days of outcomes, by what came of the decision"},
+        ("use_case", "model_version", "outcome"),
+        f"""
+        select use_case, model_version, case when decision then case when label = 1 then 'hit' else 'needless' end
+            else case when label = 1 then 'missed' else 'quiet' end end as outcome, count(*) as decided_events
+        from ({_ANSWERED}) as answered where decision is not null group by 1, 2, 3
+        """,
+    ),
+    Query(
+        {
+            "postgres_connections": "Connections to a database",
+            "postgres_commits_total": "Transactions that were committed",
+            "postgres_rollbacks_total": "Transactions that were rolled back",
+            "postgres_deadlocks_total": "Deadlocks",
+        },
+        ("database",),
+        """
+        select datname as database, numbackends as postgres_connections, xact_commit as postgres_commits_total,
+            xact_rollback as postgres_rollbacks_total, deadlocks as postgres_deadlocks_total
+        from pg_stat_database where datname is not null
+        """,
+    ),
+    Query(
+        {
+            "postgres_connections_limit": "Connections the server allows in all",
+            "warehouse_bytes": "Size of the warehouse on disk",
+        },
+        (),
+        """
+        select current_setting('max_connections')::int as postgres_connections_limit,
+            pg_database_size(current_database()) as warehouse_bytes
+        """,
+    ),
+)
+# Of the use cases and the features by which their gates look at slices: two lists, side by side.
+SLICES = Query(
+    {
+        "slice_events": "Events answered online in the same days, of a slice",
+        "slice_squared_error": "Mean squared difference of answer and label: of probabilities, the Brier score",
+        "slice_bias": "Mean answer less mean label",
+    },
+    ("use_case", "slice", "value"),
+    f"""
+    select use_case, slice, features ->> slice as value, count(*) as slice_events,
+        avg((score - label) ^ 2) as slice_squared_error, avg(score - label) as slice_bias
+    from ({_ANSWERED}) as answered join unnest(%s::text[], %s::text[]) as sliced (use_case, slice) using (use_case)
+    where features ? slice group by 1, 2, 3
+    """,
+)

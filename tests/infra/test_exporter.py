@@ -1,0 +1,190 @@
+"""The exporter says what is in the warehouse, nothing it could not read, and reads no more than it may."""
+
+import json
+from collections.abc import Iterator
+
+import psycopg2
+import pytest
+import requests
+from prometheus_client import start_http_server
+
+from adapters.connect import Outside
+from infra.local import postgres
+from infra.local.stack import Stack
+from infra.prometheus.exporter import registry
+from pipeline.settings import REPOSITORY, Settings
+
+FLIGHTS = {"use_case": "flights"}
+OF_VERSION = {**FLIGHTS, "model_version": "2"}
+PARAMS = REPOSITORY / "params.yaml"
+
+BATCH = """
+insert into batches (use_case, table_name, partition_start, partition_end, raw_sha256, version, raw_uri, raw_rows,
+    status, clean_uri, clean_sha256, clean_rows, quarantined_rows, validated_at)
+values ('flights', %(table)s, %(start)s, %(start)s::timestamptz + interval '7 days', %(sha)s, %(version)s, 'raw', 1000,
+    %(status)s, 'clean', 'c', 990, 10, '2026-01-01 00:00+00')
+"""
+PLANTED = """
+insert into champions (use_case, revision, version, as_of) values ('flights', 2, '2', '2013-03-04');
+insert into ledger (use_case, action, model_version, as_of, actor, reason, evidence) values
+    ('flights', 'promote', '2', '2013-03-04', 'gate', 'better', '{}');
+insert into drift values
+    ('flights', '2013-03-04', '2', 'temp', 'psi', 9.0, 0.2, 'breach'),
+    ('flights', '2013-03-11', '2', 'temp', 'psi', 0.3, 0.2, 'breach'),
+    ('flights', '2013-03-11', '2', 'wind', 'psi', null, 0.2, 'unknown');
+insert into performance (use_case, model_version, window_start, window_end, measured_as_of, predicted, labelled,
+    coverage, metrics, status) values
+    ('flights', '2', '2013-02-22', '2013-03-03', '2013-03-04', 100, 90, 0.9, '{"auc": 0.74}', 'ok'),
+    ('flights', '2', '2013-02-22', '2013-03-03', '2013-03-11', 100, 96, 0.9, '{"auc": 0.75}', 'ok'),
+    ('flights', '2', '2013-03-01', '2013-03-10', '2013-03-11', 100, 90, 0.9, '{"auc": 0.70}', 'ok'),
+    ('flights', '2', '2013-03-01', '2013-03-10', '2013-03-18', 100, 96, 0.96, '{"auc": 0.71}', 'ok'),
+    ('flights', '2', '2013-03-08', '2013-03-17', '2013-03-18', 100, 20, 0.2, '{"auc": 0.1}', 'unknown'),
+    ('flights', '1', '2013-03-01', '2013-03-10', '2013-03-18', 100, 96, 0.96, '{"auc": 0.6}', 'ok');
+insert into decisions (decision_id, use_case, as_of, model_version, decision, reasons, evidence) values
+    ('d1', 'flights', '2013-01-14', '2', 'retrain', '{old}', '{}'),
+    ('d2', 'flights', '2013-03-04', '2', 'retrain', '{old}', '{}'),
+    ('d3', 'flights', '2013-03-11', '2', 'ignore', '{fine}', '{}');
+insert into retrains (decision_id, use_case, state) values ('d1', 'flights', 'done'), ('d2', 'flights', 'done');
+"""
+ANSWER = """
+insert into online_answers (use_case, request_id, position, model_version, slot, client, entity_key, event_time,
+    prediction_time, score, decision, degraded, reasons, server_ms, request, features, answered_at)
+values ('flights', %(id)s, 0, '2', %(slot)s, 'c', %(id)s, %(at)s, %(at)s, %(score)s, %(decision)s, false, '{}', 1,
+    '{"secret": 1}', %(features)s, now())
+"""
+
+
+def batch(outside: Outside, table: str, start: str, *, status: str = "clean", version: int = 1) -> None:
+    said = {"table": table, "start": start, "status": status, "version": version, "sha": f"{version}"}
+    outside.warehouse.fetch(BATCH, said)
+
+
+def answer(
+    outside: Outside, identity: str, at: str, *, score: float, decision: bool | None, label: float, slot: str = "stable"
+) -> None:
+    features = json.dumps({"origin": "EWR", "temp": 1.5})
+    said = {"id": identity, "at": at, "score": score, "decision": decision, "features": features, "slot": slot}
+    outside.warehouse.fetch(ANSWER, said)
+    outside.warehouse.fetch("insert into outcomes values ('flights', %s, %s, %s, now())", (identity, at, label))
+
+
+@pytest.fixture
+def observer(outside: Outside, settings: Settings, stack: Stack) -> str:
+    """The address of a test's warehouse for the exporter's role."""
+    home, database = stack.home(), settings.warehouse_dsn.rpartition("/")[2]
+    outside.warehouse.fetch(f"grant connect on database {database} to observer")
+    return postgres.dsn(home.ports["postgres"], database, "observer", home.secrets["observer"])
+
+
+def test_it_says_the_newest_of_everything(outside: Outside, observer: str) -> None:
+    outside.warehouse.fetch(PLANTED)
+    numbers = registry(observer, PARAMS)
+
+    def value(name: str, **labels: str) -> float | None:
+        return numbers.get_sample_value(f"windsock_{name}", labels)
+
+    assert value("champion_present", **FLIGHTS) == 1
+    assert value("drift", **OF_VERSION, feature="temp", measure="psi") == 0.3
+    assert value("drift_threshold", **OF_VERSION, feature="temp", measure="psi") == 0.2
+    assert value("performance", **OF_VERSION, metric="auc") == 0.71
+    assert value("performance", **FLIGHTS, model_version="1", metric="auc") == 0.6
+    assert value("first_performance", **OF_VERSION, metric="auc") == 0.75
+    assert value("label_coverage", **OF_VERSION) == 0.2  # too few labels to say more of that window
+    assert value("decisions_total", **FLIGHTS, decision="retrain") == 2
+    assert value("decisions_total", **FLIGHTS, decision="block") == 0
+    assert value("retrains_30_days", **FLIGHTS) == 1
+    assert value("retrains_30_days_limit", **FLIGHTS) == 3
+    assert value("ledger_entries_total", **FLIGHTS, action="promote") == 1
+    assert value("error_cost", **FLIGHTS, outcome="missed") == 5
+
+
+def test_what_could_not_be_measured_is_no_sample_and_counted_as_unknown(outside: Outside, observer: str) -> None:
+    outside.warehouse.fetch(PLANTED)
+    numbers = registry(observer, PARAMS)
+    wind = {**OF_VERSION, "feature": "wind", "measure": "psi"}
+    assert numbers.get_sample_value("windsock_drift", wind) is None
+    assert numbers.get_sample_value("windsock_drift_threshold", wind) == 0.2
+    assert numbers.get_sample_value("windsock_drift_unknown", FLIGHTS) == 1
+
+
+def test_a_use_case_that_has_no_champion_says_so_before_anything_else_is_there(observer: str) -> None:
+    assert registry(observer, PARAMS).get_sample_value("windsock_champion_present", FLIGHTS) == 0
+
+
+def test_a_feed_is_as_old_as_its_newest_clean_content(outside: Outside, observer: str) -> None:
+    batch(outside, "flights", "2013-01-07")
+    batch(outside, "flights", "2013-01-14")
+    batch(outside, "weather", "2013-01-07", status="blocked")
+    batch(outside, "weather", "2013-01-07", version=2)  # mended
+    batch(outside, "weather", "2013-01-14", status="blocked")
+    numbers = registry(observer, PARAMS)
+    weather = {**FLIGHTS, "table": "weather"}
+    assert numbers.get_sample_value("windsock_feed_behind_seconds", weather) == 7 * 86400
+    assert numbers.get_sample_value("windsock_feed_blocked_partitions", weather) == 1
+    assert numbers.get_sample_value("windsock_feed_behind_seconds", {**FLIGHTS, "table": "flights"}) == 0
+    assert numbers.get_sample_value("windsock_feed_validated_timestamp_seconds", weather) == 1767225600
+    assert numbers.get_sample_value("windsock_quarantined_share", weather) == 0.01
+    assert numbers.get_sample_value("windsock_quarantined_share_limit", weather) == 0.05
+
+
+def test_more_partitions_are_expected_until_the_source_has_ended(outside: Outside, observer: str) -> None:
+    numbers = registry(observer, PARAMS)
+    batch(outside, "flights", "2013-12-16")
+    assert numbers.get_sample_value("windsock_partition_seconds", FLIGHTS) == 7 * 86400
+    batch(outside, "flights", "2013-12-23")
+    assert numbers.get_sample_value("windsock_partition_seconds", FLIGHTS) is None
+
+
+def test_decisions_are_counted_by_what_came_of_them_in_all_and_by_slice(outside: Outside, observer: str) -> None:
+    outside.warehouse.fetch(PLANTED)
+    answer(outside, "old", "2013-01-01 00:00+00", score=0.9, decision=True, label=1)
+    answer(outside, "hit", "2013-03-01 00:00+00", score=0.9, decision=True, label=1)
+    answer(outside, "missed", "2013-03-02 00:00+00", score=0.1, decision=False, label=1)
+    answer(outside, "shadow", "2013-03-02 00:00+00", score=0.9, decision=True, label=1, slot="shadow")
+    answer(outside, "undecided", "2013-03-02 00:00+00", score=0.5, decision=None, label=1)
+    numbers = registry(observer, PARAMS)
+    found = {
+        o: numbers.get_sample_value("windsock_decided_events", {**OF_VERSION, "outcome": o})
+        for o in ("hit", "missed", "needless", "quiet")
+    }
+    assert found == {"hit": 1, "missed": 1, "needless": None, "quiet": None}
+    newark = {**FLIGHTS, "slice": "origin", "value": "EWR"}
+    assert numbers.get_sample_value("windsock_slice_events", newark) == 3
+    error = (0.1**2 + 0.9**2 + 0.5**2) / 3
+    assert numbers.get_sample_value("windsock_slice_squared_error", newark) == pytest.approx(error)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "select row_data from quarantine",
+        "select request from online_answers",
+        "select client from online_answers",
+        "select * from predictions",
+        "insert into alerts (tier, fingerprint, title, body) values ('info', 'f', 't', 'b')",
+        "update champions set version = '9'",
+        "create table mine (a int)",
+    ],
+)
+def test_its_role_may_neither_read_rows_nor_write(observer: str, statement: str) -> None:
+    connection = psycopg2.connect(observer)
+    with connection.cursor() as at, pytest.raises(psycopg2.errors.InsufficientPrivilege):
+        at.execute(statement)
+    connection.close()
+
+
+@pytest.fixture
+def scraped(observer: str) -> Iterator[str]:
+    server, thread = start_http_server(0, "127.0.0.1", registry=registry(observer, PARAMS))
+    yield f"http://127.0.0.1:{server.server_port}/metrics"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def test_a_warehouse_that_cannot_be_read_is_a_failed_scrape_and_no_old_number(outside: Outside, scraped: str) -> None:
+    assert "windsock_champion_present" in requests.get(scraped, timeout=10).text
+    outside.warehouse.fetch("revoke select on champions from observer")
+    assert requests.get(scraped, timeout=10).status_code == 500
+    outside.warehouse.fetch("grant select on champions to observer")
+    assert requests.get(scraped, timeout=10).status_code == 200
