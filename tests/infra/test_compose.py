@@ -20,11 +20,14 @@ DECLARED = yaml.safe_load((REPOSITORY / "docker-compose.yaml").read_text())["ser
 RUNNING = [name for name, one in DECLARED.items() if "profiles" not in one and one["restart"] != "no"]
 # What answers a stranger on each network, of all that listens anywhere. The stores behind S3 are on none.
 OPEN = {
-    "data": {"postgres:5432", "s3:8333", "mlflow:5000", "api-server:8080"},
-    "airflow": {"api-server:8080"},
+    "data": {"postgres:5432", "s3:8333", "mlflow:5000", "api-server:8080", "exporter:9187"},
+    "airflow": {"api-server:8080", "statsd:9102"},
     "management": {"torchserve:8086"},
     "online": {"torchserve:8085", "gateway:8088", "gateway:8090"},
-    "metrics": {"torchserve:8087", "gateway:8088", "gateway:8090"},
+    "metrics": {
+        *("torchserve:8087", "gateway:8088", "gateway:8090"),
+        *("exporter:9187", "statsd:9102", "prometheus:9090"),
+    },
     "front": {"mlflow:5000", "api-server:8080", "gateway:8088", "gateway:8090"},
 }
 _LISTEN = "0A"  # as the kernel writes it

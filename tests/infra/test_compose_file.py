@@ -145,6 +145,7 @@ def test_a_task_finds_all_it_needs(compose: Compose) -> None:
 def test_airflow_is_told_what_the_embedded_one_is(compose: Compose, stack: Stack) -> None:
     embedded = {name for name in airflow.settings(stack.home()) if name.startswith("AIRFLOW__")}
     ours = {name for name in runner(compose) if name.startswith("AIRFLOW__")}
-    # Where logs lie is Airflow's own choice in a container, where no server hands them out; only there are queues.
-    own = ("AIRFLOW__LOGGING__", "AIRFLOW__CELERY__")
+    # Where logs lie is Airflow's own choice in a container, where no server hands them out; only there are queues
+    # and StatsD.
+    own = ("AIRFLOW__LOGGING__", "AIRFLOW__CELERY__", "AIRFLOW__METRICS__")
     assert {name for name in embedded ^ ours if not name.startswith(own)} == set()
