@@ -81,10 +81,9 @@ def ours(path: Path, expects: Sequence[Expect]) -> Found:
 
 def theirs(path: Path, expects: Sequence[Expect], *, complete: bool = True) -> Found:
     """Great Expectations, asked for everything at once."""
-    import great_expectations as gx
     import pandas as pd
 
-    results = expected._by_gx(gx, pd.read_parquet(path), dict(enumerate(expects)), complete=complete)  # noqa: SLF001
+    results = expected.by_gx(expected.library(), pd.read_parquet(path), dict(enumerate(expects)), complete=complete)
     found = {position: set(result.result.get("unexpected_index_list") or ()) for position, result in results.items()}
     return {position: rows_ for position, rows_ in found.items() if rows_}
 
@@ -104,7 +103,7 @@ def main() -> None:
     parser.add_argument("--into", type=Path, default=Path("benchmarks/results"))
     told = parser.parse_args()
     expects = asked(told.rows)
-    expected._great_expectations()  # noqa: SLF001  # the import is nobody's work
+    expected.library()  # the import is nobody's work
     measured = {name: Measured(name=name) for name in CONTESTANTS}
     with tempfile.TemporaryDirectory(prefix="windsock-bench-") as folder:
         path = Path(folder) / "flights.parquet"

@@ -41,7 +41,7 @@ class Run:
 
 def run(table: pa.Table, expects: Sequence[Expect], *, complete: bool) -> Run:
     """Ask expectations of a table; `complete` asks for the positions of the rows that fail as well."""
-    gx = _great_expectations()
+    gx = library()
     found: dict[int, Any] = {}
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         ours = [position for position, expect in enumerate(expects) if arrow_checks.known(expect)]
@@ -50,7 +50,7 @@ def run(table: pa.Table, expects: Sequence[Expect], *, complete: bool) -> Run:
     theirs = [position for position in range(len(expects)) if position not in found]
     if theirs:
         found.update(
-            _by_gx(gx, to_frame(table), {position: expects[position] for position in theirs}, complete=complete)
+            by_gx(gx, to_frame(table), {position: expects[position] for position in theirs}, complete=complete)
         )
     results = [found[position] for position in range(len(expects))]
     return Run(
@@ -71,7 +71,7 @@ def _on_arrow(gx: Any, table: pa.Table, expects: Sequence[Expect], position: int
     return ExpectationValidationResult(success=success, expectation_config=config, result=result)
 
 
-def _by_gx(gx: Any, frame: "pd.DataFrame", asked: Mapping[int, Expect], *, complete: bool) -> dict[int, Any]:
+def by_gx(gx: Any, frame: "pd.DataFrame", asked: Mapping[int, Expect], *, complete: bool) -> dict[int, Any]:
     """By Great Expectations on pandas. Results come back in another order: `meta` carries the position."""
     suite = gx.ExpectationSuite(
         name="suite", expectations=[_asked(gx, expect, position) for position, expect in asked.items()]
@@ -148,7 +148,7 @@ def _error(exception_info: Mapping[str, Any]) -> str | None:
     return "; ".join(dict.fromkeys(messages)) or None
 
 
-def _great_expectations() -> Any:
+def library() -> Any:
     """Great Expectations, without its telemetry and its chatter."""
     os.environ["GX_ANALYTICS_ENABLED"] = "false"
     logging.getLogger("great_expectations").setLevel(logging.ERROR)

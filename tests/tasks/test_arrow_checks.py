@@ -74,8 +74,8 @@ def awkward(seed: int, count: int = 300) -> pa.Table:
 
 
 def by_gx(table: pa.Table, expects: tuple[Expect, ...]) -> list[expected.Outcome]:
-    gx = expected._great_expectations()
-    found = expected._by_gx(gx, expected.to_frame(table), dict(enumerate(expects)), complete=True)
+    gx = expected.library()
+    found = expected.by_gx(gx, expected.to_frame(table), dict(enumerate(expects)), complete=True)
     return [expected._outcome(expect, found[position]) for position, expect in enumerate(expects)]
 
 
