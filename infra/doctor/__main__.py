@@ -16,7 +16,7 @@ from infra.local.airflow import settings as airflow_settings
 from infra.local.stack import Stack
 from pipeline.settings import REPOSITORY
 
-PORTS = ("AIRFLOW_PORT", "MLFLOW_PORT", "GATEWAY_PORT")
+PORTS = ("AIRFLOW_PORT", "MLFLOW_PORT", "GATEWAY_PORT", "GRAFANA_PORT")
 SEES = "scheduler"  # which reaches all that a task reaches
 
 
