@@ -86,7 +86,7 @@ def composed(project: str, folder: Path, given: Mapping[str, str]) -> Iterator[C
         while len(ports) < len(_PORTS):
             ports.add(free_port(ports))
         own = dict(zip(_PORTS, map(str, ports), strict=True))
-        told = {"COMPOSE_PROFILES": "", **own, **given}  # no Grafana: an engine without a registry cannot have it
+        told = {"COMPOSE_PROFILES": "", **own, **given}  # an engine without a registry has no Grafana
         env_file.write_text(fill((REPOSITORY / ".env.example").read_text(), told, code_sha()))
     found = Composed(project, env_file)
     try:

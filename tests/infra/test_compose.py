@@ -21,12 +21,12 @@ RUNNING = [name for name, one in DECLARED.items() if "profiles" not in one and o
 # What answers a stranger on each network, of all that listens anywhere. The stores behind S3 are on none.
 OPEN = {
     "data": {"postgres:5432", "s3:8333", "mlflow:5000", "api-server:8080", "exporter:9187"},
-    "airflow": {"api-server:8080", "statsd:9102"},
+    "airflow": {"api-server:8080"},
     "management": {"torchserve:8086"},
     "online": {"torchserve:8085", "gateway:8088", "gateway:8090"},
     "metrics": {
         *("torchserve:8087", "gateway:8088", "gateway:8090"),
-        *("exporter:9187", "statsd:9102", "prometheus:9090"),
+        *("exporter:9187", "prometheus:9090"),
     },
     "front": {"mlflow:5000", "api-server:8080", "gateway:8088", "gateway:8090"},
 }
