@@ -45,7 +45,7 @@ def _token(url: str, environment: Environment) -> Finding:
     if made.returncode:
         said = (made.stderr.strip().splitlines() or [""])[-1]
         return Finding(check="JWT secret", said=said, change=f"set {_SECRET} where tasks run, {RESTART}")
-    headers = {"Authorization": f"Bearer {made.stdout.strip()}"}
+    headers = {"Authorization": f"Bearer {made.stdout.split()[-1]}"}  # Airflow may have said something before
     answer = requests.get(f"{url.rstrip('/')}/connections/windsock-doctor", headers=headers, timeout=60)
     if answer.status_code in (401, 403):
         change = f"give {_SECRET} one value in every Airflow process, {RESTART}; a clock that is off does the same"

@@ -113,6 +113,12 @@ def test_an_api_server_that_takes_our_tokens_is_left_alone(tasks: Environment) -
     assert wrong(airflow.execution(tasks)) == []
 
 
+def test_what_airflow_says_before_the_token_is_no_part_of_it(tasks: Environment) -> None:
+    """Without the profile `monitoring` there is no StatsD, which every process of Airflow mentions."""
+    silent = {"AIRFLOW__METRICS__STATSD_ON": "True", "AIRFLOW__METRICS__STATSD_HOST": "nowhere.invalid"}
+    assert wrong(airflow.execution({**tasks, **silent})) == []
+
+
 def test_a_secret_that_is_not_the_api_server_s(tasks: Environment) -> None:
     [said] = wrong(airflow.execution({**tasks, "AIRFLOW__API_AUTH__JWT_SECRET": "0" * 64}))
     assert "give AIRFLOW__API_AUTH__JWT_SECRET one value in every Airflow process" in said
