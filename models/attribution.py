@@ -106,7 +106,7 @@ def _input_values(member: Network, far: Tensor, near: Tensor, steps: int) -> Flo
     distance = far - near
     path = (near + along[:, None, None] * distance).reshape(-1, far.shape[1]).requires_grad_()
     output = member.in_label_units(member.judged(path))
-    answer = torch.sigmoid(output) if member.config.kind == "binary" else output
+    answer = member.answer(output)
     [gradient] = torch.autograd.grad(answer.sum(), path)
     gradients = gradient.reshape(steps, *far.shape).double().numpy()
     values: Floats = np.tensordot(weights / 2, gradients, axes=1) * distance.double().numpy()

@@ -168,6 +168,10 @@ class Network(nn.Module):
         """The output as a logit (binary) or a value in units of the label (regression)."""
         return output if self.config.kind == "binary" else output * self.label_scale + self.label_mean
 
+    def answer(self, output: Tensor) -> Tensor:
+        """What clients get of an output: a probability (binary), or the value itself (regression)."""
+        return torch.sigmoid(output) if self.config.kind == "binary" else output
+
     def losses(
         self, numbers: Tensor, codes: Tensor, label: Tensor, smoothing: Tensor, activation: Activation
     ) -> Tensor:

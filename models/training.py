@@ -90,7 +90,7 @@ def scores(
         for i in range(0, numbers.shape[-2], chunk_rows)
     ]
     output = torch.cat(parts, dim=-1) if parts else torch.zeros(0, dtype=torch.float64)
-    return (torch.sigmoid(output) if model.config.kind == "binary" else output).numpy()
+    return model.answer(output).numpy()
 
 
 @torch.no_grad()
@@ -100,8 +100,7 @@ def mean_scores(members: Sequence[Network], numbers: Tensor, codes: Tensor, *, c
     for i in range(0, len(numbers), chunk_rows):
         normalised, of_rows = members[0].normalised(numbers[i : i + chunk_rows]), codes[i : i + chunk_rows]
         outputs = [member.in_label_units(member.judged(member.joined(normalised, of_rows))) for member in members]
-        output = torch.stack(outputs).double()
-        means.append((torch.sigmoid(output) if members[0].config.kind == "binary" else output).numpy().mean(axis=0))
+        means.append(members[0].answer(torch.stack(outputs).double()).numpy().mean(axis=0))
     return np.concatenate(means)
 
 

@@ -3,11 +3,10 @@
 With the word `shipper`: whether answers reach the warehouse.
 
 The event is the example of the model's own schema. Its answer is logged under one request id a version, which the
-warehouse keeps once, in the slot "health", so that no figure about clients counts it. Standard library only: this runs
-every few seconds.
+warehouse keeps once, in the slot "health", so that no figure about clients counts it. It loads the standard library
+only: this runs every few seconds.
 """
 
-import fcntl
 import json
 import os
 import sys
@@ -16,6 +15,8 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
+
+from serving.locks import is_held
 
 SECONDS = 8.0  # for one answer; a server without a live worker would keep us waiting for minutes
 _BIND, _STORE, _SPOOL = "WINDSOCK_INFERENCE_BIND", "WINDSOCK_MODEL_STORE", "WINDSOCK_SPOOL"
@@ -73,19 +74,10 @@ def alive(server: str) -> str | None:
 def unshipped(spool: Path) -> str | None:
     """What is wrong with the shipper of a spool; None when it has the spool and nothing waits for long."""
     lock = spool / "shipper.lock"
-    if not lock.exists() or not _is_held(lock):
+    if not lock.exists() or not is_held(lock):
         return f"no shipper has {spool}"
     late = [path.name for path in spool.glob("*.done") if time.time() - path.stat().st_mtime > LATE_SECONDS]
     return f"{len(late)} segments wait for more than {LATE_SECONDS:.0f} s: {min(late)}" if late else None
-
-
-def _is_held(lock: Path) -> bool:
-    with lock.open("rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
 
 
 def served() -> list[str | None]:

@@ -23,6 +23,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from serving.locks import is_held
+
 ROTATE_SECONDS = 0.5
 MAX_BYTES = 512 * 1024 * 1024  # of a spool: some 100,000 answers may wait for a database that is down
 _HEAD = struct.Struct("<II")  # length and CRC-32 of a payload
@@ -220,12 +222,7 @@ def read_session(path: Path) -> Session:
 
 def is_over(path: Path) -> bool:
     """Whether the process of a session has ended, however it ended."""
-    with path.open("rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-    return True
+    return not is_held(path)
 
 
 def read_segment(path: Path) -> list[pa.RecordBatch]:

@@ -1,6 +1,5 @@
 """A stack seen from outside: start it, ask how it is, stop it."""
 
-import fcntl
 import json
 import os
 import shutil
@@ -22,6 +21,7 @@ from infra.local.ports import sockets
 from infra.local.processes import Identity, end, gone
 from infra.local.supervisor import sweep, tail
 from pipeline.settings import REPOSITORY
+from serving.locks import is_held
 
 STOP_SECONDS = 120
 START_SECONDS = 240
@@ -70,16 +70,9 @@ class Stack:
 
     @property
     def running(self) -> bool:
-        """Whether a supervisor holds this home: its lock outlives no process, so a reused pid cannot mislead."""
+        """Whether a supervisor holds this home."""
         path = self.folder / "lock"
-        if not path.exists():
-            return False
-        with path.open("a") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return True
-        return False
+        return path.exists() and is_held(path)
 
     def state(self) -> dict[str, Any]:
         """What the supervisor last wrote."""

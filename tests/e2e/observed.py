@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ from infra.local.stack import Stack
 from pipeline.settings import REPOSITORY
 from tests.dashboards import BOARDS, RULES, Asked, asked, selectors
 from tests.prometheus_stand import Prometheus, prometheus
+from tests.repeated import repeated
 from tests.serving.online import EVENT
 from tests.statsd_stand import Recorded
 
@@ -67,19 +67,8 @@ def traffic(stack: Stack) -> Iterator[None]:
     e = stack.environment()
     maps = Path(e["WINDSOCK_GATEWAY_MAPS"])
     gateway = Gateway(e["WINDSOCK_GATEWAY_URL"], e["WINDSOCK_GATEWAY_ADMIN"], maps, e["WINDSOCK_GATEWAY_KEY"])
-    ended = threading.Event()
-
-    def ask() -> None:
-        while not ended.wait(0.1):
-            gateway.ask(USE_CASE, [EVENT])
-
-    thread = threading.Thread(target=ask)
-    thread.start()
-    try:
+    with repeated(lambda: gateway.ask(USE_CASE, [EVENT]), seconds=0.1):
         yield
-    finally:
-        ended.set()
-        thread.join()
 
 
 @contextmanager

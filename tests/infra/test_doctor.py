@@ -14,23 +14,14 @@ from infra.local.airflow import settings as airflow_settings
 from infra.local.ports import free_port
 from infra.local.stack import Stack
 from pipeline.settings import Settings
+from tests.tasks import killed
 
 Environment = dict[str, str]
 
 
 @pytest.fixture
 def environment(settings: Settings) -> Environment:
-    return {
-        "WINDSOCK_WAREHOUSE_DSN": settings.warehouse_dsn,
-        "WINDSOCK_SOURCE_DSN": settings.source_dsn,
-        "WINDSOCK_STUDIES_DSN": settings.studies_dsn,
-        "WINDSOCK_S3_ENDPOINT": settings.s3_endpoint,
-        "AWS_ACCESS_KEY_ID": settings.s3_access_key,
-        "AWS_SECRET_ACCESS_KEY": settings.s3_secret_key,
-        "WINDSOCK_LAKE_BUCKET": settings.lake_bucket,
-        "WINDSOCK_VERSIONS_BUCKET": settings.versions_bucket,
-        "MLFLOW_TRACKING_URI": settings.tracking_uri,
-    }
+    return killed.environment(settings)
 
 
 def wrong(findings: Iterable[Finding]) -> list[str]:

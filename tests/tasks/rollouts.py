@@ -1,11 +1,11 @@
 """What tests of rollouts do again and again: promote, deploy, ask, and read what was written."""
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from pipeline.handoffs import Release
 from tasks import deploy, deployments
+from tests.repeated import repeated
 from tests.tasks.server_room import Misbehaviour, Room, crown
 
 
@@ -22,20 +22,13 @@ def go(room: Room, version: str, before: str | None, revision: int, outcome: str
 @contextmanager
 def clients(room: Room) -> Iterator[None]:
     """Requests keep coming."""
-    over = threading.Event()
 
     def ask() -> None:
-        while not over.wait(0.005):
-            if room.now.stable:
-                room.traffic(1)
+        if room.now.stable:
+            room.traffic(1)
 
-    thread = threading.Thread(target=ask)
-    thread.start()
-    try:
+    with repeated(ask, seconds=0.005):
         yield
-    finally:
-        over.set()
-        thread.join()
 
 
 def challenge(room: Room, **bad: object) -> str:
