@@ -28,7 +28,7 @@ class Identity:
         """Whether this very process still runs."""
         try:
             process = psutil.Process(self.pid)
-            return abs(process.create_time() - self.started) < 2 and process.status() != psutil.STATUS_ZOMBIE
+            return abs(process.create_time() - self.started) < 2 and _running(process)
         except psutil.NoSuchProcess:
             return False
 
@@ -82,8 +82,12 @@ def members(leader: Identity | None, marker: str) -> list[psutil.Process]:
 
 
 def _running(process: psutil.Process) -> bool:
+    """Whether a process still holds its files and ports: one whose first thread has ended does until the last one has.
+
+    A zombie of one thread has ended: in a container whose first process does not collect orphans, it stays one for ever.
+    """
     try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        return process.is_running() and (process.status() != psutil.STATUS_ZOMBIE or process.num_threads() > 1)
     except psutil.Error:
         return False
 
@@ -95,10 +99,7 @@ def _send(processes: Iterable[psutil.Process], number: int) -> None:
 
 
 def gone(processes: list[psutil.Process], seconds: float) -> list[psutil.Process]:
-    """Wait until all have ended, at most so long; returns those that have not.
-
-    A zombie has ended: in a container whose first process does not collect orphans, it stays one for ever.
-    """
+    """Wait until all have ended, at most so long; returns those that have not."""
     deadline = time.monotonic() + seconds
     while (left := [p for p in processes if _running(p)]) and time.monotonic() < deadline:
         time.sleep(0.02)  # they are not our children: there is nothing to wait on

@@ -20,7 +20,7 @@ from botocore.exceptions import ClientError
 
 from infra.local import s3
 from infra.local.__main__ import main, table
-from infra.local.ports import sockets
+from infra.local.ports import is_free, sockets
 from infra.local.postgres import dsn, shelter
 from infra.local.processes import Identity, end, gone, identify, members
 from infra.local.stack import Stack, check_room
@@ -190,6 +190,25 @@ def test_stop_leaves_no_process_and_a_start_finds_ports_and_data_again(own: Stac
     own.start(("postgres", "s3"), owner=os.getpid())
     assert dict(own.home().ports) == ports
     assert store(own).get_object(Bucket="lake", Key="over/stop")["Body"].read() == b"here"
+
+
+def test_a_process_holds_its_ports_until_its_last_thread_has_ended() -> None:
+    code = (
+        "import ctypes, socket, threading, time; held = socket.create_server(('127.0.0.1', 0))\n"
+        "threading.Thread(target=time.sleep, args=(600,)).start(); print(held.getsockname()[1], flush=True)\n"
+        "ctypes.CDLL(None).pthread_exit(None)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        process, identity, port = psutil.Process(child.pid), identify(child.pid), int(child.stdout.readline())
+        until(lambda: process.status() == psutil.STATUS_ZOMBIE)
+        assert not is_free(port)
+        assert identity.alive()
+        assert gone([process], 0) == [process]
+        process.kill()
+        assert gone([process], 10) == []  # nobody has collected it yet
+        assert not identity.alive()
+        assert is_free(port)
 
 
 def test_a_stack_ends_with_its_owner_and_on_sigterm(fresh: Stack) -> None:
