@@ -1,19 +1,18 @@
 """Search, fit, judge and, where it is better, promote a model.
 
-**Steps.** `tune` searches on the validation days only (an Optuna study in Postgres, so that a killed search goes on
-where it was); `refit` trains the best configuration and registers the candidate; `evaluate` compares it with the
-champion on the same holdout rows; where the candidate won and the use case's risk is high, or the champion could not be
-compared with, `approval` waits for a person (Required Actions, in the Airflow UI; no answer in time is a rejection)
-and skips itself otherwise; `promote` follows the verdict and writes
-the ledger; `deploy` brings the champion to the endpoint, where there is one, by the stages of `deploy`; `finish` closes
-the retrain decision, whatever happened.
+**Steps.** `plan` fixes the features and the data time; `tune`, a task a worker (`train.workers`), searches on the
+validation days only (one Optuna study in Postgres, so that a killed search goes on where it was); `refit` trains the
+best configuration and registers the candidate; `evaluate` compares it with the champion on the same holdout rows; where
+the candidate won and the use case's risk is high, or the champion could not be compared with, `approval` waits for a
+person (Required Actions, in the Airflow UI; no answer in time is a rejection) and skips itself otherwise; `promote`
+follows the verdict and writes the ledger; `deploy` brings the champion to the endpoint, where there is one, by the
+stages of `deploy`; `finish` closes the retrain decision, whatever happened.
 
 **Started by** `retrain`, once a decision, or by hand with the form.
 
 **To resume** clear the failed task: the search keeps its trials, and a verdict is promoted at most once.
 """
 
-from dataclasses import asdict
 from datetime import timedelta
 from typing import Any
 
@@ -84,29 +83,35 @@ def answer(response: dict[str, Any] | None, run_id: str) -> tuple[bool | None, s
 
 
 def train(use_case: UseCase) -> DAG:
-    """`tune -> refit -> evaluate -> approval -> promote -> deploy`, then `finish` in every case."""
+    """`plan -> tune -> refit -> evaluate -> approval -> promote -> deploy`, then `finish` in every case."""
     dag = DAG(**dag_args(use_case, "train", __doc__), schedule=None, params=form(use_case))
 
-    @task(execution_timeout=timedelta(hours=12), pool="gpu", queue="gpu")
-    def tune(params: Any = None) -> dict[str, Any]:
+    @task(execution_timeout=timedelta(minutes=10))
+    def plan(params: Any = None) -> dict[str, Any]:
         from adapters.connect import outside
         from tasks import dataset
-        from tasks import tune as step
 
         snapshot = dataset.latest_snapshot(use_case, outside())
         if snapshot is None:
             raise ValueError(f"{use_case.name} has no features yet: run {use_case.name}.ingest first")
-        as_of = asked_moment(use_case, params["as_of"], snapshot.end)
-        study = step.search(use_case, snapshot, as_of, params["trials"], outside())
-        return {"snapshot": snapshot, "as_of": as_of, "study": asdict(study)}
+        return {"snapshot": snapshot, "as_of": asked_moment(use_case, params["as_of"], snapshot.end)}
 
     @task(execution_timeout=timedelta(hours=12), pool="gpu", queue="gpu")
-    def refit(tuned: dict[str, Any], params: Any = None) -> Candidate:
+    def tune(planned: dict[str, Any], worker: int, params: Any = None) -> None:
+        from adapters.connect import outside
+        from tasks import tune as step
+
+        snapshot, as_of = planned["snapshot"], planned["as_of"]
+        step.search(use_case, snapshot, as_of, params["trials"], outside(), worker=worker)
+
+    @task(execution_timeout=timedelta(hours=12), pool="gpu", queue="gpu")
+    def refit(planned: dict[str, Any], params: Any = None) -> Candidate:
         from adapters.connect import outside
         from tasks import refit as step
-        from tasks.study import StudyResult
+        from tasks import tune
 
-        snapshot, study, as_of = tuned["snapshot"], StudyResult(**tuned["study"]), tuned["as_of"]
+        snapshot, as_of = planned["snapshot"], planned["as_of"]
+        study = tune.found(use_case, snapshot, as_of, outside())
         reason, decision_id = params["reason"], params["decision_id"]
         return step.refit(use_case, snapshot, study, as_of, reason, decision_id, outside())
 
@@ -145,7 +150,10 @@ def train(use_case: UseCase) -> DAG:
             retrain.finish(params["decision_id"], release.outcome if release else "failed", outside())
 
     with dag:
-        verdict: Any = evaluate(refit(tune()))  # type: ignore[arg-type]  # XComArgs stand for the hand-offs
+        planned: Any = plan()  # XComArgs stand for the hand-offs
+        candidate: Any = refit(planned)
+        tune.partial(planned=planned).expand(worker=list(range(use_case.train.workers))) >> candidate
+        verdict: Any = evaluate(candidate)
         asked = approval(use_case)
         verdict >> asked
         release: Any = promote(verdict, asked.output)

@@ -52,6 +52,7 @@ class Train(Block):
     metric: Metric
     trials: int = Field(gt=0)
     trials_at_once: int = Field(gt=0)
+    workers: int = Field(gt=0)
     rungs: tuple[int, ...] = Field(min_length=1)
     keep_share: Annotated[float, Field(gt=0, le=1)]
     patience_epochs: int = Field(gt=0)

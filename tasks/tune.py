@@ -64,6 +64,18 @@ def search(
     return result(study)
 
 
+def found(use_case: UseCase, snapshot: Snapshot, as_of: datetime, outside: "Outside") -> StudyResult:
+    """What all workers of a search have found.
+
+    Raises:
+        ValueError: no trial that converged.
+    """
+    import features
+
+    name = study_name(use_case, snapshot, as_of, features.definition(use_case.name))
+    return result(open_study(name, use_case, outside))
+
+
 def study_name(use_case: UseCase, snapshot: Snapshot, as_of: datetime, definition: "FeatureSet") -> str:
     """A name that changes with anything that could change a trial's outcome."""
     code = hashlib.sha256(definition.digest().encode())

@@ -84,7 +84,7 @@ def members(leader: Identity | None, marker: str) -> list[psutil.Process]:
 def _running(process: psutil.Process) -> bool:
     """Whether a process still holds its files and ports: one whose first thread has ended does until the last one has.
 
-    A zombie of one thread has ended: in a container whose first process does not collect orphans, it stays one for ever.
+    A zombie of one thread has ended: in a container whose first process collects no orphans, it stays one for ever.
     """
     try:
         return process.is_running() and (process.status() != psutil.STATUS_ZOMBIE or process.num_threads() > 1)

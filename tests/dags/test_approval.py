@@ -137,7 +137,7 @@ def ask(live: Live, airflow_home: Path) -> tuple[str, Verdict]:
         " select id, 'evaluate', -1, 'return_value', dag_id, run_id, %s, now() from dag_run where run_id = %s",
         (json.dumps(serialize(verdict)), run_id),
     )
-    for task_id in ("tune", "refit", "evaluate"):
+    for task_id in ("plan", "tune", "refit", "evaluate"):
         live.call("PATCH", f"/dagRuns/{run_id}/taskInstances/{task_id}", {"new_state": "success"})
     live.call("PATCH", "", {"is_paused": False})
     live.until(run_id, lambda states: states["approval"] == "awaiting_input")

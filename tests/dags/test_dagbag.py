@@ -50,6 +50,7 @@ def test_a_second_use_case_gets_its_dags_from_params_alone(
 ) -> None:
     text = (REPOSITORY / "params.yaml").read_text()
     copy = text[text.index("flights:\n") :].replace("flights:\n", "risky:\n", 1).replace("risk: low ", "risk: high", 1)
+    copy = copy.replace("workers: 1", "workers: 3", 1)
     (tmp_path / "params.yaml").write_text(text + copy)
     monkeypatch.setenv("WINDSOCK_PARAMS", str(tmp_path / "params.yaml"))
     dags = parse(REPOSITORY / "dags").dags
@@ -58,6 +59,10 @@ def test_a_second_use_case_gets_its_dags_from_params_alone(
     assert dags["risky.train"].get_task("approval").defaults == ["Reject"]
     hours = use_cases(tmp_path / "params.yaml")["risky"].gate.approval_hours
     assert dags["risky.train"].get_task("approval").response_timeout == timedelta(hours=hours)
+    workers = [
+        dags[f"{name}.train"].get_task("tune").op_kwargs_expand_input.value["worker"] for name in ("flights", "risky")
+    ]
+    assert workers == [[0], [0, 1, 2]], "a task each, over one study"
 
 
 def test_a_dag_says_who_what_and_how_to_resume(bag: Any) -> None:

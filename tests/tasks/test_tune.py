@@ -112,6 +112,9 @@ def test_two_workers_share_a_study_and_its_exact_budget(outside, settings):
     asked = claims_of(found, outside)
     assert sorted(claim.place for claim, _ in asked) == list(range(6))
     assert {trial.state.is_finished() for _, trial in asked} == {True}
+    together = tune.found(toy.use_case(), toy.SNAPSHOT, toy.AS_OF, outside)
+    assert (together.trials, together.study_name) == (6, found.study_name)
+    assert together.best_value <= found.best_value, "what this worker saw at its own end, or better"
 
 
 def test_a_worker_that_died_leaves_its_trials_to_its_next_run_and_to_nobody_else(outside, settings):
