@@ -37,7 +37,7 @@ def computing(work: Callable[[], object]) -> float:
         return time.process_time() - began
     with profile(activities=[ProfilerActivity.CUDA]) as watched:
         synchronised(work)
-    return sum(event.self_device_time_total for event in watched.key_averages()) / 1e6
+    return float(sum(event.self_device_time_total for event in watched.key_averages())) / 1e6
 
 
 def contestants(
