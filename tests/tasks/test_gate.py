@@ -11,7 +11,7 @@ from models import metrics
 from pipeline.fields import METRICS
 from pipeline.spec import Gate, LeakAlarm
 from tasks import bootstrap
-from tasks.gate import Judgement, constant, decide
+from tasks.gate import Judgement, constant, decide, slice_table
 from tasks.objections import Rows, Scored, Setting, objections
 
 START = datetime(2013, 6, 3, tzinfo=UTC)
@@ -180,6 +180,13 @@ def test_a_slice_can_fail_even_with_the_fewest_resamples_the_spec_allows():
     logit = np.log(ours.scores / (1 - ours.scores)) + 2.5 * (world.carrier == 5)
     gate = GATE.model_copy(update={"resamples": 200})
     assert "slice-worse" in judge(world, spoiled(ours, sigmoid(logit)), world.model("1", stale=1.2), gate=gate).codes
+
+
+def test_asking_about_many_slices_refuses_no_candidate_for_what_one_of_them_shows_by_chance():
+    world, setting = World(3), replace(SETTING, gate=GATE.model_copy(update={"max_slice_loss": 0.0, "resamples": 200}))
+    table = slice_table(setting, world.rows, world.model("2"), world.model("1"))
+    assert sum(row["p"] <= 0.05 for row in table) >= 3, "each alone would have failed, of two equal models"
+    assert not any(row["failed"] for row in table)
 
 
 def test_slices_too_small_to_tell_are_listed_and_not_tested():
