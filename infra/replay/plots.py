@@ -34,7 +34,8 @@ def mark(week: Week) -> str | None:
     return "promoted" if week.retrain_outcome == "promoted" else "refused"
 
 
-def _svg(figure: Figure) -> str:
+def svg(figure: Figure) -> str:
+    """A figure as an element of a page."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", bbox_inches="tight")
     return buffer.getvalue()[buffer.getvalue().index("<svg") :]
@@ -68,7 +69,7 @@ def metric_plot(weeks: list[Week], metric: str, title: str) -> str:
     axes.set_title(title, loc="left", fontweight="bold")
     axes.grid(axis="y", alpha=0.25)
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
-    return _svg(figure)
+    return svg(figure)
 
 
 @mpl.rc_context(STYLE)
@@ -93,4 +94,4 @@ def drift_plot(weeks: list[datetime], ratios: dict[str, list[float]], *, most: i
     for row, column in np.argwhere(table[order] > 1):
         axes.text(column, row, f"{table[order][row, column]:.1f}", ha="center", va="center", fontsize=7)
     figure.colorbar(image, ax=axes, fraction=0.025, pad=0.02)
-    return _svg(figure)
+    return svg(figure)
