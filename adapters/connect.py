@@ -78,8 +78,9 @@ class Outside:
         if s.inference_url is None or s.management_url is None or s.model_store is None:
             return None
         from adapters.endpoint import Endpoint  # noqa: PLC0415  # like the others
+        from adapters.model_store import ModelStore  # noqa: PLC0415
 
-        return Endpoint(s.inference_url, s.management_url, s.model_store)
+        return Endpoint(s.inference_url, s.management_url, ModelStore(s.model_store))
 
 
 @cache

@@ -1,45 +1,22 @@
-"""The online server: archives of bundles, versions beside each other, questions. All that knows TorchServe's API.
+"""The online server: versions beside each other, questions. All that knows TorchServe's API."""
 
-What is registered is also written to `<store>/deployed.json`, from which `serving/launch.py` starts the server again.
-"""
-
-import fcntl
-import hashlib
 import http.client
-import io
 import json
-import os
 import time
-import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
 from adapters.errors import Unavailable
+from adapters.model_store import Archive, Entry, ModelStore
 
-_HANDLER = "serving.handler:handle"  # of the server's own checkout: an archive holds no code
-_DIGEST_IN_NAME = 12  # characters of the SHA-256
-_EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest a zip knows: the same bundle always makes the same bytes
 _CALL_SECONDS = 30.0
 _READY_SECONDS = 120.0
 _POLL_SECONDS = 0.1
 _DRAIN_SECONDS = 10.0
 _BATCH_SECONDS = 2.0  # no batch takes longer: the store has `store_timeout_ms`, the rest is milliseconds
-
-Entry = dict[str, Any]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Archive:
-    """A bundle as the server takes it."""
-
-    use_case: str
-    version: str
-    path: Path
-    sha256: str
 
 
 @dataclass(frozen=True)
@@ -63,28 +40,8 @@ class Endpoint:
 
     inference_url: str
     management_url: str
-    store: Path
+    store: ModelStore
     ready_seconds: float = _READY_SECONDS
-
-    def archive(
-        self, bundle: Path, *, use_case: str, version: str, bundle_sha256: str, options: Mapping[str, Any]
-    ) -> Archive:
-        """A bundle folder and its options as a .mar in the store; the same ones make the same file.
-
-        Args:
-            bundle: the folder.
-            use_case: becomes the model's name.
-            version: of the registered model.
-            bundle_sha256: of the bundle; the server checks it again when it loads.
-            options: the other fields of `serving.answers.Options`.
-        """
-        complete = {**options, "use_case": use_case, "version": version, "bundle_sha256": bundle_sha256}
-        content = _pack(bundle, complete)
-        sha256 = hashlib.sha256(content).hexdigest()
-        self.store.mkdir(parents=True, exist_ok=True)
-        path = self.store / f"{use_case}-{version}-{sha256[:_DIGEST_IN_NAME]}.mar"
-        _replace(path, content)
-        return Archive(use_case=use_case, version=version, path=path, sha256=sha256)
 
     def register(self, archive: Archive, *, batch_size: int, max_batch_delay_ms: int, workers: int) -> None:
         """Bring a version up beside the running ones, which do not notice; returns when a worker is ready.
@@ -94,7 +51,7 @@ class Endpoint:
                 does not come up, and then its archive is removed; the running versions are as they were.
             Unavailable: the server did not answer.
         """
-        _verify(archive)
+        archive.verify()
         entry: Entry = {
             "use_case": archive.use_case,
             "version": archive.version,
@@ -104,7 +61,7 @@ class Endpoint:
             "max_batch_delay_ms": max_batch_delay_ms,
             "workers": workers,
         }
-        known = self._entry(archive.use_case, archive.version)
+        known = self.store.entry(archive.use_case, archive.version)
         if known is not None and known["sha256"] != archive.sha256:
             raise ValueError(
                 f"{archive.use_case} {archive.version} is deployed from another archive ({known['file']}): retire it "
@@ -117,10 +74,10 @@ class Endpoint:
             if known is None or not loaded.get(archive.version, False):
                 self._bring_up(entry, is_known=known is not None)
         except ValueError:
-            self._sweep(archive.use_case, archive.version)
+            self.store.sweep(archive.use_case, archive.version)
             raise
-        self._remember(entry)
-        self._sweep(archive.use_case, archive.version)
+        self.store.remember(entry)
+        self.store.sweep(archive.use_case, archive.version)
 
     def versions(self, use_case: str) -> dict[str, bool]:
         """The versions the server knows, and whether one of their workers is ready."""
@@ -176,13 +133,7 @@ class Endpoint:
         answer = self._manage("DELETE", f"/models/{quote(use_case)}/{quote(version)}")
         if answer.status != 404:
             _good(answer, f"retiring {use_case} {version}")
-        with self._changing() as entries:
-            gone = [entry for entry in entries if _is(entry, use_case, version)]
-            entries[:] = [entry for entry in entries if not _is(entry, use_case, version)]
-            _keep_one_default(entries, use_case)
-        for entry in gone:
-            (self.store / entry["file"]).unlink(missing_ok=True)
-        self._sweep(use_case, version)
+        self.store.forget(use_case, version)
 
     def make_default(self, use_case: str, version: str) -> None:
         """Let this version answer where none is named.
@@ -192,14 +143,11 @@ class Endpoint:
         """
         path = f"/models/{quote(use_case)}/{quote(version)}/set-default"
         _good(self._manage("PUT", path), f"default of {use_case}")
-        with self._changing() as entries:
-            for entry in entries:
-                if entry["use_case"] == use_case:
-                    entry["default"] = entry["version"] == version
+        self.store.make_default(use_case, version)
 
     def _bring_up(self, entry: Entry, *, is_known: bool) -> None:
         use_case, version = entry["use_case"], entry["version"]
-        refused = self.store / f"refused-{use_case}-{version}.txt"
+        refused = self.store.folder / f"refused-{use_case}-{version}.txt"
         refused.unlink(missing_ok=True)
         # Without workers, and these asked for afterwards: `synchronous=true` would stall other clients for seconds.
         options = {"url": entry["file"], "batch_size": entry["batch_size"], "initial_workers": 0}
@@ -222,20 +170,12 @@ class Endpoint:
         Raises:
             ValueError: it is the default, and there is none to take its place.
         """
-        for entry in self._read():
+        for entry in self.store.entries():
             if entry["use_case"] == use_case and entry["default"]:  # which the server may not know to be it
                 self.make_default(use_case, entry["version"])
         answer = self._manage("DELETE", f"/models/{quote(use_case)}/{quote(version)}")
         if answer.status != 404:
             _good(answer, f"unloading {use_case} {version}, which is not in deployed.json")
-
-    def _sweep(self, use_case: str, version: str) -> None:
-        """Remove the archives of a version that nothing refers to: of attempts that failed, died, or were retired."""
-        with self._changing() as entries:
-            kept = {entry["file"] for entry in entries}
-            for path in self.store.glob(f"{use_case}-{version}-{'[0-9a-f]' * _DIGEST_IN_NAME}.mar"):
-                if path.name not in kept:
-                    path.unlink(missing_ok=True)
 
     def _drain(self, use_case: str, version: str) -> None:
         """Wait until what was asked is answered: the queue is seen empty, and a batch's time later it still is."""
@@ -260,77 +200,8 @@ class Endpoint:
                 )
             time.sleep(_POLL_SECONDS)  # the server offers nothing to wait on
 
-    def _remember(self, entry: Entry) -> None:
-        with self._changing() as entries:
-            others = [known for known in entries if known["use_case"] == entry["use_case"] and known.get("default")]
-            was = [known for known in entries if _is(known, entry["use_case"], entry["version"])]
-            is_default = was[0]["default"] if was else not others
-            entries[:] = [known for known in entries if known not in was]
-            entries.append({**entry, "default": is_default})
-
-    def _entry(self, use_case: str, version: str) -> Entry | None:
-        return next((entry for entry in self._read() if _is(entry, use_case, version)), None)
-
-    def _read(self) -> list[Entry]:
-        path = self.store / "deployed.json"
-        entries: list[Entry] = json.loads(path.read_text())["versions"] if path.exists() else []
-        return entries
-
-    @contextmanager
-    def _changing(self) -> Iterator[list[Entry]]:
-        """What is deployed, to be changed in place; one process at a time."""
-        self.store.mkdir(parents=True, exist_ok=True)
-        with (self.store / "deployed.lock").open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            entries = self._read()
-            yield entries
-            _replace(self.store / "deployed.json", json.dumps({"versions": entries}, indent=1).encode())
-
     def _manage(self, method: str, path: str) -> _Answer:
         return _request(self.management_url, method, path, body=None, headers={}, timeout_seconds=_CALL_SECONDS)
-
-
-def _pack(bundle: Path, options: Mapping[str, Any]) -> bytes:
-    model = {"modelName": options["use_case"], "modelVersion": options["version"], "handler": _HANDLER}
-    manifest = {"createdOn": "1/1/1980", "runtime": "python", "model": model, "archiverVersion": "0.12.0"}
-    files = {
-        "MAR-INF/MANIFEST.json": json.dumps(manifest, indent=1).encode(),
-        "options.json": json.dumps(options, indent=1, sort_keys=True, allow_nan=False).encode(),
-        **{f"bundle/{path.relative_to(bundle)}": path.read_bytes() for path in bundle.rglob("*") if path.is_file()},
-    }
-    sink = io.BytesIO()
-    with zipfile.ZipFile(sink, "w", zipfile.ZIP_STORED) as archive:
-        for name in sorted(files):
-            archive.writestr(zipfile.ZipInfo(name, _EPOCH), files[name])
-    return sink.getvalue()
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file that is there whole or not at all."""
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    with fresh.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(path)
-
-
-def _verify(archive: Archive) -> None:
-    if not archive.path.is_file():
-        raise ValueError(f"{archive.path} is not there: make the archive again")
-    found = hashlib.sha256(archive.path.read_bytes()).hexdigest()
-    if found != archive.sha256:
-        raise ValueError(f"{archive.path} has the SHA-256 {found}, expected {archive.sha256}: it was changed")
-
-
-def _is(entry: Entry, use_case: str, version: str) -> bool:
-    return bool(entry["use_case"] == use_case and entry["version"] == version)
-
-
-def _keep_one_default(entries: list[Entry], use_case: str) -> None:
-    left = [entry for entry in entries if entry["use_case"] == use_case]
-    if left and not any(entry["default"] for entry in left):
-        left[-1]["default"] = True
 
 
 def _good(answer: _Answer, what: str) -> _Answer:

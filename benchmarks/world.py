@@ -59,7 +59,7 @@ class World:
         endpoint, server = self.use_case.endpoint, self.outside.endpoint
         assert endpoint is not None
         assert server is not None
-        archive = server.archive(
+        archive = server.store.archive(
             self.bundle,
             use_case=self.use_case.name,
             version=version,

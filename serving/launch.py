@@ -1,6 +1,6 @@
 """Starts TorchServe: writes its configuration, loads what is deployed, and becomes java: `python -m serving.launch`.
 
-`<store>/deployed.json` says what is deployed (adapters/endpoint.py writes it). An archive that is missing, or whose
+`<store>/deployed.json` says what is deployed (adapters/model_store.py writes it). An archive that is missing, or whose
 SHA-256 is not the one it was deployed with, or whose features this code does not compute, is left out, and the log
 says so; the others are served.
 """

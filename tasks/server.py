@@ -11,8 +11,9 @@ from tasks.deployments import Deployment
 
 if TYPE_CHECKING:
     from adapters.connect import Outside
-    from adapters.endpoint import Archive, Endpoint
+    from adapters.endpoint import Endpoint
     from adapters.gateway import Gateway
+    from adapters.model_store import Archive
 
 _EXAMPLE = """
 select evidence -> 'golden' -> 'example' as event from deployments
@@ -99,7 +100,7 @@ class Server:
                 f"version {version} learnt other features than features/ defines now: run {self._name}.train"
             )
         known = self._outside.registry.version(self._name, version)
-        return endpoint(self._outside).archive(
+        return endpoint(self._outside).store.archive(
             bundle, use_case=self._name, version=version, bundle_sha256=known.bundle_sha256, options=self._options()
         )
 

@@ -12,8 +12,9 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from adapters.endpoint import Archive, Endpoint
+from adapters.endpoint import Endpoint
 from adapters.errors import Unavailable
+from adapters.model_store import Archive, ModelStore
 from serving import launch
 from serving.answers import Options
 from tests.serving.online import OPTIONS
@@ -33,11 +34,11 @@ def endpoint(tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         nobody = f"http://127.0.0.1:{probe.getsockname()[1]}"
-    return Endpoint(nobody, nobody, tmp_path / "store")
+    return Endpoint(nobody, nobody, ModelStore(tmp_path / "store"))
 
 
 def archive(endpoint: Endpoint, folder: Path, version: str = "3", **options: object) -> Archive:
-    return endpoint.archive(
+    return endpoint.store.archive(
         folder, use_case="flights", version=version, bundle_sha256="s", options={**OPTIONS, **options}
     )
 
@@ -90,9 +91,9 @@ def test_a_changed_archive_is_refused_before_the_server_hears_of_it(endpoint, fo
 
 
 def test_another_archive_under_a_deployed_version_is_refused(endpoint, folder):
-    (endpoint.store).mkdir()
+    endpoint.store.folder.mkdir()
     deployed = {"versions": [entry(archive(endpoint, folder))]}
-    (endpoint.store / "deployed.json").write_text(json.dumps(deployed))
+    (endpoint.store.folder / "deployed.json").write_text(json.dumps(deployed))
     with pytest.raises(ValueError, match="retire it first"):
         endpoint.register(
             archive(endpoint, folder, max_events=7), batch_size=1, max_batch_delay_ms=0, workers=1
@@ -150,7 +151,7 @@ SETTINGS = {"batch_size": 1, "max_batch_delay_ms": 0, "workers": 1}
 
 
 def archives(endpoint: Endpoint) -> set[str]:
-    return {path.name for path in endpoint.store.glob("*.mar")}
+    return {path.name for path in endpoint.store.folder.glob("*.mar")}
 
 
 def test_what_was_loaded_and_not_remembered_is_never_taken_for_another_archive(torchserve, folder):
@@ -197,31 +198,31 @@ def test_a_server_that_is_not_there_is_unavailable_in_every_call(endpoint, folde
     for call in calls:
         with pytest.raises(Unavailable):
             call()
-    assert not (endpoint.store / "deployed.json").exists()
+    assert not (endpoint.store.folder / "deployed.json").exists()
 
 
 def test_a_server_that_never_answers_is_left(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
         with pytest.raises(Unavailable, match="timed out"):
-            Endpoint(url, url, tmp_path).ask("flights", "3", [{}], request_id="r", timeout_seconds=0.2)
+            Endpoint(url, url, ModelStore(tmp_path)).ask("flights", "3", [{}], request_id="r", timeout_seconds=0.2)
 
 
 def test_what_is_remembered_is_what_launch_reads(endpoint, folder, monkeypatch):
     monkeypatch.setattr(launch.features, "definition", lambda _: type("D", (), {"digest": lambda _: "d"})())
     for version in ("3", "4"):
-        endpoint._remember({k: v for k, v in entry(archive(endpoint, folder, version)).items() if k != "default"})
-    found = launch.deployed(endpoint.store)
+        endpoint.store.remember({k: v for k, v in entry(archive(endpoint, folder, version)).items() if k != "default"})
+    found = launch.deployed(endpoint.store.folder)
     assert [(one["version"], one["default"]) for one in found] == [("3", True), ("4", False)]
 
 
 def test_changes_of_what_is_deployed_do_not_get_lost_beside_each_other(endpoint, folder):
     versions = [str(n) for n in range(12)]
     made = [entry(archive(endpoint, folder, version)) for version in versions]
-    threads = [threading.Thread(target=endpoint._remember, args=(one,)) for one in made]
+    threads = [threading.Thread(target=endpoint.store.remember, args=(one,)) for one in made]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert {one["version"] for one in endpoint._read()} == set(versions)
-    assert sum(one["default"] for one in endpoint._read()) == 1
+    assert {one["version"] for one in endpoint.store.entries()} == set(versions)
+    assert sum(one["default"] for one in endpoint.store.entries()) == 1

@@ -16,8 +16,9 @@ import psutil
 import pytest
 
 import features
-from adapters.endpoint import Archive, Endpoint
+from adapters.endpoint import Endpoint
 from adapters.errors import Unavailable
+from adapters.model_store import Archive, ModelStore
 from infra.local.processes import Identity, members
 from infra.local.stack import Stack
 from infra.local.torchserve import online_dsn
@@ -45,7 +46,9 @@ def online() -> Iterator[Stack]:
 def endpoint(online: Stack) -> Endpoint:
     where = online.environment()
     return Endpoint(
-        where["WINDSOCK_INFERENCE_URL"], where["WINDSOCK_MANAGEMENT_URL"], Path(where["WINDSOCK_MODEL_STORE"])
+        where["WINDSOCK_INFERENCE_URL"],
+        where["WINDSOCK_MANAGEMENT_URL"],
+        ModelStore(Path(where["WINDSOCK_MODEL_STORE"])),
     )
 
 
@@ -60,7 +63,7 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def archive(endpoint: Endpoint, bundles: Path, version: str, name: str | None = None, **changes: Any) -> Archive:
     folder = bundles / (name or version)
-    return endpoint.archive(
+    return endpoint.store.archive(
         folder, use_case="flights", version=version, bundle_sha256=bundle.digest(folder), options={**OPTIONS, **changes}
     )
 
@@ -245,8 +248,8 @@ def test_real_events_with_real_history_are_answered_as_the_batch_answers_them(se
 @pytest.fixture(scope="module")
 def elsewhere(served: Endpoint) -> Iterator[SimpleNamespace]:
     """An archive that would load, beside the store and behind HTTP; what was asked for."""
-    folder = served.store.parent
-    (folder / "evil.mar").write_bytes(next(served.store.glob("flights-1-*.mar")).read_bytes())
+    folder = served.store.folder.parent
+    (folder / "evil.mar").write_bytes(next(served.store.folder.glob("flights-1-*.mar")).read_bytes())
     asked: list[str] = []
 
     class Handler(SimpleHTTPRequestHandler):
@@ -256,7 +259,7 @@ def elsewhere(served: Endpoint) -> Iterator[SimpleNamespace]:
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=folder)) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        yield SimpleNamespace(folder=folder, store=served.store, port=server.server_port, asked=asked)
+        yield SimpleNamespace(folder=folder, store=served.store.folder, port=server.server_port, asked=asked)
         server.shutdown()
         thread.join()
 
@@ -296,9 +299,9 @@ def test_what_a_dead_deployment_left_loaded_is_not_taken_for_the_archive_of_the_
     served.register(made, **SETTINGS)
     with pytest.raises(ValueError, match="1 to 1 events"):
         served.ask("flights", "10", [event()] * 2, request_id="two")
-    assert list(served.store.glob("flights-10-*.mar")) == [made.path]
+    assert list(served.store.folder.glob("flights-10-*.mar")) == [made.path]
     served.retire("flights", "10")
-    assert list(served.store.glob("flights-10-*.mar")) == []
+    assert list(served.store.folder.glob("flights-10-*.mar")) == []
 
 
 def test_a_tampered_archive_is_refused_and_an_untouched_one_is_not(served, bundles):
@@ -317,7 +320,7 @@ def test_a_tampered_archive_is_refused_and_an_untouched_one_is_not(served, bundl
 
 
 def test_a_bundle_that_is_not_the_one_promised_is_refused_by_the_worker(served, bundles):
-    made = served.archive(
+    made = served.store.archive(
         bundles / "1", use_case="flights", version="5", bundle_sha256="0" * 64, options=OPTIONS
     )  # fmt: skip
     with pytest.raises(ValueError, match=r"flights 5 was refused by the server: bundle .* has the digest"):
@@ -380,7 +383,7 @@ def test_a_killed_worker_is_replaced_and_what_it_had_answered_is_not_lost(served
 
 def test_a_killed_server_comes_back_with_what_was_deployed_and_without_what_was_tampered_with(served, online, bundles):
     served.register(archive(served, bundles, "8", "2"), **SETTINGS)
-    [mar] = served.store.glob("flights-8-*.mar")
+    [mar] = served.store.folder.glob("flights-8-*.mar")
     mar.write_bytes(mar.read_bytes() + b"x")
     before = online.state()["parts"]["torchserve"]["pid"]
     os.kill(before, signal.SIGKILL)

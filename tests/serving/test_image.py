@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from adapters.endpoint import Endpoint
+from adapters.model_store import ModelStore
 from adapters.warehouse import Warehouse
 from infra.local import postgres
 from infra.local.ports import free_port
@@ -152,8 +152,7 @@ def deployed(state: Path) -> Path:
     for folder in (store, state / "spool", state / "work"):
         folder.mkdir(parents=True)
     sha256 = make_bundle(bundle)
-    endpoint = Endpoint("http://nowhere.invalid", "http://nowhere.invalid", store)
-    archive = endpoint.archive(bundle, use_case="flights", version="1", bundle_sha256=sha256, options=OPTIONS)
+    archive = ModelStore(store).archive(bundle, use_case="flights", version="1", bundle_sha256=sha256, options=OPTIONS)
     entry = {"use_case": "flights", "version": "1", "file": archive.path.name, "sha256": archive.sha256}
     entry |= {"batch_size": 64, "max_batch_delay_ms": 1, "workers": 1, "default": True}
     (store / "deployed.json").write_text(json.dumps({"versions": [entry]}))

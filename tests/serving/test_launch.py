@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import features
-from adapters.endpoint import Archive, Endpoint
+from adapters.model_store import Archive, ModelStore
 from serving import launch
 from tests.serving.online import OPTIONS
 
@@ -20,11 +20,11 @@ def deploy(
     folder.mkdir()
     card = {"features": {"digest": digest or features.definition("flights").digest()}}
     (folder / "card.json").write_text(json.dumps(card))
-    endpoint = Endpoint("http://127.0.0.1:1", "http://127.0.0.1:1", store)
+    models = ModelStore(store)
     made = []
     for version in versions:
-        one = endpoint.archive(folder, use_case="flights", version=version, bundle_sha256="s", options=OPTIONS)
-        endpoint._remember(
+        one = models.archive(folder, use_case="flights", version=version, bundle_sha256="s", options=OPTIONS)
+        models.remember(
             {"use_case": "flights", "version": version, "file": one.path.name, "sha256": one.sha256,
              "batch_size": 64, "max_batch_delay_ms": 1, "workers": 2}
         )  # fmt: skip

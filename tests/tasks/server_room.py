@@ -24,9 +24,9 @@ import psycopg2
 from psycopg2.extras import execute_values
 
 from adapters.connect import Outside
-from adapters.endpoint import Archive
 from adapters.errors import Corrupt
 from adapters.gateway import Record, Reply, Route
+from adapters.model_store import Archive
 from adapters.registry import folder_sha256
 from pipeline.online import Rollout
 from pipeline.spec import UseCase
@@ -90,7 +90,7 @@ class Room:
     use_case: UseCase
     outside: Outside
     registry: Registry
-    store: Path
+    folder: Path
     registered: dict[str, Archive] = field(default_factory=dict)
     bad: dict[str, Misbehaviour] = field(default_factory=dict)
     now: Route = field(default_factory=lambda: Route(None, None, 0.0))
@@ -115,8 +115,13 @@ class Room:
 
     # what the endpoint's adapter does
 
+    @property
+    def store(self) -> "Room":
+        """The model store is here, too."""
+        return self
+
     def archive(self, bundle: Path, *, use_case: str, version: str, bundle_sha256: str, options: Any) -> Archive:
-        path = self.store / f"{version}.mar"
+        path = self.folder / f"{version}.mar"
         path.write_text(json.dumps({"bundle": str(bundle), "sha256": bundle_sha256, "options": dict(options)}))
         archive = Archive(use_case=use_case, version=version, path=path, sha256=_sha256(path))
         self.tamper(archive)

@@ -17,6 +17,7 @@ import pytest
 from adapters.connect import Outside
 from adapters.endpoint import Endpoint
 from adapters.gateway import Route
+from adapters.model_store import ModelStore
 from infra.local.stack import Stack
 from models import bundle
 from pipeline.handoffs import Release
@@ -103,11 +104,11 @@ def sabotaged(real: Real, doctored: Path) -> Outside:
     e = real.outside.endpoint
     assert e is not None
 
-    class Doctoring(Endpoint):
+    class Doctoring(ModelStore):
         def archive(self, _bundle, **named):  # type: ignore[no-untyped-def,override]
             return super().archive(doctored, **{**named, "bundle_sha256": bundle.digest(doctored)})
 
-    found.__dict__["endpoint"] = Doctoring(e.inference_url, e.management_url, e.store)
+    found.__dict__["endpoint"] = Endpoint(e.inference_url, e.management_url, Doctoring(e.store.folder))
     return found
 
 
