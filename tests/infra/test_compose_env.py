@@ -1,8 +1,14 @@
 """The .env of docker-compose: fresh secrets once, and never anything changed that is set."""
 
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 from cryptography.fernet import Fernet
 
+from infra.compose import env
 from infra.compose.env import fill
 from infra.settings import assignments
 from pipeline.settings import REPOSITORY
@@ -30,7 +36,31 @@ def test_what_is_set_stays_and_the_commit_is_that_of_the_code() -> None:
     assert after == before | {"WINDSOCK_CODE_SHA": "b" * 40}
 
 
+def test_the_file_is_for_its_owner_only_and_written_again_it_keeps_its_secrets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".env.example").write_text(TEMPLATE)
+    monkeypatch.setattr(env, "REPOSITORY", tmp_path)
+    assert env.main() == 0
+    first = (tmp_path / ".env").read_text()
+    assert stat.S_IMODE((tmp_path / ".env").stat().st_mode) == 0o600
+    assert env.main() == 0
+    assert (tmp_path / ".env").read_text() == first
+
+
 def test_comments_stay_and_what_is_no_assignment_is_refused() -> None:
     assert "# Ports, on 127.0.0.1.\n" in fill(TEMPLATE, {}, SHA)
     with pytest.raises(ValueError, match="expected NAME=VALUE, got 'SECRET'"):
         assignments("SECRET\n")
+
+
+def test_it_is_written_before_anything_is_installed() -> None:
+    bare = [
+        sys.executable,
+        "-I",
+        "-S",
+        "-c",
+        f"import sys; sys.path.insert(0, {str(REPOSITORY)!r}); import infra.compose.env",
+    ]
+    done = subprocess.run(bare, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -1,6 +1,5 @@
 """The compose file without an engine: its schema, its rules, and that it says what the embedded stack says."""
 
-import copy
 import re
 import shutil
 import subprocess
@@ -10,19 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from infra import settings as common
 from infra.compose import env
 from infra.local import airflow
 from infra.local.stack import Stack
 from pipeline.settings import REPOSITORY, read_settings
-from tests.infra.compose_rules import complaints
+from tests.infra.compose_rules import FILE, TEXT, Compose, complaints, runner
 
-FILE = REPOSITORY / "docker-compose.yaml"
-TEXT = FILE.read_text()
 TEMPLATE = (REPOSITORY / ".env.example").read_text()
-Compose = dict[str, Any]
 SABOTAGE: dict[str, tuple[Callable[[Compose], Any], str]] = {
     "root": (lambda c: c["services"]["mlflow"].pop("user"), "mlflow: may run as root"),
     "capability": (lambda c: c["services"]["s3"].update(cap_add=["NET_ADMIN"]), "s3: has capabilities"),
@@ -37,13 +32,50 @@ SABOTAGE: dict[str, tuple[Callable[[Compose], Any], str]] = {
     ),
     "database port": (
         lambda c: c["services"]["postgres"].update(ports=["127.0.0.1:5432:5432"]),
-        "postgres: has a port",
+        "postgres: has the ports ['5432']",
+    ),
+    "another port": (
+        lambda c: c["services"]["gateway"]["ports"].append("127.0.0.1:8090:8090"),
+        "gateway: has the ports ['8088', '8090']",
     ),
     "world": (
         lambda c: c["services"]["mlflow"].update(ports=["5000:5000"]),
         "mlflow: 5000:5000 is open to others than this machine",
     ),
     "outward": (lambda c: c["networks"].update(data={}), "network data leads outside"),
+    "namespace": (lambda c: c["services"]["postgres"].update(pid="host"), "postgres: shares pid with the machine"),
+    "orphans": (lambda c: c["services"]["torchserve"].pop("init"), "torchserve: keeps its dead children"),
+    "gone": (lambda c: c["services"]["gateway"].update(restart="no"), "gateway: does not return"),
+    "again": (lambda c: c["services"]["init"].update(restart="always"), "init: runs again and again"),
+    "always well": (
+        lambda c: c["services"]["mlflow"]["healthcheck"].update(test=["CMD", "true"]),
+        "mlflow: has no health check",
+    ),
+    "as well as another": (
+        lambda c: c["services"]["triggerer"]["healthcheck"]["test"].__setitem__(-1, "scheduler"),
+        "triggerer: its health check is that of scheduler",
+    ),
+    "mapless": (
+        lambda c: c["services"]["gateway"]["volumes"].pop(),
+        "gateway: GATEWAY_MAPS is a folder that it does not keep",
+    ),
+    "early": (
+        lambda c: c["services"]["shipper"]["depends_on"].pop("init"),
+        "shipper: does not wait until there are tables",
+    ),
+    "lost": (
+        lambda c: c["services"]["scheduler"]["environment"].update(MLFLOW_TRACKING_URI="http://127.0.0.1:5000"),
+        "scheduler: MLFLOW_TRACKING_URI leads to 127.0.0.1, which is nobody it reaches",
+    ),
+    "unreachable": (
+        lambda c: c["services"]["worker"]["networks"].remove("management"),
+        "worker: WINDSOCK_MANAGEMENT_URL leads to torchserve-management, which is nobody it reaches",
+    ),
+    "forgetful": (lambda c: c["services"]["storage"]["volumes"].pop(0), "volume s3 keeps nothing"),
+    "empty password": (
+        lambda c: c["services"]["grafana"]["environment"].update(GF_SECURITY_ADMIN_PASSWORD="${SECRET_GRAFANA:-}"),
+        "grafana: GF_SECURITY_ADMIN_PASSWORD has a value of its own",
+    ),
     "host": (lambda c: c["services"]["storage"].update(network_mode="host"), "storage: is on the network host"),
     "password": (
         lambda c: c["services"]["storage"]["environment"].update(AWS_SECRET_ACCESS_KEY="changeme"),
@@ -54,16 +86,10 @@ SABOTAGE: dict[str, tuple[Callable[[Compose], Any], str]] = {
         "postgres: POSTGRES_PASSWORD has a value of its own",
     ),
     "engine": (
-        lambda c: c["services"]["demo"].update(volumes=["/var/run/docker.sock:/var/run/docker.sock"]),
+        lambda c: c["services"]["demo"]["volumes"].append("/var/run/docker.sock:/var/run/docker.sock"),
         "demo: /var/run/docker.sock:/var/run/docker.sock is neither a named volume nor a read-only file of ours",
     ),
 }
-
-
-@pytest.fixture
-def compose() -> Compose:
-    found: Compose = yaml.safe_load(TEXT)
-    return copy.deepcopy(found)  # what is merged from one place is one object
 
 
 def test_every_service_is_confined_and_only_the_pages_have_ports(compose: Compose) -> None:
@@ -72,27 +98,9 @@ def test_every_service_is_confined_and_only_the_pages_have_ports(compose: Compos
 
 @pytest.mark.parametrize("fault", SABOTAGE)
 def test_a_service_that_is_not_is_named(compose: Compose, fault: str) -> None:
-    compose = yaml.load(yaml.dump(compose, Dumper=Unshared), yaml.SafeLoader)
     plant, complaint = SABOTAGE[fault]
     plant(compose)
     assert complaints(compose) == [complaint]
-
-
-class Unshared(yaml.SafeDumper):
-    """Writes what several services share once for each."""
-
-    def ignore_aliases(self, data: object) -> bool:  # noqa: ARG002  # its signature
-        return True
-
-
-def test_the_management_of_the_model_server_is_reached_by_who_runs_tasks_only(compose: Compose) -> None:
-    on_it = {name for name, service in compose["services"].items() if "management" in service.get("networks", ())}
-    runners = {name for name in on_it if {"scheduler", "worker"} & set(service_command(compose, name))}
-    assert on_it == {"torchserve", *runners}
-
-
-def service_command(compose: Compose, name: str) -> list[str]:
-    return [word for part in compose["services"][name].get("command", []) for word in str(part).split()]
 
 
 def schema_check(path: Path) -> subprocess.CompletedProcess[str]:
@@ -125,14 +133,6 @@ def test_compose_itself_takes_it(tmp_path: Path) -> None:
 def test_what_it_is_told_is_in_the_example_and_nothing_else_is() -> None:
     told = set(re.findall(r"\$\{([A-Z0-9_]+)", TEXT))
     assert told | {"COMPOSE_PROFILES"} == common.assignments(TEMPLATE).keys()  # which compose itself reads
-
-
-def runner(compose: Compose) -> dict[str, str]:
-    """The environment of a task, as compose makes it."""
-    service = compose["services"]["scheduler"]
-    files = [common.read(REPOSITORY / name) for name in service["env_file"]]
-    given = {name: re.sub(r"\$\{[^}]*\}", "x", str(value)) for name, value in service["environment"].items()}
-    return {name: value for part in (*files, given) for name, value in part.items()}
 
 
 def test_a_task_finds_all_it_needs(compose: Compose) -> None:

@@ -2,13 +2,15 @@
 
 import socket
 import subprocess
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from infra.doctor import __main__ as doctor
 from infra.doctor import airflow, machine, stores
-from infra.doctor.__main__ import containers
 from infra.doctor.finding import Finding
 from infra.local.airflow import settings as airflow_settings
 from infra.local.ports import free_port
@@ -35,7 +37,8 @@ def nobody() -> str:
 def test_stores_that_are_right_are_left_alone(environment: Environment) -> None:
     found = [*stores.databases(environment), *stores.objects(environment)]
     assert wrong(found) == []
-    assert {finding.check.partition(" ")[0] for finding in found} == {"database", "clock", "bucket"}
+    counted = Counter(finding.check.partition(" ")[0] for finding in found)
+    assert counted == {"database": 3, "clock": 5, "bucket": 2}
 
 
 def test_a_password_that_is_not_the_database_s(environment: Environment) -> None:
@@ -75,7 +78,9 @@ def test_a_bucket_that_was_never_made(environment: Environment) -> None:
 
 def test_a_store_that_is_not_there(environment: Environment) -> None:
     environment["WINDSOCK_S3_ENDPOINT"] = f"http://{nobody()}"
-    assert all("S3 is not where WINDSOCK_S3_ENDPOINT says" in said for said in wrong(stores.objects(environment)))
+    said = wrong(stores.objects(environment))
+    assert len(said) == 2
+    assert all("S3 is not where WINDSOCK_S3_ENDPOINT says" in one for one in said)
 
 
 def test_mlflow_that_answers_is_left_alone(mlflow_stack: Stack, environment: Environment) -> None:
@@ -126,15 +131,28 @@ def test_an_execution_address_that_leads_elsewhere(tasks: Environment) -> None:
     assert "start the api-server" in silent
 
 
-def test_a_disk_without_room(tmp_path: Path) -> None:
-    assert machine.room(tmp_path, needed_bytes=1).well
-    assert "make room" in machine.room(tmp_path, needed_bytes=10**18).change
+@pytest.mark.parametrize(("free", "change"), [(6 * 10**9, ""), (4 * 10**9, "make room")])
+def test_a_disk_without_room(free: int, change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine.shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    found = machine.room(tmp_path)
+    assert found.well is not bool(change)
+    assert change in found.change
 
 
 def test_a_machine_without_memory() -> None:
     assert machine.memory(8_000_000_000).well
     assert "TASKS_MEMORY" in machine.memory(2_000_000_000).change
     assert machine.total_memory() > 100_000_000
+
+
+@pytest.mark.parametrize(("limit", "total"), [("max", 8 * 2**30), (str(2**30), 2**30), (None, 8 * 2**30)])
+def test_a_container_has_the_memory_that_it_is_given(limit: str | None, total: int, tmp_path: Path) -> None:
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/meminfo").write_text(f"MemTotal: {8 * 2**20} kB\nMemFree: 1 kB\n")
+    (tmp_path / "sys/fs/cgroup").mkdir(parents=True)
+    if limit is not None:
+        (tmp_path / "sys/fs/cgroup/memory.max").write_text(f"{limit}\n")
+    assert machine.total_memory(tmp_path) == total
 
 
 def test_a_port_that_another_has() -> None:
@@ -154,6 +172,56 @@ def test_a_gpu_that_torch_cannot_use(tmp_path: Path) -> None:
     assert "CUDA build" in machine.accelerator(tmp_path, usable=False).change
 
 
+WELL, UNWELL = Finding(check="a", said="is well"), Finding(check="b", said="is not", change="mend it")
+
+
+@pytest.mark.parametrize(
+    ("machine_s", "stack_s", "code"),
+    [([WELL], [WELL], 0), ([WELL, UNWELL], [WELL], 1), ([WELL], [UNWELL, WELL], 1)],
+)
+def test_it_ends_with_0_only_where_nothing_has_to_be_changed(
+    machine_s: list[Finding], stack_s: list[Finding], code: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(doctor, "here", lambda _: iter(machine_s))
+    monkeypatch.setattr(doctor, "stack", lambda _: iter(stack_s))
+    monkeypatch.setattr(doctor.sys, "argv", ["doctor", "--running"])
+    monkeypatch.setenv("WINDSOCK_HOME", str(tmp_path))
+    assert doctor.main() == code
+
+
+@pytest.mark.parametrize("unwell", [None, "_told", "_embedded", "_composed"])
+def test_without_a_stack_named_machine_embedded_and_composed_all_count(
+    unwell: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("_told", "_embedded", "_composed"):
+        monkeypatch.setattr(doctor, name, lambda *_, well=name != unwell: well)
+    monkeypatch.setattr(doctor.sys, "argv", ["doctor"])
+    assert doctor.main() == (unwell is not None)
+
+
+@pytest.mark.parametrize(("code", "well"), [(0, True), (1, False)])
+def test_what_is_said_in_the_container_counts(
+    code: int, *, well: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers = {
+        "ps": subprocess.CompletedProcess([], 0, stdout="scheduler\n"),
+        "exec": subprocess.CompletedProcess([], code, stdout="said there\n"),
+    }
+    (tmp_path / ".env").touch()
+    monkeypatch.setattr(doctor, "REPOSITORY", tmp_path)
+    monkeypatch.setattr(doctor.shutil, "which", lambda _: "docker")
+    monkeypatch.setattr(doctor, "compose", lambda verb, *_: answers[verb])
+    assert doctor._composed() is well
+    assert "said there" in capsys.readouterr().out
+
+
+def test_a_stack_is_asked_for_all_of_its_stores_and_for_airflow(environment: Environment) -> None:
+    away = f"http://{nobody()}"
+    told = {"MLFLOW_TRACKING_URI": away, "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": away}
+    found = {f.check.partition(" ")[0]: f.well for f in doctor.stack({**environment, **told})}
+    assert found == {"database": True, "clock": True, "bucket": True, "MLflow": False, "execution": False}
+
+
 @pytest.mark.parametrize(
     ("code", "running", "change"),
     [
@@ -164,6 +232,6 @@ def test_a_gpu_that_torch_cannot_use(tmp_path: Path) -> None:
     ],
 )
 def test_containers_that_do_not_run_together(code: int, running: str, change: str) -> None:
-    found = containers(subprocess.CompletedProcess([], code, stdout=running))
+    found = doctor.containers(subprocess.CompletedProcess([], code, stdout=running))
     assert found.well is not bool(change)
     assert change in found.change
