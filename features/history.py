@@ -41,7 +41,9 @@ class Clock:
         """How many numbers lie before each moment: the number of one that was given at first."""
         if self._table is not None:
             return self._table.searchsorted(moments)
-        return np.clip(-((self._base - moments) // self._unit), 0, self.size)
+        numbers = moments - (self._base - self._unit + 1)
+        numbers //= self._unit
+        return np.clip(numbers, 0, self.size, out=numbers)
 
 
 class Stream:
@@ -206,10 +208,12 @@ def _running(values: Sequence[Places], rows: int) -> Array:
 def _column(column: pa.ChunkedArray) -> Column:
     if pa.types.is_dictionary(column.type):
         column = pa.chunked_array([chunk.indices for chunk in column.chunks])
-    valid = column.is_valid().to_numpy() if column.null_count else np.ones(len(column), np.bool_)
     if pa.types.is_timestamp(column.type):
         column = column.cast(pa.int64())
-    return Column(column.fill_null(False if pa.types.is_boolean(column.type) else 0).to_numpy(), valid)
+    if not column.null_count:
+        return Column(column.to_numpy(), np.ones(len(column), np.bool_))
+    nothing = False if pa.types.is_boolean(column.type) else 0
+    return Column(column.fill_null(nothing).to_numpy(), column.is_valid().to_numpy())
 
 
 def arrow(column: Column) -> pa.Array:
@@ -239,7 +243,8 @@ def _one(column: pa.ChunkedArray) -> pa.Array:
 
 def _whole(array: pa.Array, missing: int = 0) -> Places:
     """Whole numbers, or moments in microseconds since 1970."""
-    return np.asarray(array.cast(pa.int64()).fill_null(missing).to_numpy(zero_copy_only=False))
+    whole = array.cast(pa.int64())
+    return np.asarray((whole.fill_null(missing) if whole.null_count else whole).to_numpy(zero_copy_only=False))
 
 
 def _is_valid(array: pa.Array) -> NDArray[np.bool_]:
