@@ -53,17 +53,13 @@ class Stream:
     """
 
     def __init__(self, connection: duckdb.DuckDBPyConnection, series: Sequence[Series], interval: Span) -> None:
-        keys = {name for item in series for name in item.key}
-        reader = connection.sql(_events_sql(series, interval)).to_arrow_reader(_READ_ROWS)
-        schema = pa.schema([_coded(f) if f.name in keys or f.type == pa.string() else f for f in reader.schema])
-        none = pa.RecordBatch.from_pylist([], reader.schema)
-        batches = [_encoded(batch, schema) for batch in (none, *reader)]
-        events = pa.Table.from_batches(batches, schema).unify_dictionaries()
-        del batches
+        events = _read(connection, series, interval)
         self.rows = events.num_rows
-        self.words = {f.name: events[f.name].chunk(0).dictionary for f in schema if pa.types.is_dictionary(f.type)}
+        self.words = {
+            f.name: events[f.name].chunk(0).dictionary for f in events.schema if pa.types.is_dictionary(f.type)
+        }
         self.columns = {}
-        for name in schema.names:
+        for name in events.column_names:
             self.columns[name] = _column(events[name])
             events = events.drop_columns([name])
 
@@ -164,6 +160,16 @@ class History(Ordered):
         return found
 
 
+def _read(connection: duckdb.DuckDBPyConnection, series: Sequence[Series], interval: Span) -> pa.Table:
+    """The events, with each key and text once and a number in its place; the query's memory is free again."""
+    keys = {name for item in series for name in item.key}
+    reader = connection.sql(_events_sql(series, interval)).to_arrow_reader(_READ_ROWS)
+    schema = pa.schema([_coded(f) if f.name in keys or f.type == pa.string() else f for f in reader.schema])
+    none = pa.RecordBatch.from_pylist([], reader.schema)
+    batches = [_encoded(batch, schema) for batch in (none, *reader)]
+    return pa.Table.from_batches(batches, schema).unify_dictionaries()
+
+
 def _events_sql(series: Sequence[Series], interval: Span) -> str:
     names, seen = dict.fromkeys(item.moment for item in series), []
     for item in series:
@@ -211,7 +217,7 @@ def _column(column: pa.ChunkedArray) -> Column:
     if pa.types.is_timestamp(column.type):
         column = column.cast(pa.int64())
     if not column.null_count:
-        return Column(column.to_numpy(), np.ones(len(column), np.bool_))
+        return Column(column.to_numpy(), np.broadcast_to(np.True_, len(column)))
     nothing = False if pa.types.is_boolean(column.type) else 0
     return Column(column.fill_null(nothing).to_numpy(), column.is_valid().to_numpy())
 
@@ -231,7 +237,6 @@ def _coded(field: pa.Field) -> pa.Field:
 
 
 def _encoded(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
-    """Each key, text and moment once, and where it is found: the events of a stream share few."""
     both = zip(batch.columns, schema.types, strict=True)
     columns = [column.dictionary_encode() if pa.types.is_dictionary(kind) else column for column, kind in both]
     return pa.RecordBatch.from_arrays(columns, schema=schema)

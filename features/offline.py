@@ -84,12 +84,8 @@ def _read(
     points_sql = f"{engine.points_sql(definition, _names(definition))} order by {', '.join(engine.POINT_ORDER)}"
     labels_sql = f"select {', '.join(LABEL_COLUMNS)} from labels order by {', '.join(engine.LABEL_ORDER)}"
     streams = list(dict.fromkeys(item.stream for item in series))
-    steps = Steps(connection, definition, [points_sql, labels_sql, *(f"from {name}" for name in streams)])
+    steps = Steps(connection, definition, [*(f"from {name}" for name in streams), points_sql, labels_sql])
     steps.make(tables, interval, lead)
-    points = connection.sql(points_sql).to_arrow_table()
-    steps.done()
-    labels = connection.sql(labels_sql).to_arrow_table().cast(_LABELS)
-    steps.done()
     histories: list[History] = []
     with ThreadPoolExecutor(threads) as pool:
         for name in streams:
@@ -97,6 +93,10 @@ def _read(
             stream = Stream(connection, together, interval)
             steps.done()
             histories += pool.map(History, together, repeat(stream))
+            del stream
+    points = connection.sql(points_sql).to_arrow_table()
+    steps.done()
+    labels = connection.sql(labels_sql).to_arrow_table().cast(_LABELS)
     return points, labels, histories
 
 
