@@ -9,7 +9,6 @@ plane's last movement; neither makes labels. Everyone reads Parquet, in a proces
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -137,14 +136,21 @@ def child(name: str, folder: Path, keep_rows: Path | None) -> None:
     """One contestant, once: what it took, as JSON."""
     import pandas as _  # noqa: F401  # imports are nobody's work
 
-    peak_before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # The kernel's mark of this program alone: getrusage begins with what the parent took.
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _memory_mb("VmRSS")
     one = Measured(name=name)
     with one.timed():
         rows = CONTESTANTS[name](folder)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak = _memory_mb("VmHWM")
     if keep_rows is not None:
         pq.write_table(rows, keep_rows)
-    print(json.dumps({"wall": one.wall[0], "cpu": one.processor[0], "mb": (peak - peak_before) / 1024}))
+    print(json.dumps({"wall": one.wall[0], "cpu": one.processor[0], "mb": peak - before}))
+
+
+def _memory_mb(what: str) -> float:
+    [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(what)]
+    return int(line.split()[1]) / 1024
 
 
 def measured(name: str, folder: Path, rounds: int, flights: int, *, keep_rows: Path | None) -> Measured:
