@@ -70,6 +70,15 @@ def test_what_became_known_at_one_moment_is_in_the_order_of_its_records(world: W
     assert moved(engine(told, START, END, by=build_by_sql)[0], engine(told, START, END)[0]) == []
 
 
+def test_a_value_of_another_type_is_named_wherever_it_stands(world: World) -> None:
+    movements = world["movements"]
+    values = [*movements["delay_minutes"].cast(pa.string()).to_pylist()[:-1], "soon"]
+    position = movements.column_names.index("delay_minutes")
+    told = world | {"movements": movements.set_column(position, "delay_minutes", pa.array(values, pa.string()))}
+    with pytest.raises(ValueError, match=r"a source is not as declared: .*'soon'.*delay_minutes"):
+        engine(told, START, END)
+
+
 def test_a_clock_goes_by_the_longest_step_and_by_rank_where_that_makes_too_many() -> None:
     minute, year = 60_000_000, 365 * 86_400_000_000
     even = history.Clock(np.array([7, 7 + 3 * minute, 7 + 9 * minute]))
