@@ -1,7 +1,8 @@
 """What a model sees: one definition a use case, used by training, batch scoring and monitoring."""
 
-from features.engine import FeatureSet, build
+from features.engine import FeatureSet
 from features.flights import FLIGHTS
+from features.offline import build
 
 _DEFINITIONS = {FLIGHTS.name: FLIGHTS}
 

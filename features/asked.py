@@ -8,7 +8,7 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 
-from features.engine import FeatureSet, Span, compile_sql
+from features.engine import FeatureSet, Span, points_sql, steps_sql
 
 _KEYS = ("entity_key", "event_time")
 
@@ -18,15 +18,13 @@ def asked(definition: FeatureSet, tables: Mapping[str, Sequence[Path]], interval
 
     `tables` are clean Parquet files, as `build` takes them.
     """
-    fields = {field.name: f"asked.{field.name}" for field in definition.request}
+    told = {f"asked_{field.name}": f"asked.{field.name}" for field in definition.request}
     # The points of the very same definition, but for what is kept of each: no window is computed.
-    keys = {f"key_{name}": definition.point_sql[name] for name in _KEYS}
-    told = replace(definition, point_sql={**keys, **fields})
+    points = replace(definition, point_sql={**{name: definition.point_sql[name] for name in _KEYS}, **told})
     with duckdb.connect() as connection:
         connection.execute("set TimeZone = 'UTC'")
-        for statement in compile_sql(told, tables, interval, lead):
+        for statement in steps_sql(definition, tables, interval, lead).values():
             connection.execute(statement)
-            if statement.startswith("create temp table points as"):
-                break
-        columns = ", ".join([*(f"key_{name} as {name}" for name in _KEYS), *fields])
-        return connection.sql(f"select {columns} from points order by event_time, entity_key").to_arrow_table()
+        columns = ", ".join([*_KEYS, *(f"{name} as {name.removeprefix('asked_')}" for name in told)])
+        query = f"select {columns} from ({points_sql(points, points.point_sql)}) order by event_time, entity_key"
+        return connection.sql(query).to_arrow_table()

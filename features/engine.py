@@ -1,15 +1,16 @@
-"""Feature definitions and the engine that computes them point in time, as standard window SQL on DuckDB.
+"""Feature definitions, and what they say as standard window SQL, which any engine can run.
 
 A definition is data: typed sources, named SQL steps, windows over streams of events, and one expression a feature.
 Every window runs over the union of events (at the moment they became known) and prediction points, and ends at the
 current row: what is known later comes after it by construction. The SQL is standard (window frames, equality joins,
-CASE); only `local_time`, `utc`, `latest` and the reading of Parquet name an engine's functions.
+CASE); only `local_time`, `utc`, `latest` and the reading of Parquet name an engine's functions. `features.offline`
+computes the same faster: its steps and expressions are these, its windows are lookups in sorted arrays.
 """
 
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -19,11 +20,13 @@ import duckdb
 import pyarrow as pa
 
 from features.request import RequestField
-from features.vocabulary import AsOf, Preceding, Source, Window, known, utc
+from features.vocabulary import AsOf, Preceding, Source, Window, known, naive_utc, utc
 from features.windows import record_sql, window_sql
 
 KEY_COLUMNS = ("entity_key", "event_time", "prediction_time")
 LABEL_COLUMNS = ("entity_key", "event_time", "label", "label_time")
+POINT_ORDER = ("prediction_time", "entity_key", "event_time")
+LABEL_ORDER = ("label_time", "entity_key", "event_time")
 
 
 class Span(Protocol):
@@ -89,18 +92,58 @@ def compile_sql(
     definition: FeatureSet, tables: Mapping[str, Sequence[Path]], interval: Span, lead: timedelta
 ) -> list[str]:
     """The statements that make the tables `points_out` and `labels_out`."""
+    made = list(steps_sql(definition, tables, interval, lead, naive=utc).values())
+    numbered = points_sql(definition, definition.point_sql)
+    made += [f"create temp table points as select row_number() over () as point_id, * from ({numbered})"]
+    names = used(definition)
+    made += [f"create temp table window_{w.prefix} as {window_sql(w, names)}" for w in definition.windows]
+    made += [f"create temp table joined_{j.prefix} as {_preceding_sql(j)}" for j in definition.joined]
+    return [*made, f"create temp table points_out as {_points_sql(definition)}", _LABELS_SQL]
+
+
+def steps_sql(
+    definition: FeatureSet,
+    tables: Mapping[str, Sequence[Path]],
+    interval: Span,
+    lead: timedelta,
+    *,
+    views: Container[str] = (),
+    naive: Callable[[str], str] = naive_utc,
+) -> dict[str, str]:
+    """The statements that make the sources and, of them, every step: by what they make. `views` are not stored.
+
+    `naive` is SQL for a naive UTC timestamp from one with a time zone: DuckDB's quickest, or what any engine knows.
+    """
     places = {
         "start": _moment(interval.start),
         "end": _moment(interval.end),
         "lead": f"interval '{lead // timedelta(seconds=1)}' second",
     }
-    made = [_source_sql(name, source, tables.get(name, ())) for name, source in definition.sources.items()]
-    made += [f"create temp table {name} as {sql.format(**places)}" for name, sql in definition.steps.items()]
-    made += [f"create temp table points as {_asked_sql(definition)}"]
-    names = used(definition)
-    made += [f"create temp table window_{w.prefix} as {window_sql(w, names)}" for w in definition.windows]
-    made += [f"create temp table joined_{j.prefix} as {_preceding_sql(j)}" for j in definition.joined]
-    return [*made, f"create temp table points_out as {_points_sql(definition)}", _LABELS_SQL]
+    sources = {
+        name: _source_sql(name, source, tables.get(name, ()), naive) for name, source in definition.sources.items()
+    }
+    return sources | {
+        name: f"create temp {'view' if name in views else 'table'} {name} as {sql.format(**places)}"
+        for name, sql in definition.steps.items()
+    }
+
+
+def points_sql(definition: FeatureSet, names: Iterable[str]) -> str:
+    """A query of these columns of the points, in no order; a lookup that none of them mentions is left out."""
+    columns = {name: definition.point_sql[name] for name in names}
+    texts = " ".join(columns.values())
+    joins = [
+        f"left join {lookup.stream} {name} on {_equal(name, lookup.on)} and {known(name, 'asked.prediction_time')}"
+        for name, lookup in definition.lookups.items()
+        if f"{name}." in texts
+    ]
+    return f"select {', '.join(f'{sql} as {name}' for name, sql in columns.items())} from asked {' '.join(joins)}"
+
+
+def features_sql(definition: FeatureSet) -> dict[str, str]:
+    """Every feature by its name, typed: numbers are 32-bit floats."""
+    numeric = {name: f"cast({sql} as float)" for name, sql in definition.numeric_sql.items()}
+    return numeric | {name: f"cast({sql} as varchar)" for name, sql in definition.categorical_sql.items()}
 
 
 def used(definition: FeatureSet) -> set[str]:
@@ -127,12 +170,11 @@ def build(
                 connection.execute(statement)
             except (duckdb.BinderException, duckdb.ConversionException) as error:
                 raise ValueError(f"features {definition.name}: a source is not as declared: {error}") from error
-        points = connection.sql(f"select * from points_out order by {', '.join(_POINT_ORDER)}").to_arrow_table()
-        labels = connection.sql("select * from labels_out order by label_time, entity_key, event_time").to_arrow_table()
+        points = connection.sql(f"select * from points_out order by {', '.join(POINT_ORDER)}").to_arrow_table()
+        labels = connection.sql(f"select * from labels_out order by {', '.join(LABEL_ORDER)}").to_arrow_table()
     return points, labels
 
 
-_POINT_ORDER = ("prediction_time", "entity_key", "event_time")
 _LABELS_SQL = (
     f"create temp table labels_out as select entity_key, {utc('event_time')} as event_time, "
     f"cast(label as double) as label, {utc('label_time')} as label_time from labels"
@@ -143,29 +185,20 @@ def _moment(moment: datetime) -> str:
     return f"timestamp '{moment.astimezone(UTC).replace(tzinfo=None).isoformat(sep=' ')}'"
 
 
-def _source_sql(name: str, source: Source, paths: Iterable[Path]) -> str:
+def _source_sql(name: str, source: Source, paths: Iterable[Path], naive: Callable[[str], str]) -> str:
     files = ", ".join("'" + str(path).replace("'", "''") + "'" for path in paths)
-    columns = ", ".join(f"{_read(column, kind)} as {column}" for column, kind in source.columns.items())
+    columns = ", ".join(f"{_read(column, kind, naive)} as {column}" for column, kind in source.columns.items())
     if files:
         return f"create temp view {name} as select {columns} from read_parquet([{files}])"
     empty = ", ".join(f"cast(null as {kind}) as {column}" for column, kind in source.columns.items())
     return f"create temp view {name} as select {empty} where false"
 
 
-def _read(column: str, kind: str) -> str:
+def _read(column: str, kind: str, naive: Callable[[str], str]) -> str:
     # NaN and infinity are no numbers: missing from here on, so that no sum or comparison ever meets them.
     if kind == "double":
         return f"case when isfinite(cast({column} as double)) then cast({column} as double) end"
-    return utc(f"cast({column} as timestamptz)") if kind == "timestamp" else f"cast({column} as {kind})"
-
-
-def _asked_sql(definition: FeatureSet) -> str:
-    columns = [f"{sql} as {name}" for name, sql in definition.point_sql.items()]
-    joins = [
-        f"left join {lookup.stream} {name} on {_equal(name, lookup.on)} and {known(name, 'asked.prediction_time')}"
-        for name, lookup in definition.lookups.items()
-    ]
-    return f"select row_number() over () as point_id, {', '.join(columns)} from asked {' '.join(joins)}"
+    return naive(f"cast({column} as timestamptz)") if kind == "timestamp" else f"cast({column} as {kind})"
 
 
 def _equal(name: str, on: Mapping[str, str]) -> str:
@@ -192,6 +225,5 @@ def _points_sql(definition: FeatureSet) -> str:
     tables += [f"joined_{joined.prefix}" for joined in definition.joined]
     joins = " ".join(f"left join {table} using (point_id)" for table in tables)
     keys = f"entity_key, {utc('event_time')} as event_time, {utc('prediction_time')} as prediction_time"
-    numeric = [f"cast({sql} as float) as {name}" for name, sql in definition.numeric_sql.items()]
-    categorical = [f"cast({sql} as varchar) as {name}" for name, sql in definition.categorical_sql.items()]
-    return f"select {', '.join([keys, *numeric, *categorical])} from points {joins}"
+    features = [f"{sql} as {name}" for name, sql in features_sql(definition).items()]
+    return f"select {', '.join([keys, *features])} from points {joins}"

@@ -8,7 +8,7 @@ from datetime import timedelta
 
 from features.engine import FeatureSet
 from features.request import RequestField
-from features.vocabulary import AsOf, Preceding, Window, known, local_time, source, versions
+from features.vocabulary import AsOf, Preceding, Window, either_way, known, local_time, source, versions
 
 _FLIGHT = "carrier, flight, origin, scheduled_departure"
 _LATE_MINUTES = 15
@@ -47,32 +47,43 @@ _STEPS = {
         where prediction_time >= {{start}} and prediction_time < {{end}} and {known("p", "prediction_time")}
             and known_at >= prediction_time - interval 30 days
     """,
+    # The same movement told again within three days is one movement.
+    "told": either_way(
+        "movements",
+        f"{_FLIGHT}, kind",
+        alone="false as is_retold",
+        among=f"""
+            coalesce(known_at <= lag(known_at) over (partition by {_FLIGHT}, kind order by known_at, delay_minutes)
+                + interval 3 days, false) as is_retold
+        """,
+    ),
     # A movement is usable once both it and the schedule entry that says where it went are known.
     "tellings": f"""
         select s.carrier, s.flight, s.origin, s.dest, s.tailnum, s.scheduled_departure, m.kind, m.delay_minutes,
-            greatest(m.known_at, s.known_at) as known_at, m.is_retold,
-            hour({local_time("airports.tzone", "s.scheduled_departure")}) as local_hour,
-            cast(m.kind = 'departed' as bigint) as departed,
-            cast(m.kind = 'arrived' as bigint) as arrived,
-            cast(m.kind = 'cancelled' as bigint) as cancelled,
-            cast(m.kind = 'departed' and m.delay_minutes > {_LATE_MINUTES} as bigint) as departed_late,
-            cast(m.kind = 'arrived' and m.delay_minutes > {_LATE_MINUTES} as bigint) as arrived_late,
-            case when m.kind = 'departed' then m.minutes else 0 end as departure_delay,
-            case when m.kind = 'arrived' then m.minutes else 0 end as arrival_delay
-        from (
-            select *, cast(round(greatest(-60, least(300, delay_minutes))) as bigint) as minutes,
-                coalesce(known_at <= lag(known_at) over (partition by {_FLIGHT}, kind order by known_at, delay_minutes)
-                    + interval 3 days, false) as is_retold
-            from movements where known_at < {{end}}
-        ) m
+            greatest(m.known_at, s.known_at) as known_at, m.is_retold, airports.tzone
+        from told m
         join schedule s on s.carrier = m.carrier and s.flight = m.flight and s.origin = m.origin
             and s.scheduled_departure = m.scheduled_departure and (s.known_until is null or m.known_at < s.known_until)
             and (s.is_first or s.known_at <= m.known_at)
         left join airport_versions airports on airports.faa = s.origin and {known("airports", "s.known_at")}
-        where m.kind in ('cancelled', 'diverted') or m.delay_minutes is not null
+        where m.known_at < {{end}} and (m.kind in ('cancelled', 'diverted') or m.delay_minutes is not null)
     """,
-    # The same movement told again within three days is one movement: it counts once, from when it was first told.
-    "outcomes": "select * from tellings where not is_retold",
+    # It counts once, from when it was first told.
+    "outcomes": f"""
+        select carrier, flight, origin, dest, tailnum, scheduled_departure, kind, known_at,
+            hour({local_time("tzone", "scheduled_departure")}) as local_hour,
+            cast(kind = 'departed' as tinyint) as departed,
+            cast(kind = 'arrived' as tinyint) as arrived,
+            cast(kind = 'cancelled' as tinyint) as cancelled,
+            cast(kind = 'departed' and delay_minutes > {_LATE_MINUTES} as tinyint) as departed_late,
+            cast(kind = 'arrived' and delay_minutes > {_LATE_MINUTES} as tinyint) as arrived_late,
+            case when kind = 'departed' then minutes else 0 end as departure_delay,
+            case when kind = 'arrived' then minutes else 0 end as arrival_delay
+        from (
+            select *, cast(round(greatest(-60, least(300, delay_minutes))) as bigint) as minutes
+            from tellings where not is_retold
+        )
+    """,
     # What should have left by now, against `departed`: the queue that no departure has told of yet.
     "due": """
         select greatest(scheduled_departure, known_at) as known_at, origin, 1 as due from schedule

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from features.arena import Arena
 from features.batch import Batch
-from features.engine import FeatureSet
+from features.engine import FeatureSet, features_sql
 from features.expressions import compile_expressions
 from features.operations import Column, missing
 from features.packed import unpack
@@ -68,7 +68,7 @@ class Online:
         known = {n.removeprefix("points."): k for n, k in kinds.items() if n.startswith("points.")}
         for plan in self._plans.values():
             known |= plan.kinds
-        self._features = compile_expressions(_outputs(definition), known)
+        self._features = compile_expressions(features_sql(definition), known)
         self._arenas: dict[str, Arena] = {}
         self._state: State | None = None
 
@@ -170,11 +170,6 @@ class Online:
 
 def _values(key: Hashable) -> Sequence[str | int]:
     return key if isinstance(key, tuple) else (key,)
-
-
-def _outputs(definition: FeatureSet) -> dict[str, str]:
-    numeric = {name: f"cast({sql} as float)" for name, sql in definition.numeric_sql.items()}
-    return numeric | {name: f"cast({sql} as varchar)" for name, sql in definition.categorical_sql.items()}
 
 
 def _arrow(column: Column, kind: str) -> pa.Array:

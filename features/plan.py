@@ -3,19 +3,34 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from features.arena import Arena, Places
-from features.batch import Batch
 from features.engine import FeatureSet, used
 from features.operations import Column
+from features.ordered import Ordered, Places
 from features.series import Series, record_fields, span
 from features.vocabulary import Window
 from features.windows import sum_name
 
 _MICROSECOND = timedelta(microseconds=1)
+
+
+class Points(Protocol):
+    """The points that columns are made for."""
+
+    @property
+    def known(self) -> Places:
+        """Up to when each may know, in microseconds since 1970."""
+
+    @property
+    def event_time(self) -> Places:
+        """When it is to happen, likewise."""
+
+    def miss(self, absent: str | None, rows: NDArray[np.bool_]) -> None:
+        """Say what is not known of some of them."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +68,8 @@ class Plan:
         spans = {text: span(text) // _MICROSECOND for w in series.windows for text in w.spans}
         return cls(series, kinds, records, {text: named for text, named in sums.items() if named}, spans)
 
-    def columns(self, batch: Batch, arena: Arena, slots: Places) -> dict[str, Column]:
-        """The columns of a batch; a slot below 0 has none of them."""
+    def columns(self, batch: Points, arena: Ordered, slots: Places) -> dict[str, Column]:
+        """The columns of a batch of points; a slot below 0 has none of them."""
         valid = slots >= 0
         if joined := self.series.joined:
             low, high = arena.bounds(slots, batch.event_time - span(joined.span) // _MICROSECOND, batch.event_time)
@@ -67,7 +82,7 @@ class Plan:
             return self._record(arena, name, high - 1, valid & (high > low))
         return self._windows(batch, arena, slots, valid)
 
-    def _windows(self, batch: Batch, arena: Arena, slots: Places, valid: NDArray[np.bool_]) -> dict[str, Column]:
+    def _windows(self, batch: Points, arena: Ordered, slots: Places, valid: NDArray[np.bool_]) -> dict[str, Column]:
         begins = [batch.known - reach for reach in self.spans.values()]
         high, *lows = arena.bounds(slots, batch.known + 1, *begins)
         low_of = dict(zip(self.spans, lows, strict=True))
@@ -81,7 +96,7 @@ class Plan:
         return made
 
     def _records(
-        self, arena: Arena, window: Window, low: Places, high: Places, valid: NDArray[np.bool_]
+        self, arena: Ordered, window: Window, low: Places, high: Places, valid: NDArray[np.bool_]
     ) -> dict[str, Column]:
         made: dict[str, Column] = {}
         for named, last in ((window.latest, True), (window.earliest, False)):
@@ -91,6 +106,6 @@ class Plan:
                     made |= self._record(arena, record, places, valid & (high > low))
         return made
 
-    def _record(self, arena: Arena, record: str, places: Places, there: NDArray[np.bool_]) -> dict[str, Column]:
+    def _record(self, arena: Ordered, record: str, places: Places, there: NDArray[np.bool_]) -> dict[str, Column]:
         fields = arena.record(places, there, self.records[record])
         return {record: Column(there, there)} | {f"{record}.{name}": column for name, column in fields.items()}

@@ -12,7 +12,7 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 
-from features.engine import FeatureSet, Span, compile_sql, used
+from features.engine import FeatureSet, Span, points_sql, steps_sql, used
 from features.vocabulary import AsOf, Preceding, Window
 from features.windows import sum_name
 
@@ -66,8 +66,9 @@ def point_kinds(definition: FeatureSet) -> dict[str, str]:
     found = {}
     with duckdb.connect() as connection:
         connection.execute("set TimeZone = 'UTC'")
-        for statement in compile_sql(definition, {}, Interval(epoch, epoch + timedelta(days=1)), timedelta(0)):
+        for statement in steps_sql(definition, {}, Interval(epoch, epoch + timedelta(days=1)), timedelta(0)).values():
             connection.execute(statement)
+        connection.execute(f"create temp view points as {points_sql(definition, definition.point_sql)}")
         for table in ("asked", "points", *sorted(_streams(definition))):
             for name, kind, *_ in connection.execute(f"describe {table}").fetchall():
                 if kind in _KINDS:
@@ -108,18 +109,10 @@ def extract(
     series = all_series(definition, point_kinds(definition))
     with duckdb.connect() as connection:
         connection.execute("set TimeZone = 'UTC'")
-        for statement in _streams_sql(definition, tables, interval, lead):
+        for statement in steps_sql(definition, tables, interval, lead).values():
             connection.execute(statement)
         for item in series:
             yield item, connection.sql(_extract_sql(item, interval)).to_arrow_table()
-
-
-def _streams_sql(
-    definition: FeatureSet, tables: Mapping[str, Sequence[Path]], interval: Span, lead: timedelta
-) -> list[str]:
-    """The batch's statements, but for those that make points of what is asked."""
-    statements = compile_sql(definition, tables, interval, lead)
-    return statements[: len(definition.sources) + len(definition.steps)]
 
 
 def _extract_sql(item: Series, interval: Span) -> str:

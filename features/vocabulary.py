@@ -1,7 +1,7 @@
 """The words a feature definition is written in: tables, lookups, windows, and what precedes an event.
 
-Each is data, compiled twice: to SQL over a history (`features.engine`), and to lookups in packed series of it
-(`features.online`). Neither has a text of its own of what a feature is.
+Each is data, compiled twice: to SQL over a history (`features.engine`), and to lookups in sorted series of it
+(`features.plan`). Neither has a text of its own of what a feature is.
 """
 
 from collections.abc import Mapping
@@ -73,6 +73,11 @@ def utc(moment: str) -> str:
     return f"timezone('UTC', {moment})"
 
 
+def naive_utc(moment: str) -> str:
+    """SQL: a naive UTC timestamp from one with a time zone, as DuckDB makes it without looking into a calendar."""
+    return f"make_timestamp(epoch_us({moment}))"
+
+
 def local_time(zone: str, moment: str) -> str:
     """SQL: the wall-clock time of a naive UTC moment in a named zone; null where the zone is null."""
     return f"timezone({zone}, {utc(moment)})"
@@ -84,7 +89,26 @@ def versions(table: str, key: str) -> str:
     Of those that became known at one moment the greatest row counts, in whatever order the files have them.
     """
     order = f"over (partition by {key} order by known_at, {table})"
-    return f"select *, lead(known_at) {order} as known_until, row_number() {order} = 1 as is_first from {table}"
+    return either_way(
+        table,
+        key,
+        alone="cast(null as timestamp) as known_until, true as is_first",
+        among=f"lead(known_at) {order} as known_until, row_number() {order} = 1 as is_first",
+    )
+
+
+def either_way(table: str, key: str, *, alone: str, among: str) -> str:
+    """SQL: a table with columns added: `alone` to the only row of its key, `among` to a row that has others beside it.
+
+    Most keys have one row; to find those that have more is much less work than a window over all rows.
+    """
+    same = " and ".join(f"several.{column} = {table}.{column}" for column in key.split(", "))
+    several = f"exists (select 1 from several where {same})"
+    return (
+        f"with several as (select {key} from {table} group by {key} having count(*) > 1)"
+        f" select *, {alone} from {table} where not {several}"
+        f" union all select *, {among} from {table} where {several}"
+    )
 
 
 def known(version: str, moment: str) -> str:

@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from features import operations
+from features.engine import features_sql
 from features.expressions import Program, compile_expressions
-from features.online import Online, _outputs
+from features.online import Online
 from features.operations import Column, local
 from features.packed import Packer, unpack
 from features.series import all_series, point_kinds
@@ -238,7 +239,7 @@ def test_what_is_packed_comes_back(rows: list[tuple[int | None, float | None, st
 @given(seed=st.integers(0, 2**32 - 1))
 def test_both_evaluators_of_the_expressions_agree_to_the_last_bit(seed: int) -> None:
     """Every feature's text on made-up columns, nulls and zeros among them: DuckDB's value and ours."""
-    expressions = _outputs(FLIGHTS)
+    expressions = features_sql(FLIGHTS)
     rows = 30
     random = np.random.default_rng(seed)
     program = _program()
@@ -266,7 +267,7 @@ def _kinds() -> dict[str, str]:
 
 @cache
 def _program() -> Program:
-    return compile_expressions(_outputs(FLIGHTS), _kinds())
+    return compile_expressions(features_sql(FLIGHTS), _kinds())
 
 
 def _random(random: np.random.Generator, kind: str, rows: int) -> Column:

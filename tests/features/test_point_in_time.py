@@ -80,7 +80,11 @@ def test_the_check_sees_what_is_planted(world: World) -> None:
 @pytest.mark.parametrize(
     ("step", "sql"),
     [
-        pytest.param("outcomes", "select * replace (scheduled_departure as known_at) from tellings", id="outcomes"),
+        pytest.param(
+            "outcomes",
+            f"select * replace (scheduled_departure as known_at) from ({FLIGHTS.steps['outcomes']})",
+            id="outcomes",
+        ),
         pytest.param(
             "entries",
             """select s.carrier, s.flight, s.origin, s.dest, s.event_time, s.distance_miles, s.known_at,

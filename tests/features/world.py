@@ -1,6 +1,7 @@
 """A small world of real flights: every fifth flight number of three weeks, as the engine reads it."""
 
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cache
@@ -16,6 +17,7 @@ from tests.clean_data import TABLES, clean_rows, week
 LEAD = timedelta(minutes=120)
 FLIGHTS = definition("flights")
 World = dict[str, pa.Table]
+Build = Callable[..., tuple[pa.Table, pa.Table]]
 
 
 @dataclass(frozen=True)
@@ -44,14 +46,16 @@ def thinned(table: pa.Table) -> pa.Table:
     return table.filter(pc.equal(pc.subtract(number, pc.multiply(pc.divide(number, 5), 5)), 0))
 
 
-def engine(world: World, start: datetime, end: datetime, asked: FeatureSet = FLIGHTS) -> tuple[pa.Table, pa.Table]:
+def engine(
+    world: World, start: datetime, end: datetime, asked: FeatureSet = FLIGHTS, *, by: Build = build
+) -> tuple[pa.Table, pa.Table]:
     """Points and labels of an interval."""
     with tempfile.TemporaryDirectory() as folder:
         paths = {}
         for name, table in world.items():
             paths[name] = [Path(folder) / f"{name}.parquet"]
             pq.write_table(table, paths[name][0])
-        return build(asked, paths, Span(start, end), LEAD)
+        return by(asked, paths, Span(start, end), LEAD)
 
 
 def changed(table: pa.Table, **values: object) -> pa.Table:

@@ -1,0 +1,85 @@
+"""Events of one series in sorted arrays: sums, extremes and records of many stretches of them at once."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from features.operations import Array, Column, missing
+from features.series import Series
+
+Places = NDArray[np.int64]
+_LATEST = np.iinfo(np.int64).max
+_CELLS = 1 << 22  # at most so many events are looked at together
+
+
+class Ordered(ABC):
+    """Events in the order of key, moment and first order, however their places are found.
+
+    `at` is a number for key and moment, and an event's place its position there; `sums` are the running totals (a row
+    more than there are events), `columns` what else an event holds, with its rank in every order but that of places.
+    """
+
+    def __init__(self, series: Series, at: Places, sums: Array, columns: Mapping[str, Column]) -> None:
+        self.series = series
+        self.kinds = series.stored
+        self._at, self._sums, self._columns = at, sums, dict(columns)
+
+    @abstractmethod
+    def bounds(self, slots: Places, *moments: Places) -> NDArray[np.int64]:
+        """For each moment, how far the events of the slot lie before it: [moments, slots]; a slot below 0 has none."""
+
+    def totals(self, low: Places, high: Places) -> NDArray[np.float64]:
+        """Sums of the events in [low, high): [sums, rows]."""
+        return (self._sums.take(high, axis=0) - self._sums.take(low, axis=0)).T.astype(np.float64)
+
+    def extreme(self, low: Places, high: Places, order: int, *, last: bool) -> Places:
+        """The place in [low, high) of the record that is greatest (or least) in an order; any where there is none."""
+        if order == 0 and self.series.orders[0][0] == self.series.moment:  # sorted so already
+            return high - 1 if last else low
+        ranks = self._columns[f"rank{order}"].values
+        parts = [self._extreme(low[part], high[part], ranks, last=last) for part in _parts(low, high)]
+        return np.concatenate(parts)
+
+    def _extreme(self, low: Places, high: Places, ranks: Array, *, last: bool) -> Places:
+        places = _places(low, high)
+        outside = places >= high[:, None]
+        found = ranks[np.minimum(places, len(ranks) - 1)] if len(ranks) else np.zeros(places.shape, np.int64)
+        if last:
+            return np.asarray(low + np.where(outside, -1, found).argmax(1), np.int64)
+        return np.asarray(low + np.where(outside, _LATEST, found).argmin(1), np.int64)
+
+    def last_known(self, low: Places, high: Places, known: Places) -> tuple[Places, NDArray[np.bool_]]:
+        """The last place in [low, high) whose version held at a moment, and whether there is one."""
+        if not len(self._at):
+            return low, np.zeros(len(low), np.bool_)
+        chosen = np.concatenate([self._last_known(low[p], high[p], known[p]) for p in _parts(low, high)])
+        return chosen, chosen >= 0
+
+    def _last_known(self, low: Places, high: Places, known: Places) -> Places:
+        places = _places(low, high)
+        inside = np.minimum(places, len(self._at) - 1)
+        since, until = self._columns["known_at"], self._columns["known_until"]
+        now = known[:, None]
+        held = (since.values[inside] <= now) & (~until.valid[inside] | (now < until.values[inside]))
+        return np.asarray(np.where(held & (places < high[:, None]), places, -1).max(1), np.int64)
+
+    def record(self, places: Places, there: NDArray[np.bool_], fields: Sequence[str]) -> dict[str, Column]:
+        """The fields of the events at some places, missing where there is none."""
+        if not len(self._at):
+            return {name: missing(len(places), self.kinds[name]) for name in fields}
+        inside = np.where(there, places, 0)
+        columns = ((name, self._columns[name]) for name in fields)
+        return {name: Column(column.values[inside], column.valid[inside] & there) for name, column in columns}
+
+
+def _parts(low: Places, high: Places) -> list[slice]:
+    """The rows in parts, each of which looks at no more events together than memory should hold; at least one."""
+    step = max(1, _CELLS // max(1, int((high - low).max(initial=0))))
+    return [slice(start, start + step) for start in range(0, max(len(low), 1), step)]
+
+
+def _places(low: Places, high: Places) -> Places:
+    """[rows, width]: each place from low on, as many as the widest row has."""
+    return np.asarray(low[:, None] + np.arange(max(1, int((high - low).max(initial=0)))), np.int64)

@@ -1,0 +1,108 @@
+"""What is looked up in sorted arrays is what the definition says as SQL, to the last bit."""
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+
+from features import history, offline, ordered
+from features.engine import build as build_by_sql
+from features.ordered import Places
+from features.steps import Steps
+from tests.features.world import FLIGHTS, LEAD, Span, World, changed, day, engine, moved, small_world
+
+START, END = day(15), day(18)
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    return small_world()
+
+
+@pytest.fixture(scope="module")
+def by_sql(world: World) -> tuple[pa.Table, pa.Table]:
+    return engine(world, START, END, by=build_by_sql)
+
+
+def test_points_and_labels_are_those_of_the_sql(world: World, by_sql: tuple[pa.Table, pa.Table]) -> None:
+    points, labels = engine(world, START, END)
+    assert points.schema.equals(by_sql[0].schema)
+    assert moved(by_sql[0], points) == []
+    assert labels.equals(by_sql[1])
+    assert points.num_rows > 500
+
+
+def test_however_many_keys_and_moments_there_are_and_in_parts_of_any_size(
+    world: World, by_sql: tuple[pa.Table, pa.Table], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(history, "_MOST", 50)  # each key and each clock has more
+    monkeypatch.setattr(history, "_READ_ROWS", 2048)
+    monkeypatch.setattr(offline, "_POINTS_AT_ONCE", 97)
+    monkeypatch.setattr(ordered, "_CELLS", 64)
+    assert moved(by_sql[0], engine(world, START, END)[0]) == []
+
+
+def test_a_search_that_is_one_step_late_is_seen(
+    world: World, by_sql: tuple[pa.Table, pa.Table], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The comparison is not blind."""
+    before = history.Clock.before
+
+    def late(clock: history.Clock, moments: Places) -> Places:
+        return np.asarray(before(clock, moments + 60_000_000))
+
+    monkeypatch.setattr(history.Clock, "before", late)
+    assert "origin_departed_late_share_3h" in moved(by_sql[0], engine(world, START, END)[0])
+
+
+def test_what_became_known_at_one_moment_is_in_the_order_of_its_records(world: World) -> None:
+    """Everything that moved on a day is told at its end: a plane's last movement is one of several."""
+    moment = day(16, 12)
+    table = world["movements"]
+    kind = table.schema.field("known_at").type
+    held_up = pc.and_(
+        pc.greater_equal(table["known_at"], pa.scalar(day(15), kind)),
+        pc.less(table["known_at"], pa.scalar(moment, kind)),
+    )
+    late = pa.concat_tables([table.filter(pc.invert(held_up)), changed(table.filter(held_up), known_at=moment)])
+    told = world | {"movements": late}
+    assert moved(engine(told, START, END, by=build_by_sql)[0], engine(told, START, END)[0]) == []
+
+
+def test_a_value_of_another_type_is_named_wherever_it_stands(world: World) -> None:
+    movements = world["movements"]
+    values = [*movements["delay_minutes"].cast(pa.string()).to_pylist()[:-1], "soon"]
+    position = movements.column_names.index("delay_minutes")
+    told = world | {"movements": movements.set_column(position, "delay_minutes", pa.array(values, pa.string()))}
+    with pytest.raises(ValueError, match=r"a source is not as declared: .*'soon'.*delay_minutes"):
+        engine(told, START, END)
+
+
+def test_a_clock_goes_by_the_longest_step_and_by_rank_where_that_makes_too_many() -> None:
+    minute, year = 60_000_000, 365 * 86_400_000_000
+    even = history.Clock(np.array([7, 7 + 3 * minute, 7 + 9 * minute]))
+    assert even.size == 4
+    assert even.before(np.array([0, 7, 8, 7 + 3 * minute, 7 + 4 * minute, year])).tolist() == [0, 0, 1, 1, 2, 4]
+    fine = history.Clock(np.array([5, year, year + 1]))
+    assert fine.size == 3
+    assert fine.before(np.array([0, 5, 6, year, year + 1, 2 * year])).tolist() == [0, 0, 1, 1, 2, 3]
+    assert history.Clock(np.zeros(0, np.int64)).before(np.array([-5, 5])).tolist() == [0, 1]
+
+
+def test_a_step_that_is_read_once_is_a_view_and_a_table_goes_with_its_last_reader() -> None:
+    with duckdb.connect() as connection:
+        steps = Steps(connection, FLIGHTS, ["from asked", "from labels", "from outcomes", "from legs"])
+        steps.make({}, Span(START, END), LEAD)
+
+        def stored() -> set[str]:
+            return {name for (name,) in connection.execute("select table_name from duckdb_tables()").fetchall()}
+
+        assert stored() == {"schedule", "tellings", "outcomes"}
+        steps.done()
+        assert stored() == {"schedule", "tellings", "outcomes"}  # legs reads schedule, and is a view
+        steps.done()
+        assert stored() == {"schedule", "outcomes"}
+        steps.done()
+        steps.done()
+        assert stored() == set()
