@@ -24,6 +24,8 @@ from features.windows import record_sql, window_sql
 
 KEY_COLUMNS = ("entity_key", "event_time", "prediction_time")
 LABEL_COLUMNS = ("entity_key", "event_time", "label", "label_time")
+POINT_ORDER = ("prediction_time", "entity_key", "event_time")
+LABEL_ORDER = ("label_time", "entity_key", "event_time")
 
 
 class Span(Protocol):
@@ -127,12 +129,11 @@ def build(
                 connection.execute(statement)
             except (duckdb.BinderException, duckdb.ConversionException) as error:
                 raise ValueError(f"features {definition.name}: a source is not as declared: {error}") from error
-        points = connection.sql(f"select * from points_out order by {', '.join(_POINT_ORDER)}").to_arrow_table()
-        labels = connection.sql("select * from labels_out order by label_time, entity_key, event_time").to_arrow_table()
+        points = connection.sql(f"select * from points_out order by {', '.join(POINT_ORDER)}").to_arrow_table()
+        labels = connection.sql(f"select * from labels_out order by {', '.join(LABEL_ORDER)}").to_arrow_table()
     return points, labels
 
 
-_POINT_ORDER = ("prediction_time", "entity_key", "event_time")
 _LABELS_SQL = (
     f"create temp table labels_out as select entity_key, {utc('event_time')} as event_time, "
     f"cast(label as double) as label, {utc('label_time')} as label_time from labels"
