@@ -29,7 +29,7 @@ WEATHER = replace(
     FLIGHTS,
     windows=tuple(window for window in FLIGHTS.windows if window.prefix == "weather"),
     joined=(),
-    numeric_sql={name: FLIGHTS.numeric_sql[name] for name in ("temp_f", "pressure_trend_mb_per_hour")},
+    numeric_sql={name: FLIGHTS.numeric_sql[name] for name in ("temp_f", "planned_minutes")},
     categorical_sql={"weekday": FLIGHTS.categorical_sql["weekday"]},
 )
 
@@ -65,7 +65,7 @@ def test_points_and_labels_are_those_of_duckdb_to_the_last_bit(world: World) -> 
     assert told.equals(labels)
 
 
-@pytest.mark.parametrize(("rule", "feature"), [(exp.Literal, "pressure_trend_mb_per_hour"), (exp.Dayname, "weekday")])
+@pytest.mark.parametrize(("rule", "feature"), [(exp.Literal, "planned_minutes"), (exp.Dayname, "weekday")])
 def test_a_rule_missing_from_the_translation_is_seen(
     world: World, rule: Any, feature: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
