@@ -47,6 +47,11 @@ demo: env ## replay a real year through the real DAGs (WEEKS=8), ending with rep
 test: env ## every test, against the real servers of embedded stacks on free ports; WORKERS=2
 	@$(BIN)/python -m pytest --numprocesses $(or $(WORKERS),2) --dist loadfile
 
+.PHONY: test-spark
+test-spark: env ## install the extra `spark`, and hold its features to DuckDB's (needs Java 17 or 21)
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[local,dev,spark]'
+	@$(BIN)/python -m pytest tests/features/test_spark.py
+
 .PHONY: check
 check: env ## ruff, mypy, import contracts, docs are true
 	@$(BIN)/ruff check

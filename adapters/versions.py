@@ -26,6 +26,8 @@ from adapters.lake import Lake
 from adapters.leash import run
 from pipeline.settings import REPOSITORY, Settings
 
+# Where the cluster is that may compute features, and how it is reached, does not change what comes out.
+_INHERITED = ("HOME", "LANG", "LC_ALL", "TMPDIR", "JAVA_HOME", "SPARK_CONF_DIR", "SPARK_MASTER")
 _IGNORED = "/data/\n/local/\n/lock\n"
 _SHARED_CONFIG = "[core]\n    analytics = false\n    check_update = false\n    remote = storage\n"
 
@@ -200,7 +202,7 @@ class Versions:
 
     def _environment(self) -> dict[str, str]:
         """No secret, and nothing of the user's: neither their git and DVC settings nor ours change what comes out."""
-        inherited = {name: os.environ[name] for name in ("HOME", "LANG", "LC_ALL", "TMPDIR") if name in os.environ}
+        inherited = {name: os.environ[name] for name in _INHERITED if name in os.environ}
         own = self._root / ".dvc-state"
         who = {f"GIT_{role}_{part}": "windsock" for role in ("AUTHOR", "COMMITTER") for part in ("NAME", "EMAIL")}
         return (

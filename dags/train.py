@@ -21,7 +21,7 @@ from airflow.sdk import DAG, Param, task, teardown
 from airflow.sdk.exceptions import AirflowSkipException
 
 from pipeline.handoffs import Candidate, Release, Verdict
-from pipeline.orchestration import MOMENT, asked_moment, dag_args, declared, rollout_time
+from pipeline.orchestration import ACCELERATOR, MOMENT, asked_moment, dag_args, declared, rollout_time
 from pipeline.spec import UseCase
 
 APPROVE, REJECT = "Approve", "Reject"
@@ -96,7 +96,7 @@ def train(use_case: UseCase) -> DAG:
             raise ValueError(f"{use_case.name} has no features yet: run {use_case.name}.ingest first")
         return {"snapshot": snapshot, "as_of": asked_moment(use_case, params["as_of"], snapshot.end)}
 
-    @task(execution_timeout=timedelta(hours=12), pool="gpu", queue="gpu")
+    @task(execution_timeout=timedelta(hours=12), **ACCELERATOR)
     def tune(planned: dict[str, Any], worker: int, params: Any = None) -> None:
         from adapters.connect import outside
         from tasks import tune as step
@@ -104,7 +104,7 @@ def train(use_case: UseCase) -> DAG:
         snapshot, as_of = planned["snapshot"], planned["as_of"]
         step.search(use_case, snapshot, as_of, params["trials"], outside(), worker=worker)
 
-    @task(execution_timeout=timedelta(hours=12), pool="gpu", queue="gpu")
+    @task(execution_timeout=timedelta(hours=12), **ACCELERATOR)
     def refit(planned: dict[str, Any], params: Any = None) -> Candidate:
         from adapters.connect import outside
         from tasks import refit as step

@@ -1,8 +1,16 @@
 """What a model sees: one definition a use case, used by training, batch scoring and monitoring."""
 
-from features.engine import FeatureSet
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from features import offline
+from features.engine import FeatureSet, Span
 from features.flights import FLIGHTS
-from features.offline import build
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 _DEFINITIONS = {FLIGHTS.name: FLIGHTS}
 
@@ -16,6 +24,28 @@ def definition(name: str) -> FeatureSet:
     if name not in _DEFINITIONS:
         raise ValueError(f"no features for {name!r}: write features/{name}.py and add it to features/__init__.py")
     return _DEFINITIONS[name]
+
+
+def build(
+    definition: FeatureSet,
+    tables: Mapping[str, Sequence[Path]],
+    interval: Span,
+    lead: timedelta,
+    *,
+    engine: str = "duckdb",
+) -> "tuple[pa.Table, pa.Table]":
+    """Points and labels by an engine, as `features.offline.build` says; every engine gives the same bits.
+
+    Raises:
+        ValueError: there is no such engine, or a source is not as declared.
+    """
+    if engine == "duckdb":
+        return offline.build(definition, tables, interval, lead)
+    if engine == "spark":
+        from features import spark  # noqa: PLC0415  # an extra, and Java
+
+        return spark.build(definition, tables, interval, lead)
+    raise ValueError(f"no feature engine {engine!r}: expected duckdb or spark")
 
 
 __all__ = ["FeatureSet", "build", "definition"]

@@ -65,11 +65,12 @@ def _sums_sql(window: Window, sums: Sequence[str], used: Container[str]) -> str:
 
 
 def _records_sql(window: Window, records: dict[str, tuple[str, ...]]) -> str:
-    """A record is a number in the records' order while a frame goes over it: cheaper to compare than what it holds."""
+    """A record is a number in the order of its key's while a frame goes over it: cheaper to compare than its fields."""
     kinds = list(dict.fromkeys(records.values()))
-    numbered = [f"{record_sql(f)} as record_{n}, row_number() over (order by {record_sql(f)}) as place_{n}"
-                for n, f in enumerate(kinds)]  # fmt: skip
     keys, places = list(window.key), [f"place_{number}" for number in range(len(kinds))]
+    partition = f"partition by {', '.join(keys)} " if keys else ""
+    numbered = [f"{record_sql(f)} as record_{n}, row_number() over ({partition}order by {record_sql(f)}) as place_{n}"
+                for n, f in enumerate(kinds)]  # fmt: skip
     events = ", ".join(["cast(null as bigint) as point_id", "known_at as moment", *keys, *places])
     points = ", ".join(["point_id", "prediction_time", *keys, *("null" for _ in places)])
     union = f"select {events} from events union all select {points} from points where {_present(window)}"
@@ -79,12 +80,14 @@ def _records_sql(window: Window, records: dict[str, tuple[str, ...]]) -> str:
     )
     found = ", ".join(f"{n}.record_{kinds.index(f)} as {window.prefix}_{n}" for n, f in records.items())
     joins = " ".join(
-        f"left join events {n} on {n}.place_{kinds.index(f)} = framed.{n}_place" for n, f in records.items()
+        f"left join events {n} on {n}.place_{kinds.index(f)} = framed.{n}_place"
+        + "".join(f" and {n}.{key} = framed.{key}" for key in keys)
+        for n, f in records.items()
     )
-    partition = f"partition by {', '.join(keys)} " if keys else ""
+    framed = ", ".join(["point_id", *keys, chosen])
     return (
         f"with events as materialized (select *, {', '.join(numbered)} from {window.stream} where {_present(window)})"
-        f" select point_id, {found} from (select * from (select point_id, {chosen} from ({union}) window frame as"
+        f" select point_id, {found} from (select * from (select {framed} from ({union}) window frame as"
         f" ({partition}order by moment range between interval {window.spans[0]} preceding and current row))"
         f" where point_id is not null) framed {joins}"
     )

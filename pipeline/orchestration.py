@@ -21,6 +21,13 @@ POOLS = {
     "dvc": (1, "one build at a time in the data workspace"),
 }
 
+# Where trainings run: Celery has a queue, Kubernetes a pod (infra/helm/values.yaml); other executors read neither.
+ACCELERATOR: dict[str, Any] = {
+    "pool": "gpu",
+    "queue": "gpu",
+    "executor_config": {"pod_template_file": "/etc/windsock/pods/gpu.yaml"},
+}
+
 # Errors of the world, not of the data or the code: the same call may well succeed later. By name, so that judging an
 # error imports nothing, and before MISTAKES, because some of them are ValueErrors too.
 INFRASTRUCTURE = (

@@ -188,6 +188,7 @@ class UseCase(Block):
     owner: str
     risk: Literal["low", "high"]
     seed: int = Field(ge=0)
+    engine: Literal["duckdb", "spark"]
     endpoint: Endpoint | None
     experiment: Experiment | None
     target: Target

@@ -151,7 +151,7 @@ def main(use_case: str, folder: Path) -> None:
             table: [paths[item.uri] for item in manifest.reads(table, interval, timeless=source.timeless)]
             for table, source in asked.sources.items()
         }
-        points, labels = build_interval(asked, tables, interval, lead)
+        points, labels = build_interval(asked, tables, interval, lead, engine=parameters["engine"])
         index |= {w.key: _store(w, points, labels, output) for w in together}
     _remove_others(output, index)
     _write(output / "index.json", json.dumps(index, indent=1, sort_keys=True).encode())

@@ -157,3 +157,8 @@ def test_a_source_without_a_column_is_named(tmp_path: Path, world: World) -> Non
 def test_an_unknown_use_case_is_told_what_to_write() -> None:
     with pytest.raises(ValueError, match=r"write features/cargo\.py"):
         definition("cargo")
+
+
+def test_an_unknown_engine_is_told_which_there_are(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no feature engine 'polars': expected duckdb or spark"):
+        build(FLIGHTS, {}, Span(day(15), day(16)), LEAD, engine="polars")

@@ -91,6 +91,7 @@ def test_what_is_allowed_parses(changes):
         ({"train.trails": 9}, "flights.train.trails: no such key"),
         ({"train.trials": del_}, "flights.train.trials: missing"),
         ({"gate": del_}, "flights.gate: missing"),
+        ({"engine": "polars"}, "flights.engine: Input should be 'duckdb' or 'spark', got 'polars'"),
         ({"train.trials": True}, "flights.train.trials: Input should be a valid integer, got True"),
         ({"train.trials": "9"}, "flights.train.trials: Input should be a valid integer, got '9'"),
         ({"train.trials": 9.0}, "flights.train.trials: Input should be a valid integer, got 9.0"),

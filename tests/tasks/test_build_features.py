@@ -1,5 +1,6 @@
 """The feature dataset follows the clean data: exactly what changed is made again, and nothing is lost or doubled."""
 
+import contextlib
 import json
 import shutil
 from datetime import timedelta
@@ -19,7 +20,7 @@ from pipeline.partitions import Interval
 from pipeline.settings import Settings
 from pipeline.spec import UseCase
 from tasks import build_features, dataset
-from tasks.materialise import Manifest, Stored, main, passes, read_index, stale
+from tasks.materialise import Manifest, Stored, Wanted, main, passes, read_index, stale
 from tests.clean_data import TABLES, clean_rows, put_clean, put_table, week
 from tests.features.world import thinned
 from tests.tasks.killed import run
@@ -140,6 +141,24 @@ def in_one_pass(outside: Outside, folder: Path) -> dict[str, dict[str, Any]]:
     (folder / "local/paths.json").write_text(json.dumps({uri: str(outside.lake.local(uri)) for uri in uris}))
     main("flights", folder)
     return read_index(folder / "data/flights")
+
+
+@pytest.mark.parametrize(("engine", "refusal"), [("duckdb", None), ("abacus", "no feature engine 'abacus'")])
+def test_the_engine_that_the_parameters_name_makes_the_features(
+    use_case: UseCase, tmp_path: Path, engine: str, refusal: str | None
+) -> None:
+    wanted = Wanted(key=use_case.grid.key(week(0)), interval=week(0), inputs="", gaps=())
+    nothing = dict.fromkeys(FLIGHTS.sources, ())
+    asked = Manifest(reach=timedelta(days=1), objects=nothing, partitions=(wanted,))
+    parameters = {"flights": use_case.model_dump(mode="json") | {"engine": engine}}
+    for folder in ("inputs", "local"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "inputs/flights.json").write_bytes(asked.to_json())
+    (tmp_path / "local/paths.json").write_text("{}")
+    (tmp_path / "params.yaml").write_text(json.dumps(parameters))
+    with pytest.raises(ValueError, match=refusal) if refusal else contextlib.nullcontext():
+        main("flights", tmp_path)
+    assert set(read_index(tmp_path / "data/flights")) == (set() if refusal else {wanted.key})
 
 
 @pytest.mark.parametrize("retold", [1, 0])
