@@ -50,7 +50,7 @@ class TabM(Network):
 
     def rest(self, hidden: Tensor, activation: Activation) -> Tensor:
         """The other hidden layers and the heads [copies, n]."""
-        by_copy = hidden.unflatten(-1, (COPIES, -1)).transpose(0, 1)
+        by_copy = hidden.reshape(len(hidden), COPIES, -1).transpose(0, 1)
         return self._after(by_copy.flatten(0, 1), activation)
 
     def _after(self, hidden: Tensor, activation: Activation) -> Tensor:
@@ -58,5 +58,5 @@ class TabM(Network):
         for layer in self.hidden[1:]:
             hidden = activation(layer(hidden, activation.gain))
         heads = self.heads if activation.gain is None else self.heads * activation.gain
-        outputs: Tensor = hidden.unflatten(-2, (COPIES, -1)) @ heads.unsqueeze(-1)
+        outputs = hidden.reshape(*hidden.shape[:-2], COPIES, -1, hidden.shape[-1]) @ heads.unsqueeze(-1)
         return outputs.squeeze(-1) + self.biases.unsqueeze(-1)

@@ -21,9 +21,10 @@ if TYPE_CHECKING:
     from psycopg2.extensions import cursor
 
     from adapters.connect import Outside
-    from adapters.warehouse import Fence
+    from adapters.warehouse import Fence, Warehouse
 
-KEY = ("use_case", "entity_key", "event_time", "model_version")
+Window = tuple[str, str, datetime, datetime]  # use case, model version, [start, end) of prediction_time
+KEY = ("use_case", "model_version", "event_time", "entity_key")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,9 +78,11 @@ def score_partition(use_case: UseCase, work: Work, outside: "Outside", *, fence:
     bundle = outside.registry.download_bundle(use_case.name, work.champion.version)
     rows = predictions(use_case, work, points, Predictor.load(bundle).predict(points))
 
+    window = (use_case.name, work.champion.version, work.partition.start, work.partition.end)
+
     def commit() -> Scores:
         with outside.warehouse.transaction(fence) as at:
-            written = _write(at, use_case, work, rows, outside)
+            written = write(at, rows, window, outside.warehouse)
             outside.warehouse.upsert(at, "scorings", _scoring(use_case, work, rows.num_rows), _SCORING_KEY)
             return Scores(
                 use_case=use_case.name,
@@ -109,6 +112,17 @@ def predictions(use_case: UseCase, work: Work, points: pa.Table, scores: NDArray
             "snapshot_version": pa.repeat(work.snapshot_version, n),
         }
     )
+
+
+def write(at: "cursor", rows: pa.Table, window: Window, warehouse: "Warehouse") -> Upserted:
+    """Straight in where this model scored nothing of the window; else what differs, and what vanished goes."""
+    if _count(at, window) == 0 and warehouse.insert(at, "predictions", rows, KEY):
+        return Upserted(inserted=rows.num_rows, updated=0, unchanged=0)
+    written = warehouse.upsert(at, "predictions", rows, KEY)
+    if _count(at, window) > rows.num_rows:  # a rebuild no longer has every point
+        keys, times = (rows.column(name).to_pylist() for name in ("entity_key", "event_time"))
+        at.execute(_FORGET, (*window, keys, times))
+    return written
 
 
 def _tell_to_train(use_case: UseCase, version: str, outside: "Outside") -> str:
@@ -141,19 +155,7 @@ def _pending(use_case: UseCase, snapshot: Snapshot, outside: "Outside") -> Itera
             )
 
 
-def _write(at: "cursor", use_case: UseCase, work: Work, rows: pa.Table, outside: "Outside") -> Upserted:
-    """Straight in where this model scored nothing of the partition; else what differs, and what vanished goes."""
-    window = (use_case.name, work.champion.version, work.partition.start, work.partition.end)
-    if _count(at, window) == 0 and outside.warehouse.insert(at, "predictions", rows, KEY):
-        return Upserted(inserted=rows.num_rows, updated=0, unchanged=0)
-    written = outside.warehouse.upsert(at, "predictions", rows, KEY)
-    if _count(at, window) > rows.num_rows:  # a rebuild no longer has every point
-        keys, times = (rows.column(name).to_pylist() for name in ("entity_key", "event_time"))
-        at.execute(_FORGET, (*window, keys, times))
-    return written
-
-
-def _count(at: "cursor", window: tuple[str, str, datetime, datetime]) -> int:
+def _count(at: "cursor", window: Window) -> int:
     at.execute(_COUNT, window)
     return int((at.fetchone() or [0])[0])
 
