@@ -1,6 +1,6 @@
 """Batch predictions into the warehouse: each partition by the champion in force when it began, once per content."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from adapters.warehouse import Fence, Warehouse
 
 Window = tuple[str, str, datetime, datetime]  # use case, model version, [start, end) of prediction_time
+_PARTITIONS_A_TASK = 16  # a task takes seconds to start, a partition a fraction of one to score
 KEY = ("use_case", "model_version", "event_time", "entity_key")
 
 
@@ -37,30 +38,40 @@ class Work:
     champion: Champion
 
 
-def pending(use_case: UseCase, outside: "Outside") -> list[Work]:
-    """Every partition of the latest snapshot whose (inputs, champion in force) was not scored, oldest first.
+def pending(use_case: UseCase, outside: "Outside", keys: Collection[str] | None = None) -> list[Work]:
+    """Every partition (or of these) of the latest snapshot whose (inputs, champion in force) was not scored, in order.
 
     Without those of a retired champion that learnt other features than are defined now: it can never score them.
     """
     snapshot = dataset.latest_snapshot(use_case, outside)
-    works = list(_pending(use_case, snapshot, outside)) if snapshot else []
+    works = list(_pending(use_case, snapshot, outside, keys)) if snapshot else []
     champion = current(use_case, outside)
     retired = {work.champion.version for work in works if champion and work.champion.version != champion.version}
     foreign = {version for version in retired if learnt_other_features(use_case, version, outside)}
     return [work for work in works if work.champion.version not in foreign]
 
 
-def score(use_case: UseCase, outside: "Outside") -> list[Scores]:
-    """Score all that is pending, each partition in one transaction; nothing to do is an empty list.
+def shares(use_case: UseCase, outside: "Outside") -> list[list[str]]:
+    """The keys of what is pending, oldest first, in shares that may be scored side by side."""
+    keys = [use_case.grid.key(work.partition) for work in pending(use_case, outside)]
+    return [keys[i : i + _PARTITIONS_A_TASK] for i in range(0, len(keys), _PARTITIONS_A_TASK)]
+
+
+def score(use_case: UseCase, outside: "Outside", keys: Sequence[str] | None = None) -> list[Scores]:
+    """Score what is pending (or what of these partitions is), each in one transaction and under a fence of its own.
 
     Raises:
-        FencedOut: scoring of this use case was begun again meanwhile; that run does the rest.
+        FencedOut: scoring of a partition was begun again meanwhile; that run does the rest.
         ValueError: the champion learnt other features than are defined now.
     """
-    fence = outside.warehouse.begin(
-        f"score/{use_case.name}"
-    )  # before reading what is pending: an orphan knows old work
-    return [score_partition(use_case, work, outside, fence=fence) for work in pending(use_case, outside)]
+    if keys is None:
+        keys = [key for share in shares(use_case, outside) for key in share]
+    # before reading what is pending: an orphan knows old work
+    fences = {key: outside.warehouse.begin(f"score/{use_case.name}/{key}") for key in keys}
+    return [
+        score_partition(use_case, work, outside, fence=fences[use_case.grid.key(work.partition)])
+        for work in pending(use_case, outside, keys)
+    ]
 
 
 def score_partition(use_case: UseCase, work: Work, outside: "Outside", *, fence: "Fence") -> Scores:
@@ -138,7 +149,7 @@ def _tell_to_train(use_case: UseCase, version: str, outside: "Outside") -> str:
 _SCORING_KEY = ("use_case", "partition_start", "model_version")
 
 
-def _pending(use_case: UseCase, snapshot: Snapshot, outside: "Outside") -> Iterator[Work]:
+def _pending(use_case: UseCase, snapshot: Snapshot, outside: "Outside", keys: Collection[str] | None) -> Iterator[Work]:
     [row] = outside.warehouse.fetch(
         "select index from snapshots where use_case = %s and version = %s", (use_case.name, snapshot.version)
     )
@@ -147,6 +158,8 @@ def _pending(use_case: UseCase, snapshot: Snapshot, outside: "Outside") -> Itera
     )
     done = {(s["partition_start"], s["model_version"], s["inputs"]) for s in scored}
     for key, built in sorted(row["index"].items()):
+        if keys is not None and key not in keys:
+            continue
         partition = use_case.grid.partition(key)
         champion = champion_for(use_case, partition.start, outside)
         if champion and (partition.start, champion.version, built["inputs"]) not in done:
