@@ -57,7 +57,7 @@ def theirs(model: Any, batch_rows: int | None, source: Path, target: Path) -> No
 
 
 class Halved(Predictor):
-    """The predictor with its products in bf16."""
+    """The predictor with its products behind the first layer in bf16."""
 
     def _answers(self, table: pa.Table) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
         with torch.autocast("cpu", torch.bfloat16):  # a thread's own setting

@@ -48,7 +48,7 @@ def test_a_network_finds_the_signal(network):
 @pytest.mark.parametrize("network", sorted(MODELS))
 def test_an_ensemble_answers_with_the_mean_of_its_members(network, kind):
     ensemble = fit_ensemble(recipe(network=network, kind=kind, epochs=1, seeds=(1, 2, 3)), table(kind=kind), CPU)
-    rows = table(1900, seed=4, kind=kind)
+    rows = table(2900, seed=4, kind=kind)
     numbers, codes = (torch.from_numpy(a) for a in ensemble.encoder.transform(rows))
     fused = Fused(ensemble.members)
     assert np.abs(fused.answers(numbers, codes) - member_scores(ensemble, rows)).max() < 1e-5
