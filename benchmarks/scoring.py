@@ -40,7 +40,7 @@ Score = Callable[[Path, Path], None]
 
 def ours(predictor: Predictor, source: Path, target: Path) -> None:
     """The columns the model needs, and scores beside their keys."""
-    texts = ["entity_key", *predictor.card["features"]["categorical"]]
+    texts = predictor.card["features"]["categorical"]
     rows = pq.read_table(source, columns=[*_KEYS, *predictor.columns], read_dictionary=texts)
     pq.write_table(rows.select(list(_KEYS)).append_column("score", pa.array(predictor.predict(rows))), target)
 
