@@ -42,7 +42,8 @@ def ours(predictor: Predictor, source: Path, target: Path) -> None:
     """The columns the model needs, and scores beside their keys."""
     texts = predictor.card["features"]["categorical"]
     rows = pq.read_table(source, columns=[*_KEYS, *predictor.columns], read_dictionary=texts)
-    pq.write_table(rows.select(list(_KEYS)).append_column("score", pa.array(predictor.predict(rows))), target)
+    scored = rows.select(list(_KEYS)).append_column("score", pa.array(predictor.predict(rows)))
+    pq.write_table(scored, target, use_dictionary=list(_KEYS))
 
 
 def theirs(model: Any, batch_rows: int | None, source: Path, target: Path) -> None:

@@ -5,6 +5,7 @@ a table: one look-up a category stands for all that its embedding would cost. An
 asked one by one, by rounding alone.
 """
 
+import copy
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from models.network import Activation, Embedding, Network
+from models.network import Activation, Embedding, Linear, Network
 
 _ROWS = 2048  # answered at once: fewer, and the calls cost too much; more, and their activations leave the cache
 
@@ -34,7 +35,7 @@ class Fused:
 
     @torch.no_grad()
     def __init__(self, members: Sequence[Network]) -> None:
-        self._members = members
+        self._members = [_relaid(member) for member in members]
         self._starts = torch.tensor([0, *members[0].config.cardinalities]).cumsum(0)[:-1]  # in each member's table
         self._layers = [_first_layer(member) for member in members]
 
@@ -55,6 +56,15 @@ class Fused:
             outputs.append(member.in_label_units(member.agreed(member.rest(hidden, _IN_PLACE))))
         mean: NDArray[np.float64] = first.answer(torch.stack(outputs).double()).mean(dim=0).numpy()
         return mean
+
+
+def _relaid(member: Network) -> Network:
+    """A copy whose matrices lie in memory as a product with rows reads them."""
+    copied = copy.deepcopy(member)
+    for layer in copied.modules():
+        if isinstance(layer, Linear):
+            layer.weight.data = layer.weight.T.contiguous().T
+    return copied
 
 
 def _first_layer(member: Network) -> tuple[Tensor, Tensor, Tensor]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from adapters.warehouse import Upserted
@@ -126,11 +127,20 @@ def predictions(use_case: UseCase, work: Work, points: pa.Table, scores: NDArray
 
 
 def write(at: "cursor", rows: pa.Table, window: Window, warehouse: "Warehouse") -> Upserted:
-    """Straight in where this model scored nothing of the window; else what differs, and what vanished goes."""
-    if _count(at, window) == 0 and warehouse.insert(at, "predictions", rows, KEY):
-        return Upserted(inserted=rows.num_rows, updated=0, unchanged=0)
+    """What differs, and what vanished goes. Straight in, which is far cheaper, where every row is to be written.
+
+    That is so where this model scored nothing of the window yet, or all of it from another snapshot: such rows are
+    replaced, and counted as updated by their number.
+    """
+    stored, same = _counts(at, window, rows)
+    if same == 0:
+        if stored:
+            at.execute(_CLEAR, window)
+        if warehouse.insert(at, "predictions", rows, KEY):
+            updated = min(stored, rows.num_rows)
+            return Upserted(inserted=rows.num_rows - updated, updated=updated, unchanged=0)
     written = warehouse.upsert(at, "predictions", rows, KEY)
-    if _count(at, window) > rows.num_rows:  # a rebuild no longer has every point
+    if _counts(at, window, rows)[0] > rows.num_rows:  # a rebuild no longer has every point
         keys, times = (rows.column(name).to_pylist() for name in ("entity_key", "event_time"))
         at.execute(_FORGET, (*window, keys, times))
     return written
@@ -168,20 +178,17 @@ def _pending(use_case: UseCase, snapshot: Snapshot, outside: "Outside", keys: Co
             )
 
 
-def _count(at: "cursor", window: Window) -> int:
-    at.execute(_COUNT, window)
-    return int((at.fetchone() or [0])[0])
+def _counts(at: "cursor", window: Window, rows: pa.Table) -> tuple[int, int]:
+    """How many rows are stored of the window, and how many of them from one of the snapshots of `rows`."""
+    at.execute(_COUNTS, (pc.unique(rows["snapshot_version"]).to_pylist(), *window))
+    stored, same = at.fetchone() or (0, 0)
+    return stored, same
 
 
-_COUNT = """
-select count(*) from predictions
-where use_case = %s and model_version = %s and prediction_time >= %s and prediction_time < %s
-"""
-_FORGET = """
-delete from predictions
-where use_case = %s and model_version = %s and prediction_time >= %s and prediction_time < %s
-and (entity_key, event_time) not in (select * from unnest(%s::text[], %s::timestamptz[]))
-"""
+_WINDOW = "where use_case = %s and model_version = %s and prediction_time >= %s and prediction_time < %s"
+_COUNTS = f"select count(*), count(*) filter (where snapshot_version = any(%s)) from predictions {_WINDOW}"  # noqa: S608
+_CLEAR = f"delete from predictions {_WINDOW}"  # noqa: S608  # our own text
+_FORGET = f"{_CLEAR} and (entity_key, event_time) not in (select * from unnest(%s::text[], %s::timestamptz[]))"  # noqa: S608
 
 
 def _scoring(use_case: UseCase, work: Work, rows: int) -> pa.Table:
