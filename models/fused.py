@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from models.network import Activation, Embedding, Linear, Network
 
-_ROWS = 2048  # answered at once: fewer, and the calls cost too much; more, and their activations leave the cache
+_NUMBERS = 2048 * 128  # of a layer, at once: with fewer the calls cost too much, with more they leave the cache
 
 
 class _InPlace(Activation):
@@ -42,7 +42,8 @@ class Fused:
     @torch.no_grad()
     def answers(self, numbers: Tensor, codes: Tensor) -> NDArray[np.float64]:
         """The members' mean probability (binary) or value (regression) of rows, float64 [n]."""
-        parts = [self._some(numbers[i : i + _ROWS], codes[i : i + _ROWS]) for i in range(0, len(numbers), _ROWS)]
+        rows = max(1, _NUMBERS // self._layers[0][0].shape[1])
+        parts = [self._some(numbers[i : i + rows], codes[i : i + rows]) for i in range(0, len(numbers), rows)]
         return np.concatenate([np.zeros(0), *parts])
 
     def _some(self, numbers: Tensor, codes: Tensor) -> NDArray[np.float64]:
