@@ -95,12 +95,6 @@ def test_training_and_the_data_workspace_have_one_slot_pools(bag: Any) -> None:
     assert {slots for slots, _ in POOLS.values()} == {1}
 
 
-def test_scoring_is_mapped_over_shares_of_what_is_due(bag: Any) -> None:
-    share = bag.dags["flights.score"].get_task("score")
-    assert share.is_mapped
-    assert share.upstream_task_ids == {"find"}
-
-
 def test_all_dags_parse_within_half_a_second_and_load_nothing_heavy(airflow_home: Path) -> None:
     """Beyond Airflow's own import, in a process that has loaded nothing else."""
     script = f"""
