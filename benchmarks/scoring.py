@@ -40,8 +40,10 @@ Score = Callable[[Path, Path], None]
 
 def ours(predictor: Predictor, source: Path, target: Path) -> None:
     """The columns the model needs, and scores beside their keys."""
-    rows = pq.read_table(source, columns=[*_KEYS, *predictor.columns])
-    pq.write_table(rows.select(list(_KEYS)).append_column("score", pa.array(predictor.predict(rows))), target)
+    texts = predictor.card["features"]["categorical"]
+    rows = pq.read_table(source, columns=[*_KEYS, *predictor.columns], read_dictionary=texts)
+    scored = rows.select(list(_KEYS)).append_column("score", pa.array(predictor.predict(rows)))
+    pq.write_table(scored, target, use_dictionary=list(_KEYS))
 
 
 def theirs(model: Any, batch_rows: int | None, source: Path, target: Path) -> None:
@@ -56,7 +58,7 @@ def theirs(model: Any, batch_rows: int | None, source: Path, target: Path) -> No
 
 
 class Halved(Predictor):
-    """The predictor with its products in bf16."""
+    """The predictor with its products behind the first layer in bf16."""
 
     def _answers(self, table: pa.Table) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
         with torch.autocast("cpu", torch.bfloat16):  # a thread's own setting

@@ -1,10 +1,11 @@
-"""Predictions into PostgreSQL: our COPY and upsert, COPY straight in, and a swap, against what psycopg2 offers.
+"""Predictions into PostgreSQL: what `tasks.score` does, COPY and upsert, and a swap, against what psycopg2 offers.
 
     python -m benchmarks.writes [--rows 300000] [--rounds 3]
 
 The table is the product's own (`predictions`, with its two indexes, another version's rows in it), in a PostgreSQL of
-the embedded stack. Everyone begins with the same Arrow table and ends with a commit. executemany writes a tenth of the
-rows, and its seconds are times ten. The swap is not in the product, whose table has no partitions: it is what they
+the embedded stack. Everyone begins with the same Arrow table and ends with a commit. Ours takes rows straight in that
+are new or replace another snapshot's, and upserts where some may be there as they are. executemany writes a tenth of
+the rows, and its seconds are times ten. The swap is not in the product, whose table has no partitions: it is what they
 would give, a table of its own that gets its indexes when it is full and becomes a partition in the same transaction.
 """
 
@@ -12,6 +13,7 @@ import argparse
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -25,12 +27,12 @@ from psycopg2.extras import execute_values
 from adapters.warehouse import Warehouse
 from benchmarks.table import Measured, keep, table
 from infra.local.stack import Stack
-from tasks.score import KEY
+from tasks.score import KEY, write
 
 if TYPE_CHECKING:
     from psycopg2.extensions import cursor
 
-OURS, ALSO_OURS, SWAP = "COPY and upsert (ours)", "COPY straight in (ours)", "COPY and a partition swapped in"
+OURS, UPSERT, SWAP = "as tasks.score writes (ours)", "COPY and upsert", "COPY and a partition swapped in"
 MANY, MANY_SHARE = "executemany", 0.1
 VERSION, HISTORY = "2", "1"
 _PAGE_ROWS = 10_000
@@ -56,22 +58,24 @@ def predictions(rows: int, *, version: str = VERSION) -> pa.Table:
     )
 
 
+def ours(at: "cursor", rows: pa.Table) -> None:
+    """What scoring a partition does."""
+    first, last = (pc.min_max(rows["prediction_time"])[which].as_py() for which in ("min", "max"))
+    write(at, rows, ("flights", VERSION, first, last + timedelta(hours=1)), Warehouse(""))
+
+
 def upsert(at: "cursor", rows: pa.Table) -> None:
-    """Ours, whatever is there."""
+    """What it does where this version has scored already."""
     Warehouse("").upsert(at, "predictions", rows, KEY)
 
 
-def insert(at: "cursor", rows: pa.Table) -> None:
-    """Ours, where this version has not scored the partition before."""
-    assert Warehouse("").insert(at, "predictions", rows, KEY)
-
-
 def swap(at: "cursor", rows: pa.Table) -> None:
-    """A partition by model version, as it would be."""
+    """A partition by model version, as it would be: what it may hold is known from the start, so none is looked at."""
     at.execute("create table swapped (like predictions including defaults including constraints)")
+    at.execute(f"alter table swapped add check (model_version is not null and model_version = '{VERSION}')")
     assert Warehouse("").insert(at, "swapped", rows, KEY)
     at.execute(f"alter table swapped add primary key ({', '.join(KEY)})")
-    at.execute("create index on swapped (use_case, prediction_time)")
+    at.execute("create index on swapped using brin (prediction_time) with (pages_per_range = 32, autosummarize = on)")
     at.execute(f"alter table partitioned attach partition swapped for values in ('{VERSION}')")
 
 
@@ -111,11 +115,12 @@ class Scenario:
 def scenarios(rows: int) -> dict[str, Scenario]:
     """By name."""
     new = predictions(rows)
-    other = new.set_column(new.column_names.index("score"), "score", pc.subtract(1.0, new["score"]))
-    writers = {OURS: upsert, "execute_values": by_values, MANY: by_many}
+    rebuilt = {"score": pc.subtract(1.0, new["score"]), "snapshot_version": pa.repeat("1" * 32, rows)}
+    other = pa.table({name: rebuilt.get(name, new[name]) for name in new.column_names})
+    writers = {OURS: ours, "execute_values": by_values, MANY: by_many}
     return {
-        "new rows": Scenario(before=new.slice(0, 0), rows=new, writers={ALSO_OURS: insert, SWAP: swap, **writers}),
-        "rows with another score": Scenario(before=other, rows=new, writers=writers),
+        "new rows": Scenario(before=new.slice(0, 0), rows=new, writers={UPSERT: upsert, SWAP: swap, **writers}),
+        "rows of a rebuilt snapshot": Scenario(before=other, rows=new, writers={UPSERT: upsert, **writers}),
         "rows as they are": Scenario(before=new, rows=new, writers=writers),
     }
 
@@ -138,12 +143,12 @@ def run(warehouse: Warehouse, rows: int, rounds: int) -> dict[str, list[Measured
     for what, scenario in scenarios(rows).items():
         measured = {name: Measured(name=name) for name in scenario.writers}
         for _ in range(rounds):
-            for name, write in scenario.writers.items():
+            for name, writer in scenario.writers.items():
                 prepare(warehouse, scenario.before, history)
                 share = MANY_SHARE if name == MANY else 1.0
                 part = scenario.rows.slice(0, round(rows * share))
                 with measured[name].timed(share=share), warehouse.transaction() as at:
-                    write(at, part)
+                    writer(at, part)
         for one in measured.values():
             one.facts["rows/s"] = f"{rows / median(one.wall):,.0f}"
         found[what] = list(measured.values())

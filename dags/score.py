@@ -1,11 +1,14 @@
 """Score every feature partition with the champion that was in force for it.
 
-**Steps.** `score` finds the partitions whose (features, champion) were not scored yet, predicts and writes them, each
-in one transaction. With nothing to do, or before the first champion, it ends as skipped. Otherwise monitoring is woken.
+**Steps.** `find` asks which partitions' (features, champion) were not scored yet; `score` predicts and writes them,
+each in one transaction. It is mapped: what is due after a backfill goes in shares of several partitions side by side,
+over as many workers as there are. With nothing to do, or before the first champion, it is skipped. Otherwise monitoring
+is woken, by each share.
 
 **Started by** a new version of the features, by the reconcile floor, or by hand. Every run does all pending work.
 
-**To resume** run it again: a prediction's key is (use case, entity, event time, model version), so nothing is doubled.
+**To resume** run it again, or clear the share that failed: a prediction's key is (use case, model version, event time,
+entity), so nothing is doubled.
 """
 
 from datetime import timedelta
@@ -20,23 +23,30 @@ from pipeline.spec import UseCase
 
 
 def score(use_case: UseCase) -> DAG:
-    """`score`, after features."""
+    """`find -> score` (mapped), after features."""
     outlet = scores(use_case)
     dag = DAG(**dag_args(use_case, "score", __doc__), schedule=PartitionedAssetTimetable(assets=features(use_case)))
 
-    @task(task_id="score", execution_timeout=timedelta(hours=4), outlets=[outlet])
-    def score_pending(outlet_events: Any = None) -> list[Scores]:
+    @task(execution_timeout=timedelta(minutes=10))
+    def find() -> list[list[str]]:
         from adapters.connect import outside
         from tasks import score as step
 
-        scored = step.score(use_case, outside()) if step.pending(use_case, outside()) else []
+        return step.shares(use_case, outside())
+
+    @task(task_id="score", execution_timeout=timedelta(hours=4), outlets=[outlet])
+    def score_share(partitions: list[str], outlet_events: Any = None) -> list[Scores]:
+        from adapters.connect import outside
+        from tasks import score as step
+
+        scored = step.score(use_case, outside(), partitions)
         if not scored:
-            raise AirflowSkipException("every partition with a champion is scored")
+            raise AirflowSkipException("another run has scored these partitions meanwhile")
         wake(outlet_events, outlet, f"{max(s.partition_start for s in scored):%Y-%m-%d}")
         return scored
 
     with dag:
-        score_pending()
+        score_share.expand(partitions=find())
     return dag
 
 

@@ -63,13 +63,13 @@ class Encoder:
         """
         _require(table, [*(c.name for c in self.numeric), *(c.name for c in self.categorical)])
         rows = table.num_rows
-        numbers = np.empty((rows, len(self.numeric)), np.float32)
+        numbers = np.empty((len(self.numeric), rows), np.float32).T  # a column is one piece, as in the table
         for i, column in enumerate(self.numeric):
             numbers[:, i] = _single(table, column.name)
-        numbers[~np.isfinite(numbers)] = np.nan
+        numbers[np.isinf(numbers)] = np.nan
         codes = np.empty((rows, len(self.categorical)), np.int64)
         for i, (category, known) in enumerate(zip(self.categorical, self._codes, strict=True)):
-            found = _strings(table, category.name).dictionary_encode()
+            found = _dictionary(table, category.name)
             of_value = np.array([known.get(value, 0) for value in found.dictionary.to_pylist()] + [0], np.int64)
             codes[:, i] = of_value[found.indices.fill_null(len(of_value) - 1).to_numpy()]
         return numbers, codes
@@ -152,6 +152,13 @@ def _strings(table: pa.Table, name: str) -> Any:
         return column.cast(pa.string()).combine_chunks()
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise ValueError(f"column {name}: expected strings, got {column.type}") from error
+
+
+def _dictionary(table: pa.Table, name: str) -> Any:
+    column: Any = table.column(name)
+    if pa.types.is_dictionary(column.type) and column.type.value_type == pa.string():
+        return column.combine_chunks()
+    return _strings(table, name).dictionary_encode()
 
 
 def _fit_numeric(name: str, values: NDArray[np.float64]) -> NumericColumn:

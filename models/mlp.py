@@ -31,8 +31,17 @@ class MLP(Network):
 
     def outputs(self, inputs: Tensor, activation: Activation) -> Tensor:
         """What the one head says [..., 1, n]."""
-        hidden, gain = inputs, None
-        for layer in self.hidden:
-            hidden, gain = activation(layer(hidden, gain)), activation.gain
-        output: Tensor = self.head(hidden, gain)
+        return self.rest(activation(self.hidden[0](inputs)), activation)
+
+    def first(self) -> tuple[Tensor, Tensor]:
+        """The first hidden layer."""
+        layer = self.hidden[0]
+        assert isinstance(layer, Linear)
+        return layer.weight, layer.bias
+
+    def rest(self, hidden: Tensor, activation: Activation) -> Tensor:
+        """The other hidden layers and the head [..., 1, n]."""
+        for layer in self.hidden[1:]:
+            hidden = activation(layer(hidden, activation.gain))
+        output: Tensor = self.head(hidden, activation.gain)
         return output.transpose(-2, -1)

@@ -111,6 +111,14 @@ class Network(nn.Module):
         """What the heads say [..., heads, n] of what `preprocess` made [..., n, inputs]."""
         raise NotImplementedError
 
+    def first(self) -> tuple[Tensor, Tensor]:
+        """The first layer of a lone member, as one: weight [width, inputs] and bias [width]."""
+        raise NotImplementedError
+
+    def rest(self, hidden: Tensor, activation: Activation) -> Tensor:
+        """What the heads of a lone member say [heads, n] of what follows `first`, activated [n, width]."""
+        raise NotImplementedError
+
     def start_at(self, output: float) -> None:
         """Let every head say this of every row."""
         raise NotImplementedError
@@ -133,10 +141,10 @@ class Network(nn.Module):
 
     def normalised(self, numbers: Tensor) -> tuple[Tensor, Tensor]:
         """Normalised numbers [..., n, d] and which are missing: the same for every network of an ensemble."""
-        missing = torch.isnan(numbers)
-        inside = (torch.clamp(numbers, self.low, self.high) - self.mean) / self.scale
-        filled = torch.where(missing, 0.0, inside)
-        return filled, missing[..., self.masked].to(filled.dtype)
+        inside = (torch.minimum(torch.maximum(numbers, self.low), self.high) - self.mean) / self.scale
+        columns = numbers.transpose(-2, -1).index_select(-2, self.masked)  # one that is a piece stays one
+        missing = torch.isnan(columns.transpose(-2, -1))
+        return torch.nan_to_num(inside, nan=0.0), missing.to(inside.dtype)
 
     def joined(self, normalised: tuple[Tensor, Tensor], codes: Tensor) -> Tensor:
         """The network's input [..., n, inputs] from what `normalised` made, and its own embeddings of the codes."""
@@ -148,9 +156,9 @@ class Network(nn.Module):
 
     def judged(self, inputs: Tensor) -> Tensor:
         """The network's output [..., n] for what `preprocess` made: a logit, or the label in standard deviations."""
-        return self._agreed(self.outputs(inputs, Activation()))
+        return self.agreed(self.outputs(inputs, Activation()))
 
-    def _agreed(self, outputs: Tensor) -> Tensor:
+    def agreed(self, outputs: Tensor) -> Tensor:
         """[..., heads, n] -> [..., n]: the logit of the heads' mean probability, or the mean of their values."""
         heads = outputs.shape[-2]
         if heads == 1:

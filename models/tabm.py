@@ -40,10 +40,23 @@ class TabM(Network):
     def outputs(self, inputs: Tensor, activation: Activation) -> Tensor:
         """What each copy's head says [..., copies, n]."""
         seen = inputs.unsqueeze(-3) * self.scales.unsqueeze(-2)  # [..., copies, n, inputs]
-        *before, copies, rows, _ = seen.shape
-        hidden, gain = seen.reshape(*before, copies * rows, -1), None
-        for layer in self.hidden:
-            hidden, gain = activation(layer(hidden, gain)), activation.gain
-        heads = self.heads if gain is None else self.heads * gain
-        outputs = hidden.reshape(*before, copies, rows, -1) @ heads.unsqueeze(-1)
+        return self._after(activation(self.hidden[0](seen.flatten(-3, -2))), activation)
+
+    def first(self) -> tuple[Tensor, Tensor]:
+        """The first hidden layer behind each copy's scale, one copy after the other."""
+        layer = self.hidden[0]
+        assert isinstance(layer, Linear)
+        return (layer.weight * self.scales.unsqueeze(1)).flatten(0, 1), layer.bias.repeat(COPIES)
+
+    def rest(self, hidden: Tensor, activation: Activation) -> Tensor:
+        """The other hidden layers and the heads [copies, n]."""
+        by_copy = hidden.reshape(len(hidden), COPIES, -1).transpose(0, 1)
+        return self._after(by_copy.flatten(0, 1), activation)
+
+    def _after(self, hidden: Tensor, activation: Activation) -> Tensor:
+        """[..., copies * n, width] -> [..., copies, n]."""
+        for layer in self.hidden[1:]:
+            hidden = activation(layer(hidden, activation.gain))
+        heads = self.heads if activation.gain is None else self.heads * activation.gain
+        outputs = hidden.reshape(*hidden.shape[:-2], COPIES, -1, hidden.shape[-1]) @ heads.unsqueeze(-1)
         return outputs.squeeze(-1) + self.biases.unsqueeze(-1)

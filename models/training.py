@@ -1,7 +1,7 @@
 """What training needs wherever it happens: its settings, rows on a device, fixed sums, scores, early stopping."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -50,8 +50,8 @@ class Rows:
         """Move arrays to a device, once."""
         if not np.isfinite(label).all():
             raise ValueError(f"{int((~np.isfinite(label)).sum())} labels are not finite")
-        label_tensor = torch.from_numpy(label.astype(np.float32))
-        return cls(*(t.to(device) for t in (torch.from_numpy(numbers), torch.from_numpy(codes), label_tensor)))
+        arrays = numbers, codes, label.astype(np.float32)
+        return cls(*(torch.from_numpy(array).to(device).contiguous() for array in arrays))  # steps take rows, at random
 
     def __len__(self) -> int:
         return len(self.label)
@@ -91,17 +91,6 @@ def scores(
     ]
     output = torch.cat(parts, dim=-1) if parts else torch.zeros(0, dtype=torch.float64)
     return model.answer(output).numpy()
-
-
-@torch.no_grad()
-def mean_scores(members: Sequence[Network], numbers: Tensor, codes: Tensor, *, chunk_rows: int) -> NDArray[np.float64]:
-    """The mean of what `scores` gives of each member of an ensemble, float64 [n]; rows are normalised once for all."""
-    means = [np.zeros(0)]
-    for i in range(0, len(numbers), chunk_rows):
-        normalised, of_rows = members[0].normalised(numbers[i : i + chunk_rows]), codes[i : i + chunk_rows]
-        outputs = [member.in_label_units(member.judged(member.joined(normalised, of_rows))) for member in members]
-        means.append(members[0].answer(torch.stack(outputs).double()).numpy().mean(axis=0))
-    return np.concatenate(means)
 
 
 @dataclass(kw_only=True)

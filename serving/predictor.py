@@ -12,10 +12,10 @@ import torch
 from numpy.typing import NDArray
 
 from models.bundle import Bundle, load
-from models.training import deterministic, mean_scores
+from models.fused import Fused
+from models.training import deterministic
 
-_CHUNK_ROWS = 4096  # encoded at once, by one thread
-_CACHED_ROWS = 1024  # answered at once: their activations stay in the cache
+_CHUNK_ROWS = 16_384  # encoded at once, by one thread
 _THREADS = 1  # sums are then split the same way in every process, so that every door gives the same bits
 
 
@@ -24,6 +24,7 @@ class Predictor:
 
     def __init__(self, bundle: Bundle) -> None:
         self._bundle = bundle
+        self._ensemble = Fused(bundle.members)
 
     @classmethod
     def load(cls, folder: Path, *, sha256: str | None = None) -> "Predictor":
@@ -61,4 +62,4 @@ class Predictor:
 
     def _answers(self, table: pa.Table) -> NDArray[np.float64]:
         numbers, codes = (torch.from_numpy(array) for array in self._bundle.encoder.transform(table))
-        return mean_scores(self._bundle.members, numbers, codes, chunk_rows=_CACHED_ROWS)
+        return self._ensemble.answers(numbers, codes)

@@ -14,7 +14,7 @@ import pyarrow as pa
 from pipeline.handoffs import Drift
 from pipeline.partitions import Interval
 from pipeline.spec import UseCase
-from tasks import dataset, decisions, drift, drift_report, performance
+from tasks import dataset, decisions, drift, drift_report, performance, score
 from tasks.promote import Champion, champion_for
 from tasks.triage import Decision, Findings, decide
 
@@ -48,7 +48,10 @@ class Work:
 
 
 def pending(use_case: UseCase, outside: "Outside") -> list[Work]:
-    """Every partition scored by the champion in force at its start that has no decision yet, oldest first."""
+    """Every partition scored by the champion in force at its start that has no decision yet, oldest first.
+
+    None that follows one still to be scored: shares of a backfill end in any order, decisions rest on those before.
+    """
     return list(_pending(use_case, outside))
 
 
@@ -114,8 +117,11 @@ def _require_features(use_case: UseCase, profile: dict[str, Any], version: str) 
 
 def _pending(use_case: UseCase, outside: "Outside") -> Iterator[Work]:
     length = timedelta(days=use_case.grid.days)
+    unscored = score.pending(use_case, outside)
     for row in outside.warehouse.fetch(_SCORED, (use_case.name, length)):
         start = row["partition_start"].astimezone(UTC)
+        if unscored and unscored[0].partition.start <= start:
+            return
         champion = champion_for(use_case, start, outside)
         if champion and champion.version == row["model_version"]:
             yield Work(

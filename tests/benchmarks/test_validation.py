@@ -19,7 +19,7 @@ def test_everyone_finds_the_planted_rows(tmp_path: Path) -> None:
         expects[i].arguments.get("column", expects[i].arguments.get("column_A")): at for i, at in found[OURS].items()
     }
     assert by_column == planted
-    assert len(expects) == 24
+    assert len(expects) == 25
 
 
 def test_carriers_of_replicas_keep_keys_apart() -> None:

@@ -6,15 +6,25 @@ import signal
 import stat
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import psycopg2
 import pytest
 import requests
+import torch
 
+from adapters.connect import Outside
 from infra.local.__main__ import main
 from infra.local.processes import Identity, members
 from infra.local.stack import Stack
+from models.ensemble import fit_ensemble
+from pipeline.settings import REPOSITORY, read_settings
+from pipeline.spec import use_cases
+from tests.models import synthetic
+from tests.models.test_training import recipe
+from tests.tasks import planted
+from tests.tasks.test_score import crown
 
 PARTS = {"postgres", "s3", "mlflow", "torchserve", "shipper", "api-server", "scheduler", "dag-processor", "triggerer"}
 
@@ -122,3 +132,28 @@ def test_mlflow_answers_only_to_its_own_name(airflow_stack: Stack) -> None:
     url = airflow_stack.home().url("mlflow")
     answer = requests.get(f"{url}/api/2.0/mlflow/experiments/search", headers={"Host": "evil.example"}, timeout=30)
     assert answer.status_code == 403
+
+
+def test_what_a_backfill_leaves_due_is_scored_in_shares_that_are_mapped(
+    airflow_stack: Stack, call: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Eighteen weeks of features and a champion since the first: two tasks, every week once."""
+    outside, use_case = (
+        Outside(read_settings(airflow_stack.environment())),
+        use_cases(REPOSITORY / "params.yaml")["flights"],
+    )
+    table = synthetic.table(800, days=18 * 7 - 2)
+    planted.dataset(outside, use_case, table)
+    ensemble = fit_ensemble(recipe(epochs=1), table, torch.device("cpu"))
+    version = planted.model(outside.registry, use_case, tmp_path, ensemble, key="1", cutoff=synthetic.START)
+    crown(outside, use_case, version, None, use_case.grid.partition("2012-12-31").start)
+    call("PATCH", "/dags/flights.score", {"is_paused": False})
+    run = "/dags/flights.score/dagRuns"
+    call("POST", run, {"dag_run_id": "backfilled", "logical_date": None})
+    until(lambda: call("GET", f"{run}/backfilled")["state"] in {"success", "failed"}, 240)
+    tasks = call("GET", f"{run}/backfilled/taskInstances")["task_instances"]
+    found = sorted((task["task_id"], task["map_index"], task["state"]) for task in tasks)
+    assert found == [("find", -1, "success"), ("score", 0, "success"), ("score", 1, "success")]
+    scored = outside.warehouse.fetch("select partition_start, rows from scorings order by partition_start")
+    assert (len(scored), sum(row["rows"] for row in scored)) == (18, 800)
+    assert outside.warehouse.fetch("select count(*) as n from predictions")[0]["n"] == 800

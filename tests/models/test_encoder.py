@@ -47,6 +47,14 @@ def test_unknown_rare_and_missing_categories_share_code_0(encoder):
     assert codes.max() < max(encoder.cardinalities)
 
 
+def test_a_category_that_comes_as_a_dictionary_has_the_same_codes(encoder):
+    rows, given = table(50, seed=3), table(50, seed=3)
+    for name in CATEGORICAL:
+        given = given.set_column(given.column_names.index(name), name, given[name].dictionary_encode())
+    parts = pa.concat_tables([given.slice(7), given])  # each with a dictionary of its own
+    assert (encoder.transform(parts)[1][43:] == encoder.transform(rows)[1]).all()
+
+
 def test_numbers_beyond_float32_stay_finite(encoder):
     rows = table(1).set_column(3, "hour", pa.array([1e300]))
     assert np.isfinite(encoder.transform(rows)[0][0, 0])

@@ -7,10 +7,12 @@ import pyarrow as pa
 import pytest
 import torch
 
+from models import fused
 from models.ensemble import Recipe, fit_ensemble, labels
+from models.fused import Fused
 from models.metrics import measure
 from models.networks import MODELS
-from models.training import Progress, mean_scores, scores
+from models.training import Progress, scores
 from pipeline.settings import REPOSITORY
 from tests.models.synthetic import CATEGORICAL, NUMERIC, table
 
@@ -45,13 +47,21 @@ def test_a_network_finds_the_signal(network):
 
 @pytest.mark.parametrize("kind", ["binary", "regression"])
 @pytest.mark.parametrize("network", sorted(MODELS))
-def test_an_ensemble_answers_with_the_mean_of_its_members(network, kind):
+def test_an_ensemble_answers_with_the_mean_of_its_members(network, kind, monkeypatch):
     ensemble = fit_ensemble(recipe(network=network, kind=kind, epochs=1, seeds=(1, 2, 3)), table(kind=kind), CPU)
+    monkeypatch.setattr(fused, "_NUMBERS", 400 * 32)  # some rows at a time
     rows = table(900, seed=4, kind=kind)
     numbers, codes = (torch.from_numpy(a) for a in ensemble.encoder.transform(rows))
-    found = mean_scores(ensemble.members, numbers, codes, chunk_rows=400)
-    assert np.abs(found - member_scores(ensemble, rows)).max() < 1e-5
-    assert mean_scores(ensemble.members, numbers[:0], codes[:0], chunk_rows=400).shape == (0,)
+    whole = Fused(ensemble.members)
+    assert np.abs(whole.answers(numbers, codes) - member_scores(ensemble, rows)).max() < 1e-5
+    assert whole.answers(numbers[:0], codes[:0]).shape == (0,)
+
+
+@pytest.mark.parametrize("columns", [{"numeric": ()}, {"categorical": ()}])
+def test_an_ensemble_of_one_kind_of_column_answers_too(columns):
+    ensemble = fit_ensemble(recipe(epochs=1, seeds=(1, 2), **columns), rows := table(200), CPU)
+    found = Fused(ensemble.members).answers(*map(torch.from_numpy, ensemble.encoder.transform(rows)))
+    assert np.abs(found - member_scores(ensemble, rows)).max() < 1e-6
 
 
 def test_regression_answers_in_units_of_the_label():

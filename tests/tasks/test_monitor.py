@@ -1,5 +1,6 @@
 """Monitoring on a real PostgreSQL and S3: one decision a partition, a broken feed pages, late labels restate."""
 
+import json
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -82,6 +83,21 @@ def test_one_run_of_three_weeks_decides_as_three_runs_do(world: World, no_report
         at.execute("truncate drift, performance, decisions, retrains")
     assert decided(world) == one_by_one
     assert [row["reasons"] for row in world.rows("decisions")] == reasons
+
+
+def test_no_week_is_decided_before_the_one_before_it_is_scored(world: World, no_report: None) -> None:
+    """Shares of a backfill end in any order."""
+    for number in (10, 12):
+        world.score(number)
+    keys = [world.use_case.grid.key(week(number)) for number in (10, 11, 12)]
+    world.outside.warehouse.fetch(
+        'insert into snapshots (use_case, version, git_revision, start, "end", partitions, rows, index)'
+        " values (%s, 's', '-', %s, %s, 3, 0, %s)",
+        (world.use_case.name, week(10).start, week(12).end, json.dumps({key: {"inputs": "i"} for key in keys})),
+    )
+    assert decided(world) == ["ignore"]
+    world.score(11)
+    assert decided(world) == ["ignore", "ignore"]
 
 
 def test_persistent_drift_writes_a_pending_retrain_and_a_warning(world: World, no_report: None) -> None:

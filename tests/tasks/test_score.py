@@ -16,7 +16,7 @@ from pipeline.spec import use_cases
 from serving.predictor import Predictor
 from tasks import dataset, promote
 from tasks import score as step
-from tasks.score import pending, score
+from tasks.score import pending, score, shares
 from tests.models import synthetic
 from tests.models.test_training import CPU, recipe
 from tests.tasks import killed, planted
@@ -224,6 +224,29 @@ def test_a_run_killed_at_any_point_and_run_again_leaves_the_same_rows(outside, u
     assert stored(outside, "entity_key, event_time, model_version, score") == interrupted
 
 
+def test_shares_scored_side_by_side_leave_what_one_run_leaves(outside, use_case, champion, monkeypatch):
+    """Each writes its own partitions only, in any order, and is not fenced out by another's."""
+    monkeypatch.setattr(step, "_PARTITIONS_A_TASK", 1)
+    first, second = shares(use_case, outside)
+    assert (first, second) == (["2013-01-14"], ["2013-01-21"])
+    read = dataset.partition_points
+
+    def meanwhile(*arguments, **named):
+        monkeypatch.setattr(step.dataset, "partition_points", read)
+        assert [s.partition_start for s in score(use_case, outside, second)] == [FIRST + WEEK]
+        return read(*arguments, **named)
+
+    monkeypatch.setattr(step.dataset, "partition_points", meanwhile)
+    assert [s.partition_start for s in score(use_case, outside, first)] == [FIRST]
+    assert score(use_case, outside, first) == []
+    assert shares(use_case, outside) == []
+    side_by_side = stored(outside, "entity_key, event_time, model_version, score")
+    outside.warehouse.fetch("delete from scorings returning 1")
+    outside.warehouse.fetch("delete from predictions returning 1")
+    score(use_case, outside)
+    assert stored(outside, "entity_key, event_time, model_version, score") == side_by_side
+
+
 def test_a_run_that_was_overtaken_may_not_commit(outside, use_case, champion, monkeypatch):
     """An orphan of a killed supervisor finishes while its retry runs: the orphan is fenced out."""
     read = dataset.partition_points
@@ -243,7 +266,7 @@ def test_an_orphan_that_read_what_was_pending_before_a_rebuild_may_not_commit_it
     outside, use_case, champion, table, monkeypatch
 ):
     """Its work is old, so its fence must be: taken before the work was read, not before each partition."""
-    read = step.pending
+    read, keys = step.pending, [key for share in shares(use_case, outside) for key in share]
 
     def overtaken(*arguments):
         old = read(*arguments)
@@ -254,7 +277,7 @@ def test_an_orphan_that_read_what_was_pending_before_a_rebuild_may_not_commit_it
 
     monkeypatch.setattr(step, "pending", overtaken)
     with pytest.raises(FencedOut):
-        score(use_case, outside)
+        score(use_case, outside, keys)
     assert all(row["entity_key"].isdecimal() for row in stored(outside))
     assert pending(use_case, outside) == []
 
