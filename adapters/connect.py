@@ -25,7 +25,7 @@ class Outside:
     @cached_property
     def warehouse(self) -> Warehouse:
         """Our own database: batches, predictions, decisions, ledger."""
-        return Warehouse(self.settings.warehouse_dsn)
+        return Warehouse(self.settings.warehouse_dsn, code_sha=self.settings.code_sha)
 
     @cached_property
     def source(self) -> Warehouse:

@@ -51,6 +51,7 @@ class Warehouse:
     dsn: str = field(repr=False)
     what: str = "warehouse"
     patience_seconds: float = 30.0  # a crashed server on a busy machine needs ten to come back
+    code_sha: str = ""  # kept with what is written (0009_code.sql); empty: no code is kept
 
     def retrying(self, work: Callable[[], Result]) -> Result:
         """`work` (a whole transaction of its own), again while its failures pass. See `adapters.retrying`."""
@@ -180,7 +181,8 @@ class Warehouse:
             return pending
 
     def _connect(self) -> connection:
-        return psycopg2.connect(self.dsn, connect_timeout=10, application_name="windsock", options=_SESSION)
+        options = f"{_SESSION} -c windsock.code_sha={self.code_sha}"
+        return psycopg2.connect(self.dsn, connect_timeout=10, application_name="windsock", options=options)
 
 
 def _hold(at: cursor, fence: Fence) -> None:

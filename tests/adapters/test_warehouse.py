@@ -91,6 +91,24 @@ def test_migrations_run_at_once_apply_once(warehouse: Warehouse, tmp_path: Path)
     assert sorted(applied) == [[], [], ["9001_a.sql"]]
 
 
+# Which code wrote a row
+
+
+@pytest.mark.parametrize(
+    ("wrote", "updated", "kept"), [("a", "b", "b"), ("a", "", "a"), ("", "b", "b"), ("", "", None)]
+)
+def test_a_row_keeps_the_code_that_wrote_it_last(
+    warehouse: Warehouse, wrote: str, updated: str, kept: str | None
+) -> None:
+    dataclasses.replace(warehouse, code_sha=wrote).fetch(
+        'insert into snapshots (use_case, version, git_revision, start, "end", partitions, rows, index)'
+        " values ('u', '1', 'g', now(), now(), 1, 1, '{}')"
+    )
+    dataclasses.replace(warehouse, code_sha=updated).fetch("update snapshots set rows = 2")
+    assert warehouse.code_sha == "0" * 40
+    assert [row["code_sha"] for row in warehouse.fetch("select code_sha from snapshots")] == [kept]
+
+
 # The ledger
 
 

@@ -50,6 +50,9 @@ COMPARED = {
     "from predictions group by 1 order by 1",
     "latest features": "select version, rows from snapshots order by build_order desc limit 1",
 }
+# By which code each step of a run wrote what it came to.
+RECORDED = ("batches", "decisions", "deployments", "ledger", "retrains", "scorings", "snapshots")
+WROTE = " union ".join(f"select '{table}', coalesce(code_sha, 'nobody') from {table}" for table in RECORDED)
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +85,7 @@ def facts(stack: Stack) -> dict[str, list[Any]]:
     try:
         with connection, connection.cursor() as cursor:
             found = {}
-            for name, query in COMPARED.items():
+            for name, query in {**COMPARED, "wrote": WROTE}.items():
                 cursor.execute(query)
                 found[name] = cursor.fetchall()
             return found
@@ -197,6 +200,12 @@ def test_killed_or_not_it_ends_with_the_same_champion_rows_and_decisions(
 ) -> None:
     for name in COMPARED:
         assert disturbed["facts"][name] == undisturbed[name], name
+
+
+def test_every_step_says_which_code_it_was(disturbed: dict[str, Any]) -> None:
+    told = (disturbed["stack"].folder / "env").read_text().splitlines()
+    [sha] = [line.partition("=")[2] for line in told if line.startswith("WINDSOCK_CODE_SHA=")]
+    assert sorted(disturbed["facts"]["wrote"]) == [(table, sha) for table in RECORDED]
 
 
 def test_it_retrained_and_judged_and_the_broken_feed_was_blocked_without_a_retrain(disturbed: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ import yaml
 
 from pipeline.settings import REPOSITORY
 from tests.composed import Composed, composed
+from tests.e2e.test_loop import RECORDED, WROTE
 from tests.infra.test_airflow import until
 
 pytestmark = pytest.mark.compose
@@ -68,6 +69,14 @@ def test_the_replay_ends_well_and_the_gateway_answers(stack: Composed) -> None:
     answer = stack.ask()
     assert (answer.status, answer.body["model_version"]) == (200, "1")
     assert 0 < answer.body["probability"] < 1
+
+
+def test_every_step_and_the_model_say_which_code_it_was(stack: Composed) -> None:
+    sha = stack.told["WINDSOCK_CODE_SHA"]
+    without_retrain = [table for table in RECORDED if table != "retrains"]
+    assert sorted(stack.fetch("warehouse", WROTE).split()) == [f"{table}|{sha}" for table in without_retrain]
+    trained_by = "select distinct value from model_version_tags where key = 'windsock.code_sha'"
+    assert stack.fetch("mlflow", trained_by) == sha
 
 
 def test_the_doctor_has_nothing_to_say(stack: Composed) -> None:
