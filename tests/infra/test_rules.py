@@ -1,5 +1,6 @@
 """Each alert fires where it should, stays silent where it should, and leads to a page."""
 
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import yaml
 
 from pipeline.settings import REPOSITORY
 from tests.dashboards import RULES
+from tests.infra.compose_rules import complaints
 from tests.prometheus_stand import program
 
 FOLDER = REPOSITORY / "infra" / "prometheus"
@@ -161,7 +163,26 @@ def test_every_alert_has_both_cases_a_severity_and_a_page_that_names_it() -> Non
         assert rule["alert"] in (REPOSITORY / rule["annotations"]["runbook"]).read_text(), rule["alert"]
 
 
-def test_the_configuration_is_one_that_prometheus_takes() -> None:
-    command = [program("promtool"), "check", "config", str(FOLDER / "prometheus.yaml")]
+def problems(configuration: Path) -> str:
+    """Nothing, or why Prometheus would not start with it."""
+    command = [program("promtool"), "check", "config", str(configuration)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
-    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr if done.returncode else ""
+
+
+def test_the_configuration_is_one_that_prometheus_takes() -> None:
+    assert problems(FOLDER / "prometheus.yaml") == ""
+
+
+def test_an_alertmanager_as_the_page_says_is_taken_and_misspelt_it_is_not(tmp_path: Path) -> None:
+    alerting, beside = re.findall(r"```yaml\n(.*?)```", (REPOSITORY / "docs" / "monitoring.md").read_text(), re.DOTALL)
+    ours, both = (FOLDER / "prometheus.yaml").read_text(), tmp_path / "prometheus.yaml"
+    (tmp_path / "rules.yaml").write_text((FOLDER / "rules.yaml").read_text())
+    both.write_text(ours + alerting)
+    assert problems(both) == ""
+    both.write_text(ours + alerting.replace("static_configs", "static_config"))
+    assert "static_config not found" in problems(both)
+    compose = yaml.safe_load((REPOSITORY / "docker-compose.yaml").read_text())
+    added = yaml.safe_load(beside)["services"]
+    assert complaints({**compose, "services": {**compose["services"], **added}}) == []
+    assert all(f'["{name}:9093"]' in alerting for name in added)
