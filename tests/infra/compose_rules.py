@@ -6,7 +6,11 @@ from typing import Any
 
 ACCOUNT = "10001:10001"
 PAGES = {"api-server", "mlflow", "gateway", "grafana"}  # who has a port, on loopback
-ONCE = "no"  # the restart policy of what runs once: it has no health to check
+ONCE, JOBS = "no", {"init", "demo"}  # the restart policy of what runs once, which has no health to check
+SHARED = ("pid", "ipc", "uts", "userns_mode", "devices", "cgroup_parent")  # with the machine
+SEEN = re.compile("(_PAGE|BASE_URL|ALLOWED_HOSTS)$")  # what a browser on this machine is told
+ADDRESS = re.compile(r"(?:@|//|^)([a-z0-9][\w.-]*):\d")
+TASKS = {"scheduler", "worker"}  # the words by which Airflow is told to run tasks
 SECRET = re.compile("(PASSWORD|SECRET|TOKEN|_AUTH|_KEY|DSN|CONN|BROKER_URL|RESULT_BACKEND|STORE_URI|ACCESS_KEY_ID)$")
 Service = Mapping[str, Any]
 
@@ -17,6 +21,8 @@ def complaints(compose: Mapping[str, Any]) -> list[str]:
     built = {service["image"] for service in services.values() if "build" in service}
     found = [f"{name}: {text}" for name, service in services.items() for text in _about(service, built)]
     found += [f"{name}: {text}" for name, service in services.items() for text in _ports(name, service)]
+    found += [f"{name}: {text}" for name, service in services.items() for text in _returns(name, service)]
+    found += [f"{name}: {text}" for name, service in services.items() for text in _addresses(services, service)]
     found += [f"network {name} leads outside" for name in _open(compose["networks"]) if name != "front"]
     return found + _volumes(compose)
 
@@ -43,6 +49,9 @@ def _rights(service: Service) -> Iterator[str]:
         yield "may gain privileges"
     if not service.get("read_only"):
         yield "may write to its root file system"
+    for shared in SHARED:
+        if shared in service:
+            yield f"shares {shared} with the machine"
     if service.get("network_mode", "none") != "none":
         yield f"is on the network {service['network_mode']}"
 
@@ -53,13 +62,57 @@ def _limits(service: Service) -> Iterator[str]:
             yield f"has no {limit}"
     if not {"max-size", "max-file"} <= service.get("logging", {}).get("options", {}).keys():
         yield "has no limit to its log"
-    if service.get("restart") != ONCE and not service.get("healthcheck", {}).get("test"):
+    if not service.get("init"):
+        yield "keeps its dead children"
+
+
+def _returns(name: str, service: Service) -> Iterator[str]:
+    """Who ends comes back, and says how it is by a check of its own."""
+    if service.get("restart") != (ONCE if name in JOBS else "unless-stopped"):
+        yield "does not return" if name not in JOBS else "runs again and again"
+    check = service.get("healthcheck", {})
+    words = [str(word) for word in check.get("test", ["NONE"])]
+    if name not in JOBS and (words[0] == "NONE" or check.get("disable") or words[1:] in (["true"], ["exit 0"])):
         yield "has no health check"
+    if "infra.compose.health" in words and words[-1] not in service["command"]:
+        yield f"its health check is that of {words[-1]}"
+    if name not in JOBS and "postgres:5432" in str(service.get("environment")) and "init" not in service["depends_on"]:
+        yield "does not wait until there are tables"
+
+
+def _addresses(services: Mapping[str, Service], service: Service) -> Iterator[str]:
+    """What a service is told of others leads to one, and what tasks are told to one on a network of theirs."""
+    own = service.get("networks", ())
+    known = {
+        host
+        for one in services
+        for network in services[one].get("networks", ())
+        for host in _names(services, one, network)
+    }
+    near = {
+        host
+        for network in own
+        for one in services
+        if network in services[one].get("networks", ())
+        for host in _names(services, one, network)
+    }
+    runs_tasks = bool(TASKS & {str(word) for word in service.get("command", ())})
+    for name, value in service.get("environment", {}).items():
+        hosts = set(ADDRESS.findall(re.sub(r"\$\{[^}]*\}", "x", str(value))))
+        for host in sorted(hosts - (near if runs_tasks else known)):
+            if not (SEEN.search(name) and host in {"127.0.0.1", "localhost"}) and host != "0.0.0.0":  # noqa: S104
+                yield f"{name} leads to {host}, which is nobody it reaches"
+
+
+def _names(services: Mapping[str, Service], one: str, network: str) -> set[str]:
+    """By which names a service is found on a network."""
+    networks = services[one]["networks"]
+    return {one, *((networks[network] or {}).get("aliases", ()) if isinstance(networks, Mapping) else ())}
 
 
 def _is_given(value: str) -> bool:
-    """Whether a secret comes from .env, and has no default: only what is optional may be empty."""
-    return bool(re.search(r"\$\{[A-Z0-9_]+(:\?[^}]*|:-)?\}", value))
+    """Whether a secret comes from .env, and has no default: only what is not ours may be empty."""
+    return bool(re.search(r"\$\{([A-Z0-9_]+(:\?[^}]*)?|(?!SECRET_)[A-Z0-9_]+:-)\}", value))
 
 
 def _ports(name: str, service: Service) -> Iterator[str]:
@@ -76,9 +129,10 @@ def _open(networks: Mapping[str, Any]) -> list[str]:
 
 def _volumes(compose: Mapping[str, Any]) -> list[str]:
     """What is mounted is a named volume, or a file of this repository that cannot be written."""
-    named = compose["volumes"].keys()
+    named: set[str] = set(compose["volumes"])
     mounted = [(name, volume) for name, service in compose["services"].items() for volume in service.get("volumes", ())]
-    return [
+    unused = named - {volume.split(":")[0] for _, volume in mounted}
+    return [f"volume {name} keeps nothing" for name in sorted(unused)] + [
         f"{name}: {volume} is neither a named volume nor a read-only file of ours"
         for name, volume in mounted
         if volume.split(":")[0] not in named and not (volume.startswith("./") and volume.endswith(":ro"))
