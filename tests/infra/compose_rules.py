@@ -9,7 +9,8 @@ PAGES = {"api-server", "mlflow", "gateway", "grafana"}  # who has a port, on loo
 ONCE, JOBS = "no", {"init", "demo"}  # the restart policy of what runs once, which has no health to check
 SHARED = ("pid", "ipc", "uts", "userns_mode", "devices", "cgroup_parent")  # with the machine
 SEEN = re.compile("(_PAGE|BASE_URL|ALLOWED_HOSTS)$")  # what a browser on this machine is told
-ADDRESS = re.compile(r"(?:@|//|^)([a-z0-9][\w.-]*):\d")
+LOOPBACK = {"127.0.0.1", "localhost"}
+ADDRESS = re.compile(r"(?:@|//|^)(?!0\.0\.0\.0)([a-z0-9][\w.-]*):\d")
 TASKS = {"scheduler", "worker"}  # the words by which Airflow is told to run tasks
 SECRET = re.compile("(PASSWORD|SECRET|TOKEN|_AUTH|_KEY|DSN|CONN|BROKER_URL|RESULT_BACKEND|STORE_URI|ACCESS_KEY_ID)$")
 Service = Mapping[str, Any]
@@ -82,32 +83,23 @@ def _returns(name: str, service: Service) -> Iterator[str]:
 
 def _addresses(services: Mapping[str, Service], service: Service) -> Iterator[str]:
     """What a service is told of others leads to one, and what tasks are told to one on a network of theirs."""
-    own = service.get("networks", ())
-    known = {
+    anywhere = not TASKS & {str(word) for word in service.get("command", ())}
+    found = {
         host
-        for one in services
-        for network in services[one].get("networks", ())
-        for host in _names(services, one, network)
+        for name, other in services.items()
+        for network in other.get("networks", ())
+        if anywhere or network in service["networks"]
+        for host in _names(name, other["networks"], network)
     }
-    near = {
-        host
-        for network in own
-        for one in services
-        if network in services[one].get("networks", ())
-        for host in _names(services, one, network)
-    }
-    runs_tasks = bool(TASKS & {str(word) for word in service.get("command", ())})
     for name, value in service.get("environment", {}).items():
-        hosts = set(ADDRESS.findall(re.sub(r"\$\{[^}]*\}", "x", str(value))))
-        for host in sorted(hosts - (near if runs_tasks else known)):
-            if not (SEEN.search(name) and host in {"127.0.0.1", "localhost"}) and host != "0.0.0.0":  # noqa: S104
-                yield f"{name} leads to {host}, which is nobody it reaches"
+        told = set(ADDRESS.findall(re.sub(r"\$\{[^}]*\}", "x", str(value))))
+        for host in sorted(told - found - (LOOPBACK if SEEN.search(name) else set())):
+            yield f"{name} leads to {host}, which is nobody it reaches"
 
 
-def _names(services: Mapping[str, Service], one: str, network: str) -> set[str]:
+def _names(service: str, networks: Any, network: str) -> set[str]:
     """By which names a service is found on a network."""
-    networks = services[one]["networks"]
-    return {one, *((networks[network] or {}).get("aliases", ()) if isinstance(networks, Mapping) else ())}
+    return {service, *((networks[network] or {}).get("aliases", ()) if isinstance(networks, Mapping) else ())}
 
 
 def _is_given(value: str) -> bool:
