@@ -5,7 +5,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 ACCOUNT = "10001:10001"
-PAGES = {"api-server", "mlflow", "gateway", "grafana"}  # who has a port, on loopback
+PAGES = {
+    "api-server": "8080",
+    "mlflow": "5000",
+    "gateway": "8088",
+    "grafana": "3000",
+}  # who has which port, on loopback
 ONCE, JOBS = "no", {"init", "demo"}  # the restart policy of what runs once, which has no health to check
 SHARED = ("pid", "ipc", "uts", "userns_mode", "devices", "cgroup_parent")  # with the machine
 SEEN = re.compile("(_PAGE|BASE_URL|ALLOWED_HOSTS)$")  # what a browser on this machine is told
@@ -111,8 +116,9 @@ def _ports(name: str, service: Service) -> Iterator[str]:
     for port in service.get("ports", ()):
         if not str(port).startswith("127.0.0.1:"):
             yield f"{port} is open to others than this machine"
-    if ("ports" in service) != (name in PAGES):
-        yield "has a port" if "ports" in service else "has no port"
+    open_ports = [str(port).rpartition(":")[2] for port in service.get("ports", ())]
+    if open_ports != ([PAGES[name]] if name in PAGES else []):
+        yield f"has the ports {open_ports}"
 
 
 def _open(networks: Mapping[str, Any]) -> list[str]:

@@ -40,7 +40,11 @@ SABOTAGE: dict[str, tuple[Callable[[Compose], Any], str]] = {
     ),
     "database port": (
         lambda c: c["services"]["postgres"].update(ports=["127.0.0.1:5432:5432"]),
-        "postgres: has a port",
+        "postgres: has the ports ['5432']",
+    ),
+    "another port": (
+        lambda c: c["services"]["gateway"]["ports"].append("127.0.0.1:8090:8090"),
+        "gateway: has the ports ['8088', '8090']",
     ),
     "world": (
         lambda c: c["services"]["mlflow"].update(ports=["5000:5000"]),
@@ -136,6 +140,30 @@ def test_each_door_of_the_model_server_is_on_one_network(compose: Compose) -> No
     found = [alias for network in server["networks"].values() for alias in network.get("aliases", ())]
     assert sorted(found) == sorted(doors.values())
     assert len(set(found)) == 3
+
+
+ASKED = {  # what a part that only listens would not answer
+    "postgres": "select 1",
+    "storage": "health",  # infra/s3/health.sh writes and reads
+    "s3": "/healthz",
+    "mlflow": "/api/2.0/mlflow/experiments/search",
+    "torchserve": "serving.health",
+    "shipper": "serving.health shipper",
+    "gateway": '".servers.: 1"',
+    "exporter": "windsock_",
+    "statsd": "/metrics",
+    "prometheus": "query instant",
+    "grafana": "/api/health",
+    "redis": "set health 1",
+}
+
+
+def test_health_is_asked_of_what_a_part_is_for(compose: Compose) -> None:
+    tests = {name: " ".join(one["healthcheck"]["test"]) for name, one in compose["services"].items() if name in ASKED}
+    assert [name for name, text in ASKED.items() if text not in tests[name]] == []
+    airflow_s = {name for name, one in compose["services"].items() if "airflow" in one.get("command", ())}
+    others = {name for name, one in compose["services"].items() if "healthcheck" in one} - ASKED.keys()
+    assert others == airflow_s  # whose checks are in tests/infra/test_compose_health.py
 
 
 def test_mlflow_answers_to_the_name_that_tasks_call(compose: Compose) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from infra.doctor import __main__ as doctor
 from infra.doctor import airflow, machine, stores
-from infra.doctor.__main__ import containers
 from infra.doctor.finding import Finding
 from infra.local.airflow import settings as airflow_settings
 from infra.local.ports import free_port
@@ -154,6 +154,23 @@ def test_a_gpu_that_torch_cannot_use(tmp_path: Path) -> None:
     assert "CUDA build" in machine.accelerator(tmp_path, usable=False).change
 
 
+WELL, UNWELL = Finding(check="a", said="is well"), Finding(check="b", said="is not", change="mend it")
+
+
+@pytest.mark.parametrize(
+    ("machine_s", "stack_s", "code"),
+    [([WELL], [WELL], 0), ([WELL, UNWELL], [WELL], 1), ([WELL], [UNWELL, WELL], 1)],
+)
+def test_it_ends_with_0_only_where_nothing_has_to_be_changed(
+    machine_s: list[Finding], stack_s: list[Finding], code: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(doctor, "here", lambda _: iter(machine_s))
+    monkeypatch.setattr(doctor, "stack", lambda _: iter(stack_s))
+    monkeypatch.setattr(doctor.sys, "argv", ["doctor", "--running"])
+    monkeypatch.setenv("WINDSOCK_HOME", str(tmp_path))
+    assert doctor.main() == code
+
+
 @pytest.mark.parametrize(
     ("code", "running", "change"),
     [
@@ -164,6 +181,6 @@ def test_a_gpu_that_torch_cannot_use(tmp_path: Path) -> None:
     ],
 )
 def test_containers_that_do_not_run_together(code: int, running: str, change: str) -> None:
-    found = containers(subprocess.CompletedProcess([], code, stdout=running))
+    found = doctor.containers(subprocess.CompletedProcess([], code, stdout=running))
     assert found.well is not bool(change)
     assert change in found.change
