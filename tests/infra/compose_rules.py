@@ -1,16 +1,21 @@
 """What holds for every service of docker-compose.yaml; each broken rule in words."""
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import yaml
+
+from infra.settings import read
+from pipeline.settings import REPOSITORY
+
+Compose = dict[str, Any]
+FILE = REPOSITORY / "docker-compose.yaml"
+TEXT = FILE.read_text()
+PARSED = json.dumps(yaml.safe_load(TEXT))  # what services share once for each
 ACCOUNT = "10001:10001"
-PAGES = {
-    "api-server": "8080",
-    "mlflow": "5000",
-    "gateway": "8088",
-    "grafana": "3000",
-}  # who has which port, on loopback
+PAGES = {"api-server": "8080", "mlflow": "5000", "gateway": "8088", "grafana": "3000"}  # have ports, on loopback
 ONCE, JOBS = "no", {"init", "demo"}  # the restart policy of what runs once, which has no health to check
 SHARED = ("pid", "ipc", "uts", "userns_mode", "devices", "cgroup_parent")  # with the machine
 SEEN = re.compile("(_PAGE|BASE_URL|ALLOWED_HOSTS)$")  # what a browser on this machine is told
@@ -19,6 +24,20 @@ ADDRESS = re.compile(r"(?:@|//|^)(?!0\.0\.0\.0)([a-z0-9][\w.-]*):\d")
 TASKS = {"scheduler", "worker"}  # the words by which Airflow is told to run tasks
 SECRET = re.compile("(PASSWORD|SECRET|TOKEN|_AUTH|_KEY|DSN|CONN|BROKER_URL|RESULT_BACKEND|STORE_URI|ACCESS_KEY_ID)$")
 Service = Mapping[str, Any]
+
+
+def parsed() -> Compose:
+    """The file, for a test to change."""
+    found: Compose = json.loads(PARSED)
+    return found
+
+
+def runner(compose: Compose) -> dict[str, str]:
+    """The environment of a task, as compose makes it."""
+    service = compose["services"]["scheduler"]
+    files = [read(REPOSITORY / name) for name in service["env_file"]]
+    given = {name: re.sub(r"\$\{[^}]*\}", "x", str(value)) for name, value in service["environment"].items()}
+    return {name: value for part in (*files, given) for name, value in part.items()}
 
 
 def complaints(compose: Mapping[str, Any]) -> list[str]:
@@ -73,7 +92,7 @@ def _limits(service: Service) -> Iterator[str]:
 
 
 def _returns(name: str, service: Service) -> Iterator[str]:
-    """Who ends comes back, and says how it is by a check of its own."""
+    """Who ends comes back, to what it had, and says how it is by a check of its own."""
     if service.get("restart") != (ONCE if name in JOBS else "unless-stopped"):
         yield "does not return" if name not in JOBS else "runs again and again"
     check = service.get("healthcheck", {})
@@ -82,6 +101,10 @@ def _returns(name: str, service: Service) -> Iterator[str]:
         yield "has no health check"
     if "infra.compose.health" in words and words[-1] not in service["command"]:
         yield f"its health check is that of {words[-1]}"
+    own = ("/tmp", *(volume.split(":")[1] for volume in service.get("volumes", ())))  # noqa: S108  # the container's
+    for variable, value in service.get("environment", {}).items():
+        if str(value).startswith("/var/") and not str(value).startswith(own):
+            yield f"{variable} is a folder that it does not keep"
     if name not in JOBS and "postgres:5432" in str(service.get("environment")) and "init" not in service["depends_on"]:
         yield "does not wait until there are tables"
 

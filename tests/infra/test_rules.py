@@ -10,7 +10,7 @@ import yaml
 
 from pipeline.settings import REPOSITORY
 from tests.dashboards import RULES
-from tests.infra.compose_rules import complaints
+from tests.infra.compose_rules import Compose, complaints
 from tests.prometheus_stand import program
 
 FOLDER = REPOSITORY / "infra" / "prometheus"
@@ -174,7 +174,7 @@ def test_the_configuration_is_one_that_prometheus_takes() -> None:
     assert problems(FOLDER / "prometheus.yaml") == ""
 
 
-def test_an_alertmanager_as_the_page_says_is_taken_and_misspelt_it_is_not(tmp_path: Path) -> None:
+def test_an_alertmanager_as_the_page_says_is_taken_and_misspelt_it_is_not(compose: Compose, tmp_path: Path) -> None:
     alerting, beside = re.findall(r"```yaml\n(.*?)```", (REPOSITORY / "docs" / "monitoring.md").read_text(), re.DOTALL)
     ours, both = (FOLDER / "prometheus.yaml").read_text(), tmp_path / "prometheus.yaml"
     (tmp_path / "rules.yaml").write_text((FOLDER / "rules.yaml").read_text())
@@ -182,7 +182,6 @@ def test_an_alertmanager_as_the_page_says_is_taken_and_misspelt_it_is_not(tmp_pa
     assert problems(both) == ""
     both.write_text(ours + alerting.replace("static_configs", "static_config"))
     assert "static_config not found" in problems(both)
-    compose = yaml.safe_load((REPOSITORY / "docker-compose.yaml").read_text())
     added = yaml.safe_load(beside)["services"]
     assert complaints({**compose, "services": {**compose["services"], **added}}) == []
     assert all(f'["{name}:9093"]' in alerting for name in added)
