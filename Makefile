@@ -79,8 +79,8 @@ test-image: env ## build the serving image and ask it, hardened, in a Docker eng
 	@WINDSOCK_TEST_IMAGE=1 $(BIN)/python -m pytest -m image tests/serving/test_image.py
 
 .PHONY: compose-env
-compose-env: env ## write .env for docker-compose, with fresh secrets where there are none
-	@$(BIN)/python -m infra.compose.env
+compose-env: ## write .env for docker-compose, with fresh secrets where there are none
+	@$(PYTHON) -m infra.compose.env
 
 .PHONY: compose-up
 compose-up: compose-env wheels ## the whole stack as containers, built, and waited for until healthy

@@ -12,8 +12,8 @@ import pytest
 
 from adapters.gateway import Gateway, Reply
 from infra.compose.env import fill
-from infra.local.home import code_sha
 from infra.local.ports import free_port
+from infra.private import code_sha
 from infra.settings import assignments
 from pipeline.settings import REPOSITORY
 from tests.e2e.test_loop import COMPARED

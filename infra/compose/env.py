@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Mapping
 
-from infra.local.home import code_sha, new_secret, write_private
+from infra.private import code_sha, new_secret, write_private
 from infra.settings import assignments
 from pipeline.settings import REPOSITORY
 

@@ -11,8 +11,9 @@ from pathlib import Path
 import psycopg2
 
 from infra import settings as common
-from infra.local.home import Home, write_private
+from infra.local.home import Home
 from infra.local.part import Part, Step, answers
+from infra.private import write_private
 from pipeline.settings import REPOSITORY
 
 # Which row of Airflow's job table beats while the server works; the api-server answers for itself.

@@ -2,8 +2,6 @@
 
 import json
 import os
-import secrets
-import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,7 +10,7 @@ from pathlib import Path
 from infra import settings as common
 from infra.local import gateway, postgres, torchserve
 from infra.local import ports as port_numbers
-from pipeline.settings import REPOSITORY
+from infra.private import code_sha, new_secret, write_private
 
 # Settings of other installations, which would silently change this one.
 _FOREIGN = ("AIRFLOW", "_AIRFLOW", "MLFLOW_", "AWS_", "PG", "DVC_", "WINDSOCK_", "OTEL_")
@@ -64,31 +62,12 @@ class Home:
         return f"http://127.0.0.1:{self.ports[part]}"
 
 
-def _fernet_key() -> str:
-    import base64  # noqa: PLC0415  # one use
-
-    return base64.urlsafe_b64encode(secrets.token_bytes(32)).decode()
-
-
-def new_secret(name: str) -> str:
-    """A fresh secret of the kind that its user expects."""
-    return _fernet_key() if name == "fernet" else secrets.token_hex({"admin": 8, "jwt": 32}.get(name, 24))
-
-
 def _keep_secrets(path: Path) -> dict[str, str]:
     known: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}
     complete = {name: known.get(name) or new_secret(name) for name in _SECRETS}
     if complete != known:
         write_private(path, json.dumps(complete, indent=1))
     return complete
-
-
-def write_private(path: Path, text: str) -> None:
-    """A file only its owner may read, replaced at once; never for a moment readable by others."""
-    fresh = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
-    with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(text)
-    fresh.replace(path)
 
 
 def open_home(folder: Path, *, usual: bool, choose_ports: bool) -> Home:
@@ -98,13 +77,6 @@ def open_home(folder: Path, *, usual: bool, choose_ports: bool) -> Home:
     memory = folder / "ports.json"
     numbers = port_numbers.remember(memory, usual=usual) if choose_ports else json.loads(memory.read_text())
     return Home(folder=folder, ports=numbers, secrets=_keep_secrets(folder / "secrets.json"))
-
-
-def code_sha() -> str:
-    """The commit of the checkout that this code is, marked when files differ from it."""
-    command = ["git", "-C", str(REPOSITORY), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout.strip() if done.returncode == 0 else "unversioned"
 
 
 def environment(home: Home) -> dict[str, str]:

@@ -1,5 +1,8 @@
 """The .env of docker-compose: fresh secrets once, and never anything changed that is set."""
 
+import subprocess
+import sys
+
 import pytest
 from cryptography.fernet import Fernet
 
@@ -34,3 +37,15 @@ def test_comments_stay_and_what_is_no_assignment_is_refused() -> None:
     assert "# Ports, on 127.0.0.1.\n" in fill(TEMPLATE, {}, SHA)
     with pytest.raises(ValueError, match="expected NAME=VALUE, got 'SECRET'"):
         assignments("SECRET\n")
+
+
+def test_it_is_written_before_anything_is_installed() -> None:
+    bare = [
+        sys.executable,
+        "-I",
+        "-S",
+        "-c",
+        f"import sys; sys.path.insert(0, {str(REPOSITORY)!r}); import infra.compose.env",
+    ]
+    done = subprocess.run(bare, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

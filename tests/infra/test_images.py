@@ -80,7 +80,9 @@ def copied(path: Path) -> set[str]:
 
 def test_each_image_holds_the_packages_that_it_runs() -> None:
     packages = {path.parent.name for path in REPOSITORY.glob("*/__init__.py")} - {"tests", "benchmarks"}
-    assert packages <= copied(REPOSITORY / "infra" / "airflow" / "Dockerfile")
+    airflow = REPOSITORY / "infra" / "airflow" / "Dockerfile"
+    assert packages <= copied(airflow)
+    assert any(re.search("install .* git ", rest) for word, rest in instructions(airflow) if word == "RUN")  # DVC's
     assert copied(REPOSITORY / "serving" / "Dockerfile") == {"features", "models", "serving"}
 
 

@@ -103,7 +103,7 @@ QUIET: dict[str, list[dict[str, Any]]] = {
         gateway(10, "0x116 1x4"),  # one of few
         gateway(0, 20, proxy="metrics"),
     ],
-    "AnswersUnwatched": [look(looked_timestamp_seconds=f"0+60x{MINUTES}")],
+    "AnswersUnwatched": [look(looked_timestamp_seconds=f"-580+60x{MINUTES}")],
     "NoChampion": [champion(1), champion("1x115 0x10")],
     "Drift": [psi(0.6, 0.4, 0.1), psi(0.4, measure="score_psi"), psi(0.6, 0.6, measure="missing_share")],
     "LostAccuracy": [
