@@ -114,7 +114,7 @@ QUIET: dict[str, list[dict[str, Any]]] = {
     ],
     "RetrainStorm": [retrains(3, limit=3)],
     "StaleFeed": [
-        feed(validated_timestamp_seconds=0, partition_seconds=9000),
+        feed(validated_timestamp_seconds=0, partition_seconds=3500),  # late, but not for an hour yet
         feed(validated_timestamp_seconds=0),  # its source has ended
         feed(behind_seconds=0),
         feed(behind_seconds="0x100 86400x40"),  # the others were quicker by some minutes
