@@ -4,6 +4,8 @@ import re
 from importlib.util import find_spec
 from urllib.parse import urlsplit
 
+import yaml
+
 from pipeline.settings import REPOSITORY
 from tests.infra.compose_rules import Compose, runner
 
@@ -59,6 +61,18 @@ def test_health_is_asked_of_what_a_part_is_for(compose: Compose) -> None:
     airflow_s = {name for name, one in compose["services"].items() if "airflow" in one.get("command", ())}
     others = {name for name, one in compose["services"].items() if "healthcheck" in one} - ASKED.keys()
     assert others == airflow_s  # whose checks are in tests/infra/test_compose_health.py
+
+
+def test_prometheus_scrapes_each_who_has_numbers_where_it_listens(compose: Compose) -> None:
+    services, told = compose["services"], yaml.safe_load((REPOSITORY / "infra/prometheus/prometheus.yaml").read_text())
+    targets = {target for job in told["scrape_configs"] for one in job["static_configs"] for target in one["targets"]}
+    listening = {"exporter": "9187", "gateway": "8090", "torchserve": "8087", "statsd": "9102"}
+    assert all(f":{port}" in str(services[name]) for name, port in listening.items())
+    members = {name for name, one in services.items() if "metrics" in one.get("networks", ())}
+    assert members == listening.keys() | {"prometheus", "grafana"}
+    [alias] = services["torchserve"]["networks"]["metrics"]["aliases"]
+    called = {name: name for name in listening} | {"torchserve": alias}
+    assert targets == {"localhost:9090", *(f"{called[name]}:{port}" for name, port in listening.items())}
 
 
 def test_mlflow_answers_to_the_name_that_tasks_call(compose: Compose) -> None:
