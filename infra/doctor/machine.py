@@ -12,22 +12,22 @@ MEMORY_BYTES = 6_000_000_000  # the stack at rest takes 3, one training 2
 _DEVICES = ("nvidiactl", "nvidia0")
 
 
-def room(folder: Path, needed_bytes: int = ROOM_BYTES) -> Finding:
+def room(folder: Path) -> Finding:
     """Whether a folder's disk has room for images, data and logs."""
     free = shutil.disk_usage(folder).free
     said = f"{free / 1e9:.1f} GB free in {folder}"
-    if free >= needed_bytes:
+    if free >= ROOM_BYTES:
         return Finding(check="disk", said=said)
-    change = f"make room for {needed_bytes / 1e9:.0f} GB: `docker system df`, `make clean`, or another disk"
+    change = f"make room for {ROOM_BYTES / 1e9:.0f} GB: `docker system df`, `make clean`, or another disk"
     return Finding(check="disk", said=said, change=change)
 
 
-def memory(available_bytes: int, needed_bytes: int = MEMORY_BYTES) -> Finding:
+def memory(available_bytes: int) -> Finding:
     """Whether there is memory for the stack and a training."""
     said = f"{available_bytes / 1e9:.1f} GB"
-    if available_bytes >= needed_bytes:
+    if available_bytes >= MEMORY_BYTES:
         return Finding(check="memory", said=said)
-    change = f"give it {needed_bytes / 1e9:.0f} GB (TASKS_MEMORY in .env; the engine's own limit): tasks die of less"
+    change = f"give it {MEMORY_BYTES / 1e9:.0f} GB (TASKS_MEMORY in .env; the engine's own limit): tasks die of less"
     return Finding(check="memory", said=said, change=change)
 
 

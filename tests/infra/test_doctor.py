@@ -4,6 +4,7 @@ import socket
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -126,9 +127,12 @@ def test_an_execution_address_that_leads_elsewhere(tasks: Environment) -> None:
     assert "start the api-server" in silent
 
 
-def test_a_disk_without_room(tmp_path: Path) -> None:
-    assert machine.room(tmp_path, needed_bytes=1).well
-    assert "make room" in machine.room(tmp_path, needed_bytes=10**18).change
+@pytest.mark.parametrize(("free", "change"), [(6 * 10**9, ""), (4 * 10**9, "make room")])
+def test_a_disk_without_room(free: int, change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine.shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    found = machine.room(tmp_path)
+    assert found.well is not bool(change)
+    assert change in found.change
 
 
 def test_a_machine_without_memory() -> None:
