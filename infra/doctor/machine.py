@@ -31,11 +31,11 @@ def memory(available_bytes: int) -> Finding:
     return Finding(check="memory", said=said, change=change)
 
 
-def total_memory() -> int:
+def total_memory(root: Path = Path("/")) -> int:
     """Bytes of memory that this process may see used: the machine's, or its container's limit."""
-    lines = Path("/proc/meminfo").read_text().splitlines()
+    lines = (root / "proc/meminfo").read_text().splitlines()
     machine = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemTotal:"))
-    limits = [Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")]
+    limits = [root / "sys/fs/cgroup/memory.max", root / "sys/fs/cgroup/memory/memory.limit_in_bytes"]
     said = [path.read_text().strip() for path in limits if path.exists()]
     return min([machine, *(int(limit) for limit in said if limit.isdecimal())])
 

@@ -141,6 +141,16 @@ def test_a_machine_without_memory() -> None:
     assert machine.total_memory() > 100_000_000
 
 
+@pytest.mark.parametrize(("limit", "total"), [("max", 8 * 2**30), (str(2**30), 2**30), (None, 8 * 2**30)])
+def test_a_container_has_the_memory_that_it_is_given(limit: str | None, total: int, tmp_path: Path) -> None:
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/meminfo").write_text(f"MemTotal: {8 * 2**20} kB\nMemFree: 1 kB\n")
+    (tmp_path / "sys/fs/cgroup").mkdir(parents=True)
+    if limit is not None:
+        (tmp_path / "sys/fs/cgroup/memory.max").write_text(f"{limit}\n")
+    assert machine.total_memory(tmp_path) == total
+
+
 def test_a_port_that_another_has() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
