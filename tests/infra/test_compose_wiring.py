@@ -1,11 +1,16 @@
 """The parts of the compose file fit: who reaches whom, by which name, role and health check; without an engine."""
 
+import os
 import re
+import subprocess
+import sys
 from importlib.util import find_spec
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import yaml
 
+from infra.local.home import base_environment
 from pipeline.settings import REPOSITORY
 from tests.infra.compose_rules import Compose, runner
 
@@ -113,6 +118,14 @@ def test_the_demo_begins_when_all_that_the_loop_needs_is_well(compose: Compose) 
         waited |= pending
         pending = {other for name in pending for other in services[name].get("depends_on", {})} - waited
     assert {name for name, one in services.items() if "profiles" not in one} - waited == {"exporter", "prometheus"}
+
+
+def test_the_executor_of_the_workers_can_be_loaded_with_the_versions_we_pin(tmp_path: Path) -> None:
+    """No resolver knows which Celery the provider can be imported with."""
+    command = [sys.executable, "-c", "import airflow.providers.celery.executors.celery_executor_utils"]
+    environment = {**base_environment(), "AIRFLOW_HOME": str(tmp_path), "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
 
 
 def test_trainings_go_to_the_one_that_reserves_a_gpu(compose: Compose) -> None:
