@@ -185,6 +185,39 @@ def test_it_ends_with_0_only_where_nothing_has_to_be_changed(
     assert doctor.main() == code
 
 
+@pytest.mark.parametrize("unwell", [None, "_told", "_embedded", "_composed"])
+def test_without_a_stack_named_machine_embedded_and_composed_all_count(
+    unwell: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("_told", "_embedded", "_composed"):
+        monkeypatch.setattr(doctor, name, lambda *_, well=name != unwell: well)
+    monkeypatch.setattr(doctor.sys, "argv", ["doctor"])
+    assert doctor.main() == (unwell is not None)
+
+
+@pytest.mark.parametrize(("code", "well"), [(0, True), (1, False)])
+def test_what_is_said_in_the_container_counts(
+    code: int, *, well: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers = {
+        "ps": subprocess.CompletedProcess([], 0, stdout="scheduler\n"),
+        "exec": subprocess.CompletedProcess([], code, stdout="said there\n"),
+    }
+    (tmp_path / ".env").touch()
+    monkeypatch.setattr(doctor, "REPOSITORY", tmp_path)
+    monkeypatch.setattr(doctor.shutil, "which", lambda _: "docker")
+    monkeypatch.setattr(doctor, "compose", lambda verb, *_: answers[verb])
+    assert doctor._composed() is well
+    assert "said there" in capsys.readouterr().out
+
+
+def test_a_stack_is_asked_for_all_of_its_stores_and_for_airflow(environment: Environment) -> None:
+    away = f"http://{nobody()}"
+    told = {"MLFLOW_TRACKING_URI": away, "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": away}
+    found = {f.check.partition(" ")[0]: f.well for f in doctor.stack({**environment, **told})}
+    assert found == {"database": True, "clock": True, "bucket": True, "MLflow": False, "execution": False}
+
+
 @pytest.mark.parametrize(
     ("code", "running", "change"),
     [
