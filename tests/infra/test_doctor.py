@@ -2,6 +2,7 @@
 
 import socket
 import subprocess
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
@@ -36,7 +37,8 @@ def nobody() -> str:
 def test_stores_that_are_right_are_left_alone(environment: Environment) -> None:
     found = [*stores.databases(environment), *stores.objects(environment)]
     assert wrong(found) == []
-    assert {finding.check.partition(" ")[0] for finding in found} == {"database", "clock", "bucket"}
+    counted = Counter(finding.check.partition(" ")[0] for finding in found)
+    assert counted == {"database": 3, "clock": 5, "bucket": 2}
 
 
 def test_a_password_that_is_not_the_database_s(environment: Environment) -> None:
