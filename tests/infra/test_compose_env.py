@@ -1,11 +1,14 @@
 """The .env of docker-compose: fresh secrets once, and never anything changed that is set."""
 
+import stat
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from cryptography.fernet import Fernet
 
+from infra.compose import env
 from infra.compose.env import fill
 from infra.settings import assignments
 from pipeline.settings import REPOSITORY
@@ -31,6 +34,18 @@ def test_what_is_set_stays_and_the_commit_is_that_of_the_code() -> None:
     before = assignments(fill(TEMPLATE, {}, SHA)) | {"AIRFLOW_PORT": "9999", "GATEWAY_RATE": "", "COMPOSE_FILE": "x"}
     after = assignments(fill(TEMPLATE, before, "b" * 40))
     assert after == before | {"WINDSOCK_CODE_SHA": "b" * 40}
+
+
+def test_the_file_is_for_its_owner_only_and_written_again_it_keeps_its_secrets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".env.example").write_text(TEMPLATE)
+    monkeypatch.setattr(env, "REPOSITORY", tmp_path)
+    assert env.main() == 0
+    first = (tmp_path / ".env").read_text()
+    assert stat.S_IMODE((tmp_path / ".env").stat().st_mode) == 0o600
+    assert env.main() == 0
+    assert (tmp_path / ".env").read_text() == first
 
 
 def test_comments_stay_and_what_is_no_assignment_is_refused() -> None:
