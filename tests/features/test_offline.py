@@ -73,14 +73,14 @@ def test_what_became_known_at_one_moment_is_in_the_order_of_its_records(world: W
     assert moved(engine(told, START, END, by=build_by_sql)[0], engine(told, START, END)[0]) == []
 
 
-@pytest.mark.parametrize(("is_told", "seen"), [(True, True), (False, False)])
-def test_a_version_of_which_nobody_says_since_when_never_held(is_told: bool, seen: bool) -> None:
+@pytest.mark.parametrize("told_since", [[True], [False]])
+def test_a_version_of_which_nobody_says_since_when_never_held(told_since: list[bool]) -> None:
     """As in SQL; not since 1970."""
     [legs] = [item for item in all_series(FLIGHTS, point_kinds(FLIGHTS)) if item.joined]
     arena, told = Arena(legs, base=0), {name: missing(1, kind) for name, kind in legs.stored.items()}
-    arena.add([("a key", told | {"known_at": Column(np.zeros(1, np.int64), np.array([is_told]))})], set())
+    arena.add([("a key", told | {"known_at": Column(np.zeros(1, np.int64), np.array(told_since))})], set())
     _, there = arena.last_known(np.array([0]), np.array([1]), known=np.array([5]))
-    assert there.tolist() == [seen]
+    assert there.tolist() == told_since
 
 
 def test_a_value_of_another_type_is_named_wherever_it_stands(world: World) -> None:
