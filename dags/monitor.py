@@ -1,9 +1,10 @@
 """Measure drift and performance of every scored partition and decide what follows: ignore, alert, retrain or block.
 
-**Steps.** `monitor` takes the scored partitions without a decision, oldest first: data drift against thresholds
-calibrated on the champion's own training data, prediction drift, performance on the labels that have matured, triage,
-decision. A decision to retrain is picked up by `retrain`. With nothing to do it ends as skipped. `measure_online` joins
-what was answered online with outcomes and batch scores, where there is an endpoint.
+**Steps.** `monitor` takes the scored partitions without a decision, oldest first, up to the first that is still to be
+scored: data drift against thresholds calibrated on the champion's own training data, prediction drift, performance on
+the labels that have matured, triage, decision. A decision to retrain is picked up by `retrain`. With nothing to do it
+ends as skipped. `measure_online` joins what was answered online with outcomes and batch scores, where there is an
+endpoint.
 
 **Started by** new scores, by the reconcile floor, or by hand. Every run does all pending work.
 
@@ -31,7 +32,7 @@ def monitor(use_case: UseCase) -> DAG:
 
         decided = step.monitor(use_case, outside()) if step.pending(use_case, outside()) else []
         if not decided:
-            raise AirflowSkipException("every scored partition has its decision")
+            raise AirflowSkipException("every partition that is scored, with all before it, has its decision")
         return decided
 
     @task(execution_timeout=timedelta(hours=1), trigger_rule="none_failed")

@@ -62,7 +62,8 @@ class Ordered(ABC):
         inside = np.minimum(places, len(self._at) - 1)
         since, until = self._columns["known_at"], self._columns["known_until"]
         now = known[:, None]
-        held = (since.values[inside] <= now) & (~until.valid[inside] | (now < until.values[inside]))
+        held = since.valid[inside] & (since.values[inside] <= now)
+        held &= ~until.valid[inside] | (now < until.values[inside])
         return np.asarray(np.where(held & (places < high[:, None]), places, -1).max(1), np.int64)
 
     def record(self, places: Places, there: NDArray[np.bool_], fields: Sequence[str]) -> dict[str, Column]:

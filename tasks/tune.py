@@ -32,14 +32,15 @@ THREADS = 1
 
 def search(
     use_case: UseCase, snapshot: Snapshot, as_of: datetime, trials: int, outside: "Outside", *, worker: int = 0
-) -> StudyResult:
+) -> None:
     """Search until the study has exactly `trials` trials, many at a time; goes on where a killed search stopped.
 
     Several workers, each with a number of its own, may share a study and its budget: whoever has room asks. A worker
-    that was killed is to be run again, under its number; its trials are nobody else's.
+    that was killed is to be run again, under its number; its trials are nobody else's. What was found is for `found` to
+    say, once all have ended: a worker may end before any trial has.
 
     Raises:
-        ValueError: too few rows before the cut-off, or no trial that converged.
+        ValueError: too few rows before the cut-off.
         FencedOut: a later search by the same worker has begun.
     """
     import features
@@ -54,14 +55,13 @@ def search(
     fence = outside.warehouse.begin(f"search/{name}/{worker}")
     study = open_study(name, use_case, outside)
     if len(finished_trials(study)) >= trials:
-        return result(study)
+        return
     rows = dataset.load(
         snapshot.version, use_case, outside, start=snapshot.start, end=moments.cutoff, known_by=moments.cutoff
     )
     require_rows(use_case, rows, moments)
     trainer = Trainer(use_case, definition, rows, moments)
     Search(use_case, study, trainer, trials, worker, fence, outside).run()
-    return result(study)
 
 
 def found(use_case: UseCase, snapshot: Snapshot, as_of: datetime, outside: "Outside") -> StudyResult:

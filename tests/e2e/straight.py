@@ -23,7 +23,8 @@ def _ingest(week: Interval) -> None:
 def _train(as_of: date, reason: str, decision_id: str | None = None) -> str:
     snapshot, moment = dataset.latest_snapshot(USE_CASE, WORLD), utc(as_of)
     assert snapshot is not None
-    study = tune.search(USE_CASE, snapshot, moment, USE_CASE.train.trials, WORLD)
+    tune.search(USE_CASE, snapshot, moment, USE_CASE.train.trials, WORLD)
+    study = tune.found(USE_CASE, snapshot, moment, WORLD)
     candidate = refit.refit(USE_CASE, snapshot, study, moment, reason, decision_id, WORLD)
     verdict = evaluate.judge(USE_CASE, candidate, WORLD)
     return promote.promote(USE_CASE, verdict, WORLD, actor="straight").outcome

@@ -7,8 +7,11 @@ import pyarrow.compute as pc
 import pytest
 
 from features import history, offline, ordered
+from features.arena import Arena
 from features.engine import build as build_by_sql
+from features.operations import Column, missing
 from features.ordered import Places
+from features.series import all_series, point_kinds
 from features.steps import Steps
 from tests.features.world import FLIGHTS, LEAD, Span, World, changed, day, engine, moved, small_world
 
@@ -68,6 +71,16 @@ def test_what_became_known_at_one_moment_is_in_the_order_of_its_records(world: W
     late = pa.concat_tables([table.filter(pc.invert(held_up)), changed(table.filter(held_up), known_at=moment)])
     told = world | {"movements": late}
     assert moved(engine(told, START, END, by=build_by_sql)[0], engine(told, START, END)[0]) == []
+
+
+@pytest.mark.parametrize("told_since", [[True], [False]])
+def test_a_version_of_which_nobody_says_since_when_never_held(told_since: list[bool]) -> None:
+    """As in SQL; not since 1970."""
+    [legs] = [item for item in all_series(FLIGHTS, point_kinds(FLIGHTS)) if item.joined]
+    arena, told = Arena(legs, base=0), {name: missing(1, kind) for name, kind in legs.stored.items()}
+    arena.add([("a key", told | {"known_at": Column(np.zeros(1, np.int64), np.array(told_since))})], set())
+    _, there = arena.last_known(np.array([0]), np.array([1]), known=np.array([5]))
+    assert there.tolist() == told_since
 
 
 def test_a_value_of_another_type_is_named_wherever_it_stands(world: World) -> None:

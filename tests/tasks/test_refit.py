@@ -30,7 +30,8 @@ def case(settings):
 
 @pytest.fixture
 def study(mlflow_stack, case, outside):
-    return tune.search(case, toy.SNAPSHOT, toy.AS_OF, 2, outside)
+    tune.search(case, toy.SNAPSHOT, toy.AS_OF, 2, outside)
+    return tune.found(case, toy.SNAPSHOT, toy.AS_OF, outside)
 
 
 def candidate(case, study, outside, reason="drift", decision_id="toy-20130210T0000"):
@@ -99,7 +100,8 @@ from tasks.refit import refit
 from tests.tasks import toy
 toy.install()
 case = toy.use_case().model_copy(update={"seed": SEED})
-study = tune.search(case, toy.SNAPSHOT, toy.AS_OF, 2, outside)
+tune.search(case, toy.SNAPSHOT, toy.AS_OF, 2, outside)
+study = tune.found(case, toy.SNAPSHOT, toy.AS_OF, outside)
 register = Registry.register
 def registered_and_gone(*arguments):
     register(*arguments)

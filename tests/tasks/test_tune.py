@@ -25,7 +25,8 @@ def rows(monkeypatch):
 
 
 def search(outside, trials=5, **train):
-    return tune.search(toy.use_case(**train), toy.SNAPSHOT, toy.AS_OF, trials, outside)
+    tune.search(toy.use_case(**train), toy.SNAPSHOT, toy.AS_OF, trials, outside)
+    return tune.found(toy.use_case(**train), toy.SNAPSHOT, toy.AS_OF, outside)
 
 
 def best(found) -> dict:
@@ -123,9 +124,21 @@ def test_a_worker_that_died_leaves_its_trials_to_its_next_run_and_to_nobody_else
     left = [claim for claim, trial in claims_of(found, outside) if not trial.state.is_finished()]
     assert {claim.worker for claim in left} == {1}
     assert found.trials == 6 - len(left) < 6
-    again = tune.search(toy.use_case(), toy.SNAPSHOT, toy.AS_OF, 6, outside, worker=1)
+    tune.search(toy.use_case(), toy.SNAPSHOT, toy.AS_OF, 6, outside, worker=1)
+    again = tune.found(toy.use_case(), toy.SNAPSHOT, toy.AS_OF, outside)
     assert again.trials == 6
     assert again.best_value <= found.best_value
+
+
+def test_a_worker_for_whom_no_trial_is_left_ends_in_peace_before_any_has_ended(outside, monkeypatch):
+    case = toy.use_case(trials_at_once=2)
+    with monkeypatch.context() as patched:
+        patched.setattr(Search, "_train", dying(Search._train, 0))
+        with pytest.raises(KeyboardInterrupt):
+            tune.search(case, toy.SNAPSHOT, toy.AS_OF, 2, outside)  # asked for both, and trains them
+    tune.search(case, toy.SNAPSHOT, toy.AS_OF, 2, outside, worker=1)
+    with pytest.raises(ValueError, match="none of 0 trials converged"):
+        tune.found(case, toy.SNAPSHOT, toy.AS_OF, outside)
 
 
 def claims_of(found, outside) -> list:
