@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from pipeline.settings import REPOSITORY
 from pipeline.spec import use_cases
@@ -93,6 +94,15 @@ def test_training_and_the_data_workspace_have_one_slot_pools(bag: Any) -> None:
     assert pools["flights.build_features.build"] == "dvc"
     assert set(pools.values()) == {*POOLS, "default_pool"}
     assert {slots for slots, _ in POOLS.values()} == {1}
+
+
+def test_on_kubernetes_trainings_name_the_pod_that_the_scheduler_mounts(bag: Any) -> None:
+    values = yaml.safe_load((REPOSITORY / "infra" / "helm" / "values.yaml").read_text())
+    [mount] = values["scheduler"]["extraVolumeMounts"]
+    asked = {f"{dag.dag_id}.{task.task_id}": task.executor_config for dag in bag.dags.values() for task in dag.tasks}
+    assert {name: config for name, config in asked.items() if config} == {
+        f"flights.train.{step}": {"pod_template_file": f"{mount['mountPath']}/gpu.yaml"} for step in ("tune", "refit")
+    }
 
 
 def test_all_dags_parse_within_half_a_second_and_load_nothing_heavy(airflow_home: Path) -> None:

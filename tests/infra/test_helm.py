@@ -13,7 +13,6 @@ import pytest
 import yaml
 
 from infra import settings as common
-from pipeline.orchestration import ACCELERATOR
 from pipeline.settings import REPOSITORY
 from tests.infra.helm_rules import complaints, missing
 
@@ -120,11 +119,6 @@ def test_the_image_is_of_this_version_and_its_airflow(values: Values) -> None:
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     assert values["defaultAirflowTag"] == project["version"]
     assert f"apache-airflow=={values['airflowVersion']}" in (REPOSITORY / "constraints.txt").read_text().splitlines()
-
-
-def test_trainings_name_the_file_that_the_scheduler_mounts(values: Values) -> None:
-    [mount] = values["scheduler"]["extraVolumeMounts"]
-    assert ACCELERATOR["executor_config"] == {"pod_template_file": f"{mount['mountPath']}/gpu.yaml"}
 
 
 def test_kubernetes_knows_every_key_of_the_pods(pods: Pods) -> None:
