@@ -27,6 +27,7 @@ KEY_COLUMNS = ("entity_key", "event_time", "prediction_time")
 LABEL_COLUMNS = ("entity_key", "event_time", "label", "label_time")
 POINT_ORDER = ("prediction_time", "entity_key", "event_time")
 LABEL_ORDER = ("label_time", "entity_key", "event_time")
+_REVISION = 1  # whoever mends a wrong value of any engine raises it: what was built with it is then built anew
 
 
 class Span(Protocol):
@@ -78,7 +79,7 @@ class FeatureSet:
         epoch = datetime(2000, 1, 1, tzinfo=UTC)
         statements = compile_sql(self, {}, _Fixed(epoch, epoch + timedelta(days=1)), timedelta(0))
         types = {name: dict(source.columns) for name, source in self.sources.items()}
-        content = json.dumps([statements, types, self.look_back.total_seconds()], sort_keys=True)
+        content = json.dumps([statements, types, self.look_back.total_seconds(), _REVISION], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()
 
 
