@@ -45,7 +45,7 @@ demo: env ## replay a real year through the real DAGs (WEEKS=8), ending with rep
 
 .PHONY: test
 test: env ## every test, against the real servers of embedded stacks on free ports; WORKERS=2
-	@$(BIN)/python -m pytest --numprocesses $(or $(WORKERS),2) --dist loadfile
+	@$(BIN)/python -m pytest --numprocesses $(or $(WORKERS),2) --dist loadfile --no-loadscope-reorder
 
 .PHONY: test-spark
 test-spark: env ## install the extra `spark`, and hold its features to DuckDB's (needs Java 17 or 21)
