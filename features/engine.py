@@ -10,7 +10,8 @@ computes the same faster: its steps and expressions are these, its windows are l
 import hashlib
 import json
 import re
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -152,6 +153,15 @@ def used(definition: FeatureSet) -> set[str]:
     return set(re.findall(r"\w+", " ".join([*definition.numeric_sql.values(), *definition.categorical_sql.values()])))
 
 
+@contextmanager
+def as_declared(definition: FeatureSet) -> Iterator[None]:
+    """What DuckDB says of a source that lacks a column, or holds values of another type, as a ValueError."""
+    try:
+        yield
+    except (duckdb.BinderException, duckdb.ConversionException) as error:
+        raise ValueError(f"features {definition.name}: a source is not as declared: {error}") from error
+
+
 def build(
     definition: FeatureSet, tables: Mapping[str, Sequence[Path]], interval: Span, lead: timedelta
 ) -> tuple[pa.Table, pa.Table]:
@@ -166,11 +176,9 @@ def build(
     """
     with duckdb.connect() as connection:
         connection.execute("set TimeZone = 'UTC'")
-        for statement in compile_sql(definition, tables, interval, lead):
-            try:
+        with as_declared(definition):
+            for statement in compile_sql(definition, tables, interval, lead):
                 connection.execute(statement)
-            except (duckdb.BinderException, duckdb.ConversionException) as error:
-                raise ValueError(f"features {definition.name}: a source is not as declared: {error}") from error
         points = connection.sql(f"select * from points_out order by {', '.join(POINT_ORDER)}").to_arrow_table()
         labels = connection.sql(f"select * from labels_out order by {', '.join(LABEL_ORDER)}").to_arrow_table()
     return points, labels

@@ -46,11 +46,7 @@ class _Points:
 def build(
     definition: FeatureSet, tables: Mapping[str, Sequence[Path]], interval: Span, lead: timedelta
 ) -> tuple[pa.Table, pa.Table]:
-    """Points (prediction_time in the interval) and labels (label_time in the interval) from clean Parquet files.
-
-    `tables` must reach back `definition.look_back` before the interval (timeless tables: to their beginning); rows
-    that became known after a point change nothing about it. Both results are sorted by their keys, and are the same
-    to the last bit however the time line is cut into intervals.
+    """Points and labels, as `features.engine.build` says, and to the same bits.
 
     Raises:
         ValueError: a source lacks a column, or holds values of another type.
@@ -58,12 +54,10 @@ def build(
     with duckdb.connect() as connection:
         connection.execute("set TimeZone = 'UTC'")
         [(threads,)] = connection.execute("select current_setting('threads')").fetchall()
-        try:
+        with engine.as_declared(definition):
             points, labels, histories = _read(
                 definition, tables, interval, lead, connection=connection, threads=threads
             )
-        except (duckdb.BinderException, duckdb.ConversionException) as error:
-            raise ValueError(f"features {definition.name}: a source is not as declared: {error}") from error
     looked = [(Plan.of(definition, history.series), history) for history in histories]
     parts = [points.slice(start, _POINTS_AT_ONCE) for start in range(0, max(points.num_rows, 1), _POINTS_AT_ONCE)]
     with ThreadPoolExecutor(threads) as pool:

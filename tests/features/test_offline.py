@@ -3,7 +3,6 @@
 import duckdb
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pytest
 
 from features import history, offline, ordered
@@ -13,7 +12,7 @@ from features.operations import Column, missing
 from features.ordered import Places
 from features.series import all_series, point_kinds
 from features.steps import Steps
-from tests.features.world import FLIGHTS, LEAD, Span, World, changed, day, engine, moved, small_world
+from tests.features.world import FLIGHTS, LEAD, Span, World, day, engine, held_up, moved, small_world
 
 START, END = day(15), day(18)
 
@@ -62,13 +61,7 @@ def test_a_search_that_is_one_step_late_is_seen(
 def test_what_became_known_at_one_moment_is_in_the_order_of_its_records(world: World) -> None:
     """Everything that moved on a day is told at its end: a plane's last movement is one of several."""
     moment = day(16, 12)
-    table = world["movements"]
-    kind = table.schema.field("known_at").type
-    held_up = pc.and_(
-        pc.greater_equal(table["known_at"], pa.scalar(day(15), kind)),
-        pc.less(table["known_at"], pa.scalar(moment, kind)),
-    )
-    late = pa.concat_tables([table.filter(pc.invert(held_up)), changed(table.filter(held_up), known_at=moment)])
+    late = held_up(world["movements"], day(15), moment)
     told = world | {"movements": late}
     assert moved(engine(told, START, END, by=build_by_sql)[0], engine(told, START, END)[0]) == []
 

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from features import FeatureSet
-from tests.features.world import FLIGHTS, World, changed, day, engine, moved, small_world
+from tests.features.world import FLIGHTS, World, changed, day, engine, held_up, moved, small_world
 
 START, END = day(15), day(17)
 EXTREME: dict[str, dict[str, object]] = {
@@ -109,12 +109,7 @@ def test_a_feature_that_looks_ahead_is_caught(world: World, step: str, sql: str)
 def test_a_record_that_comes_late_counts_from_when_it_was_known(world: World) -> None:
     moment = day(16, 12)
     table = world["movements"]
-    kind = table.schema.field("known_at").type
-    held_up = pc.and_(
-        pc.greater_equal(table["known_at"], pa.scalar(day(15), kind)),
-        pc.less(table["known_at"], pa.scalar(moment, kind)),
-    )
-    late = pa.concat_tables([table.filter(pc.invert(held_up)), changed(table.filter(held_up), known_at=moment)])
+    late = held_up(table, day(15), moment)
     before, after = (engine(world | {"movements": rows}, START, END)[0] for rows in (table, late))
     told = pc.greater_equal(before["prediction_time"], pa.scalar(moment, before.schema.field("prediction_time").type))
     week = "carrier_arrival_delay_minutes_7d"

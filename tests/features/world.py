@@ -67,6 +67,16 @@ def changed(table: pa.Table, **values: object) -> pa.Table:
     return table
 
 
+def held_up(table: pa.Table, since: datetime, until: datetime) -> pa.Table:
+    """The table with what became known in [since, until) known at its end only."""
+    known = table["known_at"]
+    late = pc.and_(
+        pc.greater_equal(known, pa.scalar(since, known.type)),
+        pc.less(known, pa.scalar(until, known.type)),
+    )
+    return pa.concat_tables([table.filter(pc.invert(late)), changed(table.filter(late), known_at=until)])
+
+
 def moved(before: pa.Table, after: pa.Table) -> list[str]:
     """The features that differ anywhere; both tables must hold the same points."""
     assert before.select(["entity_key", "event_time"]).equals(after.select(["entity_key", "event_time"]))
