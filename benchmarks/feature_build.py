@@ -2,13 +2,14 @@
 
     python -m benchmarks.feature_build [--replicas 1 9] [--rounds 3] [--only NAME]
 
-The rows are the year 2013, and replicas of it with airports and planes of their own. The features are a part of the
-product's definition, so that pandas is done in minutes: sums over 30 days and 3 hours, the weather as of, its trend, a
-plane's last movement; neither makes labels. Everyone reads Parquet, in a process of its own whose peak memory is told.
+The rows are the year 2013, and replicas of it with airlines, airports and planes of their own. The features are all
+numbers of the product's definition but those that count schedule entries or follow a plane's legs; labels are not made.
+Everyone reads Parquet, in a process of its own whose peak memory is told.
 """
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -31,7 +32,8 @@ from features.engine import FeatureSet
 OURS, THEIRS = "feature engine (ours)", "pandas, rolling and merge_asof"
 LEAD = timedelta(hours=2)
 TABLES = ("flights", "movements", "weather", "planes", "airports")
-OF_REPLICA = ("origin", "tailnum", "faa")  # what a replica has of its own
+OF_REPLICA = ("carrier", "origin", "dest", "tailnum", "faa")  # what a replica has of its own
+LEFT_OUT = {"due", "entries", "legs"}  # streams of schedule entries
 _KEYS = ["entity_key", "event_time"]
 _NO_LABELS = "select '' as entity_key, known_at as event_time, 0 as label, known_at as label_time from flights limit 0"
 
@@ -47,36 +49,15 @@ class Year:
 def definition() -> FeatureSet:
     """The part of the product's definition that both build."""
     whole = features.definition("flights")
-    windows = {window.prefix: window for window in whole.windows}
-    spans = {"carrier_origin": ("30 days",), "tail": ("30 days",), "origin_now": ("3 hours",)}
-    steps = {name: sql for name, sql in whole.steps.items() if name not in {"due", "entries", "legs"}}
-    seconds = "date_diff('second', weather_first.observed_at, weather_last.observed_at)"
+    windows = tuple(window for window in whole.windows if window.stream not in LEFT_OUT)
+    absent = [window.prefix for window in whole.windows if window not in windows] + [j.prefix for j in whole.joined]
+    reads = re.compile(rf"\b({'|'.join(absent)})[_.]")
     return replace(
         whole,
-        steps=steps | {"labels": _NO_LABELS},
-        windows=(
-            *(replace(windows[prefix], spans=kept) for prefix, kept in spans.items()),
-            windows["weather"],
-            windows["plane"],
-        ),
+        steps={name: sql for name, sql in whole.steps.items() if name not in LEFT_OUT} | {"labels": _NO_LABELS},
+        windows=windows,
         joined=(),
-        numeric_sql={
-            "carrier_origin_late_share_30d": "carrier_origin_arrived_late_30d / nullif(carrier_origin_arrived_30d, 0)",
-            "carrier_origin_delay_minutes_30d": "carrier_origin_arrival_delay_30d"
-            " / nullif(carrier_origin_arrived_30d, 0)",
-            "tail_late_share_30d": "tail_arrived_late_30d / nullif(tail_arrived_30d, 0)",
-            "tail_delay_minutes_30d": "tail_arrival_delay_30d / nullif(tail_arrived_30d, 0)",
-            "tail_flights_30d": "tail_arrived_30d",
-            "origin_late_share_3h": "origin_now_departed_late_3h / nullif(origin_now_departed_3h, 0)",
-            "origin_delay_minutes_3h": "origin_now_departure_delay_3h / nullif(origin_now_departed_3h, 0)",
-            "origin_cancelled_3h": "origin_now_cancelled_3h",
-            "temp_f": "weather_last.temp_f",
-            "wind_speed_mph": "weather_last.wind_speed_mph",
-            "pressure_trend_mb_per_hour": "(weather_last.pressure_mb - weather_first.pressure_mb)"
-            f" / nullif({seconds} / 3600.0, 0)",
-            "tail_last_delay_minutes": whole.numeric_sql["tail_last_delay_minutes"],
-            "tail_hours_since_last_movement": whole.numeric_sql["tail_hours_since_last_movement"],
-        },
+        numeric_sql={name: sql for name, sql in whole.numeric_sql.items() if not reads.search(sql)},
         categorical_sql={},
     )
 
