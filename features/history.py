@@ -4,7 +4,7 @@ A key is a number (of each part's value, one after another as the digits of a mi
 together are one whole number, and where a span begins or ends is one search among sorted ones.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import UTC, timedelta
 
 import duckdb
@@ -53,7 +53,7 @@ class Stream:
     """
 
     def __init__(self, connection: duckdb.DuckDBPyConnection, series: Sequence[Series], interval: Span) -> None:
-        events = _read(connection, series, interval)
+        events = coded(connection.sql(_events_sql(series, interval)), {name for item in series for name in item.key})
         self.rows = events.num_rows
         self.words = {
             f.name: events[f.name].chunk(0).dictionary for f in events.schema if pa.types.is_dictionary(f.type)
@@ -103,7 +103,7 @@ class Keys:
     def number(self, columns: Sequence[pa.Array], rows: int) -> Places:
         """The number of each row's key; below 0 where a part of it is missing."""
         both = list(zip(columns, self._values, strict=True))
-        digits = [_whole(pc.index_in(c.cast(values.type), values), missing=len(values)) for c, values in both]
+        digits = [_digits(column, values) for column, values in both]
         numbers = self._number(digits, rows)
         for column in columns:
             numbers[~_is_valid(column)] = -1
@@ -142,6 +142,7 @@ class History(Ordered):
             columns[f"rank{number}"] = Column(ranks, np.ones(len(rows), np.bool_))
         sums = _running([stream.column(name, "bigint").values[rows] for name in series.sums], len(rows))
         super().__init__(series, at, sums, columns)
+        self.sum_kind = np.int32 if sums.dtype == np.int32 else np.float64  # what holds each exactly
         self.words = {name: stream.words[name] for name, kind in series.columns.items() if kind == "varchar"}
         self.kinds = {name: "bigint" if name in self.words else kind for name, kind in self.kinds.items()}
 
@@ -160,11 +161,10 @@ class History(Ordered):
         return found
 
 
-def _read(connection: duckdb.DuckDBPyConnection, series: Sequence[Series], interval: Span) -> pa.Table:
-    """The events, with each key and text once and a number in its place; the query's memory is free again."""
-    keys = {name for item in series for name in item.key}
-    reader = connection.sql(_events_sql(series, interval)).to_arrow_reader(_READ_ROWS)
-    schema = pa.schema([_coded(f) if f.name in keys or f.type == pa.string() else f for f in reader.schema])
+def coded(rows: duckdb.DuckDBPyRelation, names: Collection[str]) -> pa.Table:
+    """Rows; a number stands for each text, and for each of these columns' values. The query's memory is free again."""
+    reader = rows.to_arrow_reader(_READ_ROWS)
+    schema = pa.schema([_coded(f) if f.name in names or f.type == pa.string() else f for f in reader.schema])
     none = pa.RecordBatch.from_pylist([], reader.schema)
     batches = [_encoded(batch, schema) for batch in (none, *reader)]
     return pa.Table.from_batches(batches, schema).unify_dictionaries()
@@ -209,6 +209,12 @@ def _running(values: Sequence[Places], rows: int) -> Array:
     for number, each in enumerate(values):
         np.cumsum(each, dtype=totals.dtype, out=totals[1:, number])
     return totals
+
+
+def _digits(column: pa.DictionaryArray, values: pa.Array) -> Places:
+    """Where each of a column's values is among others; as many as there are, where it is not."""
+    found = _whole(pc.index_in(column.dictionary.cast(values.type), values), missing=len(values))
+    return np.append(found, len(values))[_whole(column.indices)]
 
 
 def _column(column: pa.ChunkedArray) -> Column:

@@ -5,12 +5,11 @@ path looks up, in the same way, in series of all keys at once (`features.history
 totals between two searches. `features.engine.build` says the same in SQL alone; a test holds both to the same bits.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from itertools import repeat
 from pathlib import Path
 
 import duckdb
@@ -20,11 +19,11 @@ from numpy.typing import NDArray
 
 from features import engine
 from features.engine import KEY_COLUMNS, LABEL_COLUMNS, FeatureSet, Span
-from features.history import History, Stream, arrow, worded
+from features.history import History, Stream, arrow, coded, worded
 from features.operations import Column
 from features.ordered import Places
 from features.plan import Plan
-from features.series import all_series, point_kinds
+from features.series import Series, all_series, point_kinds
 from features.steps import Steps
 
 _POINTS_AT_ONCE = 1 << 17
@@ -32,15 +31,41 @@ _MOMENT = pa.timestamp("us", "UTC")
 _LABELS = pa.schema(zip(LABEL_COLUMNS, (pa.string(), _MOMENT, pa.float64(), _MOMENT), strict=True))
 
 
-@dataclass(frozen=True)
 class _Points:
-    """Some of the points, as a plan asks about them."""
+    """The points, or some of them, as a plan asks about them."""
 
-    known: Places
-    event_time: Places
+    def __init__(self, rows: pa.Table) -> None:
+        self.rows = rows
+        self.known, self.event_time = (_moments(rows[name]) for name in ("prediction_time", "event_time"))
 
     def miss(self, absent: str | None, rows: NDArray[np.bool_]) -> None:
         """Nobody reads why a feature of one among millions is missing."""
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What a series holds for every point: of a text the numbers of words, and of sums whole numbers."""
+
+    plan: Plan
+    words: Mapping[str, pa.Array]
+    kinds: Mapping[str, str]
+    columns: Mapping[str, Column]
+
+    def arrow(self, part: slice) -> dict[str, pa.Array]:
+        """The columns of some points as expressions read them: a record is a struct of its fields."""
+        found = {name: Column(values[part], valid[part]) for name, (values, valid) in self.columns.items()}
+        made = {name: arrow(found[name]).cast(pa.float64()) for name in self.plan.summed}
+        for record, fields in self.plan.records.items():
+            arrays = [self._field(found[f"{record}.{field}"], field) for field in fields]
+            there = found[record]
+            absent = pa.array(~there.valid)
+            made[record] = pa.StructArray.from_arrays(arrays, fields, mask=absent) if fields else arrow(there)
+        return made
+
+    def _field(self, column: Column, name: str) -> pa.Array:
+        if name in self.words:
+            return worded(column, self.words[name])
+        return arrow(column).cast(pa.timestamp("us")) if self.kinds[name] == "timestamp" else arrow(column)
 
 
 def build(
@@ -53,15 +78,16 @@ def build(
     """
     with duckdb.connect() as connection:
         connection.execute("set TimeZone = 'UTC'")
+        connection.execute("set preserve_insertion_order = false")  # what is read is put in order here
         [(threads,)] = connection.execute("select current_setting('threads')").fetchall()
         with engine.as_declared(definition):
-            points, labels, histories = _read(
-                definition, tables, interval, lead, connection=connection, threads=threads
-            )
-    looked = [(Plan.of(definition, history.series), history) for history in histories]
-    parts = [points.slice(start, _POINTS_AT_ONCE) for start in range(0, max(points.num_rows, 1), _POINTS_AT_ONCE)]
+            points, labels, streams = _read(definition, tables, interval, lead, connection=connection)
+    found: list[_Found] = []
     with ThreadPoolExecutor(threads) as pool:
-        return pa.concat_tables(pool.map(partial(_features, definition, looked), parts)), labels
+        while streams:
+            stream, series = streams.pop(0)
+            found += pool.map(partial(_look_up, definition, points, stream), series)
+        return pa.concat_tables(pool.map(partial(_features, definition, points, found), _parts(points))), labels
 
 
 def _read(
@@ -71,27 +97,23 @@ def _read(
     lead: timedelta,
     *,
     connection: duckdb.DuckDBPyConnection,
-    threads: int,
-) -> tuple[pa.Table, pa.Table, list[History]]:
-    """Points and labels in order, and the history of every series."""
+) -> tuple[pa.Table, pa.Table, list[tuple[Stream, list[Series]]]]:
+    """Points and labels in order, and the streams with their series."""
     series = [item for item in all_series(definition, point_kinds(definition)) if not item.lookup]
     points_sql = f"{engine.points_sql(definition, _names(definition))} order by {', '.join(engine.POINT_ORDER)}"
     labels_sql = f"select {', '.join(LABEL_COLUMNS)} from labels order by {', '.join(engine.LABEL_ORDER)}"
-    streams = list(dict.fromkeys(item.stream for item in series))
-    steps = Steps(connection, definition, [*(f"from {name}" for name in streams), points_sql, labels_sql])
+    names = list(dict.fromkeys(item.stream for item in series))
+    steps = Steps(connection, definition, [*(f"from {name}" for name in names), points_sql, labels_sql])
     steps.make(tables, interval, lead)
-    histories: list[History] = []
-    with ThreadPoolExecutor(threads) as pool:
-        for name in streams:
-            together = [item for item in series if item.stream == name]
-            stream = Stream(connection, together, interval)
-            steps.done()
-            histories += pool.map(History, together, repeat(stream))
-            del stream
-    points = connection.sql(points_sql).to_arrow_table()
+    streams = []
+    for name in names:
+        together = [item for item in series if item.stream == name]
+        streams.append((Stream(connection, together, interval), together))
+        steps.done()
+    points = coded(connection.sql(points_sql), {name for item in series for name in item.on}).combine_chunks()
     steps.done()
     labels = connection.sql(labels_sql).to_arrow_table().cast(_LABELS)
-    return points, labels, histories
+    return points, labels, streams
 
 
 def _names(definition: FeatureSet) -> list[str]:
@@ -101,36 +123,47 @@ def _names(definition: FeatureSet) -> list[str]:
     return [name for name in definition.point_sql if name in mentioned]
 
 
-def _features(definition: FeatureSet, looked: Sequence[tuple[Plan, History]], points: pa.Table) -> pa.Table:
+def _parts(points: pa.Table) -> list[slice]:
+    """The points in parts, in the order of time: what a part looks at lies close together. At least one."""
+    return [slice(start, start + _POINTS_AT_ONCE) for start in range(0, max(points.num_rows, 1), _POINTS_AT_ONCE)]
+
+
+def _look_up(definition: FeatureSet, points: pa.Table, stream: Stream, series: Series) -> _Found:
+    """What a series holds for every point. Its history, which takes more memory, is free again."""
+    history, plan = History(series, stream), Plan.of(definition, series)
+    parts = [_Points(points[part]) for part in _parts(points)]
+    looked = [plan.columns(part, history, history.slots(part.rows)) for part in parts]
+    for columns in looked:
+        columns |= {
+            name: Column(columns[name].values.astype(history.sum_kind), columns[name].valid) for name in plan.summed
+        }
+    whole = {name: _whole(columns.pop(name) for columns in looked) for name in [*looked[0]]}
+    return _Found(plan, history.words, history.kinds, whole)
+
+
+def _whole(parts: Iterable[Column]) -> Column:
+    values, valid = (np.concatenate(each) for each in zip(*parts, strict=True))
+    return Column(values, np.broadcast_to(np.True_, len(valid)) if valid.all() else valid)
+
+
+def _features(definition: FeatureSet, points: pa.Table, found: Sequence[_Found], part: slice) -> pa.Table:
     """The features of some points."""
-    known, event_time = (points[name].cast(pa.int64()).to_numpy() for name in ("prediction_time", "event_time"))
-    asked = _Points(known, event_time)
-    columns = dict(zip(points.column_names, points.columns, strict=True))
-    for plan, history in looked:
-        columns |= _columns(plan, history, plan.columns(asked, history, history.slots(points)))
+    columns = {name: _plain(points[name][part]) for name in points.column_names}
+    features = columns | {name: column for one in found for name, column in one.arrow(part).items()}
     query = ", ".join(f"{sql} as {name}" for name, sql in engine.features_sql(definition).items())
     with duckdb.connect(config={"threads": 1}) as connection:
         connection.execute("set TimeZone = 'UTC'")
-        connection.register("points", pa.table(columns))
-        features = connection.sql(f"select {query} from points").to_arrow_table()
-    moments = {name: points[name].cast(_MOMENT) for name in ("event_time", "prediction_time")}
-    return pa.table(
-        {"entity_key": points["entity_key"]} | moments | dict(zip(features.column_names, features.columns, strict=True))
-    )
+        connection.register("points", pa.table(features))
+        made = connection.sql(f"select {query} from points").to_arrow_table()
+    keys = {name: columns[name].cast(_MOMENT) for name in ("event_time", "prediction_time")}
+    numbers = dict(zip(made.column_names, made.columns, strict=True))
+    return pa.table({"entity_key": columns["entity_key"]} | keys | numbers)
 
 
-def _columns(plan: Plan, history: History, found: Mapping[str, Column]) -> dict[str, pa.Array]:
-    """A plan's columns as expressions read them: a record is a struct of its fields."""
-    made = {name: arrow(found[name]) for listed in plan.sums.values() for _, name in listed}
-    for record, fields in plan.records.items():
-        arrays = [_field(found[f"{record}.{field}"], history, field) for field in fields]
-        there = found[record]
-        absent = pa.array(~there.valid)
-        made[record] = pa.StructArray.from_arrays(arrays, fields, mask=absent) if fields else arrow(there)
-    return made
+def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
 
 
-def _field(column: Column, history: History, name: str) -> pa.Array:
-    if name in history.words:
-        return worded(column, history.words[name])
-    return arrow(column).cast(pa.timestamp("us")) if history.kinds[name] == "timestamp" else arrow(column)
+def _moments(column: pa.ChunkedArray) -> Places:
+    """In microseconds since 1970."""
+    return np.asarray(_plain(column).cast(pa.int64()).to_numpy())

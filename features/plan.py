@@ -68,6 +68,11 @@ class Plan:
         spans = {text: span(text) // _MICROSECOND for w in series.windows for text in w.spans}
         return cls(series, kinds, records, {text: named for text, named in sums.items() if named}, spans)
 
+    @property
+    def summed(self) -> list[str]:
+        """The names of all sums."""
+        return [name for listed in self.sums.values() for _, name in listed]
+
     def columns(self, batch: Points, arena: Ordered, slots: Places) -> dict[str, Column]:
         """The columns of a batch of points; a slot below 0 has none of them."""
         valid = slots >= 0

@@ -60,6 +60,8 @@ def _aware(moment: Any) -> exp.Expression:
 
 def _function(node: Any) -> exp.Expression:
     arguments = node.expressions
+    if node.name == "hash":
+        return exp.func("xxhash64", *arguments)
     if node.name == "isfinite":  # Spark has NaN above every number
         return exp.LT(this=exp.Abs(this=arguments[0]), expression=exp.cast(exp.Literal.string("infinity"), "double"))
     if node.name == "timezone" and arguments[1].is_type("timestamptz"):
