@@ -40,7 +40,7 @@ Score = Callable[[Path, Path], None]
 
 def ours(predictor: Predictor, source: Path, target: Path) -> None:
     """The columns the model needs, and scores beside their keys."""
-    texts = predictor.card["features"]["categorical"]
+    texts = [*_KEYS[:1], *predictor.card["features"]["categorical"]]
     rows = pq.read_table(source, columns=[*_KEYS, *predictor.columns], read_dictionary=texts)
     scored = rows.select(list(_KEYS)).append_column("score", pa.array(predictor.predict(rows)))
     pq.write_table(scored, target, use_dictionary=list(_KEYS))
@@ -95,7 +95,8 @@ def contestants(folder: Path) -> dict[str, Score]:
 
 def differences(found: dict[str, pa.Table]) -> dict[str, float]:
     """How far everyone's scores lie from ours, at most; keys must be ours, in their order."""
-    keys = {name: rows.select(list(_KEYS)).cast(found[OURS].select(list(_KEYS)).schema) for name, rows in found.items()}
+    plain = pa.schema(zip(_KEYS, (pa.string(), pa.timestamp("us", "UTC")), strict=True))
+    keys = {name: rows.select(list(_KEYS)).cast(plain) for name, rows in found.items()}
     assert all(rows.equals(keys[OURS]) for rows in keys.values()), "other keys, or in another order"
     score = {name: rows["score"].to_numpy() for name, rows in found.items()}
     return {name: float(np.abs(values - score[OURS]).max()) for name, values in score.items()}

@@ -4,6 +4,8 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any
 
 import numpy as np
 import torch
@@ -57,17 +59,26 @@ class Rows:
         return len(self.label)
 
 
+_FILLING: Any = import_module("torch.utils.deterministic")  # its attribute is a property that type checkers do not see
+
+
 @contextmanager
 def deterministic(threads: int) -> Iterator[None]:
-    """Same seed, same weights: sums are split over a fixed number of threads, whatever machine this is."""
-    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    """Same seed, same weights: sums are split over a fixed number of threads, whatever machine this is.
+
+    Torch would also fill what it has not written yet, to show who reads it: nobody here, and it takes a fifteenth of
+    the time.
+    """
+    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(), _FILLING.fill_uninitialized_memory
     torch.set_num_threads(threads)
+    _FILLING.fill_uninitialized_memory = False
     torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())  # noqa: FBT003 (torch's signature)
     try:
         yield
     finally:
         torch.set_num_threads(before[0])
         torch.use_deterministic_algorithms(before[1])
+        _FILLING.fill_uninitialized_memory = before[2]
 
 
 def best_device() -> torch.device:
