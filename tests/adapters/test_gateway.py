@@ -155,6 +155,7 @@ def test_the_records_are_what_was_asked(gate: Gateway) -> None:
     gate.ask("flights", {"do": "fail"}, request_id="static")
     gate.ask("flights", [{"do": "fail"}], request_id="none")
     gate.ask("flights", {"do": "dawdle", "seconds": 0.2}, request_id="slow")
+    until(lambda: any(record.request_id == "slow" for record in gate.records("flights", since)))  # written afterwards
     found = {record.request_id: record for record in gate.records("flights", since)}
     assert list(found) == [*asked, "again", "static", "none", "slow"]
     for request_id, reply in asked.items():
@@ -195,6 +196,7 @@ def test_a_slow_upload_is_not_the_versions_time(running: Stand, gate: Gateway) -
         time.sleep(1.5)
         connection.sendall(b'{"a": 1}')
         assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+    until(lambda: bool(gate.records("flights", since)))
     (record,) = gate.records("flights", since)
     assert (record.request_id, record.status, record.cause) == ("slow-upload", 200, "")
     assert record.milliseconds < 1400
