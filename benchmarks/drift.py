@@ -75,7 +75,7 @@ def main() -> None:
     for one in measured.values():
         one.facts["rows/s"] = f"{asked.rows / median(one.wall):,.0f}"
     print(table(list(measured.values()), ours=OURS))
-    print(keep("drift", list(measured.values()), asked.into, rows=asked.rows, features=len(names)))
+    print(keep(f"drift, {asked.rows} rows", list(measured.values()), asked.into, rows=asked.rows, features=len(names)))
 
 
 if __name__ == "__main__":

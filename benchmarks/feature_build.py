@@ -13,9 +13,10 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from statistics import median
@@ -29,12 +30,14 @@ import features
 from benchmarks.table import Measured, keep, table
 from features.engine import FeatureSet
 
-OURS, THEIRS = "feature engine (ours)", "pandas, rolling and merge_asof"
+OURS, ROLLING = "feature engine (ours)", "pandas, rolling and merge_asof"
+RUNNING = "pandas, running totals and merge_asof"
 LEAD = timedelta(hours=2)
 TABLES = ("flights", "movements", "weather", "planes", "airports")
 OF_REPLICA = ("carrier", "origin", "dest", "tailnum", "faa")  # what a replica has of its own
 LEFT_OUT = {"due", "entries", "legs"}  # streams of schedule entries
 _KEYS = ["entity_key", "event_time"]
+_STEPS = 2
 _NO_LABELS = "select '' as entity_key, known_at as event_time, 0 as label, known_at as label_time from flights limit 0"
 
 
@@ -89,14 +92,19 @@ def engine(folder: Path) -> pa.Table:
     return points
 
 
-def pandas(folder: Path) -> pa.Table:
+def pandas(folder: Path, sums: str = "rolling") -> pa.Table:
     """A competent user's."""
-    from benchmarks.contenders.pandas_features import build
+    from benchmarks.contenders import pandas_features
 
-    return pa.Table.from_pandas(build(folder, LEAD), preserve_index=False)
+    made = pandas_features.build(folder, LEAD, getattr(pandas_features, sums))
+    return pa.Table.from_pandas(made, preserve_index=False)
 
 
-CONTESTANTS = {OURS: engine, THEIRS: pandas}
+CONTESTANTS: dict[str, Callable[[Path], pa.Table]] = {
+    OURS: engine,
+    ROLLING: pandas,
+    RUNNING: partial(pandas, sums="running"),
+}
 
 
 def furthest(ours: pa.Table, theirs: pa.Table) -> float:
@@ -161,8 +169,11 @@ def compare(replicas: int, rounds: int, names: Sequence[str], into: Path) -> Non
         kept = {name: folder / f"{number}.parquet" for number, name in enumerate(names)}
         found = [measured(name, folder / "in", rounds, flights, keep_rows=kept[name]) for name in names]
         about: dict[str, float] = {"flights": flights, "features": len(definition().numeric)}
-        if THEIRS in names:
-            about["furthest apart, in float32 steps"] = furthest(*(pq.read_table(kept[n]) for n in (OURS, THEIRS)))
+        others = [name for name in names if name != OURS]
+        for name in others if OURS in names else []:
+            apart = furthest(pq.read_table(kept[OURS]), pq.read_table(kept[name]))
+            assert apart <= _STEPS, f"{name} finds other features"
+            about[f"float32 steps from {name}"] = apart
     print(f"\n{about}\n{table(found, ours=OURS)}", flush=True)
     print(keep(f"features, {replicas} replicas", found, into, **about))
 

@@ -103,7 +103,7 @@ def main() -> None:
     for one in measured.values():
         one.facts["rows/s"] = f"{rows / median(one.wall):,.0f}"
     print(table(list(measured.values()), ours=OURS))
-    print(keep("ingest", list(measured.values()), asked.into, rows=rows))
+    print(keep(f"ingest, {rows} rows", list(measured.values()), asked.into, rows=rows))
 
 
 if __name__ == "__main__":

@@ -125,7 +125,7 @@ def main() -> None:
     print(f"{told.rows:,} rows, {len(expects)} expectations; failing: {failing}")
     print(table(list(measured.values()), ours=OURS))
     about = {"rows": told.rows, "expectations": len(expects), "failing": failing}
-    print(keep("validation", list(measured.values()), told.into, **about))
+    print(keep(f"validation, {told.rows} rows", list(measured.values()), told.into, **about))
 
 
 if __name__ == "__main__":

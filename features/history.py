@@ -102,8 +102,7 @@ class Keys:
 
     def number(self, columns: Sequence[pa.Array], rows: int) -> Places:
         """The number of each row's key; below 0 where a part of it is missing."""
-        both = list(zip(columns, self._values, strict=True))
-        digits = [_digits(column, values) for column, values in both]
+        digits = [_digits(column, values) for column, values in zip(columns, self._values, strict=True)]
         numbers = self._number(digits, rows)
         for column in columns:
             numbers[~_is_valid(column)] = -1
@@ -162,7 +161,7 @@ class History(Ordered):
 
 
 def coded(rows: duckdb.DuckDBPyRelation, names: Collection[str]) -> pa.Table:
-    """Rows; a number stands for each text, and for each of these columns' values. The query's memory is free again."""
+    """Rows; a number stands for each text, and for each of these columns' values."""
     reader = rows.to_arrow_reader(_READ_ROWS)
     schema = pa.schema([_coded(f) if f.name in names or f.type == pa.string() else f for f in reader.schema])
     none = pa.RecordBatch.from_pylist([], reader.schema)

@@ -82,11 +82,8 @@ def build(
         [(threads,)] = connection.execute("select current_setting('threads')").fetchall()
         with engine.as_declared(definition):
             points, labels, streams = _read(definition, tables, interval, lead, connection=connection)
-    found: list[_Found] = []
     with ThreadPoolExecutor(threads) as pool:
-        while streams:
-            stream, series = streams.pop(0)
-            found += pool.map(partial(_look_up, definition, points, stream), series)
+        found = _look_all_up(definition, points, streams, pool)
         return pa.concat_tables(pool.map(partial(_features, definition, points, found), _parts(points))), labels
 
 
@@ -126,6 +123,17 @@ def _names(definition: FeatureSet) -> list[str]:
 def _parts(points: pa.Table) -> list[slice]:
     """The points in parts, in the order of time: what a part looks at lies close together. At least one."""
     return [slice(start, start + _POINTS_AT_ONCE) for start in range(0, max(points.num_rows, 1), _POINTS_AT_ONCE)]
+
+
+def _look_all_up(
+    definition: FeatureSet, points: pa.Table, streams: list[tuple[Stream, list[Series]]], pool: ThreadPoolExecutor
+) -> list[_Found]:
+    """What every series holds for every point, a history for each processor at a time; streams are used up."""
+    found: list[_Found] = []
+    while streams:
+        stream, series = streams.pop(0)
+        found += pool.map(partial(_look_up, definition, points, stream), series)
+    return found
 
 
 def _look_up(definition: FeatureSet, points: pa.Table, stream: Stream, series: Series) -> _Found:

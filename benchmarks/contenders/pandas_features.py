@@ -1,6 +1,10 @@
-"""The benchmark's features as one writes them with pandas: merge, time-based rolling sums, merge_asof."""
+"""The benchmark's features as one writes them with pandas: merge, merge_asof, and sums over time in one of two ways.
 
-from collections.abc import Mapping, Sequence
+`rolling` is what pandas offers for it. `running` is the trick of our own engine, for those who know it: what was summed
+up to a point less what was summed up to the beginning of its span.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -45,9 +49,11 @@ _COUNTS = {
     "tail_flights_7d": ("tail", "7D", "arrived"),
 }
 _WEIGHT = {"number": 5, "tail": 10}
+Spans = Mapping[str, Sequence[str]]
+Sums = Callable[[pd.DataFrame, pd.DataFrame, Sequence[str], Spans], dict[str, pd.DataFrame]]
 
 
-def build(sources: Path, lead: pd.Timedelta) -> pd.DataFrame:
+def build(sources: Path, lead: pd.Timedelta, sums: Sums) -> pd.DataFrame:
     """Every flight with its features, known at its prediction time."""
     points, events, weather = _read(sources, lead)
     number = points["carrier"] + points["flight"].astype(str) + "-" + points["origin"] + "-" + points["dest"]
@@ -59,7 +65,8 @@ def build(sources: Path, lead: pd.Timedelta) -> pd.DataFrame:
         "plane_age_years": due.dt.year - points["year"],
         "plane_seats": points["seats"],
     }
-    return pd.DataFrame(keys | schedule | weather | _history(events, points) | _plane(events, points))
+    numbers = schedule | weather | _history(events, points, sums) | _plane(events, points)
+    return pd.DataFrame(keys | {name: column.astype("float32") for name, column in numbers.items()})
 
 
 def _read(sources: Path, lead: pd.Timedelta) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, pd.Series]]:
@@ -97,21 +104,22 @@ def _weather_now(points: pd.DataFrame, weather: pd.DataFrame) -> dict[str, pd.Se
     }
 
 
-def _history(events: pd.DataFrame, points: pd.DataFrame) -> dict[str, pd.Series]:
+def _history(events: pd.DataFrame, points: pd.DataFrame, sums: Sums) -> dict[str, pd.Series]:
     made: dict[str, pd.Series] = {}
     for key, (columns, spans) in _ROLLING.items():
-        found = _rolling(events, points, columns, spans)
+        found = sums(events, points, columns, spans)
         if key == "all":
             overall = _mean(found["30D"], "arrived_late", "arrived")
+        means = {name: told for name, (of, *told) in _MEANS.items() if of == key}
+        new = {name: _mean(found[span], total, count) for name, (span, total, count) in means.items()}
+        new |= {name: found[span][count] for name, (of, span, count) in _COUNTS.items() if of == key}
         for span in _RATES.get(key, ()):
             late, count, weight = found[span]["arrived_late"], found[span]["arrived"], _WEIGHT.get(key, 20)
-            made[f"{key}_late_rate_{span.lower()}"] = ((late + weight * overall) / (count + weight)).where(count > 0)
-        means = {name: told for name, (of, *told) in _MEANS.items() if of == key}
-        made |= {name: _mean(found[span], total, count) for name, (span, total, count) in means.items()}
-        made |= {name: found[span][count] for name, (of, span, count) in _COUNTS.items() if of == key}
+            new[f"{key}_late_rate_{span.lower()}"] = ((late + weight * overall) / (count + weight)).where(count > 0)
         if key == "origin":
             week = found["7D"]
-            made["origin_cancel_rate_7d"] = week["cancelled"] / (week["arrived"] + week["cancelled"])
+            new["origin_cancel_rate_7d"] = week["cancelled"] / (week["arrived"] + week["cancelled"])
+        made |= {name: column.astype("float32") for name, column in new.items()}
     return made
 
 
@@ -150,9 +158,7 @@ def _events(flights: pd.DataFrame, movements: pd.DataFrame, airports: pd.DataFra
     return events.sort_values(["known_at", "kind", "scheduled_departure"], ignore_index=True)
 
 
-def _rolling(
-    events: pd.DataFrame, points: pd.DataFrame, key: Sequence[str], spans: Mapping[str, Sequence[str]]
-) -> dict[str, pd.DataFrame]:
+def rolling(events: pd.DataFrame, points: pd.DataFrame, key: Sequence[str], spans: Spans) -> dict[str, pd.DataFrame]:
     """By span, the sums over the events that became known in the span that ends at each point."""
     sums = list(dict.fromkeys(name for names in spans.values() for name in names))
     asked = points[[*key, "prediction_time"]].rename(columns={"prediction_time": "known_at"})
@@ -166,6 +172,26 @@ def _rolling(
         columns = [*dict.fromkeys(names)]
         rolled = rows[["known_at", *columns]].rolling(span, on="known_at", closed="both")[columns].sum()
         found[span] = rolled.set_axis(both.index).reindex(points.index)
+    return found
+
+
+def running(events: pd.DataFrame, points: pd.DataFrame, key: Sequence[str], spans: Spans) -> dict[str, pd.DataFrame]:
+    """The same by running totals of each key: those at the point less those before its span."""
+    sums, by = list(dict.fromkeys(name for names in spans.values() for name in names)), [*key]
+    told = events[[*by, "known_at", *sums]].dropna(subset=by)
+    told[sums] = (told.groupby(by) if by else told)[sums].cumsum().astype("float64")
+    asked = points[[*by, "prediction_time"]].reset_index().dropna(subset=by)
+    keyed = {"by": by} if by else {}
+    until = pd.merge_asof(asked, told, left_on="prediction_time", right_on="known_at", **keyed)[sums].fillna(0)
+    found = {}
+    for span, names in spans.items():
+        columns = [*dict.fromkeys(names)]
+        begun = asked.assign(since=asked["prediction_time"] - pd.Timedelta(span))
+        before = pd.merge_asof(
+            begun, told[[*by, "known_at", *columns]], left_on="since", right_on="known_at", allow_exact_matches=False,
+            **keyed,
+        )[columns].fillna(0)  # fmt: skip
+        found[span] = (until[columns] - before).set_axis(asked["index"]).reindex(points.index)
     return found
 
 

@@ -22,8 +22,9 @@ def ours(folder: Path) -> pa.Table:
     return engine(folder)
 
 
-def test_pandas_finds_the_features_of_the_engine(folder: Path, ours: pa.Table) -> None:
-    assert furthest(ours, pandas(folder)) <= 2
+@pytest.mark.parametrize("sums", ["rolling", "running"])
+def test_pandas_finds_the_features_of_the_engine(folder: Path, ours: pa.Table, sums: str) -> None:
+    assert furthest(ours, pandas(folder, sums)) <= 2
 
 
 def test_a_feature_that_differs_is_seen(ours: pa.Table) -> None:
