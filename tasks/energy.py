@@ -1,7 +1,8 @@
 """The energy a piece of work took, where the machine can be read: the counters of its processor packages (RAPL).
 
 They count what the whole machine takes, idle parts and neighbours included, so they are an upper bound. Most virtual
-machines have none, and elsewhere they may be root's: then there is no figure, rather than a guess.
+machines have none, and elsewhere they may be root's; an accelerator's are not read, and the packages' say nothing of
+it. Then there is no figure, rather than a guess.
 """
 
 from dataclasses import dataclass, field
@@ -12,8 +13,9 @@ COUNTERS = Path("/sys/class/powercap")
 
 @dataclass(frozen=True)
 class Meter:
-    """Started when it is made."""
+    """Started when it is made, of work on a device."""
 
+    device: str
     counters: Path = COUNTERS
     _before: dict[Path, int] = field(init=False)
 
@@ -23,7 +25,7 @@ class Meter:
     def joules(self) -> float | None:
         """Joules since; None where nothing can be read. A counter is read often enough to have gone round once."""
         now = self._read()
-        if not now or now.keys() != self._before.keys():
+        if self.device != "cpu" or not now or now.keys() != self._before.keys():
             return None
         return sum(self._since(package, microjoules) for package, microjoules in now.items()) / 1e6
 

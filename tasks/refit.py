@@ -140,13 +140,14 @@ def _train(job: Job, outside: "Outside") -> Trained:
     from models.training import best_device, deterministic
     from tasks import dataset, drift
 
-    began, meter, cutoff = time.monotonic(), Meter(), job.moments.cutoff
-    start = job.snapshot.start
+    device = best_device()
+    began, meter = time.monotonic(), Meter(device.type)
+    start, cutoff = job.snapshot.start, job.moments.cutoff
     rows = dataset.load(job.snapshot.version, job.use_case, outside, start=start, end=cutoff, known_by=cutoff)
     require_rows(job.use_case, rows, job.moments)
     with deterministic(job.plan.threads):
         metrics, report = _validate(job, rows)
-        ensemble = fit_ensemble(job.plan, rows, best_device())
+        ensemble = fit_ensemble(job.plan, rows, device)
         scored = rows.append_column("score", pa.array(_predictor(ensemble).predict(rows)))
     return Trained(
         ensemble=ensemble,

@@ -133,7 +133,7 @@ class Search:
         return len(self.running) + of_ended
 
     def _train(self, those: list[Running]) -> None:
-        began, meter = time.monotonic(), Meter()
+        began, meter = time.monotonic(), Meter(self.trainer.device.type)
         losses = self.trainer.train_epoch([one.member for one in those])
         seconds, joules = time.monotonic() - began, meter.joules()
         for one, loss in zip(those, losses, strict=True):

@@ -150,8 +150,9 @@ class Trainer:
                 f"{moments.train_end:%Y-%m-%d %H:%M}; both are needed"
             )
         self._encoder = Encoder.fit(train, numeric=definition.numeric, categorical=definition.categorical)
-        self._train = rows_of(self._encoder, train, best_device())
-        self._validation = rows_of(self._encoder, validation, best_device())
+        self.device = best_device()
+        self._train = rows_of(self._encoder, train, self.device)
+        self._validation = rows_of(self._encoder, validation, self.device)
         self._label = self._validation.label.double().cpu().numpy()
         self._population = Population(self._train, threads=len(os.sched_getaffinity(0)))
 

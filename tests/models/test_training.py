@@ -6,13 +6,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+import torch.utils.deterministic
 
 from models import fused
 from models.ensemble import Recipe, fit_ensemble, labels
 from models.fused import Fused
 from models.metrics import measure
 from models.networks import MODELS
-from models.training import Progress, scores
+from models.training import Progress, deterministic, scores
 from pipeline.settings import REPOSITORY
 from tests.models.synthetic import CATEGORICAL, NUMERIC, table
 
@@ -131,3 +132,14 @@ def test_a_recipe_survives_its_document_and_refuses_another():
     assert Recipe.from_document(recipe().to_document()) == recipe()
     with pytest.raises(TypeError, match="surprise"):
         Recipe.from_document({**recipe().to_document(), "surprise": 1})
+
+
+def test_torch_is_as_it_was_after_it_was_deterministic() -> None:
+    def state() -> tuple[int, bool, bool]:
+        filled = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]  # a property
+        return torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(), filled
+
+    before = state()
+    with deterministic(1):
+        assert state() == (1, True, False)
+    assert state() == before
