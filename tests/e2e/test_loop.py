@@ -107,6 +107,12 @@ def kill(stack: Stack, part: str) -> None:
     os.kill(json.loads((stack.folder / "state.json").read_text())["parts"][part]["pid"], signal.SIGKILL)
 
 
+def ends(stack: Stack) -> str:
+    """The last lines of what the replay and the parts said, for a failure: the folder goes with the test."""
+    logs = [stack.folder.parent / "replay.log", *sorted((stack.folder / "logs").glob("*.log"))]
+    return "\n".join(f"-- {log.name}\n{log.read_text(errors='replace')[-2000:]}" for log in logs)
+
+
 def disturb(stack: Stack, replay: "subprocess.Popen[bytes]") -> list[str]:
     """Kill a part each time the loop has come a step further; returns what was killed, when."""
     steps: list[tuple[str, str, Callable[[], int]]] = [
@@ -128,7 +134,7 @@ def disturb(stack: Stack, replay: "subprocess.Popen[bytes]") -> list[str]:
     for part, moment, reached in steps:
         while not reached():
             assert replay.poll() is None, f"the replay ended before {part} was killed {moment}"
-            assert time.monotonic() < deadline, f"never came to: {moment}"
+            assert time.monotonic() < deadline, f"never came to: {moment}\n{ends(stack)}"
             time.sleep(0.5)
         kill(stack, part)
         killed.append(f"{part} {moment}")
