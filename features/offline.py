@@ -32,7 +32,7 @@ _LABELS = pa.schema(zip(LABEL_COLUMNS, (pa.string(), _MOMENT, pa.float64(), _MOM
 
 
 class _Points:
-    """The points, or some of them, as a plan asks about them."""
+    """Some of the points, as a plan asks about them."""
 
     def __init__(self, rows: pa.Table) -> None:
         self.rows = rows
@@ -83,8 +83,10 @@ def build(
         with engine.as_declared(definition):
             points, labels, streams = _read(definition, tables, interval, lead, connection=connection)
     with ThreadPoolExecutor(threads) as pool:
-        found = _look_all_up(definition, points, streams, pool)
-        return pa.concat_tables(pool.map(partial(_features, definition, points, found), _parts(points))), labels
+        parts = _parts(points)
+        asked = [_Points(points[part]) for part in parts]
+        found = _look_all_up(definition, asked, streams, pool)
+        return pa.concat_tables(pool.map(partial(_features, definition, points, found), parts)), labels
 
 
 def _read(
@@ -126,30 +128,32 @@ def _parts(points: pa.Table) -> list[slice]:
 
 
 def _look_all_up(
-    definition: FeatureSet, points: pa.Table, streams: list[tuple[Stream, list[Series]]], pool: ThreadPoolExecutor
+    definition: FeatureSet,
+    asked: Sequence[_Points],
+    streams: list[tuple[Stream, list[Series]]],
+    pool: ThreadPoolExecutor,
 ) -> list[_Found]:
     """What every series holds for every point, a history for each processor at a time; streams are used up."""
     found: list[_Found] = []
     while streams:
         stream, series = streams.pop(0)
-        found += pool.map(partial(_look_up, definition, points, stream), series)
+        found += pool.map(partial(_look_up, definition, asked, stream), series)
     return found
 
 
-def _look_up(definition: FeatureSet, points: pa.Table, stream: Stream, series: Series) -> _Found:
+def _look_up(definition: FeatureSet, asked: Sequence[_Points], stream: Stream, series: Series) -> _Found:
     """What a series holds for every point. Its history, which takes more memory, is free again."""
     history, plan = History(series, stream), Plan.of(definition, series)
-    parts = [_Points(points[part]) for part in _parts(points)]
-    looked = [plan.columns(part, history, history.slots(part.rows)) for part in parts]
+    looked = [plan.columns(points, history, history.slots(points.rows)) for points in asked]
     for columns in looked:
         columns |= {
             name: Column(columns[name].values.astype(history.sum_kind), columns[name].valid) for name in plan.summed
         }
-    whole = {name: _whole(columns.pop(name) for columns in looked) for name in [*looked[0]]}
+    whole = {name: _concatenated(columns.pop(name) for columns in looked) for name in [*looked[0]]}
     return _Found(plan, history.words, history.kinds, whole)
 
 
-def _whole(parts: Iterable[Column]) -> Column:
+def _concatenated(parts: Iterable[Column]) -> Column:
     values, valid = (np.concatenate(each) for each in zip(*parts, strict=True))
     return Column(values, np.broadcast_to(np.True_, len(valid)) if valid.all() else valid)
 

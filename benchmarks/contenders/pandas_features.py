@@ -13,7 +13,7 @@ _FLIGHT = ["carrier", "flight", "origin", "scheduled_departure"]
 _WEATHER = ["temp_f", "dewpoint_f", "humidity", "wind_speed_mph", "precip_in", "pressure_mb", "visibility_miles"]
 _RATE, _MINUTES = ["arrived", "arrived_late"], ["arrived", "arrival_delay"]
 _LEFT, _LATE = ["departed", "departure_delay"], ["departed", "departed_late"]
-_ROLLING = {
+_SUMS = {
     "all": ([], {"7D": _RATE, "30D": _RATE, "3h": [*_MINUTES, *_LATE]}),
     "carrier": (["carrier"], {"7D": [*_RATE, "arrival_delay"], "30D": _RATE, "3h": _LEFT}),
     "origin": (["origin"], {"7D": [*_RATE, "cancelled"], "1h": _LEFT,
@@ -65,8 +65,8 @@ def build(sources: Path, lead: pd.Timedelta, sums: Sums) -> pd.DataFrame:
         "plane_age_years": due.dt.year - points["year"],
         "plane_seats": points["seats"],
     }
-    numbers = schedule | weather | _history(events, points, sums) | _plane(events, points)
-    return pd.DataFrame(keys | {name: column.astype("float32") for name, column in numbers.items()})
+    others = _single(schedule | weather | _plane(events, points))
+    return pd.DataFrame(keys | others | _history(events, points, sums))
 
 
 def _read(sources: Path, lead: pd.Timedelta) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, pd.Series]]:
@@ -106,7 +106,7 @@ def _weather_now(points: pd.DataFrame, weather: pd.DataFrame) -> dict[str, pd.Se
 
 def _history(events: pd.DataFrame, points: pd.DataFrame, sums: Sums) -> dict[str, pd.Series]:
     made: dict[str, pd.Series] = {}
-    for key, (columns, spans) in _ROLLING.items():
+    for key, (columns, spans) in _SUMS.items():
         found = sums(events, points, columns, spans)
         if key == "all":
             overall = _mean(found["30D"], "arrived_late", "arrived")
@@ -119,8 +119,12 @@ def _history(events: pd.DataFrame, points: pd.DataFrame, sums: Sums) -> dict[str
         if key == "origin":
             week = found["7D"]
             new["origin_cancel_rate_7d"] = week["cancelled"] / (week["arrived"] + week["cancelled"])
-        made |= {name: column.astype("float32") for name, column in new.items()}
+        made |= _single(new)
     return made
+
+
+def _single(columns: Mapping[str, pd.Series]) -> dict[str, pd.Series]:
+    return {name: column.astype("float32") for name, column in columns.items()}
 
 
 def _mean(sums: pd.DataFrame, total: str, count: str) -> pd.Series:
