@@ -12,6 +12,7 @@ import argparse
 import os
 from pathlib import Path
 from statistics import median
+from typing import cast
 
 import numpy as np
 import optuna
@@ -19,16 +20,21 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from benchmarks import alone
 from benchmarks.table import Measured, keep, table
-from models.metrics import measure
+from models.metrics import as_loss, measure
 from models.network import NetworkConfig
 from models.networks import build
 from models.population import Member, Population
 from models.training import FitConfig, Rows, best_device, deterministic
-from tasks.study import keeps_up
+from pipeline.settings import REPOSITORY
+from pipeline.spec import UseCase, use_cases
+from tasks.study import attempt_of
+from tasks.tune import Trainer
 
 FEATURES, BATCH_ROWS, UNITS, LAYERS = 40, 1024, 64, 2
 RUNGS, KEEP_SHARE = (1, 2), 0.5
+BOUNDS = {"learning_rate": (1e-3, 1e-2), "weight_decay": (1e-4, 1e-1), "dropout": (0.0, 0.3)}
 SEED = 1  # of every trial, for every contestant: what differs is the configuration, as in our own search
 
 
@@ -59,11 +65,7 @@ def synthetic(rows: int, seed: int = 7) -> Rows:
 def ask(study: optuna.Study) -> tuple[optuna.Trial, dict[str, float]]:
     """The next configuration."""
     trial = study.ask()
-    return trial, {
-        "learning_rate": trial.suggest_float("learning_rate", 1e-3, 1e-2, log=True),
-        "weight_decay": trial.suggest_float("weight_decay", 1e-4, 1e-1, log=True),
-        "dropout": trial.suggest_float("dropout", 0.0, 0.3),
-    }
+    return trial, {name: trial.suggest_float(name, *bounds, log=bounds[0] > 0) for name, bounds in BOUNDS.items()}
 
 
 def new_study(pruner: optuna.pruners.BasePruner | None = None) -> optuna.Study:
@@ -145,30 +147,49 @@ class Sequential:
         self.study.tell(trial, auc)
 
 
+class Together:
+    """What the product's search asks of a trainer, for the trials of this benchmark."""
+
+    def __init__(self, train: Rows, validation: Rows, *, epochs: int, threads: int) -> None:
+        self.validation, self.epochs, self.device = validation, epochs, train.label.device
+        self.label = validation.label.cpu()
+        self.population = Population(train, threads=threads)
+
+    def begin(self, params: dict[str, float]) -> Member:
+        """A configuration as a member of a population."""
+        return member(params, self.epochs)
+
+    def train_epoch(self, members: list[Member]) -> list[float | None]:
+        """Each one's loss on the validation rows after one epoch more."""
+        with deterministic(1):
+            self.population.train_epoch(members)
+            scores = self.population.scores(members, self.validation)
+            return [as_loss("auc", measure("auc", score, self.label)) for score in scores]
+
+
 def together(train: Rows, validation: Rows, *, trials: int, epochs: int, threads: int, halving: bool) -> list[float]:
-    """Ours: all asked for at once, trained as one, told; the AUC of each trial that went through."""
-    study = new_study()
-    asked = [ask(study) for _ in range(trials)]
-    with deterministic(1):
-        population = Population(train, threads=threads)
-        running = [(trial, member(params, epochs)) for trial, params in asked]
-        for epoch in range(1, epochs + 1):
-            members = [of_trial for _, of_trial in running]
-            population.train_epoch(members)
-            scores = population.scores(members, validation)
-            aucs = [measure("auc", score, validation.label.cpu()) for score in scores]
-            for (trial, _), auc in zip(running, aucs, strict=True):
-                trial.report(auc, epoch)
-            if halving and epoch in RUNGS and epoch < epochs:
-                ranked = [(-auc, i) for i, auc in enumerate(aucs)]
-                kept = [keeps_up(own, [r for r in ranked if r != own], KEEP_SHARE) for own in ranked]
-                for (trial, _), stays in zip(running, kept, strict=True):
-                    if not stays:
-                        study.tell(trial, state=optuna.trial.TrialState.PRUNED)
-                running = [one for one, stays in zip(running, kept, strict=True) if stays]
-    for (trial, _), auc in zip(running, aucs, strict=True):
-        study.tell(trial, auc)
-    return aucs
+    """Ours, by the product's own search: all asked for at once; the AUC of each trial that went through."""
+    source, study = new_study(), optuna.create_study()
+    for _ in range(trials):
+        study.enqueue_trial(ask(source)[1])
+    rungs = (*(RUNGS if halving else ()), epochs)
+    trainer = cast(Trainer, Together(train, validation, epochs=epochs, threads=threads))
+    alone.search(use_case(trials, epochs, rungs), study, trainer, trials)
+    attempts = [attempt_of(trial) for trial in study.get_trials(states=[optuna.trial.TrialState.COMPLETE])]
+    return [-attempt.losses[-1] for attempt in attempts if attempt and attempt.losses[-1] is not None]
+
+
+def use_case(trials: int, epochs: int, rungs: tuple[int, ...]) -> UseCase:
+    """The shipped use case with the search of this benchmark."""
+    shipped = use_cases(REPOSITORY / "params.yaml")["flights"]
+    train = shipped.train.model_copy(
+        update={
+            "metric": "auc", "trials": trials, "trials_at_once": trials, "rungs": rungs, "keep_share": KEEP_SHARE,
+            "patience_epochs": epochs, "networks": ("mlp",), "hidden_units": (UNITS,), "layers": (LAYERS,),
+            "label_smoothing": (0.0, 0.0), **BOUNDS,
+        }
+    )  # fmt: skip
+    return shipped.model_copy(update={"train": train})
 
 
 def member(params: dict[str, float], epochs: int) -> Member:

@@ -11,13 +11,11 @@ months are looked at once, for the table.
 
 import argparse
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from importlib import import_module
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import optuna
@@ -27,8 +25,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 import features
-from adapters.connect import Outside
-from adapters.warehouse import Fence
+from benchmarks import alone
 from benchmarks.table import Measured, keep, table
 from models.bundle import Bundle
 from models.encoder import Encoder
@@ -41,26 +38,10 @@ from pipeline.spec import UseCase, use_cases
 from serving.predictor import Predictor
 from tasks.split import Split
 from tasks.study import StudyResult, result
-from tasks.trials import Search
 from tasks.tune import Trainer, parts, recipe
 
 Floats = NDArray[np.float64]
 START, END = datetime(2013, 1, 8, tzinfo=UTC), datetime(2013, 4, 1, tzinfo=UTC)
-
-
-class _NoWarehouse:
-    """A study in memory is nobody else's: there is nothing to fence off, and nothing to write."""
-
-    @contextmanager
-    def transaction(self, _fence: Fence) -> Iterator["_NoWarehouse"]:
-        yield self
-
-    def execute(self, *_: object) -> None:
-        """What a cursor does."""
-
-
-class _Outside:
-    warehouse = _NoWarehouse()
 
 
 def year(use_case: UseCase, kept: Path) -> pa.Table:
@@ -94,10 +75,8 @@ def frozen(rows: pa.Table) -> tuple[pa.Table, pa.Table]:
 def search(use_case: UseCase, train: pa.Table, moments: Split, trials: int) -> StudyResult:
     """The shipped search, its study in memory."""
     study = optuna.create_study(study_name="quality")
-    study.set_user_attr("metric", use_case.train.metric)
     trainer = Trainer(use_case, features.definition(use_case.name), train, moments)
-    fence = Fence(run_key="none", epoch=1)
-    Search(use_case, study, trainer, trials, 0, fence, cast(Outside, _Outside())).run()
+    alone.search(use_case, study, trainer, trials)
     return result(study)
 
 

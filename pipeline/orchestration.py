@@ -111,6 +111,10 @@ def default_args(owner: str) -> dict[str, Any]:
         "owner": owner,
         "retries": RETRIES,
         "retry_policy": Retries(),
+        # A task whose process was killed raised nothing that the policy could judge: this says when it starts again.
+        "retry_delay": timedelta(seconds=FIRST_DELAY_SECONDS),
+        "retry_exponential_backoff": 2.0,
+        "max_retry_delay": timedelta(seconds=LONGEST_DELAY_SECONDS),
         "on_failure_callback": alert_failure,
     }
 

@@ -82,6 +82,8 @@ def test_every_task_of_ours_is_retried_bounded_in_time_and_reports_its_failure(b
             name = f"{dag.dag_id}.{task.task_id}"
             assert type(task.retry_policy).__name__ == "Retries", name
             assert task.retries > 0, name
+            delays = (task.retry_delay, task.retry_exponential_backoff, task.max_retry_delay)
+            assert delays == (timedelta(seconds=5), 2.0, timedelta(minutes=10)), f"{name}: after its process was killed"
             assert task.on_failure_callback, name
             assert task.execution_timeout or task.task_id in waiting, name
 
