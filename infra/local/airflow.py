@@ -1,5 +1,6 @@
 """Airflow as four servers in sessions of their own, on PostgreSQL, with a named administrator."""
 
+import contextlib
 import json
 import os
 import signal
@@ -104,22 +105,17 @@ def beats(dsn: str, job: str, host: str | None = None) -> bool:
         job: one of JOBS.
         host: as the server calls it.
     """
-    try:
-        connection = psycopg2.connect(dsn, connect_timeout=5)
-    except psycopg2.OperationalError:
-        return False
     query = """
         select 1 from job where job_type = %s and state = 'running' and latest_heartbeat > now() - %s * interval '1 s'
         and hostname = coalesce(%s, hostname)
     """
     try:
-        with connection, connection.cursor() as cursor:
+        connection = psycopg2.connect(dsn, connect_timeout=5)
+        with contextlib.closing(connection), connection, connection.cursor() as cursor:
             cursor.execute(query, (job, BEAT_SECONDS, host))
             return cursor.fetchone() is not None
-    except psycopg2.errors.UndefinedTable:
-        return False
-    finally:
-        connection.close()
+    except (psycopg2.OperationalError, psycopg2.InterfaceError, psycopg2.errors.UndefinedTable):
+        return False  # no database, one that was killed meanwhile, or one without tables
 
 
 def _server(home: Home, environment: Mapping[str, str], name: str, options: tuple[str, ...]) -> Part:

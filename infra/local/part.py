@@ -30,6 +30,7 @@ class Part:
     directory: Path
     address: str
     healthy: Callable[[], bool]
+    responds: Callable[[], bool] | None = None  # whether it lives at all, where that is less than being healthy
     needs: tuple[str, ...] = ()
     prepare: Callable[[], None] = nothing
     provision: Callable[[], None] = nothing  # once healthy, before others may rely on it

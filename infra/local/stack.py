@@ -19,7 +19,7 @@ from infra.local.home import Home, base_environment, environment, open_home, wri
 from infra.local.part import Part
 from infra.local.ports import sockets
 from infra.local.processes import Identity, end, gone
-from infra.local.supervisor import sweep, tail
+from infra.local.supervisor import HUNG_SECONDS, sweep, tail
 from pipeline.settings import REPOSITORY
 from serving.locks import is_held
 
@@ -64,8 +64,8 @@ def check_room(folder: Path, needed_bytes: int = ROOM_BYTES) -> None:
 class Stack:
     """The stack whose state is in this folder."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder.resolve()
+    def __init__(self, folder: Path, *, hung_seconds: float = HUNG_SECONDS) -> None:
+        self.folder, self.hung_seconds = folder.resolve(), hung_seconds
         self._supervisor: subprocess.Popen[bytes] | None = None
 
     @property
@@ -137,6 +137,7 @@ class Stack:
         self._reap()
         reading, writing = os.pipe()
         options = ["--parts", ",".join(parts), "--report", str(writing)]
+        options += ["--hung-seconds", str(self.hung_seconds)]
         options += ["--owner", str(owner)] if owner else []
         options += ["--usual-ports"] if usual_ports else []
         with (self.folder / "logs" / "supervisor.log").open("ab") as log:

@@ -23,6 +23,8 @@ from infra.local.processes import Identity, end, identify, members, spawn
 START_ATTEMPTS = 3
 BACK_OFF_SECONDS = (0.1, 0.5, 1, 2, 5, 10, 30)
 CALM_SECONDS = 120  # a part that ran this long starts again at the shortest back-off
+HUNG_SECONDS = 180
+CHECK_SECONDS = 10  # or sooner, where a part is given less time
 
 
 class NotUpError(Exception):
@@ -32,7 +34,7 @@ class NotUpError(Exception):
 class Supervisor:
     """One thread a part; the state file and the report are written whenever something changes."""
 
-    def __init__(self, home: Home, groups: tuple[str, ...], report: int | None) -> None:
+    def __init__(self, home: Home, groups: tuple[str, ...], report: int | None, hung_seconds: float) -> None:
         items = plan(home, groups)
         self.home = home
         self.parts = [item for item in items if isinstance(item, Part)]
@@ -42,6 +44,8 @@ class Supervisor:
         self._spawning = threading.Lock()
         self.stopping = threading.Event()
         self.problem: str | None = None
+        self.hung_seconds = hung_seconds
+        self._unwell: set[str] = set()
         self._report = report
         self._begun = time.monotonic()
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -122,7 +126,7 @@ class Supervisor:
             began = time.monotonic()
             try:
                 if self._start(part, restarts):
-                    self._processes[part.name].wait()
+                    self._attend(part)
             except NotUpError as error:
                 if not self._ready[part.name].is_set() and restarts + 1 >= START_ATTEMPTS:
                     raise
@@ -170,6 +174,28 @@ class Supervisor:
             if self.stopping.wait(0.1):
                 return False
         return True
+
+    def _attend(self, part: Part) -> None:
+        """Until the part's process has ended. One that hangs, though all it needs works, is ended.
+
+        A server may live and do nothing: stopped, in a deadlock, or waiting on its way out for what never comes.
+        """
+        process, worked = self._processes[part.name], time.monotonic()
+        while not self.stopping.is_set():
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(min(CHECK_SECONDS, self.hung_seconds))
+                return
+            works = (part.responds or part.healthy)()
+            (self._unwell.discard if works else self._unwell.add)(part.name)
+            if works or not all(self._works(name) for name in self._all_needs(part)):
+                worked = time.monotonic()
+            elif time.monotonic() - worked > self.hung_seconds:
+                self.tell(part.name, problem=f"hung: no answer for {self.hung_seconds:.0f} s")
+                leader = identify(process.pid)
+                end(leader, f"{self.home.stack}/{part.name}", first=part.stop_signal, seconds=part.stop_seconds)
+
+    def _works(self, name: str) -> bool:
+        return self._state["parts"][name]["state"] in ("up", "done") and name not in self._unwell
 
     def stop_parts(self) -> None:
         """End every part, those that others need last."""
@@ -255,6 +281,9 @@ def main() -> int:
     parser.add_argument("--owner", type=int)
     parser.add_argument("--report", type=int)
     parser.add_argument("--usual-ports", action="store_true")
+    parser.add_argument(
+        "--hung-seconds", type=float, default=HUNG_SECONDS, help="without an answer a part starts again"
+    )
     given = parser.parse_args()
     given.home.mkdir(parents=True, exist_ok=True)
     lock = (given.home / "lock").open("w")
@@ -270,7 +299,7 @@ def main() -> int:
     home = open_home(given.home, usual=given.usual_ports, choose_ports=True)
     groups = tuple(given.parts.split(","))
     missing = gateway.obtain(home) if "gateway" in groups else None  # what there is decides what is planned
-    supervisor = Supervisor(home, groups, given.report)
+    supervisor = Supervisor(home, groups, given.report, given.hung_seconds)
     if missing is not None:
         supervisor.tell("gateway", state="left out", restarts=0, problem=missing)
     return supervisor.run(owner)

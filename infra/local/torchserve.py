@@ -38,7 +38,8 @@ def _get(port: int, path: str) -> object:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
     try:
         connection.request("GET", path)
-        return json.loads(connection.getresponse().read())
+        answer = connection.getresponse()
+        return json.loads(answer.read()) if answer.status == 200 else None
     except (OSError, http.client.HTTPException, ValueError):
         return None
     finally:
@@ -87,6 +88,7 @@ def parts(home: "Home", mark: Callable[[str], dict[str, str]]) -> list[Part | St
             directory=folder,
             address=home.url("inference"),
             healthy=lambda: answers(inference, "/ping") and _all_ready(management),
+            responds=lambda: answers(inference, "/ping"),  # a version without a worker is no reason to end the others
             needs=("warehouse",),
             port=inference,
             stop_signal=signal.SIGTERM,
