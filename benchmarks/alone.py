@@ -1,7 +1,5 @@
 """The product's search with its study in memory: a study that is nobody else's has nothing to be fenced off from."""
 
-import contextlib
-import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import cast
@@ -29,8 +27,7 @@ class _Outside:
 
 
 def search(use_case: UseCase, study: optuna.Study, trainer: Trainer, trials: int) -> None:
-    """Bring the study to this many trials, by the product's own loop; it says nothing meanwhile."""
+    """Bring the study to this many trials, by the product's own loop."""
     study.set_user_attr("metric", use_case.train.metric)
     fence, outside = Fence(run_key="none", epoch=1), cast(Outside, _Outside())
-    with contextlib.redirect_stdout(io.StringIO()):
-        Search(use_case, study, trainer, trials, 0, fence, outside).run()
+    Search(use_case, study, trainer, trials, 0, fence, outside).run()

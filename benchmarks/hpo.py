@@ -9,6 +9,8 @@ a busy machine is busy for all; the DataLoader has whichever numbers of threads 
 """
 
 import argparse
+import contextlib
+import io
 import os
 from pathlib import Path
 from statistics import median
@@ -164,7 +166,10 @@ class Together:
         with deterministic(1):
             self.population.train_epoch(members)
             scores = self.population.scores(members, self.validation)
-            return [as_loss("auc", measure("auc", score, self.label)) for score in scores]
+            return [
+                as_loss("auc", measure("auc", score, self.label)) if np.isfinite(score).all() else None
+                for score in scores
+            ]
 
 
 def together(train: Rows, validation: Rows, *, trials: int, epochs: int, threads: int, halving: bool) -> list[float]:
@@ -172,9 +177,10 @@ def together(train: Rows, validation: Rows, *, trials: int, epochs: int, threads
     source, study = new_study(), optuna.create_study()
     for _ in range(trials):
         study.enqueue_trial(ask(source)[1])
-    rungs = (*(RUNGS if halving else ()), epochs)
+    rungs = (*(rung for rung in RUNGS if halving and rung < epochs), epochs)
     trainer = cast(Trainer, Together(train, validation, epochs=epochs, threads=threads))
-    alone.search(use_case(trials, epochs, rungs), study, trainer, trials)
+    with contextlib.redirect_stdout(io.StringIO()):  # trial by trial: the baselines say nothing either
+        alone.search(use_case(trials, epochs, rungs), study, trainer, trials)
     attempts = [attempt_of(trial) for trial in study.get_trials(states=[optuna.trial.TrialState.COMPLETE])]
     return [-attempt.losses[-1] for attempt in attempts if attempt and attempt.losses[-1] is not None]
 

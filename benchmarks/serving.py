@@ -19,6 +19,7 @@ from typing import Any
 from benchmarks import lookup
 from benchmarks.load import Measured, middle, press, require_wrk
 from benchmarks.servers import Contender, all_of, check
+from benchmarks.table import COMMIT
 from benchmarks.world import UNLIMITED, World, opened
 from serving.predictor import Predictor
 
@@ -104,6 +105,7 @@ def work_table(figures: Figures, work: Work) -> str:
 
 def _document(figures: Figures, **more: Any) -> dict[str, Any]:
     return {
+        "commit": COMMIT,
         "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": {"cores": os.cpu_count(), "processor": platform.machine(), "load": os.getloadavg()},
         "rounds": [

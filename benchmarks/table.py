@@ -18,6 +18,8 @@ from typing import Any
 
 from infra.private import code_sha
 
+COMMIT = code_sha()  # of the code that runs: a commit made meanwhile is another's
+
 
 def _processor_seconds() -> float:
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
@@ -60,7 +62,7 @@ def keep(name: str, measured: Sequence[Measured], folder: Path, **about: Any) ->
     document = {
         "benchmark": name,
         "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "commit": code_sha(),
+        "commit": COMMIT,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}",
         **about,
         "measured": [

@@ -14,7 +14,7 @@ def healthy(server: str) -> bool:
     if server == "api-server":
         return airflow.serves(int(os.environ["AIRFLOW__API__PORT"]))
     dsn = os.environ["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"].replace("postgresql+psycopg2://", "postgresql://")
-    return airflow.beats(dsn, airflow.JOBS[server], socket.gethostname())
+    return airflow.beats(dsn, airflow.JOBS[server], socket.gethostname()) is True
 
 
 def _takes_tasks(worker: str) -> bool:

@@ -7,13 +7,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import psycopg2
 
 from infra import settings as common
 from infra.local.home import Home
-from infra.local.part import Part, Step, answers
+from infra.local.part import Part, Step, answers, status
 from infra.private import write_private
 from pipeline.settings import REPOSITORY
 
@@ -89,16 +90,22 @@ def _set_up(home: Home, environment: Mapping[str, str]) -> None:
         raise ValueError(f"Airflow's database could not be set up: {''.join(last)} (see {log})")
 
 
+# For browsers, and for tasks: the latter is built at its first request, for longer than a task waits. This is that one.
+_DOORS: Mapping[str, float] = {"/api/v2/monitor/health": 5, "/execution/health": 60}
+
+
 def serves(port: int) -> bool:
-    """Whether an api-server answers browsers and tasks.
-
-    The door for tasks is built at its first request, for longer than a task waits: this is that request.
-    """
-    return answers(port, "/api/v2/monitor/health") and answers(port, "/execution/health", seconds=60)
+    """Whether an api-server answers browsers and tasks."""
+    return all(answers(port, path, seconds=seconds) for path, seconds in _DOORS.items())
 
 
-def beats(dsn: str, job: str, host: str | None = None) -> bool:
-    """Whether a server of this kind beats, on the given host or on any.
+def _is_there(port: int) -> bool:
+    """Whether an api-server answers at all."""
+    return all(status(port, path, seconds=seconds) is not None for path, seconds in _DOORS.items())
+
+
+def beats(dsn: str, job: str, host: str | None = None) -> bool | None:
+    """Whether a server of this kind beats, on the given host or on any; None where the database cannot be asked.
 
     Args:
         dsn: of Airflow's database.
@@ -110,19 +117,23 @@ def beats(dsn: str, job: str, host: str | None = None) -> bool:
         and hostname = coalesce(%s, hostname)
     """
     try:
-        connection = psycopg2.connect(dsn, connect_timeout=5)
+        connection = psycopg2.connect(dsn, connect_timeout=5, options="-c statement_timeout=5000")
         with contextlib.closing(connection), connection, connection.cursor() as cursor:
             cursor.execute(query, (job, BEAT_SECONDS, host))
             return cursor.fetchone() is not None
     except (psycopg2.OperationalError, psycopg2.InterfaceError, psycopg2.errors.UndefinedTable):
-        return False  # no database, one that was killed meanwhile, or one without tables
+        return None  # it is not there, was killed meanwhile, has no room, or no tables yet
 
 
 def _server(home: Home, environment: Mapping[str, str], name: str, options: tuple[str, ...]) -> Part:
     port = home.ports["airflow"] if name == "api-server" else None
-    healthy: Callable[[], bool] = (
-        (lambda: serves(port)) if port is not None else lambda: beats(home.dsn("airflow"), JOBS[name])
-    )
+    healthy: Callable[[], bool]
+    lives: Callable[[], bool]
+    if port is not None:
+        healthy, lives = partial(serves, port), partial(_is_there, port)
+    else:
+        ask = partial(beats, home.dsn("airflow"), JOBS[name])
+        healthy, lives = (lambda: ask() is True), (lambda: ask() is not False)
     return Part(
         name=name,
         command=(sys.executable, "-m", "infra.local.airflow_main", name, *options),
@@ -130,6 +141,7 @@ def _server(home: Home, environment: Mapping[str, str], name: str, options: tupl
         directory=home.folder / "airflow",
         address=home.url("airflow") if port is not None else "",
         healthy=healthy,
+        lives=lives,
         needs=("postgres", "s3"),
         prepare=lambda: _prepare(home),
         port=port,

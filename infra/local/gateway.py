@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from adapters.gateway import set_client
 from infra.local import debian
-from infra.local.part import Part, Step, answers, unprivileged
+from infra.local.part import Part, Step, answers, status, unprivileged
 from pipeline.settings import REPOSITORY
 
 if TYPE_CHECKING:
@@ -70,6 +70,7 @@ def parts(home: "Home", mark: Callable[[str], dict[str, str]]) -> list[Part | St
             directory=maps(home),
             address=home.url("gateway"),
             healthy=lambda: answers(home.ports["gateway"], "/healthz"),
+            lives=lambda: status(home.ports["gateway"], "/healthz") is not None,
             prepare=lambda: set_client(maps(home), CLIENT, home.secrets["gateway"]),
             port=home.ports["gateway"],
             stop_signal=signal.SIGUSR1,  # lets running requests end

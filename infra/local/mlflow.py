@@ -1,29 +1,17 @@
 """The MLflow server: PostgreSQL behind it, artifacts in S3, reached by clients through the server only."""
 
-import http.client
 import json
 import signal
 import sys
 from collections.abc import Mapping
 
 from infra.local.home import Home
-from infra.local.part import Part
+from infra.local.part import Part, answers, status
 
 # The tracking server's own names for its options. `mlflow server` sets them and starts this very command; left out,
 # it saves one Python process of 250 MB and half of the start.
 _OPTION = "_MLFLOW_SERVER_"
-
-
-def _works(port: int) -> bool:
-    """Whether the server reads its database: /health would say OK without one."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
-    try:
-        connection.request("GET", "/api/2.0/mlflow/experiments/search?max_results=1")
-        return connection.getresponse().status == 200
-    except (OSError, http.client.HTTPException):
-        return False
-    finally:
-        connection.close()
+_READS = "/api/2.0/mlflow/experiments/search?max_results=1"  # its database, without which /health would say OK
 
 
 def part(home: Home, environment: Mapping[str, str]) -> Part:
@@ -55,7 +43,8 @@ def part(home: Home, environment: Mapping[str, str]) -> Part:
         environment={**environment, **options},
         directory=home.folder / "mlflow",
         address=home.url("mlflow"),
-        healthy=lambda: _works(port),
+        healthy=lambda: answers(port, _READS, seconds=10),
+        lives=lambda: status(port, _READS, seconds=10) is not None,
         needs=("postgres", "s3"),
         port=port,
         stop_signal=signal.SIGTERM,

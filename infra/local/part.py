@@ -30,7 +30,7 @@ class Part:
     directory: Path
     address: str
     healthy: Callable[[], bool]
-    responds: Callable[[], bool] | None = None  # whether it lives at all, where that is less than being healthy
+    lives: Callable[[], bool] | None = None  # False: silent by its own fault: a new start may help. None: as healthy
     needs: tuple[str, ...] = ()
     prepare: Callable[[], None] = nothing
     provision: Callable[[], None] = nothing  # once healthy, before others may rely on it
@@ -68,11 +68,16 @@ def closed_folder(path: Path) -> Path | None:
 
 def answers(port: int, path: str, *, seconds: float = 5) -> bool:
     """Whether a server on loopback answers a GET with 200."""
+    return status(port, path, seconds=seconds) == 200
+
+
+def status(port: int, path: str, *, seconds: float = 5) -> int | None:
+    """How a server on loopback answers a GET; None where it does not."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=seconds)
     try:
         connection.request("GET", path)
-        return connection.getresponse().status == 200
+        return connection.getresponse().status
     except (OSError, http.client.HTTPException):
-        return False
+        return None
     finally:
         connection.close()

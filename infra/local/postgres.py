@@ -167,12 +167,12 @@ def _healthy(admin_dsn: str) -> bool:
     return True
 
 
-def _responds(admin_dsn: str) -> bool:
-    """Whether it answers, if only by a refusal."""
+def _lives(admin_dsn: str) -> bool:
+    """Whether it answers, if only by a refusal; one that shuts down is to come to an end."""
     try:
         psycopg2.connect(admin_dsn, connect_timeout=5).close()
     except psycopg2.OperationalError as error:
-        return "FATAL" in str(error)
+        return "FATAL" in str(error) and "shutting down" not in str(error)
     return True
 
 
@@ -199,7 +199,7 @@ def part(home: Path, port: int, passwords: Mapping[str, str], marker: Mapping[st
         directory=Path("/"),
         address=f"127.0.0.1:{port}",
         healthy=lambda: _healthy(admin_dsn),
-        responds=lambda: _responds(admin_dsn),
+        lives=lambda: _lives(admin_dsn),
         prepare=lambda: initialise(home, passwords[ADMIN]),
         provision=lambda: provision(admin_dsn, passwords),
         account=unprivileged(),

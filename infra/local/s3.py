@@ -12,7 +12,7 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
-from infra.local.part import Part, answers
+from infra.local.part import Part, answers, status
 
 BUCKETS = ("lake", "dvc", "mlflow")
 
@@ -98,6 +98,7 @@ def part(
         directory=home / "s3",
         address=endpoint,
         healthy=lambda: answers(ports["s3"], "/healthz"),
+        lives=lambda: status(ports["s3"], "/healthz") is not None,
         prepare=prepare,
         provision=lambda: create_buckets(endpoint, access_key, secret_key),
         port=ports["s3"],

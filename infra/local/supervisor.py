@@ -1,4 +1,4 @@
-"""The process that starts the parts, restarts one that dies, tells how they are, and takes all of them down with it."""
+"""The process that starts the parts, restarts what dies or hangs, tells how they are, and takes all down with it."""
 
 import argparse
 import contextlib
@@ -23,8 +23,7 @@ from infra.local.processes import Identity, end, identify, members, spawn
 START_ATTEMPTS = 3
 BACK_OFF_SECONDS = (0.1, 0.5, 1, 2, 5, 10, 30)
 CALM_SECONDS = 120  # a part that ran this long starts again at the shortest back-off
-HUNG_SECONDS = 180
-CHECK_SECONDS = 10  # or sooner, where a part is given less time
+HUNG_SECONDS, HUNG_CHECKS = 180, 6  # a part that was silent so often, within so long, is started again
 
 
 class NotUpError(Exception):
@@ -157,7 +156,7 @@ class Supervisor:
         if not self._ready[part.name].is_set():
             part.provision()
         self._ready[part.name].set()
-        self.tell(part.name, state="up")
+        self.tell(part.name, state="up", problem=None)
         return True
 
     def _await_healthy(self, part: Part, process: subprocess.Popen[bytes]) -> bool:
@@ -168,6 +167,8 @@ class Supervisor:
                     f"ended with code {process.returncode} while starting.{tail(self.home.logs / f'{part.name}.log')}"
                 )
             if time.monotonic() > deadline:
+                if self._ready[part.name].is_set() and part.lives is not None and part.lives():
+                    return True  # it was up before, and what ails it is nothing that a new start mends
                 raise NotUpError(
                     f"not healthy after {part.start_seconds:.0f} s.{tail(self.home.logs / f'{part.name}.log')}"
                 )
@@ -178,21 +179,31 @@ class Supervisor:
     def _attend(self, part: Part) -> None:
         """Until the part's process has ended. One that hangs, though all it needs works, is ended.
 
-        A server may live and do nothing: stopped, in a deadlock, or waiting on its way out for what never comes.
+        A server may live and do nothing: stopped, in a deadlock, or waiting on its way out for what never comes. Times
+        asked are counted, not seconds: a machine that slept is no part's fault.
         """
-        process, worked = self._processes[part.name], time.monotonic()
+        process, silent = self._processes[part.name], 0
         while not self.stopping.is_set():
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(min(CHECK_SECONDS, self.hung_seconds))
+                process.wait(self.hung_seconds / HUNG_CHECKS)
                 return
-            works = (part.responds or part.healthy)()
-            (self._unwell.discard if works else self._unwell.add)(part.name)
-            if works or not all(self._works(name) for name in self._all_needs(part)):
-                worked = time.monotonic()
-            elif time.monotonic() - worked > self.hung_seconds:
+            silent = silent + 1 if self._hangs(part) else 0
+            if silent >= HUNG_CHECKS and not self.stopping.is_set():
                 self.tell(part.name, problem=f"hung: no answer for {self.hung_seconds:.0f} s")
-                leader = identify(process.pid)
+                known = self._state["parts"][part.name]
+                leader = Identity(pid=known["pid"], started=known["started"])
                 end(leader, f"{self.home.stack}/{part.name}", first=part.stop_signal, seconds=part.stop_seconds)
+
+    def _hangs(self, part: Part) -> bool:
+        """Whether a part gives no sign of life, though all it needs works."""
+        try:
+            healthy = part.healthy()
+            lives = healthy or (part.lives is not None and part.lives())
+        except Exception as error:  # noqa: BLE001  # at the edge of a thread: a check that fails is not the part's fault
+            self.tell(part.name, problem=f"could not be asked: {error}")
+            return False
+        (self._unwell.discard if healthy else self._unwell.add)(part.name)
+        return not lives and all(self._works(name) for name in self._all_needs(part))
 
     def _works(self, name: str) -> bool:
         return self._state["parts"][name]["state"] in ("up", "done") and name not in self._unwell

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from infra.local import postgres
-from infra.local.part import Part, Step, answers
+from infra.local.part import Part, Step, answers, status
 from pipeline.settings import REPOSITORY
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def parts(home: "Home", mark: Callable[[str], dict[str, str]]) -> list[Part | St
             directory=folder,
             address=home.url("inference"),
             healthy=lambda: answers(inference, "/ping") and _all_ready(management),
-            responds=lambda: answers(inference, "/ping"),  # a version without a worker is no reason to end the others
+            lives=lambda: status(inference, "/ping") is not None,  # 500 is of one version: no reason to end the others
             needs=("warehouse",),
             port=inference,
             stop_signal=signal.SIGTERM,

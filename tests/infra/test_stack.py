@@ -165,12 +165,14 @@ def test_s3_killed_comes_back_with_what_was_stored(own: Stack) -> None:
 
 
 def test_a_part_that_lives_and_does_nothing_is_started_again_and_those_that_wait_for_it_are_not(fresh: Stack) -> None:
-    hasty = Stack(fresh.folder, hung_seconds=5)
+    hasty = Stack(fresh.folder, hung_seconds=6)
     hasty.start(("postgres", "s3", "mlflow"), owner=os.getpid())
     before = {name: part_pid(hasty, name) for name in ("postgres", "s3", "mlflow")}
-    psutil.Process(before["postgres"]).suspend()
-    until(lambda: part_pid(hasty, "postgres") != before["postgres"] and all(row.healthy for row in hasty.status()))
-    assert "hung: no answer for 5 s" in (hasty.folder / "logs" / "supervisor.log").read_text()
+    leader = identify(before["postgres"])
+    for process in members(leader, f"{hasty.home().stack}/postgres"):
+        process.suspend()
+    until(lambda: part_pid(hasty, "postgres") != before["postgres"] and all(row.healthy for row in hasty.status()), 120)
+    assert "hung: no answer for 6 s" in (hasty.folder / "logs" / "supervisor.log").read_text()
     assert {name: part_pid(hasty, name) for name in ("s3", "mlflow")} == {n: before[n] for n in ("s3", "mlflow")}
     assert query(hasty.home().dsn("source"), "select 1") == [(1,)]
     hasty.stop()
