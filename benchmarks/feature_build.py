@@ -182,7 +182,7 @@ def main() -> None:
     """Measure, print, keep."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.feature_build", description=__doc__)
     parser.add_argument("--replicas", type=int, nargs="+", default=[1, 9])
-    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", choices=CONTESTANTS, nargs="+", default=list(CONTESTANTS))
     parser.add_argument("--into", type=Path, default=Path("benchmarks/results"))
     for name, kind in {"--child": str, "--folder": Path, "--keep": Path}.items():

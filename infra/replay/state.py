@@ -7,6 +7,7 @@ from typing import Any
 from adapters.connect import Outside
 from pipeline.partitions import Interval
 from pipeline.spec import UseCase
+from tasks.ledger import OUTCOMES
 
 
 class ReplayError(RuntimeError):
@@ -94,9 +95,10 @@ class State:
         """
         rows = self._fetch(
             """
-            select l.* from ledger l where l.use_case = %s and action not in ('approve', 'rollback')
+            select l.* from ledger l where l.use_case = %s and action = any(%s)
             and (%s::text is null or l.as_of = (select as_of from decisions where decision_id = %s)) order by entry
             """,
+            sorted(OUTCOMES.keys() - {"rollback"}),  # and no approval, and no stage of the deployment that follows
             decision_id,
             decision_id,
         )

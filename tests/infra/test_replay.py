@@ -12,9 +12,10 @@ from infra.replay import flights_source, incident, plots
 from infra.replay.__main__ import _judge, _judge_online
 from infra.replay.measures import Week, _metrics
 from infra.replay.online import Online, Parity
-from infra.replay.state import ReplayError
+from infra.replay.state import ReplayError, State
 from infra.replay.traffic import Asked
 from pipeline.partitions import Interval
+from pipeline.spec import UseCase
 
 WEEK = Interval(datetime(2013, 1, 7, tzinfo=UTC), datetime(2013, 1, 14, tzinfo=UTC))
 
@@ -60,6 +61,26 @@ def test_a_broken_feed_empties_one_week_once_and_is_mended_to_what_was_there(out
 
 
 BROKEN = incident.Incident(partition_key="2013-01-07", table="weather", what="empty", rows=1, state="mended")
+
+
+def test_the_verdict_on_a_retrain_is_the_gates_and_not_a_step_of_what_follows(
+    outside: Outside, use_case: UseCase
+) -> None:
+    said = {"hold": "not better", "promote": "better", "approve": "Ada", "deploy": "the champion was promoted"}
+    with outside.warehouse.transaction() as at:
+        at.execute(
+            "insert into decisions (decision_id, use_case, as_of, model_version, decision, reasons, evidence) "
+            "values ('d', %s, %s, '1', 'retrain', '{}', '{}')",
+            (use_case.name, WEEK.end),
+        )
+        for action, reason in said.items():
+            at.execute(
+                "insert into ledger (use_case, action, model_version, as_of, actor, reason, evidence) "
+                "values (%s, %s, '2', %s, 'test', %s, '{}')",
+                (use_case.name, action, WEEK.end, reason),
+            )
+    state = State(use_case=use_case, outside=outside)
+    assert [state.verdict(decision)["reason"] for decision in ("d", None)] == ["better", "not better"]
 
 
 @pytest.mark.parametrize("decision", ["ignore", "alert", "retrain"])
