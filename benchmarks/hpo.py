@@ -12,9 +12,9 @@ import argparse
 import contextlib
 import io
 import os
+from functools import cache
 from pathlib import Path
 from statistics import median
-from typing import cast
 
 import numpy as np
 import optuna
@@ -24,14 +24,14 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks import alone
 from benchmarks.table import Measured, keep, table
-from models.metrics import as_loss, measure
+from models.metrics import measure
 from models.network import NetworkConfig
 from models.networks import build
 from models.population import Member, Population
-from models.training import FitConfig, Rows, best_device, deterministic
+from models.training import FitConfig, Rows, best_device
 from pipeline.settings import REPOSITORY
 from pipeline.spec import UseCase, use_cases
-from tasks.study import attempt_of
+from tasks.study import Params, attempt_of
 from tasks.tune import Trainer
 
 FEATURES, BATCH_ROWS, UNITS, LAYERS = 40, 1024, 64, 2
@@ -149,27 +149,17 @@ class Sequential:
         self.study.tell(trial, auc)
 
 
-class Together:
-    """What the product's search asks of a trainer, for the trials of this benchmark."""
+class Resident(Trainer):
+    """The product's trainer over rows that are encoded already."""
 
-    def __init__(self, train: Rows, validation: Rows, *, epochs: int, threads: int) -> None:
-        self.validation, self.epochs, self.device = validation, epochs, train.label.device
-        self.label = validation.label.cpu()
-        self.population = Population(train, threads=threads)
+    def __init__(self, case: UseCase, train: Rows, validation: Rows, *, threads: int) -> None:
+        self._use_case, self._validation, self.device = case, validation, train.label.device
+        self._label = validation.label.double().cpu().numpy()
+        self._population = Population(train, threads=threads)
 
-    def begin(self, params: dict[str, float]) -> Member:
+    def begin(self, params: Params) -> Member:
         """A configuration as a member of a population."""
-        return member(params, self.epochs)
-
-    def train_epoch(self, members: list[Member]) -> list[float | None]:
-        """Each one's loss on the validation rows after one epoch more."""
-        with deterministic(1):
-            self.population.train_epoch(members)
-            scores = self.population.scores(members, self.validation)
-            return [
-                as_loss("auc", measure("auc", score, self.label)) if np.isfinite(score).all() else None
-                for score in scores
-            ]
+        return member(params, self._use_case.train.rungs[-1])
 
 
 def together(train: Rows, validation: Rows, *, trials: int, epochs: int, threads: int, halving: bool) -> list[float]:
@@ -178,13 +168,14 @@ def together(train: Rows, validation: Rows, *, trials: int, epochs: int, threads
     for _ in range(trials):
         study.enqueue_trial(ask(source)[1])
     rungs = (*(rung for rung in RUNGS if halving and rung < epochs), epochs)
-    trainer = cast(Trainer, Together(train, validation, epochs=epochs, threads=threads))
+    case = use_case(trials, epochs, rungs)
     with contextlib.redirect_stdout(io.StringIO()):  # trial by trial: the baselines say nothing either
-        alone.search(use_case(trials, epochs, rungs), study, trainer, trials)
+        alone.search(case, study, Resident(case, train, validation, threads=threads), trials)
     attempts = [attempt_of(trial) for trial in study.get_trials(states=[optuna.trial.TrialState.COMPLETE])]
     return [-attempt.losses[-1] for attempt in attempts if attempt and attempt.losses[-1] is not None]
 
 
+@cache
 def use_case(trials: int, epochs: int, rungs: tuple[int, ...]) -> UseCase:
     """The shipped use case with the search of this benchmark."""
     shipped = use_cases(REPOSITORY / "params.yaml")["flights"]

@@ -12,6 +12,11 @@ def nothing() -> None:
     """The preparation of a part that needs none."""
 
 
+def only_when_healthy() -> bool:
+    """The sign of life of a part that gives none beside its health."""
+    return False
+
+
 @dataclass(frozen=True, kw_only=True)
 class Account:
     """The user a part runs as, when it may not run as root."""
@@ -30,7 +35,7 @@ class Part:
     directory: Path
     address: str
     healthy: Callable[[], bool]
-    lives: Callable[[], bool] | None = None  # False: silent by its own fault: a new start may help. None: as healthy
+    lives: Callable[[], bool] = only_when_healthy  # asked when it is not; False: its own silence, a new start may help
     needs: tuple[str, ...] = ()
     prepare: Callable[[], None] = nothing
     provision: Callable[[], None] = nothing  # once healthy, before others may rely on it

@@ -153,27 +153,29 @@ def provision(admin_dsn: str, passwords: Mapping[str, str]) -> None:
         connection.close()
 
 
-def _healthy(admin_dsn: str) -> bool:
+def _refusal(admin_dsn: str) -> str | None:
+    """Why a connection is not to be had; None where it is."""
     try:
-        connection = psycopg2.connect(admin_dsn, connect_timeout=5)
+        psycopg2.connect(admin_dsn, connect_timeout=5).close()
     except psycopg2.OperationalError as error:
-        if "password authentication failed" in str(error):
-            raise ValueError(
-                "PostgreSQL refuses the administrator's password in the env file: it belongs to another state folder. "
-                "Restore the env file, or `make clean` to begin anew."
-            ) from error
-        return False
-    connection.close()
-    return True
+        return str(error)
+    return None
+
+
+def _healthy(admin_dsn: str) -> bool:
+    refusal = _refusal(admin_dsn)
+    if refusal and "password authentication failed" in refusal:
+        raise ValueError(
+            "PostgreSQL refuses the administrator's password in the env file: it belongs to another state folder. "
+            "Restore the env file, or `make clean` to begin anew."
+        )
+    return refusal is None
 
 
 def _lives(admin_dsn: str) -> bool:
     """Whether it answers, if only by a refusal; one that shuts down is to come to an end."""
-    try:
-        psycopg2.connect(admin_dsn, connect_timeout=5).close()
-    except psycopg2.OperationalError as error:
-        return "FATAL" in str(error) and "shutting down" not in str(error)
-    return True
+    refusal = _refusal(admin_dsn)
+    return refusal is None or ("FATAL" in refusal and "shutting down" not in refusal)
 
 
 def part(home: Path, port: int, passwords: Mapping[str, str], marker: Mapping[str, str]) -> Part:

@@ -19,7 +19,7 @@ from infra.local.home import Home, base_environment, environment, open_home, wri
 from infra.local.part import Part
 from infra.local.ports import sockets
 from infra.local.processes import Identity, end, gone
-from infra.local.supervisor import HUNG_SECONDS, sweep, tail
+from infra.local.supervisor import HUNG_SECONDS, leader_of, sweep, tail
 from pipeline.settings import REPOSITORY
 from serving.locks import is_held
 
@@ -164,7 +164,8 @@ class Stack:
         return [self._row(part, known[part.name]) for part in parts if isinstance(part, Part)]
 
     def _row(self, part: Part, known: dict[str, Any]) -> Row:
-        alive = "pid" in known and Identity(pid=known["pid"], started=known["started"]).alive()
+        leader = leader_of(known)
+        alive = leader is not None and leader.alive()
         return Row(
             part=part.name,
             pid=known.get("pid") if alive else None,

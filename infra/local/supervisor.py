@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -142,7 +143,7 @@ class Supervisor:
     def _start(self, part: Part, restarts: int) -> bool:
         marker = f"{self.home.stack}/{part.name}"
         before = self._state["parts"][part.name]
-        leader = Identity(pid=before["pid"], started=before["started"]) if "pid" in before else None
+        leader = leader_of(before)
         if members(leader, marker):  # what the dead one left behind would do its work twice
             end(leader, marker, first=signal.SIGQUIT if part.name == "postgres" else signal.SIGTERM, seconds=5)
         with self._spawning:
@@ -167,7 +168,7 @@ class Supervisor:
                     f"ended with code {process.returncode} while starting.{tail(self.home.logs / f'{part.name}.log')}"
                 )
             if time.monotonic() > deadline:
-                if self._ready[part.name].is_set() and part.lives is not None and part.lives():
+                if self._ready[part.name].is_set() and part.lives():
                     return True  # it was up before, and what ails it is nothing that a new start mends
                 raise NotUpError(
                     f"not healthy after {part.start_seconds:.0f} s.{tail(self.home.logs / f'{part.name}.log')}"
@@ -190,15 +191,14 @@ class Supervisor:
             silent = silent + 1 if self._hangs(part) else 0
             if silent >= HUNG_CHECKS and not self.stopping.is_set():
                 self.tell(part.name, problem=f"hung: no answer for {self.hung_seconds:.0f} s")
-                known = self._state["parts"][part.name]
-                leader = Identity(pid=known["pid"], started=known["started"])
+                leader = leader_of(self._state["parts"][part.name])
                 end(leader, f"{self.home.stack}/{part.name}", first=part.stop_signal, seconds=part.stop_seconds)
 
     def _hangs(self, part: Part) -> bool:
         """Whether a part gives no sign of life, though all it needs works."""
         try:
             healthy = part.healthy()
-            lives = healthy or (part.lives is not None and part.lives())
+            lives = healthy or part.lives()
         except Exception as error:  # noqa: BLE001  # at the edge of a thread: a check that fails is not the part's fault
             self.tell(part.name, problem=f"could not be asked: {error}")
             return False
@@ -235,8 +235,7 @@ class Supervisor:
 
     def _stop_part(self, part: Part) -> None:
         known = self._state["parts"][part.name]
-        leader = Identity(pid=known["pid"], started=known["started"]) if "pid" in known else None
-        end(leader, f"{self.home.stack}/{part.name}", first=part.stop_signal, seconds=part.stop_seconds)
+        end(leader_of(known), f"{self.home.stack}/{part.name}", first=part.stop_signal, seconds=part.stop_seconds)
         if part.name in self._processes:
             self._processes[part.name].wait()
         if known["state"] != "failed":
@@ -266,6 +265,11 @@ class Supervisor:
         return 0 if self.problem is None else 1
 
 
+def leader_of(known: Mapping[str, Any]) -> Identity | None:
+    """The process that leads a part, by what the state file says of it; None before its first start."""
+    return Identity(pid=known["pid"], started=known["started"]) if "pid" in known else None
+
+
 def tail(log: Path, lines: int = 12) -> str:
     """The last lines of a log, for an error message."""
     if not log.exists() or not (text := log.read_text(errors="replace").strip()):
@@ -278,7 +282,7 @@ def sweep(home: Home) -> None:
     path = home.folder / "state.json"
     known = json.loads(path.read_text())["parts"] if path.exists() else {}
     for name, part in known.items():
-        leader = Identity(pid=part["pid"], started=part["started"]) if "pid" in part else None
+        leader = leader_of(part)
         if members(leader, f"{home.stack}/{name}"):
             print(json.dumps({"name": name, "state": "left over, ending it"}), flush=True)
             end(leader, f"{home.stack}/{name}", first=signal.SIGINT if name == "postgres" else signal.SIGTERM)

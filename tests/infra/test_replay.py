@@ -60,9 +60,6 @@ def test_a_broken_feed_empties_one_week_once_and_is_mended_to_what_was_there(out
     assert [known.state for known in incident.manifest(tmp_path)] == ["mended"]
 
 
-BROKEN = incident.Incident(partition_key="2013-01-07", table="weather", what="empty", rows=1, state="mended")
-
-
 def test_the_verdict_on_a_retrain_is_the_gates_and_not_a_step_of_what_follows(
     outside: Outside, use_case: UseCase
 ) -> None:
@@ -81,6 +78,9 @@ def test_the_verdict_on_a_retrain_is_the_gates_and_not_a_step_of_what_follows(
             )
     state = State(use_case=use_case, outside=outside)
     assert [state.verdict(decision)["reason"] for decision in ("d", None)] == ["better", "not better"]
+
+
+BROKEN = incident.Incident(partition_key="2013-01-07", table="weather", what="empty", rows=1, state="mended")
 
 
 @pytest.mark.parametrize("decision", ["ignore", "alert", "retrain"])

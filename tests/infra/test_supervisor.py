@@ -2,7 +2,6 @@
 
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from infra.local import supervisor
 from infra.local.home import Home
 from infra.local.part import Part
 from infra.local.supervisor import HUNG_CHECKS, Supervisor
+from tests.infra.test_stack import until
 
 HUNG_SECONDS = 0.6
 
@@ -52,14 +52,7 @@ class Watched:
     def asked_often(self, name: str) -> None:
         """Until a part was asked more often than one that hangs is."""
         reached = self.asked[name] + HUNG_CHECKS + 3
-        until(lambda: self.asked[name] >= reached)
-
-
-def until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not true():
-        assert time.monotonic() < deadline, "did not happen in time"
-        time.sleep(0.02)
+        until(lambda: self.asked[name] >= reached, 20)
 
 
 @pytest.fixture
@@ -68,7 +61,7 @@ def watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Watched
     for thread in one.threads:
         thread.start()
     try:
-        until(lambda: all(one.state(name)["state"] == "up" for name in ("below", "above")))
+        until(lambda: all(one.state(name)["state"] == "up" for name in ("below", "above")), 20)
         yield one
     finally:
         one.supervisor.stopping.set()
@@ -80,7 +73,7 @@ def watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Watched
 def test_a_silent_part_is_started_again(watched: Watched) -> None:
     before = watched.state("above")["pid"]
     watched.well["above"] = lambda: watched.state("above")["pid"] != before
-    until(lambda: watched.state("above")["restarts"] == 1 and watched.state("above")["state"] == "up")
+    until(lambda: watched.state("above")["restarts"] == 1 and watched.state("above")["state"] == "up", 20)
     assert watched.state("above")["problem"] is None
     assert watched.state("below")["restarts"] == 0
 
@@ -118,6 +111,6 @@ def test_what_was_up_before_and_lives_is_up_again_though_not_all_is_well(watched
     watched.well["above"] = lambda: False
     before = watched.state("above")["pid"]
     watched.supervisor._processes["above"].kill()
-    until(lambda: watched.state("above")["pid"] != before and watched.state("above")["state"] == "up")
+    until(lambda: watched.state("above")["pid"] != before and watched.state("above")["state"] == "up", 20)
     watched.asked_often("above")
     assert watched.state("above")["restarts"] == 1
