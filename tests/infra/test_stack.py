@@ -20,6 +20,7 @@ from botocore.exceptions import ClientError
 
 from infra.local import s3
 from infra.local.__main__ import main, table
+from infra.local.airflow import beats
 from infra.local.ports import is_free, sockets
 from infra.local.postgres import dsn, shelter
 from infra.local.processes import Identity, end, gone, identify, members
@@ -176,6 +177,23 @@ def test_a_part_that_lives_and_does_nothing_is_started_again_and_those_that_wait
     assert {name: part_pid(hasty, name) for name in ("s3", "mlflow")} == {n: before[n] for n in ("s3", "mlflow")}
     assert query(hasty.home().dsn("source"), "select 1") == [(1,)]
     hasty.stop()
+
+
+def test_whether_a_server_beats_is_not_known_where_the_database_does_not_say(own: Stack) -> None:
+    address = own.home().dsn("airflow")
+    assert beats(address, "SchedulerJob") is None
+    query(address, "create table job (job_type text, state text, latest_heartbeat timestamptz, hostname text)")
+    assert beats(address, "SchedulerJob") is False
+    query(address, "insert into job values ('SchedulerJob', 'running', now(), 'here')")
+    assert beats(address, "SchedulerJob") is True
+    holding = psycopg2.connect(address)
+    try:
+        with holding.cursor() as cursor:
+            cursor.execute("lock table job in access exclusive mode")
+            assert beats(address, "SchedulerJob") is None
+    finally:
+        holding.close()
+    query(address, "drop table job")
 
 
 def test_what_a_killed_supervisor_left_is_ended_and_started_again_with_its_data(own: Stack) -> None:
