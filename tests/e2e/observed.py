@@ -92,9 +92,12 @@ def _numbers(samples: list[dict[str, Any]]) -> list[str]:
 
 
 def without_data(
-    running: Prometheus, stack: Stack, boards: dict[str, dict[str, Any]] = BOARDS, *, patience_seconds: float = 60
+    running: Prometheus, stack: Stack, boards: dict[str, dict[str, Any]] = BOARDS, *, patience_seconds: float = 240
 ) -> list[str]:
-    """Every query of a panel, and every series an alert reads, that shows nothing."""
+    """Every query of a panel, and every series an alert reads, that shows nothing.
+
+    Some have nothing until `watch`, a task once a minute, has looked at requests of the version that just went full.
+    """
     panels = list(asked(boards, USE_CASE))
     series = {s for rule in RULES for s in selectors(rule["expr"])} - ONLY_ELSEWHERE
     pending = [q for q in panels if q.language == "promql"] + [Asked("rules", "promql", s) for s in sorted(series)]
