@@ -43,7 +43,7 @@ def ours(predictor: Predictor, source: Path, target: Path) -> None:
     texts = [*_KEYS[:1], *predictor.card["features"]["categorical"]]
     rows = pq.read_table(source, columns=[*_KEYS, *predictor.columns], read_dictionary=texts)
     scored = rows.select(list(_KEYS)).append_column("score", pa.array(predictor.predict(rows)))
-    pq.write_table(scored, target, use_dictionary=list(_KEYS))
+    pq.write_table(scored, target, use_dictionary=list(_KEYS), write_statistics=["event_time"])  # what one filters by
 
 
 def theirs(model: Any, batch_rows: int | None, source: Path, target: Path) -> None:

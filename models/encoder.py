@@ -66,7 +66,8 @@ class Encoder:
         numbers = np.empty((len(self.numeric), rows), np.float32).T  # a column is one piece, as in the table
         for i, column in enumerate(self.numeric):
             numbers[:, i] = _single(table, column.name)
-        numbers[np.isinf(numbers)] = np.nan
+        if (infinite := np.isinf(numbers)).any():
+            numbers[infinite] = np.nan
         codes = np.empty((rows, len(self.categorical)), np.int64)
         for i, (category, known) in enumerate(zip(self.categorical, self._codes, strict=True)):
             found = _dictionary(table, category.name)

@@ -141,7 +141,7 @@ class Network(nn.Module):
 
     def normalised(self, numbers: Tensor) -> tuple[Tensor, Tensor]:
         """Normalised numbers [..., n, d] and which are missing: the same for every network of an ensemble."""
-        inside = (torch.minimum(torch.maximum(numbers, self.low), self.high) - self.mean) / self.scale
+        inside = torch.minimum(torch.maximum(numbers, self.low), self.high).sub_(self.mean).div_(self.scale)
         columns = numbers.transpose(-2, -1).index_select(-2, self.masked)  # one that is a piece stays one
         missing = torch.isnan(columns.transpose(-2, -1))
         return torch.nan_to_num(inside, nan=0.0), missing.to(inside.dtype)

@@ -15,7 +15,7 @@ from models.bundle import Bundle, load
 from models.fused import Fused
 from models.training import deterministic
 
-_CHUNK_ROWS = 16_384  # encoded at once, by one thread
+_CHUNK_ROWS = 32_768  # encoded at once, by one thread
 _THREADS = 1  # sums are then split the same way in every process, so that every door gives the same bits
 
 
