@@ -10,6 +10,7 @@ from models.ensemble import labels
 from models.metrics import measure
 from serving.predictor import Predictor
 from tasks import dataset, tune
+from tasks.energy import Meter
 from tasks.refit import refit
 from tasks.run_record import device_name
 from tests.models import synthetic
@@ -67,6 +68,19 @@ def test_a_candidate_is_registered_with_all_that_explains_it_and_its_bundle_answ
     assert not [n for n in names if n.endswith((".pkl", ".pt", ".pth", ".joblib", ".pt2"))]
     assert len(json.loads((tmp_path / "run" / "search" / "trials.json").read_text())) == 2
     assert "torch==" + torch.__version__.split("+")[0] in (tmp_path / "run" / "environment.txt").read_text()
+
+
+def test_energy_that_can_be_read_is_kept_with_the_run_and_in_the_ledger(mlflow_stack, case, outside, monkeypatch):
+    monkeypatch.setattr(Meter, "joules", lambda meter: 3.0)
+    tune.search(case, toy.SNAPSHOT, toy.AS_OF, 2, outside)
+    study = tune.found(case, toy.SNAPSHOT, toy.AS_OF, outside)
+    assert study.energy_joules is not None
+    assert study.energy_joules >= 3.0
+    found = candidate(case, study, outside)
+    costs = outside.warehouse.fetch("select step, energy_joules from costs order by step")
+    assert [tuple(row.values()) for row in costs] == [("refit", 3.0), ("search", study.energy_joules)]
+    metrics = outside.registry.metrics(case.name, found.model_version)
+    assert (metrics["refit_energy_joules"], metrics["search_energy_joules"]) == (3.0, study.energy_joules)
 
 
 def test_a_retried_refit_gives_the_same_candidate_and_no_second_version(case, study, outside, monkeypatch):
