@@ -98,6 +98,18 @@ def test_without_dropout_a_member_ends_where_torchs_own_optimiser_takes_a_plain_
 
 
 @pytest.mark.parametrize("network", NETWORKS)
+def test_products_in_bf16_as_on_a_card_train_to_about_the_same(encoded, network, monkeypatch):
+    single, halved, autocast = various(encoded, network), various(encoded, network), torch.autocast
+    train(encoded[2], *single)
+    monkeypatch.setattr(torch, "autocast", lambda device, dtype, **_: autocast(device, dtype))
+    train(encoded[2], *halved)
+    for one, other in zip(single, halved, strict=True):
+        assert {parameter.dtype for parameter in other.model.parameters()} == {torch.float32}
+        assert one.curve != other.curve, "both were trained at single precision"
+        assert other.curve == pytest.approx(one.curve, rel=0.01)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
 def test_one_that_joins_later_and_one_that_leaves_change_nothing_for_the_others(encoded, network):
     rows, (first, second, late) = encoded[2], (begin(encoded, seed=s, network=network) for s in (1, 1, 2))
     train(rows, first, second, epochs=1)
