@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from models.network import Activation, Embedding, Linear, Network
 
-_NUMBERS = 2048 * 128  # of a layer, at once: with fewer the calls cost too much, with more they leave the cache
+_NUMBERS = 4096 * 128  # of a layer, at once: with fewer the calls cost too much, with more they leave the cache
 
 
 class _InPlace(Activation):

@@ -77,15 +77,14 @@ def _replay(arguments: argparse.Namespace, progress: Progress) -> None:
     progress.say("source", ", ".join(f"{count:,} {table}" for table, count in rows.items()))
     airflow, user, password = (os.environ[f"AIRFLOW_{name}"] for name in ("URL", "ADMIN_USER", "ADMIN_PASSWORD"))
     api = AirflowApi(airflow, user=user, password=password)
-    folder = world.settings.home / "replay"
-    replay = Replay(use_case=use_case, outside=world, api=api, progress=progress, folder=folder)
+    replay = Replay(use_case=use_case, outside=world, api=api, progress=progress)
     replay.run(plan)
     asked = replay.traffic.asked
     served = online.closing(use_case, world)
-    weeks = report.write(use_case, world, folder=folder, to=arguments.report, served=served)
+    weeks = report.write(use_case, world, to=arguments.report, served=served)
     print("\n" + report.summary(weeks) + "\n")
     print(report.served_summary(served, asked) + "\n")
-    _judge(weeks, manifest(folder))
+    _judge(weeks, manifest(world.source))
     _judge_online(use_case, served, asked)
     print(f"report     {arguments.report.resolve()}")
     print(f"Airflow    {os.environ['AIRFLOW_PAGE']}   login {user} / {password}")

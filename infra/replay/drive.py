@@ -6,7 +6,6 @@ where it was. A step is woken up only where none of its runs is under way.
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from pathlib import Path
 
 from adapters.connect import Outside
 from infra.replay import incident
@@ -47,11 +46,8 @@ class Plan:
 class Replay:
     """One replay of one use case against a running stack."""
 
-    def __init__(
-        self, *, use_case: UseCase, outside: Outside, api: AirflowApi, progress: Progress, folder: Path
-    ) -> None:
-        self.use_case, self.outside, self.api = use_case, outside, api
-        self.progress, self.folder = progress, folder
+    def __init__(self, *, use_case: UseCase, outside: Outside, api: AirflowApi, progress: Progress) -> None:
+        self.use_case, self.outside, self.api, self.progress = use_case, outside, api, progress
         self.state = State(use_case=use_case, outside=outside)
         self.runs = Runs(api=api, state=self.state, progress=progress)
         self.traffic = Traffic(use_case, outside)
@@ -73,7 +69,7 @@ class Replay:
                 self._week(
                     week,
                     label=f"week {number}/{plan.weeks}",
-                    breaking=number == plan.incident_week and not incident.manifest(self.folder),
+                    breaking=number == plan.incident_week and not incident.manifest(self.outside.source),
                 )
 
     def _weeks(self, plan: Plan) -> list[Interval]:
@@ -82,7 +78,7 @@ class Replay:
         return [Interval(start, start + length) for start in starts]
 
     def _nothing_to_do(self, plan: Plan) -> bool:
-        mended = all(known.state == "mended" for known in incident.manifest(self.folder))
+        mended = all(known.state == "mended" for known in incident.manifest(self.outside.source))
         return mended and all(self.state.settled(week) for week in self._weeks(plan))
 
     def _open_dags(self) -> None:
@@ -154,7 +150,7 @@ class Replay:
     def _live(self, week: Interval, *, label: str, breaking: bool) -> None:
         key = self.use_case.grid.key(week)
         if breaking:
-            found = incident.break_feed(self.outside.source, week, key, self.folder)
+            found = incident.break_feed(self.outside.source, week, key)
             self.progress.say(label, f"{week.start:%d %b}: INJECTED: {found.what} ({found.rows} rows)")
         if week.start not in self.state.clean_partitions():
             self.runs.run_to_end(label, "ingest", f"replay__{key}", partition_key=key)
@@ -166,9 +162,10 @@ class Replay:
     def _mend(self, week: Interval, *, label: str) -> None:
         """The feed's operator sends the true records; the partition is ingested again, beside the old one."""
         key = self.use_case.grid.key(week)
-        if all((known.partition_key, known.state) != (key, "broken") for known in incident.manifest(self.folder)):
+        known = incident.manifest(self.outside.source)
+        if key not in {one.partition_key for one in known if one.state == "broken"}:
             return
-        with incident.mending(self.outside.source, key, self.folder):
+        with incident.mending(self.outside.source, key):
             self.runs.run_to_end(label, "ingest", f"mend__{key}", partition_key=key)
             self._features(label, week.end)
             self._scores(label)

@@ -1,10 +1,11 @@
-"""The injected incident: for one week the weather feed sends records with every measurement empty."""
+"""The injected incident: for one week the weather feed sends records with every measurement empty.
 
-import json
+What was injected is written down where it was done, in the source database: the two are there, or gone, together.
+"""
+
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 
 from psycopg2 import sql
 
@@ -13,6 +14,13 @@ from pipeline.partitions import Interval
 
 TABLE = "weather"
 KEY = ("origin", "observed_at", "known_at")
+_WHAT = "the weather feed sends records with every measurement empty"
+_MANIFEST = """
+create table if not exists injected_incidents (
+    partition_key text primary key, table_name text not null, what text not null, rows bigint not null,
+    state text not null check (state in ('broken', 'mended'))
+)
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,25 +28,17 @@ class Incident:
     """One injected incident, as the manifest records it."""
 
     partition_key: str
-    table: str
+    table_name: str
     what: str
     rows: int
     state: str  # broken | mended
 
 
-def manifest(folder: Path) -> list[Incident]:
-    """The incidents injected so far, from <folder>/incidents.json."""
-    path = folder / "incidents.json"
-    return [Incident(**entry) for entry in json.loads(path.read_text())] if path.exists() else []
-
-
-def _record(folder: Path, incident: Incident) -> Incident:
-    folder.mkdir(parents=True, exist_ok=True)
-    others = [known for known in manifest(folder) if known.partition_key != incident.partition_key]
-    temporary = folder / "incidents.json.new"
-    temporary.write_text(json.dumps([asdict(known) for known in [*others, incident]], indent=2))
-    temporary.replace(folder / "incidents.json")
-    return incident
+def manifest(source: Warehouse) -> list[Incident]:
+    """The incidents injected so far."""
+    [found] = source.fetch("select to_regclass('injected_incidents') is not null as there")
+    rows = source.fetch("select * from injected_incidents order by partition_key") if found["there"] else []
+    return [Incident(**row) for row in rows]
 
 
 def _measurements(source: Warehouse) -> list[str]:
@@ -54,33 +54,32 @@ def _backup_name(partition_key: str) -> sql.Identifier:
     return sql.Identifier(f"{TABLE}_before_{partition_key.replace('-', '')}")
 
 
-def break_feed(source: Warehouse, week: Interval, partition_key: str, folder: Path) -> Incident:
+def break_feed(source: Warehouse, week: Interval, partition_key: str) -> Incident:
     """Empty every measurement the feed sent in a week, keeping the true records beside; twice is once."""
-    known = next((entry for entry in manifest(folder) if entry.partition_key == partition_key), None)
-    if known is not None:
-        return known
     blanks = sql.SQL(", ").join(sql.SQL("{} = null").format(sql.Identifier(name)) for name in _measurements(source))
 
-    keep = sql.SQL("create table if not exists {} as select * from {} where known_at >= %s and known_at < %s").format(
+    keep = sql.SQL("create table {} as select * from {} where known_at >= %s and known_at < %s").format(
         _backup_name(partition_key), sql.Identifier(TABLE)
     )
     empty = sql.SQL("update {} set {} where known_at >= %s and known_at < %s").format(sql.Identifier(TABLE), blanks)
 
-    def work() -> int:
+    def work() -> None:
         with source.transaction() as cursor:
-            cursor.execute(keep, (week.start, week.end))
-            cursor.execute(empty, (week.start, week.end))
-            return cursor.rowcount
+            cursor.execute(_MANIFEST)
+            cursor.execute("select from injected_incidents where partition_key = %s", (partition_key,))
+            if cursor.fetchone() is None:
+                cursor.execute(keep, (week.start, week.end))
+                cursor.execute(empty, (week.start, week.end))
+                told = (partition_key, TABLE, _WHAT, cursor.rowcount)
+                cursor.execute("insert into injected_incidents values (%s, %s, %s, %s, 'broken')", told)
 
-    rows = source.retrying(work)
-    what = "the weather feed sends records with every measurement empty"
-    return _record(folder, Incident(partition_key=partition_key, table=TABLE, what=what, rows=rows, state="broken"))
+    source.retrying(work)
+    return next(known for known in manifest(source) if known.partition_key == partition_key)
 
 
 @contextmanager
-def mending(source: Warehouse, partition_key: str, folder: Path) -> Iterator[None]:
+def mending(source: Warehouse, partition_key: str) -> Iterator[None]:
     """Put the true records of the broken week back, as the feed's operator would; mended once the block has ended."""
-    known = next(entry for entry in manifest(folder) if entry.partition_key == partition_key)
     assignments = sql.SQL(", ").join(
         sql.SQL("{0} = backup.{0}").format(sql.Identifier(name)) for name in _measurements(source)
     )
@@ -94,4 +93,4 @@ def mending(source: Warehouse, partition_key: str, folder: Path) -> Iterator[Non
 
     source.retrying(work)
     yield
-    _record(folder, Incident(**{**asdict(known), "state": "mended"}))
+    source.fetch("update injected_incidents set state = 'mended' where partition_key = %s", (partition_key,))

@@ -21,7 +21,7 @@ TITLES = {
 }
 
 
-def write(use_case: UseCase, outside: Outside, *, folder: Path, to: Path, served: Online | None) -> list[Week]:
+def write(use_case: UseCase, outside: Outside, *, to: Path, served: Online | None) -> list[Week]:
     """Write the report page; returns the weeks it shows."""
     weeks = measures.weeks(use_case, outside)
     if not weeks:
@@ -39,7 +39,7 @@ def write(use_case: UseCase, outside: Outside, *, folder: Path, to: Path, served
         facts=_facts(weeks, names),
         pictures=[*(plots.metric_plot(weeks, name, TITLES[name]) for name in names), plots.drift_plot(starts, ratios)],
         ledger=ledger,
-        incidents=incident.manifest(folder),
+        incidents=incident.manifest(outside.source),
         alerts=measures.alerts(use_case, outside),
         served=served,
         exchange=served and [json.dumps(part, indent=2) for part in (served.request, served.answer)],

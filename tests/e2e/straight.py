@@ -31,9 +31,9 @@ def _train(as_of: date, reason: str, decision_id: str | None = None) -> str:
 
 
 def _live(week: Interval, *, broken: bool) -> None:
-    key, folder = USE_CASE.grid.key(week), WORLD.settings.home / "replay"
+    key = USE_CASE.grid.key(week)
     if broken:
-        incident.break_feed(WORLD.source, week, key, folder)
+        incident.break_feed(WORLD.source, week, key)
     _ingest(week)
     build_features.build(USE_CASE, WORLD)
     score.score(USE_CASE, WORLD)
@@ -42,7 +42,7 @@ def _live(week: Interval, *, broken: bool) -> None:
         outcome = _train(week.end.date(), "; ".join(claimed["reasons"]), claimed["decision_id"])
         retrain.finish(claimed["decision_id"], outcome, WORLD)
     if broken:
-        with incident.mending(WORLD.source, key, folder):
+        with incident.mending(WORLD.source, key):
             _ingest(week)
             build_features.build(USE_CASE, WORLD)
             score.score(USE_CASE, WORLD)

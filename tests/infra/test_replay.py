@@ -2,7 +2,6 @@
 
 import math
 from datetime import UTC, datetime
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -43,7 +42,8 @@ def test_a_perfect_ranking_has_auc_one_and_a_better_score_a_lower_log_loss() -> 
     assert _metrics(("log_loss",), label, good)["log_loss"] < _metrics(("log_loss",), label, bad)["log_loss"]
 
 
-def test_a_broken_feed_empties_one_week_once_and_is_mended_to_what_was_there(outside: Outside, tmp_path: Path) -> None:
+def test_a_broken_feed_empties_one_week_once_and_is_mended_to_what_was_there(outside: Outside) -> None:
+    assert incident.manifest(outside.source) == []
     flights_source.create_tables(outside.source)
     with outside.source.transaction() as at:
         at.execute(
@@ -52,12 +52,12 @@ def test_a_broken_feed_empties_one_week_once_and_is_mended_to_what_was_there(out
             "('EWR', '2013-01-15 00:00+00', 41, '2013-01-15 00:10+00')"
         )
     before = outside.source.fetch("select * from weather order by known_at")
-    first = incident.break_feed(outside.source, WEEK, "2013-01-07", tmp_path)
-    assert incident.break_feed(outside.source, WEEK, "2013-01-07", tmp_path) == first
+    first = incident.break_feed(outside.source, WEEK, "2013-01-07")
+    assert incident.break_feed(outside.source, WEEK, "2013-01-07") == first
     assert [row["temp_f"] for row in outside.source.fetch("select * from weather order by known_at")] == [None, 41]
-    with incident.mending(outside.source, "2013-01-07", tmp_path):
+    with incident.mending(outside.source, "2013-01-07"):
         assert outside.source.fetch("select * from weather order by known_at") == before
-    assert [known.state for known in incident.manifest(tmp_path)] == ["mended"]
+    assert [known.state for known in incident.manifest(outside.source)] == ["mended"]
 
 
 def test_the_verdict_on_a_retrain_is_the_gates_and_not_a_step_of_what_follows(
@@ -80,7 +80,7 @@ def test_the_verdict_on_a_retrain_is_the_gates_and_not_a_step_of_what_follows(
     assert [state.verdict(decision)["reason"] for decision in ("d", None)] == ["better", "not better"]
 
 
-BROKEN = incident.Incident(partition_key="2013-01-07", table="weather", what="empty", rows=1, state="mended")
+BROKEN = incident.Incident(partition_key="2013-01-07", table_name="weather", what="empty", rows=1, state="mended")
 
 
 @pytest.mark.parametrize("decision", ["ignore", "alert", "retrain"])

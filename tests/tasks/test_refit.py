@@ -71,7 +71,7 @@ def test_a_candidate_is_registered_with_all_that_explains_it_and_its_bundle_answ
 
 
 def test_energy_that_can_be_read_is_kept_with_the_run_and_in_the_ledger(mlflow_stack, case, outside, monkeypatch):
-    monkeypatch.setattr(Meter, "joules", lambda meter: 3.0)
+    monkeypatch.setattr(Meter, "joules", lambda _: 3.0)
     tune.search(case, toy.SNAPSHOT, toy.AS_OF, 2, outside)
     study = tune.found(case, toy.SNAPSHOT, toy.AS_OF, outside)
     assert study.energy_joules is not None
