@@ -70,8 +70,8 @@ reproduce: env ## retrain MODEL=<version> from its recorded data, code, paramete
 
 .PHONY: wheels
 wheels:
-	@mkdir -p build/wheels
-	@for place in $(PIP_FIND_LINKS); do if [ -d "$$place" ]; then cp -u "$$place"/torch-*.whl build/wheels/; fi; done
+	@rm -rf build/wheels && mkdir -p build/wheels
+	@for place in $(PIP_FIND_LINKS); do if [ -d "$$place" ]; then find "$$place" -maxdepth 1 -name 'torch-*.whl' -exec cp {} build/wheels/ ';'; fi; done
 
 .PHONY: image
 image: wheels ## build the serving image (needs a Docker engine); IMAGE=windsock-serving

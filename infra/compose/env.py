@@ -1,5 +1,8 @@
 """Writes .env from .env.example, with fresh secrets: `python -m infra.compose.env`. What is set there stays."""
 
+import os
+import shutil
+import subprocess
 import sys
 from collections.abc import Mapping
 
@@ -8,6 +11,7 @@ from infra.settings import assignments
 from pipeline.settings import REPOSITORY
 
 SECRET, CODE_SHA = "SECRET_", "WINDSOCK_CODE_SHA"
+PROJECT = "windsock"  # as docker-compose.yaml says
 
 
 def fill(template: str, known: Mapping[str, str], sha: str) -> str:
@@ -27,9 +31,27 @@ def _made(name: str) -> str:
     return new_secret(name.removeprefix(SECRET).lower()) if name.startswith(SECRET) else ""
 
 
+def orphaned() -> str | None:
+    """The volume of a cluster that an earlier .env made, where the engine has one: no fresh secret opens it."""
+    if shutil.which("docker") is None:
+        return None
+    wanted = f"{os.environ.get('COMPOSE_PROJECT_NAME', PROJECT)}_postgres"
+    command = ["docker", "volume", "ls", "--quiet", "--filter", f"name=^{wanted}$"]
+    listed = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=False)
+    return wanted if wanted in listed.stdout.split() else None  # an engine that does not answer has nothing to say
+
+
 def main() -> int:
-    """Write it, readable by its owner only, and say where."""
+    """Write it, readable by its owner only, and say where. 1 where fresh secrets would shut out what is stored."""
     path = REPOSITORY / ".env"
+    if not path.exists() and (volume := orphaned()):
+        print(
+            f"there is no .env here, and the volume {volume} is of a stack that has one: put that file back, or start "
+            f"another stack beside it (COMPOSE_PROJECT_NAME=<name>, and other ports in .env), or begin anew by "
+            f"`docker volume rm {volume}` and the others of its name, once its containers are gone",
+            file=sys.stderr,
+        )
+        return 1
     known = assignments(path.read_text()) if path.exists() else {}
     write_private(path, fill((REPOSITORY / ".env.example").read_text(), known, code_sha()))
     print(f"{path.name} is {'up to date' if known else 'written, with fresh secrets'}")

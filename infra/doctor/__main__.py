@@ -5,7 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from infra import settings
@@ -16,7 +16,8 @@ from infra.local.airflow import settings as airflow_settings
 from infra.local.stack import Stack
 from pipeline.settings import REPOSITORY
 
-PORTS = ("AIRFLOW_PORT", "MLFLOW_PORT", "GATEWAY_PORT", "GRAFANA_PORT")
+PORTS = {"AIRFLOW_PORT": 8080, "MLFLOW_PORT": 5000, "GATEWAY_PORT": 8088, "GRAFANA_PORT": 3000}
+CHOICES = ("EXECUTOR", "COMPOSE_PROFILES", "WORKER_QUEUES")  # which the shell may also make, as compose reads it
 SEES = "scheduler"  # which reaches all that a task reaches
 
 
@@ -72,22 +73,39 @@ def containers(listed: subprocess.CompletedProcess[str]) -> Finding:
     return Finding(check="containers", said=f"{len(running)} run")
 
 
-def _composed() -> bool:
+def runners(told: Mapping[str, str]) -> Finding:
+    """Whether those who are to run tasks are started, and are given some."""
+    executor = told.get("EXECUTOR") or "LocalExecutor"
+    profiles = told.get("COMPOSE_PROFILES", "").split(",")
+    said = f"{executor}, profiles {told.get('COMPOSE_PROFILES') or 'none'}"
+    change = ""
+    if executor == "CeleryExecutor" and "celery" not in profiles:
+        change = "add `celery` to COMPOSE_PROFILES in .env: nobody takes the tasks"
+    elif executor != "CeleryExecutor" and {"celery", "gpu"} & {*profiles}:
+        change = "set EXECUTOR=CeleryExecutor in .env: the workers are given nothing to do"
+    elif "gpu" in profiles and "gpu" in (told.get("WORKER_QUEUES") or "default,gpu").split(","):
+        change = "set WORKER_QUEUES=default in .env: workers without a GPU take trainings, too"
+    return Finding(check="executor", said=said, change=change)
+
+
+def _composed(*, ports: bool) -> bool:
     written = REPOSITORY / ".env"
     if shutil.which("docker") is None or not written.exists():
         print("no composed stack: `make compose-up` starts one")
         return True
     print("the composed stack")
+    known = {**settings.read(written), **{name: os.environ[name] for name in CHOICES if name in os.environ}}
+    suited = _told([runners(known)])
     listed = compose("ps", "--services", "--status", "running")
     found = containers(listed)
     if not _told([found]):
         return False
     if not listed.stdout.strip():
-        known = settings.read(written)
-        return _told(machine.ports({name: int(known[name]) for name in PORTS}))
+        wanted = {name: int(known.get(name) or port) for name, port in PORTS.items()}
+        return suited and (not ports or _told(machine.ports(wanted)))
     done = compose("exec", "--no-TTY", SEES, "python", "-m", "infra.doctor", "--running")
     print(done.stdout, end="")
-    return done.returncode == 0
+    return suited and done.returncode == 0
 
 
 def main() -> int:
@@ -99,7 +117,8 @@ def main() -> int:
     if told.running:
         folder = Path(os.environ["WINDSOCK_HOME"])
         return 0 if all([_told(here(folder)), _told(stack(os.environ))]) else 1
-    return 0 if all([_told(here(REPOSITORY)), _embedded(told.home), _composed()]) else 1
+    taken = Stack(told.home).running  # by the embedded stack, which may have the usual ports
+    return 0 if all([_told(here(REPOSITORY)), _embedded(told.home), _composed(ports=not taken)]) else 1
 
 
 if __name__ == "__main__":

@@ -24,8 +24,10 @@ def load(module: str) -> Any:
 def set_up() -> None:
     """Make or migrate the tables, and the pools that DAGs name. Changes nothing when all is there."""
     load("airflow.utils.db").upgradedb()
+    pool = load("airflow.models.pool").Pool
     for name, (slots, why) in load("pipeline.orchestration").POOLS.items():
-        load("airflow.models.pool").Pool.create_or_update_pool(name, slots, why, include_deferred=False)
+        if pool.get_pool(name) is None:  # somebody may have given it more slots
+            pool.create_or_update_pool(name, slots, why, include_deferred=False)
 
 
 def serve(name: str, options: list[str]) -> None:

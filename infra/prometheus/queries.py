@@ -43,7 +43,7 @@ QUERIES = (
     Query(
         {
             "feed_clean_until_timestamp_seconds": "End of the newest clean partition, in data time",
-            "feed_validated_timestamp_seconds": "When a partition was last found clean, by the clock",
+            "feed_validated_timestamp_seconds": "When the newest clean partition was found so, by the clock",
             "feed_behind_seconds": "Data time by which the newest clean partition is behind the use case's newest one",
             "feed_blocked_partitions": "Partitions whose current content is blocked",
         },
@@ -53,7 +53,7 @@ QUERIES = (
         feeds as (
             select use_case, table_name as "table", min(partition_start) as begun,
                 max(partition_end) filter (where status = 'clean') as clean_until,
-                max(validated_at) filter (where status = 'clean') as validated,
+                (array_agg(validated_at order by partition_end desc) filter (where status = 'clean'))[1] as validated,
                 count(*) filter (where status = 'blocked') as feed_blocked_partitions
             from current group by 1, 2
         )
@@ -173,7 +173,7 @@ QUERIES = (
     ),
     Query(
         {
-            "online_looked_timestamp_seconds": "When `watch` last looked at what answers online, by the clock",
+            "online_looked_timestamp_seconds": "When `watch` last looked at what answers, or since when that does",
             "online_p99_seconds": "99 % of the newest requests were answered within, by the gateway",
             "online_requests": "Requests that look judged",
             "online_errors": "Of these, failed or answered by the static answer",
@@ -181,10 +181,13 @@ QUERIES = (
         },
         ("use_case", "model_version"),
         """
-        select distinct on (use_case) use_case, coalesce(model_version, '') as model_version,
-            extract(epoch from looked_at) as online_looked_timestamp_seconds, p99_ms / 1000 as online_p99_seconds,
+        with newest as (select distinct on (use_case) * from online_watch order by use_case, looked_at desc),
+        answering as (select use_case, min(finished_at) as since from deployments where outcome = 'full' group by 1)
+        select use_case, coalesce(model_version, '') as model_version,
+            extract(epoch from coalesce(looked_at, since)) as online_looked_timestamp_seconds,
+            p99_ms / 1000 as online_p99_seconds,
             requests as online_requests, errors as online_errors, lost as online_lost_answers
-        from online_watch order by use_case, looked_at desc
+        from newest full join answering using (use_case)
         """,
     ),
     Query(

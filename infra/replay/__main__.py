@@ -89,6 +89,8 @@ def _replay(arguments: argparse.Namespace, progress: Progress) -> None:
     print(f"report     {arguments.report.resolve()}")
     print(f"Airflow    {os.environ['AIRFLOW_PAGE']}   login {user} / {password}")
     print(f"MLflow     {os.environ['MLFLOW_PAGE']}")
+    if served is not None:
+        print(f"gateway    {os.environ.get('GATEWAY_PAGE') or os.environ['WINDSOCK_GATEWAY_URL']}")
 
 
 def _judge(weeks: list[Week], incidents: list[Incident]) -> None:

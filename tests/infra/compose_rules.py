@@ -23,6 +23,16 @@ LOOPBACK = {"127.0.0.1", "localhost"}
 ADDRESS = re.compile(r"(?:@|//|^)(?!0\.0\.0\.0)([a-z0-9][\w.-]*):\d")
 TASKS = {"scheduler", "worker"}  # the words by which Airflow is told to run tasks
 SECRET = re.compile("(PASSWORD|SECRET|TOKEN|_AUTH|_KEY|DSN|CONN|BROKER_URL|RESULT_BACKEND|STORE_URI|ACCESS_KEY_ID)$")
+KEPT = {  # where a part keeps what may not be lost
+    "postgres": "/var/lib/postgresql/data",
+    "storage": "/data",
+    "redis": "/data",
+    "prometheus": "/prometheus",
+    "grafana": "/var/lib/grafana",
+    "scheduler": "/var/lib/windsock",
+    "torchserve": "/var/lib/windsock",
+}
+LITERAL = re.compile(r"://[^/@:]*:(?!\$\{)[^/@]*@")  # a password in an address
 Service = Mapping[str, Any]
 
 
@@ -61,7 +71,7 @@ def _about(service: Service, built: set[str]) -> Iterator[str]:
         if needed["condition"] not in ("service_healthy", "service_completed_successfully"):
             yield f"does not wait until {name} is well"
     for name, value in service.get("environment", {}).items():
-        if SECRET.search(name) and not _is_given(str(value)):
+        if SECRET.search(name) and (LITERAL.search(str(value)) or not _is_given(str(value))):
             yield f"{name} has a value of its own"
 
 
@@ -99,9 +109,13 @@ def _returns(name: str, service: Service) -> Iterator[str]:
     words = [str(word) for word in check.get("test", ["NONE"])]
     if name not in JOBS and (words[0] == "NONE" or check.get("disable") or words[1:] in (["true"], ["exit 0"])):
         yield "has no health check"
+    if "||" in " ".join(words):
+        yield "its health check cannot fail"
     if "infra.compose.health" in words and words[-1] not in service["command"]:
         yield f"its health check is that of {words[-1]}"
     own = ("/tmp", *(volume.split(":")[1] for volume in service.get("volumes", ())))  # noqa: S108  # the container's
+    if name in KEPT and KEPT[name] not in own:
+        yield f"does not keep {KEPT[name]}"
     for variable, value in service.get("environment", {}).items():
         if str(value).startswith("/var/") and not str(value).startswith(own):
             yield f"{variable} is a folder that it does not keep"

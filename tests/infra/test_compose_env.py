@@ -1,5 +1,6 @@
 """The .env of docker-compose: fresh secrets once, and never anything changed that is set."""
 
+import os
 import stat
 import subprocess
 import sys
@@ -46,6 +47,23 @@ def test_the_file_is_for_its_owner_only_and_written_again_it_keeps_its_secrets(
     assert stat.S_IMODE((tmp_path / ".env").stat().st_mode) == 0o600
     assert env.main() == 0
     assert (tmp_path / ".env").read_text() == first
+
+
+@pytest.mark.parametrize(("volumes", "code"), [("other_postgres\n", 0), ("windsock_postgres\n", 1)])
+def test_fresh_secrets_do_not_shut_out_what_an_earlier_stack_stored(
+    volumes: str, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine = tmp_path / "docker"
+    engine.write_text(f"#!/bin/sh\nprintf '{volumes}'\n")
+    engine.chmod(0o755)
+    (tmp_path / ".env.example").write_text(TEMPLATE)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(env, "REPOSITORY", tmp_path)
+    assert env.main() == code
+    assert (tmp_path / ".env").exists() is (code == 0)
+    assert ("put that file back" in capsys.readouterr().err) is (code == 1)
+    (tmp_path / ".env").write_text("SECRET_WINDSOCK=known\n")
+    assert env.main() == 0, "who has the secrets goes on"
 
 
 def test_comments_stay_and_what_is_no_assignment_is_refused() -> None:

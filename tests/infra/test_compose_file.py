@@ -24,11 +24,14 @@ SABOTAGE: dict[str, tuple[Callable[[Compose], Any], str]] = {
     "privileges": (lambda c: c["services"]["demo"].pop("security_opt"), "demo: may gain privileges"),
     "memory": (lambda c: c["services"]["torchserve"].pop("mem_limit"), "torchserve: has no mem_limit"),
     "log": (lambda c: c["services"]["gateway"].pop("logging"), "gateway: has no limit to its log"),
-    "latest": (lambda c: c["services"]["s3"].update(image="haproxy:latest"), "s3: haproxy:latest is not pinned"),
+    "latest": (
+        lambda c: c["services"]["grafana"].update(image="grafana/grafana:latest"),
+        "grafana: grafana/grafana:latest is not pinned",
+    ),
     "unwell": (lambda c: c["services"]["shipper"].pop("healthcheck"), "shipper: has no health check"),
     "hasty": (
-        lambda c: c["services"]["gateway"]["depends_on"]["torchserve"].update(condition="service_started"),
-        "gateway: does not wait until torchserve is well",
+        lambda c: c["services"]["grafana"]["depends_on"]["prometheus"].update(condition="service_started"),
+        "grafana: does not wait until prometheus is well",
     ),
     "database port": (
         lambda c: c["services"]["postgres"].update(ports=["127.0.0.1:5432:5432"]),
@@ -51,6 +54,20 @@ SABOTAGE: dict[str, tuple[Callable[[Compose], Any], str]] = {
         lambda c: c["services"]["mlflow"]["healthcheck"].update(test=["CMD", "true"]),
         "mlflow: has no health check",
     ),
+    "well anyway": (
+        lambda c: c["services"]["redis"]["healthcheck"].update(test=["CMD-SHELL", "redis-cli set health 1 || true"]),
+        "redis: its health check cannot fail",
+    ),
+    "elsewhere": (
+        lambda c: c["services"]["postgres"].update(volumes=["postgres:/var/lib/postgres"]),
+        "postgres: does not keep /var/lib/postgresql/data",
+    ),
+    "password in an address": (
+        lambda c: c["services"]["exporter"]["environment"].update(
+            WINDSOCK_OBSERVER_DSN="postgresql://observer:changeme@postgres:5432/${WAREHOUSE:-}"
+        ),
+        "exporter: WINDSOCK_OBSERVER_DSN has a value of its own",
+    ),
     "as well as another": (
         lambda c: c["services"]["triggerer"]["healthcheck"]["test"].__setitem__(-1, "scheduler"),
         "triggerer: its health check is that of scheduler",
@@ -71,7 +88,7 @@ SABOTAGE: dict[str, tuple[Callable[[Compose], Any], str]] = {
         lambda c: c["services"]["worker"]["networks"].remove("management"),
         "worker: WINDSOCK_MANAGEMENT_URL leads to torchserve-management, which is nobody it reaches",
     ),
-    "forgetful": (lambda c: c["services"]["storage"]["volumes"].pop(0), "volume s3 keeps nothing"),
+    "forgetful": (lambda c: c["volumes"].update(answers={}), "volume answers keeps nothing"),
     "empty password": (
         lambda c: c["services"]["grafana"]["environment"].update(GF_SECURITY_ADMIN_PASSWORD="${SECRET_GRAFANA:-}"),
         "grafana: GF_SECURITY_ADMIN_PASSWORD has a value of its own",

@@ -194,7 +194,7 @@ def test_without_a_stack_named_machine_embedded_and_composed_all_count(
     unwell: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("_told", "_embedded", "_composed"):
-        monkeypatch.setattr(doctor, name, lambda *_, well=name != unwell: well)
+        monkeypatch.setattr(doctor, name, lambda *_, well=name != unwell, **__: well)
     monkeypatch.setattr(doctor.sys, "argv", ["doctor"])
     assert doctor.main() == (unwell is not None)
 
@@ -211,8 +211,44 @@ def test_what_is_said_in_the_container_counts(
     monkeypatch.setattr(doctor, "REPOSITORY", tmp_path)
     monkeypatch.setattr(doctor.shutil, "which", lambda _: "docker")
     monkeypatch.setattr(doctor, "compose", lambda verb, *_: answers[verb])
-    assert doctor._composed() is well
+    assert doctor._composed(ports=True) is well
     assert "said there" in capsys.readouterr().out
+
+
+def test_ports_that_are_not_set_are_the_usual_ones_and_those_of_the_embedded_stack_are_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, int]] = []
+
+    def ports(wanted: dict[str, int]) -> list[Finding]:
+        asked.append(wanted)
+        return [UNWELL]
+
+    (tmp_path / ".env").write_text("AIRFLOW_PORT=\nMLFLOW_PORT=5001\n")
+    monkeypatch.setattr(doctor, "REPOSITORY", tmp_path)
+    monkeypatch.setattr(doctor.shutil, "which", lambda _: "docker")
+    monkeypatch.setattr(doctor, "compose", lambda *_: subprocess.CompletedProcess([], 0, stdout=""))
+    monkeypatch.setattr(doctor.machine, "ports", ports)
+    assert doctor._composed(ports=False)
+    assert not doctor._composed(ports=True)
+    assert asked == [{"AIRFLOW_PORT": 8080, "MLFLOW_PORT": 5001, "GATEWAY_PORT": 8088, "GRAFANA_PORT": 3000}]
+
+
+@pytest.mark.parametrize(
+    ("told", "change"),
+    [
+        ({}, ""),
+        ({"EXECUTOR": "CeleryExecutor", "COMPOSE_PROFILES": "monitoring,celery"}, ""),
+        ({"EXECUTOR": "CeleryExecutor", "COMPOSE_PROFILES": "celery,gpu", "WORKER_QUEUES": "default"}, ""),
+        ({"EXECUTOR": "CeleryExecutor", "COMPOSE_PROFILES": "monitoring"}, "add `celery` to COMPOSE_PROFILES"),
+        ({"EXECUTOR": "CeleryExecutor", "COMPOSE_PROFILES": "celery,gpu"}, "set WORKER_QUEUES=default"),
+        ({"COMPOSE_PROFILES": "gpu"}, "set EXECUTOR=CeleryExecutor"),
+    ],
+)
+def test_tasks_that_nobody_takes(told: Environment, change: str) -> None:
+    found = doctor.runners(told)
+    assert found.well is not bool(change)
+    assert change in found.change
 
 
 def test_a_stack_is_asked_for_all_of_its_stores_and_for_airflow(environment: Environment) -> None:

@@ -15,7 +15,7 @@ from pipeline.settings import REPOSITORY
 
 DOCKERFILES = sorted(path for top in ("infra", "serving") for path in (REPOSITORY / top).rglob("Dockerfile"))
 PINNED = re.compile(
-    r"(python:3\.11-slim-bookworm|postgres:16|chrislusf/seaweedfs:4\.48|debian:bookworm-slim|prom/prometheus:v2\.42\.0)(@sha256:[0-9a-f]{64})?"
+    r"(python:3\.11-slim-bookworm|postgres:16|chrislusf/seaweedfs:4\.48|debian:bookworm-slim|haproxy:2\.6|prom/prometheus:v2\.42\.0)(@sha256:[0-9a-f]{64})?"
 )
 NAMES = {path: str(path.parent.relative_to(REPOSITORY)) for path in DOCKERFILES}
 

@@ -75,7 +75,7 @@ TABLE = {**OURS, "table": "weather"}
 
 # alert -> what is measured where it fires, with the labels it then has
 FIRING: dict[str, list[tuple[dict[str, Any], dict[str, str]]]] = {
-    "SlowAnswers": [(look(p99_seconds=0.21), VERSION)],
+    "SlowAnswers": [(look(p99_seconds=0.21, looked_timestamp_seconds=f"0+60x{MINUTES}"), VERSION)],
     "FailingAnswers": [
         (gateway(980, 20), {"job": "gateway"}),
         ({**gateway(1000, 0), **gateway(980, 20, **SPARED)}, {"job": "gateway"}),
@@ -93,11 +93,18 @@ FIRING: dict[str, list[tuple[dict[str, Any], dict[str, str]]]] = {
         (feed(behind_seconds=86400), TABLE),
     ],
     "BlockedPartition": [(feed(blocked_partitions=1), TABLE)],
-    "TargetDown": [({'up{job="gateway"}': 0}, {"job": "gateway"})],
+    "TargetDown": [
+        ({'up{job="gateway"}': 0}, {"job": "gateway"}),
+        ({'up{job="airflow"}': "1x60 0x60"}, {"job": "airflow"}),
+    ],
 }
 # alert -> what is measured where it must not fire
 QUIET: dict[str, list[dict[str, Any]]] = {
-    "SlowAnswers": [look(p99_seconds=0.19), look(p99_seconds="0.1x116 0.3x4")],
+    "SlowAnswers": [
+        look(p99_seconds=0.19, looked_timestamp_seconds=f"0+60x{MINUTES}"),
+        look(p99_seconds="0.1x116 0.3x4", looked_timestamp_seconds=f"0+60x{MINUTES}"),
+        look(p99_seconds=0.21, looked_timestamp_seconds="0+60x60 3600x60"),  # nobody knows how slow they are now
+    ],
     "FailingAnswers": [
         {**gateway(995, 5), **gateway(995, 5, **SPARED)},
         gateway(10, "0x116 1x4"),  # one of few
@@ -120,7 +127,11 @@ QUIET: dict[str, list[dict[str, Any]]] = {
         feed(behind_seconds="0x100 86400x40"),  # the others were quicker by some minutes
     ],
     "BlockedPartition": [feed(blocked_partitions=0)],
-    "TargetDown": [{'up{job="gateway"}': 1}, {'up{job="gateway"}': "1x119 0"}],
+    "TargetDown": [
+        {'up{job="gateway"}': 1},
+        {'up{job="gateway"}': "1x119 0"},
+        {'up{job="airflow"}': 0},  # without the profile `monitoring`
+    ],
 }
 FIRES = [(name, *case) for name, cases in FIRING.items() for case in cases]
 SILENT = [(name, series) for name, cases in QUIET.items() for series in cases]
