@@ -137,6 +137,28 @@ def test_a_container_that_is_killed_returns_by_itself_and_nothing_is_lost(
     assert stack.kept() == before
 
 
+def test_the_gateway_starts_and_answers_while_no_model_server_does(stack: Composed, before: dict[str, str]) -> None:
+    stack("rm", "--stop", "--force", "gateway", "torchserve")
+    stack("up", "--detach", "gateway")
+    assert "torchserve" not in stack.services()
+    until(lambda: stack.ask().body.get("fallback") is True)
+    stack("up", "--detach", "--wait")
+    assert stack.kept() == before
+
+
+def test_a_new_key_is_the_only_one_and_pools_keep_the_slots_they_were_given(stack: Composed) -> None:
+    old, slots = stack.told["SECRET_GATEWAY"], "select slots from slot_pool where pool = 'gpu'"
+    stack("exec", "-T", "scheduler", "airflow", "pools", "set", "gpu", "2", "as many as there are devices")
+    text = stack.env_file.read_text()
+    stack.env_file.write_text(text.replace(f"SECRET_GATEWAY={old}", f"SECRET_GATEWAY={old}x"))
+    stack("up", "--detach", "--wait")
+    assert stack.ask().status == 200
+    stack.env_file.write_text(text)
+    assert stack.ask().status == 401
+    stack("up", "--detach", "--wait")
+    assert (stack.ask().status, stack.fetch("airflow", slots)) == (200, "2")
+
+
 def test_down_and_up_again_loses_nothing(stack: Composed, before: dict[str, str]) -> None:
     stack("down")
     stack("up", "--detach", "--wait")
