@@ -127,6 +127,28 @@ def test_a_feed_is_as_old_as_its_newest_clean_content(outside: Outside, observer
     assert numbers.get_sample_value("windsock_quarantined_share_limit", weather) == 0.05
 
 
+def test_an_old_partition_that_is_mended_makes_no_feed_younger(outside: Outside, observer: str) -> None:
+    batch(outside, "weather", "2013-01-07")
+    batch(outside, "weather", "2013-01-14")
+    outside.warehouse.fetch(
+        "update batches set validated_at = '2026-02-01 00:00+00' where partition_start < '2013-01-14'"
+    )
+    weather = {**FLIGHTS, "table": "weather"}
+    value = registry(observer, PARAMS).get_sample_value("windsock_feed_validated_timestamp_seconds", weather)
+    assert value == 1767225600
+
+
+def test_what_answers_and_was_never_looked_at_is_as_old_as_its_deployment(outside: Outside, observer: str) -> None:
+    outside.warehouse.fetch(
+        "insert into deployments (deployment_id, use_case, kind, version, revision, stage, outcome, actor, reason, as_of,"
+        " finished_at) values ('d', 'flights', 'rollout', '1', 1, 'done', 'full', 'test', '', '2013-04-01+00',"
+        " '2026-01-01 00:00+00')"
+    )
+    numbers, labels = registry(observer, PARAMS), {**FLIGHTS, "model_version": ""}
+    assert numbers.get_sample_value("windsock_online_looked_timestamp_seconds", labels) == 1767225600
+    assert numbers.get_sample_value("windsock_online_p99_seconds", labels) is None
+
+
 def test_more_partitions_are_expected_until_the_source_has_ended(outside: Outside, observer: str) -> None:
     numbers = registry(observer, PARAMS)
     batch(outside, "flights", "2013-12-16")
