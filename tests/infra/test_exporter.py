@@ -140,8 +140,8 @@ def test_an_old_partition_that_is_mended_makes_no_feed_younger(outside: Outside,
 
 def test_what_answers_and_was_never_looked_at_is_as_old_as_its_deployment(outside: Outside, observer: str) -> None:
     outside.warehouse.fetch(
-        "insert into deployments (deployment_id, use_case, kind, version, revision, stage, outcome, actor, reason, as_of,"
-        " finished_at) values ('d', 'flights', 'rollout', '1', 1, 'done', 'full', 'test', '', '2013-04-01+00',"
+        "insert into deployments (deployment_id, use_case, kind, version, revision, stage, outcome, actor, reason,"
+        " as_of, finished_at) values ('d', 'flights', 'rollout', '1', 1, 'done', 'full', 'test', '', '2013-04-01+00',"
         " '2026-01-01 00:00+00')"
     )
     numbers, labels = registry(observer, PARAMS), {**FLIGHTS, "model_version": ""}
