@@ -119,6 +119,14 @@ def started_at(container: str) -> str:
     return docker("inspect", "--format={{.State.StartedAt}}", container)
 
 
+def kill(stack: Composed, name: str) -> None:
+    """A container, the first of its service; back once it was started again."""
+    container = stack("ps", "--quiet", name).splitlines()[0]
+    was = started_at(container)
+    stack("exec", "-T", name, "sh", "-c", "kill -9 -1", check=False)  # all but the first, which ends with them
+    until(lambda: started_at(container) != was)
+
+
 @pytest.fixture(scope="module")
 def before(stack: Composed) -> dict[str, str]:
     """What the stack has after the replay."""
@@ -129,10 +137,7 @@ def before(stack: Composed) -> dict[str, str]:
 def test_a_container_that_is_killed_returns_by_itself_and_nothing_is_lost(
     stack: Composed, before: dict[str, str], name: str
 ) -> None:
-    container = stack("ps", "--quiet", name)
-    was = started_at(container)
-    stack("exec", "-T", name, "sh", "-c", "kill -9 -1", check=False)  # all but the first, which ends with them
-    until(lambda: started_at(container) != was)
+    kill(stack, name)
     until(stack.healthy, seconds=300)
     assert stack.kept() == before
 
@@ -184,3 +189,10 @@ def test_two_workers_come_to_the_same(stack: Composed, tmp_path_factory: pytest.
             "select count(distinct hostname) from task_instance where hostname <> '' and operator not like '%HITL%'"
         )
         assert spread.fetch("airflow", took_part) == "2"
+
+        for name in ("redis", "worker"):
+            kill(spread, name)
+            until(spread.healthy, seconds=300)
+        assert spread.facts() == alone
+        spread.env_file.write_text(spread.env_file.read_text().replace("WEEKS=1", "WEEKS=2"))
+        spread("run", "--rm", "-T", "demo")  # who returned takes tasks again
