@@ -4,7 +4,8 @@
 
 The champion is `benchmarks.scoring`'s. Every variant answers April to December from the same Arrow table, in the same
 chunks, a thread each; the gate compares it with the champion on the first 14 days it may use, as it compares any
-candidate. It asks for a better model, so a variant that is only faster is held: nothing serves that has not passed it.
+candidate but for one thing: a variant need not be surely better by `min_effect`, only surely not worse by as much
+(non-inferiority: Piaggio et al. 2012, JAMA 308:2594). Slices, calibration and latency are asked of it as of any other.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import tempfile
 import warnings
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from statistics import median
@@ -34,7 +36,7 @@ from models.metrics import measure
 from pipeline.settings import REPOSITORY
 from pipeline.spec import UseCase, use_cases
 from serving.predictor import Predictor
-from tasks.evaluate import frozen_rows
+from tasks.evaluate import frozen_rows, latency_ms
 from tasks.gate import Judgement, decide
 from tasks.objections import Scored, Setting
 
@@ -89,7 +91,9 @@ def variants(folder: Path) -> dict[str, tuple[Answers, int]]:
     }
 
 
-def judged(use_case: UseCase, test: pa.Table, scores: Mapping[str, Floats], latency_ms: float) -> dict[str, Judgement]:
+def judged(
+    use_case: UseCase, test: pa.Table, scores: Mapping[str, Floats], latencies_ms: Mapping[str, float]
+) -> dict[str, Judgement]:
     """What the gate says of each variant, with the champion as its opponent, on the shipped holdout's length."""
     start = END + use_case.time.label_delay
     end = start + timedelta(days=use_case.train.holdout_days)
@@ -97,13 +101,18 @@ def judged(use_case: UseCase, test: pa.Table, scores: Mapping[str, Floats], late
     kind = moments.type
     inside = pc.and_(pc.greater_equal(moments, pa.scalar(start, kind)), pc.less(moments, pa.scalar(end, kind)))
     kept = np.flatnonzero(inside.to_numpy())
+    no_worse = use_case.gate.model_copy(update={"min_effect": -use_case.gate.min_effect})
     setting = Setting(
-        gate=use_case.gate, kind=use_case.target.kind, holdout_start=start, label_delay=use_case.time.label_delay,
-        latency_ms=latency_ms, seed=use_case.seed,
+        gate=no_worse, kind=use_case.target.kind, holdout_start=start, label_delay=use_case.time.label_delay,
+        latency_ms=0, seed=use_case.seed,
     )  # fmt: skip
     rows = frozen_rows(use_case, test.take(pa.array(kept)))
     scored = {name: Scored(version=name, cutoff=END, scores=values[kept]) for name, values in scores.items()}
-    return {name: decide(setting, rows, one, scored[CHAMPION]) for name, one in scored.items() if name != CHAMPION}
+    return {
+        name: decide(replace(setting, latency_ms=latencies_ms[name]), rows, one, scored[CHAMPION])
+        for name, one in scored.items()
+        if name != CHAMPION
+    }
 
 
 def main() -> None:
@@ -124,13 +133,16 @@ def main() -> None:
         for name, (answers, _) in contestants.items():
             with measured[name].timed():
                 scores[name] = answers.predict(test)
-    verdicts = judged(use_case, test, scores, latency_ms=0.0)
+    latencies = {name: latency_ms(answers, test) for name, (answers, _) in contestants.items()}
+    verdicts = judged(use_case, test, scores, latencies)
     for name, one in measured.items():
         one.facts = {
             "rows/s": f"{test.num_rows / median(one.wall):,.0f}",
             "kB": contestants[name][1] // 1000,
             "log-loss": f"{measure('log_loss', scores[name], label):.5f}",
+            "ms a row": f"{latencies[name]:.2f}",
             "furthest": f"{np.abs(scores[name] - scores[CHAMPION]).max():.1e}",
+            "no worse than": "-" if name == CHAMPION else f"{verdicts[name].low:+.1e}",
             "gate": "-" if name == CHAMPION else f"{verdicts[name].answer} ({', '.join(verdicts[name].codes)})",
         }
     print(table(list(measured.values()), ours=CHAMPION))

@@ -117,7 +117,7 @@ def _answers(
         scores=_scores(whole, table),
         members=np.array([_scores(member, table) for member in alone]),
     )
-    return Answers(scored=scored, latency_ms=_latency_ms(whole, table))
+    return Answers(scored=scored, latency_ms=latency_ms(whole, table))
 
 
 def _scores(predictor: Any, table: pa.Table) -> np.ndarray[Any, np.dtype[np.float64]]:
@@ -131,7 +131,8 @@ def _scores(predictor: Any, table: pa.Table) -> np.ndarray[Any, np.dtype[np.floa
     return answers
 
 
-def _latency_ms(predictor: Any, table: pa.Table) -> float:
+def latency_ms(predictor: Any, table: pa.Table) -> float:
+    """How long one row alone takes, the median of some: milliseconds."""
     if table.num_rows == 0:
         return 0.0
     seconds = []

@@ -14,7 +14,6 @@ from psycopg2 import sql
 
 from adapters.warehouse import Warehouse
 from infra.local import postgres, s3
-from infra.local.plan import GROUPS
 from infra.local.stack import Stack
 from pipeline.settings import REPOSITORY, Settings
 from pipeline.spec import UseCase, use_cases
@@ -52,12 +51,6 @@ def stack() -> Iterator[Stack]:
 def mlflow_stack() -> Iterator[Stack]:
     """PostgreSQL, S3 and MLflow. A test that asks for it has its `settings` and `outside` on it."""
     yield from start_stack("postgres", "s3", "mlflow")
-
-
-@pytest.fixture(scope="session")
-def airflow_stack() -> Iterator[Stack]:
-    """Everything. Slow to start: a session has one."""
-    yield from start_stack(*GROUPS)
 
 
 def _administer(stack: Stack, *statements: sql.Composed) -> None:
@@ -104,8 +97,7 @@ def _make_template(stack: Stack) -> None:
 @pytest.fixture
 def running_stack(request: pytest.FixtureRequest) -> Stack:
     """The stack of this test: the largest one it asks for."""
-    wanted = next((name for name in ("airflow_stack", "mlflow_stack") if name in request.fixturenames), "stack")
-    found: Stack = request.getfixturevalue(wanted)
+    found: Stack = request.getfixturevalue("mlflow_stack" if "mlflow_stack" in request.fixturenames else "stack")
     return found
 
 

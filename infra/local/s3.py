@@ -25,7 +25,7 @@ def program() -> Path:
     return Path(found)
 
 
-def client(endpoint: str, access_key: str, secret_key: str) -> Any:
+def client(endpoint: str, access_key: str, secret_key: str, *, retries: int = 5) -> Any:
     """An S3 client of the embedded server."""
     return boto3.client(
         "s3",
@@ -33,7 +33,7 @@ def client(endpoint: str, access_key: str, secret_key: str) -> Any:
         aws_access_key_id=access_key,
         aws_secret_access_key=secret_key,
         region_name="us-east-1",
-        config=Config(signature_version="s3v4", s3={"addressing_style": "path"}, retries={"max_attempts": 5}),
+        config=Config(signature_version="s3v4", s3={"addressing_style": "path"}, retries={"max_attempts": retries}),
     )
 
 

@@ -192,7 +192,8 @@ class Supervisor:
             if silent >= HUNG_CHECKS and not self.stopping.is_set():
                 self.tell(part.name, problem=f"hung: no answer for {self.hung_seconds:.0f} s")
                 leader = leader_of(self._state["parts"][part.name])
-                end(leader, f"{self.home.stack}/{part.name}", first=part.stop_signal, seconds=part.stop_seconds)
+                patience = min(part.stop_seconds, self.hung_seconds)
+                end(leader, f"{self.home.stack}/{part.name}", first=part.stop_signal, seconds=patience)
 
     def _hangs(self, part: Part) -> bool:
         """Whether a part gives no sign of life, though all it needs works."""

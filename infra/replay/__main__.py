@@ -91,6 +91,8 @@ def _replay(arguments: argparse.Namespace, progress: Progress) -> None:
     print(f"MLflow     {os.environ['MLFLOW_PAGE']}")
     if served is not None:
         print(f"gateway    {os.environ.get('GATEWAY_PAGE') or os.environ['WINDSOCK_GATEWAY_URL']}")
+    if "monitoring" in os.environ.get("COMPOSE_PROFILES", "").split(","):
+        print(f"Grafana    {os.environ['GRAFANA_PAGE']}   login admin / SECRET_GRAFANA of .env")
 
 
 def _judge(weeks: list[Week], incidents: list[Incident]) -> None:

@@ -1,11 +1,11 @@
-"""The whole stack with Airflow, started once for all tests that drive it."""
+"""Airflow in the whole stack, and what the doctor and the containers' health checks find of it: one for all of them."""
 
 import json
 import os
 import signal
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,19 @@ import requests
 import torch
 
 from adapters.connect import Outside
+from infra.compose import health
+from infra.doctor.airflow import execution
 from infra.local.__main__ import main
+from infra.local.airflow import JOBS, settings
+from infra.local.plan import GROUPS
+from infra.local.ports import free_port
 from infra.local.processes import Identity, members
 from infra.local.stack import Stack
 from models.ensemble import fit_ensemble
 from pipeline.settings import REPOSITORY, read_settings
 from pipeline.spec import use_cases
+from tests.conftest import start_stack
+from tests.infra.test_doctor import Environment, nobody, wrong
 from tests.models import synthetic
 from tests.models.test_training import recipe
 from tests.tasks import planted
@@ -34,6 +41,12 @@ def until(true: Callable[[], bool], seconds: float = 120) -> None:
     while not true():
         assert time.monotonic() < deadline, "did not happen in time"
         time.sleep(0.2)
+
+
+@pytest.fixture(scope="module")
+def airflow_stack() -> Iterator[Stack]:
+    """Everything. It takes half a minute to start, and a quarter of a processor as long as it runs."""
+    yield from start_stack(*GROUPS)
 
 
 @pytest.fixture
@@ -157,3 +170,68 @@ def test_what_a_backfill_leaves_due_is_scored_in_shares_that_are_mapped(
     scored = outside.warehouse.fetch("select partition_start, rows from scorings order by partition_start")
     assert (len(scored), sum(row["rows"] for row in scored)) == (18, 800)
     assert outside.warehouse.fetch("select count(*) as n from predictions")[0]["n"] == 800
+
+
+@pytest.fixture
+def tasks(airflow_stack: Stack) -> Environment:
+    """What a task of the embedded stack is told."""
+    return settings(airflow_stack.home())
+
+
+def test_an_api_server_that_takes_our_tokens_is_left_alone(tasks: Environment) -> None:
+    assert [finding.check for finding in execution(tasks)] == ["execution API", "JWT secret"]
+    assert wrong(execution(tasks)) == []
+
+
+def test_what_airflow_says_before_the_token_is_no_part_of_it(tasks: Environment) -> None:
+    """Without the profile `monitoring` there is no StatsD, which every process of Airflow mentions."""
+    silent = {"AIRFLOW__METRICS__STATSD_ON": "True", "AIRFLOW__METRICS__STATSD_HOST": "nowhere.invalid"}
+    assert wrong(execution({**tasks, **silent})) == []
+
+
+def test_a_secret_that_is_not_the_api_server_s(tasks: Environment) -> None:
+    [said] = wrong(execution({**tasks, "AIRFLOW__API_AUTH__JWT_SECRET": "0" * 64}))
+    assert "give AIRFLOW__API_AUTH__JWT_SECRET one value in every Airflow process" in said
+
+
+def test_an_execution_address_that_leads_elsewhere(tasks: Environment) -> None:
+    name = "AIRFLOW__CORE__EXECUTION_API_SERVER_URL"
+    root = tasks[name].removesuffix("execution/")
+    [elsewhere] = wrong(execution({**tasks, name: f"{root}nowhere/"}))
+    assert "something else answers there" in elsewhere
+    [unset] = wrong(execution({**tasks, name: ""}))
+    assert f"set {name} to" in unset
+    [silent] = wrong(execution({**tasks, name: f"http://{nobody()}/execution/"}))
+    assert "start the api-server" in silent
+
+
+@pytest.fixture
+def container(airflow_stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment of a container that runs what the embedded stack runs."""
+    for name, value in settings(airflow_stack.home()).items():
+        if name.startswith("AIRFLOW__"):
+            monkeypatch.setenv(name, value)
+
+
+@pytest.mark.parametrize("server", ["api-server", *JOBS])
+def test_a_server_that_works_is_healthy(container: None, server: str) -> None:
+    assert health.healthy(server)
+
+
+@pytest.mark.parametrize("server", JOBS)
+def test_one_that_beats_in_another_container_is_not_this_one(
+    container: None, monkeypatch: pytest.MonkeyPatch, server: str
+) -> None:
+    monkeypatch.setattr(health.socket, "gethostname", lambda: "another")  # what a container is known by
+    assert not health.healthy(server)
+
+
+def test_without_its_database_none_is_healthy(container: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    nowhere = f"postgresql+psycopg2://airflow:x@127.0.0.1:{free_port(set())}/airflow"
+    monkeypatch.setenv("AIRFLOW__DATABASE__SQL_ALCHEMY_CONN", nowhere)
+    assert not any(health.healthy(server) for server in JOBS)
+
+
+def test_an_api_server_that_is_not_there_is_not_healthy(container: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFLOW__API__PORT", str(free_port(set())))
+    assert not health.healthy("api-server")

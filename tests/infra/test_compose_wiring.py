@@ -65,7 +65,7 @@ def test_health_is_asked_of_what_a_part_is_for(compose: Compose) -> None:
     assert [name for name, text in ASKED.items() if text not in tests[name]] == []
     airflow_s = {name for name, one in compose["services"].items() if "airflow" in one.get("command", ())}
     others = {name for name, one in compose["services"].items() if "healthcheck" in one} - ASKED.keys()
-    assert others == airflow_s  # whose checks are in tests/infra/test_compose_health.py
+    assert others == airflow_s  # whose checks are in tests/infra/test_airflow.py
 
 
 def test_prometheus_scrapes_each_who_has_numbers_where_it_listens(compose: Compose) -> None:

@@ -10,9 +10,8 @@ from types import SimpleNamespace
 import pytest
 
 from infra.doctor import __main__ as doctor
-from infra.doctor import airflow, machine, stores
+from infra.doctor import machine, stores
 from infra.doctor.finding import Finding
-from infra.local.airflow import settings as airflow_settings
 from infra.local.ports import free_port
 from infra.local.stack import Stack
 from pipeline.settings import Settings
@@ -96,39 +95,6 @@ def test_mlflow_called_by_a_name_it_does_not_know(mlflow_stack: Stack, environme
 def test_mlflow_that_is_not_there(environment: Environment) -> None:
     [said] = wrong(stores.tracking({**environment, "MLFLOW_TRACKING_URI": f"http://{nobody()}"}))
     assert "MLflow is not where MLFLOW_TRACKING_URI says" in said
-
-
-@pytest.fixture
-def tasks(airflow_stack: Stack) -> Environment:
-    """What a task of the embedded stack is told."""
-    return airflow_settings(airflow_stack.home())
-
-
-def test_an_api_server_that_takes_our_tokens_is_left_alone(tasks: Environment) -> None:
-    assert [finding.check for finding in airflow.execution(tasks)] == ["execution API", "JWT secret"]
-    assert wrong(airflow.execution(tasks)) == []
-
-
-def test_what_airflow_says_before_the_token_is_no_part_of_it(tasks: Environment) -> None:
-    """Without the profile `monitoring` there is no StatsD, which every process of Airflow mentions."""
-    silent = {"AIRFLOW__METRICS__STATSD_ON": "True", "AIRFLOW__METRICS__STATSD_HOST": "nowhere.invalid"}
-    assert wrong(airflow.execution({**tasks, **silent})) == []
-
-
-def test_a_secret_that_is_not_the_api_server_s(tasks: Environment) -> None:
-    [said] = wrong(airflow.execution({**tasks, "AIRFLOW__API_AUTH__JWT_SECRET": "0" * 64}))
-    assert "give AIRFLOW__API_AUTH__JWT_SECRET one value in every Airflow process" in said
-
-
-def test_an_execution_address_that_leads_elsewhere(tasks: Environment) -> None:
-    name = "AIRFLOW__CORE__EXECUTION_API_SERVER_URL"
-    root = tasks[name].removesuffix("execution/")
-    [elsewhere] = wrong(airflow.execution({**tasks, name: f"{root}nowhere/"}))
-    assert "something else answers there" in elsewhere
-    [unset] = wrong(airflow.execution({**tasks, name: ""}))
-    assert f"set {name} to" in unset
-    [silent] = wrong(airflow.execution({**tasks, name: f"http://{nobody()}/execution/"}))
-    assert "start the api-server" in silent
 
 
 @pytest.mark.parametrize(("free", "change"), [(6 * 10**9, ""), (4 * 10**9, "make room")])
