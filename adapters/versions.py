@@ -23,7 +23,7 @@ import yaml
 from adapters.errors import Corrupt
 from adapters.files import write_atomically
 from adapters.lake import Lake
-from adapters.leash import run
+from adapters.process_group import run
 from pipeline.settings import REPOSITORY, Settings
 
 # Where the cluster is that may compute features, and how it is reached, does not change what comes out.

@@ -9,8 +9,8 @@ import optuna
 from adapters.connect import Outside
 from adapters.warehouse import Fence
 from pipeline.spec import UseCase
-from tasks.trials import Search
-from tasks.tune import Trainer
+from tasks.train.search import Trainer
+from tasks.train.trials import Search
 
 
 class _NoWarehouse:

@@ -19,7 +19,8 @@ from benchmarks.table import Measured, keep, table
 from features import definition
 from pipeline.settings import REPOSITORY
 from pipeline.spec import use_cases
-from tasks.drift import measure, profile
+from tasks.build_features.profile import make_profile
+from tasks.monitor.drift import measure_drift
 
 OURS, PROFILED, THEIRS = "PSI of all features (ours)", "the same, and the profile", "Evidently, PSI"
 
@@ -63,10 +64,10 @@ def main() -> None:
     measured = {name: Measured(name=name) for name in (OURS, PROFILED, THEIRS)}
     for _ in range(asked.rounds):
         with measured[PROFILED].timed():
-            known = profile(reference, use_case)
-            measure(known, judged)
+            known = make_profile(reference, use_case)
+            measure_drift(known, judged)
         with measured[OURS].timed():
-            ours = {one.feature: one.value for one in measure(known, judged) if one.measure == "psi"}
+            ours = {one.feature: one.value for one in measure_drift(known, judged) if one.measure == "psi"}
         with measured[THEIRS].timed():
             theirs = evidently(reference, judged, names)
     assert set(theirs) == set(names)

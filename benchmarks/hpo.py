@@ -31,8 +31,8 @@ from models.population import Member, Population
 from models.training import FitConfig, Rows, best_device
 from pipeline.settings import REPOSITORY
 from pipeline.spec import UseCase, use_cases
-from tasks.study import Params, attempt_of
-from tasks.tune import Trainer
+from tasks.train.search import Trainer
+from tasks.train.study import Params, attempt_of
 
 FEATURES, BATCH_ROWS, UNITS, LAYERS = 40, 1024, 64, 2
 RUNGS, KEEP_SHARE = (1, 2), 0.5

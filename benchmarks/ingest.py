@@ -23,7 +23,7 @@ from infra.local.stack import Stack
 from infra.replay import flights_source
 from pipeline.settings import REPOSITORY
 from pipeline.spec import use_cases
-from tasks.ingest import extraction
+from tasks.ingest.land import extraction
 
 OURS, THEIRS = "COPY, Arrow (ours)", "pandas read_sql"
 START, END = datetime(2012, 1, 1, tzinfo=UTC), datetime(2015, 1, 1, tzinfo=UTC)
@@ -31,7 +31,7 @@ FLIGHTS = use_cases(REPOSITORY / "params.yaml")["flights"].source.tables["flight
 
 
 def ours(source: Warehouse) -> bytes:
-    """As `tasks.ingest` lands a table."""
+    """As `tasks.ingest.land` lands a table."""
     with source.transaction(snapshot=True) as at:
         rows = source.copy_out(extraction("flights", FLIGHTS), (START, END), at=at)
     return to_bytes(ordered(rows, FLIGHTS.key))

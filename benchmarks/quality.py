@@ -36,9 +36,9 @@ from pipeline.partitions import Interval
 from pipeline.settings import REPOSITORY
 from pipeline.spec import UseCase, use_cases
 from serving.predictor import Predictor
-from tasks.split import Split
-from tasks.study import StudyResult, result
-from tasks.tune import Trainer, parts, recipe
+from tasks.train.search import Trainer, parts, recipe
+from tasks.train.split import Split
+from tasks.train.study import StudyResult, result
 
 Floats = NDArray[np.float64]
 START, END = datetime(2013, 1, 8, tzinfo=UTC), datetime(2013, 4, 1, tzinfo=UTC)

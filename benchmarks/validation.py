@@ -26,7 +26,7 @@ from expectations import rows as rule
 from pipeline.partitions import Interval
 from pipeline.settings import REPOSITORY
 from pipeline.spec import use_cases
-from tasks import expected
+from tasks.ingest import suite_run
 
 OURS, THEIRS, COUNTS = "on Arrow (ours)", "GX on pandas", "GX on pandas, no positions"
 YEAR = Interval(datetime(2012, 12, 31, tzinfo=UTC), datetime(2014, 1, 1, tzinfo=UTC))
@@ -76,11 +76,11 @@ def asked(count: int) -> tuple[Expect, ...]:
 
 
 def ours(path: Path, expects: Sequence[Expect]) -> Found:
-    """Counts for all, positions of what failed: as `tasks.check` asks."""
+    """Counts for all, positions of what failed: as `tasks.ingest.check` asks."""
     read = pq.read_table(path)
-    first = expected.run(read, expects, complete=False)
+    first = suite_run.run(read, expects, complete=False)
     failed = [position for position, outcome in enumerate(first.outcomes) if outcome.failed_rows]
-    again = expected.run(read, [expects[position] for position in failed], complete=True)
+    again = suite_run.run(read, [expects[position] for position in failed], complete=True)
     return {position: set(outcome.positions) for position, outcome in zip(failed, again.outcomes, strict=True)}
 
 
@@ -88,7 +88,7 @@ def theirs(path: Path, expects: Sequence[Expect], *, complete: bool = True) -> F
     """Great Expectations, asked for everything at once."""
     import pandas as pd
 
-    results = expected.by_gx(expected.library(), pd.read_parquet(path), dict(enumerate(expects)), complete=complete)
+    results = suite_run.by_gx(suite_run.library(), pd.read_parquet(path), dict(enumerate(expects)), complete=complete)
     found = {position: set(result.result.get("unexpected_index_list") or ()) for position, result in results.items()}
     return {position: rows_ for position, rows_ in found.items() if rows_}
 
@@ -108,7 +108,7 @@ def main() -> None:
     parser.add_argument("--into", type=Path, default=Path("benchmarks/results"))
     told = parser.parse_args()
     expects = asked(told.rows)
-    expected.library()  # the import is nobody's work
+    suite_run.library()  # the import is nobody's work
     measured = {name: Measured(name=name) for name in CONTESTANTS}
     with tempfile.TemporaryDirectory(prefix="windsock-bench-") as folder:
         path = Path(folder) / "flights.parquet"

@@ -36,9 +36,9 @@ from models.metrics import measure
 from pipeline.settings import REPOSITORY
 from pipeline.spec import UseCase, use_cases
 from serving.predictor import Predictor
-from tasks.evaluate import frozen_rows, latency_ms
-from tasks.gate import Judgement, decide
-from tasks.objections import Scored, Setting
+from tasks.promote.evaluate import frozen_rows, latency_ms
+from tasks.promote.gate import Judgement, decide
+from tasks.promote.gate_checks import Scored, Setting
 
 CHAMPION, HALVED, ONNX, INT8 = "torch fp32 (serves)", "torch bf16", "ONNX Runtime fp32", "ONNX Runtime int8"
 _CHUNK_ROWS = 4096

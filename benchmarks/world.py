@@ -15,7 +15,9 @@ from infra.replay import flights_source
 from pipeline.partitions import Interval
 from pipeline.settings import REPOSITORY, read_settings
 from pipeline.spec import UseCase, use_cases
-from tasks import build_features, dataset, golden, ingest, online_features, validate
+from tasks.build_features import build, dataset, online_features
+from tasks.deploy import golden
+from tasks.ingest import land, validate
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -131,8 +133,8 @@ def _ingest(use_case: UseCase, outside: Outside) -> None:
         flights_source.load(outside.settings.source_dsn)
         first = use_case.grid.partition(str(use_case.grid.first)).start
         for week in use_case.grid.covering(Interval(first, first + WEEKS * timedelta(days=use_case.grid.days))):
-            validate.validate(use_case, ingest.land(use_case, week, outside), outside)
-        build_features.build(use_case, outside)
+            validate.validate(use_case, land.land(use_case, week, outside), outside)
+        build.build(use_case, outside)
     if (snapshot := online_features.behind(use_case, outside)) is not None:
         online_features.refresh(use_case, snapshot, outside)
 

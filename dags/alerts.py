@@ -12,7 +12,7 @@ from datetime import timedelta
 
 from airflow.sdk import DAG, CronTriggerTimetable, task
 
-from pipeline.orchestration import default_args
+from orchestration.defaults import default_args
 
 SCHEDULES = {"flush": "*/10 * * * *", "digest": "0 6 * * *"}
 

@@ -17,8 +17,9 @@ from typing import Any
 from airflow.sdk import DAG, PartitionedAssetTimetable, task
 from airflow.sdk.exceptions import AirflowSkipException
 
+from orchestration.assets import clean_data, declared, features, wake
+from orchestration.defaults import dag_args
 from pipeline.handoffs import Snapshot
-from pipeline.orchestration import clean_data, dag_args, declared, features, wake
 from pipeline.spec import UseCase
 
 
@@ -31,7 +32,7 @@ def build_features(use_case: UseCase) -> DAG:
     @task(execution_timeout=timedelta(hours=4), pool="dvc", outlets=[outlet])
     def build(outlet_events: Any = None) -> Snapshot:
         from adapters.connect import outside
-        from tasks import build_features as step
+        from tasks.build_features import build as step
 
         snapshot = step.build(use_case, outside()) if step.pending(use_case, outside()) else None
         if snapshot is None:
@@ -42,7 +43,7 @@ def build_features(use_case: UseCase) -> DAG:
     @task(execution_timeout=timedelta(hours=1), trigger_rule="none_failed")
     def refresh_online() -> str:
         from adapters.connect import outside
-        from tasks import online_features
+        from tasks.build_features import online_features
 
         snapshot = online_features.behind(use_case, outside())
         if snapshot is None:

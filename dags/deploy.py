@@ -15,7 +15,9 @@ from typing import Any
 
 from airflow.sdk import DAG, Param, task
 
-from pipeline.orchestration import asked_by, dag_args, declared, rollout_time
+from orchestration.assets import declared
+from orchestration.defaults import dag_args, rollout_time
+from orchestration.parameters import read_actor
 from pipeline.spec import UseCase
 
 
@@ -42,10 +44,10 @@ def deploy(use_case: UseCase) -> DAG:
     @task(task_id="deploy", execution_timeout=rollout_time(use_case))
     def bring(params: Any = None, dag_run: Any = None) -> str:
         from adapters.connect import outside
-        from tasks import deploy as step
+        from tasks.deploy import deploy as step
 
         version, again, reason = params["version"], params["again"], params["reason"]
-        who, run_id = asked_by(dag_run), dag_run.run_id  # the run id makes a retry of this task the same deployment
+        who, run_id = read_actor(dag_run), dag_run.run_id  # the run id makes a retry of this task the same deployment
         return step.start(
             use_case, outside(), request_id=run_id, actor=who, reason=reason, version=version, again=again
         )

@@ -16,7 +16,9 @@ from typing import Any
 from airflow.sdk import DAG, CronTriggerTimetable, Param, task
 from airflow.sdk.exceptions import AirflowSkipException
 
-from pipeline.orchestration import asked_by, dag_args, declared
+from orchestration.assets import declared
+from orchestration.defaults import dag_args
+from orchestration.parameters import read_actor
 from pipeline.spec import UseCase
 
 EVERY_MINUTES = 10
@@ -44,9 +46,9 @@ def experiment(use_case: UseCase) -> DAG:
     @task(task_id="experiment", execution_timeout=timedelta(minutes=30))
     def act(params: Any = None, dag_run: Any = None) -> str:
         from adapters.connect import outside
-        from tasks import experiment as step
+        from tasks.deploy.experiment import experiment as step
 
-        who = asked_by(dag_run)
+        who = read_actor(dag_run)
         if params["action"] == "start":
             if not params["version"]:
                 raise ValueError("name the version that is to be the treatment")

@@ -18,8 +18,10 @@ from typing import Any
 
 from airflow.sdk import DAG, CronPartitionTimetable, Param, task
 
+from orchestration.assets import clean_data, declared, wake
+from orchestration.defaults import dag_args
+from orchestration.parameters import read_partition
 from pipeline.handoffs import Batch
-from pipeline.orchestration import asked_partition, clean_data, dag_args, declared, wake
 from pipeline.spec import UseCase
 
 
@@ -45,14 +47,14 @@ def ingest(use_case: UseCase) -> DAG:
     @task(execution_timeout=timedelta(hours=1))
     def land(partition_key: str | None = None, params: Any = None) -> Batch:
         from adapters.connect import outside
-        from tasks import ingest as step
+        from tasks.ingest import land as step
 
-        return step.land(use_case, asked_partition(use_case, partition_key, params), outside())
+        return step.land(use_case, read_partition(use_case, partition_key, params), outside())
 
     @task(execution_timeout=timedelta(hours=1), outlets=[clean])
     def validate(batch: Batch, outlet_events: Any = None) -> Batch:
         from adapters.connect import outside
-        from tasks import validate as step
+        from tasks.ingest import validate as step
 
         validated = step.validate(use_case, batch, outside())
         wake(outlet_events, clean, f"{batch.partition_start:%Y-%m-%d}")

@@ -16,8 +16,9 @@ from datetime import timedelta
 from airflow.sdk import DAG, PartitionedAssetTimetable, task
 from airflow.sdk.exceptions import AirflowSkipException
 
+from orchestration.assets import declared, scores
+from orchestration.defaults import dag_args
 from pipeline.handoffs import Drift
-from pipeline.orchestration import dag_args, declared, scores
 from pipeline.spec import UseCase
 
 
@@ -28,7 +29,7 @@ def monitor(use_case: UseCase) -> DAG:
     @task(task_id="monitor", execution_timeout=timedelta(hours=2))
     def monitor_pending() -> list[Drift]:
         from adapters.connect import outside
-        from tasks import monitor as step
+        from tasks.monitor import monitor as step
 
         decided = step.monitor(use_case, outside()) if step.pending(use_case, outside()) else []
         if not decided:
@@ -38,7 +39,7 @@ def monitor(use_case: UseCase) -> DAG:
     @task(execution_timeout=timedelta(hours=1), trigger_rule="none_failed")
     def measure_online() -> int:
         from adapters.connect import outside
-        from tasks import online_quality
+        from tasks.monitor import online_quality
 
         if use_case.endpoint is None:
             raise AirflowSkipException("nothing answers online")

@@ -15,7 +15,8 @@ from typing import Any
 from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
 from airflow.sdk import DAG, CronTriggerTimetable, task
 
-from pipeline.orchestration import dag_args, declared
+from orchestration.assets import declared
+from orchestration.defaults import dag_args
 from pipeline.spec import UseCase
 
 EVERY_MINUTES = 10
@@ -29,9 +30,9 @@ def reconcile(use_case: UseCase) -> DAG:
     @task(execution_timeout=timedelta(minutes=10))
     def find(ti: Any = None) -> list[str]:
         from adapters.connect import outside
-        from tasks import waiting
+        from tasks import pending_work
 
-        dag_ids = [f"{use_case.name}.{verb}" for verb in waiting.pending_verbs(use_case, outside())]
+        dag_ids = [f"{use_case.name}.{verb}" for verb in pending_work.pending_verbs(use_case, outside())]
         return [dag_id for dag_id in dag_ids if not ti.get_dr_count(dag_id=dag_id, states=["queued", "running"])]
 
     with dag:

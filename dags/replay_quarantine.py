@@ -14,8 +14,10 @@ from typing import Any
 
 from airflow.sdk import DAG, Param, task
 
+from orchestration.assets import clean_data, declared, wake
+from orchestration.defaults import dag_args
+from orchestration.parameters import read_actor, read_partition
 from pipeline.handoffs import Batch
-from pipeline.orchestration import asked_by, asked_partition, clean_data, dag_args, declared, wake
 from pipeline.spec import UseCase
 
 
@@ -38,10 +40,10 @@ def replay_quarantine(use_case: UseCase) -> DAG:
     @task(execution_timeout=timedelta(hours=1), outlets=[clean])
     def replay(params: Any = None, dag_run: Any = None, outlet_events: Any = None) -> Batch:
         from adapters.connect import outside
-        from tasks import quarantine
+        from tasks.ingest import quarantine
 
-        partition, rows = asked_partition(use_case, None, params), list(params["corrections"])
-        batch = quarantine.replay(use_case, params["table"], partition, rows, asked_by(dag_run), outside())
+        partition, rows = read_partition(use_case, None, params), list(params["corrections"])
+        batch = quarantine.replay(use_case, params["table"], partition, rows, read_actor(dag_run), outside())
         wake(outlet_events, clean, use_case.grid.key(partition))
         return batch
 

@@ -17,7 +17,9 @@ from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOpe
 from airflow.sdk import DAG, task
 from airflow.sdk.exceptions import AirflowSkipException
 
-from pipeline.orchestration import WaitUntil, dag_args, declared
+from orchestration.assets import declared
+from orchestration.defaults import dag_args
+from orchestration.sensors import WaitUntil
 from pipeline.partitions import utc
 from pipeline.spec import UseCase
 
@@ -33,7 +35,7 @@ def retrain(use_case: UseCase) -> DAG:
     @task(execution_timeout=timedelta(minutes=10))
     def claim() -> dict[str, str]:
         from adapters.connect import outside
-        from tasks import retrain as step
+        from tasks.monitor import retrain as step
 
         decision = step.claim(use_case, outside())
         if decision is None:
@@ -47,7 +49,7 @@ def retrain(use_case: UseCase) -> DAG:
     @task.sensor(mode="reschedule", poke_interval=15, timeout=LONGEST_TRAINING_SECONDS, trigger_rule="all_done")
     def close(claimed: dict[str, str] | None = None, ti: Any = None) -> bool:
         from adapters.connect import outside
-        from tasks import retrain as step
+        from tasks.monitor import retrain as step
 
         if claimed is None:
             return True
@@ -60,7 +62,7 @@ def retrain(use_case: UseCase) -> DAG:
     with dag:
         waited = WaitUntil(
             task_id="await_decision",
-            question="tasks.waiting.retrain_due",
+            question="retrain",
             use_case=use_case.name,
             every_seconds=POLL_SECONDS,
         )

@@ -14,8 +14,10 @@ from typing import Any
 
 from airflow.sdk import DAG, Param, task
 
+from orchestration.assets import declared
+from orchestration.defaults import dag_args
+from orchestration.parameters import MOMENT, read_actor, read_moment
 from pipeline.handoffs import Release
-from pipeline.orchestration import MOMENT, asked_by, asked_moment, dag_args, declared
 from pipeline.spec import UseCase
 
 
@@ -36,17 +38,18 @@ def rollback(use_case: UseCase) -> DAG:
     @task(task_id="rollback", execution_timeout=timedelta(minutes=10))
     def put_back(params: Any = None, dag_run: Any = None) -> Release:
         from adapters.connect import outside
-        from tasks import dataset, promote
+        from tasks.build_features import dataset
+        from tasks.promote import promote
 
         snapshot = dataset.latest_snapshot(use_case, outside())
-        as_of = asked_moment(use_case, params["as_of"], snapshot.end if snapshot else None)
-        who, run_id = asked_by(dag_run), dag_run.run_id  # the run id makes a retry of this task the same rollback
+        as_of = read_moment(use_case, params["as_of"], snapshot.end if snapshot else None)
+        who, run_id = read_actor(dag_run), dag_run.run_id  # the run id makes a retry of this task the same rollback
         return promote.rollback(use_case, outside(), actor=who, reason=params["reason"], as_of=as_of, request_id=run_id)
 
     @task(execution_timeout=timedelta(minutes=30))
     def deploy(release: Release) -> str:
         from adapters.connect import outside
-        from tasks import deploy as step
+        from tasks.deploy import deploy as step
 
         return step.deploy(use_case, release, outside())
 

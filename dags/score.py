@@ -17,8 +17,9 @@ from typing import Any
 from airflow.sdk import DAG, PartitionedAssetTimetable, task
 from airflow.sdk.exceptions import AirflowSkipException
 
+from orchestration.assets import declared, features, scores, wake
+from orchestration.defaults import dag_args
 from pipeline.handoffs import Scores
-from pipeline.orchestration import dag_args, declared, features, scores, wake
 from pipeline.spec import UseCase
 
 

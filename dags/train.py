@@ -20,8 +20,10 @@ from airflow.providers.standard.operators.hitl import HITLOperator
 from airflow.sdk import DAG, Param, task, teardown
 from airflow.sdk.exceptions import AirflowSkipException
 
+from orchestration.assets import declared
+from orchestration.defaults import ACCELERATOR, dag_args, rollout_time
+from orchestration.parameters import MOMENT, read_moment
 from pipeline.handoffs import Candidate, Release, Verdict
-from pipeline.orchestration import ACCELERATOR, MOMENT, asked_moment, dag_args, declared, rollout_time
 from pipeline.spec import UseCase
 
 APPROVE, REJECT = "Approve", "Reject"
@@ -89,17 +91,17 @@ def train(use_case: UseCase) -> DAG:
     @task(execution_timeout=timedelta(minutes=10))
     def plan(params: Any = None) -> dict[str, Any]:
         from adapters.connect import outside
-        from tasks import dataset
+        from tasks.build_features import dataset
 
         snapshot = dataset.latest_snapshot(use_case, outside())
         if snapshot is None:
             raise ValueError(f"{use_case.name} has no features yet: run {use_case.name}.ingest first")
-        return {"snapshot": snapshot, "as_of": asked_moment(use_case, params["as_of"], snapshot.end)}
+        return {"snapshot": snapshot, "as_of": read_moment(use_case, params["as_of"], snapshot.end)}
 
     @task(execution_timeout=timedelta(hours=12), **ACCELERATOR)
     def tune(planned: dict[str, Any], worker: int, params: Any = None) -> None:
         from adapters.connect import outside
-        from tasks import tune as step
+        from tasks.train import search as step
 
         snapshot, as_of = planned["snapshot"], planned["as_of"]
         step.search(use_case, snapshot, as_of, params["trials"], outside(), worker=worker)
@@ -107,25 +109,25 @@ def train(use_case: UseCase) -> DAG:
     @task(execution_timeout=timedelta(hours=12), **ACCELERATOR)
     def refit(planned: dict[str, Any], params: Any = None) -> Candidate:
         from adapters.connect import outside
-        from tasks import refit as step
-        from tasks import tune
+        from tasks.train import refit as step
+        from tasks.train import search
 
         snapshot, as_of = planned["snapshot"], planned["as_of"]
-        study = tune.found(use_case, snapshot, as_of, outside())
+        study = search.found(use_case, snapshot, as_of, outside())
         reason, decision_id = params["reason"], params["decision_id"]
         return step.refit(use_case, snapshot, study, as_of, reason, decision_id, outside())
 
     @task(execution_timeout=timedelta(hours=2))
     def evaluate(candidate: Candidate) -> Verdict:
         from adapters.connect import outside
-        from tasks import evaluate as step
+        from tasks.promote import evaluate as step
 
         return step.judge(use_case, candidate, outside())
 
     @task(execution_timeout=timedelta(minutes=10), trigger_rule="none_failed")
     def promote(verdict: Verdict, response: Any = None, params: Any = None, dag_run: Any = None) -> Release:
         from adapters.connect import outside
-        from tasks import promote as step
+        from tasks.promote import promote as step
 
         approved, actor = answer(response, dag_run.run_id)
         dry_run = params["dry_run"]
@@ -134,7 +136,7 @@ def train(use_case: UseCase) -> DAG:
     @task(execution_timeout=rollout_time(use_case))
     def deploy(release: Release) -> str:
         from adapters.connect import outside
-        from tasks import deploy as step
+        from tasks.deploy import deploy as step
 
         if release.outcome != "promoted":
             raise AirflowSkipException(f"{release.outcome}: the champion stays")
@@ -144,7 +146,7 @@ def train(use_case: UseCase) -> DAG:
     @task(execution_timeout=timedelta(minutes=10))
     def finish(release: Release | None = None, params: Any = None) -> None:
         from adapters.connect import outside
-        from tasks import retrain
+        from tasks.monitor import retrain
 
         if params["decision_id"] and not params["dry_run"]:
             retrain.finish(params["decision_id"], release.outcome if release else "failed", outside())

@@ -13,7 +13,8 @@ from datetime import timedelta
 
 from airflow.sdk import DAG, CronTriggerTimetable, task
 
-from pipeline.orchestration import dag_args, declared
+from orchestration.assets import declared
+from orchestration.defaults import dag_args
 from pipeline.spec import UseCase
 
 
@@ -25,7 +26,7 @@ def watch(use_case: UseCase) -> DAG:
     @task(task_id="watch", execution_timeout=timedelta(minutes=10))
     def look() -> str:
         from adapters.connect import outside
-        from tasks import watch as step
+        from tasks.deploy import watch as step
 
         return step.watch(use_case, outside())
 

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from features.engine import Span
 from features.operations import Array, Column
-from features.ordered import Ordered, Places
 from features.series import Series
+from features.sorted_events import Ordered, Places
 
 _READ_ROWS = 1 << 17
 _MOST = 1 << 31  # keys, or numbers of a clock: a product of two of them is a whole number of 64 bits

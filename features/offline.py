@@ -21,10 +21,10 @@ from features import engine
 from features.engine import KEY_COLUMNS, LABEL_COLUMNS, FeatureSet, Span
 from features.history import History, Stream, arrow, coded, worded
 from features.operations import Column
-from features.ordered import Places
 from features.plan import Plan
 from features.series import Series, all_series, point_kinds
-from features.steps import Steps
+from features.sorted_events import Places
+from features.step_plan import Steps
 
 _POINTS_AT_ONCE = 1 << 17
 _MOMENT = pa.timestamp("us", "UTC")

@@ -13,14 +13,14 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from features.arena import Arena
 from features.batch import Batch
 from features.engine import FeatureSet, features_sql
 from features.expressions import compile_expressions
 from features.operations import Column, missing
-from features.packed import unpack
 from features.plan import Plan
 from features.series import Series, all_series, point_kinds
+from features.series_cache import Arena
+from features.series_codec import unpack
 
 _KEYS_AT_ONCE = 200
 _MICROSECOND = timedelta(microseconds=1)

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from features.engine import FeatureSet, used
 from features.operations import Column
-from features.ordered import Ordered, Places
 from features.series import Series, record_fields, span
+from features.sorted_events import Ordered, Places
 from features.vocabulary import Window
 from features.windows import sum_name
 

@@ -19,7 +19,7 @@ import torch
 import features
 from models.attribution import Attributions, attribute
 from models.bundle import Bundle, load
-from serving import read_ahead
+from serving import socket_buffer
 from serving.answers import Answerer, Options, Reply, call
 from serving.lookup import Lookup
 from serving.openapi import document
@@ -156,7 +156,7 @@ def handle(data: Sequence[Mapping[str, Any]] | None, context: Any) -> list[bytes
 
 
 def _load(folder: Path, environment: Mapping[str, str]) -> Door:
-    read_ahead.install()
+    socket_buffer.install()
     torch.set_num_threads(1)
     logging.getLogger().setLevel(logging.WARNING)  # TorchServe's worker says a line a batch
     logging.getLogger("ts.metrics").setLevel(logging.INFO)  # its way to tell a metric to the server

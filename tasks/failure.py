@@ -1,7 +1,7 @@
 """A task that failed for good becomes an alert."""
 
 from adapters.connect import outside
-from tasks.errors import BadData
+from tasks.common.errors import BadData
 
 
 def report(*, dag_id: str, task_id: str, run_id: str, error: BaseException | None, log_url: str) -> None:

@@ -16,8 +16,8 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from pipeline.spec import UseCase, use_cases
-from tasks.split import split
-from tasks.tune import parts
+from tasks.train.search import parts
+from tasks.train.split import split
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -78,7 +78,7 @@ def reproduce(
     from models.bundle import load
     from models.ensemble import Recipe, fit_ensemble
     from models.training import best_device
-    from tasks import dataset
+    from tasks.build_features import dataset
 
     version = outside.registry.version(use_case.name, model_version)
     about_code = _about_code(version.tags["windsock.code_sha"], outside.settings.code_sha, allowed=allow_other_code)
@@ -133,7 +133,7 @@ def _about_code(trained_at: str, code_sha: str, *, allowed: bool) -> list[str]:
 
 
 def _warnings(original: "Bundle", features_digest: str) -> list[str]:
-    from tasks.run_record import versions
+    from tasks.train.record import versions
 
     found = []
     if original.card["features"]["digest"] != features_digest:

@@ -14,9 +14,9 @@ from adapters.warehouse import Upserted
 from pipeline.handoffs import Scores, Snapshot
 from pipeline.partitions import Interval
 from pipeline.spec import UseCase
-from tasks import dataset
-from tasks.promote import Champion, champion_for, current
-from tasks.vintage import learnt_other_features
+from tasks.build_features import dataset
+from tasks.promote.promote import Champion, champion_for, current
+from tasks.train.feature_match import learnt_other_features
 
 if TYPE_CHECKING:
     from psycopg2.extensions import cursor

@@ -15,7 +15,7 @@ from adapters.warehouse import Warehouse
 from expectations import suites
 from infra.replay.flights_source import create_tables, export
 from pipeline.partitions import Interval
-from tasks.check import canonical
+from tasks.ingest.check import canonical
 
 _TYPES = {"text": "varchar", "integer": "bigint", "float": "double", "timestamp": "timestamptz"}
 REFERENCE = ("planes", "airports", "airlines")  # known from the first day on

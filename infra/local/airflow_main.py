@@ -25,7 +25,7 @@ def set_up() -> None:
     """Make or migrate the tables, and the pools that DAGs name. Changes nothing when all is there."""
     load("airflow.utils.db").upgradedb()
     pool = load("airflow.models.pool").Pool
-    for name, (slots, why) in load("pipeline.orchestration").POOLS.items():
+    for name, (slots, why) in load("orchestration.defaults").POOLS.items():
         if pool.get_pool(name) is None:  # somebody may have given it more slots
             pool.create_or_update_pool(name, slots, why, include_deferred=False)
 

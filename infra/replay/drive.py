@@ -16,7 +16,10 @@ from infra.replay.state import ReplayError, State
 from infra.replay.traffic import Traffic
 from pipeline.partitions import Interval
 from pipeline.spec import UseCase
-from tasks import build_features, monitor, promote, score
+from tasks import score
+from tasks.build_features import build
+from tasks.monitor import monitor
+from tasks.promote import promote
 
 VERBS = (
     "ingest",
@@ -176,7 +179,7 @@ class Replay:
 
     def _built(self, until: datetime) -> bool:
         reached = self.state.built_until()
-        return reached is not None and reached >= until and not build_features.pending(self.use_case, self.outside)
+        return reached is not None and reached >= until and not build.pending(self.use_case, self.outside)
 
     def _scores(self, label: str) -> None:
         self.runs.work(label, "score", "scores", lambda: not score.pending(self.use_case, self.outside))

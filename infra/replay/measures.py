@@ -12,7 +12,7 @@ from models import metrics
 from pipeline.partitions import Interval
 from pipeline.spec import UseCase
 from serving.predictor import Predictor
-from tasks import dataset
+from tasks.build_features import dataset
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,8 +14,8 @@ from adapters.connect import Outside
 from adapters.gateway import Gateway
 from infra.replay.state import ReplayError
 from pipeline.spec import UseCase
-from tasks import golden, recompute
-from tasks.server import STORE_SILENT
+from tasks.deploy import golden, recompute
+from tasks.deploy.server import STORE_SILENT
 
 ROWS = 1000
 LOGGED_WITHIN_SECONDS = 30.0

@@ -7,7 +7,7 @@ from typing import Any
 from adapters.connect import Outside
 from pipeline.partitions import Interval
 from pipeline.spec import UseCase
-from tasks.ledger import OUTCOMES
+from tasks.common.ledger import OUTCOMES
 
 
 class ReplayError(RuntimeError):

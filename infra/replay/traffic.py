@@ -10,7 +10,8 @@ from typing import Any
 from adapters.connect import Outside
 from pipeline.partitions import Interval
 from pipeline.spec import UseCase
-from tasks import dataset, golden
+from tasks.build_features import dataset
+from tasks.deploy import golden
 
 
 @dataclass(frozen=True, kw_only=True)

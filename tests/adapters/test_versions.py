@@ -11,8 +11,8 @@ import psutil
 import pytest
 
 from adapters.errors import Corrupt
-from adapters.leash import CommandFailed
-from adapters.leash import run as leashed
+from adapters.process_group import CommandFailed
+from adapters.process_group import run as leashed
 from adapters.versions import Versions
 from pipeline.settings import REPOSITORY, Settings
 from tests.tasks.killed import environment

@@ -89,7 +89,7 @@ def test_every_task_of_ours_is_retried_bounded_in_time_and_reports_its_failure(b
 
 
 def test_training_and_the_data_workspace_have_one_slot_pools(bag: Any) -> None:
-    from pipeline.orchestration import POOLS
+    from orchestration.defaults import POOLS
 
     pools = {f"{dag.dag_id}.{task.task_id}": task.pool for dag in bag.dags.values() for task in dag.tasks}
     assert pools["flights.train.tune"] == pools["flights.train.refit"] == "gpu"

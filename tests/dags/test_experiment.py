@@ -12,7 +12,7 @@ RUN = SimpleNamespace(run_id="manual__1", triggering_user_name="ada")
 def act(bag: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The task's function, with the step's functions replaced by ones that say how they were called."""
     from adapters import connect
-    from tasks import experiment
+    from tasks.deploy.experiment import experiment
 
     monkeypatch.setattr(connect, "outside", lambda: "outside")
     monkeypatch.setattr(experiment, "start", lambda *a, **k: f"start {a[0].name} {a[1]} {sorted(k.items())}")
@@ -29,7 +29,7 @@ def act(bag: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_by_default_it_looks_and_with_nothing_running_it_is_skipped(act, monkeypatch):
     from airflow.sdk.exceptions import AirflowSkipException
 
-    from tasks import experiment
+    from tasks.deploy.experiment import experiment
 
     assert act() == "look flights"
     monkeypatch.setattr(experiment, "look", lambda *_: None)
@@ -50,7 +50,7 @@ def test_a_stop_hands_on_who_and_why(act):
 
 def test_it_looks_every_ten_minutes_by_itself_where_an_experiment_is_declared(bag):
     from dags.experiment import experiment
-    from pipeline.orchestration import declared
+    from orchestration.assets import declared
 
     [flights] = [one for one in declared() if one.name == "flights"]
     rule = SimpleNamespace(share=0.2)

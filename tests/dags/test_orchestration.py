@@ -12,14 +12,14 @@ import pytest
 from pipeline.handoffs import Batch, Snapshot, TableBatch
 from pipeline.partitions import Interval
 from pipeline.spec import UseCase
-from tasks.errors import BadData
+from tasks.common.errors import BadData
 
 NEW_YEAR = datetime(2012, 12, 31, tzinfo=UTC)
 
 
 @pytest.fixture
 def retries(airflow_home: Path) -> Any:
-    from pipeline.orchestration import Retries
+    from orchestration.retries import Retries
 
     return Retries()
 
@@ -66,19 +66,19 @@ def test_every_handoff_crosses_xcom_unchanged(airflow_home: Path) -> None:
 
 
 def test_a_run_is_about_its_partition_key_or_its_parameter(airflow_home: Path, use_case: UseCase) -> None:
-    from pipeline.orchestration import asked_moment, asked_partition
+    from orchestration.parameters import read_moment, read_partition
 
     week = use_case.grid.partition("2013-01-07")
-    assert asked_partition(use_case, "2013-01-07", {"partition": None}) == week
-    assert asked_partition(use_case, None, {"partition": "2013-01-07"}) == week
-    assert asked_moment(use_case, "2013-01-07T00:00:00+00:00", None) == week.start
-    assert asked_moment(use_case, None, week.end) == week.end
+    assert read_partition(use_case, "2013-01-07", {"partition": None}) == week
+    assert read_partition(use_case, None, {"partition": "2013-01-07"}) == week
+    assert read_moment(use_case, "2013-01-07T00:00:00+00:00", None) == week.start
+    assert read_moment(use_case, None, week.end) == week.end
     with pytest.raises(ValueError, match="name a partition"):
-        asked_partition(use_case, None, {"partition": None})
+        read_partition(use_case, None, {"partition": None})
     with pytest.raises(ValueError, match="2013-01-07"):
-        asked_moment(use_case, "2013-01-08", None)
+        read_moment(use_case, "2013-01-08", None)
     with pytest.raises(ValueError, match="has no features yet"):
-        asked_moment(use_case, None, None)
+        read_moment(use_case, None, None)
 
 
 def test_who_approved_is_who_answered(airflow_home: Path) -> None:
@@ -101,15 +101,17 @@ def ask(use_case: str) -> dict[str, str] | None:
     return _ANSWERS.pop(0)
 
 
-def test_the_trigger_asks_until_there_is_an_answer(airflow_home: Path) -> None:
-    from pipeline.orchestration import Until
+def test_the_trigger_asks_until_there_is_an_answer(airflow_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from orchestration import sensors
+    from orchestration.sensors import Until
 
     async def first(trigger: Until) -> Any:
         return await anext(trigger.run())
 
+    monkeypatch.setattr(sensors, "QUESTIONS", {"test": ask})
     _ANSWERS[:] = [None, None, {"decision_id": "d"}]
-    trigger = Until(question=f"{__name__}.ask", use_case="u", every_seconds=0.01)
+    trigger = Until(question="test", use_case="u", every_seconds=0.01)
     path, arguments = trigger.serialize()
-    assert path == "pipeline.orchestration.Until"
+    assert path == "orchestration.sensors.Until"
     assert asyncio.run(first(Until(**arguments))).payload == {"decision_id": "d"}
     assert _ANSWERS == []

@@ -10,21 +10,26 @@ from adapters.connect import outside
 from infra.replay import flights_source, incident
 from pipeline.partitions import Interval, utc
 from pipeline.spec import use_cases
-from tasks import build_features, dataset, evaluate, ingest, monitor, promote, refit, retrain, score, tune, validate
+from tasks import score
+from tasks.build_features import build, dataset
+from tasks.ingest import land, validate
+from tasks.monitor import monitor, retrain
+from tasks.promote import evaluate, promote
+from tasks.train import refit, search
 
 WORLD = outside()
 USE_CASE = use_cases(WORLD.settings.params)["flights"]
 
 
 def _ingest(week: Interval) -> None:
-    validate.validate(USE_CASE, ingest.land(USE_CASE, week, WORLD), WORLD)
+    validate.validate(USE_CASE, land.land(USE_CASE, week, WORLD), WORLD)
 
 
 def _train(as_of: date, reason: str, decision_id: str | None = None) -> str:
     snapshot, moment = dataset.latest_snapshot(USE_CASE, WORLD), utc(as_of)
     assert snapshot is not None
-    tune.search(USE_CASE, snapshot, moment, USE_CASE.train.trials, WORLD)
-    study = tune.found(USE_CASE, snapshot, moment, WORLD)
+    search.search(USE_CASE, snapshot, moment, USE_CASE.train.trials, WORLD)
+    study = search.found(USE_CASE, snapshot, moment, WORLD)
     candidate = refit.refit(USE_CASE, snapshot, study, moment, reason, decision_id, WORLD)
     verdict = evaluate.judge(USE_CASE, candidate, WORLD)
     return promote.promote(USE_CASE, verdict, WORLD, actor="straight").outcome
@@ -35,7 +40,7 @@ def _live(week: Interval, *, broken: bool) -> None:
     if broken:
         incident.break_feed(WORLD.source, week, key)
     _ingest(week)
-    build_features.build(USE_CASE, WORLD)
+    build.build(USE_CASE, WORLD)
     score.score(USE_CASE, WORLD)
     monitor.monitor(USE_CASE, WORLD)
     if claimed := retrain.claim(USE_CASE, WORLD):
@@ -44,7 +49,7 @@ def _live(week: Interval, *, broken: bool) -> None:
     if broken:
         with incident.mending(WORLD.source, key):
             _ingest(week)
-            build_features.build(USE_CASE, WORLD)
+            build.build(USE_CASE, WORLD)
             score.score(USE_CASE, WORLD)
 
 
@@ -55,7 +60,7 @@ def main(train_until: date, weeks: int, broken: int) -> None:
         Interval(USE_CASE.grid.partition(str(USE_CASE.grid.first)).start, utc(train_until))
     ):
         _ingest(week)
-    build_features.build(USE_CASE, WORLD)
+    build.build(USE_CASE, WORLD)
     _train(train_until, "first champion")
     length = timedelta(days=USE_CASE.grid.days)
     for number in range(weeks):

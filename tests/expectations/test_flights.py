@@ -10,7 +10,7 @@ import pytest
 from expectations import content, suites
 from pipeline.partitions import Interval
 from pipeline.spec import UseCase
-from tasks.check import check
+from tasks.ingest.check import check
 from tests.real_flights import altered, later, real_rows
 
 NAN, INF = math.nan, math.inf

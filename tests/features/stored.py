@@ -11,9 +11,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from features import FeatureSet
-from features.asked import asked
+from features.offline_requests import asked
 from features.online import Computed, Online, State
-from tasks.online_features import payloads
+from tasks.build_features.online_features import payloads
 from tests.features.world import FLIGHTS, LEAD, Span, World
 
 CACHE_BYTES = 64 << 20

@@ -5,13 +5,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from features import history, offline, ordered
-from features.arena import Arena
+from features import history, offline, sorted_events
 from features.engine import build as build_by_sql
 from features.operations import Column, missing
-from features.ordered import Places
 from features.series import all_series, point_kinds
-from features.steps import Steps
+from features.series_cache import Arena
+from features.sorted_events import Places
+from features.step_plan import Steps
 from tests.features.world import FLIGHTS, LEAD, Span, World, day, engine, held_up, moved, small_world
 
 START, END = day(15), day(18)
@@ -41,7 +41,7 @@ def test_however_many_keys_and_moments_there_are_and_in_parts_of_any_size(
     monkeypatch.setattr(history, "_MOST", 50)  # each key and each clock has more
     monkeypatch.setattr(history, "_READ_ROWS", 2048)
     monkeypatch.setattr(offline, "_POINTS_AT_ONCE", 97)
-    monkeypatch.setattr(ordered, "_CELLS", 64)
+    monkeypatch.setattr(sorted_events, "_CELLS", 64)
     assert moved(by_sql[0], engine(world, START, END)[0]) == []
 
 

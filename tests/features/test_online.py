@@ -18,8 +18,8 @@ from features.engine import features_sql
 from features.expressions import Program, compile_expressions
 from features.online import Online
 from features.operations import Column, local
-from features.packed import Packer, unpack
 from features.series import all_series, point_kinds
+from features.series_codec import Packer, unpack
 from features.vocabulary import source
 from tests.features.stored import CACHE_BYTES, Stored, filled, online, requests
 from tests.features.test_point_in_time import EXTREME, plant

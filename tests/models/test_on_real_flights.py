@@ -12,9 +12,9 @@ from models.ensemble import Recipe, fit_ensemble, labels
 from models.metrics import measure
 from pipeline.settings import REPOSITORY
 from pipeline.spec import use_cases
-from tasks.evaluate import frozen_rows
-from tasks.gate import Judgement, decide
-from tasks.objections import Scored, Setting
+from tasks.promote.evaluate import frozen_rows
+from tasks.promote.gate import Judgement, decide
+from tasks.promote.gate_checks import Scored, Setting
 from tests.clean_data import TABLES, clean_rows, week
 from tests.features.world import FLIGHTS, engine
 from tests.models.test_training import CPU, member_scores

@@ -10,8 +10,8 @@ from tests.tasks.server_room import Room, crown
 @pytest.fixture
 def room(use_case, outside, tmp_path, monkeypatch) -> Room:
     """A use case with small numbers, and nothing deployed."""
-    monkeypatch.setattr("tasks.stages.POLL_SECONDS", 0.02)
-    monkeypatch.setattr("tasks.server._PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr("tasks.deploy.stages.POLL_SECONDS", 0.02)
+    monkeypatch.setattr("tasks.deploy.server._PAUSE_SECONDS", 0.0)
     for name, value in {"gateway_url": "http://gateway", "management_url": "http://server"}.items():
         object.__setattr__(outside.settings, name, value)  # a test's settings
     return server_room.open_room(server_room.rolled_out(use_case), outside, tmp_path / "room", monkeypatch)

@@ -18,7 +18,7 @@ from models.ensemble import Ensemble
 from pipeline.handoffs import Candidate, Snapshot
 from pipeline.partitions import Interval
 from pipeline.spec import UseCase
-from tasks.split import split
+from tasks.train.split import split
 
 
 def dataset(outside: Outside, use_case: UseCase, table: pa.Table) -> Snapshot:

@@ -20,8 +20,8 @@ from models.ensemble import Ensemble, fit_ensemble
 from pipeline.partitions import Interval
 from pipeline.settings import REPOSITORY, read_settings
 from pipeline.spec import UseCase, use_cases
-from tasks import dataset, online_features
-from tasks.materialise import Manifest, Stored
+from tasks.build_features import dataset, online_features
+from tasks.build_features.materialise import Manifest, Stored
 from tests.clean_data import FIRST
 from tests.features.world import World, engine, small_world
 from tests.models.test_training import CPU, recipe

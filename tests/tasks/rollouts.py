@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from pipeline.handoffs import Release
-from tasks import deploy, deployments
+from tasks.deploy import deploy, deployments
 from tests.repeated import repeated
 from tests.tasks.server_room import Misbehaviour, Room, crown
 

@@ -30,7 +30,7 @@ from adapters.model_store import Archive
 from adapters.registry import folder_sha256
 from pipeline.online import Rollout
 from pipeline.spec import UseCase
-from tasks import golden, recompute
+from tasks.deploy import golden, recompute
 from tests.serving.online import make_bundle, rows
 
 _LOG = """

@@ -14,8 +14,9 @@ from pipeline.handoffs import Verdict
 from pipeline.settings import REPOSITORY
 from pipeline.spec import use_cases
 from serving.predictor import Predictor
-from tasks import dataset, promote
 from tasks import score as step
+from tasks.build_features import dataset
+from tasks.promote import promote
 from tasks.score import pending, score, shares
 from tests.models import synthetic
 from tests.models.test_training import CPU, recipe

@@ -10,7 +10,7 @@ import features
 from pipeline.handoffs import Snapshot
 from pipeline.settings import REPOSITORY
 from pipeline.spec import UseCase, use_cases
-from tasks import dataset
+from tasks.build_features import dataset
 from tests.models import synthetic
 
 AS_OF = synthetic.START + timedelta(days=40)

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from adapters.connect import Outside
 from pipeline.partitions import Interval
 from pipeline.spec import Monitor, UseCase
-from tasks import drift
+from tasks.build_features import profile as profiling
 
 ROWS = 600
 NUMBERS = tuple(f"x{i}" for i in range(8))
@@ -118,7 +118,7 @@ class World:
     def __post_init__(self) -> None:
         train = training()
         self.connect(self.outside)
-        self.outside.registry.profile_of["1"] = drift.profile(train, self.use_case)  # type: ignore[attr-defined]
+        self.outside.registry.profile_of["1"] = profiling.make_profile(train, self.use_case)  # type: ignore[attr-defined]
         for number in range(TRAINING_WEEKS):
             self._add(week(number), train.slice(number * ROWS, ROWS).drop_columns(["label_time", "score"]))
         self.champion("1", week(TRAINING_WEEKS).start)

@@ -1,0 +1,232 @@
+"""Brings a use case's feature dataset up to date with its clean data: exactly the partitions whose inputs changed.
+
+Reconciled from `batches`, so it does not matter what woke it or in what order data came. A partition can be made once
+all its own tables are clean. Its inputs are the clean objects inside its history, the feature definition and the
+parameters that matter; their digest says whether it must be made again. A blocked partition inside a history is a gap:
+recorded, worked around, and filled by a rebuild once it is clean.
+"""
+
+import hashlib
+import json
+import logging
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from pipeline.handoffs import Snapshot
+from pipeline.partitions import Interval
+from pipeline.settings import REPOSITORY
+from pipeline.spec import UseCase
+from tasks.build_features import dataset
+
+if TYPE_CHECKING:
+    from psycopg2.extensions import cursor
+
+    from adapters.connect import Outside
+    from adapters.versions import Built
+    from features import FeatureSet
+    from tasks.build_features.materialise import Manifest, Stored, Wanted
+
+logger = logging.getLogger(__name__)
+
+# What reaches back from a partition: movements of what was entered days before they left.
+_BEFORE_HISTORY = timedelta(days=2)
+
+_CLEAN = """
+select distinct on (table_name, partition_start) table_name, partition_start, partition_end, clean_uri, clean_sha256
+from batches where use_case = %s and status = 'clean' order by table_name, partition_start, version desc"""
+
+# A version that comes back (a correction taken back) is the latest again.
+_RECORD = """
+insert into snapshots (use_case, version, git_revision, start, "end", partitions, rows, index)
+values (%(use_case)s, %(version)s, %(git_revision)s, %(start)s, %(end)s, %(partitions)s, %(rows)s, %(index)s)
+on conflict (use_case, version)
+do update set git_revision = excluded.git_revision, built_at = now(), build_order = default"""
+
+_TOLD = """
+select entity_key, event_time from outcomes
+join unnest(%s::timestamptz[], %s::timestamptz[]) as part (start, "end") on label_time >= start and label_time < "end"
+where use_case = %s"""
+
+_FORGET = """
+delete from outcomes using unnest(%s::text[], %s::timestamptz[]) as gone (entity_key, event_time)
+where use_case = %s and (gone.entity_key, gone.event_time) = (outcomes.entity_key, outcomes.event_time)"""
+
+
+def manifest(
+    use_case: UseCase, definition: "FeatureSet", clean: Mapping[str, Mapping[Interval, "Stored"]]
+) -> "Manifest":
+    """What each partition that can be made is made from, given each table's current clean content."""
+    from tasks.build_features.materialise import Manifest
+
+    reach = use_case.time.history + _BEFORE_HISTORY
+    if reach < definition.look_back:
+        raise ValueError(
+            f"{use_case.name}.time.history_days: its features look back {definition.look_back.days} days,"
+            f" so expected at least {(definition.look_back - _BEFORE_HISTORY).days}"
+        )
+    objects = {name: tuple(item for _, item in sorted(clean.get(name, {}).items())) for name in definition.sources}
+    empty = Manifest(reach=reach, objects=objects, partitions=())
+    ready = set.intersection(*(set(clean.get(name, {})) for name in use_case.source.tables))
+    code = [definition.digest(), use_case.time.lead_minutes]
+    wanted = tuple(_wanted(use_case, definition, empty, partition, code) for partition in sorted(ready))
+    return Manifest(reach=reach, objects=objects, partitions=wanted)
+
+
+def pending(use_case: UseCase, outside: "Outside") -> list[str]:
+    """The keys of the partitions to make: new, or changed since the latest snapshot. Oldest first."""
+    return _changed(_manifest(use_case, outside), _latest_index(use_case, outside))
+
+
+def build(use_case: UseCase, outside: "Outside") -> Snapshot | None:
+    """Make what is pending, keep it as a new version, and bring `outcomes` up to date; None: nothing was pending.
+
+    Raises:
+        ValueError: a clean table lacks what the features read.
+        CommandFailed: the build itself failed; run again, it goes on from what was finished.
+        FencedOut: a later build of the same use case has begun, and will do this work.
+    """
+    fence = outside.warehouse.begin(f"{use_case.name}/build_features")
+    asked, before = _manifest(use_case, outside), _latest_index(use_case, outside)
+    changed = _changed(asked, before)
+    if not changed:
+        return None
+    built = _run(use_case, asked, outside)
+    files = outside.versions.files(use_case.name, built.version)
+    index = json.loads(files["index.json"].read_text())
+    relabelled = [key for key, entry in index.items() if _labels(entry) != _labels(before.get(key, {}))]
+
+    def commit() -> None:
+        with outside.warehouse.transaction(fence) as at:
+            _write_outcomes(at, use_case, outside, files=files, keys=index, relabelled=relabelled)
+            at.execute(_RECORD, _row(use_case, built, index))
+
+    outside.warehouse.retrying(commit)
+    logger.info("%s: %d partitions made, version %s", use_case.name, len(changed), built.version)
+    return dataset.snapshot(built.version, use_case, outside)
+
+
+def rebuild(snapshot: Snapshot, use_case: UseCase, outside: "Outside") -> str:
+    """Make a past version again, from the clean objects and the feature code committed with it; returns its hash."""
+    from tasks.build_features.materialise import Manifest
+
+    path = f"inputs/{use_case.name}.json"
+    asked = Manifest.from_json(outside.versions.committed(use_case.name, snapshot.git_revision, path))
+    uris = {item.uri for items in asked.objects.values() for item in items}
+    local = {"paths.json": _paths(uris, outside)}
+    return outside.versions.rebuild(use_case.name, snapshot.git_revision, local).version
+
+
+def _wanted(
+    use_case: UseCase, definition: "FeatureSet", manifest: "Manifest", partition: Interval, code: list[Any]
+) -> "Wanted":
+    from tasks.build_features.materialise import Wanted
+
+    first = use_case.grid.partition(str(use_case.grid.first)).start
+    reads, gaps = {}, []
+    for table, source in definition.sources.items():
+        items = manifest.reads(table, partition, timeless=source.timeless)
+        since = first if source.timeless else max(first, partition.start - manifest.reach)
+        missing = set(use_case.grid.covering(Interval(since, partition.end))) - {item.interval for item in items}
+        reads[table] = [[item.key, item.sha256] for item in items]
+        gaps += [f"{table}/{use_case.grid.key(part)}" for part in missing]
+    content = json.dumps([*code, str(partition), reads], sort_keys=True)
+    inputs = hashlib.sha256(content.encode()).hexdigest()
+    return Wanted(key=use_case.grid.key(partition), interval=partition, inputs=inputs, gaps=tuple(sorted(gaps)))
+
+
+def _manifest(use_case: UseCase, outside: "Outside") -> "Manifest":
+    import features
+    from tasks.build_features.materialise import Stored
+
+    clean: dict[str, dict[Interval, Stored]] = defaultdict(dict)
+    for row in outside.warehouse.fetch(_CLEAN, (use_case.name,)):
+        part = Interval(row["partition_start"], row["partition_end"])
+        clean[row["table_name"]][part] = Stored(
+            key=use_case.grid.key(part), interval=part, uri=row["clean_uri"], sha256=row["clean_sha256"]
+        )
+    return manifest(use_case, features.definition(use_case.name), clean)
+
+
+def _latest_index(use_case: UseCase, outside: "Outside") -> dict[str, dict[str, Any]]:
+    query = "select index from snapshots where use_case = %s order by build_order desc limit 1"
+    rows = outside.warehouse.fetch(query, (use_case.name,))
+    return dict(rows[0]["index"]) if rows else {}
+
+
+def _changed(asked: "Manifest", index: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    return [w.key for w in asked.partitions if w.inputs != index.get(w.key, {}).get("inputs")]
+
+
+def _labels(entry: Mapping[str, Any]) -> str | None:
+    return entry.get("labels_sha256")
+
+
+def _run(use_case: UseCase, asked: "Manifest", outside: "Outside") -> "Built":
+    import features
+    from tasks.build_features.materialise import stale
+
+    # Parameters as they were understood, not as they were typed: DVC cannot read YAML's dates.
+    parameters = yaml.safe_dump({use_case.name: use_case.model_dump(mode="json")}, sort_keys=True)
+    code = [REPOSITORY / "dvc.yaml", *sorted((REPOSITORY / "features").glob("*.py"))]
+    inputs = {str(path.relative_to(REPOSITORY)): path.read_bytes() for path in code} | {
+        "params.yaml": parameters.encode(),
+        f"inputs/{use_case.name}.json": asked.to_json(),
+    }
+    uris = {
+        item.uri
+        for wanted in stale(asked.partitions, outside.versions.output(use_case.name))
+        for table, source in features.definition(use_case.name).sources.items()
+        for item in asked.reads(table, wanted.interval, timeless=source.timeless)
+    }
+    return outside.versions.repro(use_case.name, inputs, {"paths.json": _paths(uris, outside)})
+
+
+def _paths(uris: Iterable[str], outside: "Outside") -> bytes:
+    return json.dumps({uri: str(outside.lake.local(uri)) for uri in sorted(uris)}, indent=1).encode()
+
+
+def _write_outcomes(
+    at: "cursor",
+    use_case: UseCase,
+    outside: "Outside",
+    *,
+    files: Mapping[str, Path],
+    keys: Iterable[str],
+    relabelled: Sequence[str],
+) -> None:
+    """Outcomes told of in partitions whose labels changed, now or before, become what all partitions say last of them.
+
+    So an older telling never replaces a newer one, and is back when the newer one is withdrawn.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    parts = [use_case.grid.partition(key) for key in sorted(relabelled)]
+    if not parts:
+        return
+    every, changed = ([files[f"labels/{key}.parquet"] for key in sorted(some)] for some in (keys, relabelled))
+    where = ([part.start for part in parts], [part.end for part in parts], use_case.name)
+    labels = dataset.latest_labels(every, changed, outside.warehouse.copy_out(_TOLD, where, at=at))
+    told = labels.filter(pc.is_valid(labels["label"]))
+    named = told.add_column(0, "use_case", pa.array([use_case.name] * told.num_rows, pa.string()))
+    outside.warehouse.upsert(at, "outcomes", named, ("use_case", "entity_key", "event_time"))
+    gone = labels.filter(pc.is_null(labels["label"]))
+    at.execute(_FORGET, (*(gone[name].to_pylist() for name in ("entity_key", "event_time")), use_case.name))
+
+
+def _row(use_case: UseCase, built: "Built", index: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    return {
+        "use_case": use_case.name,
+        "version": built.version,
+        "git_revision": built.git_revision,
+        "start": min(entry["start"] for entry in index.values()),
+        "end": max(entry["end"] for entry in index.values()),
+        "partitions": len(index),
+        "rows": sum(entry["rows"] for entry in index.values()),
+        "index": json.dumps(index),
+    }

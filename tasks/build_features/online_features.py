@@ -1,0 +1,180 @@
+"""Keeps the online store at the latest feature dataset: for each key the packed series of its history.
+
+A refresh is one transaction: readers see the old state or the new one, whole, and only series that changed are written.
+The store follows snapshots in the order they were built; a run that was overtaken can no longer commit.
+"""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psycopg2.extras
+
+from pipeline.handoffs import Snapshot
+from pipeline.partitions import Interval
+from pipeline.spec import UseCase
+from tasks.build_features import dataset
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from psycopg2.extensions import cursor
+
+    from adapters.connect import Outside
+    from features import FeatureSet
+
+logger = logging.getLogger(__name__)
+
+_PARTITIONS_KEPT = 2  # of prediction times before `as_of` that are answered exactly; golden rows come from the last one
+_DEFINITIONS_KEPT = 2  # the one in use by the running server, and the new one
+_PAGE_ROWS = 500
+
+_STATE = """
+select s.snapshot_version, b.build_order from online_state s
+left join snapshots b on b.use_case = s.use_case and b.version = s.snapshot_version
+where s.use_case = %s and s.definition = %s"""
+
+_ORDER = "select build_order from snapshots where use_case = %s and version = %s"
+
+_WRITE = """
+insert into online_series (use_case, definition, key, payload) values %s
+on conflict (use_case, definition, key) do update set payload = excluded.payload"""
+
+_ADVANCE = """
+insert into online_state (use_case, definition, since, as_of, snapshot_version, revision)
+values (%(use_case)s, %(definition)s, %(since)s, %(as_of)s, %(version)s, 1)
+on conflict (use_case, definition) do update set since = excluded.since, as_of = excluded.as_of,
+    snapshot_version = excluded.snapshot_version, revision = online_state.revision + 1, refreshed_at = now()"""
+
+_RETIRE = """
+with old as (
+    select definition from online_state where use_case = %s and definition <> %s
+    order by refreshed_at desc, definition offset %s
+), gone as (
+    delete from online_series using old where use_case = %s and online_series.definition = old.definition
+)
+delete from online_state using old where use_case = %s and online_state.definition = old.definition"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refreshed:
+    """What a refresh did to the store, in series."""
+
+    written: int
+    deleted: int
+    unchanged: int
+
+
+def behind(use_case: UseCase, outside: "Outside") -> Snapshot | None:
+    """The snapshot the store has yet to reach; None: it is there, or there is no endpoint, or nothing was built."""
+    import features
+
+    if use_case.endpoint is None:
+        return None
+    latest = dataset.latest_snapshot(use_case, outside)
+    if latest is None:
+        return None
+    digest = features.definition(use_case.name).digest()
+    state = outside.warehouse.fetch(_STATE, (use_case.name, digest))
+    return None if state and state[0]["snapshot_version"] == latest.version else latest
+
+
+def refresh(use_case: UseCase, snapshot: Snapshot, outside: "Outside") -> Refreshed:
+    """Bring the store to a snapshot, from the clean objects it was made from; an older one changes nothing.
+
+    Raises:
+        ValueError: a clean table lacks what the features read.
+        FencedOut: a later refresh has begun, and will do this work.
+    """
+    import features
+
+    definition = features.definition(use_case.name)
+    fence = outside.warehouse.begin(f"{use_case.name}/online_features")
+    kept = Interval(snapshot.end - timedelta(days=_PARTITIONS_KEPT * use_case.source.partition_days), snapshot.end)
+    series = dict(payloads(definition, _tables(snapshot, use_case, outside, kept), kept, use_case.time.lead))
+
+    def commit() -> Refreshed:
+        with outside.warehouse.transaction(fence) as at:
+            return _write(at, use_case, snapshot, digest=definition.digest(), kept=kept, series=series)
+
+    done = outside.warehouse.retrying(commit)
+    logger.info("%s: online store at %s, %s", use_case.name, snapshot.version, done)
+    return done
+
+
+def payloads(
+    definition: "FeatureSet", tables: Mapping[str, Sequence[Path]], kept: Interval, lead: timedelta
+) -> Iterator[tuple[str, bytes]]:
+    """Every series of a definition: the text of its key, and its bytes."""
+    from features.series import extract
+    from features.series_codec import Packer
+
+    for item, table in extract(definition, tables, kept, lead):
+        packer, starts = Packer.of(table.select(list(item.stored))), _starts(table, item.key)
+        keys = zip(*(_key_values(table[name].take(starts)) for name in item.key), strict=True) if item.key else [()]
+        stops = [*starts.to_pylist()[1:], table.num_rows]
+        for key, start, stop in zip(keys, starts.to_pylist(), stops, strict=False):
+            text = item.key_text(key)
+            yield text, packer.payload(text, start, stop)
+
+
+def _starts(table: "pa.Table", key: Sequence[str]) -> "pa.Array":
+    """The rows with which a new key begins."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if not table.num_rows:
+        return pa.array([], pa.int64())
+    begins = np.zeros(table.num_rows, np.bool_)
+    begins[0] = True
+    for name in key:
+        column = table[name].combine_chunks()
+        begins[1:] |= pc.not_equal(column.slice(1), column.slice(0, len(column) - 1)).to_numpy(zero_copy_only=False)
+    return pa.array(np.flatnonzero(begins), pa.int64())
+
+
+def _key_values(column: "pa.ChunkedArray") -> list[Any]:
+    import pyarrow as pa
+
+    return list((column.cast(pa.int64()) if pa.types.is_timestamp(column.type) else column).to_pylist())
+
+
+def _tables(snapshot: Snapshot, use_case: UseCase, outside: "Outside", kept: Interval) -> dict[str, list[Path]]:
+    """The clean objects a snapshot was made from, as far as the store reaches back."""
+    import features
+    from tasks.build_features.materialise import Manifest
+
+    path = f"inputs/{use_case.name}.json"
+    manifest = Manifest.from_json(outside.versions.committed(use_case.name, snapshot.git_revision, path))
+    return {
+        table: [outside.lake.local(item.uri) for item in manifest.reads(table, kept, timeless=source.timeless)]
+        for table, source in features.definition(use_case.name).sources.items()
+    }
+
+
+def _write(
+    at: "cursor", use_case: UseCase, snapshot: Snapshot, *, digest: str, kept: Interval, series: Mapping[str, bytes]
+) -> Refreshed:
+    at.execute(_STATE, (use_case.name, digest))
+    state = at.fetchone()
+    at.execute(_ORDER, (use_case.name, snapshot.version))
+    order = at.fetchone()
+    if state is not None and order is not None and (state[1] or 0) > order[0]:
+        logger.info("%s: the online store is past %s already", use_case.name, snapshot.version)
+        return Refreshed(written=0, deleted=0, unchanged=len(series))
+    where = (use_case.name, digest)
+    at.execute("select key, sha256(payload) from online_series where use_case = %s and definition = %s", where)
+    stored = {key: bytes(hashed) for key, hashed in at.fetchall()}
+    changed = [(*where, k, v) for k, v in sorted(series.items()) if stored.get(k) != sha256(v).digest()]
+    gone = sorted(stored.keys() - series.keys())
+    psycopg2.extras.execute_values(at, _WRITE, changed, page_size=_PAGE_ROWS)
+    at.execute("delete from online_series where use_case = %s and definition = %s and key = any(%s)", (*where, gone))
+    if changed or gone or state is None or state[0] != snapshot.version:
+        values = {"use_case": use_case.name, "definition": digest, "version": snapshot.version}
+        at.execute(_ADVANCE, values | {"since": kept.start, "as_of": kept.end})
+        at.execute(_RETIRE, (*where, _DEFINITIONS_KEPT - 1, use_case.name, use_case.name))
+    return Refreshed(written=len(changed), deleted=len(gone), unchanged=len(series) - len(changed))

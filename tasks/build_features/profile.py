@@ -1,0 +1,187 @@
+"""What training data looked like: bins, counts and thresholds of every feature, by which later partitions are judged.
+
+A threshold per feature is calibrated on the training window itself: weather, season and rolling rates move every week
+while the model stays fine, and one fixed threshold would call all of that drift.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.partitions import utc
+from pipeline.spec import Monitor, UseCase
+
+Floats = npt.NDArray[np.float64]
+Codes = npt.NDArray[np.int64]
+
+NOT_FEATURES = frozenset({"entity_key", "event_time", "prediction_time", "label", "label_time"})
+_MIN_CATEGORY_SHARE = 0.005  # rarer categories are counted together: alone they are noise
+_MAX_CATEGORIES = 50
+_MIN_BLOCKS = 4  # fewer weeks than this say nothing about how weeks differ
+_WHOLLY_MISSING = 0.999  # a feature this empty is broken however empty it was in training
+
+
+def psi(expected: npt.ArrayLike, actual: npt.ArrayLike) -> Floats:
+    """Population stability index over the last axis of two arrays of bin counts; half a row is added to each bin."""
+    p, q = (_smooth(np.asarray(counts, dtype=np.float64)) for counts in (expected, actual))
+    total: Floats = np.sum((q - p) * np.log(q / p), axis=-1)
+    return total
+
+
+def corrected_psi(expected: npt.ArrayLike, actual: npt.ArrayLike) -> Floats:
+    """PSI less what chance alone gives, not below 0.
+
+    Without drift PSI / (1/n + 1/m) is chi-squared with bins - 1 degrees of freedom (Yurdakul and Naranjo, "Statistical
+    properties of the population stability index", Journal of Risk Model Validation 14(4), 2020), so its mean is
+    (bins - 1)(1/n + 1/m).
+    """
+    m, n = (np.maximum(np.asarray(counts, dtype=np.float64).sum(axis=-1), 1) for counts in (expected, actual))
+    bins = np.asarray(expected).shape[-1]
+    beyond_chance: Floats = np.maximum(psi(expected, actual) - (bins - 1) * (1 / n + 1 / m), 0.0)
+    return beyond_chance
+
+
+def make_profile(train_table: pa.Table, use_case: UseCase) -> dict[str, Any]:
+    """What the training data looked like, and how far its own weeks strayed from it; JSON-able.
+
+    Args:
+        train_table: the rows trained on, with their labels' times; every column but keys, times and label is a
+            feature. With a column `score`, the model's predictions for these rows, prediction drift is measured too.
+        use_case: says how many bins, how blocks of time are cut, and how thresholds are drawn.
+
+    Raises:
+        ValueError: no rows.
+    """
+    if train_table.num_rows == 0:
+        raise ValueError(f"{use_case.name}: no training rows to take a monitoring profile of")
+    blocks = _blocks(train_table, use_case)
+    names = [name for name in train_table.column_names if name not in NOT_FEATURES]
+    times = pc.min_max(train_table["prediction_time"]).as_py()
+    return {
+        "start": times["min"].isoformat(),
+        "end": times["max"].isoformat(),
+        "known_by": pc.max(train_table["label_time"]).as_py().isoformat(),  # the newest label learned from
+        "rows": train_table.num_rows,
+        "blocks": int(blocks.max()) + 1,
+        "min_rows": use_case.monitor.min_rows,
+        "features": {name: _feature_profile(train_table[name], blocks, use_case.monitor) for name in names},
+    }
+
+
+def _smooth(counts: Floats) -> Floats:
+    smoothed = counts + 0.5
+    shares: Floats = smoothed / smoothed.sum(axis=-1, keepdims=True)
+    return shares
+
+
+def _blocks(table: pa.Table, use_case: UseCase) -> Codes:
+    """Number of the grid partition each row lies in, counted from the first that has rows."""
+    seconds = _seconds(table["prediction_time"])
+    origin = utc(use_case.grid.first).timestamp()
+    numbers: Codes = ((seconds - origin) // (use_case.grid.days * 86400)).astype(np.int64)
+    first: np.int64 = numbers.min()
+    return numbers - first
+
+
+def _seconds(column: pa.ChunkedArray) -> Floats:
+    microseconds = pc.cast(pc.cast(column, pa.timestamp("us", tz="UTC")), pa.int64()).to_numpy()
+    seconds: Floats = microseconds.astype(np.float64) / 1e6
+    return seconds
+
+
+def _feature_profile(column: pa.ChunkedArray, blocks: Codes, monitor: Monitor) -> dict[str, Any]:
+    bins = _bins(column, monitor.bins)
+    codes = bin_codes(column, bins)
+    present = codes >= 0
+    width = _width(bins)
+    counts = np.zeros((int(blocks.max()) + 1, width))
+    np.add.at(counts, (blocks[present], codes[present]), 1)
+    full = counts[counts.sum(axis=1) >= monitor.min_rows]
+    missing_share, block_psi = float(1 - present.mean()), _block_psi(full)
+    return {
+        **bins,
+        "counts": counts.sum(axis=0).astype(int).tolist(),
+        "missing_share": missing_share,
+        "missing_threshold": _missing_threshold(present, blocks, monitor),
+        "block_psi": block_psi,
+        "threshold": _threshold(block_psi, monitor),
+        # A feature too sparse for any week of training is watched by its missing share alone.
+        "watched": len(full) > 0,
+    }
+
+
+def _block_psi(counts: Floats) -> list[float]:
+    """PSI of each block against all the other blocks together."""
+    if len(counts) < _MIN_BLOCKS:
+        return []
+    rest = counts.sum(axis=0) - counts
+    return [round(float(value), 6) for value in corrected_psi(rest, counts)]
+
+
+def _threshold(block_psi: Sequence[float], monitor: Monitor) -> float:
+    if not block_psi:
+        return monitor.min_threshold_psi
+    # The next of n + 1 exchangeable weeks is the worst with probability 1 / (n + 1): a quantile of few is no bound.
+    worst = float(np.quantile(block_psi, monitor.calibration_quantile))
+    return max(monitor.min_threshold_psi, monitor.threshold_margin * worst)
+
+
+def _missing_threshold(present: npt.NDArray[np.bool_], blocks: Codes, monitor: Monitor) -> float:
+    """A jump over the whole window's share, and beyond what its worst week had: fog alone empties a pressure sensor."""
+    rows = np.bincount(blocks)
+    shares = 1 - np.bincount(blocks, weights=present) / np.maximum(rows, 1)
+    worst = float(np.max(shares[rows >= monitor.min_rows], initial=0.0))
+    jump = float(1 - present.mean()) + monitor.broken_missing_share
+    return min(max(jump, monitor.threshold_margin * worst), _WHOLLY_MISSING)
+
+
+def is_numeric(kind: pa.DataType) -> bool:
+    """Whether a column of this type is binned by value; any other is text."""
+    return bool(pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_decimal(kind))
+
+
+def _bins(column: pa.ChunkedArray, bins: int) -> dict[str, Any]:
+    """Where to cut: the values themselves where there are few, else quantiles; the common categories of text."""
+    if not is_numeric(column.type):
+        counted = pc.value_counts(pc.drop_null(pc.cast(column, pa.string()))).to_pylist()
+        least = _MIN_CATEGORY_SHARE * sum(row["counts"] for row in counted)
+        ranked = sorted(counted, key=lambda row: (-row["counts"], row["values"]))
+        return {"kind": "text", "values": [row["values"] for row in ranked[:_MAX_CATEGORIES] if row["counts"] >= least]}
+    numbers = to_numbers(column)
+    numbers = numbers[np.isfinite(numbers)]
+    distinct = np.unique(numbers)
+    if len(distinct) <= bins:
+        return {"kind": "values", "values": distinct.tolist()}
+    edges = np.unique(np.quantile(numbers, np.linspace(0, 1, bins + 1)[1:-1], method="lower"))
+    return {"kind": "edges", "values": edges.tolist()}
+
+
+def _width(bins: Mapping[str, Any]) -> int:
+    return len(bins["values"]) + 1  # edges make one bin more; values and categories have `other`
+
+
+def to_numbers(column: pa.ChunkedArray) -> Floats:
+    """A numeric column as float64, NaN where it is null."""
+    numbers: Floats = pc.fill_null(pc.cast(column, pa.float64(), safe=False), np.nan).to_numpy().astype(np.float64)
+    return numbers
+
+
+def bin_codes(column: pa.ChunkedArray | pa.Array, bins: Mapping[str, Any]) -> Codes:
+    """Bin of each row; -1 where the value is missing (null, NaN or infinite)."""
+    values = bins["values"]
+    if bins["kind"] == "text":
+        text = pc.cast(column, pa.string())
+        index = pc.index_in(text, value_set=pa.array(values, pa.string()))
+        codes = pc.if_else(pc.is_valid(text), pc.fill_null(index, len(values)), -1)
+        return np.asarray(codes, dtype=np.int64)
+    numbers = to_numbers(column)
+    cut = np.asarray(values, dtype=np.float64)
+    found = np.searchsorted(cut, numbers, side="left")  # the bin (edge[i-1], edge[i]]
+    if bins["kind"] == "values":
+        same = np.isin(numbers, cut)
+        found = np.where(same, found, len(values))
+    return np.where(np.isfinite(numbers), found, -1).astype(np.int64)

@@ -1,0 +1,107 @@
+"""What one version answered to real requests: by the gateway's records, and by the prediction log."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from tasks.deploy import recompute
+from tasks.deploy.judge import Tally, p99
+
+if TYPE_CHECKING:
+    from adapters.connect import Outside
+    from adapters.gateway import Record
+    from pipeline.spec import UseCase
+    from serving.predictor import Predictor
+    from tasks.deploy.deployments import Deployment
+
+_SERVER_ERROR = 500
+_NOT_OURS = ("client", "overload")  # went away by itself; was turned away at the gateway
+_OVERLAP = timedelta(seconds=15)  # an answer may reach the log that much later than others
+_MOST_AT_ONCE = 20_000
+_NEW = """
+select request_id, position, entity_key, event_time, score, features, answered_at from online_answers
+where use_case = %s and model_version = %s and slot = %s and answered_at >= %s order by answered_at limit %s
+"""
+_LATEST = """
+select request_id, score, features from online_answers
+where use_case = %s and model_version = %s and slot = %s and answered_at >= %s order by answered_at desc limit %s
+"""
+
+
+class Checker:
+    """Computes each logged answer of a version again from its features, once, as it comes."""
+
+    def __init__(
+        self,
+        deployment: "Deployment",
+        slot: str,
+        outside: "Outside",
+        *,
+        batch: "Callable[[], Predictor]",
+    ) -> None:
+        self._deployment, self._slot, self._outside, self._batch = deployment, slot, outside, batch
+        self._since = deployment.stage_since
+        self._seen: set[tuple[Any, ...]] = set()
+        self._found = recompute.NOTHING
+
+    def check(self) -> recompute.Checked:
+        """What all of the stage's answers so far came to."""
+        d = self._deployment
+        asked = (d.use_case, d.version, self._slot, self._since, _MOST_AT_ONCE)
+        rows = self._outside.warehouse.fetch(_NEW, asked)
+        fresh = [row for row in rows if _key(row) not in self._seen]
+        if fresh:  # a model is not loaded for nothing
+            self._seen.update(map(_key, fresh))
+            found = recompute.check(self._batch(), fresh)
+            self._found = replace(
+                recompute.worse(self._found, found),
+                answers=len(self._seen),
+                requests=len({request_id for request_id, *_ in self._seen}),
+            )
+            self._since = max(self._since, fresh[-1]["answered_at"] - _OVERLAP)
+        return self._found
+
+
+def _key(row: "Mapping[str, Any]") -> tuple[Any, ...]:
+    return row["request_id"], row["position"], row["entity_key"], row["event_time"]
+
+
+def concerns(record: "Record") -> bool:
+    """Whether a record says anything about the version: one that the client or the gateway ended does not."""
+    return record.cause not in _NOT_OURS
+
+
+def failed(record: "Record", *, forgiving: bool) -> bool:
+    """Whether the version is to blame: a request that was refused (4xx) was answered.
+
+    Args:
+        record: of the gateway.
+        forgiving: count what the client saw; else also what it was spared, by a retry or by the static answer.
+    """
+    spared = record.retries > 0 and not forgiving
+    return record.status >= _SERVER_ERROR or record.status <= 0 or record.static or spared
+
+
+def latest(use_case: "UseCase", version: str, since: datetime, outside: "Outside", *, most: int) -> recompute.Checked:
+    """The latest logged answers of the stable version since a moment, computed again from their features."""
+    rows = outside.warehouse.fetch(_LATEST, (use_case.name, version, "stable", since, most))
+    return recompute.check(recompute.predictor(use_case, version, outside), rows) if rows else recompute.NOTHING
+
+
+def tally(records: Iterable["Record"], checked: recompute.Checked, *, max_ms: float, forgiving: bool = False) -> Tally:
+    """Records of one version, each once however often the gateway's memory was read, and what its log gave.
+
+    The budget is for one event a request; lists and explanations may take longer, and so may what was tried twice.
+    """
+    each = {(record.request_id, record.at): record for record in records if concerns(record)}.values()
+    took = [r.milliseconds for r in each if r.verb == "predict" and not r.is_list and not r.retries]
+    return Tally(
+        requests=len(each),
+        errors=sum(failed(record, forgiving=forgiving) for record in each),
+        p99_ms=p99(took),
+        timed=len(took),
+        slow=sum(milliseconds > max_ms for milliseconds in took),
+        checked=checked.requests,
+        max_difference=checked.max_difference,
+    )

@@ -1,0 +1,126 @@
+"""Real rows, asked as a client would ask them: the server must look up and compute what training and batch have."""
+
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.handoffs import Snapshot
+from pipeline.partitions import Interval
+from pipeline.spec import UseCase
+from tasks.build_features import dataset
+from tasks.deploy import recompute
+from tasks.deploy.judge import Golden, p99
+from tasks.deploy.server import STORE_SILENT, ask, score_of
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from adapters.connect import Outside
+
+SLOT = "golden"
+_MOST_AT_ONCE = 64  # history that nobody asked for yet takes its time
+_TRIES, _PAUSE_SECONDS = 10, 1.2  # the server leaves a silent store alone for a second
+_STATE = "select since, as_of, snapshot_version from online_state where use_case = %s and definition = %s"
+
+
+class NotReady(ConnectionError):  # noqa: N818  # says what the matter is
+    """The online features are not there, which says nothing about the version; the same call may succeed later."""
+
+
+def look(use_case: UseCase, version: str, outside: "Outside") -> tuple[Golden, dict[str, Any]]:
+    """How a registered version answers real rows, all of them in lists and then one by one; and one of the events.
+
+    Raises:
+        Rejected: it refused a row, or fails on it.
+        NotReady: there are no online features, or their store does not answer.
+        ConnectionError: the server is not there.
+    """
+    assert use_case.endpoint is not None
+    rollout = use_case.endpoint.rollout
+    points, events = rows(use_case, outside, rollout.golden_rows)
+    if not events:
+        return Golden(rows=0, wanted=rollout.golden_rows, max_difference=0, worst="", p99_ms=0), {}
+    batch = recompute.predictor(use_case, version, outside).predict(points)
+    size = min(use_case.endpoint.max_events, _MOST_AT_ONCE)
+    chunks = [events[start : start + size] for start in range(0, len(events), size)]
+    listed = [score for chunk in chunks for score in _ask(use_case, version, chunk, outside)[0]]
+    alone = [_ask(use_case, version, [event], outside) for event in events]
+    single = [score for scores, _ in alone for score in scores]
+    differences = np.maximum(np.abs(np.array(listed) - batch), np.abs(np.array(single) - batch))
+    worst = int(np.argmax(np.nan_to_num(differences, nan=np.inf)))
+    seen = Golden(
+        rows=len(events),
+        wanted=rollout.golden_rows,
+        max_difference=float(differences[worst]),
+        worst=f"{points['entity_key'][worst]} at {points['event_time'][worst]}",
+        p99_ms=p99([took_ms for _, took_ms in alone]) or 0.0,
+    )
+    return seen, events[0]
+
+
+def rows(use_case: UseCase, outside: "Outside", wanted: int) -> tuple["pa.Table", list[dict[str, Any]]]:
+    """Feature rows that the online store answers exactly, spread evenly over them, and the requests that ask for them.
+
+    Raises:
+        NotReady: no online features were made of today's definition.
+    """
+    import features
+
+    definition = features.definition(use_case.name)
+    state = outside.warehouse.fetch(_STATE, (use_case.name, definition.digest()))
+    if not state:
+        raise NotReady(f"{use_case.name} has no online features of today's definition: run {use_case.name}.ingest")
+    snapshot = dataset.snapshot(state[0]["snapshot_version"], use_case, outside)
+    kept = Interval(state[0]["since"].astimezone(UTC), state[0]["as_of"].astimezone(UTC))
+    points = dataset.points(snapshot.version, use_case, outside, start=kept.start, end=kept.end)
+    asked = requests(use_case, snapshot, outside, kept)
+    keys = zip(points["entity_key"].to_pylist(), points["event_time"].to_pylist(), strict=True)
+    known = [(place, asked[key]) for place, key in enumerate((k, t.astimezone(UTC)) for k, t in keys) if key in asked]
+    spread = [known[i] for i in np.unique(np.linspace(0, len(known) - 1, min(wanted, len(known))).astype(int))]
+    return points.take([place for place, _ in spread]), [event for _, event in spread]
+
+
+def requests(
+    use_case: UseCase, snapshot: Snapshot, outside: "Outside", interval: Interval
+) -> dict[tuple[str, datetime], dict[str, Any]]:
+    """What a client would have sent for each row, by the row's key, from the clean objects the snapshot was made of."""
+    import features
+    from features.offline_requests import asked
+    from tasks.build_features.materialise import Manifest
+
+    definition = features.definition(use_case.name)
+    committed = outside.versions.committed(use_case.name, snapshot.git_revision, f"inputs/{use_case.name}.json")
+    manifest = Manifest.from_json(committed)
+    tables = {
+        table: [outside.lake.local(item.uri) for item in manifest.reads(table, interval, timeless=source.timeless)]
+        for table, source in definition.sources.items()
+    }
+    names = [field.name for field in definition.request]
+    told = asked(definition, tables, interval, use_case.time.lead).to_pylist()
+    return {(row["entity_key"], row["event_time"].replace(tzinfo=UTC)): _event(row, names) for row in told}
+
+
+def _event(row: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """One row as JSON has it: moments with their zone, nothing where nothing is known."""
+    moments = {name: row[name].replace(tzinfo=UTC).isoformat() for name in names if isinstance(row[name], datetime)}
+    return {name: moments.get(name, row[name]) for name in names if row[name] is not None}
+
+
+def _ask(
+    use_case: UseCase, version: str, events: list[dict[str, Any]], outside: "Outside"
+) -> tuple[list[float], float]:
+    """Scores on looked-up features, and the milliseconds they took.
+
+    A store that was slow once is asked again: its silence is not the version's.
+    """
+    for _ in range(_TRIES):
+        began = time.perf_counter()
+        answers = ask(use_case, version, events, outside, request_id=f"golden-{uuid.uuid4()}", slot=SLOT)
+        if not any(STORE_SILENT in reason for answer in answers for reason in answer["reasons"]):
+            return [score_of(answer) for answer in answers], (time.perf_counter() - began) * 1000
+        time.sleep(_PAUSE_SECONDS)
+    raise NotReady(f"{use_case.name}: {STORE_SILENT}, which says nothing about version {version}")

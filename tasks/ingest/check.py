@@ -1,0 +1,131 @@
+"""One table against its suite: the schema on Arrow types, everything else by `suite_run`."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pyarrow as pa
+
+from expectations import Expect, Kind, Suite, content, delivery
+from pipeline.partitions import Interval
+from pipeline.source import Table
+from tasks.ingest.suite_run import Run, run
+
+_CANONICAL: Mapping[Kind, pa.DataType] = {
+    "text": pa.string(),
+    "integer": pa.int64(),
+    "float": pa.float64(),
+    "timestamp": pa.timestamp("us", tz="UTC"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checked:
+    """What checking one table found.
+
+    problems: what stops the batch. notes: what people should know and nothing stops.
+    bad_rows: position in the raw table -> why. typed: the declared columns in their canonical types, all rows (None
+    if the schema is wrong). results: one GX validation result, for the docs.
+    """
+
+    problems: tuple[str, ...]
+    notes: tuple[str, ...]
+    bad_rows: Mapping[int, tuple[str, ...]]
+    typed: pa.Table | None
+    results: Any
+
+
+def kind_of(arrow_type: pa.DataType) -> Kind | None:
+    """Which kind of column an Arrow type is; None for one no suite knows (a timestamp without a zone, a decimal)."""
+    types = pa.types
+    if types.is_string(arrow_type) or types.is_large_string(arrow_type):
+        return "text"
+    if types.is_signed_integer(arrow_type):
+        return "integer"
+    if types.is_float32(arrow_type) or types.is_float64(arrow_type):
+        return "float"
+    if types.is_timestamp(arrow_type) and arrow_type.tz and arrow_type.unit != "ns":
+        return "timestamp"
+    return None
+
+
+def retyped_columns(schema: pa.Schema, suite: Suite) -> list[str]:
+    """Columns that are there with another type than declared, each as a sentence."""
+    return [
+        f"column {name} was retyped: expected {column.kind}, got {schema.field(name).type}"
+        for name, column in suite.columns.items()
+        if name in schema.names and kind_of(schema.field(name).type) != column.kind
+    ]
+
+
+def added_columns(schema: pa.Schema, suite: Suite) -> list[str]:
+    """Columns that no suite declares: kept in the raw object, left out of the clean one."""
+    return [name for name in schema.names if name not in suite.columns]
+
+
+def canonical(table: pa.Table, suite: Suite) -> pa.Table:
+    """The declared columns, in their declared order and canonical types; the schema has been checked."""
+    fields = [pa.field(name, _CANONICAL[column.kind]) for name, column in suite.columns.items()]
+    return table.select(list(suite.columns)).cast(pa.schema(fields))
+
+
+def check(table: pa.Table, suite: Suite, limits: Table, partition: Interval) -> Checked:
+    """Check the rows of one partition of a table; finds, and changes nothing."""
+    notes = tuple(f"column {name} was added; it is not taken over" for name in added_columns(table.schema, suite))
+    asked = delivery(suite, limits)
+    retyped = retyped_columns(table.schema, suite)
+    if retyped or not set(suite.columns) <= set(table.column_names):
+        first = run(table, asked, complete=False)
+        problems = (*_problems(first), *retyped)
+        return Checked(problems=problems, notes=notes, bad_rows={}, typed=None, results=first.results)
+    typed = canonical(table, suite)
+    if typed.num_rows:
+        asked = (*asked, *content(suite, limits, partition))
+    allowed = int(limits.max_quarantined_share * typed.num_rows)
+    return replace(check_rows(typed, asked, allowed=allowed), notes=notes)
+
+
+def check_rows(typed: pa.Table, asked: Sequence[Expect], *, allowed: int) -> Checked:
+    """Whether rows meet some expectations; more than `allowed` bad rows are a problem instead of a list.
+
+    BASIC results first; the positions of bad rows only for what failed, and only where few enough did.
+    """
+    first = run(typed, asked, complete=False)
+    problems = _problems(first)
+    failed = [outcome for outcome in first.outcomes if outcome.failed_rows and outcome.expect.severity == "warning"]
+    most = max((outcome.failed_rows for outcome in failed), default=0)
+    bad_rows: dict[int, tuple[str, ...]] = {}
+    if 0 < most <= allowed:
+        bad_rows = _bad_rows(typed, [outcome.expect for outcome in failed])
+    if (count := max(most, len(bad_rows))) > allowed:
+        why = "; ".join(f"{outcome.failed_rows} rows: {outcome.expect.reason}" for outcome in failed)
+        problems.append(f"{count} of {typed.num_rows} rows would be quarantined, {allowed} are allowed; {why}")
+    return Checked(problems=tuple(problems), notes=(), bad_rows=bad_rows, typed=typed, results=first.results)
+
+
+def _problems(found: Run) -> list[str]:
+    """What stops the batch: checks that could not be made, whatever their severity, and unmet critical ones."""
+    errors = [f"check failed to run ({o.expect.reason}): {o.error}" for o in found.outcomes if o.error]
+    unmet = [o for o in found.outcomes if not o.error and not o.success and o.expect.severity == "critical"]
+    return [*errors, *(f"{outcome.expect.reason} ({outcome.observed})" for outcome in unmet)]
+
+
+def _bad_rows(typed: pa.Table, failed: Sequence[Expect]) -> dict[int, tuple[str, ...]]:
+    reasons: dict[int, list[str]] = {}
+    for outcome in run(typed, failed, complete=True).outcomes:
+        for position in outcome.positions:
+            reasons.setdefault(position, []).append(_reason(outcome.expect, typed, position))
+    return {position: tuple(reasons[position]) for position in sorted(reasons)}
+
+
+def _reason(expect: Expect, typed: pa.Table, position: int) -> str:
+    """The reason, and the values it is about as they are in the raw data."""
+    arguments = expect.arguments
+    names = [arguments[key] for key in ("column", "column_A", "column_B") if key in arguments]
+    names += arguments.get("column_list", [])
+    values = ", ".join(f"{name} = {_shown(typed.column(name)[position].as_py())}" for name in names)
+    return f"{expect.reason}: {values}"
+
+
+def _shown(value: object) -> str:
+    return "null" if value is None else str(value)

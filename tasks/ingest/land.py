@@ -1,0 +1,163 @@
+"""Lands one partition of a use case's source in the lake, exactly as it is, once per content.
+
+A landed object is named by the hash of its bytes, and its bytes depend on the rows alone. So landing again finds the
+object that is there; a changed source makes a new object beside the old one, and a new, higher `version` in `batches`.
+The highest version is current. If the source changes back, the old row gets the next version and is current again:
+what was found clean in it, and what was quarantined, still holds, because it is the same content.
+
+A task killed between the put and the commit leaves an object that no row names. The next run of an unchanged source
+adopts it; that of a changed one leaves it, unused: nothing reads the lake but through `batches`.
+"""
+
+import logging
+
+import psycopg2
+import pyarrow as pa
+from psycopg2 import sql
+
+from adapters.connect import Outside
+from adapters.lake import Stored
+from adapters.parquet import ordered, to_bytes
+from adapters.warehouse import Fence
+from pipeline.handoffs import Batch, TableBatch
+from pipeline.partitions import Interval, utc
+from pipeline.source import Table
+from pipeline.spec import UseCase
+from tasks.common.errors import BadData
+
+logger = logging.getLogger(__name__)
+
+_OVERLAPPING = """
+select table_name, partition_start, partition_end from batches
+where use_case = %(use_case)s and partition_start < %(end)s and partition_end > %(start)s
+    and (partition_start, partition_end) <> (%(start)s, %(end)s) limit 1"""
+
+# One statement for three cases: new content gets the next version; content that was current before, and is found
+# again, is raised to it; content that is current already is not touched.
+_REGISTER = """
+insert into batches
+    (use_case, table_name, partition_start, partition_end, raw_sha256, raw_uri, raw_rows, status, version)
+select
+    %(use_case)s, %(table)s, %(start)s, %(end)s, %(sha256)s, %(uri)s, %(rows)s, 'landed', coalesce(max(version), 0) + 1
+from batches where use_case = %(use_case)s and table_name = %(table)s and partition_start = %(start)s
+on conflict (use_case, table_name, partition_start, raw_sha256) do update set version = excluded.version
+    where batches.version + 1 < excluded.version"""
+
+
+def extraction(name: str, table: Table) -> sql.Composed:
+    """The query for the rows of a source table that became known in an interval (its two parameters)."""
+    return sql.SQL("select * from {table} where {known} >= %s and {known} < %s").format(
+        table=sql.Identifier(name), known=sql.Identifier(table.available_at)
+    )
+
+
+def land(use_case: UseCase, partition: Interval, outside: Outside) -> Batch:
+    """Copy every source table's rows of one partition into the lake; landing the same rows again changes nothing.
+
+    Rows are landed as the source has them, an empty interval as an empty object: `validate` judges.
+
+    Raises:
+        BadData: a table, or the column that says when its rows became known, is gone or has another type.
+        psycopg2.OperationalError: the source or the warehouse stays away; trying again is safe.
+        FencedOut: a later run of the same partition has begun, and will do this work.
+    """
+    if use_case.grid.containing(partition.start) != partition:
+        raise ValueError(f"{partition} is not a partition of {use_case.name}: see first_partition and partition_days")
+    key = use_case.grid.key(partition)
+    fence = outside.warehouse.begin(f"{use_case.name}/ingest/{key}")
+    rows, in_no_partition = _extract(use_case, partition, outside)
+    stored = {
+        name: outside.lake.put(f"raw/{use_case.name}/{name}/{key}", to_bytes(table), ".parquet")
+        for name, table in rows.items()
+    }
+    tables = [
+        TableBatch(table=name, raw_uri=found.uri, raw_sha256=found.sha256, raw_rows=rows[name].num_rows)
+        for name, found in stored.items()
+    ]
+    batch = Batch(use_case=use_case.name, partition_start=partition.start, partition_end=partition.end, tables=tables)
+    outside.warehouse.retrying(lambda: _register(batch, fence, outside))
+    _report(batch, stored)
+    _warn_of_rows_in_no_partition(use_case, in_no_partition, outside)
+    return batch
+
+
+def _extract(use_case: UseCase, partition: Interval, outside: Outside) -> tuple[dict[str, pa.Table], dict[str, int]]:
+    """Every table at one moment of the source, so that a write in between cannot make the tables disagree.
+
+    With them, how many rows each table holds that became known at no time that lies in a partition.
+    """
+
+    def work() -> tuple[dict[str, pa.Table], dict[str, int]]:
+        rows, in_no_partition = {}, {}
+        with outside.source.transaction(snapshot=True) as at:
+            for name, table in use_case.source.tables.items():
+                try:
+                    found = outside.source.copy_out(extraction(name, table), (partition.start, partition.end), at=at)
+                    at.execute(_in_no_partition(name, table), (utc(use_case.grid.first),))
+                except psycopg2.ProgrammingError as error:
+                    raise _unreadable(use_case, name, partition, error, outside) from error
+                rows[name], in_no_partition[name] = ordered(found, table.key), (at.fetchone() or (0,))[0]
+        return rows, in_no_partition
+
+    return outside.source.retrying(work)
+
+
+def _in_no_partition(name: str, table: Table) -> sql.Composed:
+    """The query that counts a table's rows before the first partition (its parameter), at infinity, or at no time."""
+    return sql.SQL("select count(*) from {table} where {known} is null or {known} < %s or {known} = 'infinity'").format(
+        table=sql.Identifier(name), known=sql.Identifier(table.available_at)
+    )
+
+
+def _warn_of_rows_in_no_partition(use_case: UseCase, in_no_partition: dict[str, int], outside: Outside) -> None:
+    """Rows that became known at no time, or at none of any partition, would be passed over by all, in silence."""
+    for name, count in in_no_partition.items():
+        fingerprint = f"{_fingerprint(use_case.name, name)}.in_no_partition"
+        if count == 0:
+            outside.alerts.resolve(fingerprint)
+            continue
+        column = use_case.source.tables[name].available_at
+        title = f"{use_case.name}: {count} rows of source table {name} land in no partition"
+        body = (
+            f"their {column} is null, infinite or before the first partition ({use_case.source.first_partition}):"
+            " mend it, and run the partition it then falls into again"
+        )
+        outside.alerts.raise_alert("warning", use_case.name, fingerprint, title, body)
+
+
+def _unreadable(use_case: UseCase, name: str, partition: Interval, error: psycopg2.Error, outside: Outside) -> BadData:
+    """The error for a source table that cannot be asked for an interval, after a critical alert."""
+    problem = (
+        f"source table {name} cannot be read by its column {use_case.source.tables[name].available_at}:"
+        f" {str(error).splitlines()[0]}. Mend it, or name its columns anew in params.yaml, and run the partition again"
+    )
+    title = f"{use_case.name}: source table {name} cannot be read"
+    outside.alerts.raise_alert(
+        "critical", use_case.name, _fingerprint(use_case.name, name), title, f"{partition}: {problem}"
+    )
+    return BadData(problem)
+
+
+def _fingerprint(use_case: str, table: str) -> str:
+    return f"{use_case}.source.{table}"
+
+
+def _register(batch: Batch, fence: Fence, outside: Outside) -> None:
+    interval = {"use_case": batch.use_case, "start": batch.partition_start, "end": batch.partition_end}
+    with outside.warehouse.transaction(fence) as at:
+        at.execute(_OVERLAPPING, interval)
+        if other := at.fetchone():
+            raise ValueError(
+                f"{batch.use_case}: {other[0]} has landed for [{other[1]}, {other[2]}), which overlaps this partition;"
+                " a use case keeps its partition_days: give other days another name"
+            )
+        for table in batch.tables:
+            found = {"table": table.table, "sha256": table.raw_sha256, "uri": table.raw_uri, "rows": table.raw_rows}
+            at.execute(_REGISTER, interval | found)
+            outside.alerts.resolve(_fingerprint(batch.use_case, table.table), at)
+
+
+def _report(batch: Batch, stored: dict[str, Stored]) -> None:
+    for table in batch.tables:
+        state = "as before" if stored[table.table].existed else "new"
+        logger.info("%s from %s: %d rows, %s", table.table, batch.partition_start, table.raw_rows, state)

@@ -1,0 +1,157 @@
+"""Expectations asked of a table: on Arrow where that is known to answer as Great Expectations does, else by it."""
+
+import logging
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from expectations import Expect
+from tasks.ingest import arrow_checks
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_SHOWN_EXAMPLES = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """One expectation's answer. failed_rows counts rows; error is a check that could not be made."""
+
+    expect: Expect
+    success: bool
+    failed_rows: int
+    positions: tuple[int, ...]
+    observed: str
+    error: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """The outcomes of some expectations on a frame, in the order asked, and what GX says in its own words."""
+
+    outcomes: tuple[Outcome, ...]
+    results: Any
+
+
+def run(table: pa.Table, expects: Sequence[Expect], *, complete: bool) -> Run:
+    """Ask expectations of a table; `complete` asks for the positions of the rows that fail as well."""
+    gx = library()
+    found: dict[int, Any] = {}
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        ours = [position for position, expect in enumerate(expects) if arrow_checks.known(expect)]
+        answers = pool.map(lambda position: _on_arrow(gx, table, expects, position, complete=complete), ours)
+        found.update(zip(ours, answers, strict=True))
+    theirs = [position for position in range(len(expects)) if position not in found]
+    if theirs:
+        found.update(
+            by_gx(gx, to_frame(table), {position: expects[position] for position in theirs}, complete=complete)
+        )
+    results = [found[position] for position in range(len(expects))]
+    return Run(
+        outcomes=tuple(_outcome(expect, result) for expect, result in zip(expects, results, strict=True)),
+        results=_suite_result(gx, results),
+    )
+
+
+def _on_arrow(gx: Any, table: pa.Table, expects: Sequence[Expect], position: int, *, complete: bool) -> Any:
+    from great_expectations.core import ExpectationValidationResult
+
+    config = _asked(gx, expects[position], position).configuration
+    try:
+        success, result = arrow_checks.answer(table, expects[position], complete=complete)
+    except arrow_checks.ERRORS as error:
+        raised = {"raised_exception": True, "exception_message": repr(error), "exception_traceback": None}
+        return ExpectationValidationResult(success=False, expectation_config=config, exception_info=raised)
+    return ExpectationValidationResult(success=success, expectation_config=config, result=result)
+
+
+def by_gx(gx: Any, frame: "pd.DataFrame", asked: Mapping[int, Expect], *, complete: bool) -> dict[int, Any]:
+    """By Great Expectations on pandas. Results come back in another order: `meta` carries the position."""
+    suite = gx.ExpectationSuite(
+        name="suite", expectations=[_asked(gx, expect, position) for position, expect in asked.items()]
+    )
+    context = gx.get_context(mode="ephemeral")
+    context.variables.progress_bars = gx.data_context.types.base.ProgressBarsConfig(globally=False)
+    asset = context.data_sources.add_pandas("rows").add_dataframe_asset("rows")
+    batch = asset.add_batch_definition_whole_dataframe("rows").get_batch({"dataframe": frame})
+    results = batch.validate(suite, result_format={"result_format": "COMPLETE" if complete else "BASIC"})
+    by_position = {result.expectation_config.meta["position"]: result for result in results.results}
+    assert by_position.keys() == asked.keys(), "every expectation must answer once"
+    return by_position
+
+
+def _suite_result(gx: Any, results: Sequence[Any]) -> Any:
+    from great_expectations.core import ExpectationSuiteValidationResult
+
+    passed = sum(bool(result.success) for result in results)
+    return ExpectationSuiteValidationResult(
+        success=passed == len(results),
+        results=list(results),
+        suite_name="suite",
+        suite_parameters={},
+        statistics={
+            "evaluated_expectations": len(results),
+            "successful_expectations": passed,
+            "unsuccessful_expectations": len(results) - passed,
+            "success_percent": 100 * passed / max(len(results), 1),
+        },
+        meta={"great_expectations_version": gx.__version__},
+    )
+
+
+def to_frame(typed: pa.Table) -> "pd.DataFrame":
+    """A pandas frame in which null is missing, and NaN is not: it becomes infinity, which no bound allows."""
+    for position, name in enumerate(typed.column_names):
+        column = typed.column(name)
+        if pa.types.is_floating(column.type):
+            typed = typed.set_column(position, name, pc.if_else(pc.is_nan(column), float("inf"), column))
+    return typed.to_pandas()
+
+
+def _asked(gx: Any, expect: Expect, position: int) -> Any:
+    meta = {"position": position, "severity": expect.severity, "reason": expect.reason}
+    kind = getattr(gx.expectations, expect.expectation)
+    return kind(**expect.arguments, severity=expect.severity, meta=meta, notes=expect.reason)
+
+
+def _outcome(expect: Expect, result: Any) -> Outcome:
+    found = result.result or {}
+    return Outcome(
+        expect=expect,
+        success=bool(result.success),
+        failed_rows=int(found.get("unexpected_count") or 0),
+        positions=tuple(int(position) for position in found.get("unexpected_index_list") or ()),
+        observed=_observed(found),
+        error=_error(result.exception_info or {}),
+    )
+
+
+def _observed(found: Mapping[str, Any]) -> str:
+    if mismatched := (found.get("details") or {}).get("mismatched"):
+        return ", ".join(f"{what}: {', '.join(names)}" for what, names in mismatched.items())
+    if "observed_value" in found:
+        return f"observed: {found['observed_value']}"
+    examples = ", ".join(str(value) for value in (found.get("partial_unexpected_list") or [])[:_SHOWN_EXAMPLES])
+    return f"{found.get('unexpected_count', 0)} rows, such as {examples}"
+
+
+def _error(exception_info: Mapping[str, Any]) -> str | None:
+    """GX reports a check that crashed as one entry, or as one for each metric that crashed."""
+    entries: Iterable[Any] = [exception_info] if "raised_exception" in exception_info else exception_info.values()
+    messages = [str(entry["exception_message"]) for entry in entries if entry.get("raised_exception")]
+    return "; ".join(dict.fromkeys(messages)) or None
+
+
+def library() -> Any:
+    """Great Expectations, without its telemetry and its chatter."""
+    os.environ["GX_ANALYTICS_ENABLED"] = "false"
+    logging.getLogger("great_expectations").setLevel(logging.ERROR)
+    import great_expectations  # seconds: only the step that validates pays for it
+
+    return great_expectations

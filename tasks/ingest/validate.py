@@ -1,0 +1,222 @@
+"""Judges one landed partition: all its tables become clean together, or it is blocked and people are told."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pyarrow as pa
+from psycopg2.extensions import cursor
+
+from adapters.connect import Outside
+from adapters.lake import Stored
+from adapters.parquet import from_bytes
+from adapters.warehouse import Fence
+from expectations import suites
+from pipeline.handoffs import Batch, TableBatch
+from pipeline.partitions import Interval
+from pipeline.spec import UseCase
+from tasks.common.errors import BadData
+from tasks.ingest.check import Checked, check
+from tasks.ingest.data_docs import index, page
+from tasks.ingest.lost_corrections import tell
+from tasks.ingest.quarantine import insert, put_clean, run_key
+
+_HTML = "text/html; charset=utf-8"
+_SHOWN_ROWS = 200  # of a table, on the page of a run; the quarantine has all
+
+_CLEAN_ALREADY = """
+select table_name, raw_sha256, clean_uri, clean_sha256, clean_rows, quarantined_rows, docs_uri from batches
+where use_case = %s and partition_start = %s and status = 'clean' and raw_sha256 = any(%s) order by validated_at desc"""
+_SET_CLEAN = """
+update batches set status = 'clean', clean_uri = %s, clean_sha256 = %s, clean_rows = %s, quarantined_rows = %s,
+    docs_uri = %s, problem = null, validated_at = now()
+where use_case = %s and table_name = %s and partition_start = %s and raw_sha256 = %s
+    and (status <> 'clean' or clean_uri = %s)"""  # what is clean may hold replayed rows by now
+_SET_BLOCKED = """
+update batches set status = 'blocked', problem = %s, docs_uri = %s, validated_at = now()
+where use_case = %s and table_name = %s and partition_start = %s and raw_sha256 = %s and status <> 'clean'"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Judged:
+    """A table of the batch, what was found in it, and where its clean rows went, if it has any."""
+
+    landed: TableBatch
+    checked: Checked
+    clean: Stored | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Work:
+    """One run over one partition."""
+
+    use_case: UseCase
+    batch: Batch
+    outside: Outside
+
+    @property
+    def partition(self) -> Interval:
+        return Interval(self.batch.partition_start, self.batch.partition_end)
+
+    @property
+    def title(self) -> str:
+        return f"{self.use_case.title}: {self.partition}"
+
+    def fingerprint(self, *what: str) -> str:
+        return ".".join((self.use_case.name, "validate", self.use_case.grid.key(self.partition), *what))
+
+
+def validate(use_case: UseCase, batch: Batch, outside: Outside) -> Batch:
+    """Check every table of a landed partition, quarantine its bad rows and write the rest as clean.
+
+    Content that was found clean before is not looked at again, so running again changes nothing.
+
+    Raises:
+        BadData: a critical expectation failed; the partition is blocked, nothing new of it is clean, an alert is out.
+        FencedOut: a later run of the same partition has begun, and will do this work.
+    """
+    work = _Work(use_case=use_case, batch=batch, outside=outside)
+    if not _unknown(work):
+        return _as_before(work)
+    fence = outside.warehouse.begin(run_key(use_case, work.partition))
+    unknown = _unknown(work)  # again: while this run slept, another one may have made it clean, and rows been replayed
+    if not unknown:
+        return _as_before(work)
+    judged = [_Judged(landed=table, checked=_check(work, table)) for table in unknown]
+    docs_uri = _put_docs(work, judged)
+    if any(one.checked.problems for one in judged):
+        outside.warehouse.retrying(lambda: _commit_blocked(work, judged, docs_uri, fence))
+        outside.alerts.flush()
+        raise BadData(f"{work.title}: {_text(judged)} (details: {docs_uri})")
+    judged = [replace(one, clean=_put_clean(work, one)) for one in judged]
+    outside.warehouse.retrying(lambda: _commit_clean(work, judged, docs_uri, fence))
+    outside.alerts.flush()
+    return _handed_on(batch, _clean_already(work))
+
+
+def _clean_already(work: _Work) -> dict[str, dict[str, Any]]:
+    """Table -> its row in `batches`, for tables whose very content was found clean before; the last judged first."""
+    landed = {table.table: table.raw_sha256 for table in work.batch.tables}
+    where = (work.use_case.name, work.batch.partition_start, list(landed.values()))
+    rows = work.outside.warehouse.fetch(_CLEAN_ALREADY, where)
+    return {row["table_name"]: row for row in rows if landed.get(row["table_name"]) == row["raw_sha256"]}
+
+
+def _unknown(work: _Work) -> list[TableBatch]:
+    known = _clean_already(work)
+    return [table for table in work.batch.tables if table.table not in known]
+
+
+def _as_before(work: _Work) -> Batch:
+    for fingerprint in (work.fingerprint(), *(_corrections(work, one.table) for one in work.batch.tables)):
+        work.outside.alerts.resolve(fingerprint)
+    return _handed_on(work.batch, _clean_already(work))
+
+
+def _corrections(work: _Work, table: str) -> str:
+    return work.fingerprint(table, "corrections")
+
+
+def _handed_on(batch: Batch, clean: Mapping[str, Mapping[str, Any]]) -> Batch:
+    fields = ("clean_uri", "clean_sha256", "clean_rows", "quarantined_rows")
+    tables = [replace(table, **{name: clean[table.table][name] for name in fields}) for table in batch.tables]
+    return replace(batch, tables=tables, docs_uri=next(iter(clean.values()))["docs_uri"])
+
+
+def _check(work: _Work, landed: TableBatch) -> Checked:
+    raw = from_bytes(work.outside.lake.read(landed.raw_uri, landed.raw_sha256))
+    suite, limits = suites(work.use_case.name)[landed.table], work.use_case.source.tables[landed.table]
+    return check(raw, suite, limits, work.partition)
+
+
+def _findings(one: _Judged) -> list[str]:
+    checked = one.checked
+    rows = f"{one.landed.raw_rows} rows, {len(checked.bad_rows)} quarantined"
+    bad = [f"row {number}: {'; '.join(reasons)}" for number, reasons in checked.bad_rows.items()]
+    return [rows, *checked.problems, *checked.notes, *bad[:_SHOWN_ROWS]]
+
+
+def _text(judged: Sequence[_Judged]) -> str:
+    return "\n".join(f"{one.landed.table}: {problem}" for one in judged for problem in one.checked.problems)
+
+
+def _put_docs(work: _Work, judged: Sequence[_Judged]) -> str:
+    """Data Docs of this run, under a name that its content gives; returns the URI of the page to begin with."""
+    run = hashlib.sha256("".join(one.landed.raw_sha256 for one in judged).encode()).hexdigest()[:16]
+    folder = f"docs/{work.use_case.name}/{work.use_case.grid.key(work.partition)}/{run}"
+    for one in judged:
+        html = page(f"{one.landed.table}, {work.title}", one.checked.results)
+        work.outside.lake.put_text(f"{folder}/{one.landed.table}.html", html, _HTML)
+    html = index(work.title, {one.landed.table: _findings(one) for one in judged})
+    return work.outside.lake.put_text(f"{folder}/index.html", html, _HTML)
+
+
+def _put_clean(work: _Work, one: _Judged) -> Stored:
+    assert one.checked.typed is not None, "a table without problems has been typed"
+    kept = [number not in one.checked.bad_rows for number in range(one.landed.raw_rows)]
+    rows = one.checked.typed.filter(pa.array(kept, pa.bool_()))
+    return put_clean(work.use_case, one.landed.table, work.partition, rows, work.outside)
+
+
+def _commit_blocked(work: _Work, judged: Sequence[_Judged], docs_uri: str, fence: Fence) -> None:
+    blocked = [one for one in judged if one.checked.problems]
+    names = ", ".join(one.landed.table for one in blocked)
+    with work.outside.warehouse.transaction(fence) as at:
+        for one in blocked:
+            _update(at, _SET_BLOCKED, (_text([one]), docs_uri), work, one)
+        work.outside.alerts.record(
+            at,
+            tier="critical",
+            use_case=work.use_case.name,
+            fingerprint=work.fingerprint(),
+            title=f"{work.use_case.name}: {names} of {work.use_case.grid.key(work.partition)} is not fit to go on with",
+            body=f"{_text(blocked)}\nMend the source and run the partition again. Details: {docs_uri}",
+        )
+
+
+def _commit_clean(work: _Work, judged: Sequence[_Judged], docs_uri: str, fence: Fence) -> None:
+    with work.outside.warehouse.transaction(fence) as at:
+        for one in judged:
+            assert one.clean is not None, "stored before it is registered"
+            bad = len(one.checked.bad_rows)
+            clean = (one.clean.uri, one.clean.sha256, one.landed.raw_rows - bad, bad, docs_uri)
+            _update(at, _SET_CLEAN, clean, work, one, one.clean.uri)
+            insert(at, one.landed, work.batch, one.checked)
+            tell(at, _corrections(work, one.landed.table), one.landed, work.batch, work.outside)
+            _tell_of_columns(at, work, one)
+            _tell_of_rows(at, work, one, docs_uri)
+        work.outside.alerts.resolve(work.fingerprint(), at)
+
+
+def _update(at: cursor, statement: str, values: tuple[Any, ...], work: _Work, one: _Judged, *more: str) -> None:
+    where = (work.use_case.name, one.landed.table, work.batch.partition_start, one.landed.raw_sha256, *more)
+    at.execute(statement, (*values, *where))
+    assert at.rowcount == 1, f"{one.landed.table} of {work.partition} was not landed, or is clean already"
+
+
+def _tell_of_columns(at: cursor, work: _Work, one: _Judged) -> None:
+    """Added columns stop nothing; one alert a table, until they are declared or gone."""
+    fingerprint = f"{work.use_case.name}.added-columns.{one.landed.table}"
+    if not one.checked.notes:
+        work.outside.alerts.resolve(fingerprint, at)
+        return
+    title = f"{work.use_case.name}: {one.landed.table} has columns that no suite declares"
+    body = "\n".join(one.checked.notes)
+    work.outside.alerts.record(
+        at, tier="warning", use_case=work.use_case.name, fingerprint=fingerprint, title=title, body=body
+    )
+
+
+def _tell_of_rows(at: cursor, work: _Work, one: _Judged, docs_uri: str) -> None:
+    """Quarantined rows are told of in the digest."""
+    if not one.checked.bad_rows:
+        return
+    work.outside.alerts.record(
+        at,
+        tier="info",
+        use_case=work.use_case.name,
+        fingerprint=work.fingerprint(one.landed.table),
+        title=f"{len(one.checked.bad_rows)} of {one.landed.raw_rows} rows of {one.landed.table} quarantined",
+        body=f"{work.partition}; details: {docs_uri}",
+    )

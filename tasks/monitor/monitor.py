@@ -1,0 +1,177 @@
+"""Watches the champion: drift of each scored partition, performance on matured labels, and one decision about both.
+
+Reconciles from the warehouse: every scored partition without a decision, oldest first, each as of its end. What was
+found, the decision, its retrain and its alert are written in one fenced transaction, so running again writes nothing.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from pipeline.handoffs import Drift
+from pipeline.partitions import Interval
+from pipeline.spec import UseCase
+from tasks import score
+from tasks.build_features import dataset
+from tasks.monitor import decisions, drift, drift_report, performance
+from tasks.monitor.triage import Decision, Findings, decide
+from tasks.promote.promote import Champion, champion_for
+
+if TYPE_CHECKING:
+    from adapters.connect import Outside
+
+_SCORED = """
+select s.partition_start, s.model_version, s.snapshot_version from scorings s
+where s.use_case = %s and not exists (
+    select from decisions d where d.use_case = s.use_case and d.as_of = s.partition_start + %s)
+order by s.partition_start
+"""
+_SCORES = """
+select score from predictions where use_case = %s and model_version = %s and prediction_time >= %s
+    and prediction_time < %s order by prediction_time, entity_key collate "C", event_time
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """One scored partition to be decided on, and the champion that scored it."""
+
+    partition: Interval
+    champion: Champion
+    snapshot_version: str
+
+    @property
+    def as_of(self) -> datetime:
+        """The data time of the decision."""
+        return self.partition.end
+
+
+def pending(use_case: UseCase, outside: "Outside") -> list[Work]:
+    """Every partition scored by the champion in force at its start that has no decision yet, oldest first.
+
+    None that follows one still to be scored: shares of a backfill end in any order, decisions rest on those before.
+    """
+    return list(_pending(use_case, outside))
+
+
+def monitor(use_case: UseCase, outside: "Outside") -> list[Drift]:
+    """Decide on all that is pending, each partition in one transaction; nothing to do is an empty list.
+
+    Raises:
+        FencedOut: monitoring of this use case was begun again meanwhile; that run does the rest.
+    """
+    outside.alerts.flush()  # also what an earlier run recorded and could not deliver
+    fence = outside.warehouse.begin(f"monitor/{use_case.name}")
+    profiles: dict[str, dict[str, Any]] = {}
+    decided = []
+    for work in pending(use_case, outside):
+        version = work.champion.version
+        if version not in profiles:
+            profiles[version] = outside.registry.profile(use_case.name, version)
+            _require_features(use_case, profiles[version], version)
+        found = examine(use_case, work, profiles[version], outside)
+        decision = decide(found.findings, decisions.history(use_case, outside), use_case.monitor)
+        decisions.write(use_case, found, decision, outside, fence=fence)
+        outside.alerts.flush()
+        decided.append(_handed_on(use_case, found, decision))
+    return decided
+
+
+def examine(use_case: UseCase, work: Work, profile: dict[str, Any], outside: "Outside") -> decisions.Found:
+    """Measure one partition: data and prediction drift, performance, age, and the report people read."""
+    points = dataset.partition_points(work.snapshot_version, use_case, outside, partition=work.partition)
+    points = _with_scores(points, use_case, work, outside)
+    measures = drift.measure_drift(profile, points)
+    performances = performance.measure(use_case, work.champion.version, work.as_of, outside)
+    cutoff = datetime.fromisoformat(profile["known_by"]).astimezone(UTC)
+    findings = Findings(
+        as_of=work.as_of,
+        model_version=work.champion.version,
+        measures=measures,
+        performance=performances[0].performance,
+        champion_cutoff=cutoff,
+        trained_rows=profile["rows"],
+        new_rows=_new_rows(use_case, cutoff, work.as_of, outside),
+        rolled_back=_rolled_back(use_case, work.as_of, outside),
+    )
+    reference = _trained_on(use_case, work, profile, outside)
+    report_uri = drift_report.publish(use_case, work.as_of, profile, (reference, points), outside)
+    return decisions.Found(
+        partition=work.partition,
+        snapshot_version=work.snapshot_version,
+        findings=findings,
+        performances=performances,
+        report_uri=report_uri,
+    )
+
+
+def _require_features(use_case: UseCase, profile: dict[str, Any], version: str) -> None:
+    """ValueError where a structural feature is none: its drift could never be seen."""
+    absent = sorted(set(use_case.monitor.structural_features) - set(profile["features"]))
+    if absent:
+        raise ValueError(
+            f"monitor.structural_features of {use_case.name} names {absent}, which version {version} does not have"
+        )
+
+
+def _pending(use_case: UseCase, outside: "Outside") -> Iterator[Work]:
+    length = timedelta(days=use_case.grid.days)
+    unscored = score.pending(use_case, outside)
+    for row in outside.warehouse.fetch(_SCORED, (use_case.name, length)):
+        start = row["partition_start"].astimezone(UTC)
+        if unscored and unscored[0].partition.start <= start:
+            return
+        champion = champion_for(use_case, start, outside)
+        if champion and champion.version == row["model_version"]:
+            yield Work(
+                partition=Interval(start, start + length), champion=champion, snapshot_version=row["snapshot_version"]
+            )
+
+
+def _with_scores(points: pa.Table, use_case: UseCase, work: Work, outside: "Outside") -> pa.Table:
+    """The points with the champion's stored predictions; their distribution counts, not their order."""
+    window = (use_case.name, work.champion.version, work.partition.start, work.partition.end)
+    scores = [row["score"] for row in outside.warehouse.fetch(_SCORES, window)]
+    if len(scores) != points.num_rows:  # rescored from another snapshot since: the next run sees both alike
+        raise RuntimeError(f"{work.partition}: {points.num_rows} points but {len(scores)} predictions; run again")
+    return points.append_column(drift.SCORE, pa.array(scores, pa.float64()))
+
+
+def _trained_on(use_case: UseCase, work: Work, profile: dict[str, Any], outside: "Outside") -> pa.Table:
+    """The features of the champion's training window, as the snapshot that was scored has them."""
+    start, last = (datetime.fromisoformat(profile[key]).astimezone(UTC) for key in ("start", "end"))
+    end = last + timedelta(microseconds=1)
+    return dataset.points(work.snapshot_version, use_case, outside, start=start, end=end)
+
+
+def _new_rows(use_case: UseCase, cutoff: datetime, as_of: datetime, outside: "Outside") -> int:
+    [row] = outside.warehouse.fetch(
+        "select count(*) as n from outcomes where use_case = %s and label_time > %s and label_time <= %s",
+        (use_case.name, cutoff, as_of),
+    )
+    return int(row["n"])
+
+
+def _rolled_back(use_case: UseCase, as_of: datetime, outside: "Outside") -> datetime | None:
+    [row] = outside.warehouse.fetch(
+        "select max(as_of) as latest from ledger where use_case = %s and action = 'rollback' and as_of <= %s",
+        (use_case.name, as_of),
+    )
+    latest: datetime | None = row["latest"]
+    return latest
+
+
+def _handed_on(use_case: UseCase, found: decisions.Found, decision: Decision) -> Drift:
+    f = found.findings
+    return Drift(
+        use_case=use_case.name,
+        as_of=f.as_of,
+        model_version=f.model_version,
+        decision_id=decisions.decision_id(use_case, f.as_of),
+        decision=decision.decision,
+        reasons=list(decision.reasons),
+        report_uri=found.report_uri,
+    )

@@ -1,0 +1,101 @@
+"""How well did it do? Metrics of each model version on matured labels, with coverage, restated when late labels come.
+
+A window ends one label delay before the data time it is measured at, so that practically every label has matured.
+Labels that come later still are not dropped: the windows they fall into are measured again, as a new row.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
+
+from models.metrics import measure_all
+from pipeline.partitions import Interval
+from pipeline.spec import UseCase
+from tasks.monitor.triage import Performance, judge_performance
+
+if TYPE_CHECKING:
+    from adapters.connect import Outside
+
+_VERSIONS = """
+select distinct model_version from predictions
+where use_case = %s and prediction_time >= %s and prediction_time < %s order by model_version
+"""
+# A number that differs wherever a label does; the sum of a window's does not depend on the order of its rows.
+_FINGERPRINT = (
+    "('x' || left(md5(concat_ws('|', o.entity_key, extract(epoch from o.event_time), o.label)), 15))::bit(60)::bigint"
+)
+# Ordered, so that the last bits of the metrics are the same each time.
+_LABELLED = f"""
+select p.score, o.label, {_FINGERPRINT} as fingerprint from predictions p left join outcomes o
+    on o.use_case = p.use_case and o.entity_key = p.entity_key and o.event_time = p.event_time and o.label_time <= %s
+where p.use_case = %s and p.model_version = %s and p.prediction_time >= %s and p.prediction_time < %s
+order by p.prediction_time, p.entity_key collate "C", p.event_time
+"""  # noqa: S608  # our own expression
+# Earlier windows whose latest row saw fewer (or, after a correction, more or other) labels than are known now.
+_RESTATED = f"""
+with latest as (
+    select distinct on (model_version, window_start, window_end) model_version, window_start, window_end, labelled,
+        labels
+    from performance where use_case = %(use_case)s and measured_as_of < %(as_of)s
+    order by model_version, window_start, window_end, measured_as_of desc
+)
+select w.model_version, w.window_start, w.window_end from latest w
+join predictions p on p.use_case = %(use_case)s and p.model_version = w.model_version
+    and p.prediction_time >= w.window_start and p.prediction_time < w.window_end
+join outcomes o on o.use_case = p.use_case and o.entity_key = p.entity_key and o.event_time = p.event_time
+    and o.label_time <= %(as_of)s
+where w.window_end < %(window_end)s
+group by w.model_version, w.window_start, w.window_end, w.labelled, w.labels
+having count(*) <> w.labelled or sum({_FINGERPRINT})::text <> w.labels
+order by w.window_start, w.model_version
+"""  # noqa: S608  # our own expression
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """One row of the performance table."""
+
+    model_version: str
+    window: Interval
+    as_of: datetime
+    performance: Performance
+    labels: str | None  # names the labels it was measured by; None without any
+
+
+def trailing_window(use_case: UseCase, as_of: datetime) -> Interval:
+    """The predictions measured at a data time: the latest days whose labels have had their time to mature."""
+    end = as_of - use_case.time.label_delay
+    return Interval(end - timedelta(days=use_case.monitor.performance_days), end)
+
+
+def measure_window(
+    use_case: UseCase, model_version: str, window: Interval, as_of: datetime, outside: "Outside"
+) -> Measured:
+    """One model version's performance on a window, by the labels known at a data time."""
+    with outside.warehouse.transaction(snapshot=True) as at:
+        params = (as_of, use_case.name, model_version, window.start, window.end)
+        rows = outside.warehouse.copy_out(_LABELLED, params, at=at)
+    labelled = rows.filter(rows["label"].is_valid())
+    score, label = labelled["score"].to_numpy(), labelled["label"].to_numpy()
+    performance = judge_performance(
+        predicted=rows.num_rows,
+        labelled=labelled.num_rows,
+        metrics=measure_all(use_case.target.kind, score, label) if labelled.num_rows else {},
+        monitor=use_case.monitor,
+    )
+    labels = str(sum(labelled["fingerprint"].to_pylist())) if labelled.num_rows else None
+    return Measured(model_version=model_version, window=window, as_of=as_of, performance=performance, labels=labels)
+
+
+def measure(use_case: UseCase, champion_version: str, as_of: datetime, outside: "Outside") -> list[Measured]:
+    """The champion's performance first, then that of the others who predicted in its window, then the restatements."""
+    window = trailing_window(use_case, as_of)
+    found = outside.warehouse.fetch(_VERSIONS, (use_case.name, window.start, window.end))
+    others = [row["model_version"] for row in found if row["model_version"] != champion_version]
+    now = [measure_window(use_case, version, window, as_of, outside) for version in (champion_version, *others)]
+    params = {"use_case": use_case.name, "as_of": as_of, "window_end": window.end}
+    late = [
+        measure_window(use_case, row["model_version"], Interval(row["window_start"], row["window_end"]), as_of, outside)
+        for row in outside.warehouse.fetch(_RESTATED, params)
+    ]
+    return now + late

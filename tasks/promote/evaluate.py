@@ -1,0 +1,239 @@
+"""Judge a candidate: both models answer the same frozen holdout rows, the gate decides, the evidence is kept."""
+
+import hashlib
+import io
+import json
+import statistics
+import time
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.handoffs import Candidate, Verdict
+from pipeline.spec import UseCase
+from tasks.build_features import dataset
+from tasks.promote import promote
+from tasks.promote.gate import Judgement, decide
+from tasks.promote.gate_checks import Rows, Scored, Setting
+from tasks.promote.gate_plot import draw
+from tasks.train.feature_match import learnt_other_features
+
+if TYPE_CHECKING:
+    from adapters.connect import Outside
+
+_LATENCY_CALLS = 30
+_SUSPICIOUS = {"leak-alarm", "scores-not-finite", "scores-not-probabilities", "holdout-overlaps-training"}
+
+
+def judge(use_case: UseCase, candidate: Candidate, outside: "Outside") -> Verdict:
+    """The gate's verdict on a candidate. Judging the same pair on the same data again gives the stored verdict.
+
+    A champion whose feature definition is no longer today's is judged as if there were none, and a person must approve.
+
+    Raises:
+        ValueError: the candidate is the champion, and was not made so by a verdict; or its bundle is not the one named.
+    """
+    opponent = _opponent(use_case, candidate, outside)
+    verdict_id = _verdict_id(use_case, candidate, opponent)
+    stored = _stored(use_case, verdict_id, outside)
+    if stored is not None:
+        return stored
+    table = dataset.load(
+        candidate.snapshot_version,
+        use_case,
+        outside,
+        start=candidate.holdout_start,
+        end=candidate.holdout_end,
+        known_by=candidate.as_of,
+    )
+    ours = _answers(use_case, candidate.model_version, table, outside, sha256=candidate.bundle_sha256)
+    foreign = opponent is not None and learnt_other_features(use_case, opponent, outside)
+    theirs = _answers(use_case, opponent, table, outside) if opponent and not foreign else None
+    setting = Setting(
+        gate=use_case.gate,
+        kind=use_case.target.kind,
+        holdout_start=candidate.holdout_start,
+        label_delay=use_case.time.label_delay,
+        latency_ms=ours.latency_ms,
+        seed=int(verdict_id[-8:], 16) ^ use_case.seed,
+    )
+    found = decide(setting, frozen_rows(use_case, table), ours.scored, theirs.scored if theirs else None)
+    if foreign:
+        found = _not_compared(found, opponent)
+    verdict = _verdict(use_case, candidate, opponent, found, verdict_id)
+    verdict = replace(verdict, needs_approval=verdict.needs_approval or (foreign and found.answer == "promote"))
+    _warn(use_case, verdict, found, outside)
+    return _store(use_case, verdict, candidate, found, outside)
+
+
+def frozen_rows(use_case: UseCase, table: pa.Table) -> Rows:
+    """A labelled table as the gate wants it; missing slice values are a slice of their own."""
+    absent = [name for name in use_case.gate.slices if name not in table.column_names]
+    if absent:
+        raise ValueError(f"gate.slices of {use_case.name} names {absent}, which are not columns of its features")
+    slices = {name: pc.fill_null(table.column(name).cast(pa.string()), "(missing)") for name in use_case.gate.slices}
+    return Rows(
+        prediction_time=table.column("prediction_time").to_numpy().astype("datetime64[us]"),
+        label=table.column("label").to_numpy().astype(np.float64),
+        slices={name: np.asarray(column.to_pylist(), dtype=np.str_) for name, column in slices.items()},
+        fingerprint=fingerprint(table),
+    )
+
+
+def fingerprint(table: pa.Table) -> str:
+    """SHA-256 over which rows there are, in order, and their labels."""
+    told = hashlib.sha256("\n".join(table.column("entity_key").to_pylist()).encode())
+    for name in ("event_time", "prediction_time"):
+        told.update(table.column(name).to_numpy().astype("datetime64[us]").tobytes())
+    told.update(table.column("label").to_numpy().astype(np.float64).tobytes())
+    return told.hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """A model's scores of the holdout, and how long it takes for one row alone (median, milliseconds)."""
+
+    scored: Scored
+    latency_ms: float
+
+
+def _answers(
+    use_case: UseCase, version: str, table: pa.Table, outside: "Outside", *, sha256: str | None = None
+) -> Answers:
+    """Everything comes out of `serving.predictor`: the ensemble, each member alone, and one row alone."""
+    from models.bundle import load
+    from serving.predictor import Predictor
+
+    bundle = load(outside.registry.download_bundle(use_case.name, version), sha256=sha256)
+    whole = Predictor(bundle)
+    alone = [Predictor(replace(bundle, members=(member,))) for member in bundle.members]
+    cutoff = datetime.fromisoformat(bundle.card["data"]["cutoff"]).astimezone(UTC)
+    scored = Scored(
+        version=version,
+        cutoff=cutoff,
+        scores=_scores(whole, table),
+        members=np.array([_scores(member, table) for member in alone]),
+    )
+    return Answers(scored=scored, latency_ms=latency_ms(whole, table))
+
+
+def _scores(predictor: Any, table: pa.Table) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Scores [n]; NaN for all where the predictor refuses to answer with NaN, so that the gate says so."""
+    if table.num_rows == 0:
+        return np.zeros(0)
+    try:
+        answers: np.ndarray[Any, np.dtype[np.float64]] = predictor.predict(table)
+    except ArithmeticError:
+        return np.full(table.num_rows, np.nan)
+    return answers
+
+
+def latency_ms(predictor: Any, table: pa.Table) -> float:
+    """How long one row alone takes, the median of some: milliseconds."""
+    if table.num_rows == 0:
+        return 0.0
+    seconds = []
+    for call in range(_LATENCY_CALLS):
+        begun = time.perf_counter()
+        _scores(predictor, table.slice(call % table.num_rows, 1))
+        seconds.append(time.perf_counter() - begun)
+    return statistics.median(seconds) * 1000
+
+
+def _opponent(use_case: UseCase, candidate: Candidate, outside: "Outside") -> str | None:
+    """Whom to judge against: the champion or, where that is this candidate already, the one before it."""
+    champion = promote.current(use_case, outside)
+    if champion is None or champion.version != candidate.model_version:
+        return champion.version if champion else None
+    promoted = outside.warehouse.fetch(
+        "select champion_version, verdict_id from ledger where use_case = %s and action = 'promote'"
+        " and model_version = %s order by entry desc limit 1",
+        (use_case.name, candidate.model_version),
+    )
+    before = promoted[0]["champion_version"] if promoted else None
+    if not promoted or promoted[0]["verdict_id"] != _verdict_id(use_case, candidate, before):
+        raise ValueError(f"version {champion.version} is the champion: judging it against itself says nothing")
+    return before if before is None else str(before)
+
+
+def _verdict_id(use_case: UseCase, candidate: Candidate, opponent: str | None) -> str:
+    """Names a comparison: which models, on which data, by which thresholds."""
+    what = [candidate.model_version, opponent, candidate.snapshot_version, use_case.gate.model_dump(mode="json")]
+    digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
+    return f"{use_case.name}-{candidate.model_version}-vs-{opponent or 'none'}-{digest}"
+
+
+def _not_compared(found: Judgement, opponent: str | None) -> Judgement:
+    """The judgement, saying that the champion could not be asked."""
+    text = (
+        f"champion {opponent} learnt other features than are defined now and cannot answer these rows:"
+        " judged against the best constant, so a person must approve"
+    )
+    codes, reasons = [*found.codes, "champion-of-other-features"], [*found.reasons, text]
+    evidence = {**found.evidence, "codes": codes, "reasons": reasons, "champion_unusable": text}
+    return replace(found, codes=codes, reasons=reasons, evidence=evidence)
+
+
+def _verdict(
+    use_case: UseCase, candidate: Candidate, opponent: str | None, found: Judgement, verdict_id: str
+) -> Verdict:
+    return Verdict(
+        verdict_id=verdict_id,
+        use_case=use_case.name,
+        candidate_version=candidate.model_version,
+        champion_version=opponent,
+        answer=found.answer,
+        reasons=found.reasons,
+        effect=found.evidence.get("effect", {}).get("value"),
+        effect_low=found.evidence.get("effect", {}).get("low"),
+        effect_high=found.evidence.get("effect", {}).get("high"),
+        evidence_uri="",
+        as_of=candidate.as_of,
+        needs_approval=found.answer == "promote" and use_case.risk == "high",
+        decision_id=candidate.decision_id,
+    )
+
+
+def _warn(use_case: UseCase, verdict: Verdict, found: Judgement, outside: "Outside") -> None:
+    """A candidate that is suspicious, not merely no better, is told to people at once."""
+    if _SUSPICIOUS & set(found.codes):
+        outside.alerts.raise_alert(
+            "critical",
+            use_case.name,
+            f"{use_case.name}/gate/{'+'.join(sorted(_SUSPICIOUS & set(found.codes)))}",
+            f"{use_case.title}: candidate {verdict.candidate_version} was refused",
+            "; ".join(verdict.reasons),
+        )
+
+
+def _prefix(use_case: UseCase, verdict_id: str) -> str:
+    return f"evidence/{use_case.name}/{verdict_id}"
+
+
+def _store(use_case: UseCase, verdict: Verdict, candidate: Candidate, found: Judgement, outside: "Outside") -> Verdict:
+    prefix, image = _prefix(use_case, verdict.verdict_id), io.BytesIO()
+    draw(found, use_case.title, image)
+    plot = outside.lake.put(prefix, image.getvalue(), ".png")
+    document = {
+        "verdict": {**asdict(verdict), "as_of": verdict.as_of.isoformat()},
+        "snapshot_version": candidate.snapshot_version,
+        "plot_uri": plot.uri,
+        **found.evidence,
+    }
+    outside.lake.put(prefix, json.dumps(document, indent=1, sort_keys=True, allow_nan=False).encode(), ".json")
+    stored = _stored(use_case, verdict.verdict_id, outside)
+    assert stored is not None, "the evidence was just written"
+    return stored
+
+
+def _stored(use_case: UseCase, verdict_id: str, outside: "Outside") -> Verdict | None:
+    """The verdict as first written; of two written at once (they differ in latency alone) everyone takes the same."""
+    written = [uri for uri in outside.lake.list(_prefix(use_case, verdict_id) + "/") if uri.endswith(".json")]
+    if not written:
+        return None
+    said = json.loads(outside.lake.read(written[0]))["verdict"]
+    return Verdict(**{**said, "as_of": datetime.fromisoformat(said["as_of"]), "evidence_uri": written[0]})

@@ -1,0 +1,129 @@
+"""What the gate is given, and what it may have against a candidate: one function for each kind of objection."""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.spec import Gate
+from tasks.promote.bootstrap import Effect, Floats
+
+Kind = Literal["binary", "regression"]
+Reason = tuple[str, str]  # a code for machines, a text for people
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """The frozen holdout: prediction times (datetime64, UTC) [n], labels [n] and the slice columns as text [n]."""
+
+    prediction_time: NDArray[np.datetime64]
+    label: Floats
+    slices: Mapping[str, NDArray[np.str_]]
+    fingerprint: str
+
+    @property
+    def day(self) -> NDArray[np.datetime64]:
+        """The block a row belongs to."""
+        return self.prediction_time.astype("datetime64[D]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """One model's scores [n] of the rows, and those of its ensemble's members [members, n], where it has some."""
+
+    version: str
+    cutoff: datetime
+    scores: Floats
+    members: Floats | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What the gate is told besides the scores. `latency_ms` is that of one row alone."""
+
+    gate: Gate
+    kind: Kind
+    holdout_start: datetime
+    label_delay: timedelta
+    latency_ms: float
+    seed: int
+
+
+def overlaps(setting: Setting, rows: Rows, candidate: Scored, champion: Scored | None) -> Iterator[Reason]:
+    """Rows that either model has learnt from, so that it may know their answers."""
+    start = setting.holdout_start
+    for role, model in (("candidate", candidate), ("champion", champion)):
+        if model is not None and start < model.cutoff + setting.label_delay:
+            text = (
+                f"the holdout starts {start:%Y-%m-%d %H:%M}, but the {role} (version {model.version}) has learnt from"
+                f" labels up to {model.cutoff:%Y-%m-%d %H:%M}, which mature within {setting.label_delay}"
+            )
+            yield "holdout-overlaps-training", text
+    first = np.datetime64(start.replace(tzinfo=None), "us")
+    if len(rows.label) and rows.prediction_time.min() < first:
+        yield "rows-outside-holdout", f"a row was predicted at {rows.prediction_time.min()}, before {first}"
+
+
+def bad_scores(kind: Kind, candidate: Scored, champion: Scored | None) -> Iterator[Reason]:
+    """Scores that are no answers."""
+    for role, model in (("candidate", candidate), ("champion", champion)):
+        if model is None:
+            continue
+        bad = int(np.count_nonzero(~np.isfinite(model.scores)))
+        if bad:
+            yield "scores-not-finite", f"{bad} scores of the {role} (version {model.version}) are NaN or infinite"
+        elif kind == "binary" and len(model.scores) and (model.scores.min() < 0 or model.scores.max() > 1):
+            yield "scores-not-probabilities", f"scores of the {role} (version {model.version}) leave [0, 1]"
+
+
+def too_little(setting: Setting, rows: Rows) -> list[Reason]:
+    """Why the rows are too few, or too alike, to tell."""
+    gate, n, days = setting.gate, len(rows.label), len(np.unique(rows.day))
+    found: list[Reason] = []
+    if n < gate.min_rows:
+        found.append(("too-few-rows", f"{n} labelled rows, {gate.min_rows} are needed"))
+    if days < gate.min_days:
+        found.append(("too-few-days", f"rows of {days} days, {gate.min_days} are needed"))
+    if setting.kind == "binary" and n and len(np.unique(rows.label)) < 2:
+        found.append(("one-class", f"all {n} labels are {rows.label[0]:g}"))
+    return found
+
+
+def not_better(setting: Setting, effect: Effect, low: float) -> Iterator[Reason]:
+    """Why the effect is not enough."""
+    gate = setting.gate
+    if effect.value <= gate.min_effect:
+        yield "not-better", f"effect {effect.value:+.5f} {gate.metric}, more than {gate.min_effect} is needed"
+    elif not low > gate.min_effect:
+        text = (
+            f"effect {effect.value:+.5f} {gate.metric}, but it may be as little as {low:+.5f}"
+            f" ({gate.confidence:.0%} sure); more than {gate.min_effect} is needed"
+        )
+        yield "not-surely-better", text
+
+
+def objections(setting: Setting, evidence: Mapping[str, Any]) -> Iterator[Reason]:
+    """What stands against a candidate however much better it is overall."""
+    gate = setting.gate
+    for row in evidence["slices"]:
+        if row.get("failed"):
+            text = (
+                f"{row['column']} = {row['value']}: worse by {-row['effect']:.5f} {gate.metric} on {row['rows']} rows,"
+                f" surely more than {gate.max_slice_loss} (adjusted p {row['p_adjusted']:.4f})"
+            )
+            yield "slice-worse", text
+    if evidence["calibration_gap"] > gate.max_calibration_gap:
+        yield "miscalibrated", f"calibration gap {evidence['calibration_gap']:.4f} is above {gate.max_calibration_gap}"
+    if not setting.latency_ms <= gate.max_latency_ms:
+        yield "too-slow", f"one row takes {setting.latency_ms:.1f} ms, {gate.max_latency_ms:g} ms are allowed"
+    alarm, value = gate.leak_alarm, evidence["leak_alarm"]["value"]
+    too_high, too_low = alarm.above is not None and value > alarm.above, alarm.below is not None and value < alarm.below
+    if not math.isfinite(value):
+        yield "leak-alarm", f"{alarm.metric} is {value}: whether a label leaked cannot be told"
+    elif too_high or too_low:
+        limit = f"above {alarm.above}" if too_high else f"below {alarm.below}"
+        yield "leak-alarm", f"{alarm.metric} {value:.4f} is {limit}: too good to be true, look for a leaked label"

@@ -1,0 +1,217 @@
+"""Who serves: a compare-and-swap in Postgres with an append-only ledger; the registry's aliases are its mirror.
+
+The `champions` row and the ledger entry commit in one transaction under one advisory lock per use case. MLflow lets the
+last writer of an alias win and cannot take part in a transaction, so aliases are set afterwards from the row, under the
+same lock, and read back; a kill in between is mended by the next call. With MLflow down nothing is begun.
+"""
+
+import hashlib
+from dataclasses import asdict
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from psycopg2.extensions import cursor
+
+from pipeline.handoffs import Release, Verdict
+from pipeline.spec import UseCase
+from tasks.common.ledger import (
+    OUTCOMES,
+    Champion,
+    champion_before,
+    champion_for,
+    current,
+    done_before,
+    install,
+    locked_champion,
+    plain,
+    record,
+    release_of,
+)
+
+if TYPE_CHECKING:
+    from adapters.connect import Outside
+
+__all__ = ["Champion", "champion_for", "current", "promote", "reconcile_aliases", "resolve", "rollback"]
+
+_NOBODY = {"", "anonymous", "none", "null", "unknown"}
+
+
+def resolve(verdict: Verdict, champion: Champion | None, *, approved: bool | None) -> tuple[str, str]:
+    """The ledger action that follows from a verdict, and its reason. Pure."""
+    because = "; ".join(verdict.reasons)
+    if verdict.answer != "promote":
+        return verdict.answer, because
+    if approved is False or (verdict.needs_approval and approved is None):
+        return "reject", f"not approved{' in time' if approved is None else ''}; the gate said: {because}"
+    version = champion.version if champion else None
+    if version != verdict.champion_version:
+        judged = f"version {verdict.champion_version}" if verdict.champion_version else "no champion"
+        return "superseded", f"judged against {judged}, but version {version} serves now: judge it again"
+    if champion and verdict.as_of < champion.as_of:
+        return "superseded", f"asked for as of {verdict.as_of}, but the champion is as of {champion.as_of}"
+    return "promote", because
+
+
+def promote(
+    use_case: UseCase,
+    verdict: Verdict,
+    outside: "Outside",
+    *,
+    actor: str,
+    approved: bool | None = None,
+    dry_run: bool = False,
+) -> Release:
+    """Follow a verdict, once: called again, it answers the same and writes nothing.
+
+    Args:
+        use_case: whose champion it is.
+        verdict: of `tasks.promote.evaluate.judge`.
+        outside: the outside world.
+        actor: who or what acts; whoever approved, where approval is needed.
+        approved: what that person said; None when nobody was asked or nobody answered.
+        dry_run: write nothing.
+
+    Raises:
+        ValueError: approval without a name, or a verdict of another use case.
+        ConnectionError: the registry is down; the champion is as it was, and the same call may succeed later.
+    """
+    verdict = _checked(use_case, verdict, actor=actor, approved=approved)
+    if dry_run:
+        return release_of(use_case, "dry-run", current(use_case, outside), verdict.as_of, actor)
+    reconcile_aliases(use_case, outside)
+    if verdict.answer == "promote":
+        outside.registry.version(use_case.name, verdict.candidate_version)  # it is there, or nothing happens
+
+    def commit() -> Release:
+        with outside.warehouse.transaction() as at:
+            return _follow(at, use_case, verdict, actor=actor, approved=approved)
+
+    release = outside.warehouse.retrying(commit)
+    if release.outcome == "promoted":
+        reconcile_aliases(use_case, outside)
+    return release
+
+
+def rollback(
+    use_case: UseCase, outside: "Outside", *, actor: str, reason: str, as_of: datetime, request_id: str | None = None
+) -> Release:
+    """Put the previous champion back, from data time `as_of` on.
+
+    Asking again with the same `request_id` (without one: the same as_of, actor and reason) answers the same and does
+    nothing, so that a retried task does not go back twice. After it, the previous champion is the one before that.
+
+    Raises:
+        ValueError: there is no previous champion, no name or reason, or `as_of` lies before the champion's.
+        ConnectionError: the registry is down; the champion is as it was.
+    """
+    if actor.strip().lower() in _NOBODY or not reason.strip():
+        raise ValueError(f"a rollback needs a named person and a reason, got {actor!r} and {reason!r}")
+    key = f"rollback-{_digest(use_case.name, *([request_id] if request_id else [as_of.isoformat(), actor, reason]))}"
+    reconcile_aliases(use_case, outside)
+
+    def commit() -> Release:
+        with outside.warehouse.transaction() as at:
+            return _put_back(at, use_case, actor=actor, reason=reason, as_of=as_of, key=key)
+
+    release = outside.warehouse.retrying(commit)
+    reconcile_aliases(use_case, outside)
+    return release
+
+
+def reconcile_aliases(use_case: UseCase, outside: "Outside") -> bool:
+    """Make the registry's aliases say what the `champions` row says; whether they had to be changed."""
+    with outside.warehouse.transaction() as at:
+        champion = locked_champion(at, use_case)
+        if champion is None:
+            return False
+        wanted = {"champion": champion.version, "previous_champion": champion.previous_version}
+        if outside.registry.aliases(use_case.name) == {name: v for name, v in wanted.items() if v is not None}:
+            return False
+        outside.registry.set_aliases(use_case.name, champion.version, champion.previous_version)
+    return True
+
+
+def _checked(use_case: UseCase, verdict: Verdict, *, actor: str, approved: bool | None) -> Verdict:
+    """The verdict, needing approval whenever the use case's risk says so, whatever the verdict claims."""
+    if verdict.use_case != use_case.name:
+        raise ValueError(f"the verdict is about {verdict.use_case}, not {use_case.name}")
+    if not actor.strip():
+        raise ValueError("the ledger names who acted: actor is empty")
+    needs_approval = verdict.answer == "promote" and (verdict.needs_approval or use_case.risk == "high")
+    if needs_approval and approved and (actor.strip().lower() in _NOBODY or actor.startswith("nobody")):
+        raise ValueError(
+            f"approved by {actor!r}: high risk needs a named person. In Airflow, give people users of their own"
+            " (simple_auth_manager_all_admins records everyone as Anonymous), then clear this task"
+        )
+    return Verdict(**{**vars(verdict), "needs_approval": needs_approval})
+
+
+def _follow(at: cursor, use_case: UseCase, verdict: Verdict, *, actor: str, approved: bool | None) -> Release:
+    champion = locked_champion(at, use_case)
+    done = done_before(at, verdict.verdict_id)
+    if done is not None:
+        return done
+    action, reason = resolve(verdict, champion, approved=approved)
+    before = champion.version if champion else None
+    after = champion
+    if action == "promote":
+        after = Champion(
+            use_case=use_case.name,
+            version=verdict.candidate_version,
+            previous_version=before,
+            revision=champion.revision + 1 if champion else 1,
+            as_of=verdict.as_of,
+        )
+        install(at, after, champion)
+    release = release_of(use_case, OUTCOMES[action], after, verdict.as_of, actor)
+    actions = ["approve", action] if verdict.needs_approval and approved else [action]
+    for each in actions:
+        record(
+            at,
+            each,
+            release,
+            model_version=verdict.candidate_version,
+            before=before,
+            changed=each == "promote",
+            reason=reason,
+            evidence={"verdict": plain(asdict(verdict))},
+            key=verdict.verdict_id,
+        )
+    return release
+
+
+def _put_back(at: cursor, use_case: UseCase, *, actor: str, reason: str, as_of: datetime, key: str) -> Release:
+    champion = locked_champion(at, use_case)
+    done = done_before(at, key)
+    if done is not None:
+        return done
+    if champion is None or champion.previous_version is None:
+        raise ValueError(f"{use_case.name} has no previous champion to go back to")
+    if as_of < champion.as_of:
+        raise ValueError(f"version {champion.version} is champion from {champion.as_of} on, not yet at {as_of}")
+    restored = champion.previous_version
+    after = Champion(
+        use_case=use_case.name,
+        version=restored,
+        previous_version=champion_before(at, use_case, restored),
+        revision=champion.revision + 1,
+        as_of=as_of,
+    )
+    install(at, after, champion)
+    release = release_of(use_case, OUTCOMES["rollback"], after, as_of, actor)
+    record(
+        at,
+        "rollback",
+        release,
+        model_version=restored,
+        before=champion.version,
+        changed=True,
+        reason=reason,
+        evidence={},
+        key=key,
+    )
+    return release
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]

@@ -1,0 +1,124 @@
+"""What a training run leaves behind: bundle, profile, plots, trials, environment, parameters, tags and metrics."""
+
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adapters.registry import RunRecord
+from models import bundle
+from tasks.train.report import draw
+from tasks.train.study import open_study, trial_table
+
+if TYPE_CHECKING:
+    from adapters.connect import Outside
+    from tasks.train.refit import Job, Trained
+
+
+def record(job: "Job", trained: "Trained", folder: Path, outside: "Outside") -> RunRecord:
+    """Write the run's artifacts into a folder, and say what goes beside them."""
+    sha256 = bundle.write(
+        folder / "bundle",
+        trained.ensemble,
+        use_case=job.use_case.name,
+        features_digest=job.definition.digest(),
+        definition=json.dumps(asdict(job.definition), indent=1, sort_keys=True, default=str),
+        recipe=job.plan.to_document(),
+        data=data(job, trained.rows),
+        metrics={f"validation_{name}": value for name, value in trained.metrics.items()},
+        versions=versions(),
+    )
+    trials = trial_table(open_study(job.study.study_name, job.use_case, outside))
+    best = min((t for t in trials if t["params"] == job.study.best_params), key=lambda t: t["trial"], default=None)
+    metric = job.use_case.train.metric
+    curves = {f"training_loss_seed_{s}": c for s, c in zip(job.plan.seeds, trained.ensemble.curves, strict=True)}
+    search_curve = {} if best is None else {f"validation {metric} (search)": best["losses"]}
+    draw(
+        folder / "plots",
+        trained.report,
+        title=f"{job.use_case.title}, as of {job.as_of:%Y-%m-%d}",
+        metric=metric,
+        curves={**curves, **search_curve},
+    )
+    _write_texts(job, trained, folder, trials)
+    return RunRecord(
+        use_case=job.use_case.name,
+        key=job.key,
+        name=f"{job.as_of:%Y-%m-%d} {job.decision_id or job.reason}"[:200],
+        dataset_version=job.snapshot.version,
+        params={**job.study.best_params, "epochs": job.plan.epochs, "seeds": str(job.plan.seeds), "rows": trained.rows},
+        tags=_tags(job, outside),
+        metrics=_metrics(job, trained),
+        curves=curves,
+        artifacts=folder,
+        bundle_sha256=sha256,
+    )
+
+
+def _write_texts(job: "Job", trained: "Trained", folder: Path, trials: list[dict[str, Any]]) -> None:
+    texts: Mapping[str, Any] = {
+        "monitoring/profile.json": trained.profile,
+        "search/trials.json": trials,
+        "report.json": trained.report.to_document(),
+        "use_case.json": job.use_case.model_dump(mode="json"),
+    }
+    for name, document in texts.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(json.dumps(document, indent=1, allow_nan=False))
+    installed = sorted({f"{d.metadata['Name']}=={d.version}" for d in metadata.distributions()}, key=str.lower)
+    (folder / "environment.txt").write_text("\n".join([f"# Python {platform.python_version()}", *installed, ""]))
+
+
+def data(job: "Job", rows: int) -> dict[str, Any]:
+    """Which rows, so that they can be had again. No clock and no code version: the same model has the same bytes."""
+    return {
+        "snapshot_version": job.snapshot.version,
+        "start": job.snapshot.start.isoformat(),
+        "cutoff": job.moments.cutoff.isoformat(),
+        "as_of": job.as_of.isoformat(),
+        "rows": rows,
+    }
+
+
+def _metrics(job: "Job", trained: "Trained") -> dict[str, float]:
+    energies = {"search_energy_joules": job.study.energy_joules, "refit_energy_joules": trained.energy_joules}
+    return {
+        **{name: joules for name, joules in energies.items() if joules is not None},
+        **{f"validation_{name}": value for name, value in trained.metrics.items()},
+        "search_seconds": job.study.seconds,
+        "refit_seconds": trained.seconds,
+        "search_trials": float(job.study.trials),
+        "training_rows": float(trained.rows),
+    }
+
+
+def _tags(job: "Job", outside: "Outside") -> dict[str, str]:
+    return {
+        "mlflow.source.git.commit": outside.settings.code_sha,
+        "windsock.code_sha": outside.settings.code_sha,
+        "windsock.snapshot_version": job.snapshot.version,
+        "windsock.snapshot_git_revision": job.snapshot.git_revision,
+        "windsock.features_digest": job.definition.digest(),
+        "windsock.as_of": job.as_of.isoformat(),
+        "windsock.cutoff": job.moments.cutoff.isoformat(),
+        "windsock.seed": str(job.use_case.seed),
+        "windsock.reason": job.reason,
+        "windsock.decision_id": job.decision_id or "",
+        "windsock.study": job.study.study_name,
+        "windsock.device": device_name(),
+    }
+
+
+def device_name() -> str:
+    """What trains here, in words."""
+    import torch
+
+    return str(torch.cuda.get_device_name()) if torch.cuda.is_available() else f"cpu {platform.machine()}"
+
+
+def versions() -> dict[str, str]:
+    """What the weights' last bits may depend on."""
+    return {"python": platform.python_version(), **{name: metadata.version(name) for name in ("numpy", "torch")}}

@@ -1,0 +1,211 @@
+"""The candidate: an ensemble of seeds at the best configuration, fitted on every row up to the cut-off, and registered.
+
+What the training rows cannot say about themselves is measured before: the same configuration fitted without the
+validation rows gives the validation metrics, the plots and the importances.
+"""
+
+import hashlib
+import json
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from pipeline.handoffs import Candidate, Snapshot
+from pipeline.spec import UseCase
+from tasks.common.energy import Meter
+from tasks.train.search import parts, recipe, require_rows
+from tasks.train.split import Split, split
+from tasks.train.study import StudyResult
+
+if TYPE_CHECKING:
+    from adapters.connect import Outside
+    from adapters.registry import Version
+    from adapters.warehouse import Fence
+    from features import FeatureSet
+    from models.ensemble import Ensemble, Recipe
+    from serving.predictor import Predictor
+    from tasks.train.report import Report
+
+_IMPORTANCE_ROWS = 4000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One piece of training work. `key` tells it from every other, and is the same for a retry."""
+
+    use_case: UseCase
+    snapshot: Snapshot
+    study: StudyResult
+    as_of: datetime
+    reason: str
+    decision_id: str | None
+    definition: "FeatureSet"
+    moments: Split
+    plan: "Recipe"
+
+    @property
+    def key(self) -> str:
+        """A digest of what was asked for."""
+        asked = [self.study.study_name, self.as_of.isoformat(), self.reason, self.decision_id, self.plan.to_document()]
+        return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What training gave: the ensemble, and what the same configuration showed on validation rows."""
+
+    ensemble: "Ensemble"
+    metrics: dict[str, float]
+    report: "Report"
+    profile: dict[str, Any]
+    rows: int
+    seconds: float
+    energy_joules: float | None
+
+
+def refit(  # noqa: PLR0917  # the order is that of the flow: what, from what, when, why
+    use_case: UseCase,
+    snapshot: Snapshot,
+    study: StudyResult,
+    as_of: datetime,
+    reason: str,
+    decision_id: str | None,
+    outside: "Outside",
+) -> Candidate:
+    """Train, record and register the candidate of a study. A retry finds what is registered and trains nothing.
+
+    Raises:
+        FencedOut: a later refit of the same work has begun.
+        adapters.errors.Unavailable: MLflow does not answer; the same call may succeed later.
+    """
+    import features
+
+    definition = features.definition(use_case.name)
+    seeds = tuple(use_case.seed + i for i in range(use_case.train.ensemble_seeds))
+    job = Job(
+        use_case=use_case,
+        snapshot=snapshot,
+        study=study,
+        as_of=as_of,
+        reason=reason,
+        decision_id=decision_id,
+        definition=definition,
+        moments=split(use_case, as_of),
+        plan=replace(recipe(use_case, definition, study.best_params, epochs=study.best_epochs), seeds=seeds),
+    )
+    fence = outside.warehouse.begin(f"refit/{use_case.name}/{job.key}")
+    version = outside.registry.find(use_case.name, job.key)
+    if version is None:
+        version = _work(job, fence, outside)
+    else:  # by an earlier try, which may have died before its costs were committed
+        metrics = outside.registry.metrics(use_case.name, version.version)
+        with outside.warehouse.transaction(fence) as cursor:
+            _write_costs(cursor, job, version, metrics["refit_seconds"], metrics.get("refit_energy_joules"))
+    return _candidate(job, version)
+
+
+def _work(job: Job, fence: "Fence", outside: "Outside") -> "Version":
+    from tasks.train.record import record
+
+    trained = _train(job, outside)
+    with tempfile.TemporaryDirectory() as scratch:
+        run_id = outside.registry.log_run(record(job, trained, Path(scratch), outside))
+    # Registering while the fence is held: an overtaken process cannot add a second version.
+    with outside.warehouse.transaction(fence) as cursor:
+        version = outside.registry.register(job.use_case.name, run_id)
+        _write_costs(cursor, job, version, trained.seconds, trained.energy_joules)
+    return version
+
+
+def _write_costs(cursor: Any, job: Job, version: "Version", refit_seconds: float, refit_joules: float | None) -> None:
+    """What the version cost, once; the device is the one that trained it, whoever writes this."""
+    for step, seconds, joules, trials in (
+        ("search", job.study.seconds, job.study.energy_joules, job.study.trials),
+        ("refit", refit_seconds, refit_joules, None),
+    ):
+        cursor.execute(
+            "insert into costs (use_case, model_version, step, seconds, energy_joules, device, trials)"
+            " values (%s, %s, %s, %s, %s, %s, %s) on conflict do nothing",
+            (job.use_case.name, version.version, step, seconds, joules, version.tags["windsock.device"], trials),
+        )
+
+
+def _train(job: Job, outside: "Outside") -> Trained:
+    from models.ensemble import fit_ensemble
+    from models.training import best_device, deterministic
+    from tasks.build_features import dataset, profile
+
+    device = best_device()
+    began, meter = time.monotonic(), Meter(device.type)
+    start, cutoff = job.snapshot.start, job.moments.cutoff
+    rows = dataset.load(job.snapshot.version, job.use_case, outside, start=start, end=cutoff, known_by=cutoff)
+    require_rows(job.use_case, rows, job.moments)
+    with deterministic(job.plan.threads):
+        metrics, report = _validate(job, rows)
+        ensemble = fit_ensemble(job.plan, rows, device)
+        scored = rows.append_column("score", pa.array(_predictor(ensemble).predict(rows)))
+    return Trained(
+        ensemble=ensemble,
+        metrics=metrics,
+        report=report,
+        profile=profile.make_profile(scored, job.use_case),
+        rows=rows.num_rows,
+        seconds=time.monotonic() - began,
+        energy_joules=meter.joules(),
+    )
+
+
+def _validate(job: Job, rows: pa.Table) -> tuple[dict[str, float], "Report"]:
+    """Metrics and report of the first seed fitted without the validation rows, on the validation rows."""
+    from models.ensemble import fit_ensemble, labels
+    from models.metrics import measure_all
+    from models.training import best_device
+    from tasks.train.report import Report, calibration, importances, slices
+
+    train, validation = parts(rows, job.moments)
+    one = replace(job.plan, seeds=job.plan.seeds[:1])
+    predictor = _predictor(fit_ensemble(one, train, best_device()))
+    score, label, metric = predictor.predict(validation), labels(validation), job.use_case.train.metric
+    report = Report(
+        calibration=calibration(score, label),
+        slices=slices(metric, validation, score, label, job.use_case.gate.slices),
+        importances=importances(
+            metric,
+            predictor.predict,
+            validation,
+            label,
+            columns=(*job.plan.numeric, *job.plan.categorical),
+            rows=_IMPORTANCE_ROWS,
+            seed=job.use_case.seed,
+        ),
+    )
+    return measure_all(job.use_case.target.kind, score, label), report
+
+
+def _predictor(ensemble: "Ensemble") -> "Predictor":
+    from models.bundle import Bundle
+    from serving.predictor import Predictor
+
+    return Predictor(Bundle(card={}, encoder=ensemble.encoder, members=ensemble.members))
+
+
+def _candidate(job: Job, version: "Version") -> Candidate:
+    return Candidate(
+        use_case=job.use_case.name,
+        model_version=version.version,
+        run_id=version.run_id,
+        bundle_uri=version.bundle_uri,
+        bundle_sha256=version.bundle_sha256,
+        snapshot_version=job.snapshot.version,
+        as_of=job.as_of,
+        cutoff=job.moments.cutoff,
+        holdout_start=job.moments.holdout_start,
+        holdout_end=job.moments.holdout_end,
+        reason=job.reason,
+        decision_id=job.decision_id,
+    )

@@ -1,0 +1,177 @@
+"""The trials of a search, trained together: asked for in batches, judged at rungs, told, and replaced by new ones.
+
+Everything here happens in the search's own time, counted in epochs ("ticks"), not in the clock's. A trial asked for at
+tick t ends its e-th epoch at tick t + e; at a tick every trial at a rung is judged among all that had reached that rung
+by then, and only after all of a tick's ends were told is the room they leave asked for again, the sampler seeded by the
+new trial's place. So a search that was killed goes through the same ticks again: what was told is not trained again,
+what was running is (networks in training are not kept), and all ends as if nothing had happened. Where other workers
+share the study, their results reach this one by the clock, and it still ends with the exact budget.
+"""
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from pipeline.spec import UseCase
+from tasks.common.energy import Meter
+from tasks.train.study import (
+    Attempt,
+    Claim,
+    announce,
+    ask,
+    attempt_of,
+    claims,
+    fail_half_asked,
+    keeps_up,
+    reached,
+    record,
+    report_rung,
+)
+
+if TYPE_CHECKING:
+    import optuna
+
+    from adapters.connect import Outside
+    from adapters.warehouse import Fence
+    from models.population import Member
+    from models.training import Progress
+    from tasks.train.search import Trainer
+
+
+@dataclass(kw_only=True)
+class Running:
+    """A trial in training."""
+
+    claim: Claim
+    trial: "optuna.trial.FrozenTrial"
+    member: "Member"
+    progress: "Progress"
+    seconds: float = 0.0
+    energy_joules: float | None = 0.0
+
+    def attempt(self, *, pruned: bool) -> Attempt:
+        """How it went, if it ends here."""
+        return Attempt(
+            epochs=len(self.progress.losses),
+            best_epoch=self.progress.best_epoch,
+            pruned=pruned,
+            losses=self.progress.losses,
+            seconds=self.seconds,
+            energy_joules=self.energy_joules,
+        )
+
+    def charge(self, seconds: float, energy_joules: float | None) -> None:
+        """Its share of what an epoch took."""
+        self.seconds += seconds
+        known = self.energy_joules is not None and energy_joules is not None
+        self.energy_joules = (self.energy_joules or 0.0) + (energy_joules or 0.0) if known else None
+
+
+@dataclass
+class Search:
+    """One worker's share of a study."""
+
+    use_case: UseCase
+    study: "optuna.Study"
+    trainer: "Trainer"
+    trials: int
+    worker: int
+    fence: "Fence"
+    outside: "Outside"
+    asked_for: int = 0  # trials of the study, as far as this worker has heard
+    running: list[Running] = field(default_factory=list)
+    ended: list[tuple[Claim, Attempt]] = field(default_factory=list)
+
+    def run(self) -> None:
+        """Tick by tick, until nothing is left to train or to ask for."""
+        for claim, trial in claims(self.study):
+            attempt = attempt_of(trial)
+            if attempt is not None:
+                self.ended.append((claim, attempt))
+            elif claim.worker == self.worker:
+                self.running.append(self._begun(claim, trial))
+        tick = min((one.claim.tick for one in self.running), default=self._last_tick())
+        self._fill(tick)
+        while self.running:
+            tick += 1
+            self._train([one for one in self.running if one.claim.tick < tick])
+            self._judge(tick)
+            self._fill(tick)
+
+    def _last_tick(self) -> int:
+        """When the last trial of this worker ended."""
+        return max((c.tick + a.epochs for c, a in self.ended if c.worker == self.worker), default=0)
+
+    def _begun(self, claim: Claim, trial: "optuna.trial.FrozenTrial") -> Running:
+        from models.training import Progress
+
+        return Running(claim=claim, trial=trial, member=self.trainer.begin(trial.params), progress=Progress())
+
+    def _fill(self, tick: int) -> None:
+        """Ask for as many trials as there is room for, while the budget lasts; no two workers ask at a time."""
+        room = self.use_case.train.trials_at_once - self._occupied(tick)
+        if room <= 0 or self.asked_for >= self.trials:
+            return
+        with self.outside.warehouse.transaction(self.fence) as cursor:
+            cursor.execute("select pg_advisory_xact_lock(hashtext('search'), hashtext(%s))", (self.study.study_name,))
+            fail_half_asked(self.study)
+            asked = claims(self.study)
+            self._hear_of_others(asked)
+            self.asked_for = max(len(asked), min(self.trials, len(asked) + room))
+            for place in range(len(asked), self.asked_for):
+                claim = Claim(worker=self.worker, tick=tick, place=place)
+                self.running.append(self._begun(*ask(self.study, self.use_case, claim)))
+
+    def _hear_of_others(self, asked: "list[tuple[Claim, optuna.trial.FrozenTrial]]") -> None:
+        own = [(claim, attempt) for claim, attempt in self.ended if claim.worker == self.worker]
+        heard = [(claim, attempt_of(trial)) for claim, trial in asked if claim.worker != self.worker]
+        self.ended = own + [(claim, attempt) for claim, attempt in heard if attempt is not None]
+
+    def _occupied(self, tick: int) -> int:
+        """How many trials of this worker are under way after a tick, those included that a dead process has ended."""
+        of_ended = sum(c.worker == self.worker and c.tick <= tick < c.tick + a.epochs for c, a in self.ended)
+        return len(self.running) + of_ended
+
+    def _train(self, those: list[Running]) -> None:
+        began, meter = time.monotonic(), Meter(self.trainer.device.type)
+        losses = self.trainer.train_epoch([one.member for one in those])
+        seconds, joules = time.monotonic() - began, meter.joules()
+        for one, loss in zip(those, losses, strict=True):
+            one.progress.losses.append(loss)
+            one.charge(seconds / len(those), None if joules is None else joules / len(those))
+
+    def _judge(self, tick: int) -> None:
+        """End the trials whose time has come at a tick."""
+        train = self.use_case.train
+        verdicts = []
+        for one in self.running:
+            epoch, diverged = len(one.progress.losses), one.progress.diverged
+            if epoch in train.rungs:
+                report_rung(self.study, one.trial, epoch, one.progress.best_loss)
+            behind = epoch in train.rungs[:-1] and not self._keeps_up(one, epoch, tick)
+            done = epoch == train.rungs[-1] or one.progress.exhausted(train.patience_epochs)
+            if diverged or behind or done:
+                verdicts.append((one, diverged or behind or one.progress.best_epoch == 0))
+        for one, pruned in verdicts:
+            self._end(one, pruned=pruned)
+
+    def _keeps_up(self, one: Running, rung: int, tick: int) -> bool:
+        """Whether a trial is among the best share of those that had reached a rung by a tick."""
+        there = [
+            (reached(losses, rung), claim.place)
+            for claim, losses in (
+                *((r.claim, r.progress.losses) for r in self.running if r is not one),
+                *((claim, attempt.losses) for claim, attempt in self.ended),
+            )
+            if len(losses) >= rung and (claim.worker != self.worker or claim.tick + rung <= tick)
+        ]
+        return keeps_up((one.progress.best_loss, one.claim.place), there, self.use_case.train.keep_share)
+
+    def _end(self, one: Running, *, pruned: bool) -> None:
+        """Tell. Telling holds the fence, so that a search which was overtaken changes nothing."""
+        attempt = one.attempt(pruned=pruned)
+        with self.outside.warehouse.transaction(self.fence):
+            record(self.study, one.trial, attempt)
+        self.running.remove(one)
+        self.ended.append((one.claim, attempt))
+        announce(self.study, one.trial.number, self.trials, self.use_case.train.metric)

@@ -1,0 +1,444 @@
+"""An experiment's life in a real database, with a gateway of ten lines, and once with the real one."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+
+import numpy as np
+import psycopg2.extras
+import pytest
+
+from adapters.errors import FencedOut
+from adapters.gateway import Record, Route
+from infra.local import gateway as infra_gateway
+from pipeline.online import Experiment
+from pipeline.spec import UseCase
+from tasks.deploy import golden
+from tasks.deploy.experiment import experiment, log
+from tasks.deploy.judge import Golden
+from tasks.deploy.server import Server
+from tests.gateway_stand import Stand, stand, until
+from tests.tasks import killed
+
+EVENT_TIME = datetime(2013, 5, 1, tzinfo=UTC)
+DECLARED = Experiment(
+    mode="fixed", share=0.3, alpha=0.05, min_effect=0.0, min_events=300, max_events=3000, max_harm=0.3,
+    max_error_share=0.02, max_degraded_share=0.1,
+)  # fmt: skip
+
+
+class Killed(BaseException):
+    """What kill -9 looks like from inside: nothing after it happens."""
+
+
+class FakeGateway:
+    """One use case's gateway, whichever it is asked about."""
+
+    def __init__(self) -> None:
+        self.now, self.answered, self.dies = Route("7"), [], False
+
+    def route(self, _: str) -> Route:
+        return self.now
+
+    def set_route(self, _: str, route: Route) -> None:
+        if self.dies:
+            raise Killed
+        self.now = route
+
+    def records(self, _: str, since: datetime) -> list[Record]:
+        return [record for record in self.answered if record.at >= since]
+
+
+@pytest.fixture
+def use_case(use_case) -> UseCase:
+    return use_case.model_copy(update={"experiment": DECLARED})
+
+
+@pytest.fixture
+def gateway(outside, monkeypatch) -> FakeGateway:
+    monkeypatch.setattr(experiment, "let_in", lambda *_: None)
+    outside.__dict__["gateway"] = FakeGateway()
+    return outside.gateway
+
+
+def start(use_case, outside, *, request_id: str = "run 1") -> str:
+    return experiment.start(use_case, "8", outside, actor="ada", request_id=request_id)
+
+
+def answer(
+    outside, version: str, n: int, *, costly: float, seed: int, degraded: float = 0.0, at: datetime | None = None
+):
+    """n events answered by a version, a share of them missed at 5 each; their outcomes are known."""
+    draw = np.random.default_rng(seed)
+    missed, bad = draw.random(n) < costly, draw.random(n) < degraded
+    at = datetime.now(UTC)
+    rows = [
+        ("flights", f"{version}-{seed}-{i}", 0, version, "candidate" if version == "8" else "stable", "test",
+         f"E{version}-{seed}-{i}", EVENT_TIME, EVENT_TIME, 0.1, not missed[i], bool(bad[i]), [], 1.0, "{}", "{}", at)
+        for i in range(n)
+    ]  # fmt: skip
+    with outside.warehouse.transaction() as cursor:
+        psycopg2.extras.execute_values(
+            cursor,
+            "insert into online_answers (use_case, request_id, position, model_version, slot, client, entity_key,"
+            " event_time, prediction_time, score, decision, degraded, reasons, server_ms, request, features,"
+            " answered_at) values %s",
+            rows,
+        )
+        psycopg2.extras.execute_values(
+            cursor,
+            "insert into outcomes (use_case, entity_key, event_time, label, label_time) values %s"
+            " on conflict do nothing",
+            [("flights", row[6], EVENT_TIME, 1.0, EVENT_TIME) for row in rows],
+        )
+
+
+def looks(outside) -> list[dict]:
+    return outside.warehouse.fetch("select * from experiment_looks order by look")
+
+
+def ledger(outside) -> list[str]:
+    found = outside.warehouse.fetch("select action, reason, actor from ledger order by entry")
+    return [f"{row['action']} by {row['actor']}" for row in found]
+
+
+def test_a_start_gives_the_treatment_its_share_once_and_is_in_the_ledger(use_case, outside, gateway):
+    assert not experiment.running(use_case, outside)
+    assert start(use_case, outside) == start(use_case, outside) == "flights: version 8 against 7: goes on"
+    assert gateway.now == Route("7", "8", 0.3)
+    assert experiment.running(use_case, outside)
+    assert ledger(outside) == ["experiment-start by ada"]
+    assert [row["look"] for row in looks(outside)] == [0]
+
+
+def test_a_harmful_treatment_is_stopped_and_the_stable_version_has_everyone_back(use_case, outside, gateway):
+    start(use_case, outside)
+    answer(outside, "7", 400, costly=0.05, seed=1)
+    answer(outside, "8", 200, costly=0.30, seed=2)
+    said = experiment.look(use_case, outside)
+    assert "stopped-by-guardrail: harm" in said
+    assert gateway.now == Route("7")
+    assert not experiment.running(use_case, outside)
+    assert ledger(outside) == ["experiment-start by ada", "experiment-end by experiment"]
+    [alert] = outside.warehouse.fetch("select tier, title, delivered_at from alerts")
+    assert alert["tier"] == "critical"
+    assert alert["title"].endswith("ended: stopped-by-guardrail")
+    assert alert["delivered_at"] is not None
+    assert experiment.look(use_case, outside) is None
+
+
+def test_a_better_treatment_is_said_to_be_and_promoted_by_nobody(use_case, outside, gateway):
+    start(use_case, outside)
+    answer(outside, "7", 800, costly=0.30, seed=1)
+    answer(outside, "8", 400, costly=0.05, seed=2)
+    assert "treatment-better" in (said := experiment.look(use_case, outside))
+    assert "flights.train" in said
+    assert gateway.now == Route("7")
+    assert outside.warehouse.fetch("select * from champions") == []
+    assert start(use_case, outside, request_id="run 2").endswith("goes on")
+
+
+def test_the_healthy_twin_goes_on(use_case, outside, gateway):
+    start(use_case, outside)
+    answer(outside, "7", 800, costly=0.10, seed=1)
+    answer(outside, "8", 400, costly=0.10, seed=2)
+    assert experiment.look(use_case, outside).endswith("goes on")
+    assert gateway.now == Route("7", "8", 0.3)
+    [_, row] = looks(outside)
+    assert (row["control_events"], row["treatment_events"]) == (800, 400)
+    assert row["low"] < row["difference"] < row["high"]
+    assert row["treatment_cost"] % 5 == 0
+
+
+def test_a_second_look_at_the_same_data_writes_nothing(use_case, outside, gateway):
+    start(use_case, outside)
+    answer(outside, "7", 50, costly=0.1, seed=1)
+    answer(outside, "8", 50, costly=0.1, seed=2)
+    experiment.look(use_case, outside)
+    before = looks(outside)
+    experiment.look(use_case, outside)
+    assert looks(outside) == before
+    answer(outside, "8", 1, costly=0.1, seed=3)
+    experiment.look(use_case, outside)
+    assert len(looks(outside)) == len(before) + 1
+
+
+def test_an_event_counts_once_by_its_first_answer_and_not_before_the_start(use_case, outside, gateway):
+    answer(outside, "7", 20, costly=0.0, seed=9)
+    start(use_case, outside)
+    answer(outside, "7", 20, costly=0.0, seed=1)
+    answer(outside, "8", 10, costly=1.0, seed=2)
+    outside.warehouse.fetch(  # asked again, a minute later, and answered by the other version
+        "insert into online_answers select use_case, 'again' || request_id, position, '7', 'stable', client,"
+        " entity_key, event_time, prediction_time, score, true, degraded, reasons, feature_as_of, feature_snapshot,"
+        " feature_age_seconds, server_ms, request, features, answered_at + interval '1 minute'"
+        " from online_answers where model_version = '8'"
+    )
+    experiment.look(use_case, outside)
+    row = looks(outside)[-1]
+    assert (row["control_events"], row["treatment_events"]) == (20, 10)
+    assert (row["control_cost"], row["treatment_cost"]) == (0, 50)
+
+
+def test_events_of_one_request_are_one_unit(use_case, outside, gateway):
+    start(use_case, outside)
+    answer(outside, "7", 20, costly=0.0, seed=1)
+    answer(outside, "8", 10, costly=1.0, seed=2)
+    outside.warehouse.fetch(
+        "update online_answers set request_id = 'all', position = split_part(entity_key, '-', 3)::int"
+        " where model_version = '8'"
+    )
+    experiment.look(use_case, outside)
+    assert (looks(outside)[-1]["control_units"], looks(outside)[-1]["treatment_units"]) == (20, 1)
+
+
+def records(n: int, *, status: int = 200, static: bool = False, start_id: int = 0) -> list[Record]:
+    return [
+        Record(f"r{start_id + i}", "flights", "test", "candidate", "8", status, 5.0, datetime.now(UTC), static=static)
+        for i in range(n)
+    ]
+
+
+@pytest.mark.parametrize("how", [{"status": 503}, {"static": True}])
+def test_errors_and_static_answers_stop_it_and_are_counted_on_after_the_gateway_has_forgotten_them(
+    use_case, outside, gateway, how
+):
+    start(use_case, outside)
+    gateway.answered = records(100) + records(3, start_id=100, **how)
+    assert experiment.look(use_case, outside).endswith("goes on")
+    assert experiment.look(use_case, outside).endswith("goes on")
+    assert (looks(outside)[-1]["requests"], looks(outside)[-1]["errors"]) == (103, 3)
+    gateway.answered = records(20, start_id=200) + records(10, start_id=220, **how)
+    assert "errors: 13 of 133" in experiment.look(use_case, outside)
+    assert gateway.now == Route("7")
+
+
+def test_degraded_answers_stop_it(use_case, outside, gateway):
+    start(use_case, outside)
+    answer(outside, "8", 200, costly=0.0, seed=2, degraded=0.5)
+    assert "degraded answers" in experiment.look(use_case, outside)
+
+
+def test_killed_before_the_gateway_was_told_the_next_look_tells_it(use_case, outside, gateway):
+    gateway.dies = True
+    with pytest.raises(Killed):
+        start(use_case, outside)
+    assert experiment.running(use_case, outside)
+    assert gateway.now == Route("7")
+    gateway.dies = False
+    experiment.look(use_case, outside)
+    assert gateway.now == Route("7", "8", 0.3)
+    assert len(looks(outside)) == 1
+
+
+def test_killed_at_the_end_the_place_is_taken_until_the_next_look_has_given_it_back(use_case, outside, gateway):
+    start(use_case, outside)
+    answer(outside, "7", 400, costly=0.05, seed=1)
+    answer(outside, "8", 200, costly=0.30, seed=2)
+    gateway.dies = True
+    with pytest.raises(Killed):
+        experiment.look(use_case, outside)
+    assert experiment.running(use_case, outside)
+    with pytest.raises(ValueError, match="one experiment at a time"):
+        start(use_case, outside, request_id="run 2")
+    gateway.dies = False
+    assert "stopped-by-guardrail" in experiment.look(use_case, outside)
+    assert gateway.now == Route("7")
+    assert ledger(outside) == ["experiment-start by ada", "experiment-end by experiment"]
+
+
+def test_a_route_that_the_gateway_lost_is_told_again(use_case, outside, gateway, monkeypatch):
+    """Its file may know a route that its memory does not: a kill came between the two."""
+    start(use_case, outside)
+    told = []
+    monkeypatch.setattr(gateway, "set_route", lambda _, route: told.append(route))
+    experiment.look(use_case, outside)
+    gateway.now = Route("7")
+    experiment.stop(use_case, outside, actor="ada", reason="enough")
+    assert told == [Route("7", "8", 0.3), Route("7")]
+
+
+def test_a_look_that_was_overtaken_writes_nothing(use_case, outside, gateway, monkeypatch):
+    start(use_case, outside)
+    answer(outside, "7", 400, costly=0.05, seed=1)
+    answer(outside, "8", 200, costly=0.30, seed=2)
+    events = log.events
+
+    def overtaken(*arguments):
+        outside.warehouse.begin("experiment/flights")
+        return events(*arguments)
+
+    monkeypatch.setattr(log, "events", overtaken)
+    with pytest.raises(FencedOut):
+        experiment.look(use_case, outside)
+    assert len(looks(outside)) == 1
+    assert gateway.now == Route("7", "8", 0.3)
+
+
+def test_whoever_changes_the_route_ends_the_experiment_and_keeps_the_route(use_case, outside, gateway):
+    start(use_case, outside)
+    gateway.now = Route("6")  # a rollback
+    assert "interrupted" in experiment.look(use_case, outside)
+    assert gateway.now == Route("6")
+    assert not experiment.running(use_case, outside)
+
+
+def test_a_start_taken_up_again_leaves_a_route_alone_that_somebody_changed_meanwhile(use_case, outside, gateway):
+    gateway.dies = True
+    with pytest.raises(Killed):
+        start(use_case, outside)
+    gateway.dies, gateway.now = False, Route("6")
+    start(use_case, outside)
+    assert gateway.now == Route("6")
+    assert "interrupted" in experiment.look(use_case, outside)
+    assert gateway.now == Route("6")
+
+
+def test_a_person_stops_it_with_a_reason(use_case, outside, gateway):
+    assert experiment.stop(use_case, outside, actor="ada", reason="enough") is None
+    start(use_case, outside)
+    with pytest.raises(ValueError, match="say why"):
+        experiment.stop(use_case, outside, actor="ada", reason=" ")
+    assert "ended as stopped: enough" in experiment.stop(use_case, outside, actor="ada", reason="enough")
+    assert gateway.now == Route("7")
+    assert ledger(outside) == ["experiment-start by ada", "experiment-end by ada"]
+
+
+def test_what_was_declared_at_the_start_holds_to_the_end(use_case, outside, gateway):
+    start(use_case, outside)
+    edited = use_case.model_copy(update={"experiment": DECLARED.model_copy(update={"max_harm": 9.0, "share": 0.5})})
+    answer(outside, "7", 400, costly=0.05, seed=1)
+    answer(outside, "8", 200, costly=0.30, seed=2)
+    assert "stopped-by-guardrail: harm" in experiment.look(edited, outside)
+
+
+def test_thompson_sampling_moves_the_share_and_an_event_keeps_the_share_it_was_asked_under(use_case, outside, gateway):
+    moving = DECLARED.model_copy(update={"mode": "thompson", "alpha": 1e-6})
+    use_case = use_case.model_copy(update={"experiment": moving})
+    start(use_case, outside)
+    answer(outside, "7", 800, costly=0.14, seed=1)
+    answer(outside, "8", 400, costly=0.10, seed=2)
+    assert experiment.look(use_case, outside).endswith("goes on")
+    share = looks(outside)[-1]["share"]
+    assert 0.8 < share <= 0.95
+    assert gateway.now == Route("7", "8", share)
+    answer(outside, "8", 10, costly=0.1, seed=3)
+    trial = log.unsettled(use_case, outside)
+    found = log.events(trial, outside)
+    assert dict(zip(*np.unique(found.share, return_counts=True), strict=True)) == {0.3: 1200, share: 10}
+
+
+@pytest.mark.parametrize(
+    ("route", "because"),
+    [
+        (Route(None), "deploy a champion first"),
+        (Route("8"), "answers everyone already"),
+        (Route("7", "9", 0.05), "version 9 has the candidate's place"),
+    ],
+)
+def test_a_start_that_makes_no_sense_is_refused(use_case, outside, gateway, route, because):
+    gateway.now = route
+    with pytest.raises(ValueError, match=because):
+        start(use_case, outside)
+    assert gateway.now == route
+    assert not experiment.running(use_case, outside)
+
+
+def test_a_start_without_a_declaration_or_a_gateway_is_refused(use_case, outside, gateway):
+    with pytest.raises(ValueError, match=r"declare flights\.experiment"):
+        start(use_case.model_copy(update={"experiment": None}), outside)
+    outside.__dict__["gateway"] = None
+    with pytest.raises(ValueError, match="needs the gateway"):
+        start(use_case, outside)
+
+
+def test_a_version_that_does_not_answer_as_in_batch_answers_nobody(use_case, outside, gateway, monkeypatch):
+    def refuses(*_: object) -> None:
+        raise ValueError("version 8 may not answer anyone")
+
+    monkeypatch.setattr(experiment, "let_in", refuses)
+    with pytest.raises(ValueError, match="may not answer"):
+        start(use_case, outside)
+    assert gateway.now == Route("7")
+    assert not experiment.running(use_case, outside)
+
+
+@pytest.mark.parametrize(("difference", "allowed"), [(1e-7, True), (1e-2, False)])
+def test_a_version_is_let_in_when_real_rows_get_the_batchs_answers(use_case, outside, monkeypatch, difference, allowed):
+    asked = []
+    seen = Golden(rows=256, wanted=256, max_difference=difference, worst="UA1", p99_ms=1.0)
+    monkeypatch.setattr(Server, "ensure", lambda _, version, sha256: asked.append((version, sha256)))
+    monkeypatch.setattr(golden, "look", lambda *_: (seen, {}))
+    if allowed:
+        experiment.let_in(use_case, "8", outside)
+    else:
+        with pytest.raises(ValueError, match="version 8 may not answer anyone"):
+            experiment.let_in(use_case, "8", outside)
+    assert asked == [("8", None)]
+
+
+def test_high_risk_takes_only_versions_that_were_approved(use_case, outside, gateway):
+    with pytest.raises(ValueError, match="never approved"):
+        start(use_case.model_copy(update={"risk": "high"}), outside)
+
+
+def test_a_deployment_under_way_refuses_the_start_and_its_end_lets_it(use_case, outside, gateway):
+    outside.warehouse.fetch(
+        "insert into deployments (deployment_id, use_case, kind, version, revision, stage, actor, reason, as_of)"
+        " values ('d', 'flights', 'rollout', '9', 1, 'shadow', 'ada', 'why', now())"
+    )
+    with pytest.raises(ValueError, match="deployment of flights is under way"):
+        start(use_case, outside)
+    outside.warehouse.fetch("update deployments set outcome = 'held', finished_at = now()")
+    with outside.warehouse.alone("deploy/flights"), pytest.raises(ValueError, match="deployment of flights"):
+        start(use_case, outside)
+    held = "select from pg_locks join pg_database on oid = database and datname = current_database()"
+    until(lambda: not outside.warehouse.fetch(f"{held} where locktype = 'advisory'"))  # a closed connection lingers
+    assert start(use_case, outside).endswith("goes on")
+
+
+STARTS = """
+from adapters import gateway_maps
+from pipeline.online import Experiment
+from tasks import experiment
+gateway_maps.Admin.say = die  # the gateway's file is written by now, its memory is not
+experiment.let_in = lambda *_: None
+use_case = use_cases(settings().params)["flights"].model_copy(update={"experiment": Experiment(**DECLARED)})
+experiment.start(use_case, "8", outside, actor="ada", request_id="run 1")
+"""
+
+
+@pytest.fixture
+def stood(outside, gateway) -> Iterator[Stand]:
+    """The real gateway, with version 7 for everyone."""
+    for found in stand():
+        outside.__dict__["gateway"] = found.gateway
+        found.gateway.set_route("flights", Route("7"))
+        yield found
+
+
+def test_through_the_real_gateway_entities_keep_their_version_and_all_come_back_at_the_end(use_case, outside, stood):
+    start(use_case, outside)
+    entities = [f"E{i}" for i in range(600)]
+    first, second = stood.ask_all("flights", entities), stood.ask_all("flights", entities)
+    assert first == second
+    treated = sum(slot == "candidate" for slot in first.values())
+    assert 0.22 < treated / 600 < 0.38
+    experiment.look(use_case, outside)
+    assert (looks(outside)[-1]["requests"], looks(outside)[-1]["errors"]) == (2 * treated, 0)
+    experiment.stop(use_case, outside, actor="ada", reason="enough")
+    assert stood.gateway.route("flights") == Route("7")
+    assert set(stood.ask_all("flights", entities[:100]).values()) == {"stable"}
+
+
+def test_killed_between_the_gateways_file_and_its_memory_the_next_look_gives_the_share(
+    use_case, outside, settings, stood, monkeypatch
+):
+    for name, value in infra_gateway.environment(stood.home).items():
+        monkeypatch.setenv(name, value)
+    killed.run(settings, STARTS.replace("DECLARED", repr(DECLARED.model_dump())), killed=True)
+    entities = [f"E{i}" for i in range(200)]
+    assert set(stood.ask_all("flights", entities).values()) == {"stable"}
+    assert experiment.look(use_case, outside).endswith("goes on")
+    slots = list(stood.ask_all("flights", entities).values())
+    assert 0.2 < slots.count("candidate") / 200 < 0.4
+    assert ledger(outside) == ["experiment-start by ada"]

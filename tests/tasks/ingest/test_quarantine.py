@@ -1,0 +1,300 @@
+"""A corrected row comes back exactly once, into what an undisturbed run would have written; a wrong one not."""
+
+import re
+from typing import Any
+
+import pytest
+
+from adapters.connect import Outside
+from adapters.errors import FencedOut
+from adapters.parquet import from_bytes
+from pipeline.handoffs import Batch, TableBatch
+from pipeline.partitions import Interval
+from pipeline.spec import UseCase
+from tasks.common.errors import BadData
+from tasks.ingest.land import land
+from tasks.ingest.quarantine import listing, replay, run_key
+from tasks.ingest.validate import validate
+from tests.real_flights import fill
+from tests.tasks import killed
+
+WEEK = "2013-10-28"
+AT = "origin = 'EWR' and observed_at = "
+TRUE_WIND, TRUE_HUMIDITY = 11.5, 61.25
+
+
+@pytest.fixture
+def use_case(use_case: UseCase) -> UseCase:
+    """With two tables, where the others would only take time."""
+    tables = {name: use_case.source.tables[name] for name in ("weather", "airlines")}
+    return use_case.model_copy(update={"source": use_case.source.model_copy(update={"tables": tables})})
+
+
+@pytest.fixture
+def partition(use_case: UseCase) -> Interval:
+    return use_case.grid.partition(WEEK)
+
+
+@pytest.fixture
+def undisturbed(use_case: UseCase, partition: Interval, outside: Outside) -> TableBatch:
+    """What the week's weather is when nothing is broken."""
+    fill(outside.source, partition, "weather", "airlines")
+    outside.source.fetch(f"update weather set wind_speed_mph = {TRUE_WIND} where {AT} '2013-10-29 12:00+00'")
+    outside.source.fetch(f"update weather set humidity = {TRUE_HUMIDITY} where {AT} '2013-10-30 12:00+00'")
+    return weather(validate(use_case, land(use_case, partition, outside), outside))
+
+
+@pytest.fixture
+def broken(undisturbed: TableBatch, use_case: UseCase, partition: Interval, outside: Outside) -> tuple[int, int]:
+    """Two rows of it broken, and quarantined: the wind's and the humidity's row number."""
+    outside.source.fetch(f"update weather set wind_speed_mph = 1048 where {AT} '2013-10-29 12:00+00'")
+    outside.source.fetch(f"update weather set humidity = 'NaN' where {AT} '2013-10-30 12:00+00'")
+    batch = weather(validate(use_case, land(use_case, partition, outside), outside))
+    assert batch.quarantined_rows == 2
+    wind, humidity = (row["row_number"] for row in listing(use_case, outside, partition))
+    return wind, humidity
+
+
+_CHILD = """
+from tasks import quarantine
+dumps, rows = quarantine.json.dumps, []
+class Json:
+    def dumps(value):
+        rows.append(value)
+        return dumps(value) if len(rows) == 1 else die()
+quarantine.json = Json
+use_case = use_cases(settings().params)["flights"]
+partition = use_case.grid.partition("2013-10-28")
+quarantine.replay(use_case, "weather", partition, {corrections!r}, "ada", outside)
+"""
+
+
+def weather(batch: Batch) -> TableBatch:
+    return next(one for one in batch.tables if one.table == "weather")
+
+
+def state(outside: Outside) -> list[Any]:
+    """Everything a replay may change."""
+    return [
+        outside.warehouse.fetch("select *, xmin::text from batches order by table_name, version"),
+        outside.warehouse.fetch("select *, xmin::text from quarantine order by row_number"),
+    ]
+
+
+def test_corrected_rows_give_the_very_object_of_an_undisturbed_run(
+    use_case: UseCase, partition: Interval, outside: Outside, broken: tuple[int, int], undisturbed: TableBatch
+) -> None:
+    corrections = [
+        {"row_number": broken[0], "wind_speed_mph": TRUE_WIND},
+        {"row_number": broken[1], "humidity": TRUE_HUMIDITY},
+    ]
+    batch = replay(use_case, "weather", partition, corrections, "ada", outside)
+    assert weather(batch).clean_sha256 == undisturbed.clean_sha256
+    assert (weather(batch).quarantined_rows, weather(batch).clean_rows) == (0, undisturbed.clean_rows)
+    assert len(batch.tables) == 2
+    rows = listing(use_case, outside, partition)
+    assert [(row["status"], row["replayed_by"]) for row in rows] == [("replayed", "ada")] * 2
+    assert rows[0]["corrected"] == {"wind_speed_mph": TRUE_WIND}
+    assert rows[0]["row_data"]["wind_speed_mph"] == 1048  # what was wrong stays on record
+    assert rows[0]["replayed_at"] is not None
+
+
+def test_one_by_one_they_give_the_same(
+    use_case: UseCase, partition: Interval, outside: Outside, broken: tuple[int, int], undisturbed: TableBatch
+) -> None:
+    first = replay(
+        use_case, "weather", partition, [{"row_number": broken[1], "humidity": TRUE_HUMIDITY}], "ada", outside
+    )
+    assert weather(first).quarantined_rows == 1
+    second = replay(
+        use_case, "weather", partition, [{"row_number": broken[0], "wind_speed_mph": TRUE_WIND}], "bob", outside
+    )
+    assert weather(second).clean_sha256 == undisturbed.clean_sha256
+    assert [row["replayed_by"] for row in listing(use_case, outside)] == ["bob", "ada"]
+
+
+def test_replaying_or_validating_again_changes_nothing(
+    use_case: UseCase, partition: Interval, outside: Outside, broken: tuple[int, int]
+) -> None:
+    corrections = [{"row_number": broken[0], "wind_speed_mph": TRUE_WIND}]
+    first = replay(use_case, "weather", partition, corrections, "ada", outside)
+    before = state(outside)
+    assert replay(use_case, "weather", partition, corrections, "bob", outside) == first
+    assert weather(validate(use_case, land(use_case, partition, outside), outside)) == weather(first)
+    assert state(outside) == before
+    clean = from_bytes(outside.lake.read(str(weather(first).clean_uri)))
+    moments = list(zip(clean["origin"].to_pylist(), clean["observed_at"].to_pylist(), strict=True))
+    assert len(set(moments)) == len(moments) == weather(first).clean_rows
+
+
+def test_a_row_that_is_still_bad_is_refused_with_its_reason_and_the_others_are_merged(
+    use_case: UseCase, partition: Interval, outside: Outside, broken: tuple[int, int]
+) -> None:
+    corrections = [
+        {"row_number": broken[0], "wind_speed_mph": TRUE_WIND},
+        {"row_number": broken[1], "humidity": 300},
+    ]
+    with pytest.raises(BadData, match=rf"1 of 2 (?s:.)*row {broken[1]}: .*humidity = 300\.0"):
+        replay(use_case, "weather", partition, corrections, "ada", outside)
+    assert [row["status"] for row in listing(use_case, outside)] == ["replayed", "quarantined"]
+
+
+def test_where_every_row_is_still_bad_nothing_changes(
+    use_case: UseCase, partition: Interval, outside: Outside, broken: tuple[int, int]
+) -> None:
+    before, objects = state(outside), outside.lake.list("clean/")
+    with pytest.raises(BadData, match="0 of 1 corrected rows"):
+        replay(use_case, "weather", partition, [{"row_number": broken[0], "wind_speed_mph": 999}], "ada", outside)
+    assert (state(outside), outside.lake.list("clean/")) == (before, objects)
+
+
+def test_a_correction_may_not_take_the_key_of_a_clean_row(
+    use_case: UseCase, partition: Interval, outside: Outside, broken: tuple[int, int]
+) -> None:
+    before = state(outside)
+    taken = {"row_number": broken[0], "wind_speed_mph": TRUE_WIND, "observed_at": "2013-10-29T11:00:00+00:00"}
+    with pytest.raises(BadData, match="duplicated key"):
+        replay(use_case, "weather", partition, [taken], "ada", outside)
+    assert state(outside) == before
+
+
+def test_a_correction_may_not_leave_its_partition(
+    use_case: UseCase, partition: Interval, outside: Outside, broken: tuple[int, int]
+) -> None:
+    before = state(outside)
+    moved = {"row_number": broken[0], "wind_speed_mph": TRUE_WIND, "known_at": "2013-12-01T00:00:00+00:00"}
+    with pytest.raises(BadData, match="became known after its partition"):
+        replay(use_case, "weather", partition, [moved], "ada", outside)
+    assert state(outside) == before
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        ({"row_number": 0, "humidity": 50}, "not in quarantine: rows \\[0\\]"),
+        ({"row_number": "7", "humidity": 50}, "row_number: expected a whole number"),
+        ({"humidity": 50}, "row_number: expected a whole number"),
+        ({"wind_speed": 5}, "no column wind_speed"),
+        ({"wind_speed_mph": "5"}, "wind_speed_mph: expected float, got '5'"),
+        ({"wind_speed_mph": True}, "expected float, got True"),
+        ({"observed_at": "2013-10-29T12:00:00"}, "names no time zone"),
+        ({"observed_at": "yesterday"}, "expected a moment such as"),
+        ({}, "nothing to change"),
+    ],
+)
+def test_a_correction_that_makes_no_sense_is_told_so(
+    use_case: UseCase, partition: Interval, outside: Outside, broken: tuple[int, int], case: tuple[dict[str, Any], str]
+) -> None:
+    change, complaint = case
+    correction = change if complaint.startswith(("not in", "row_number")) else {"row_number": broken[0], **change}
+    before = state(outside)
+    with pytest.raises(ValueError, match=complaint):
+        replay(use_case, "weather", partition, [correction], "ada", outside)
+    assert state(outside) == before
+
+
+def test_a_replayed_row_cannot_be_corrected_otherwise_later(
+    use_case: UseCase, partition: Interval, outside: Outside, broken: tuple[int, int]
+) -> None:
+    replay(use_case, "weather", partition, [{"row_number": broken[0], "wind_speed_mph": TRUE_WIND}], "ada", outside)
+    with pytest.raises(ValueError, match="was replayed already, by ada"):
+        replay(use_case, "weather", partition, [{"row_number": broken[0], "wind_speed_mph": 3.0}], "bob", outside)
+
+
+def test_a_table_or_partition_without_clean_data_says_so(
+    use_case: UseCase, partition: Interval, outside: Outside
+) -> None:
+    with pytest.raises(ValueError, match="no table 'weathr'"):
+        replay(use_case, "weathr", partition, [], "ada", outside)
+    with pytest.raises(ValueError, match="is not landed"):
+        replay(use_case, "weather", partition, [{"row_number": 1, "humidity": 5.0}], "ada", outside)
+
+
+def test_a_replay_killed_within_its_commit_and_run_again_happens_once(
+    use_case: UseCase, partition: Interval, outside: Outside, broken: tuple[int, int], undisturbed: TableBatch
+) -> None:
+    before = state(outside)
+    corrections = [
+        {"row_number": broken[0], "wind_speed_mph": TRUE_WIND},
+        {"row_number": broken[1], "humidity": TRUE_HUMIDITY},
+    ]
+    killed.run(outside.settings, _CHILD.format(corrections=corrections), killed=True)
+    assert state(outside) == before
+    batch = replay(use_case, "weather", partition, corrections, "ada", outside)
+    assert weather(batch).clean_sha256 == undisturbed.clean_sha256
+    assert {row["status"] for row in listing(use_case, outside)} == {"replayed"}
+
+
+def test_a_replay_that_was_overtaken_changes_nothing(
+    use_case: UseCase,
+    partition: Interval,
+    outside: Outside,
+    broken: tuple[int, int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from tasks.ingest import quarantine
+
+    put_clean, before = quarantine.put_clean, state(outside)
+
+    def overtaken(*work: Any) -> Any:
+        outside.warehouse.begin(run_key(use_case, partition))
+        return put_clean(*work)
+
+    monkeypatch.setattr(quarantine, "put_clean", overtaken)
+    with pytest.raises(FencedOut):
+        replay(use_case, "weather", partition, [{"row_number": broken[0], "wind_speed_mph": 5.0}], "ada", outside)
+    assert state(outside) == before
+
+
+@pytest.mark.parametrize("replays", [1, 0])
+def test_a_validation_that_slept_through_a_replay_does_not_undo_it(  # noqa: PLR0917  # fixtures
+    use_case: UseCase,
+    partition: Interval,
+    outside: Outside,
+    undisturbed: TableBatch,
+    monkeypatch: pytest.MonkeyPatch,
+    replays: int,
+) -> None:
+    """Its twin: without a replay the same sleep changes nothing either."""
+    from tasks.ingest import validate as step
+
+    outside.source.fetch(f"update weather set wind_speed_mph = 1048 where {AT} '2013-10-29 12:00+00'")
+    batch, known = land(use_case, partition, outside), step._clean_already
+    states: list[Any] = []
+
+    def sleeps(work: Any) -> Any:
+        found = known(work)
+        if not states:
+            states.append(None)
+            validate(use_case, batch, outside)
+            [row] = listing(use_case, outside, partition)
+            correction = {"row_number": row["row_number"], "wind_speed_mph": TRUE_WIND}
+            replay(use_case, "weather", partition, [correction] * replays, "ada", outside)
+            states[0] = state(outside)
+        return found
+
+    monkeypatch.setattr(step, "_clean_already", sleeps)
+    resumed = weather(validate(use_case, batch, outside))
+    assert [state(outside)] == states
+    assert (resumed.clean_sha256 == undisturbed.clean_sha256) == bool(replays)
+
+
+@pytest.mark.parametrize("replays", [1, 0])
+def test_corrections_that_new_content_does_without_are_told_of(
+    use_case: UseCase, partition: Interval, outside: Outside, broken: tuple[int, int], replays: int
+) -> None:
+    """Its twin: rows that nobody corrected are no news."""
+    corrections: list[dict[str, Any]] = [
+        {"row_number": broken[0], "wind_speed_mph": TRUE_WIND},
+        {"row_number": broken[1], "humidity": TRUE_HUMIDITY},
+    ]
+    replay(use_case, "weather", partition, corrections * replays, "ada", outside)
+    outside.source.fetch(f"update weather set humidity = 60 where {AT} '2013-10-30 12:00+00'")
+    validate(use_case, land(use_case, partition, outside), outside)
+    warnings = outside.warehouse.fetch("select title, body from alerts where tier = 'warning' and resolved_at is null")
+    assert [one["title"] for one in warnings] == ["flights: 2 corrections of weather no longer apply"] * replays
+    for one in warnings:
+        assert re.search(rf"row {broken[0]}, corrected by ada: .*11\.5.*as bad as before, now row \d+", one["body"])
+        assert re.search(rf"row {broken[1]}, corrected by ada: .*61\.25.*mended, changed or dropped", one["body"])
+    validate(use_case, land(use_case, partition, outside), outside)
+    assert outside.warehouse.fetch("select * from alerts where tier = 'warning' and resolved_at is null") == []

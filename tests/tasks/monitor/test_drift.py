@@ -1,0 +1,212 @@
+"""Drift measures on made-up data: no false alarms, real shifts found, and nothing unknown called healthy."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pipeline.spec import UseCase
+from tasks.build_features import profile as profiling
+from tasks.monitor import drift, drift_report
+from tasks.monitor.triage import Findings, Past, Performance, breached_features, persistent_features
+from tests.tasks.watched import NUMBERS, ROWS, TRAINING_WEEKS, emptied, monitored, points, training, week
+
+
+@pytest.fixture
+def small(use_case: UseCase) -> UseCase:
+    return monitored(use_case)
+
+
+def of(measures: list[drift.Measure], feature: str, measure: str = "psi") -> drift.Measure:
+    return next(m for m in measures if (m.feature, m.measure) == (feature, measure))
+
+
+def test_psi_of_a_distribution_with_itself_is_0_and_with_another_is_not() -> None:
+    assert profiling.psi([10, 20, 70], [10, 20, 70]) == 0
+    assert profiling.psi([10, 20, 70], [70, 20, 10]) == pytest.approx(2 * 0.6 * np.log(7), rel=0.05)
+    assert np.isfinite(profiling.psi([0, 100], [100, 0]))
+
+
+def test_the_correction_takes_out_what_chance_gives() -> None:
+    rng = np.random.default_rng(0)
+    expected = rng.multinomial(50_000, [0.1] * 10)
+    drawn = rng.multinomial(500, [0.1] * 10, size=500)
+    raw, corrected = profiling.psi(expected, drawn), profiling.corrected_psi(expected, drawn)
+    assert raw.mean() == pytest.approx(9 * (1 / 500 + 1 / 50_000), rel=0.1)
+    assert corrected.mean() < raw.mean() / 2
+    assert (corrected >= 0).all()
+
+
+def test_a_profile_is_json_and_survives_it(small: UseCase) -> None:
+    profile = profiling.make_profile(training(), small)
+    again = json.loads(json.dumps(profile, allow_nan=False))
+    table = points(week(12), seed=5)
+    assert drift.measure_drift(again, table) == drift.measure_drift(profile, table)
+    assert again["blocks"] == TRAINING_WEEKS
+    assert set(again["features"]) == {*NUMBERS, "carrier", "dest", "score"}
+
+
+def test_the_training_data_itself_does_not_drift_but_shifted_data_does(small: UseCase) -> None:
+    train = training()
+    profile = profiling.make_profile(train, small)
+    assert {m.status for m in drift.measure_drift(profile, train)} == {"ok"}
+    assert of(drift.measure_drift(profile, train), "x0").value == 0  # the trap: data against itself always looks fine
+    shifted = drift.measure_drift(profile, points(week(12), seed=5, shift=1.0))
+    assert breached_features(shifted) == set(NUMBERS)
+    assert of(shifted, "x0").value > 0.5
+    assert of(shifted, "carrier").status == "ok"
+
+
+@pytest.mark.parametrize("week_effect", [0.0, 0.15, 0.6])
+def test_without_drift_at_most_5_percent_of_weeks_alarm(small: UseCase, week_effect: float) -> None:
+    """Ten champions, ten weeks each; with `week_effect`, weeks differ as they did in training, as weather does."""
+    alarms, breaches, weeks = 0, 0, 0
+    for seed in range(1, 11):
+        profile = profiling.make_profile(training(seed, week_effect=week_effect), small)
+        before: list[Past] = []
+        for number in range(TRAINING_WEEKS, TRAINING_WEEKS + 10):
+            table = points(week(number), seed=50_000 + 100 * seed + number, week_effect=week_effect)
+            found = findings(drift.measure_drift(profile, table), number)
+            breached = breached_features(found.measures)
+            alarms += len(persistent_features(found, before, small.monitor)) >= small.monitor.min_drifted_features
+            breaches += len(breached)
+            before.append(Past(as_of=found.as_of, model_version="1", decision="ignore", breached=breached))
+            weeks += 1
+    assert alarms <= 0.05 * weeks
+    assert breaches <= 0.05 * weeks * (len(NUMBERS) + 2)
+
+
+def findings(measures: list[drift.Measure], number: int) -> Findings:
+    return Findings(
+        as_of=week(number).end,
+        model_version="1",
+        measures=measures,
+        performance=Performance(predicted=0, labelled=0, coverage=0, metrics={}, status="ok", reasons=()),
+        champion_cutoff=week(TRAINING_WEEKS).start,
+        trained_rows=1,
+        new_rows=0,
+    )
+
+
+def test_a_restless_feature_gets_a_wider_threshold_than_a_calm_one(small: UseCase) -> None:
+    calm = profiling.make_profile(training(), small)["features"]["x0"]
+    restless = profiling.make_profile(training(week_effect=1.0), small)["features"]["x0"]
+    assert calm["threshold"] == small.monitor.min_threshold_psi
+    assert restless["threshold"] > 2 * small.monitor.min_threshold_psi
+    assert restless["threshold"] >= max(restless["block_psi"])
+
+
+def test_too_few_rows_are_unknown_never_ok(small: UseCase) -> None:
+    profile = profiling.make_profile(training(), small)
+    for rows in (1, 200):
+        assert {m.status for m in drift.measure_drift(profile, points(week(12), seed=1, rows=rows))} == {"unknown"}
+    measures = drift.measure_drift(profile, points(week(12), seed=1).slice(0, 0))
+    assert {(m.value, m.status) for m in measures} == {(None, "unknown")}
+
+
+def test_an_empty_feature_is_missing_and_its_psi_unknown(small: UseCase) -> None:
+    profile = profiling.make_profile(training(), small)
+    gone = points(week(12), seed=1).drop_columns(["x1"])
+    for table in (emptied(points(week(12), seed=1), "x1", "carrier"), gone):
+        measures = drift.measure_drift(profile, table)
+        assert of(measures, "x1").status == "unknown"
+        assert of(measures, "x1", "missing_share").status == "breach"
+        assert of(measures, "x1", "missing_share").value == 1
+        assert of(measures, "x2").status == "ok"
+    assert of(drift.measure_drift(profile, emptied(gone, "carrier")), "carrier", "missing_share").status == "breach"
+
+
+def test_a_feature_that_had_a_gappy_week_in_training_is_not_broken_by_another_one(small: UseCase) -> None:
+    def gappy(table: pa.Table, rows: int) -> pa.Table:
+        values = pa.array([None] * rows + table["x0"].to_pylist()[rows:], pa.float64())
+        return table.set_column(table.column_names.index("x0"), "x0", values)
+
+    profile = profiling.make_profile(gappy(training(), ROWS * 4 // 10), small)
+    for share, status in ((0.5, "ok"), (0.65, "breach")):
+        measures = drift.measure_drift(profile, gappy(points(week(12), seed=1, rows=2 * ROWS), int(share * 2 * ROWS)))
+        assert of(measures, "x0", "missing_share").status == status
+    whole = drift.measure_drift(profiling.make_profile(training(), small), gappy(points(week(12), seed=1), ROWS // 2))
+    assert of(whole, "x0", "missing_share").status == "breach"
+
+
+def test_nan_and_infinity_count_as_missing(small: UseCase) -> None:
+    train = training()
+    for odd in (np.nan, np.inf, -np.inf):
+        table = points(week(12), seed=1)
+        values = table["x0"].to_numpy().copy()
+        values[: ROWS // 10] = odd
+        measures = drift.measure_drift(
+            profiling.make_profile(train, small), table.set_column(3, "x0", pa.array(values))
+        )
+        assert of(measures, "x0", "missing_share").value == pytest.approx(0.1)
+        assert of(measures, "x0", "missing_share").status == "ok"
+
+
+def test_constant_and_two_valued_features_are_watched_too(small: UseCase) -> None:
+    train = training()
+    n = train.num_rows
+    train = train.append_column("constant", pa.array(np.full(n, 3.0)))
+    train = train.append_column("flag", pa.array(np.arange(n) % 2))
+    profile = profiling.make_profile(train, small)
+    table = points(week(12), seed=1)
+    same = table.append_column("constant", pa.array(np.full(ROWS, 3.0))).append_column(
+        "flag", pa.array(np.arange(ROWS) % 2)
+    )
+    assert breached_features(drift.measure_drift(profile, same)) == frozenset()
+    moved = table.append_column("constant", pa.array(np.full(ROWS, 2.0))).append_column(
+        "flag", pa.array(np.zeros(ROWS, dtype=int))
+    )
+    assert breached_features(drift.measure_drift(profile, moved)) == {"constant", "flag"}
+
+
+def test_a_new_category_is_drift(small: UseCase) -> None:
+    profile = profiling.make_profile(training(), small)
+    table = points(week(12), seed=1)
+    carriers = pa.array(["ZZ"] * (ROWS // 3) + table["carrier"].to_pylist()[ROWS // 3 :])
+    measures = drift.measure_drift(profile, table.set_column(table.column_names.index("carrier"), "carrier", carriers))
+    assert breached_features(measures) == {"carrier"}
+
+
+def test_a_feature_too_sparse_to_judge_is_watched_by_its_missing_share_alone(small: UseCase) -> None:
+    def sparse(table: pa.Table) -> pa.Table:
+        return table.append_column("rare", pa.array([1.0 if i % 10 == 0 else None for i in range(table.num_rows)]))
+
+    profile = profiling.make_profile(sparse(training()), small)
+    measures = drift.measure_drift(profile, sparse(points(week(12), seed=1)))
+    assert [(m.measure, m.status) for m in measures if m.feature == "rare"] == [("missing_share", "ok")]
+
+
+def test_prediction_drift_is_a_measure_of_its_own(small: UseCase) -> None:
+    profile = profiling.make_profile(training(), small)
+    table = points(week(12), seed=1)
+    moved = table.append_column("score", pa.array(np.random.default_rng(0).beta(6, 2, ROWS)))
+    assert of(drift.measure_drift(profile, moved), "score", "score_psi").status == "breach"
+
+
+def test_no_training_rows_is_an_error_that_says_so(small: UseCase) -> None:
+    with pytest.raises(ValueError, match="no training rows"):
+        profiling.make_profile(training().slice(0, 0), small)
+
+
+def test_our_psi_agrees_with_evidentlys_where_the_bins_are_the_same(small: UseCase) -> None:
+    """Text features are binned by value in both; ours adds half a row a bin and takes chance out: within .01."""
+    train, current = training(), points(week(12), seed=1)
+    shifted = pa.array(np.random.default_rng(3).choice(["AA", "UA", "B6"], ROWS, p=[0.2, 0.3, 0.5]))
+    current = current.set_column(current.column_names.index("carrier"), "carrier", shifted)
+    profile = profiling.make_profile(train, small)
+    html, theirs = drift_report.build(profile, train, current)
+    ours = {m.feature: m.value for m in drift.measure_drift(profile, current) if m.measure == "psi"}
+    assert theirs["carrier"] > 0.3
+    assert ours["carrier"] == pytest.approx(theirs["carrier"], abs=0.01)
+    assert set(theirs) == {*NUMBERS, "carrier", "dest"}
+    assert "<html" in html
+
+
+def test_evidentlys_report_survives_empty_and_infinite_columns(small: UseCase) -> None:
+    profile = profiling.make_profile(training(), small)
+    current = emptied(points(week(12), seed=1), "x0", "carrier")
+    current = current.set_column(4, "x1", pa.array([np.inf, *[0.5] * (ROWS - 1)]))
+    _, values = drift_report.build(profile, training(), current)
+    assert {"x0", "carrier"}.isdisjoint(values)
+    assert "x1" in values

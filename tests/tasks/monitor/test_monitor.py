@@ -1,0 +1,357 @@
+"""Monitoring on a real PostgreSQL and S3: one decision a partition, a broken feed pages, late labels restate."""
+
+import json
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from adapters.connect import Outside
+from adapters.errors import FencedOut
+from pipeline.spec import UseCase
+from tasks.build_features import profile as profiling
+from tasks.monitor import decisions, drift_report, monitor, performance
+from tasks.monitor.triage import Decision
+from tests.tasks import killed
+from tests.tasks.watched import NUMBERS, ROWS, WEEK, World, emptied, monitored, points, training, week
+
+TABLES = ("drift", "performance", "decisions", "retrains", "alerts")
+
+
+@pytest.fixture
+def world(use_case: UseCase, outside: Outside, tmp_path: Path) -> World:
+    return World(use_case=monitored(use_case, limits={"auc": {"min": 0.5}}), outside=outside, folder=tmp_path / "data")
+
+
+@pytest.fixture
+def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Evidently takes seconds; what it draws is tested once."""
+    monkeypatch.setattr(drift_report, "publish", lambda *_: None)
+
+
+def decided(world: World) -> list[str]:
+    return [found.decision for found in monitor.monitor(world.use_case, world.outside)]
+
+
+def test_a_healthy_week_is_ignored_with_measures_performance_and_a_report(world: World) -> None:
+    world.score(10)
+    [found] = monitor.monitor(world.use_case, world.outside)
+    assert (found.decision, found.as_of, found.model_version) == ("ignore", week(10).end, "1")
+    assert found.decision_id == "flights-20130318T0000"
+    measures = world.rows("drift")
+    assert {m["measure"] for m in measures} == {"psi", "missing_share", "score_psi"}
+    assert {m["status"] for m in measures} == {"ok"}
+    [row] = world.rows("performance")
+    assert row["window_end"] == week(10).end - timedelta(hours=24)
+    assert row["window_end"] - row["window_start"] == timedelta(days=14)
+    assert row["coverage"] == 1
+    assert set(row["metrics"]) == {"log_loss", "auc", "pr_auc", "brier", "calibration_gap"}
+    assert found.report_uri is not None
+    assert b"<html" in world.outside.lake.read(found.report_uri)
+    assert world.rows("alerts") == []
+
+
+def test_a_structural_feature_that_the_model_does_not_have_is_refused_by_name(world: World, no_report: None) -> None:
+    world.score(10)
+    wrong = monitored(world.use_case, structural_features=("carrier", "runway"))
+    with pytest.raises(
+        ValueError, match=r"structural_features of flights names \['runway'\], which version 1 does not"
+    ):
+        monitor.monitor(wrong, world.outside)
+    assert world.rows("decisions") == []
+    assert decided(world) == ["ignore"]
+
+
+def test_running_again_writes_nothing(world: World, no_report: None) -> None:
+    for number, shift in ((10, 0.0), (11, 1.0), (12, 1.0)):
+        world.score(number, shift=shift)
+    assert decided(world) == ["ignore", "ignore", "retrain"]
+    before = {table: world.rows(table) for table in TABLES}
+    assert monitor.pending(world.use_case, world.outside) == []
+    assert decided(world) == []
+    assert {table: world.rows(table) for table in TABLES} == before
+
+
+def test_one_run_of_three_weeks_decides_as_three_runs_do(world: World, no_report: None) -> None:
+    weeks = {10: 0.0, 11: 1.0, 12: 1.0}
+    one_by_one = []
+    for number, shift in weeks.items():
+        world.score(number, shift=shift)
+        one_by_one += decided(world)
+    reasons = [row["reasons"] for row in world.rows("decisions")]
+    with world.outside.warehouse.transaction() as at:
+        at.execute("truncate drift, performance, decisions, retrains")
+    assert decided(world) == one_by_one
+    assert [row["reasons"] for row in world.rows("decisions")] == reasons
+
+
+def test_no_week_is_decided_before_the_one_before_it_is_scored(world: World, no_report: None) -> None:
+    """Shares of a backfill end in any order."""
+    for number in (10, 12):
+        world.score(number)
+    keys = [world.use_case.grid.key(week(number)) for number in (10, 11, 12)]
+    world.outside.warehouse.fetch(
+        'insert into snapshots (use_case, version, git_revision, start, "end", partitions, rows, index)'
+        " values (%s, 's', '-', %s, %s, 3, 0, %s)",
+        (world.use_case.name, week(10).start, week(12).end, json.dumps({key: {"inputs": "i"} for key in keys})),
+    )
+    assert decided(world) == ["ignore"]
+    world.score(11)
+    assert decided(world) == ["ignore", "ignore"]
+
+
+def test_persistent_drift_writes_a_pending_retrain_and_a_warning(world: World, no_report: None) -> None:
+    for number in (10, 11):
+        world.score(number, shift=1.0)
+    assert decided(world) == ["ignore", "retrain"]
+    [retrain] = world.rows("retrains")
+    assert (retrain["decision_id"], retrain["state"]) == ("flights-20130325T0000", "pending")
+    [alert] = world.rows("alerts")
+    assert alert["tier"] == "warning"
+    assert "x0" in alert["body"]
+    assert alert["delivered_at"] is not None
+
+
+@pytest.mark.parametrize("columns", [["x3"], [*NUMBERS, "carrier"]])
+def test_a_broken_feed_pages_and_never_retrains(world: World, no_report: None, columns: list[str]) -> None:
+    """The weeks before drifted, so that a gate that did not stop here would retrain."""
+    world.score(10, shift=1.0)
+    for number in (11, 12):
+        world.score(number, emptied(points(week(number), seed=number, shift=1.0), *columns))
+    assert decided(world) == ["ignore", "block", "block"]
+    assert world.rows("retrains") == []
+    [alert] = world.rows("alerts")
+    assert (alert["tier"], alert["occurrences"], alert["resolved_at"]) == ("critical", 2, None)
+    assert "x3" in alert["body"]
+    world.score(13)
+    assert decided(world) == ["ignore"]
+    assert world.rows("alerts")[0]["resolved_at"] is not None
+
+
+def test_the_same_weeks_with_the_feed_whole_retrain(world: World, no_report: None) -> None:
+    for number in (10, 11, 12):
+        world.score(number, shift=1.0)
+    assert decided(world)[:2] == ["ignore", "retrain"]
+
+
+def test_the_reference_is_what_the_champion_was_trained_on_not_the_data_itself(world: World, no_report: None) -> None:
+    """A comparison of data with itself, or with the drifted week before, would find nothing."""
+    for number in (10, 11, 12, 13):
+        world.score(number, shift=1.0)
+    decided(world)
+    values = world.outside.warehouse.fetch("select value from drift where feature = 'x0' and measure = 'psi'")
+    assert len(values) == 4
+    assert min(row["value"] for row in values) > 0.5
+
+
+def test_too_few_rows_alert(world: World, no_report: None) -> None:
+    world.score(10)
+    world.score(11, points(week(11), seed=1, rows=200))
+    assert decided(world) == ["ignore", "alert"]
+    assert "unknown" in world.rows("decisions")[1]["reasons"][0]
+
+
+def test_performance_uses_only_labels_known_by_then(world: World, no_report: None) -> None:
+    world.score(10, labelled=1.0)
+    world.score(11, labelled=1.0)
+    decided(world)
+    first, second = sorted(world.rows("performance"), key=lambda row: row["measured_as_of"])
+    assert first["labelled"] == first["predicted"] < ROWS  # the last day has not matured
+    assert second["predicted"] > ROWS
+
+
+def test_late_labels_restate_and_are_not_dropped(world: World, no_report: None) -> None:
+    """Labels told ten days late, far over the label delay of a day, are counted from then on."""
+    outcomes = world.score(10)
+    late = outcomes["entity_key"].to_pylist()[:300]
+    with world.outside.warehouse.transaction() as at:
+        at.execute(
+            "update outcomes set label_time = %s where entity_key = any(%s)", (week(11).end - timedelta(days=4), late)
+        )
+    assert decided(world) == ["alert"]
+    [row] = world.rows("performance")
+    assert row["status"] == "unknown"
+    assert row["labelled"] == row["predicted"] - 300
+    world.score(11)
+    assert decided(world) == ["ignore"]
+    window = (row["window_start"], row["window_end"])
+    stated = [r for r in world.rows("performance") if (r["window_start"], r["window_end"]) == window]
+    assert [r["labelled"] for r in sorted(stated, key=lambda r: r["measured_as_of"])] == [
+        row["labelled"],
+        row["predicted"],
+    ]
+    assert max(stated, key=lambda r: r["measured_as_of"])["status"] == "ok"
+    world.score(12)
+    decided(world)
+    assert len([r for r in world.rows("performance") if (r["window_start"], r["window_end"]) == window]) == 2
+
+
+def test_labels_whose_rows_arrive_late_restate_too(world: World, no_report: None) -> None:
+    """Their label_time is old, but the warehouse did not have them when the window was measured."""
+    world.score(10, labelled=0.5)
+    decided(world)
+    world.score(11)
+    with world.outside.warehouse.transaction() as at:
+        at.execute(
+            "insert into outcomes select use_case, entity_key, event_time, 0, prediction_time + interval '5 hours'"
+            " from predictions p where prediction_time < %s on conflict do nothing",
+            (week(10).end,),
+        )
+    decided(world)
+    stated = [row for row in world.rows("performance") if row["window_end"] < week(10).end]
+    assert sorted(row["coverage"] for row in stated)[-1] == 1
+    assert len(stated) == 2
+
+
+@pytest.mark.parametrize("corrected", [0, 1, 2])
+def test_corrected_label_values_restate_and_the_same_values_do_not(
+    world: World, no_report: None, corrected: int
+) -> None:
+    """As many labels as before; where two are swapped, their sum is as before too."""
+    world.score(10)
+    decided(world)
+    world.score(11)
+    found = [
+        world.outside.warehouse.fetch(
+            "select entity_key, label from outcomes where label = %s order by entity_key limit 1", (label,)
+        )[0]
+        for label in (0.0, 1.0)
+    ]
+    with world.outside.warehouse.transaction() as at:
+        for number, row in enumerate(found):
+            label = 1 - row["label"] if number < corrected else row["label"]
+            at.execute("update outcomes set label = %s where entity_key = %s", (label, row["entity_key"]))
+    decided(world)
+    stated = [row for row in world.rows("performance") if row["window_end"] < week(10).end]
+    assert len(stated) == (2 if corrected else 1)
+    assert len({row["labelled"] for row in stated}) == 1
+    assert len({str(row["metrics"]) for row in stated}) == len(stated)
+
+
+def test_metrics_take_the_scores_in_order_however_the_rows_lie(
+    world: World, no_report: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last bits of a sum depend on its order: keys sort as text ('-10' before '-2'), times do not."""
+    world.score(10)
+    with world.outside.warehouse.transaction() as at:
+        at.execute(
+            "create temporary table shuffled on commit drop as select * from predictions order by md5(entity_key)"
+        )
+        at.execute("truncate predictions")
+        at.execute("insert into predictions select * from shuffled")
+    taken: list[list[float]] = []
+    monkeypatch.setattr(performance, "measure_all", lambda _kind, score, _label: taken.append(score.tolist()) or {})
+    window = performance.trailing_window(world.use_case, week(10).end)
+    performance.measure_window(world.use_case, "1", window, week(10).end, world.outside)
+    scores = np.random.default_rng(10).beta(2, 6, ROWS).tolist()  # as World.score makes them, in order of time
+    assert taken == [scores[: len(taken[0])]]
+
+
+def test_a_new_champion_is_measured_by_its_own_profile_and_the_old_one_goes_on_being_judged(
+    world: World, no_report: None
+) -> None:
+    world.score(10, shift=1.0)
+    world.champion("2", week(11).start)
+    world.outside.registry.profile_of["2"] = profiling.make_profile(training(1, shift=1.0), world.use_case)  # type: ignore[attr-defined]
+    world.score(11, shift=1.0, version="2")
+    assert decided(world) == ["ignore", "ignore"]
+    latest = world.outside.warehouse.fetch(
+        "select feature from drift where model_version = '2' and status = 'breach' and measure = 'psi'"
+    )
+    assert latest == []
+    versions = {row["model_version"] for row in world.rows("performance") if row["measured_as_of"] == week(11).end}
+    assert versions == {"1", "2"}
+
+
+def test_a_partition_scored_by_another_than_the_champion_in_force_is_not_decided_on(world: World) -> None:
+    world.score(10, version="7")
+    assert monitor.pending(world.use_case, world.outside) == []
+
+
+def test_before_the_first_champion_nothing_is_pending(world: World) -> None:
+    world.score(9)
+    assert monitor.pending(world.use_case, world.outside) == []
+
+
+def test_a_run_that_was_overtaken_writes_nothing(world: World, no_report: None) -> None:
+    world.score(10)
+    [work] = monitor.pending(world.use_case, world.outside)
+    profile = world.outside.registry.profile("flights", "1")
+    found = monitor.examine(world.use_case, work, profile, world.outside)
+    fence = world.outside.warehouse.begin("monitor/flights")
+    world.outside.warehouse.begin("monitor/flights")
+    decision = Decision(decision="block", reasons=("late orphan",))
+    with pytest.raises(FencedOut):
+        decisions.write(world.use_case, found, decision, world.outside, fence=fence)
+    assert [world.rows(table) for table in TABLES] == [[], [], [], [], []]
+
+
+_CHILD = """
+from pathlib import Path
+from adapters.alerts import Alerts
+from tasks.build_features import profile as profiling
+from tasks.monitor import decisions, drift, drift_report, monitor
+from tests.tasks.watched import Registry, Versions, monitored, training
+case = monitored(use_cases(settings().params)["flights"], limits={"auc": {"min": 0.5}})
+outside.__dict__["registry"] = Registry({"1": profiling.make_profile(training(), case)})
+outside.__dict__["versions"] = Versions(Path(FOLDER))
+drift_report.publish = lambda *_: None
+write, write_alert = decisions.write, decisions._write_alert
+def write_and_die(case, found, decision, outside, *, fence):
+    write(case, found, decision, outside, fence=fence)
+    if decision.decision == "retrain": die()
+def die_before_the_alert(at, case, found, decision, outside):
+    die() if decision.decision == "retrain" else write_alert(at, case, found, decision, outside)
+if POINT == "before the commit": decisions._write_alert = die_before_the_alert
+if POINT == "after the commit": decisions.write = write_and_die
+if POINT == "while measuring": drift.measure = die
+monitor.monitor(case, outside)
+"""
+
+
+@pytest.mark.parametrize(("point", "done"), [("while measuring", 0), ("before the commit", 1), ("after the commit", 2)])
+def test_a_run_killed_at_any_point_and_run_again_leaves_the_same_rows(
+    world: World, no_report: None, point: str, done: int
+) -> None:
+    """The second of two drifted weeks asks for a retrain; its alert is delivered by whoever comes next."""
+
+    def left() -> dict[str, list[dict[str, object]]]:
+        return {
+            table: [
+                {k: v for k, v in row.items() if k != "alert_id" and not k.endswith("_at")} for row in world.rows(table)
+            ]
+            for table in TABLES
+        }
+
+    for number in (10, 11):
+        world.score(number, shift=1.0)
+    killed.run(world.outside.settings, f"FOLDER, POINT = {str(world.folder)!r}, {point!r}\n" + _CHILD, killed=True)
+    assert len(world.rows("decisions")) == done
+    assert len(world.rows("retrains")) == (done == 2)
+    assert decided(world) == ["ignore", "retrain"][done:]
+    assert [alert["delivered_at"] is not None for alert in world.rows("alerts")] == [True]
+    interrupted = left()
+    with world.outside.warehouse.transaction() as at:
+        at.execute("truncate drift, performance, decisions, retrains, alerts")
+    assert decided(world) == ["ignore", "retrain"]
+    assert left() == interrupted
+
+
+def test_a_partition_that_came_late_never_retrains(world: World, no_report: None) -> None:
+    for number in (10, 11, 13):
+        world.score(number, shift=0.0 if number == 13 else 1.0)
+    with world.outside.warehouse.transaction() as at:
+        at.execute("delete from scorings where partition_start = %s", (week(11).start,))
+    assert decided(world) == ["ignore", "ignore"]
+    with world.outside.warehouse.transaction() as at:
+        at.execute("insert into scorings values ('flights', %s, '1', 'i', 's', %s)", (week(11).start, ROWS))
+    assert decided(world) == ["alert"]
+    assert world.rows("retrains") == []
+
+
+def test_the_trailing_window_ends_a_label_delay_before_the_decision(use_case: UseCase) -> None:
+    as_of = datetime.fromisoformat("2013-04-08T00:00:00+00:00")
+    window = performance.trailing_window(use_case, as_of)
+    assert as_of - window.end == use_case.time.label_delay
+    assert window.end - window.start == 2 * WEEK

@@ -1,0 +1,214 @@
+"""The decision table: each row is one situation, its decision and a word of the reason."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal
+
+import pytest
+
+from pipeline.spec import Limit, Monitor, UseCase
+from tasks.monitor.drift import Measure
+from tasks.monitor.triage import Findings, Past, Performance, decide, judge_performance
+
+AS_OF = datetime(2013, 5, 6, tzinfo=UTC)
+FEATURES = tuple(f"x{i}" for i in range(8))
+
+
+@pytest.fixture
+def monitor(use_case: UseCase) -> Monitor:
+    changed: dict[str, Any] = {
+        "persistence_breaches": 2,
+        "persistence_of": 3,
+        "min_drifted_features": 3,
+        "structural_features": ("carrier",),
+        "max_age_days": 42,
+        "max_new_rows_share": 1.0,
+        "cooldown_days": 14,
+        "monthly_retrains": 2,
+        "breaker_refusals": 2,
+        "breaker_days": 60,
+        "min_labelled": 1000,
+        "min_coverage": 0.9,
+        "limits": {"auc": Limit(min=0.7), "calibration_gap": Limit(max=0.05)},
+    }
+    return Monitor(**{**use_case.monitor.model_dump(), **changed})
+
+
+def days(count: int) -> timedelta:
+    return timedelta(days=count)
+
+
+def measured(
+    drifted: Sequence[str] = (), *, missing: Sequence[str] = (), unknown: Sequence[str] = ()
+) -> tuple[Measure, ...]:
+    found = []
+    for name in (*FEATURES, "carrier"):
+        status: Literal["ok", "breach", "unknown"] = (
+            "unknown" if name in (*missing, *unknown) else "breach" if name in drifted else "ok"
+        )
+        value = {"ok": 0.01, "breach": 0.9, "unknown": None}[status]
+        found.append(Measure(feature=name, measure="psi", value=value, threshold=0.2, status=status))
+        gone = name in missing
+        found.append(
+            Measure(
+                feature=name,
+                measure="missing_share",
+                value=1.0 if gone else 0.0,
+                threshold=0.3,
+                status="breach" if gone else "ok",
+            )
+        )
+    return tuple(found)
+
+
+def blind() -> tuple[Measure, ...]:
+    """A partition with too few rows to measure anything."""
+    return tuple(replace(measure, value=None, status="unknown") for measure in measured())
+
+
+def performance(monitor: Monitor, *, auc: float = 0.74, gap: float = 0.01, labelled: int = 9800) -> Performance:
+    metrics = {"auc": auc, "calibration_gap": gap}
+    return judge_performance(predicted=10_000, labelled=labelled, metrics=metrics, monitor=monitor)
+
+
+def past(weeks_ago: int, decision: str = "ignore", *, breached: Sequence[str] = (), **more: Any) -> Past:
+    version = more.pop("model_version", "1")
+    as_of = AS_OF - 7 * days(weeks_ago)
+    return Past(as_of=as_of, model_version=version, decision=decision, breached=frozenset(breached), **more)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One situation: what was found, what was before, and what follows."""
+
+    name: str
+    decision: str
+    reason: str
+    measures: tuple[Measure, ...] = field(default_factory=measured)
+    history: tuple[Past, ...] = ()
+    performance: dict[str, Any] = field(default_factory=dict)
+    findings: dict[str, Any] = field(default_factory=dict)
+
+
+THREE = ("x0", "x1", "x2")
+DRIFT = {"measures": measured(THREE), "history": (past(1, breached=THREE),)}
+
+
+def drift_after(*history: Past) -> dict[str, Any]:
+    return {"measures": measured(THREE), "history": (past(1, breached=THREE), *history)}
+
+
+def done(weeks_ago: int, outcome: str) -> Past:
+    return past(weeks_ago, "retrain", state="done", outcome=outcome)
+
+
+CASES = [
+    Case("all is well", "ignore", "nothing found"),
+    # A broken feed
+    Case("one feature empty", "block", "broken feed: x3", measured(missing=["x3"])),
+    Case("a group empty", "block", "broken feed: x0, x1, x2, x3, x4 and 1 more", measured(missing=FEATURES[:6])),
+    Case(
+        "broken and drifted, degraded, old: still only a person",
+        "block",
+        "broken feed",
+        measured(THREE, missing=["x5"]),
+        (past(1, breached=THREE), past(2, breached=THREE)),
+        {"auc": 0.6},
+        {"champion_cutoff": AS_OF - days(90)},
+    ),
+    # Unknown is never healthy
+    Case("a feature unknown", "alert", "unknown: x3", measured(unknown=["x3"])),
+    Case("nothing measured", "alert", "no feature was measured", ()),
+    Case("nothing could be measured, and old: still only a person", "alert", "unknown", blind(),
+         findings={"champion_cutoff": AS_OF - days(90)}),
+    # but silences nothing that is known
+    Case("unknown and drifted", "retrain", "drift of 3", measured(THREE, unknown=["x7"]), (past(1, breached=THREE),)),
+    Case("unknown and drifted: both are told", "retrain", "unknown: x7", measured(THREE, unknown=["x7"]),
+         (past(1, breached=THREE),)),
+    Case("unknown and drifted, but cooling down", "alert", "unknown: x7", measured(THREE, unknown=["x7"]),
+         (past(1, breached=THREE), past(1, "retrain", state="done", outcome="promoted"))),
+    Case("unknown and degraded", "retrain", "auc", measured(unknown=["x7"]), performance={"auc": 0.6}),
+    Case("unknown and old", "retrain", "age", measured(unknown=["x7"]),
+         findings={"champion_cutoff": AS_OF - days(42)}),
+    Case("unknown and much new data", "retrain", "volume", measured(unknown=["x7"]), findings={"new_rows": 60_000}),
+    Case("unknown and drifted for the first time", "alert", "unknown: x7", measured(THREE, unknown=["x7"])),
+    Case("few labels and old", "retrain", "age", performance={"labelled": 900},
+         findings={"champion_cutoff": AS_OF - days(42)}),
+    Case("few labels and old: both are told", "retrain", "performance unknown", performance={"labelled": 900},
+         findings={"champion_cutoff": AS_OF - days(42)}),
+    Case("few labels", "alert", "performance unknown", performance={"labelled": 900}),
+    Case("low coverage", "alert", "performance unknown", performance={"labelled": 8900}),
+    # Drift
+    Case("drift for the first time", "ignore", "nothing persistent: x0, x1, x2", measured(THREE)),
+    Case("drift in 2 of 3 partitions", "retrain", "drift of 3 features", **DRIFT),
+    Case("drift with a quiet week between", "retrain", "drift of 3", measured(THREE),
+         (past(1), past(2, breached=THREE))),
+    Case("drift too long ago", "ignore", "nothing persistent", measured(THREE),
+         (past(1), past(2), past(3, breached=THREE))),
+    Case("drift that is over", "ignore", "nothing", measured(), (past(1, breached=THREE), past(2, breached=THREE))),
+    Case("two features are too few", "ignore", "nothing", measured(THREE[:2]), (past(1, breached=THREE[:2]),)),
+    Case("one structural feature is enough", "retrain", "structure", measured(["carrier"]),
+         (past(1, breached=["carrier"]),)),
+    Case("drift under another champion does not count", "ignore", "nothing", measured(THREE),
+         (past(1, breached=THREE, model_version="0"), past(2, breached=THREE, model_version="0"))),
+    Case("a broken week is no evidence of drift", "ignore", "nothing persistent", measured(THREE),
+         (past(1, "block", breached=THREE),)),
+    Case("an alerted week is", "retrain", "drift of 3", measured(THREE), (past(1, "alert", breached=THREE),)),
+    Case("drift with a broken week between", "retrain", "drift of 3", measured(THREE),
+         (past(1, "block", breached=THREE), past(2, breached=THREE))),
+    # Performance
+    Case("AUC below its limit", "retrain", "auc 0.6900 is below 0.7", performance={"auc": 0.69}),
+    Case("calibration gap above its limit", "retrain", "calibration_gap", performance={"gap": 0.06}),
+    Case("a metric that is not a number", "retrain", "auc nan", performance={"auc": math.nan}),
+    # Age and volume
+    Case("a day too young", "ignore", "nothing", findings={"champion_cutoff": AS_OF - days(41)}),
+    Case("old enough", "retrain", "age", findings={"champion_cutoff": AS_OF - days(42)}),
+    Case("much new data", "retrain", "volume", findings={"new_rows": 60_000}),
+    Case("not so much", "ignore", "nothing", findings={"new_rows": 59_999}),
+    # Guards
+    Case("one in flight", "alert", "in flight", **drift_after(past(8, "retrain", state="running"))),
+    Case("one pending", "alert", "in flight", **drift_after(past(8, "retrain", state="pending"))),
+    Case("cooling down", "alert", "cooling down", **drift_after(done(1, "promoted"))),
+    Case("cooled down", "retrain", "drift", **drift_after(done(2, "promoted"))),
+    Case("rolled back a week ago", "alert", "cooling down", **DRIFT, findings={"rolled_back": AS_OF - days(7)}),
+    Case("rolled back long ago", "retrain", "drift", **DRIFT, findings={"rolled_back": AS_OF - days(14)}),
+    Case("budget spent", "alert", "budget of 2", **drift_after(done(2, "promoted"), done(4, "promoted"))),
+    Case("budget of another month", "retrain", "drift", **drift_after(done(2, "promoted"), done(5, "promoted"))),
+    Case("refused twice", "alert", "refused", **drift_after(done(3, "held"), done(5, "need-more-data"))),
+    Case("refused twice, long ago", "retrain", "drift", **drift_after(done(9, "held"), done(11, "held"))),
+    Case("refused once", "retrain", "drift", **drift_after(done(3, "held"), done(5, "promoted"))),
+    Case("refused, then promoted", "retrain", "drift",
+         **drift_after(done(3, "promoted"), done(5, "held"), done(7, "held"))),
+    Case("refused by a person", "alert", "refused", **drift_after(done(3, "rejected"), done(5, "rejected"))),
+    Case("came late", "alert", "came late", **drift_after(past(-1))),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_the_decision_and_its_reason(case: Case, monitor: Monitor) -> None:
+    found = Findings(
+        as_of=AS_OF,
+        model_version="1",
+        measures=case.measures,
+        performance=performance(monitor, **case.performance),
+        champion_cutoff=AS_OF - days(20),
+        trained_rows=60_000,
+        new_rows=20_000,
+    )
+    found = replace(found, **case.findings)
+    decision = decide(found, case.history, monitor)
+    assert decision.decision == case.decision, decision.reasons
+    assert case.reason in "; ".join(decision.reasons)
+    assert decide(found, case.history[::-1], monitor) == decision  # whatever the order history comes in
+
+
+def test_a_metric_with_a_limit_that_could_not_be_computed_is_unknown(monitor: Monitor) -> None:
+    found = judge_performance(predicted=2000, labelled=2000, metrics={"calibration_gap": 0.01}, monitor=monitor)
+    assert found.status == "unknown"
+    assert "no auc" in found.reasons[0]
+
+
+def test_no_predictions_are_unknown(monitor: Monitor) -> None:
+    assert judge_performance(predicted=0, labelled=0, metrics={}, monitor=monitor).status == "unknown"

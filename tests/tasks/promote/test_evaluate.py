@@ -1,0 +1,253 @@
+"""A candidate is judged on the champion's own rows, through the one inference path, and the evidence is kept."""
+
+import json
+import secrets
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from adapters.registry import Registry
+from models.ensemble import fit_ensemble
+from pipeline.spec import LeakAlarm
+from serving.predictor import Predictor
+from tasks.build_features import dataset
+from tasks.promote import promote
+from tasks.promote.evaluate import fingerprint, frozen_rows, judge
+from tasks.train.split import split
+from tests.models import synthetic
+from tests.models.test_training import CPU, recipe
+from tests.tasks import killed, planted
+
+NAME = f"flights_{secrets.token_hex(4)}"  # the registry is shared by all tests of a session
+AS_OF = datetime(2013, 2, 11, tzinfo=UTC)
+GATE = {
+    "slices": ("carrier",), "min_rows": 1000, "min_slice_rows": 200, "resamples": 400, "max_latency_ms": 5000.0,
+    "leak_alarm": LeakAlarm(metric="auc", above=0.92),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def table() -> pa.Table:
+    """Synthetic rows, and a column that knows the label."""
+    rows = synthetic.table(9000, seed=1, days=42)
+    leak = rows.column("label").to_numpy() + np.random.default_rng(0).normal(0, 0.2, rows.num_rows)
+    return rows.append_column("leak", pa.array(leak))
+
+
+@pytest.fixture
+def use_case(use_case):
+    return use_case.model_copy(update={"name": NAME, "gate": use_case.gate.model_copy(update=GATE)})
+
+
+@pytest.fixture(scope="module")
+def models(mlflow_stack, table, tmp_path_factory) -> dict[str, str]:
+    """Registered: what learns well, the same with other seeds, what learns from noise, what was told the label."""
+    from pipeline.settings import REPOSITORY
+    from pipeline.spec import use_cases
+
+    use_case = use_cases(REPOSITORY / "params.yaml")["flights"].model_copy(update={"name": NAME})
+    registry = Registry(mlflow_stack.home().url("mlflow"), tmp_path_factory.mktemp("registry"))
+    cutoff = split(use_case, AS_OF).cutoff
+    seen = table.filter(pa.compute.less_equal(table["label_time"], pa.scalar(cutoff, pa.timestamp("us", "UTC"))))
+    shuffled = np.random.default_rng(0).permutation(seen.column("label").to_numpy())
+    noise = seen.set_column(seen.column_names.index("label"), "label", pa.array(shuffled))
+    leaky = replace(recipe(epochs=4, seeds=(1, 2)), numeric=(*synthetic.NUMERIC, "leak"))
+    kinds = {
+        "good": (recipe(epochs=4, seeds=(1, 2, 3)), seen),
+        "twin": (recipe(epochs=4, seeds=(4, 5, 6)), seen),
+        "noise": (recipe(epochs=2, seeds=(1, 2, 3)), noise),
+        "leaky": (leaky, seen),
+    }
+    kinds["foreign"] = kinds["noise"]
+    return {
+        kind: planted.model(
+            registry, use_case, tmp_path_factory.mktemp(kind), fit_ensemble(plan, rows, CPU), key=kind, cutoff=cutoff,
+            digest="old" if kind == "foreign" else None,
+        )
+        for kind, (plan, rows) in kinds.items()
+    }  # fmt: skip
+
+
+@pytest.fixture
+def candidates(models, outside, use_case, table):
+    """Each of them as a candidate on this test's own dataset, nobody being champion yet."""
+    for alias in outside.registry.aliases(NAME):
+        outside.registry._client.delete_registered_model_alias(NAME, alias)
+    snapshot = planted.dataset(outside, use_case, table)
+    return {
+        kind: planted.candidate(outside.registry, use_case, version, snapshot, AS_OF)
+        for kind, version in models.items()
+    }
+
+
+def evidence(outside, verdict):
+    return json.loads(outside.lake.read(verdict.evidence_uri))
+
+
+def follow(use_case, verdict, outside):
+    return promote.promote(use_case, verdict, outside, actor="gate").outcome
+
+
+def test_a_first_champion_then_equals_and_worse_ones_held_then_all_asked_again(outside, use_case, candidates):
+    first = judge(use_case, candidates["good"], outside)
+    assert (first.answer, first.champion_version, first.needs_approval) == ("promote", None, False)
+    assert follow(use_case, first, outside) == "promoted"
+
+    for kind in ("twin", "noise"):
+        verdict = judge(use_case, candidates[kind], outside)
+        assert (verdict.answer, verdict.champion_version) == ("hold", first.candidate_version), kind
+        assert follow(use_case, verdict, outside) == "held"
+
+    objects = outside.lake.list("evidence/")
+    assert [uri.rsplit(".")[-1] for uri in objects].count("json") == 3
+    assert judge(use_case, candidates["good"], outside) == first, "though it is the champion now"
+    assert judge(use_case, candidates["noise"], outside).answer == "hold"
+    assert outside.lake.list("evidence/") == objects
+    with pytest.raises(ValueError, match="against itself"):
+        judge(use_case, replace(candidates["good"], snapshot_version="another"), outside)
+
+
+def test_a_better_challenger_replaces_a_poor_champion(outside, use_case, candidates):
+    poor = judge(use_case, candidates["noise"], outside)
+    assert poor.answer == "hold", "noise does not beat the base rate"
+    forced = replace(poor, answer="promote")  # as if someone had let it pass
+    assert follow(use_case, forced, outside) == "promoted"
+    verdict = judge(use_case, candidates["good"], outside)
+    assert (verdict.answer, verdict.champion_version) == ("promote", candidates["noise"].model_version)
+    assert verdict.effect > verdict.effect_low > use_case.gate.min_effect
+
+
+@pytest.mark.parametrize("champion", ["noise", "foreign"])
+def test_a_champion_of_other_features_cannot_be_compared_so_a_person_must_approve(
+    outside, use_case, candidates, champion
+):
+    """Two champions of the same weights: one learnt today's features, the other those of a definition since changed."""
+    forced = replace(judge(use_case, candidates[champion], outside), answer="promote")
+    assert follow(use_case, forced, outside) == "promoted"
+    verdict = judge(use_case, candidates["good"], outside)
+    assert (verdict.answer, verdict.champion_version) == ("promote", candidates[champion].model_version)
+    found = evidence(outside, verdict)
+    told = champion == "foreign"
+    assert verdict.needs_approval is told
+    assert ("learnt other features" in " ".join(verdict.reasons)) is told
+    assert ("champion_unusable" in found) is told
+    assert ("constant" in found["metrics"]) is told
+    assert found["reasons"] == verdict.reasons
+    assert follow(use_case, verdict, outside) == ("rejected" if told else "promoted")
+    assert not judge(use_case, candidates["leaky"], outside).needs_approval, "nobody is asked about what is held"
+
+
+_CHILD = """
+from adapters.lake import Lake
+from tasks import dataset, evaluate
+from tests.tasks import planted
+from tests.tasks.promote.test_evaluate import AS_OF, GATE
+planted.define(NAME)
+case = use_cases(settings().params)["flights"]
+case = case.model_copy(update={"name": NAME, "gate": case.gate.model_copy(update=GATE)})
+put = Lake.put
+def put_and_die(self, prefix, data, suffix):
+    stored = put(self, prefix, data, suffix)
+    return die() if suffix == ".json" else stored
+if POINT == "while judging": evaluate.decide = die
+if POINT == "between plot and evidence":
+    Lake.put = lambda self, prefix, data, suffix: die() if suffix == ".json" else put(self, prefix, data, suffix)
+if POINT == "after the evidence": Lake.put = put_and_die
+snapshot = dataset.latest_snapshot(case, outside)
+evaluate.judge(case, planted.candidate(outside.registry, case, VERSION, snapshot, AS_OF), outside)
+"""
+
+
+@pytest.mark.parametrize(
+    ("point", "left"), [("while judging", 0), ("between plot and evidence", 1), ("after the evidence", 2)]
+)
+def test_a_judgement_killed_at_any_point_and_asked_again_is_the_same(outside, use_case, candidates, point, left):
+    def judged():
+        verdict = judge(use_case, candidates["good"], outside)
+        objects = outside.lake.list("evidence/")
+        assert len(objects) == 2, "a plot and a document"
+        found = evidence(outside, verdict)
+        del found["latency_ms"]  # measured anew each time
+        return replace(verdict, evidence_uri=""), found, objects
+
+    version = candidates["good"].model_version
+    killed.run(outside.settings, f"NAME, VERSION, POINT = {NAME!r}, {version!r}, {point!r}\n" + _CHILD, killed=True)
+    assert len(outside.lake.list("evidence/")) == left
+    *interrupted, objects = judged()
+    for uri in objects:
+        outside.lake.client.delete_object(Bucket=outside.lake.bucket, Key=uri.split("/", 3)[3])
+    assert list(judged()[:2]) == interrupted
+
+
+def test_the_evidence_says_what_was_measured_on_which_rows(outside, use_case, candidates):
+    verdict = judge(use_case, candidates["good"], outside)
+    found, moments = evidence(outside, verdict), split(use_case, AS_OF)
+    rows = dataset.load(
+        candidates["good"].snapshot_version, use_case, outside,
+        start=moments.holdout_start, end=moments.holdout_end, known_by=AS_OF,
+    )  # fmt: skip
+    assert (found["rows"], found["rows_sha256"]) == (rows.num_rows, fingerprint(rows))
+    predictor = Predictor.load(outside.registry.download_bundle(NAME, verdict.candidate_version))
+    label = rows.column("label").to_numpy()
+    gap = abs(predictor.predict(rows).mean() - label.mean())
+    assert found["calibration_gap"] == pytest.approx(gap)
+    assert found["answer"] == verdict.answer
+    assert {row["value"] for row in found["slices"]} >= {"AA", "EV", "(missing)"}
+    assert 0 < found["latency_ms"] < 5000
+    assert found["effect"]["seed_standard_error"] > 0
+    picture = outside.lake.read(found["plot_uri"])
+    assert picture.startswith(b"\x89PNG")
+    assert len(picture) < 150_000
+
+
+def test_a_leaked_label_is_refused_with_a_critical_alert_and_its_twin_is_not(outside, use_case, candidates):
+    verdict = judge(use_case, candidates["leaky"], outside)
+    assert verdict.answer == "hold"
+    assert "too good to be true" in " ".join(verdict.reasons)
+    [alert] = outside.warehouse.fetch("select tier, fingerprint from alerts")
+    assert alert == {"tier": "critical", "fingerprint": f"{NAME}/gate/leak-alarm"}
+    assert judge(use_case, candidates["good"], outside).answer == "promote"
+    assert len(outside.warehouse.fetch("select * from alerts")) == 1
+
+
+@pytest.mark.parametrize(("early_days", "answer"), [(0, "promote"), (3, "hold")])
+def test_a_holdout_that_reaches_into_training_is_refused(outside, use_case, candidates, early_days, answer):
+    asked = candidates["good"]
+    early = replace(asked, holdout_start=asked.holdout_start - timedelta(days=early_days))
+    verdict = judge(use_case, early, outside)
+    assert verdict.answer == answer
+    assert len(outside.warehouse.fetch("select * from alerts where tier = 'critical'")) == (answer == "hold")
+
+
+def test_a_holdout_without_rows_asks_for_more_data(outside, use_case, candidates):
+    later = timedelta(days=400)
+    asked = candidates["good"]
+    empty = replace(asked, holdout_start=asked.holdout_start + later, holdout_end=asked.holdout_end + later)
+    assert judge(use_case, empty, outside).answer == "need-more-data"
+
+
+def test_high_risk_asks_for_approval_of_winners_only(outside, use_case, candidates):
+    high = use_case.model_copy(update={"risk": "high"})
+    assert judge(high, candidates["good"], outside).needs_approval
+    assert not judge(high, candidates["noise"], outside).needs_approval
+
+
+def test_another_threshold_is_another_verdict(outside, use_case, candidates):
+    strict = use_case.model_copy(update={"gate": use_case.gate.model_copy(update={"max_calibration_gap": 1e-9})})
+    lenient, refused = (judge(case, candidates["good"], outside) for case in (use_case, strict))
+    assert (lenient.answer, refused.answer) == ("promote", "hold")
+    assert lenient.verdict_id != refused.verdict_id
+
+
+def test_a_bundle_that_is_not_the_one_named_is_refused(outside, use_case, candidates):
+    with pytest.raises(ValueError, match="digest"):
+        judge(use_case, replace(candidates["good"], bundle_sha256="0" * 64), outside)
+
+
+def test_a_slice_that_is_no_feature_is_named(use_case, table):
+    wrong = use_case.model_copy(update={"gate": use_case.gate.model_copy(update={"slices": ("terminal",)})})
+    with pytest.raises(ValueError, match="terminal"):
+        frozen_rows(wrong, table)

@@ -1,0 +1,281 @@
+import signal
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from datetime import timedelta
+
+import optuna
+import pytest
+
+from adapters.errors import FencedOut
+from pipeline.settings import REPOSITORY
+from tasks.build_features import dataset
+from tasks.train import search as tune
+from tasks.train import study as studies
+from tasks.train import trials
+from tasks.train.split import split
+from tasks.train.study import keeps_up, middle
+from tasks.train.trials import Search
+from tests.models import synthetic
+from tests.tasks import killed, toy
+
+
+@pytest.fixture(autouse=True)
+def rows(monkeypatch):
+    monkeypatch.setattr(dataset, "load", dataset.load)  # put back afterwards
+    toy.install()
+
+
+def search(outside, trials=5, **train):
+    tune.search(toy.use_case(**train), toy.SNAPSHOT, toy.AS_OF, trials, outside)
+    return tune.found(toy.use_case(**train), toy.SNAPSHOT, toy.AS_OF, outside)
+
+
+def best(found) -> dict:
+    return {name: value for name, value in asdict(found).items() if name != "seconds"}
+
+
+def trials_of(found, outside) -> list[dict]:
+    table = studies.trial_table(studies.open_study(found.study_name, toy.use_case(), outside))
+    return [{name: value for name, value in entry.items() if name != "seconds"} for entry in table]
+
+
+def forget(found, outside) -> None:
+    study = studies.open_study(found.study_name, toy.use_case(), outside)
+    optuna.delete_study(study_name=found.study_name, storage=study._storage)
+
+
+SEARCH = """
+import sys
+from adapters.connect import Outside
+from pipeline.settings import read_settings
+import os
+from tests.tasks import toy
+from tasks import tune
+toy.install()
+tune.search(toy.use_case(), toy.SNAPSHOT, toy.AS_OF, 6, Outside(read_settings(os.environ)), worker=int(sys.argv[1]))
+"""
+
+
+def killed_after(finished: int, settings, *, worker: int = 0) -> None:
+    """Run a search in a process of its own and kill -9 it once that many trials are done and the next ones run."""
+    command = [sys.executable, "-u", "-c", SEARCH, str(worker)]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env=killed.environment(settings), cwd=REPOSITORY
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith(f"trial {finished}/"):
+                process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+
+
+def test_a_search_killed_twice_and_resumed_ends_as_one_left_alone_with_its_exact_budget(outside, settings):
+    killed_after(1, settings)
+    killed_after(3, settings)
+    resumed = search(outside, trials=6)
+    resumed_trials = trials_of(resumed, outside)
+    assert len(resumed_trials) == 6
+    forget(resumed, outside)
+    alone = search(outside, trials=6)
+    assert best(resumed) == best(alone)
+    assert resumed_trials == trials_of(alone, outside)
+
+
+def test_sabotage_a_resumed_search_that_judges_by_the_clock_ends_elsewhere(outside, settings, monkeypatch):
+    alone = search(outside, trials=6)
+    kept = trials_of(alone, outside)
+    forget(alone, outside)
+    killed_after(3, settings)
+    monkeypatch.setattr(Search, "_last_tick", lambda _: 0)
+    monkeypatch.setattr(Search, "_occupied", lambda self, _: len(self.running))  # what has ended leaves room at once
+    assert trials_of(search(outside, trials=6), outside) != kept
+
+
+def test_what_a_dead_process_left_running_is_failed_and_sways_nothing(outside):
+    alone = search(outside)
+    forget(alone, outside)
+    search(outside, trials=2)
+    study = studies.open_study(alone.study_name, toy.use_case(), outside)
+    for _ in range(3):
+        studies.suggest(study.ask(), toy.use_case().train)  # died here
+    resumed = search(outside)
+    assert best(resumed) == best(alone)
+    states = [trial.state.name for trial in study.get_trials()]
+    assert (states.count("FAIL"), states.count("RUNNING"), len(states)) == (3, 0, 8)
+
+
+def test_two_workers_share_a_study_and_its_exact_budget(outside, settings):
+    command = [sys.executable, "-u", "-c", SEARCH, "1"]
+    with subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, env=killed.environment(settings), cwd=REPOSITORY
+    ) as other:
+        found = search(outside, trials=6)
+        assert other.wait() == 0
+    asked = claims_of(found, outside)
+    assert sorted(claim.place for claim, _ in asked) == list(range(6))
+    assert {trial.state.is_finished() for _, trial in asked} == {True}
+    together = tune.found(toy.use_case(), toy.SNAPSHOT, toy.AS_OF, outside)
+    assert (together.trials, together.study_name) == (6, found.study_name)
+    assert together.best_value <= found.best_value, "what this worker saw at its own end, or better"
+
+
+def test_a_worker_that_died_leaves_its_trials_to_its_next_run_and_to_nobody_else(outside, settings):
+    killed_after(1, settings, worker=1)
+    found = search(outside, trials=6)
+    left = [claim for claim, trial in claims_of(found, outside) if not trial.state.is_finished()]
+    assert {claim.worker for claim in left} == {1}
+    assert found.trials == 6 - len(left) < 6
+    tune.search(toy.use_case(), toy.SNAPSHOT, toy.AS_OF, 6, outside, worker=1)
+    again = tune.found(toy.use_case(), toy.SNAPSHOT, toy.AS_OF, outside)
+    assert again.trials == 6
+    assert again.best_value <= found.best_value
+
+
+def test_a_worker_for_whom_no_trial_is_left_ends_in_peace_before_any_has_ended(outside, monkeypatch):
+    case = toy.use_case(trials_at_once=2)
+    with monkeypatch.context() as patched:
+        patched.setattr(Search, "_train", dying(Search._train, 0))
+        with pytest.raises(KeyboardInterrupt):
+            tune.search(case, toy.SNAPSHOT, toy.AS_OF, 2, outside)  # asked for both, and trains them
+    tune.search(case, toy.SNAPSHOT, toy.AS_OF, 2, outside, worker=1)
+    with pytest.raises(ValueError, match="none of 0 trials converged"):
+        tune.found(case, toy.SNAPSHOT, toy.AS_OF, outside)
+
+
+def claims_of(found, outside) -> list:
+    return studies.claims(studies.open_study(found.study_name, toy.use_case(), outside))
+
+
+def test_room_is_filled_with_new_trials_while_others_go_on(outside):
+    found = search(outside, trials=6)
+    claims = [claim for claim, _ in claims_of(found, outside)]
+    ticks = [claim.tick for claim in sorted(claims, key=lambda claim: claim.place)]
+    assert ticks[:3] == [0, 0, 0]
+    assert 1 in ticks[3:], "at the first rung some ended, and were replaced there and then"
+    attempts = [studies.attempt_of(trial) for _, trial in claims_of(found, outside)]
+    busy = [sum(c.tick <= t < c.tick + a.epochs for c, a in zip(claims, attempts, strict=True)) for t in range(12)]
+    assert max(busy) == toy.use_case().train.trials_at_once
+
+
+def test_killed_between_the_asks_of_a_batch_and_between_its_tells_all_ends_the_same(outside, monkeypatch):
+    alone = search(outside, trials=6)
+    kept = trials_of(alone, outside)
+    for name in ("ask", "record", "report_rung"):
+        for after in (2, 4):
+            forget(alone, outside)
+            with monkeypatch.context() as patched:
+                patched.setattr(trials, name, dying(getattr(trials, name), after))
+                with pytest.raises(KeyboardInterrupt):
+                    search(outside, trials=6)
+            assert trials_of(search(outside, trials=6), outside) == kept, (name, after)
+
+
+def dying(work, after: int):
+    """`work`, which dies when it is called once too often."""
+    calls = []
+
+    def worked(*arguments):
+        calls.append(arguments)
+        if len(calls) > after:
+            raise KeyboardInterrupt
+        return work(*arguments)
+
+    return worked
+
+
+def test_a_finished_search_is_not_searched_again(outside, capsys):
+    first = search(outside, trials=3)
+    capsys.readouterr()
+    assert search(outside, trials=3) == first
+    assert capsys.readouterr().out == ""
+
+
+def test_a_larger_budget_goes_on_with_the_same_study(outside):
+    few, more = search(outside, trials=2), search(outside, trials=4)
+    assert (few.study_name, few.trials, more.trials) == (more.study_name, 2, 4)
+    assert more.best_value <= few.best_value
+
+
+def test_an_overtaken_search_can_not_tell(outside, monkeypatch):
+    train_epoch = tune.Trainer.train_epoch
+
+    def overtaken(self, members):
+        study = tune.study_name(toy.use_case(), toy.SNAPSHOT, toy.AS_OF, toy.features.definition("toy"))
+        outside.warehouse.begin(f"search/{study}/0")
+        return train_epoch(self, members)
+
+    monkeypatch.setattr(tune.Trainer, "train_epoch", overtaken)
+    with pytest.raises(FencedOut):
+        search(outside)
+
+
+def test_a_search_finds_a_model_that_works_and_says_how_it_goes(outside, capsys):
+    found = search(outside, metric="auc")
+    assert found.best_value > 0.75
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" ")[1] for line in lines] == [f"{i}/5" for i in range(1, 6)]
+
+
+def test_trials_that_diverge_are_pruned_and_when_all_do_it_says_so(outside):
+    with pytest.raises(ValueError, match="none of 2 trials converged"):
+        search(outside, trials=2, learning_rate=(1e30, 1e35))
+
+
+def test_too_few_rows_is_said_with_the_setting_to_look_at(outside):
+    with pytest.raises(ValueError, match=r"train.min_rows asks for 1000000"):
+        search(outside, min_rows=1_000_000)
+
+
+def test_a_training_beyond_the_features_is_refused(outside):
+    with pytest.raises(ValueError, match="features reach to"):
+        tune.search(toy.use_case(), toy.SNAPSHOT, toy.AS_OF + timedelta(days=7), 2, outside)
+
+
+def test_no_label_known_after_the_part_it_belongs_to_is_used():
+    moments = split(toy.use_case(), toy.AS_OF)
+    table = synthetic.table()
+    train, validation = tune.parts(table, moments)
+    assert max(train["label_time"].to_pylist()) <= moments.train_end
+    assert min(validation["prediction_time"].to_pylist()) >= moments.train_end
+    assert moments.train_end < moments.cutoff < moments.holdout_start < moments.holdout_end < toy.AS_OF
+    assert moments.holdout_start - moments.cutoff == timedelta(hours=24)
+
+
+def test_halving_keeps_the_best_share_and_never_what_is_not_finite():
+    assert keeps_up((1.0, 0), [], 0.34)
+    assert not keeps_up((float("inf"), 0), [], 0.34)
+    others = [(loss, place) for place, loss in enumerate([0.5, 0.6, 0.7, 0.8, 0.9])]
+    assert [keeps_up((loss, 9), others, 0.34) for loss in (0.4, 0.55, 0.65, 1.0)] == [True, True, False, False]
+
+
+def test_of_equals_the_first_keeps_up():
+    assert keeps_up((0.5, 0), [(0.5, 1), (0.5, 2)], 0.34)
+    assert not keeps_up((0.5, 1), [(0.5, 0), (0.5, 2)], 0.34)
+
+
+def test_the_study_name_changes_with_whatever_changes_a_trial():
+    base = toy.use_case()
+    definition = toy.features.definition("toy")
+
+    def name(use_case=base, snapshot=toy.SNAPSHOT, as_of=toy.AS_OF):
+        return tune.study_name(use_case, snapshot, as_of, definition)
+
+    others = [
+        name(use_case=toy.use_case(dropout=(0.0, 0.1))),
+        name(use_case=base.model_copy(update={"seed": 1})),
+        name(use_case=base.model_copy(update={"time": base.time.model_copy(update={"label_delay_hours": 48})})),
+        name(snapshot=replace(toy.SNAPSHOT, version="b" * 32)),
+        name(as_of=toy.AS_OF - timedelta(days=7)),
+    ]
+    assert len({name(), *others}) == 6
+    assert name(use_case=toy.use_case(trials=99)) == name()
+    titled = base.model_copy(update={"title": "another", "time": base.time.model_copy(update={"history_days": 60})})
+    assert name(use_case=titled) == name()
+
+
+def test_the_first_trial_is_the_middle_of_the_space():
+    train = toy.use_case(hidden_units=(8, 16, 32), dropout=(0.0, 0.4), learning_rate=(1e-4, 1e-2)).train
+    assert middle(train)["hidden_units"] == 16
+    assert middle(train)["dropout"] == 0.2
+    assert middle(train)["learning_rate"] == pytest.approx(1e-3)
