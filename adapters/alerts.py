@@ -126,7 +126,7 @@ class Alerts:
     def flush(self) -> int:
         """Deliver what waits, oldest first, until the channel fails; how many were delivered."""
         delivered = 0
-        for row in self._warehouse.fetch(_UNDELIVERED, (_BATCH,)):
+        for row in self._warehouse.query(_UNDELIVERED, (_BATCH,)):
             if not self._deliver(row["alert_id"]):
                 break
             delivered += 1

@@ -81,7 +81,7 @@ class Warehouse:
 
     def begin(self, run_key: str) -> Fence:
         """Start a piece of work: whoever began it before may no longer commit."""
-        [row] = self.fetch(
+        [row] = self.query(
             "insert into fences (run_key, epoch) values (%s, 1) on conflict (run_key)"
             " do update set epoch = fences.epoch + 1, begun_at = now() returning epoch",
             (run_key,),
@@ -105,15 +105,18 @@ class Warehouse:
         finally:
             opened.close()
 
-    def fetch(self, query: str, params: Sequence[Any] | dict[str, Any] = ()) -> list[dict[str, Any]]:
-        """The rows a statement returns, in a transaction of its own, retried: so it must bear being run twice."""
+    def query(self, statement: str, params: Sequence[Any] | dict[str, Any] = ()) -> list[dict[str, Any]]:
+        """The rows that a statement returns, in a transaction of its own, retried: so it must bear being run twice."""
+        return self.retrying(lambda: self._run(statement, params, lambda at: [dict(row) for row in at.fetchall()]))
 
-        def work() -> list[dict[str, Any]]:
-            with self.transaction() as at:
-                at.execute(query, params or None)  # without parameters a % is a %
-                return [dict(row) for row in at.fetchall()] if at.description else []
+    def execute(self, statement: str, params: Sequence[Any] | dict[str, Any] = ()) -> None:
+        """Run a statement that returns nothing, as `query` does."""
+        self.retrying(lambda: self._run(statement, params, lambda _: None))
 
-        return self.retrying(work)
+    def _run(self, statement: str, params: Sequence[Any] | dict[str, Any], read: Callable[[cursor], Result]) -> Result:
+        with self.transaction() as at:
+            at.execute(statement, params or None)  # without parameters a % is a %
+            return read(at)
 
     def copy_out(self, query: str | sql.Composable, params: Sequence[Any] = (), *, at: cursor) -> pa.Table:
         """A query's rows by COPY, typed by the query's own column types (see `adapters.copying.arrow_type`)."""

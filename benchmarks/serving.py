@@ -69,7 +69,7 @@ def drain(world: World) -> float:
 
 def losses(world: World) -> dict[str, int]:
     """What the warehouse says of all answers so far."""
-    [row] = world.outside.warehouse.fetch(
+    [row] = world.outside.warehouse.query(
         "select sum(answered)::bigint as answered, sum(shipped)::bigint as shipped, sum(dropped)::bigint as dropped,"
         " sum(lost)::bigint as lost, sum(repeated)::bigint as repeated from online_losses"
     )

@@ -133,7 +133,7 @@ def prepare(warehouse: Warehouse, before: pa.Table, history: pa.Table) -> None:
         at.execute("create table partitioned (like predictions including all) partition by list (model_version)")
         upsert(at, history)
         upsert(at, before)
-    warehouse.fetch("analyze predictions")
+    warehouse.execute("analyze predictions")
 
 
 def run(warehouse: Warehouse, rows: int, rounds: int) -> dict[str, list[Measured]]:

@@ -6,7 +6,7 @@ from pipeline.spec import UseCase
 
 def find_retrain(use_case_name: str) -> dict[str, str] | None:
     """The decision to retrain that nobody answers yet, or None."""
-    found = outside().warehouse.fetch(
+    found = outside().warehouse.query(
         "select decision_id from retrains where use_case = %s and state in ('pending', 'running')", (use_case_name,)
     )
     return {"decision_id": found[0]["decision_id"]} if found else None

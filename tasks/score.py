@@ -160,10 +160,10 @@ _SCORING_KEY = ("use_case", "partition_start", "model_version")
 
 
 def _pending(use_case: UseCase, snapshot: Snapshot, outside: "Outside", keys: Collection[str] | None) -> Iterator[Work]:
-    [row] = outside.warehouse.fetch(
+    [row] = outside.warehouse.query(
         "select index from snapshots where use_case = %s and version = %s", (use_case.name, snapshot.version)
     )
-    scored = outside.warehouse.fetch(
+    scored = outside.warehouse.query(
         "select partition_start, model_version, inputs from scorings where use_case = %s", (use_case.name,)
     )
     done = {(s["partition_start"], s["model_version"], s["inputs"]) for s in scored}

@@ -48,7 +48,7 @@ def put_table(
     key = use_case.grid.key(partition)
     stored = outside.lake.put(f"clean/{use_case.name}/{table}/{key}", to_bytes(rows), ".parquet")
     clean = {"uri": stored.uri, "sha256": stored.sha256, "rows": rows.num_rows} if status == "clean" else {}
-    outside.warehouse.fetch(
+    outside.warehouse.execute(
         """insert into batches (use_case, table_name, partition_start, partition_end, raw_sha256, version, raw_uri,
                raw_rows, status, clean_uri, clean_sha256, clean_rows)
            select %(use_case)s, %(table)s, %(start)s, %(end)s, %(raw)s, coalesce(max(version), 0) + 1, '-', %(n)s,

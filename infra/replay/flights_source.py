@@ -109,7 +109,7 @@ create table if not exists airlines (carrier text not null, name text, known_at 
 
 def create_tables(source: Warehouse) -> None:
     """The operator's tables, empty."""
-    source.fetch(_CREATE)
+    source.execute(_CREATE)
 
 
 def load(dsn: str) -> dict[str, int]:

@@ -36,13 +36,13 @@ class Incident:
 
 def manifest(source: Warehouse) -> list[Incident]:
     """The incidents injected so far."""
-    [found] = source.fetch("select to_regclass('injected_incidents') is not null as there")
-    rows = source.fetch("select * from injected_incidents order by partition_key") if found["there"] else []
+    [found] = source.query("select to_regclass('injected_incidents') is not null as there")
+    rows = source.query("select * from injected_incidents order by partition_key") if found["there"] else []
     return [Incident(**row) for row in rows]
 
 
 def _measurements(source: Warehouse) -> list[str]:
-    columns = source.fetch(
+    columns = source.query(
         "select column_name as name from information_schema.columns "
         "where table_schema = 'public' and table_name = %s order by ordinal_position",
         (TABLE,),
@@ -93,4 +93,4 @@ def mending(source: Warehouse, partition_key: str) -> Iterator[None]:
 
     source.retrying(work)
     yield
-    source.fetch("update injected_incidents set state = 'mended' where partition_key = %s", (partition_key,))
+    source.execute("update injected_incidents set state = 'mended' where partition_key = %s", (partition_key,))

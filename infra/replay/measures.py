@@ -34,7 +34,7 @@ class Week:
 def _live_scores(
     use_case: UseCase, outside: Outside, week: Interval, model_version: str
 ) -> dict[tuple[str, datetime], float]:
-    rows = outside.warehouse.fetch(
+    rows = outside.warehouse.query(
         "select entity_key, event_time, score from predictions "
         "where use_case = %s and prediction_time >= %s and prediction_time < %s and model_version = %s",
         (use_case.name, week.start, week.end, model_version),
@@ -47,7 +47,7 @@ def _metrics(names: tuple[str, ...], labels: np.ndarray, scores: np.ndarray) -> 
 
 
 def _decisions(use_case: UseCase, outside: Outside) -> dict[datetime, dict[str, Any]]:
-    rows = outside.warehouse.fetch(
+    rows = outside.warehouse.query(
         "select d.*, r.outcome from decisions d left join retrains r using (decision_id) where d.use_case = %s",
         (use_case.name,),
     )
@@ -90,7 +90,7 @@ def weeks(use_case: UseCase, outside: Outside) -> list[Week]:
 
 def first_champion(use_case: UseCase, outside: Outside) -> str:
     """The model version of the first promotion."""
-    rows = outside.warehouse.fetch(
+    rows = outside.warehouse.query(
         "select model_version from ledger where use_case = %s and action = 'promote' order by entry limit 1",
         (use_case.name,),
     )
@@ -101,17 +101,17 @@ def first_champion(use_case: UseCase, outside: Outside) -> str:
 
 def ledger(use_case: UseCase, outside: Outside) -> list[dict[str, Any]]:
     """Every promotion and refusal, in order."""
-    return outside.warehouse.fetch("select * from ledger where use_case = %s order by entry", (use_case.name,))
+    return outside.warehouse.query("select * from ledger where use_case = %s order by entry", (use_case.name,))
 
 
 def alerts(use_case: UseCase, outside: Outside) -> list[dict[str, Any]]:
     """Every alert, in order."""
-    return outside.warehouse.fetch("select * from alerts where use_case = %s order by alert_id", (use_case.name,))
+    return outside.warehouse.query("select * from alerts where use_case = %s order by alert_id", (use_case.name,))
 
 
 def drift_ratios(use_case: UseCase, outside: Outside) -> tuple[list[datetime], dict[str, list[float]]]:
     """Week starts and, per feature, PSI over its calibrated threshold (NaN where it could not be measured)."""
-    rows = outside.warehouse.fetch(
+    rows = outside.warehouse.query(
         "select as_of, feature, value, threshold from drift where use_case = %s and measure = 'psi' order by as_of",
         (use_case.name,),
     )

@@ -76,7 +76,7 @@ def closing(use_case: UseCase, outside: Outside, *, rows: int = ROWS) -> Online 
         request=events[0],
         answer=answers[0],
         parity=_compare(use_case, outside, points, online, answers),
-        answered=outside.warehouse.fetch(_ANSWERED, (use_case.name,)),
+        answered=outside.warehouse.query(_ANSWERED, (use_case.name,)),
     )
 
 
@@ -114,7 +114,7 @@ def _logged(use_case: UseCase, outside: Outside, asked: list[tuple[str, int]]) -
     deadline = time.monotonic() + LOGGED_WITHIN_SECONDS
     name = asked[0][0].rsplit("-", 2)[0]
     while True:
-        rows = outside.warehouse.fetch(_LOGGED, (use_case.name, f"{name}-%"))
+        rows = outside.warehouse.query(_LOGGED, (use_case.name, f"{name}-%"))
         found = {(row["request_id"], row["position"]): row["features"] for row in rows}
         if found.keys() >= set(asked):
             return [found[key] for key in asked]

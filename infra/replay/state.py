@@ -23,7 +23,7 @@ class State:
 
     def clean_partitions(self) -> set[datetime]:
         """Starts of the partitions whose tables are all validated in their current version."""
-        rows = self._fetch(
+        rows = self._query(
             """
             select partition_start from batches b where use_case = %s and status = 'clean' and version =
                 (select max(version) from batches where (use_case, table_name, partition_start) =
@@ -36,7 +36,7 @@ class State:
 
     def blocked(self) -> str | None:
         """What validation stopped, in its current version, in words."""
-        rows = self._fetch(
+        rows = self._query(
             """
             select table_name, partition_start, problem from batches b
             where use_case = %s and status = 'blocked' and version =
@@ -52,14 +52,14 @@ class State:
 
     def built_until(self) -> datetime | None:
         """The end of the latest feature snapshot."""
-        moment: datetime | None = self._fetch('select max("end") as until from snapshots where use_case = %s')[0][
+        moment: datetime | None = self._query('select max("end") as until from snapshots where use_case = %s')[0][
             "until"
         ]
         return moment
 
     def decision(self, week: Interval) -> dict[str, Any] | None:
         """What monitoring concluded at a week's end."""
-        rows = self._fetch("select * from decisions where use_case = %s and as_of = %s", week.end)
+        rows = self._query("select * from decisions where use_case = %s and as_of = %s", week.end)
         return rows[0] if rows else None
 
     def settled(self, week: Interval) -> bool:
@@ -71,7 +71,7 @@ class State:
         decision = self.decision(week)
         if decision is None or decision["decision"] != "retrain":
             return decision is not None
-        rows = self._fetch(
+        rows = self._query(
             "select state from retrains where use_case = %s and decision_id = %s", decision["decision_id"]
         )
         if rows[0]["state"] == "failed":
@@ -82,7 +82,7 @@ class State:
 
     def scored(self, week: Interval) -> str:
         """How many rows of a week were scored by which version, in words."""
-        rows = self._fetch(
+        rows = self._query(
             "select model_version, rows from scorings where use_case = %s and partition_start = %s", week.start
         )
         return ", ".join(f"{row['rows']:,} rows scored by version {row['model_version']}" for row in rows)
@@ -93,7 +93,7 @@ class State:
         Raises:
             ReplayError: when there is none.
         """
-        rows = self._fetch(
+        rows = self._query(
             """
             select l.* from ledger l where l.use_case = %s and action = any(%s)
             and (%s::text is null or l.as_of = (select as_of from decisions where decision_id = %s)) order by entry
@@ -106,5 +106,5 @@ class State:
             raise ReplayError(f"training ended without a ledger entry; see {self.use_case.name}.train in Airflow")
         return rows[-1 if decision_id else 0]
 
-    def _fetch(self, query: str, *params: Any) -> list[dict[str, Any]]:
-        return self.outside.warehouse.fetch(query, (self.use_case.name, *params))
+    def _query(self, query: str, *params: Any) -> list[dict[str, Any]]:
+        return self.outside.warehouse.query(query, (self.use_case.name, *params))

@@ -144,7 +144,7 @@ def _manifest(use_case: UseCase, outside: "Outside") -> "Manifest":
     from tasks.build_features.materialise import Stored
 
     clean: dict[str, dict[Interval, Stored]] = defaultdict(dict)
-    for row in outside.warehouse.fetch(_CLEAN, (use_case.name,)):
+    for row in outside.warehouse.query(_CLEAN, (use_case.name,)):
         part = Interval(row["partition_start"], row["partition_end"])
         clean[row["table_name"]][part] = Stored(
             key=use_case.grid.key(part), interval=part, uri=row["clean_uri"], sha256=row["clean_sha256"]
@@ -154,7 +154,7 @@ def _manifest(use_case: UseCase, outside: "Outside") -> "Manifest":
 
 def _latest_index(use_case: UseCase, outside: "Outside") -> dict[str, dict[str, Any]]:
     query = "select index from snapshots where use_case = %s order by build_order desc limit 1"
-    rows = outside.warehouse.fetch(query, (use_case.name,))
+    rows = outside.warehouse.query(query, (use_case.name,))
     return dict(rows[0]["index"]) if rows else {}
 
 

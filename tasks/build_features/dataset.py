@@ -57,7 +57,7 @@ class Dataset:
 
 def latest_snapshot(use_case: UseCase, outside: "Outside") -> Snapshot | None:
     """The version built last; None before the first."""
-    found = outside.warehouse.fetch(f"{_SNAPSHOTS} order by build_order desc limit 1", (use_case.name,))
+    found = outside.warehouse.query(f"{_SNAPSHOTS} order by build_order desc limit 1", (use_case.name,))
     return Snapshot(use_case=use_case.name, **found[0]) if found else None
 
 
@@ -67,7 +67,7 @@ def snapshot(version: str, use_case: UseCase, outside: "Outside") -> Snapshot:
     Raises:
         ValueError: it never was.
     """
-    found = outside.warehouse.fetch(f"{_SNAPSHOTS} and version = %s", (use_case.name, version))
+    found = outside.warehouse.query(f"{_SNAPSHOTS} and version = %s", (use_case.name, version))
     if not found:
         raise ValueError(f"{use_case.name} has no dataset version {version}: see the table snapshots")
     return Snapshot(use_case=use_case.name, **found[0])

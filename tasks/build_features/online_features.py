@@ -78,7 +78,7 @@ def behind(use_case: UseCase, outside: "Outside") -> Snapshot | None:
     if latest is None:
         return None
     digest = features.definition(use_case.name).digest()
-    state = outside.warehouse.fetch(_STATE, (use_case.name, digest))
+    state = outside.warehouse.query(_STATE, (use_case.name, digest))
     return None if state and state[0]["snapshot_version"] == latest.version else latest
 
 

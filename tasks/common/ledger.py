@@ -42,12 +42,12 @@ class Champion:
 
 def current(use_case: UseCase, outside: "Outside") -> Champion | None:
     """The champion now; None before the first."""
-    return _champion(use_case, outside.warehouse.fetch(_CURRENT, (use_case.name,)))
+    return _champion(use_case, outside.warehouse.query(_CURRENT, (use_case.name,)))
 
 
 def champion_for(use_case: UseCase, moment: datetime, outside: "Outside") -> Champion | None:
     """The champion in force at a data time, by the ledger, so the same whenever it is asked; None before the first."""
-    return _champion(use_case, outside.warehouse.fetch(_IN_FORCE, (use_case.name, moment)))
+    return _champion(use_case, outside.warehouse.query(_IN_FORCE, (use_case.name, moment)))
 
 
 def locked_champion(at: cursor, use_case: UseCase) -> Champion | None:

@@ -49,7 +49,7 @@ class Checker:
         """What all of the stage's answers so far came to."""
         d = self._deployment
         asked = (d.use_case, d.version, self._slot, self._since, _MOST_AT_ONCE)
-        rows = self._outside.warehouse.fetch(_NEW, asked)
+        rows = self._outside.warehouse.query(_NEW, asked)
         fresh = [row for row in rows if _key(row) not in self._seen]
         if fresh:  # a model is not loaded for nothing
             self._seen.update(map(_key, fresh))
@@ -85,7 +85,7 @@ def failed(record: "Record", *, forgiving: bool) -> bool:
 
 def latest(use_case: "UseCase", version: str, since: datetime, outside: "Outside", *, most: int) -> recompute.Checked:
     """The latest logged answers of the stable version since a moment, computed again from their features."""
-    rows = outside.warehouse.fetch(_LATEST, (use_case.name, version, "stable", since, most))
+    rows = outside.warehouse.query(_LATEST, (use_case.name, version, "stable", since, most))
     return recompute.check(recompute.predictor(use_case, version, outside), rows) if rows else recompute.NOTHING
 
 

@@ -222,7 +222,7 @@ def _fresh(deployment: Deployment, outside: "Outside") -> Deployment:
 
 
 def _require_judged(use_case: UseCase, version: str, outside: "Outside") -> None:
-    found = outside.warehouse.fetch(
+    found = outside.warehouse.query(
         "select 1 from ledger where use_case = %s and action = 'promote' and model_version = %s limit 1",
         (use_case.name, version),
     )

@@ -203,5 +203,5 @@ def _plain(value: Any) -> Any:
 
 def _one(where: str, params: tuple[Any, ...], outside: "Outside", *, order: str = "position") -> Deployment | None:
     query = f"select {_COLUMNS} from deployments where {where} order by {order} desc limit 1"  # noqa: S608  # our texts
-    rows = outside.warehouse.fetch(query, params)
+    rows = outside.warehouse.query(query, params)
     return Deployment(**rows[0]) if rows else None

@@ -71,7 +71,7 @@ def rows(use_case: UseCase, outside: "Outside", wanted: int) -> tuple["pa.Table"
     import features
 
     definition = features.definition(use_case.name)
-    state = outside.warehouse.fetch(_STATE, (use_case.name, definition.digest()))
+    state = outside.warehouse.query(_STATE, (use_case.name, definition.digest()))
     if not state:
         raise NotReady(f"{use_case.name} has no online features of today's definition: run {use_case.name}.ingest")
     snapshot = dataset.snapshot(state[0]["snapshot_version"], use_case, outside)

@@ -72,7 +72,7 @@ def _versions(use_case: UseCase, outside: "Outside") -> tuple[list[str], list[st
 def _route(use_case: UseCase, outside: "Outside") -> list[str]:
     from adapters.gateway import Route
 
-    rows = outside.warehouse.fetch("select epoch from fences where run_key = %s", (f"deploy/{use_case.name}",))
+    rows = outside.warehouse.query("select epoch from fences where run_key = %s", (f"deploy/{use_case.name}",))
     if not rows:
         return []
     # Not a new epoch, which would throw out a rollback that begins now: this one's, so that it waits for us.

@@ -166,7 +166,7 @@ class Server:
 
     def example(self) -> dict[str, Any] | None:
         """A real event that was asked when a version was let in."""
-        found = self._outside.warehouse.fetch(_EXAMPLE, (self._name,))
+        found = self._outside.warehouse.query(_EXAMPLE, (self._name,))
         return dict(found[0]["event"]) if found else None
 
     def settle(self, version: str) -> None:
@@ -174,7 +174,7 @@ class Server:
         endpoint(self._outside).make_default(self._name, version)
         gateway(self._outside).publish_openapi(self._name, self._schema())
         if self._use_case.target.kind == "binary":
-            [found] = self._outside.warehouse.fetch(_BASE_RATE, (self._name,))
+            [found] = self._outside.warehouse.query(_BASE_RATE, (self._name,))
             gateway(self._outside).set_fallback(self._name, found["rate"])
 
     def retire_others(self, serving: Deployment | None) -> None:

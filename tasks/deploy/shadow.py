@@ -67,7 +67,7 @@ def look(
         FencedOut: somebody else has taken over.
     """
     problem = _mirror(use_case, deployment, outside, fence)
-    [summary] = outside.warehouse.fetch(_SUMMARY, (deployment.deployment_id,))
+    [summary] = outside.warehouse.query(_SUMMARY, (deployment.deployment_id,))
     checked = checker.check()
     seen = Shadowed(
         requests=summary["requests"],
@@ -91,7 +91,7 @@ def _mirror(use_case: "UseCase", deployment: "Deployment", outside: "Outside", f
         "most": endpoint.rollout.shadow_requests,
     }
     rows, problem = [], None
-    for request_id, group in groupby(outside.warehouse.fetch(_NEW, asked), key=lambda row: row["request_id"]):
+    for request_id, group in groupby(outside.warehouse.query(_NEW, asked), key=lambda row: row["request_id"]):
         events = list(group)
         try:
             asked_again = [event["request"] for event in events]

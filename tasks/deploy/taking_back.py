@@ -86,7 +86,7 @@ def _unsound(use_case: UseCase, version: str, step: Step, outside: "Outside") ->
     """What is wrong with a version when it is asked what was asked last; None: going back to it mends something."""
     assert use_case.endpoint is not None
     took = []
-    for row in outside.warehouse.fetch(_PROBE, (use_case.name, _PROBES)):
+    for row in outside.warehouse.query(_PROBE, (use_case.name, _PROBES)):
         began = time.perf_counter()
         try:
             ask(use_case, version, [row["request"]], outside, request_id=f"probe-{uuid.uuid4()}", slot="probe")

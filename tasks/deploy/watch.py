@@ -96,16 +96,16 @@ def _look(use_case: UseCase, serving: Deployment, outside: "Outside") -> tuple[L
     assert use_case.endpoint is not None
     assert serving.finished_at is not None
     rollout = use_case.endpoint.rollout
-    [clock] = outside.warehouse.fetch("select clock_timestamp() as now")
-    last = outside.warehouse.fetch(_LAST, (use_case.name,))
+    [clock] = outside.warehouse.query("select clock_timestamp() as now")
+    last = outside.warehouse.query(_LAST, (use_case.name,))
     now, since = clock["now"], last[0]["looked_at"] if last else clock["now"] - _FIRST_LOOK
     earliest = max(serving.finished_at, now - timedelta(minutes=rollout.hold_minutes))
     judged = recent(gateway(outside).records(use_case.name, earliest), serving.version, since, rollout)
     since_full = max(since - _OVERLAP, serving.finished_at)
     checked = _checked(use_case, serving, since_full, outside)
     tally = canary.tally(judged, checked, max_ms=rollout.max_p99_ms, forgiving=True)
-    [counted] = outside.warehouse.fetch(_ANSWERS, (f"%{STORE_SILENT}%", use_case.name, since))
-    [losses] = outside.warehouse.fetch(_LOST, (use_case.name,))
+    [counted] = outside.warehouse.query(_ANSWERS, (f"%{STORE_SILENT}%", use_case.name, since))
+    [losses] = outside.warehouse.query(_LOST, (use_case.name,))
     look = Look(
         use_case=use_case.name,
         looked_at=now,
@@ -181,7 +181,7 @@ def _keep(look: Look, findings: list[str], outside: "Outside") -> None:
     values: dict[str, Any] = {**asdict(look), "findings": findings}
     names, places = ", ".join(values), ", ".join(["%s"] * len(values))
     statement = f"insert into online_watch ({names}) values ({places})"  # noqa: S608  # our names
-    outside.warehouse.fetch(statement, tuple(values.values()))
+    outside.warehouse.execute(statement, tuple(values.values()))
 
 
 def _said(sentence: str) -> str:

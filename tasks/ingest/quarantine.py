@@ -88,7 +88,7 @@ def insert(at: cursor, landed: TableBatch, batch: Batch, checked: Checked) -> No
 def listing(use_case: UseCase, outside: Outside, partition: Interval | None = None) -> list[dict[str, Any]]:
     """The quarantined rows of what is current (all partitions, or one), with their reasons; replayed ones too."""
     start = partition.start if partition else None
-    return outside.warehouse.fetch(_LISTING, {"use_case": use_case.name, "start": start})
+    return outside.warehouse.query(_LISTING, {"use_case": use_case.name, "start": start})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,13 +150,13 @@ def _without(table: pa.Table, numbers: frozenset[int]) -> pa.Table:
 
 
 def _todo(use_case: UseCase, table: str, partition: Interval, asked: Mapping[int, Values], outside: Outside) -> _Replay:
-    current = outside.warehouse.fetch(_CURRENT, (use_case.name, partition.start))
+    current = outside.warehouse.query(_CURRENT, (use_case.name, partition.start))
     batch = next((row for row in current if row["table_name"] == table), None)
     if batch is None or batch["status"] != "clean":
         state = batch["status"] if batch else "not landed"
         raise ValueError(f"{table} of {partition} is {state}: rows can be replayed once the partition was validated")
     where = (use_case.name, table, partition.start, batch["raw_sha256"])
-    rows = {row["row_number"]: row for row in outside.warehouse.fetch(_ROWS, where)}
+    rows = {row["row_number"]: row for row in outside.warehouse.query(_ROWS, where)}
     if missing := sorted(asked.keys() - rows.keys()):
         raise ValueError(f"{table} of {partition}: not in quarantine: rows {missing}; there are {sorted(rows)}")
     suite = suites(use_case.name)[table]
@@ -224,7 +224,7 @@ def _commit(done: _Done, fence: Fence, outside: Outside) -> None:
 
 def _batch(use_case: UseCase, partition: Interval, outside: Outside) -> Batch:
     """What is current of a partition, as `validate` hands it on."""
-    rows = outside.warehouse.fetch(_CURRENT, (use_case.name, partition.start))
+    rows = outside.warehouse.query(_CURRENT, (use_case.name, partition.start))
     fields = ("raw_uri", "raw_sha256", "raw_rows", "clean_uri", "clean_sha256", "clean_rows", "quarantined_rows")
     tables = [TableBatch(table=row["table_name"], **{name: row[name] for name in fields}) for row in rows]
     docs = next((row["docs_uri"] for row in sorted(rows, key=lambda row: str(row["validated_at"]), reverse=True)), None)

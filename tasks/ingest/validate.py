@@ -99,7 +99,7 @@ def _clean_already(work: _Work) -> dict[str, dict[str, Any]]:
     """Table -> its row in `batches`, for tables whose very content was found clean before; the last judged first."""
     landed = {table.table: table.raw_sha256 for table in work.batch.tables}
     where = (work.use_case.name, work.batch.partition_start, list(landed.values()))
-    rows = work.outside.warehouse.fetch(_CLEAN_ALREADY, where)
+    rows = work.outside.warehouse.query(_CLEAN_ALREADY, where)
     return {row["table_name"]: row for row in rows if landed.get(row["table_name"]) == row["raw_sha256"]}
 
 

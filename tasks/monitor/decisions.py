@@ -47,7 +47,7 @@ def history(use_case: UseCase, outside: "Outside") -> list[Past]:
     """Every decision made so far, with the state of its retrain."""
     return [
         Past(**{**row, "breached": frozenset(row["breached"])})
-        for row in outside.warehouse.fetch(_HISTORY, (use_case.name,))
+        for row in outside.warehouse.query(_HISTORY, (use_case.name,))
     ]
 
 

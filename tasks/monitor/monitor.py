@@ -120,7 +120,7 @@ def _require_features(use_case: UseCase, profile: dict[str, Any], version: str) 
 def _pending(use_case: UseCase, outside: "Outside") -> Iterator[Work]:
     length = timedelta(days=use_case.grid.days)
     unscored = score.pending(use_case, outside)
-    for row in outside.warehouse.fetch(_SCORED, (use_case.name, length)):
+    for row in outside.warehouse.query(_SCORED, (use_case.name, length)):
         start = row["partition_start"].astimezone(UTC)
         if unscored and unscored[0].partition.start <= start:
             return
@@ -134,7 +134,7 @@ def _pending(use_case: UseCase, outside: "Outside") -> Iterator[Work]:
 def _with_scores(points: pa.Table, use_case: UseCase, work: Work, outside: "Outside") -> pa.Table:
     """The points with the champion's stored predictions; their distribution counts, not their order."""
     window = (use_case.name, work.champion.version, work.partition.start, work.partition.end)
-    scores = [row["score"] for row in outside.warehouse.fetch(_SCORES, window)]
+    scores = [row["score"] for row in outside.warehouse.query(_SCORES, window)]
     if len(scores) != points.num_rows:  # rescored from another snapshot since: the next run sees both alike
         raise RuntimeError(f"{work.partition}: {points.num_rows} points but {len(scores)} predictions; run again")
     return points.append_column(drift.SCORE, pa.array(scores, pa.float64()))
@@ -148,7 +148,7 @@ def _trained_on(use_case: UseCase, work: Work, profile: dict[str, Any], outside:
 
 
 def _new_rows(use_case: UseCase, cutoff: datetime, as_of: datetime, outside: "Outside") -> int:
-    [row] = outside.warehouse.fetch(
+    [row] = outside.warehouse.query(
         "select count(*) as n from outcomes where use_case = %s and label_time > %s and label_time <= %s",
         (use_case.name, cutoff, as_of),
     )
@@ -156,7 +156,7 @@ def _new_rows(use_case: UseCase, cutoff: datetime, as_of: datetime, outside: "Ou
 
 
 def _rolled_back(use_case: UseCase, as_of: datetime, outside: "Outside") -> datetime | None:
-    [row] = outside.warehouse.fetch(
+    [row] = outside.warehouse.query(
         "select max(as_of) as latest from ledger where use_case = %s and action = 'rollback' and as_of <= %s",
         (use_case.name, as_of),
     )

@@ -129,7 +129,7 @@ def _quality(use_case: UseCase, partition: Interval, as_of: datetime, rows: pa.T
 
 
 def _is_news(row: Quality, outside: "Outside") -> bool:
-    known = outside.warehouse.fetch(_KNOWN, (row.use_case, row.partition_start, row.model_version))
+    known = outside.warehouse.query(_KNOWN, (row.use_case, row.partition_start, row.model_version))
     return not known or known[0]["seen"] != row.seen
 
 

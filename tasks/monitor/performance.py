@@ -90,12 +90,12 @@ def measure_window(
 def measure(use_case: UseCase, champion_version: str, as_of: datetime, outside: "Outside") -> list[Measured]:
     """The champion's performance first, then that of the others who predicted in its window, then the restatements."""
     window = trailing_window(use_case, as_of)
-    found = outside.warehouse.fetch(_VERSIONS, (use_case.name, window.start, window.end))
+    found = outside.warehouse.query(_VERSIONS, (use_case.name, window.start, window.end))
     others = [row["model_version"] for row in found if row["model_version"] != champion_version]
     now = [measure_window(use_case, version, window, as_of, outside) for version in (champion_version, *others)]
     params = {"use_case": use_case.name, "as_of": as_of, "window_end": window.end}
     late = [
         measure_window(use_case, row["model_version"], Interval(row["window_start"], row["window_end"]), as_of, outside)
-        for row in outside.warehouse.fetch(_RESTATED, params)
+        for row in outside.warehouse.query(_RESTATED, params)
     ]
     return now + late

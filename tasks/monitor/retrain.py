@@ -33,13 +33,13 @@ def claim(use_case: UseCase, outside: Outside) -> dict[str, Any] | None:
     A decision already running is handed out again: its claimer may have died before it started the run, and if it did
     not, starting the same run id once more changes nothing.
     """
-    found = outside.warehouse.fetch(_CLAIM, (use_case.name,))
+    found = outside.warehouse.query(_CLAIM, (use_case.name,))
     return found[0] if found else None
 
 
 def in_flight(use_case: UseCase, outside: Outside) -> dict[str, Any] | None:
     """The retrain of a use case that is pending or running."""
-    found = outside.warehouse.fetch(
+    found = outside.warehouse.query(
         "select * from retrains where use_case = %s and state in ('pending', 'running')", (use_case.name,)
     )
     return found[0] if found else None

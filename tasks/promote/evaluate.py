@@ -149,7 +149,7 @@ def _opponent(use_case: UseCase, candidate: Candidate, outside: "Outside") -> st
     champion = promote.current(use_case, outside)
     if champion is None or champion.version != candidate.model_version:
         return champion.version if champion else None
-    promoted = outside.warehouse.fetch(
+    promoted = outside.warehouse.query(
         "select champion_version, verdict_id from ledger where use_case = %s and action = 'promote'"
         " and model_version = %s order by entry desc limit 1",
         (use_case.name, candidate.model_version),

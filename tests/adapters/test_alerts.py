@@ -76,7 +76,7 @@ def alerts(outside: Outside, slack: Slack) -> Alerts:
 
 
 def rows(outside: Outside) -> list[dict[str, Any]]:
-    return outside.warehouse.fetch("select * from alerts order by alert_id")
+    return outside.warehouse.query("select * from alerts order by alert_id")
 
 
 def test_a_critical_alert_is_sent_now_and_its_row_says_where(alerts: Alerts, slack: Slack, outside: Outside) -> None:

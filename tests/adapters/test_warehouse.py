@@ -47,7 +47,7 @@ def put(warehouse: Warehouse, rows: pa.Table) -> Upserted:
 
 def written_by(warehouse: Warehouse) -> list[str]:
     """The transaction that last wrote, or locked, each row: what an unchanged row must not lose."""
-    rows = warehouse.fetch(
+    rows = warehouse.query(
         "select xmin::text || '/' || xmax::text || '/' || ctid::text as by from outcomes order by entity_key"
     )
     return [row["by"] for row in rows]
@@ -100,13 +100,13 @@ def test_migrations_run_at_once_apply_once(warehouse: Warehouse, tmp_path: Path)
 def test_a_row_keeps_the_code_that_wrote_it_last(
     warehouse: Warehouse, wrote: str, updated: str, kept: str | None
 ) -> None:
-    dataclasses.replace(warehouse, code_sha=wrote).fetch(
+    dataclasses.replace(warehouse, code_sha=wrote).execute(
         'insert into snapshots (use_case, version, git_revision, start, "end", partitions, rows, index)'
         " values ('u', '1', 'g', now(), now(), 1, 1, '{}')"
     )
-    dataclasses.replace(warehouse, code_sha=updated).fetch("update snapshots set rows = 2")
+    dataclasses.replace(warehouse, code_sha=updated).execute("update snapshots set rows = 2")
     assert warehouse.code_sha == "0" * 40
-    assert [row["code_sha"] for row in warehouse.fetch("select code_sha from snapshots")] == [kept]
+    assert [row["code_sha"] for row in warehouse.query("select code_sha from snapshots")] == [kept]
 
 
 # The ledger
@@ -114,13 +114,13 @@ def test_a_row_keeps_the_code_that_wrote_it_last(
 
 @pytest.mark.parametrize("statement", ["update ledger set reason = 'other'", "delete from ledger", "truncate ledger"])
 def test_the_ledger_refuses(warehouse: Warehouse, statement: str) -> None:
-    warehouse.fetch(
+    warehouse.execute(
         "insert into ledger (use_case, action, model_version, as_of, actor, reason, evidence)"
         " values ('u', 'promote', '1', now(), 'test', 'because', '{}')"
     )
     with pytest.raises(errors.RestrictViolation, match="append-only"):
-        warehouse.fetch(statement)
-    assert [row["reason"] for row in warehouse.fetch("select reason from ledger")] == ["because"]
+        warehouse.execute(statement)
+    assert [row["reason"] for row in warehouse.query("select reason from ledger")] == ["because"]
 
 
 # Fences
@@ -130,7 +130,7 @@ def test_the_latest_to_begin_commits(warehouse: Warehouse) -> None:
     warehouse.begin("work")
     with warehouse.transaction(warehouse.begin("work")) as at:
         at.execute("create table done (n int)")
-    assert warehouse.fetch("select * from done") == []
+    assert warehouse.query("select * from done") == []
 
 
 def test_an_orphan_whose_work_was_begun_again_cannot_commit(warehouse: Warehouse) -> None:
@@ -138,7 +138,7 @@ def test_an_orphan_whose_work_was_begun_again_cannot_commit(warehouse: Warehouse
     warehouse.begin("work")
     with pytest.raises(FencedOut, match="epoch 1 may not commit"), warehouse.transaction(orphan) as at:
         at.execute("create table done (n int)")
-    assert warehouse.fetch("select to_regclass('done') as done") == [{"done": None}]
+    assert warehouse.query("select to_regclass('done') as done") == [{"done": None}]
 
 
 def test_beginning_again_waits_for_a_commit_under_way(warehouse: Warehouse) -> None:
@@ -179,7 +179,7 @@ def test_where_a_key_is_there_nothing_goes_straight_in_and_the_transaction_goes_
         assert not warehouse.insert(at, "outcomes", outcomes([0.0, 1.0]), KEY)
         at.execute("create table done (n int)")
     assert written_by(warehouse) == before
-    assert warehouse.fetch("select * from done") == []
+    assert warehouse.query("select * from done") == []
 
 
 def test_an_upsert_writes_exactly_what_differs(warehouse: Warehouse) -> None:
@@ -187,19 +187,19 @@ def test_an_upsert_writes_exactly_what_differs(warehouse: Warehouse) -> None:
     before = written_by(warehouse)
     assert put(warehouse, outcomes([0.0, 0.0, 1.0])) == Upserted(inserted=1, updated=1, unchanged=1)
     assert written_by(warehouse)[0] == before[0]
-    assert [r["label"] for r in warehouse.fetch("select label from outcomes order by entity_key")] == [0.0, 0.0, 1.0]
+    assert [r["label"] for r in warehouse.query("select label from outcomes order by entity_key")] == [0.0, 0.0, 1.0]
 
 
 def test_an_upsert_with_one_key_twice_writes_nothing(warehouse: Warehouse) -> None:
     rows = outcomes([0.0])
     with pytest.raises(errors.CardinalityViolation):
         put(warehouse, pa.concat_tables([outcomes([1.0]), rows, rows, rows]).slice(0, 3))
-    assert warehouse.fetch("select * from outcomes") == []
+    assert warehouse.query("select * from outcomes") == []
 
 
 def test_values_come_back_as_they_went_in(warehouse: Warehouse) -> None:
     """Null and '' stay apart; floats keep every bit; quotes, commas, line ends and NaN survive."""
-    warehouse.fetch("create table odd (k int primary key, t text, f double precision, b boolean, at timestamptz)")
+    warehouse.execute("create table odd (k int primary key, t text, f double precision, b boolean, at timestamptz)")
     rows = pa.table(
         {
             "k": pa.array(range(5), pa.int32()),
@@ -234,7 +234,7 @@ def test_an_empty_result_keeps_its_types(warehouse: Warehouse) -> None:
 def test_a_table_name_is_a_name_not_sql(warehouse: Warehouse) -> None:
     with warehouse.transaction() as at, pytest.raises(errors.UndefinedTable):
         warehouse.upsert(at, 'outcomes"; drop table outcomes; --', outcomes([1.0]), KEY)
-    assert warehouse.fetch("select * from outcomes") == []
+    assert warehouse.query("select * from outcomes") == []
 
 
 # What passes, and what does not
@@ -247,41 +247,41 @@ def impatient(warehouse: Warehouse, seconds: float = 0.5) -> Warehouse:
 def test_wrong_credentials_say_so_at_once(warehouse: Warehouse) -> None:
     wrong = Warehouse(warehouse.dsn.replace("/warehouse:", "/warehouse:x", 1), patience_seconds=60)
     with pytest.raises(Refused, match=r"warehouse refused us, check its DSN.*authentication failed"):
-        wrong.fetch("select 1")
+        wrong.query("select 1")
 
 
 def test_an_unknown_database_says_so_at_once(warehouse: Warehouse) -> None:
     with pytest.raises(Refused, match='"nowhere" does not exist'):
-        Warehouse(warehouse.dsn.rpartition("/")[0] + "/nowhere", patience_seconds=60).fetch("select 1")
+        Warehouse(warehouse.dsn.rpartition("/")[0] + "/nowhere", patience_seconds=60).query("select 1")
 
 
 def test_a_password_is_in_no_message(warehouse: Warehouse) -> None:
     with pytest.raises(Refused) as caught:
-        Warehouse(warehouse.dsn.replace("/warehouse:", "/warehouse:sesame", 1)).fetch("select 1")
+        Warehouse(warehouse.dsn.replace("/warehouse:", "/warehouse:sesame", 1)).query("select 1")
     assert "sesame" not in str(caught.value) + repr(warehouse)
 
 
 def test_a_database_that_stays_away_ends_in_a_clear_retryable_error() -> None:
     with pytest.raises(GaveUp, match=r"warehouse: gave up after \d+ attempts.*Connection refused") as caught:
-        Warehouse("postgresql://u:p@127.0.0.1:1/d", patience_seconds=0.5).fetch("select 1")
+        Warehouse("postgresql://u:p@127.0.0.1:1/d", patience_seconds=0.5).query("select 1")
     assert isinstance(caught.value, psycopg2.OperationalError)
 
 
 def test_no_free_connection_is_waited_for(warehouse: Warehouse) -> None:
     """With its twin: a slot that is never freed ends in an error."""
     name = warehouse.dsn.rpartition("/")[2]
-    warehouse.fetch(f"alter database {name} connection limit 1")
+    warehouse.execute(f"alter database {name} connection limit 1")
     held = psycopg2.connect(warehouse.dsn)
     try:
         with pytest.raises(GaveUp, match="too many connections"):
-            impatient(warehouse).fetch("select 1")
+            impatient(warehouse).query("select 1")
         timer = threading.Timer(0.3, held.close)
         timer.start()
-        assert warehouse.fetch("select 1 as one") == [{"one": 1}]
+        assert warehouse.query("select 1 as one") == [{"one": 1}]
         timer.join()
     finally:
         held.close()
-        warehouse.fetch(f"alter database {name} connection limit -1")
+        warehouse.execute(f"alter database {name} connection limit -1")
 
 
 def test_of_two_deadlocked_both_commit_in_the_end(warehouse: Warehouse) -> None:
@@ -305,7 +305,7 @@ def test_of_two_deadlocked_both_commit_in_the_end(warehouse: Warehouse) -> None:
     for thread in threads:
         thread.join()
     assert len(tries) == 3, "one of the two was the victim, once"
-    assert [row["label"] for row in warehouse.fetch("select label from outcomes")] == [2.0, 2.0]
+    assert [row["label"] for row in warehouse.query("select label from outcomes")] == [2.0, 2.0]
 
 
 def test_a_server_restarted_mid_upsert_leaves_nothing_then_everything(warehouse: Warehouse, stack: Stack) -> None:
@@ -313,7 +313,7 @@ def test_a_server_restarted_mid_upsert_leaves_nothing_then_everything(warehouse:
 
     def work() -> Upserted:
         if seen:
-            seen.append(warehouse.fetch("select count(*) as n from outcomes")[0]["n"])
+            seen.append(warehouse.query("select count(*) as n from outcomes")[0]["n"])
         with warehouse.transaction() as at:
             done = warehouse.upsert(at, "outcomes", rows, KEY)
             if not seen:
@@ -323,7 +323,7 @@ def test_a_server_restarted_mid_upsert_leaves_nothing_then_everything(warehouse:
 
     assert warehouse.retrying(work) == Upserted(inserted=5000, updated=0, unchanged=0)
     assert seen == [-1, 0]
-    assert warehouse.fetch("select count(*) as n from outcomes") == [{"n": 5000}]
+    assert warehouse.query("select count(*) as n from outcomes") == [{"n": 5000}]
 
 
 def test_a_mistake_is_not_tried_again(warehouse: Warehouse) -> None:

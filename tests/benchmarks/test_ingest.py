@@ -12,7 +12,7 @@ from tests.real_flights import fill
 
 def test_everyone_lands_the_same_rows_and_another_one_is_seen(outside: Outside) -> None:
     fill(outside.source, week(1), "flights")
-    [before] = outside.source.fetch("select count(*) as n from flights")
+    [before] = outside.source.query("select count(*) as n from flights")
     repeat(outside.source, 2 * before["n"])
     contents = {name: contestant(outside.source) for name, contestant in CONTESTANTS.items()}
     assert same(contents) == 2 * before["n"]

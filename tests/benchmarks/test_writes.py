@@ -14,7 +14,7 @@ def test_everyone_writes_the_same_rows(outside: Outside, what: str) -> None:
         with outside.warehouse.transaction() as at:
             write(at, scenario.rows)
         written.append(
-            outside.warehouse.fetch(
+            outside.warehouse.query(
                 "select entity_key, event_time, prediction_time, score, snapshot_version"
                 " from (select * from predictions union all select * from partitioned) p"
                 " where model_version = %s order by entity_key, event_time",

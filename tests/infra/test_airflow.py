@@ -167,9 +167,9 @@ def test_what_a_backfill_leaves_due_is_scored_in_shares_that_are_mapped(
     tasks = call("GET", f"{run}/backfilled/taskInstances")["task_instances"]
     found = sorted((task["task_id"], task["map_index"], task["state"]) for task in tasks)
     assert found == [("find", -1, "success"), ("score", 0, "success"), ("score", 1, "success")]
-    scored = outside.warehouse.fetch("select partition_start, rows from scorings order by partition_start")
+    scored = outside.warehouse.query("select partition_start, rows from scorings order by partition_start")
     assert (len(scored), sum(row["rows"] for row in scored)) == (18, 800)
-    assert outside.warehouse.fetch("select count(*) as n from predictions")[0]["n"] == 800
+    assert outside.warehouse.query("select count(*) as n from predictions")[0]["n"] == 800
 
 
 @pytest.fixture

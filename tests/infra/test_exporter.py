@@ -56,7 +56,7 @@ values ('flights', %(id)s, 0, '2', %(slot)s, 'c', %(id)s, %(at)s, %(at)s, %(scor
 
 def batch(outside: Outside, table: str, start: str, *, status: str = "clean", version: int = 1) -> None:
     said = {"table": table, "start": start, "status": status, "version": version, "sha": f"{version}"}
-    outside.warehouse.fetch(BATCH, said)
+    outside.warehouse.execute(BATCH, said)
 
 
 def answer(
@@ -64,20 +64,20 @@ def answer(
 ) -> None:
     features = json.dumps({"origin": "EWR", "temp": 1.5})
     said = {"id": identity, "at": at, "score": score, "decision": decision, "features": features, "slot": slot}
-    outside.warehouse.fetch(ANSWER, said)
-    outside.warehouse.fetch("insert into outcomes values ('flights', %s, %s, %s, now())", (identity, at, label))
+    outside.warehouse.execute(ANSWER, said)
+    outside.warehouse.execute("insert into outcomes values ('flights', %s, %s, %s, now())", (identity, at, label))
 
 
 @pytest.fixture
 def observer(outside: Outside, settings: Settings, stack: Stack) -> str:
     """The address of a test's warehouse for the exporter's role."""
     home, database = stack.home(), settings.warehouse_dsn.rpartition("/")[2]
-    outside.warehouse.fetch(f"grant connect on database {database} to observer")
+    outside.warehouse.execute(f"grant connect on database {database} to observer")
     return postgres.dsn(home.ports["postgres"], database, "observer", home.secrets["observer"])
 
 
 def test_it_says_the_newest_of_everything(outside: Outside, observer: str) -> None:
-    outside.warehouse.fetch(PLANTED)
+    outside.warehouse.execute(PLANTED)
     numbers = registry(observer, PARAMS)
 
     def value(name: str, **labels: str) -> float | None:
@@ -99,7 +99,7 @@ def test_it_says_the_newest_of_everything(outside: Outside, observer: str) -> No
 
 
 def test_what_could_not_be_measured_is_no_sample_and_counted_as_unknown(outside: Outside, observer: str) -> None:
-    outside.warehouse.fetch(PLANTED)
+    outside.warehouse.execute(PLANTED)
     numbers = registry(observer, PARAMS)
     wind = {**OF_VERSION, "feature": "wind", "measure": "psi"}
     assert numbers.get_sample_value("windsock_drift", wind) is None
@@ -130,7 +130,7 @@ def test_a_feed_is_as_old_as_its_newest_clean_content(outside: Outside, observer
 def test_an_old_partition_that_is_mended_makes_no_feed_younger(outside: Outside, observer: str) -> None:
     batch(outside, "weather", "2013-01-07")
     batch(outside, "weather", "2013-01-14")
-    outside.warehouse.fetch(
+    outside.warehouse.execute(
         "update batches set validated_at = '2026-02-01 00:00+00' where partition_start < '2013-01-14'"
     )
     weather = {**FLIGHTS, "table": "weather"}
@@ -139,7 +139,7 @@ def test_an_old_partition_that_is_mended_makes_no_feed_younger(outside: Outside,
 
 
 def test_what_answers_and_was_never_looked_at_is_as_old_as_its_deployment(outside: Outside, observer: str) -> None:
-    outside.warehouse.fetch(
+    outside.warehouse.execute(
         "insert into deployments (deployment_id, use_case, kind, version, revision, stage, outcome, actor, reason,"
         " as_of, finished_at) values ('d', 'flights', 'rollout', '1', 1, 'done', 'full', 'test', '', '2013-04-01+00',"
         " '2026-01-01 00:00+00')"
@@ -158,7 +158,7 @@ def test_more_partitions_are_expected_until_the_source_has_ended(outside: Outsid
 
 
 def test_decisions_are_counted_by_what_came_of_them_in_all_and_by_slice(outside: Outside, observer: str) -> None:
-    outside.warehouse.fetch(PLANTED)
+    outside.warehouse.execute(PLANTED)
     answer(outside, "old", "2013-01-01 00:00+00", score=0.9, decision=True, label=1)
     answer(outside, "hit", "2013-03-01 00:00+00", score=0.9, decision=True, label=1)
     answer(outside, "missed", "2013-03-02 00:00+00", score=0.1, decision=False, label=1)
@@ -206,7 +206,7 @@ def scraped(observer: str) -> Iterator[str]:
 
 def test_a_warehouse_that_cannot_be_read_is_a_failed_scrape_and_no_old_number(outside: Outside, scraped: str) -> None:
     assert "windsock_champion_present" in requests.get(scraped, timeout=10).text
-    outside.warehouse.fetch("revoke select on champions from observer")
+    outside.warehouse.execute("revoke select on champions from observer")
     assert requests.get(scraped, timeout=10).status_code == 500
-    outside.warehouse.fetch("grant select on champions to observer")
+    outside.warehouse.execute("grant select on champions to observer")
     assert requests.get(scraped, timeout=10).status_code == 200

@@ -24,7 +24,7 @@ def source(stack: Stack) -> Iterator[Warehouse]:
 
 
 def one(source: Warehouse, query: str) -> object:
-    [row] = source.fetch(query)
+    [row] = source.query(query)
     [value] = row.values()
     return value
 
@@ -43,7 +43,7 @@ def test_everything_is_loaded_once(source: Warehouse, caplog: pytest.LogCaptureF
 
 
 def test_every_flight_has_exactly_one_end(source: Warehouse) -> None:
-    kinds = source.fetch("select kind, count(*) as n, count(delay_minutes) as delays from movements group by kind")
+    kinds = source.query("select kind, count(*) as n, count(delay_minutes) as delays from movements group by kind")
     assert {row["kind"]: (row["n"], row["delays"]) for row in kinds} == {
         "departed": (328_521, 328_521),
         "arrived": (327_346, 327_346),
@@ -70,7 +70,7 @@ def test_keys_are_unique_in_utc(source: Warehouse, table: str, key: str) -> None
 
 def test_a_null_tail_number_always_means_cancelled(source: Warehouse) -> None:
     """The leak that features must not see."""
-    kinds = source.fetch(
+    kinds = source.query(
         "select distinct m.kind from flights join movements m using (carrier, flight, origin, scheduled_departure)"
         " where tailnum is null"
     )
@@ -112,7 +112,7 @@ def test_arrivals_are_placed_by_the_clock_of_their_destination(
     source: Warehouse, flight: tuple[str, int, str], departs: str, arrives: str, zone: str
 ) -> None:
     departure = datetime.fromisoformat(departs).replace(tzinfo=ZoneInfo("America/New_York")).astimezone(UTC)
-    [row] = source.fetch(
+    [row] = source.query(
         "select scheduled_arrival from flights where (carrier, flight, origin, scheduled_departure) = (%s, %s, %s, %s)",
         (*flight, departure),
     )
@@ -122,7 +122,7 @@ def test_arrivals_are_placed_by_the_clock_of_their_destination(
 @pytest.mark.parametrize("day", ["2013-03-10", "2013-11-03"])
 def test_no_hour_of_weather_is_lost_or_doubled_when_clocks_change(source: Warehouse, day: str) -> None:
     """New York skips an hour at 07:00 UTC in March, and has one twice from 05:00 UTC in November."""
-    hours = source.fetch(
+    hours = source.query(
         "select extract(hour from observed_at)::int as hour from weather where origin = 'JFK'"
         " and observed_at between %s::timestamptz + interval '5 hours' and %s::timestamptz + interval '10 hours'"
         " order by observed_at",

@@ -51,12 +51,12 @@ def test_a_broken_feed_empties_one_week_once_and_is_mended_to_what_was_there(out
             "('EWR', '2013-01-08 00:00+00', 40, '2013-01-08 00:10+00'), "
             "('EWR', '2013-01-15 00:00+00', 41, '2013-01-15 00:10+00')"
         )
-    before = outside.source.fetch("select * from weather order by known_at")
+    before = outside.source.query("select * from weather order by known_at")
     first = incident.break_feed(outside.source, WEEK, "2013-01-07")
     assert incident.break_feed(outside.source, WEEK, "2013-01-07") == first
-    assert [row["temp_f"] for row in outside.source.fetch("select * from weather order by known_at")] == [None, 41]
+    assert [row["temp_f"] for row in outside.source.query("select * from weather order by known_at")] == [None, 41]
     with incident.mending(outside.source, "2013-01-07"):
-        assert outside.source.fetch("select * from weather order by known_at") == before
+        assert outside.source.query("select * from weather order by known_at") == before
     assert [known.state for known in incident.manifest(outside.source)] == ["mended"]
 
 

@@ -169,10 +169,10 @@ def test_a_hardened_container_answers_and_its_answers_reach_the_warehouse(served
     assert 0 < float(str(answer["probability"])) < 1
     asked = "select model_version, client from online_answers where request_id = %s"
     warehouse = Warehouse(settings.warehouse_dsn)
-    until(lambda: warehouse.fetch(asked, ("from-the-image",)) == [{"model_version": "1", "client": "direct"}], 20)
+    until(lambda: warehouse.query(asked, ("from-the-image",)) == [{"model_version": "1", "client": "direct"}], 20)
     until(lambda: docker("inspect", "--format={{.State.Health.Status}}", served.container) == "healthy")
     # By its own check it asked many times; the warehouse was told once.
-    assert len(warehouse.fetch("select 1 from online_answers where client = 'health'")) == 1
+    assert len(warehouse.query("select 1 from online_answers where client = 'health'")) == 1
 
 
 @pytest.mark.image

@@ -90,12 +90,12 @@ def test_the_servers_role_reads_the_batchs_features_and_may_write_nothing(
 def test_a_refresh_is_seen_by_the_next_batch(full: Outside, events: pa.Table) -> None:
     reader = lookup(full.settings.warehouse_dsn)
     assert reader.features(events).as_of == AS_OF
-    full.warehouse.fetch("update online_state set revision = 2, as_of = %s", (day(19),))
+    full.warehouse.execute("update online_state set revision = 2, as_of = %s", (day(19),))
     assert reader.features(events).as_of == day(19)
 
 
 def test_a_tampered_payload_is_a_reason_and_no_crash(full: Outside, events: pa.Table, batch: pa.Table) -> None:
-    full.warehouse.fetch(
+    full.warehouse.execute(
         "update online_series set payload = overlay(payload placing '\\x00ff' from 40) where key like 'weather(%'"
     )
     found = lookup(full.settings.warehouse_dsn).features(events)
@@ -181,7 +181,7 @@ def test_a_connection_that_was_cut_is_made_again_within_the_same_batch(full: Out
     reader.features(events)
     connection = reader._store._connection
     assert connection is not None
-    full.warehouse.fetch("select pg_terminate_backend(%s, 5000)", (connection.get_backend_pid(),))
+    full.warehouse.execute("select pg_terminate_backend(%s, 5000)", (connection.get_backend_pid(),))
     assert reader.features(events).as_of == AS_OF
 
 

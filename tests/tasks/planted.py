@@ -42,7 +42,7 @@ def dataset(outside: Outside, use_case: UseCase, table: pa.Table) -> Snapshot:
     listing = [{"md5": _keep(outside, use_case, content), "relpath": path} for path, content in sorted(files.items())]
     version = _keep(outside, use_case, json.dumps(listing).encode(), ".dir")
     start, end = min(p.start for p in partitions.values()), max(p.end for p in partitions.values())
-    outside.warehouse.fetch(
+    outside.warehouse.execute(
         'insert into snapshots (use_case, version, git_revision, start, "end", partitions, rows, index)'
         " values (%s, %s, %s, %s, %s, %s, %s, %s)",
         (use_case.name, version, "0" * 40, start, end, len(index), table.num_rows, json.dumps(index)),

@@ -78,7 +78,7 @@ def lay(use_case: UseCase, outside: Outside, folder: Path) -> None:
         index[use_case.grid.key(part)] = {"start": part.start.isoformat(), "end": part.end.isoformat()}
         pq.write_table(_between(points, part), folder / "s1" / "points" / f"{use_case.grid.key(part)}.parquet")
     (folder / "s1" / "index.json").write_text(json.dumps(index))
-    outside.warehouse.fetch(_SNAPSHOT, (use_case.name, "s1", END - timedelta(days=14), END, points.num_rows))
+    outside.warehouse.execute(_SNAPSHOT, (use_case.name, "s1", END - timedelta(days=14), END, points.num_rows))
     for seed in (1, 2, 3):
         write_model(folder / "models" / str(seed), fitted(points, seed=seed))
     online_features.refresh(use_case, snapshot(use_case, outside), outside)
@@ -107,7 +107,7 @@ def put_world(folder: Path, world: World, *, known_later: timedelta = timedelta(
 def refill(use_case: UseCase, outside: Outside) -> None:
     """The online store from the clean tables as they are now."""
     for table in ("online_series", "online_state"):
-        outside.warehouse.fetch(f"delete from {table}")
+        outside.warehouse.execute(f"delete from {table}")
     online_features.refresh(use_case, snapshot(use_case, outside), outside)
 
 

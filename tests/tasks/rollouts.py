@@ -10,7 +10,7 @@ from tests.tasks.server_room import Misbehaviour, Room, crown
 
 
 def release(room: Room, version: str, before: str | None, revision: int, outcome: str = "promoted") -> Release:
-    as_of = room.outside.warehouse.fetch("select as_of from champions")[0]["as_of"]
+    as_of = room.outside.warehouse.query("select as_of from champions")[0]["as_of"]
     return Release(use_case=room.use_case.name, outcome=outcome, champion_version=version, previous_version=before,
                    revision=revision, as_of=as_of, actor="Ada")  # fmt: skip
 
@@ -40,17 +40,17 @@ def challenge(room: Room, **bad: object) -> str:
 
 
 def actions(room: Room) -> list[tuple[str, str]]:
-    rows = room.outside.warehouse.fetch("select action, model_version from ledger order by entry")
+    rows = room.outside.warehouse.query("select action, model_version from ledger order by entry")
     return [(row["action"], row["model_version"]) for row in rows if row["action"] != "promote"]
 
 
 def alerts(room: Room) -> list[tuple[str, str]]:
-    rows = room.outside.warehouse.fetch("select tier, fingerprint from alerts where resolved_at is null order by 2")
+    rows = room.outside.warehouse.query("select tier, fingerprint from alerts where resolved_at is null order by 2")
     return [(row["tier"], row["fingerprint"]) for row in rows]
 
 
 def last(room: Room) -> deployments.Deployment:
-    rows = room.outside.warehouse.fetch("select deployment_id from deployments order by position desc limit 1")
+    rows = room.outside.warehouse.query("select deployment_id from deployments order by position desc limit 1")
     found = deployments.of_id(rows[0]["deployment_id"], room.outside)
     assert found is not None
     return found

@@ -84,13 +84,13 @@ def crown(outside, use_case, version, before, as_of) -> None:
 
 
 def stored(outside, columns="entity_key, event_time, model_version, score, snapshot_version, scored_at"):
-    return outside.warehouse.fetch(
+    return outside.warehouse.query(
         f"select {columns} from predictions order by prediction_time, entity_key, model_version"
     )
 
 
 def scorings(outside):
-    rows = outside.warehouse.fetch("select * from scorings order by partition_start, model_version")
+    rows = outside.warehouse.query("select * from scorings order by partition_start, model_version")
     return [(f"{row['partition_start']:%m-%d}", row["model_version"], row["rows"]) for row in rows]
 
 
@@ -127,7 +127,7 @@ def test_scoring_again_writes_no_row(outside, use_case, champion):
     before = stored(outside), scorings(outside)
     assert pending(use_case, outside) == []
     assert score(use_case, outside) == []
-    outside.warehouse.fetch("delete from scorings returning 1")  # as if it had been forgotten that it was done
+    outside.warehouse.execute("delete from scorings")  # as if it had been forgotten that it was done
     assert [(s.inserted, s.updated) for s in score(use_case, outside)] == [(0, 0), (0, 0)]
     assert (stored(outside), scorings(outside)) == before
 
@@ -135,10 +135,10 @@ def test_scoring_again_writes_no_row(outside, use_case, champion):
 def test_predictions_of_the_same_events_asked_at_other_times_are_replaced_not_doubled(outside, use_case, champion):
     score(use_case, outside)
     before = stored(outside, "entity_key, event_time, prediction_time, score")
-    outside.warehouse.fetch(  # as another lead would have left them: none lies in the partition's own time
+    outside.warehouse.execute(  # as another lead would have left them: none lies in the partition's own time
         "update predictions set prediction_time = prediction_time - interval '90 days', score = 0 returning 1"
     )
-    outside.warehouse.fetch("delete from scorings returning 1")
+    outside.warehouse.execute("delete from scorings")
     assert [s.inserted for s in score(use_case, outside)] == [0, 0]
     assert stored(outside, "entity_key, event_time, prediction_time, score") == before
 
@@ -179,8 +179,8 @@ def test_points_that_a_rebuild_no_longer_has_lose_their_predictions(outside, use
 def test_by_day_the_same_predictions_are_made_as_by_week(outside, use_case, champion, table):
     score(use_case, outside)
     by_week = stored(outside, "entity_key, event_time, model_version, score")
-    outside.warehouse.fetch("delete from scorings returning 1")
-    outside.warehouse.fetch("delete from predictions returning 1")
+    outside.warehouse.execute("delete from scorings")
+    outside.warehouse.execute("delete from predictions")
     daily = use_case.model_copy(update={"source": use_case.source.model_copy(update={"partition_days": 1})})
     planted.dataset(outside, daily, table)
     assert len(score(daily, outside)) == 14
@@ -219,8 +219,8 @@ def test_a_run_killed_at_any_point_and_run_again_leaves_the_same_rows(outside, u
     assert bool(stored(outside)) == bool(done)
     assert len(score(use_case, outside)) == 2 - done
     interrupted = stored(outside, "entity_key, event_time, model_version, score")
-    outside.warehouse.fetch("delete from scorings returning 1")
-    outside.warehouse.fetch("delete from predictions returning 1")
+    outside.warehouse.execute("delete from scorings")
+    outside.warehouse.execute("delete from predictions")
     score(use_case, outside)
     assert stored(outside, "entity_key, event_time, model_version, score") == interrupted
 
@@ -242,8 +242,8 @@ def test_shares_scored_side_by_side_leave_what_one_run_leaves(outside, use_case,
     assert score(use_case, outside, first) == []
     assert shares(use_case, outside) == []
     side_by_side = stored(outside, "entity_key, event_time, model_version, score")
-    outside.warehouse.fetch("delete from scorings returning 1")
-    outside.warehouse.fetch("delete from predictions returning 1")
+    outside.warehouse.execute("delete from scorings")
+    outside.warehouse.execute("delete from predictions")
     score(use_case, outside)
     assert stored(outside, "entity_key, event_time, model_version, score") == side_by_side
 
@@ -289,7 +289,7 @@ def test_a_champion_of_other_features_scores_nothing_and_says_to_train(outside, 
     with pytest.raises(ValueError, match=rf"learnt other features.*run {NAME}\.train"):
         score(use_case, outside)
     assert (stored(outside), scorings(outside)) == ([], [])
-    [alert] = outside.warehouse.fetch("select tier, title, body from alerts")
+    [alert] = outside.warehouse.query("select tier, title, body from alerts")
     assert alert["tier"] == "critical"
     assert "train" in alert["body"]
 
@@ -301,4 +301,4 @@ def test_after_a_retired_champion_of_other_features_its_successor_scores(outside
     crown(outside, use_case, models[0], foreign, FIRST + WEEK)
     assert [found.model_version for found in score(use_case, outside)] == [models[0]]
     assert pending(use_case, outside) == []
-    assert outside.warehouse.fetch("select 1 from alerts") == []
+    assert outside.warehouse.query("select 1 from alerts") == []

@@ -175,7 +175,7 @@ class World:
 
     def rows(self, table: str) -> list[dict[str, Any]]:
         """A table of the warehouse, as text that can be compared."""
-        return self.outside.warehouse.fetch(f"select * from {table} t order by t::text")
+        return self.outside.warehouse.query(f"select * from {table} t order by t::text")
 
     def _add(self, partition: Interval, table: pa.Table) -> None:
         key = self.use_case.grid.key(partition)

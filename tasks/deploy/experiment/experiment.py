@@ -134,7 +134,7 @@ def _require_comparable(use_case: UseCase, treatment: str, route: "Route", outsi
         raise ValueError(f"version {treatment} answers everyone already: name another one as the treatment")
     if route.candidate is not None:
         raise ValueError(f"version {route.candidate} has the candidate's place at the gateway")
-    if use_case.risk == "high" and not outside.warehouse.fetch(
+    if use_case.risk == "high" and not outside.warehouse.query(
         "select 1 from ledger where use_case = %s and model_version = %s and action = 'promote' limit 1",
         (use_case.name, treatment),
     ):

@@ -120,7 +120,7 @@ def unsettled(use_case: UseCase, outside: "Outside") -> Trial | None:
 
 def last_look(trial: Trial, outside: "Outside") -> dict[str, Any]:
     """The latest look's row."""
-    [row] = outside.warehouse.fetch(
+    [row] = outside.warehouse.query(
         "select * from experiment_looks where experiment_id = %s order by look desc limit 1", (trial.experiment_id,)
     )
     return row
@@ -141,7 +141,7 @@ def events(trial: Trial, outside: "Outside") -> Events:
 
 def answers(trial: Trial, outside: "Outside") -> tuple[int, int]:
     """How often the treatment answered, outcome or not, and how often degraded."""
-    [row] = outside.warehouse.fetch(_ANSWERS, (trial.use_case, trial.started_at, trial.treatment))
+    [row] = outside.warehouse.query(_ANSWERS, (trial.use_case, trial.started_at, trial.treatment))
     return row["answers"], row["degraded"]
 
 
@@ -232,7 +232,7 @@ def _numbered(rows: pa.Table, name: str) -> Any:
 
 
 def _one(query: str, key: str, outside: "Outside") -> Trial | None:
-    rows = outside.warehouse.fetch(query, (key,))
+    rows = outside.warehouse.query(query, (key,))
     if not rows:
         return None
     blocks = {"settings": Experiment(**_plain(rows[0]["settings"])), "costs": Costs(**_plain(rows[0]["costs"]))}

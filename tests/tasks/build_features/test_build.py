@@ -47,12 +47,12 @@ def without_arrivals(partition: Interval, carrier: str) -> pa.Table:
 
 
 def index(outside: Outside) -> dict[str, dict[str, Any]]:
-    [row] = outside.warehouse.fetch("select index from snapshots order by build_order desc limit 1")
+    [row] = outside.warehouse.query("select index from snapshots order by build_order desc limit 1")
     return dict(row["index"])
 
 
 def outcomes(outside: Outside) -> int:
-    return int(outside.warehouse.fetch("select count(*) as n from outcomes")[0]["n"])
+    return int(outside.warehouse.query("select count(*) as n from outcomes")[0]["n"])
 
 
 def test_the_dataset_grows_by_what_is_new_and_twice_is_nothing_to_do(outside: Outside, use_case: UseCase) -> None:
@@ -121,7 +121,7 @@ def told_again() -> tuple[pa.Table, dict[str, Any]]:
 
 
 def told(outside: Outside) -> list[dict[str, Any]]:
-    return outside.warehouse.fetch("select * from outcomes")
+    return outside.warehouse.query("select * from outcomes")
 
 
 def is_of(movement: dict[str, Any], row: dict[str, Any]) -> bool:

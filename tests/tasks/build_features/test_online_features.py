@@ -33,7 +33,7 @@ online_features.refresh(use_case, dataset.latest_snapshot(use_case, outside), ou
 
 
 def content(outside: Outside) -> list[dict[str, object]]:
-    return outside.warehouse.fetch(
+    return outside.warehouse.query(
         "select st.as_of, st.revision, st.snapshot_version, count(*) as series,"
         " md5(string_agg(md5(payload), '' order by key)) as content"
         " from online_state st join online_series s using (use_case, definition) group by 1, 2, 3"
@@ -117,16 +117,16 @@ def test_a_refresh_that_was_overtaken_cannot_commit(
 
 def test_the_series_of_two_definitions_are_kept(outside: Outside, use_case: UseCase) -> None:
     for age, digest in enumerate(["older", "old"]):
-        outside.warehouse.fetch(
+        outside.warehouse.execute(
             "insert into online_state (use_case, definition, since, as_of, snapshot_version, revision, refreshed_at)"
             " values ('flights', %s, now(), now(), 'v', 1, now() - %s * interval '1 day')",
             (digest, 9 - age),
         )
-        outside.warehouse.fetch("insert into online_series values ('flights', %s, 'k', 'x')", (digest,))
+        outside.warehouse.execute("insert into online_series values ('flights', %s, 'k', 'x')", (digest,))
     put(outside, use_case, 0)
     snapshot = build.build(use_case, outside)
     assert snapshot is not None
     online_features.refresh(use_case, snapshot, outside)
     for table in ("online_state", "online_series"):
-        kept = outside.warehouse.fetch(f"select distinct definition from {table}")
+        kept = outside.warehouse.query(f"select distinct definition from {table}")
         assert {row["definition"] for row in kept} == {"old", FLIGHTS.digest()}

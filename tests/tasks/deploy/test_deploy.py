@@ -45,7 +45,7 @@ def test_the_next_one_passes_golden_rows_mirror_and_canary_and_the_one_before_is
     assert found.evidence["canary"]["requests"] >= 10
     assert first.routes == [ALONE, Route("1", "2", 0.5), Route("2", None, 0.0)]
     assert set(first.registered) == {"1", "2"}
-    pairs = first.outside.warehouse.fetch("select * from shadow_pairs")
+    pairs = first.outside.warehouse.query("select * from shadow_pairs")
     assert len(pairs) >= 10
     assert {(pair["stable_version"], pair["candidate_version"]) for pair in pairs} == {("1", "2")}
     assert actions(first) == [("deploy", "1"), ("deploy", "2")]
@@ -56,9 +56,9 @@ def test_asked_again_it_answers_the_same_and_does_nothing(first):
     routes = list(first.routes)
     assert go(first, "2", "1", 2) == said
     assert first.routes == routes
-    assert len(first.outside.warehouse.fetch("select 1 from deployments")) == 2
+    assert len(first.outside.warehouse.query("select 1 from deployments")) == 2
     with pytest.raises(psycopg2.errors.RestrictViolation):
-        first.outside.warehouse.fetch("update deployments set outcome = 'held'")
+        first.outside.warehouse.execute("update deployments set outcome = 'held'")
 
 
 def test_a_third_version_leaves_two_at_the_server(first):
@@ -207,7 +207,7 @@ def test_with_the_server_down_nothing_moves_and_the_same_call_goes_on_later(firs
     assert deploy.pending(first.use_case, first.outside) == ["2"]
     with clients(first):
         assert "answers everyone" in go(first, "2", "1", 2)
-    assert len(first.outside.warehouse.fetch("select 1 from deployments")) == 2
+    assert len(first.outside.warehouse.query("select 1 from deployments")) == 2
 
 
 class Killed(BaseException):
@@ -254,7 +254,7 @@ def test_killed_before_or_after_any_step_it_is_one_deployment_with_the_same_end(
     assert set(first.registered) == {"1", "2"}
     assert actions(first) == [("deploy", "1"), ("deploy", "2")]
     assert set(last(first).evidence) == {"package", "golden", "shadow", "canary"}
-    assert len(first.outside.warehouse.fetch("select 1 from deployments")) == 2
+    assert len(first.outside.warehouse.query("select 1 from deployments")) == 2
 
 
 def test_two_at_once_are_one_deployment(first):
@@ -268,7 +268,7 @@ def test_two_at_once_are_one_deployment(first):
             thread.join()
     assert sum("answers everyone" in sentence for sentence in said) >= 1
     assert all("answers everyone" in sentence or "under way" in sentence for sentence in said)
-    assert len(first.outside.warehouse.fetch("select 1 from deployments")) == 2
+    assert len(first.outside.warehouse.query("select 1 from deployments")) == 2
     assert first.now == Route("2", None, 0.0)
 
 
@@ -317,7 +317,7 @@ def test_a_rollback_is_at_once_and_ends_what_is_under_way(first):
     assert time.monotonic() - began < 5
     slow.join()
     assert "superseded" in said[0] or "taken over" in said[0]
-    rows = first.outside.warehouse.fetch("select outcome from deployments where version = '3'")
+    rows = first.outside.warehouse.query("select outcome from deployments where version = '3'")
     assert [row["outcome"] for row in rows] == ["superseded"]
     assert first.now == Route("2", None, 0.0)
 

@@ -197,7 +197,7 @@ deploy.deploy(use_case, release, outside)
 
 def test_killed_at_each_stage_and_run_again_it_is_one_deployment(real):
     release = real.promote("3", "1")
-    before = len(real.outside.warehouse.fetch("select 1 from deployments"))
+    before = len(real.outside.warehouse.query("select 1 from deployments"))
     with real.clients() as states:
         for stage in ("package", "golden", "shadow", "canary", "full"):
             environment = {**os.environ, **real.stack.environment(), "ROOM": str(real.folder), "STAGE": stage,
@@ -210,4 +210,4 @@ def test_killed_at_each_stage_and_run_again_it_is_one_deployment(real):
         assert "version 3 answers everyone" in real.deploy(release)
     assert set(states) == {200}
     assert real.answering() == "3"
-    assert len(real.outside.warehouse.fetch("select 1 from deployments")) == before + 1
+    assert len(real.outside.warehouse.query("select 1 from deployments")) == before + 1

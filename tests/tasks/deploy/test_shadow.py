@@ -20,5 +20,5 @@ def test_what_a_client_asked_under_one_id_again_and_again_is_mirrored_as_request
     monkeypatch.setattr(first, "_direct", measured)
     assert "version 2 answers everyone" in challenge(first)
     same = "from online_answers where request_id = 'always the same' and model_version = '1'"
-    assert first.outside.warehouse.fetch(f"select count(*) as rows {same}")[0]["rows"] > 10
+    assert first.outside.warehouse.query(f"select count(*) as rows {same}")[0]["rows"] > 10
     assert set(sizes) == {1}

@@ -25,7 +25,7 @@ def look(room: Room) -> str:
 
 
 def looks(room: Room) -> list[dict]:
-    return room.outside.warehouse.fetch("select * from online_watch order by looked_at")
+    return room.outside.warehouse.query("select * from online_watch order by looked_at")
 
 
 @pytest.fixture
@@ -135,7 +135,7 @@ def test_a_rollback_that_was_killed_is_gone_on_with_by_the_next_look(second, mon
     assert "version 1 answers everyone" in look(second)
     assert second.now == Route("1", None, 0.0)
     assert (last(second).version, last(second).outcome) == ("1", "full")
-    assert len(second.outside.warehouse.fetch("select 1 from deployments")) == 3
+    assert len(second.outside.warehouse.query("select 1 from deployments")) == 3
     assert ("critical", "flights.deploy.reverted") in alerts(second)
     second.traffic(20)
     look(second)
@@ -148,10 +148,10 @@ def test_a_rollback_that_failed_is_told_as_that(second):
     second.on_route = lambda route: second.bad.update({"1": Misbehaviour(fails=lambda _number: route.stable == "1")})
     assert "version 1 was reverted at full, version 2 answers" in look(second)
     assert second.now == TWO
-    [told] = second.outside.warehouse.fetch("select * from alerts where fingerprint = 'flights.watch.stable'")
+    [told] = second.outside.warehouse.query("select * from alerts where fingerprint = 'flights.watch.stable'")
     assert (told["tier"], "could not be taken back" in told["title"]) == ("critical", True)
     assert "version 2 answers" in told["body"]
-    assert not second.outside.warehouse.fetch("select 1 from alerts where title like '%was taken back%'")
+    assert not second.outside.warehouse.query("select 1 from alerts where title like '%was taken back%'")
     second.traffic(20)
     assert "not rolled back: that was tried before" in look(second)
 
@@ -255,12 +255,12 @@ def test_the_same_problem_is_told_once_whatever_its_numbers(second):
     for number in (21, 32):
         second.traffic(number)
         answer(second, degraded=True, reason=STORE_SILENT)
-        second.outside.warehouse.fetch(
+        second.outside.warehouse.execute(
             "insert into online_losses (session, use_case, started_at, segments, answered, shipped, dropped, lost)"
             " values (%s, 'flights', now(), 1, 9, 4, %s, 3)", (f"s{number}", number),
         )  # fmt: skip
         look(second)
-        rows = second.outside.warehouse.fetch("select fingerprint, title, body from alerts where resolved_at is null")
+        rows = second.outside.warehouse.query("select fingerprint, title, body from alerts where resolved_at is null")
         said.add(tuple(sorted(tuple(row.values()) for row in rows)))
     assert len(said) == 1
     assert {name for name, *_ in said.pop()} >= {"flights.watch.stable", "flights.watch.lost", "flights.watch.store"}
@@ -311,7 +311,7 @@ def test_a_gateway_that_does_not_answer_is_told_until_it_does(second):
 
 def answer(room: Room, *, degraded: bool, reason: str) -> None:
     room.traffic(1)
-    room.outside.warehouse.fetch(
+    room.outside.warehouse.execute(
         "update online_answers set degraded = %s, reasons = %s where answered_at = (select max(answered_at) from"
         " online_answers)",
         (degraded, [reason] if degraded else []),
@@ -341,7 +341,7 @@ def test_some_unknown_planes_are_no_alarm(second):
 
 def test_answers_that_the_log_lost_are_counted_and_told(second):
     look(second)
-    second.outside.warehouse.fetch(
+    second.outside.warehouse.execute(
         "insert into online_losses (session, use_case, started_at, segments, answered, shipped, dropped, lost)"
         " values ('s', 'flights', now(), 1, 9, 4, 2, 3)"
     )

@@ -40,12 +40,12 @@ def partition(use_case: UseCase) -> Interval:
 def rows(outside: Outside) -> None:
     """Three weeks of hourly weather and flights; the rest of the tables is empty."""
     create_tables(outside.source)
-    outside.source.fetch(
+    outside.source.execute(
         "insert into weather (origin, observed_at, temp_f, known_at)"
         " select o, t, extract(hour from t), t + interval '10 minutes' from unnest(array['JFK', 'EWR']) o,"
         " generate_series(timestamptz '2012-12-31', '2013-01-20 23:00+00', '1 hour') t order by random()"
     )
-    outside.source.fetch(
+    outside.source.execute(
         "insert into flights select 'UA', n, case when n % 7 > 0 then 'N' || n end, 'EWR', 'IAH', t,"
         " t + interval '3 hours', 1400, t - interval '24 hours' from generate_series(1, 20) n,"
         " generate_series(timestamptz '2013-01-01', '2013-01-21', '1 day') t order by random()"
@@ -53,7 +53,7 @@ def rows(outside: Outside) -> None:
 
 
 def batches(outside: Outside) -> list[dict[str, Any]]:
-    return outside.warehouse.fetch("select * from batches order by table_name, partition_start, version")
+    return outside.warehouse.query("select * from batches order by table_name, partition_start, version")
 
 
 def versions(outside: Outside, table: str) -> list[tuple[int, str]]:
@@ -101,15 +101,15 @@ def test_what_became_known_in_the_interval_lands_and_nothing_else(
 def test_neighbouring_partitions_share_no_row_and_miss_none(use_case: UseCase, outside: Outside) -> None:
     weeks = [use_case.grid.partition(key) for key in ("2012-12-31", "2013-01-07", "2013-01-14")]
     landed = sum(found.raw_rows for week in weeks for found in land(use_case, week, outside).tables)
-    [held] = outside.source.fetch("select (select count(*) from weather) + (select count(*) from flights) as n")
+    [held] = outside.source.query("select (select count(*) from weather) + (select count(*) from flights) as n")
     assert landed == held["n"]
 
 
 def test_landing_again_changes_nothing(use_case: UseCase, partition: Interval, outside: Outside) -> None:
     first = land(use_case, partition, outside)
-    before = outside.warehouse.fetch("select *, xmin::text as by from batches order by table_name")
+    before = outside.warehouse.query("select *, xmin::text as by from batches order by table_name")
     assert land(use_case, partition, outside) == first
-    assert outside.warehouse.fetch("select *, xmin::text as by from batches order by table_name") == before
+    assert outside.warehouse.query("select *, xmin::text as by from batches order by table_name") == before
     assert_landed_once(outside)
 
 
@@ -117,15 +117,17 @@ def test_the_order_of_the_sources_rows_does_not_matter(
     use_case: UseCase, partition: Interval, outside: Outside
 ) -> None:
     first = land(use_case, partition, outside)
-    outside.source.fetch("create table copied as select * from weather order by random()")
-    outside.source.fetch("truncate weather")
-    outside.source.fetch("insert into weather select * from copied")
+    outside.source.execute("create table copied as select * from weather order by random()")
+    outside.source.execute("truncate weather")
+    outside.source.execute("insert into weather select * from copied")
     assert land(use_case, partition, outside) == first
 
 
 def test_a_changed_source_lands_beside_the_old(use_case: UseCase, partition: Interval, outside: Outside) -> None:
     old = land(use_case, partition, outside)
-    outside.source.fetch("update weather set temp_f = 99 where observed_at = '2013-01-08 00:00+00' and origin = 'JFK'")
+    outside.source.execute(
+        "update weather set temp_f = 99 where observed_at = '2013-01-08 00:00+00' and origin = 'JFK'"
+    )
     new = land(use_case, partition, outside)
     assert versions(outside, "weather") == [(1, sha256(old, "weather")), (2, sha256(new, "weather"))]
     assert len(versions(outside, "flights")) == 1, "only the table that changed"
@@ -136,13 +138,13 @@ def test_a_source_that_changes_back_makes_its_old_content_current_again(
     use_case: UseCase, partition: Interval, outside: Outside
 ) -> None:
     old = land(use_case, partition, outside)
-    outside.warehouse.fetch(
+    outside.warehouse.execute(
         "update batches set status = 'clean', clean_uri = 'u', clean_sha256 = 's', clean_rows = 1"
         " where table_name = 'weather'"
     )
-    outside.source.fetch("update weather set temp_f = temp_f + 1")
+    outside.source.execute("update weather set temp_f = temp_f + 1")
     new = land(use_case, partition, outside)
-    outside.source.fetch("update weather set temp_f = temp_f - 1")
+    outside.source.execute("update weather set temp_f = temp_f - 1")
     assert land(use_case, partition, outside) == old
     assert land(use_case, partition, outside) == old
     assert versions(outside, "weather") == [(2, sha256(new, "weather")), (3, sha256(old, "weather"))]
@@ -155,7 +157,7 @@ def test_late_rows_are_a_new_version_of_their_own_partition_only(
     land(use_case, partition, outside)
     other = use_case.grid.partition("2012-12-31")
     land(use_case, other, outside)
-    outside.source.fetch("insert into weather values ('LGA', '2013-01-09', 1, 1, 1, 1, 1, 1, 1, 1, 1, '2013-01-09')")
+    outside.source.execute("insert into weather values ('LGA', '2013-01-09', 1, 1, 1, 1, 1, 1, 1, 1, 1, '2013-01-09')")
     for week in (other, partition):  # out of order, too
         land(use_case, week, outside)
     weather = [row for row in batches(outside) if row["table_name"] == "weather"]
@@ -173,7 +175,7 @@ def test_all_tables_are_of_one_moment(use_case: UseCase, partition: Interval, ou
         def copy_out(self, *arguments: Any, **keywords: Any) -> Any:
             found = super().copy_out(*arguments, **keywords)
             for table in ("flights", "weather"):
-                outside.source.fetch(f"delete from {table}")
+                outside.source.execute(f"delete from {table}")
             return found
 
     own = Outside(outside.settings)
@@ -214,10 +216,10 @@ def test_another_partition_length_under_the_same_name_is_refused(
 def test_a_table_that_cannot_be_asked_for_an_interval_is_bad_data_and_pages(
     use_case: UseCase, partition: Interval, outside: Outside, change: str
 ) -> None:
-    outside.source.fetch(change)
+    outside.source.execute(change)
     with pytest.raises(BadData, match="source table weather cannot be read by its column known_at"):
         land(use_case, partition, outside)
-    alerts = outside.warehouse.fetch("select tier, use_case, body from alerts where resolved_at is null")
+    alerts = outside.warehouse.query("select tier, use_case, body from alerts where resolved_at is null")
     assert [(row["tier"], row["use_case"]) for row in alerts] == [("critical", "flights")]
     assert batches(outside) == []
 
@@ -225,12 +227,12 @@ def test_a_table_that_cannot_be_asked_for_an_interval_is_bad_data_and_pages(
 def test_the_page_is_resolved_when_the_table_is_mended(
     use_case: UseCase, partition: Interval, outside: Outside
 ) -> None:
-    outside.source.fetch("alter table weather rename to wetter")
+    outside.source.execute("alter table weather rename to wetter")
     with pytest.raises(BadData):
         land(use_case, partition, outside)
-    outside.source.fetch("alter table wetter rename to weather")
+    outside.source.execute("alter table wetter rename to weather")
     land(use_case, partition, outside)
-    assert outside.warehouse.fetch("select * from alerts where resolved_at is null") == []
+    assert outside.warehouse.query("select * from alerts where resolved_at is null") == []
 
 
 @pytest.mark.parametrize(
@@ -245,7 +247,7 @@ def test_any_other_schema_change_lands_as_it_is_for_validation_to_judge(
     use_case: UseCase, partition: Interval, outside: Outside, change: str, column: tuple[str, str]
 ) -> None:
     land(use_case, partition, outside)
-    outside.source.fetch(change)
+    outside.source.execute(change)
     batch = land(use_case, partition, outside)
     uri = next(found.raw_uri for found in batch.tables if found.table == "weather")
     landed = from_bytes(outside.lake.read(uri)).schema
@@ -258,23 +260,23 @@ def test_rows_that_became_known_at_no_time_of_any_partition_are_warned_of(
     use_case: UseCase, partition: Interval, outside: Outside, known_at: str | None
 ) -> None:
     """No partition would ever hold them. Its twin: no warning, and an open one resolved, when there are none."""
-    outside.source.fetch("alter table weather alter known_at drop not null")
-    outside.source.fetch("update weather set known_at = %s where observed_at = '2013-01-08'", (known_at,))
+    outside.source.execute("alter table weather alter known_at drop not null")
+    outside.source.execute("update weather set known_at = %s where observed_at = '2013-01-08'", (known_at,))
     land(use_case, partition, outside)
     open_alerts = "select tier, title from alerts where resolved_at is null"
     title = "flights: 2 rows of source table weather land in no partition"
-    assert outside.warehouse.fetch(open_alerts) == [{"tier": "warning", "title": title}]
-    outside.source.fetch("update weather set known_at = '2012-12-31' where observed_at = '2013-01-08'")
+    assert outside.warehouse.query(open_alerts) == [{"tier": "warning", "title": title}]
+    outside.source.execute("update weather set known_at = '2012-12-31' where observed_at = '2013-01-08'")
     land(use_case, partition, outside)
-    assert outside.warehouse.fetch(open_alerts) == []
+    assert outside.warehouse.query(open_alerts) == []
 
 
 def test_odd_values_land_as_they_are(use_case: UseCase, partition: Interval, outside: Outside) -> None:
-    outside.source.fetch(
+    outside.source.execute(
         "update weather set temp_f = 'NaN', wind_speed_mph = 'Infinity', observed_at = '2099-01-01'"
         " where known_at = '2013-01-08 00:10+00'"
     )
-    outside.source.fetch("insert into weather select * from weather where known_at = '2013-01-08 00:10+00'")
+    outside.source.execute("insert into weather select * from weather where known_at = '2013-01-08 00:10+00'")
     batch = land(use_case, partition, outside)
     uri = next(found.raw_uri for found in batch.tables if found.table == "weather")
     landed = from_bytes(outside.lake.read(uri)).to_pylist()
@@ -384,7 +386,7 @@ def test_of_two_runs_at_once_exactly_one_commits(
     thread = threading.Thread(target=first)
     thread.start()
     assert arrived.wait(60)
-    outside.source.fetch("update weather set temp_f = temp_f + 1")
+    outside.source.execute("update weather set temp_f = temp_f + 1")
     newest = land(use_case, partition, outside)
     overtaken.set()
     thread.join()
@@ -397,9 +399,9 @@ def test_a_source_restarted_mid_copy_lands_all_or_nothing(
 ) -> None:
     """The restart ends the first try while its COPY runs; the retry lands what an undisturbed run lands."""
     undisturbed = land(use_case, partition, outside)
-    outside.warehouse.fetch("delete from batches")
-    outside.source.fetch("alter table weather rename to weather_rows")
-    outside.source.fetch(
+    outside.warehouse.execute("delete from batches")
+    outside.source.execute("alter table weather rename to weather_rows")
+    outside.source.execute(
         "create view weather as select w.* from weather_rows w,"
         " lateral (select pg_sleep(0.003 + 0 * length(w.origin))) slow"
     )
@@ -407,7 +409,7 @@ def test_a_source_restarted_mid_copy_lands_all_or_nothing(
     thread = threading.Thread(target=lambda: landed.append(land(use_case, partition, Outside(outside.settings))))
     thread.start()
     copying = "select count(*) as n from pg_stat_activity where state = 'active' and query like 'copy (select%weather%'"
-    while outside.source.fetch(copying)[0]["n"] == 0:
+    while outside.source.query(copying)[0]["n"] == 0:
         assert thread.is_alive()
     restart_postgres(stack)
     assert batches(outside) == []

@@ -39,16 +39,16 @@ def partition(use_case: UseCase) -> Interval:
 def undisturbed(use_case: UseCase, partition: Interval, outside: Outside) -> TableBatch:
     """What the week's weather is when nothing is broken."""
     fill(outside.source, partition, "weather", "airlines")
-    outside.source.fetch(f"update weather set wind_speed_mph = {TRUE_WIND} where {AT} '2013-10-29 12:00+00'")
-    outside.source.fetch(f"update weather set humidity = {TRUE_HUMIDITY} where {AT} '2013-10-30 12:00+00'")
+    outside.source.execute(f"update weather set wind_speed_mph = {TRUE_WIND} where {AT} '2013-10-29 12:00+00'")
+    outside.source.execute(f"update weather set humidity = {TRUE_HUMIDITY} where {AT} '2013-10-30 12:00+00'")
     return weather(validate(use_case, land(use_case, partition, outside), outside))
 
 
 @pytest.fixture
 def broken(undisturbed: TableBatch, use_case: UseCase, partition: Interval, outside: Outside) -> tuple[int, int]:
     """Two rows of it broken, and quarantined: the wind's and the humidity's row number."""
-    outside.source.fetch(f"update weather set wind_speed_mph = 1048 where {AT} '2013-10-29 12:00+00'")
-    outside.source.fetch(f"update weather set humidity = 'NaN' where {AT} '2013-10-30 12:00+00'")
+    outside.source.execute(f"update weather set wind_speed_mph = 1048 where {AT} '2013-10-29 12:00+00'")
+    outside.source.execute(f"update weather set humidity = 'NaN' where {AT} '2013-10-30 12:00+00'")
     batch = weather(validate(use_case, land(use_case, partition, outside), outside))
     assert batch.quarantined_rows == 2
     wind, humidity = (row["row_number"] for row in listing(use_case, outside, partition))
@@ -76,8 +76,8 @@ def weather(batch: Batch) -> TableBatch:
 def state(outside: Outside) -> list[Any]:
     """Everything a replay may change."""
     return [
-        outside.warehouse.fetch("select *, xmin::text from batches order by table_name, version"),
-        outside.warehouse.fetch("select *, xmin::text from quarantine order by row_number"),
+        outside.warehouse.query("select *, xmin::text from batches order by table_name, version"),
+        outside.warehouse.query("select *, xmin::text from quarantine order by row_number"),
     ]
 
 
@@ -258,7 +258,7 @@ def test_a_validation_that_slept_through_a_replay_does_not_undo_it(  # noqa: PLR
     """Its twin: without a replay the same sleep changes nothing either."""
     from tasks.ingest import validate as step
 
-    outside.source.fetch(f"update weather set wind_speed_mph = 1048 where {AT} '2013-10-29 12:00+00'")
+    outside.source.execute(f"update weather set wind_speed_mph = 1048 where {AT} '2013-10-29 12:00+00'")
     batch, known = land(use_case, partition, outside), step._clean_already
     states: list[Any] = []
 
@@ -289,12 +289,12 @@ def test_corrections_that_new_content_does_without_are_told_of(
         {"row_number": broken[1], "humidity": TRUE_HUMIDITY},
     ]
     replay(use_case, "weather", partition, corrections * replays, "ada", outside)
-    outside.source.fetch(f"update weather set humidity = 60 where {AT} '2013-10-30 12:00+00'")
+    outside.source.execute(f"update weather set humidity = 60 where {AT} '2013-10-30 12:00+00'")
     validate(use_case, land(use_case, partition, outside), outside)
-    warnings = outside.warehouse.fetch("select title, body from alerts where tier = 'warning' and resolved_at is null")
+    warnings = outside.warehouse.query("select title, body from alerts where tier = 'warning' and resolved_at is null")
     assert [one["title"] for one in warnings] == ["flights: 2 corrections of weather no longer apply"] * replays
     for one in warnings:
         assert re.search(rf"row {broken[0]}, corrected by ada: .*11\.5.*as bad as before, now row \d+", one["body"])
         assert re.search(rf"row {broken[1]}, corrected by ada: .*61\.25.*mended, changed or dropped", one["body"])
     validate(use_case, land(use_case, partition, outside), outside)
-    assert outside.warehouse.fetch("select * from alerts where tier = 'warning' and resolved_at is null") == []
+    assert outside.warehouse.query("select * from alerts where tier = 'warning' and resolved_at is null") == []

@@ -75,16 +75,16 @@ def only(use_case: UseCase, *tables: str) -> UseCase:
 
 def batches(outside: Outside) -> dict[str, dict[str, Any]]:
     """The current row of each table."""
-    rows = outside.warehouse.fetch("select *, xmin::text as written from batches order by version")
+    rows = outside.warehouse.query("select *, xmin::text as written from batches order by version")
     return {row["table_name"]: row for row in rows}
 
 
 def quarantined(outside: Outside) -> list[dict[str, Any]]:
-    return outside.warehouse.fetch("select *, xmin::text as written from quarantine order by table_name, row_number")
+    return outside.warehouse.query("select *, xmin::text as written from quarantine order by table_name, row_number")
 
 
 def alerts(outside: Outside, tier: str) -> list[dict[str, Any]]:
-    return outside.warehouse.fetch("select * from alerts where tier = %s order by alert_id", (tier,))
+    return outside.warehouse.query("select * from alerts where tier = %s order by alert_id", (tier,))
 
 
 def found(batch: Batch, table: str) -> TableBatch:
@@ -189,7 +189,7 @@ def test_a_changed_source_is_judged_anew_and_the_unchanged_tables_are_not(
     use_case: UseCase, partition: Interval, outside: Outside, planted: None
 ) -> None:
     first, before = run(use_case, partition, outside), batches(outside)
-    outside.source.fetch("update weather set wind_speed_mph = 10 where wind_speed_mph > 1000")
+    outside.source.execute("update weather set wind_speed_mph = 10 where wind_speed_mph > 1000")
     second, after = run(use_case, partition, outside), batches(outside)
     assert found(second, "weather").quarantined_rows == 1
     assert after["weather"]["version"] == 2
@@ -299,12 +299,12 @@ def test_what_is_critical_blocks_the_partition_and_its_mending_releases_it(
     table, sabotage, problem = case
     use_case = only(use_case, table, "airports")
     fill(outside.source, partition, table, "airports")
-    outside.source.fetch(sabotage)
+    outside.source.execute(sabotage)
     with pytest.raises(BadData, match=re.escape(problem)):
         run(use_case, partition, outside)
     assert_blocked(outside, table, problem)
 
-    outside.source.fetch("drop table flights, movements, weather, planes, airports, airlines")
+    outside.source.execute("drop table flights, movements, weather, planes, airports, airlines")
     fill(outside.source, partition, table, "airports")
     run(use_case, partition, outside)
     assert {row["status"] for row in batches(outside).values()} == {"clean"}
@@ -314,7 +314,7 @@ def test_what_is_critical_blocks_the_partition_and_its_mending_releases_it(
 def test_what_stays_broken_stays_blocked_and_is_one_alert(
     small: UseCase, partition: Interval, outside: Outside
 ) -> None:
-    outside.source.fetch("alter table weather rename column humidity to humid")
+    outside.source.execute("alter table weather rename column humidity to humid")
     for _ in range(2):
         with pytest.raises(BadData):
             run(small, partition, outside)
@@ -327,7 +327,7 @@ def test_an_added_column_warns_until_it_is_gone_and_changes_nothing(
     small: UseCase, partition: Interval, outside: Outside
 ) -> None:
     before = run(small, partition, outside)
-    outside.source.fetch("alter table weather add column dust_ppm float default 1")
+    outside.source.execute("alter table weather add column dust_ppm float default 1")
     after = run(small, partition, outside)
     [alert] = alerts(outside, "warning")
     assert "column dust_ppm was added" in alert["body"]
@@ -338,7 +338,7 @@ def test_an_added_column_warns_until_it_is_gone_and_changes_nothing(
 
 def test_a_table_that_was_never_landed_is_no_batch(use_case: UseCase, partition: Interval, outside: Outside) -> None:
     batch = land(use_case, partition, outside)
-    outside.warehouse.fetch("delete from batches where table_name = 'planes'")
+    outside.warehouse.execute("delete from batches where table_name = 'planes'")
     with pytest.raises(AssertionError, match=r"planes of .* was not landed"):
         validate(use_case, batch, outside)
     assert {row["status"] for row in batches(outside).values()} == {"landed"}
@@ -348,7 +348,7 @@ def test_rows_that_come_twice_in_another_order_are_the_same_content(
     small: UseCase, partition: Interval, outside: Outside
 ) -> None:
     first = run(small, partition, outside)
-    outside.source.fetch("create table again as select * from weather order by random()")
-    outside.source.fetch("delete from weather")
-    outside.source.fetch("insert into weather select * from again")
+    outside.source.execute("create table again as select * from weather order by random()")
+    outside.source.execute("delete from weather")
+    outside.source.execute("insert into weather select * from again")
     assert run(small, partition, outside) == first

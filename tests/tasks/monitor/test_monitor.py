@@ -91,7 +91,7 @@ def test_no_week_is_decided_before_the_one_before_it_is_scored(world: World, no_
     for number in (10, 12):
         world.score(number)
     keys = [world.use_case.grid.key(week(number)) for number in (10, 11, 12)]
-    world.outside.warehouse.fetch(
+    world.outside.warehouse.execute(
         'insert into snapshots (use_case, version, git_revision, start, "end", partitions, rows, index)'
         " values (%s, 's', '-', %s, %s, 3, 0, %s)",
         (world.use_case.name, week(10).start, week(12).end, json.dumps({key: {"inputs": "i"} for key in keys})),
@@ -140,7 +140,7 @@ def test_the_reference_is_what_the_champion_was_trained_on_not_the_data_itself(w
     for number in (10, 11, 12, 13):
         world.score(number, shift=1.0)
     decided(world)
-    values = world.outside.warehouse.fetch("select value from drift where feature = 'x0' and measure = 'psi'")
+    values = world.outside.warehouse.query("select value from drift where feature = 'x0' and measure = 'psi'")
     assert len(values) == 4
     assert min(row["value"] for row in values) > 0.5
 
@@ -213,7 +213,7 @@ def test_corrected_label_values_restate_and_the_same_values_do_not(
     decided(world)
     world.score(11)
     found = [
-        world.outside.warehouse.fetch(
+        world.outside.warehouse.query(
             "select entity_key, label from outcomes where label = %s order by entity_key limit 1", (label,)
         )[0]
         for label in (0.0, 1.0)
@@ -256,7 +256,7 @@ def test_a_new_champion_is_measured_by_its_own_profile_and_the_old_one_goes_on_b
     world.outside.registry.profile_of["2"] = profiling.make_profile(training(1, shift=1.0), world.use_case)  # type: ignore[attr-defined]
     world.score(11, shift=1.0, version="2")
     assert decided(world) == ["ignore", "ignore"]
-    latest = world.outside.warehouse.fetch(
+    latest = world.outside.warehouse.query(
         "select feature from drift where model_version = '2' and status = 'breach' and measure = 'psi'"
     )
     assert latest == []

@@ -20,7 +20,7 @@ def answered(first) -> Room:
     snapshot(first)
     score = recompute.predictor(first.use_case, "1", first.outside).predict(first.table)
     for row, value in zip(first.table.to_pylist(), score, strict=True):
-        first.outside.warehouse.fetch(
+        first.outside.warehouse.execute(
             "insert into predictions (use_case, entity_key, event_time, model_version, prediction_time, score,"
             " snapshot_version) values ('flights', %s, %s, '1', %s, %s, 's')",
             (row["entity_key"], row["event_time"], row["prediction_time"], float(value)),
@@ -29,7 +29,7 @@ def answered(first) -> Room:
 
 
 def snapshot(room: Room) -> None:
-    room.outside.warehouse.fetch(
+    room.outside.warehouse.execute(
         'insert into snapshots (use_case, version, git_revision, start, "end", partitions, rows, index)'
         " values ('flights', 's', 'r', %s, %s, 6, 40, '{}')",
         (END - timedelta(days=56), END),
@@ -38,7 +38,7 @@ def snapshot(room: Room) -> None:
 
 def label(room: Room, rows: slice) -> None:
     for row in room.table.to_pylist()[rows]:
-        room.outside.warehouse.fetch(
+        room.outside.warehouse.execute(
             "insert into outcomes (use_case, entity_key, event_time, label, label_time)"
             " values ('flights', %s, %s, %s, %s)",
             (row["entity_key"], row["event_time"], row["label"], row["label_time"]),
@@ -46,7 +46,7 @@ def label(room: Room, rows: slice) -> None:
 
 
 def latest(room: Room) -> list[dict]:
-    return room.outside.warehouse.fetch(
+    return room.outside.warehouse.query(
         "select distinct on (partition_start, model_version) * from online_quality"
         " order by partition_start, model_version, measured_as_of desc"
     )
@@ -78,11 +78,11 @@ def test_labels_that_come_later_restate_their_partitions_only(answered):
 def test_answers_off_from_the_batch_on_fresh_features_are_told_until_they_agree(answered):
     change = "update online_answers set score = score + %s where entity_key = %s"
     key = answered.table["entity_key"][39].as_py()
-    answered.outside.warehouse.fetch(change, (0.01, key))
+    answered.outside.warehouse.execute(change, (0.01, key))
     online_quality.measure(answered.use_case, answered.outside)
     assert alerts(answered) == [("warning", "flights.online.skew")]
     assert sum(row["beyond"] for row in latest(answered)) == 1
-    answered.outside.warehouse.fetch(change, (-0.01, key))
+    answered.outside.warehouse.execute(change, (-0.01, key))
     online_quality.measure(answered.use_case, answered.outside)
     assert alerts(answered) == []
 
@@ -96,16 +96,16 @@ def assert_shown_and_not_judged(answered: Room) -> None:
 
 
 def test_answers_on_older_features_are_shown_and_not_judged(answered):
-    answered.outside.warehouse.fetch(
+    answered.outside.warehouse.execute(
         "update online_answers set score = score + 0.1, feature_age_seconds = 3600 where slot = 'stable'"
     )
     assert_shown_and_not_judged(answered)
 
 
 def test_answers_given_before_a_partition_was_mended_are_shown_and_not_judged(answered):
-    answered.outside.warehouse.fetch("update online_answers set score = score + 0.1 where slot = 'stable'")
-    answered.outside.warehouse.fetch("update predictions set snapshot_version = 'mended'")
-    answered.outside.warehouse.fetch(
+    answered.outside.warehouse.execute("update online_answers set score = score + 0.1 where slot = 'stable'")
+    answered.outside.warehouse.execute("update predictions set snapshot_version = 'mended'")
+    answered.outside.warehouse.execute(
         'insert into snapshots (use_case, version, git_revision, start, "end", partitions, rows, index)'
         " select use_case, 'mended', git_revision, start, \"end\", partitions, rows,"
         " (select jsonb_object_agg(to_char(day, 'YYYY-MM-DD'), jsonb_build_object('inputs', 'others'))"

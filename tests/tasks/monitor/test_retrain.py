@@ -136,4 +136,4 @@ def test_the_database_itself_refuses_a_second_retrain_in_flight(world: World) ->
         "insert into retrains (decision_id, use_case, state) values ('flights-20130401T0000', 'flights', 'pending')"
     )
     with pytest.raises(psycopg2.errors.UniqueViolation):
-        world.outside.warehouse.fetch(second)
+        world.outside.warehouse.execute(second)

@@ -207,10 +207,10 @@ def test_a_leaked_label_is_refused_with_a_critical_alert_and_its_twin_is_not(out
     verdict = judge(use_case, candidates["leaky"], outside)
     assert verdict.answer == "hold"
     assert "too good to be true" in " ".join(verdict.reasons)
-    [alert] = outside.warehouse.fetch("select tier, fingerprint from alerts")
+    [alert] = outside.warehouse.query("select tier, fingerprint from alerts")
     assert alert == {"tier": "critical", "fingerprint": f"{NAME}/gate/leak-alarm"}
     assert judge(use_case, candidates["good"], outside).answer == "promote"
-    assert len(outside.warehouse.fetch("select * from alerts")) == 1
+    assert len(outside.warehouse.query("select * from alerts")) == 1
 
 
 @pytest.mark.parametrize(("early_days", "answer"), [(0, "promote"), (3, "hold")])
@@ -219,7 +219,7 @@ def test_a_holdout_that_reaches_into_training_is_refused(outside, use_case, cand
     early = replace(asked, holdout_start=asked.holdout_start - timedelta(days=early_days))
     verdict = judge(use_case, early, outside)
     assert verdict.answer == answer
-    assert len(outside.warehouse.fetch("select * from alerts where tier = 'critical'")) == (answer == "hold")
+    assert len(outside.warehouse.query("select * from alerts where tier = 'critical'")) == (answer == "hold")
 
 
 def test_a_holdout_without_rows_asks_for_more_data(outside, use_case, candidates):

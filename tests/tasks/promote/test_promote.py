@@ -69,7 +69,7 @@ def verdict(use_case: UseCase, candidate: str, champion: str | None, *, answer="
 
 
 def ledger(outside: Outside, use_case: UseCase) -> list[tuple[str, str, str | None]]:
-    rows = outside.warehouse.fetch("select * from ledger where use_case = %s order by entry", (use_case.name,))
+    rows = outside.warehouse.query("select * from ledger where use_case = %s order by entry", (use_case.name,))
     return [(row["action"], row["model_version"], row["champion_version"]) for row in rows]
 
 
@@ -155,7 +155,7 @@ def test_high_risk_is_promoted_by_a_named_person_and_by_nothing_else(outside, us
     forgetful = verdict(use_case, "1", None, risk="low")  # what the verdict says of approval cannot lower the risk
     for _ in range(2):
         assert promote.promote(use_case, forgetful, outside, actor="Ada", approved=approved).outcome == outcome
-    rows = outside.warehouse.fetch(
+    rows = outside.warehouse.query(
         "select action, actor from ledger where use_case = %s order by entry", (use_case.name,)
     )
     assert rows == [{"action": action, "actor": "Ada"} for action in actions]

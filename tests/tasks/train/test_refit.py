@@ -51,7 +51,7 @@ def test_a_candidate_is_registered_with_all_that_explains_it_and_its_bundle_answ
     assert set(outside.registry.profile(case.name, found.model_version)["features"]) == {
         *synthetic.NUMERIC, *synthetic.CATEGORICAL, "score",
     }  # fmt: skip
-    costs = outside.warehouse.fetch("select model_version, step, seconds, trials from costs order by step")
+    costs = outside.warehouse.query("select model_version, step, seconds, trials from costs order by step")
     assert [(c["step"], c["trials"]) for c in costs] == [("refit", None), ("search", 2)]
     assert all(c["seconds"] > 0 and c["model_version"] == found.model_version for c in costs)
 
@@ -78,7 +78,7 @@ def test_energy_that_can_be_read_is_kept_with_the_run_and_in_the_ledger(mlflow_s
     assert study.energy_joules is not None
     assert study.energy_joules >= 3.0
     found = candidate(case, study, outside)
-    costs = outside.warehouse.fetch("select step, energy_joules from costs order by step")
+    costs = outside.warehouse.query("select step, energy_joules from costs order by step")
     assert [tuple(row.values()) for row in costs] == [("refit", 3.0), ("search", study.energy_joules)]
     metrics = outside.registry.metrics(case.name, found.model_version)
     assert (metrics["refit_energy_joules"], metrics["search_energy_joules"]) == (3.0, study.energy_joules)
@@ -130,13 +130,13 @@ def test_killed_with_9_between_registering_and_committing_the_retry_finds_the_ve
     case, study, outside, monkeypatch
 ):
     killed.run(outside.settings, REFIT.replace("SEED", str(case.seed)), killed=True)
-    assert outside.warehouse.fetch("select * from costs") == []
+    assert outside.warehouse.query("select * from costs") == []
     with monkeypatch.context() as patched:
         patched.setattr(Registry, "log_run", None)  # nothing is trained or recorded again
         retried = candidate(case, study, outside)
         assert candidate(case, study, outside) == retried
     metrics = outside.registry.metrics(case.name, retried.model_version)
-    costs = outside.warehouse.fetch("select model_version, step, seconds, trials, device from costs order by step")
+    costs = outside.warehouse.query("select model_version, step, seconds, trials, device from costs order by step")
     assert [(c["model_version"], c["step"], c["seconds"], c["trials"]) for c in costs] == [
         (retried.model_version, "refit", metrics["refit_seconds"], None),
         (retried.model_version, "search", study.seconds, 2),
@@ -156,4 +156,4 @@ def test_an_overtaken_refit_registers_nothing(case, study, outside, monkeypatch)
     with pytest.raises(FencedOut):
         candidate(case, study, outside)
     assert outside.registry.find(case.name, keys[0]) is None
-    assert outside.warehouse.fetch("select * from costs") == []
+    assert outside.warehouse.query("select * from costs") == []

@@ -93,11 +93,11 @@ def answer(
 
 
 def looks(outside) -> list[dict]:
-    return outside.warehouse.fetch("select * from experiment_looks order by look")
+    return outside.warehouse.query("select * from experiment_looks order by look")
 
 
 def ledger(outside) -> list[str]:
-    found = outside.warehouse.fetch("select action, reason, actor from ledger order by entry")
+    found = outside.warehouse.query("select action, reason, actor from ledger order by entry")
     return [f"{row['action']} by {row['actor']}" for row in found]
 
 
@@ -119,7 +119,7 @@ def test_a_harmful_treatment_is_stopped_and_the_stable_version_has_everyone_back
     assert gateway.now == Route("7")
     assert not experiment.running(use_case, outside)
     assert ledger(outside) == ["experiment-start by ada", "experiment-end by experiment"]
-    [alert] = outside.warehouse.fetch("select tier, title, delivered_at from alerts")
+    [alert] = outside.warehouse.query("select tier, title, delivered_at from alerts")
     assert alert["tier"] == "critical"
     assert alert["title"].endswith("ended: stopped-by-guardrail")
     assert alert["delivered_at"] is not None
@@ -133,7 +133,7 @@ def test_a_better_treatment_is_said_to_be_and_promoted_by_nobody(use_case, outsi
     assert "treatment-better" in (said := experiment.look(use_case, outside))
     assert "flights.train" in said
     assert gateway.now == Route("7")
-    assert outside.warehouse.fetch("select * from champions") == []
+    assert outside.warehouse.query("select * from champions") == []
     assert start(use_case, outside, request_id="run 2").endswith("goes on")
 
 
@@ -167,7 +167,7 @@ def test_an_event_counts_once_by_its_first_answer_and_not_before_the_start(use_c
     start(use_case, outside)
     answer(outside, "7", 20, costly=0.0, seed=1)
     answer(outside, "8", 10, costly=1.0, seed=2)
-    outside.warehouse.fetch(  # asked again, a minute later, and answered by the other version
+    outside.warehouse.execute(  # asked again, a minute later, and answered by the other version
         "insert into online_answers select use_case, 'again' || request_id, position, '7', 'stable', client,"
         " entity_key, event_time, prediction_time, score, true, degraded, reasons, feature_as_of, feature_snapshot,"
         " feature_age_seconds, server_ms, request, features, answered_at + interval '1 minute'"
@@ -183,7 +183,7 @@ def test_events_of_one_request_are_one_unit(use_case, outside, gateway):
     start(use_case, outside)
     answer(outside, "7", 20, costly=0.0, seed=1)
     answer(outside, "8", 10, costly=1.0, seed=2)
-    outside.warehouse.fetch(
+    outside.warehouse.execute(
         "update online_answers set request_id = 'all', position = split_part(entity_key, '-', 3)::int"
         " where model_version = '8'"
     )
@@ -382,17 +382,17 @@ def test_high_risk_takes_only_versions_that_were_approved(use_case, outside, gat
 
 
 def test_a_deployment_under_way_refuses_the_start_and_its_end_lets_it(use_case, outside, gateway):
-    outside.warehouse.fetch(
+    outside.warehouse.execute(
         "insert into deployments (deployment_id, use_case, kind, version, revision, stage, actor, reason, as_of)"
         " values ('d', 'flights', 'rollout', '9', 1, 'shadow', 'ada', 'why', now())"
     )
     with pytest.raises(ValueError, match="deployment of flights is under way"):
         start(use_case, outside)
-    outside.warehouse.fetch("update deployments set outcome = 'held', finished_at = now()")
+    outside.warehouse.execute("update deployments set outcome = 'held', finished_at = now()")
     with outside.warehouse.alone("deploy/flights"), pytest.raises(ValueError, match="deployment of flights"):
         start(use_case, outside)
     held = "select from pg_locks join pg_database on oid = database and datname = current_database()"
-    until(lambda: not outside.warehouse.fetch(f"{held} where locktype = 'advisory'"))  # a closed connection lingers
+    until(lambda: not outside.warehouse.query(f"{held} where locktype = 'advisory'"))  # a closed connection lingers
     assert start(use_case, outside).endswith("goes on")
 
 
