@@ -169,7 +169,7 @@ class Stand:
 
     @cached_property
     def gateway(self) -> Gateway:
-        found = gateway.environment(self.home)
+        found = gateway.gateway_variables(self.home)
         return Gateway(
             found["WINDSOCK_GATEWAY_URL"],
             found["WINDSOCK_GATEWAY_ADMIN"],

@@ -8,7 +8,7 @@ from typing import Any
 
 from adapters.gateway import Gateway
 from infra.local import airflow
-from infra.local.home import base_environment
+from infra.local.home import inherited_environment
 from infra.local.plan import GROUPS
 from infra.local.stack import Row, Stack
 from pipeline.settings import REPOSITORY
@@ -48,7 +48,7 @@ def _addresses(stack: Stack) -> str:
     environment = stack.environment()
     user, password = environment["AIRFLOW_ADMIN_USER"], environment["AIRFLOW_ADMIN_PASSWORD"]
     lines = [f"MLflow   {environment['MLFLOW_TRACKING_URI']}", f"settings {stack.folder / 'env'}"]
-    if "airflow" in stack.state()["groups"]:
+    if "airflow" in stack.groups():
         lines.insert(0, f"Airflow  {environment['AIRFLOW_URL']}   login {user} / {password}")
     return "\n".join(lines)
 
@@ -81,7 +81,7 @@ def run(stack: Stack, command: list[str]) -> int:
         raise ValueError("expected a command: python -m infra.local run -- <command>")
     if not stack.running:
         raise ValueError(f"no stack is running in {stack.folder}: `make up` starts it")
-    environment = {**base_environment(), **stack.environment(), **airflow.settings(stack.home())}
+    environment = {**inherited_environment(), **stack.environment(), **airflow.settings(stack.home())}
     os.execvpe(command[0], command, environment)  # noqa: S606  # the user's own command
 
 

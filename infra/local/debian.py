@@ -23,10 +23,16 @@ class Program:
 
 def find(name: str, folder: Path, *, package: str | None = None) -> Program | None:
     """A program on the PATH, else the one of the package (of the same name, if not said) unpacked in this folder."""
-    search = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/local/sbin"])
-    if (path := shutil.which(name, path=search)) is not None:
+    if (path := shutil.which(name, path=_search_path())) is not None:
         return Program(path)
     return _unpacked(name, folder / (package or name))
+
+
+def _search_path() -> str:
+    """The PATH, and the sbin beside each bin on it: Debian keeps servers there, and out of an ordinary user's PATH."""
+    folders = [Path(folder) for folder in os.environ.get("PATH", os.defpath).split(os.pathsep) if folder]
+    beside = [folder.with_name("sbin") for folder in folders if folder.name == "bin"]
+    return os.pathsep.join(str(folder) for folder in (*folders, *beside))
 
 
 def _unpacked(name: str, root: Path) -> Program | None:

@@ -4,15 +4,12 @@ import os
 import signal
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from adapters.gateway import set_client
 from infra.local import debian
+from infra.local.home import Home
 from infra.local.part import Part, Step, answers, status, unprivileged
 from pipeline.settings import REPOSITORY
-
-if TYPE_CHECKING:
-    from infra.local.home import Home
 
 CONFIGURATION = REPOSITORY / "infra" / "gateway" / "haproxy.cfg"
 CLIENT = "windsock"  # whom the stack's own key belongs to
@@ -20,15 +17,13 @@ _ADMIN = "admin.sock"
 _PASSED = ("GATEWAY_RATE", "GATEWAY_BODY_BYTES", "GATEWAY_QUEUE", "GATEWAY_SERVER_CONNECTIONS", "GATEWAY_THREADS")
 
 
-def obtain(home: "Home") -> str | None:
+def obtain(home: Home) -> str | None:
     """Have the program, before the stack is planned. Returns why the gateway is left out, if it is."""
     return debian.obtain("haproxy", home.folder, asked="-v")
 
 
-def environment(home: "Home") -> Mapping[str, str]:
-    """What a process needs to use it; empty where this stack has none."""
-    if debian.find("haproxy", home.folder) is None:
-        return {}
+def gateway_variables(home: Home) -> Mapping[str, str]:
+    """What a process needs to use the gateway of a stack that has one."""
     return {
         "WINDSOCK_GATEWAY_URL": home.url("gateway"),
         "WINDSOCK_GATEWAY_ADMIN": f"unix@{maps(home) / _ADMIN}",
@@ -37,12 +32,12 @@ def environment(home: "Home") -> Mapping[str, str]:
     }
 
 
-def maps(home: "Home") -> Path:
+def maps(home: Home) -> Path:
     """The folder of the gateway's maps."""
     return home.folder / "gateway"
 
 
-def settings(home: "Home") -> dict[str, str]:
+def settings(home: Home) -> dict[str, str]:
     """What the configuration reads from the environment; the limits may be set from outside."""
     account = unprivileged()
     rights = {} if account is None else {"GATEWAY_UID": str(account.uid), "GATEWAY_GID": str(account.gid)}
@@ -57,7 +52,7 @@ def settings(home: "Home") -> dict[str, str]:
     }
 
 
-def parts(home: "Home", mark: Callable[[str], dict[str, str]]) -> list[Part | Step]:
+def parts(home: Home, mark: Callable[[str], dict[str, str]]) -> list[Part | Step]:
     """The gateway, or nothing where there is no program for it. It starts without TorchServe and waits for it."""
     program = debian.find("haproxy", home.folder)
     if program is None:

@@ -1,4 +1,4 @@
-"""The state folder of a stack: ports and passwords, made once, and the env file that says how to reach the parts."""
+"""The state folder of a stack: its ports and passwords, made once."""
 
 import json
 import os
@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from infra import settings as common
-from infra.local import gateway, postgres, torchserve
 from infra.local import ports as port_numbers
-from infra.private import code_sha, new_secret, write_private
+from infra.local import postgres
+from infra.private import new_secret, write_private
 
 # Settings of other installations, which would silently change this one.
 _FOREIGN = ("AIRFLOW", "_AIRFLOW", "MLFLOW_", "AWS_", "PG", "DVC_", "WINDSOCK_", "OTEL_")
@@ -79,42 +78,7 @@ def open_home(folder: Path, *, usual: bool, choose_ports: bool) -> Home:
     return Home(folder=folder, ports=numbers, secrets=_keep_secrets(folder / "secrets.json"))
 
 
-def environment(home: Home) -> dict[str, str]:
-    """What a process needs to use the stack: the contents of the env file."""
-    return {
-        **common.read(common.COMMON),
-        "WINDSOCK_HOME": str(home.folder),
-        "WINDSOCK_CODE_SHA": code_sha(),
-        "WINDSOCK_WAREHOUSE_DSN": home.dsn("warehouse"),
-        "WINDSOCK_OBSERVER_DSN": postgres.dsn(
-            home.ports["postgres"], "warehouse", "observer", home.secrets["observer"]
-        ),
-        "WINDSOCK_SOURCE_DSN": home.dsn("source"),
-        "WINDSOCK_STUDIES_DSN": home.dsn("optuna"),
-        "WINDSOCK_S3_ENDPOINT": home.url("s3"),
-        "AWS_ACCESS_KEY_ID": home.secrets["s3_access"],
-        "AWS_SECRET_ACCESS_KEY": home.secrets["s3_secret"],
-        "MLFLOW_TRACKING_URI": home.url("mlflow"),
-        "MLFLOW_PAGE": home.url("mlflow"),
-        "NO_PROXY": "127.0.0.1,localhost",
-        "no_proxy": "127.0.0.1,localhost",
-        "AIRFLOW_URL": home.url("airflow"),
-        "AIRFLOW_PAGE": home.url("airflow"),
-        "AIRFLOW_ADMIN_USER": "admin",
-        "AIRFLOW_ADMIN_PASSWORD": home.secrets["admin"],
-        **torchserve.environment(home),
-        **gateway.environment(home),
-    }
-
-
-def write_env(home: Home) -> Path:
-    """The env file: KEY=VALUE, one a line, readable by its owner only."""
-    path = home.folder / "env"
-    write_private(path, "".join(f"{name}={value}\n" for name, value in environment(home).items()))
-    return path
-
-
-def base_environment() -> dict[str, str]:
+def inherited_environment() -> dict[str, str]:
     """This process's environment without what belongs to other installations."""
     bin_folder = str(Path(sys.executable).parent)
     kept = {k: v for k, v in os.environ.items() if not k.startswith(_FOREIGN) and k not in _DROPPED}

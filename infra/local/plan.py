@@ -1,7 +1,8 @@
 """Which parts and steps a stack consists of."""
 
 from infra.local import airflow, gateway, mlflow, postgres, s3, torchserve
-from infra.local.home import Home, base_environment, environment
+from infra.local.environment import make_environment
+from infra.local.home import Home, inherited_environment
 from infra.local.part import Part, Step
 from infra.local.processes import MARKER
 
@@ -22,7 +23,7 @@ def plan(home: Home, wanted: tuple[str, ...]) -> list[Part | Step]:
     def mark(name: str) -> dict[str, str]:
         return {MARKER: f"{home.stack}/{name}"}
 
-    shared = {**base_environment(), **environment(home)}
+    shared = {**inherited_environment(), **make_environment(home, wanted)}
     keys = (home.secrets["s3_access"], home.secrets["s3_secret"])
     groups: dict[str, list[Part | Step]] = {
         "postgres": [

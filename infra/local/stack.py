@@ -15,7 +15,8 @@ from typing import Any
 import psutil
 
 from infra.local import plan, postgres
-from infra.local.home import Home, base_environment, environment, open_home, write_env
+from infra.local.environment import make_environment, write_env_file
+from infra.local.home import Home, inherited_environment, open_home
 from infra.local.part import Part
 from infra.local.ports import sockets
 from infra.local.processes import Identity, end, gone
@@ -80,6 +81,12 @@ class Stack:
         state: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"parts": {}}
         return state
 
+    def groups(self) -> tuple[str, ...]:
+        """The groups of parts that this stack was last started with, without those that were left out."""
+        state = self.state()
+        left_out = {name for name, part in state["parts"].items() if part["state"] == "left out"}
+        return tuple(name for name in state.get("groups", ()) if name not in left_out)
+
     def home(self) -> Home:
         """The ports and passwords of a stack that was started at least once."""
         if not (self.folder / "ports.json").exists():
@@ -88,7 +95,7 @@ class Stack:
 
     def environment(self) -> dict[str, str]:
         """What a process needs to use this stack."""
-        return environment(self.home())
+        return make_environment(self.home(), self.groups())
 
     def start(
         self,
@@ -122,7 +129,7 @@ class Stack:
             self._reap()
             problem = last.get("problem") or f"the supervisor ended.{tail(self.folder / 'logs' / 'supervisor.log')}"
             raise ValueError(f"the stack did not come up: {problem}")
-        write_env(self.home())
+        write_env_file(self.home(), self.groups())
         return True
 
     def _join_start(self) -> None:
@@ -147,7 +154,7 @@ class Stack:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd=REPOSITORY,
-                env={**base_environment(), "PYTHONPATH": str(REPOSITORY)},
+                env={**inherited_environment(), "PYTHONPATH": str(REPOSITORY)},
                 start_new_session=True,
                 pass_fds=(writing,),
             )
@@ -160,7 +167,7 @@ class Stack:
         if not self.running:
             return []
         known = self.state()["parts"]
-        parts = plan.plan(self.home(), tuple(self.state()["groups"]))
+        parts = plan.plan(self.home(), self.groups())
         return [self._row(part, known[part.name]) for part in parts if isinstance(part, Part)]
 
     def _row(self, part: Part, known: dict[str, Any]) -> Row:

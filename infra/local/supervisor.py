@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from infra.local import gateway
@@ -34,8 +35,17 @@ class NotUpError(Exception):
 class Supervisor:
     """One thread a part; the state file and the report are written whenever something changes."""
 
-    def __init__(self, home: Home, groups: tuple[str, ...], report: int | None, hung_seconds: float) -> None:
-        items = plan(home, groups)
+    def __init__(
+        self,
+        home: Home,
+        groups: tuple[str, ...],
+        report: int | None,
+        hung_seconds: float,
+        *,
+        left_out: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        """`left_out`: the groups that cannot be had here, and why."""
+        items = plan(home, tuple(name for name in groups if name not in left_out))
         self.home = home
         self.parts = [item for item in items if isinstance(item, Part)]
         self.steps = [item for item in items if isinstance(item, Step)]
@@ -57,6 +67,8 @@ class Supervisor:
                 p.name: {"state": "waiting", "restarts": 0, "port": p.port, "address": p.address} for p in self.parts
             },
         }
+        for name, problem in left_out.items():
+            self.tell(name, state="left out", restarts=0, problem=problem)
 
     def tell(self, name: str, **change: Any) -> None:
         """Note a change in the state file, the log, and to whoever waits for the start."""
@@ -314,11 +326,9 @@ def main() -> int:
     (given.home / "state.json").unlink(missing_ok=True)  # nobody may take the last one's state for this one's
     home = open_home(given.home, usual=given.usual_ports, choose_ports=True)
     groups = tuple(given.parts.split(","))
-    missing = gateway.obtain(home) if "gateway" in groups else None  # what there is decides what is planned
-    supervisor = Supervisor(home, groups, given.report, given.hung_seconds)
-    if missing is not None:
-        supervisor.tell("gateway", state="left out", restarts=0, problem=missing)
-    return supervisor.run(owner)
+    problem = gateway.obtain(home) if "gateway" in groups else None
+    left_out = {} if problem is None else {"gateway": problem}
+    return Supervisor(home, groups, given.report, given.hung_seconds, left_out=left_out).run(owner)
 
 
 if __name__ == "__main__":

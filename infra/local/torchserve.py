@@ -6,22 +6,19 @@ import signal
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from infra.local import postgres
+from infra.local.home import Home, inherited_environment
 from infra.local.part import Part, Step, answers, status
 from pipeline.settings import REPOSITORY
 
-if TYPE_CHECKING:
-    from infra.local.home import Home
 
-
-def _folder(home: "Home") -> Path:
+def _folder(home: Home) -> Path:
     return home.folder / "torchserve"
 
 
-def environment(home: "Home") -> Mapping[str, str]:
-    """What a process needs to use it."""
+def endpoint_variables(home: Home) -> Mapping[str, str]:
+    """What a process needs to use the online server."""
     return {
         "WINDSOCK_INFERENCE_URL": home.url("inference"),
         "WINDSOCK_MANAGEMENT_URL": home.url("management"),
@@ -29,7 +26,7 @@ def environment(home: "Home") -> Mapping[str, str]:
     }
 
 
-def online_dsn(home: "Home") -> str:
+def online_dsn(home: Home) -> str:
     """The warehouse, opened by the role that may only read features and write answers."""
     return postgres.dsn(home.ports["postgres"], "warehouse", "online", home.secrets["online"])
 
@@ -66,13 +63,11 @@ def _is_held(lock: Path) -> bool:
     return lock.exists() and not is_over(lock)
 
 
-def parts(home: "Home", mark: Callable[[str], dict[str, str]]) -> list[Part | Step]:
+def parts(home: Home, mark: Callable[[str], dict[str, str]]) -> list[Part | Step]:
     """The server and the shipper of this home."""
-    from infra.local.home import base_environment  # noqa: PLC0415  # that module names this one
-
     folder = _folder(home)
     shared = {
-        **base_environment(),
+        **inherited_environment(),
         "WINDSOCK_MODEL_STORE": str(folder / "store"),
         "WINDSOCK_SPOOL": str(folder / "spool"),
         "WINDSOCK_ONLINE_DSN": online_dsn(home),

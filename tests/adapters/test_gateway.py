@@ -50,7 +50,7 @@ def test_the_running_process_and_the_files_agree(running: Stand, gate: Gateway) 
     gate.set_route("flights", Route("1", "2", 0.3))
     gate.set_fallback("flights", 0.2)
     gate.publish_openapi("flights", '{"openapi": "3.1.0", "info": {"title": "A; \\"b\\" <<\\n $c \\\\ %[d] #"}}')
-    admin = Admin(local_gateway.environment(running.home)["WINDSOCK_GATEWAY_ADMIN"])
+    admin = Admin(local_gateway.gateway_variables(running.home)["WINDSOCK_GATEWAY_ADMIN"])
     for name in ("keys", "versions", "weights", "fallback", "openapi"):
         held = admin.entries(admin.identity(name))
         assert held
@@ -92,7 +92,7 @@ def test_an_admin_socket_of_something_else_is_named(running: Stand, tmp_path: Pa
     with pytest.raises(ValueError, match=r"has no map nothing.map"):
         change(
             tmp_path,
-            Admin(local_gateway.environment(running.home)["WINDSOCK_GATEWAY_ADMIN"]),
+            Admin(local_gateway.gateway_variables(running.home)["WINDSOCK_GATEWAY_ADMIN"]),
             "nothing",
             lambda _: None,
         )
@@ -257,7 +257,7 @@ def test_the_description_of_the_interface_is_served_as_published(running: Stand,
 def test_the_outside_has_a_gateway_where_the_settings_name_one(running: Stand) -> None:
     required = dict.fromkeys(_REQUIRED.values(), "x")
     assert Outside(read_settings(required)).gateway is None
-    settings = read_settings({**required, **local_gateway.environment(running.home)})
+    settings = read_settings({**required, **local_gateway.gateway_variables(running.home)})
     found = Outside(settings).gateway
     assert found is not None
     found.set_route("flights", Route("5"))

@@ -17,7 +17,7 @@ import psycopg2
 import pytest
 import yaml
 
-from infra.local.home import base_environment
+from infra.local.home import inherited_environment
 from infra.local.stack import Stack
 from infra.local.supervisor import tail
 from pipeline.settings import REPOSITORY
@@ -78,7 +78,7 @@ def environment(folder: Path) -> dict[str, str]:
     block["endpoint"]["rollout"] |= {"max_p99_ms": 5000}  # its parts are killed, on a machine that is all used
     path = folder / "params.yaml"
     path.write_text(yaml.safe_dump(params))
-    return {**base_environment(), "WINDSOCK_PARAMS": str(path), "PYTHONPATH": str(REPOSITORY)}
+    return {**inherited_environment(), "WINDSOCK_PARAMS": str(path), "PYTHONPATH": str(REPOSITORY)}
 
 
 def facts(stack: Stack) -> dict[str, list[Any]]:

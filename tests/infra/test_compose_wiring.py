@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import yaml
 
-from infra.local.home import base_environment
+from infra.local.home import inherited_environment
 from pipeline.settings import REPOSITORY
 from tests.infra.compose_rules import Compose, runner
 
@@ -123,7 +123,11 @@ def test_the_demo_begins_when_all_that_the_loop_needs_is_well(compose: Compose) 
 def test_the_executor_of_the_workers_can_be_loaded_with_the_versions_we_pin(tmp_path: Path) -> None:
     """No resolver knows which Celery the provider can be imported with."""
     command = [sys.executable, "-c", "import airflow.providers.celery.executors.celery_executor_utils"]
-    environment = {**base_environment(), "AIRFLOW_HOME": str(tmp_path), "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
+    environment = {
+        **inherited_environment(),
+        "AIRFLOW_HOME": str(tmp_path),
+        "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
+    }
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
 

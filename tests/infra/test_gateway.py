@@ -10,7 +10,7 @@ import stat
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,7 +20,10 @@ import pytest
 from adapters.gateway import Gateway, Route, digest
 from infra.local import debian, gateway
 from infra.local.__main__ import main
-from infra.local.home import environment, open_home
+from infra.local.environment import make_environment
+from infra.local.home import Home, open_home
+from infra.local.part import Part
+from infra.local.plan import GROUPS, plan
 from infra.local.stack import Stack
 from tests.gateway_stand import Stand, stand, until
 
@@ -371,7 +374,7 @@ def test_the_metrics_are_prometheus_and_nothing_else_is_there(open_gate: Stand) 
 
 def test_only_the_owner_opens_the_admin_socket(open_gate: Stand) -> None:
     """Who opens it decides who may ask and which version answers."""
-    address = gateway.environment(open_gate.home)["WINDSOCK_GATEWAY_ADMIN"]
+    address = gateway.gateway_variables(open_gate.home)["WINDSOCK_GATEWAY_ADMIN"]
     found = Path(address.removeprefix("unix@")).stat()
     assert stat.S_ISSOCK(found.st_mode)
     assert (stat.S_IMODE(found.st_mode), found.st_uid) == (0o600, os.geteuid())
@@ -416,13 +419,14 @@ def test_where_haproxy_cannot_be_had_the_stack_says_so_and_has_no_gateway(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home = open_home(tmp_path / "home", usual=False, choose_ports=True)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(debian.shutil, "which", lambda *_, **__: None)
-    problem = gateway.obtain(home)
+    with monkeypatch.context() as bare:
+        bare.setenv("PATH", str(tmp_path))
+        bare.setattr(debian.shutil, "which", lambda *_, **__: None)
+        problem = gateway.obtain(home)
+        assert gateway.parts(home, lambda _: {}) == []
     assert problem is not None
     assert "apt-get install haproxy" in problem
-    assert gateway.parts(home, lambda _: {}) == []
-    assert not [name for name in gateway.environment(home) if name.startswith("WINDSOCK_GATEWAY")]
+    assert not [name for name in make_environment(home, ()) if name.startswith("WINDSOCK_GATEWAY")]
 
 
 def test_a_stack_without_haproxy_comes_up_and_its_status_says_what_to_install(
@@ -432,8 +436,6 @@ def test_a_stack_without_haproxy_comes_up_and_its_status_says_what_to_install(
     tools.mkdir()
     (tools / "git").symlink_to(shutil.which("git") or "git")
     monkeypatch.setenv("PATH", str(tools))
-    if debian.find("haproxy", tmp_path / "home") is not None:
-        pytest.skip("the system has HAProxy where no PATH hides it")
     stack = Stack(tmp_path / "home")
     told: list[dict[str, str]] = []
     try:
@@ -456,9 +458,7 @@ def test_a_failed_download_leaves_nothing_behind(tmp_path: Path, monkeypatch: py
     for name in ("apt-get", "dpkg-deb"):
         (tools / name).write_text("#!/bin/sh\necho 'E: no network' >&2\nexit 100\n")
         (tools / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tools}{os.pathsep}/bin{os.pathsep}/usr/bin")
-    if debian.find("haproxy", tmp_path / "home") is not None:
-        pytest.skip("the system has HAProxy: nothing is downloaded")
+    monkeypatch.setenv("PATH", str(tools))
     (tmp_path / "home").mkdir()
     problem = debian.obtain("haproxy", tmp_path / "home", asked="-v")
     assert problem is not None
@@ -466,7 +466,56 @@ def test_a_failed_download_leaves_nothing_behind(tmp_path: Path, monkeypatch: py
     assert list((tmp_path / "home").iterdir()) == []
 
 
+ONLINE = ("WINDSOCK_GATEWAY_", "WINDSOCK_INFERENCE_", "WINDSOCK_MANAGEMENT_", "WINDSOCK_MODEL_STORE")
+
+
+def names_online_parts(environment: Mapping[str, str]) -> bool:
+    return any(name.startswith(ONLINE) for name in environment)
+
+
+@pytest.fixture
+def machine_with_haproxy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
+    """A new state folder on a machine that has a program of this name, as after `apt-get install haproxy`."""
+    (tmp_path / "sbin").mkdir()
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "sbin" / "haproxy").touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
+    home = open_home(tmp_path / "home", usual=False, choose_ports=True)
+    found = debian.find("haproxy", home.folder)
+    assert found is not None
+    assert found.path == str(tmp_path / "sbin" / "haproxy")
+    return home
+
+
+@pytest.mark.parametrize(("groups", "named"), [(("postgres", "s3", "mlflow", "airflow"), False), (GROUPS, True)])
+def test_airflow_is_told_of_the_online_parts_only_where_the_stack_has_them(
+    groups: tuple[str, ...], machine_with_haproxy: Home, *, named: bool
+) -> None:
+    parts = {part.name: part for part in plan(machine_with_haproxy, groups) if isinstance(part, Part)}
+    for name in ("scheduler", "mlflow"):
+        assert names_online_parts(parts[name].environment) is named
+
+
+@pytest.mark.parametrize(
+    ("groups", "left_out", "named"),
+    [
+        (["postgres"], (), set()),
+        (["postgres", "torchserve"], (), {"INFERENCE"}),
+        (["postgres", "torchserve", "gateway"], ("gateway",), {"INFERENCE"}),
+        (["postgres", "torchserve", "gateway"], (), {"INFERENCE", "GATEWAY"}),
+    ],
+)
+def test_a_stack_tells_of_the_online_parts_that_it_was_started_with(
+    groups: list[str], left_out: tuple[str, ...], named: set[str], machine_with_haproxy: Home
+) -> None:
+    folder = machine_with_haproxy.folder
+    parts = {name: {"state": "left out" if name in left_out else "up"} for name in groups}
+    (folder / "state.json").write_text(json.dumps({"groups": groups, "parts": parts}))
+    urls = {name for name in Stack(folder).environment() if name.startswith(ONLINE) and name.endswith("_URL")}
+    assert {name.split("_")[1] for name in urls} - {"MANAGEMENT"} == named
+
+
 def test_the_stack_names_the_gateway_in_its_environment(open_gate: Stand) -> None:
-    found = environment(open_gate.home)
+    found = make_environment(open_gate.home, ("gateway",))
     assert found["WINDSOCK_GATEWAY_URL"] == open_gate.home.url("gateway")
     assert found["WINDSOCK_GATEWAY_KEY"] == open_gate.home.secrets["gateway"]

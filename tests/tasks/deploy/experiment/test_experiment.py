@@ -433,7 +433,7 @@ def test_through_the_real_gateway_entities_keep_their_version_and_all_come_back_
 def test_killed_between_the_gateways_file_and_its_memory_the_next_look_gives_the_share(
     use_case, outside, settings, stood, monkeypatch
 ):
-    for name, value in infra_gateway.environment(stood.home).items():
+    for name, value in infra_gateway.gateway_variables(stood.home).items():
         monkeypatch.setenv(name, value)
     killed.run(settings, STARTS.replace("DECLARED", repr(DECLARED.model_dump())), killed=True)
     entities = [f"E{i}" for i in range(200)]
