@@ -353,6 +353,7 @@ _REQUEST = (
 FLIGHTS = FeatureSet(
     name="flights",
     sources=_SOURCES,
+    # A month of movements, a day for those told late, and two for those of flights entered days before they left.
     look_back=timedelta(days=33),
     request=_REQUEST,
     steps=_STEPS,

@@ -13,6 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from serving.prediction_log import FEATURE, LOGGED, LOGGED_SCHEMA
+from serving.reasons import DegradedReason
 from serving.request import Asked, Reader, Refusal
 
 if TYPE_CHECKING:
@@ -219,7 +220,7 @@ class Answerer:
         limit = self._options.max_feature_age_hours
         if age_seconds is None or age_seconds <= limit * 3600:
             return ()
-        return (f"history is {age_seconds / 3600:.1f} hours old, older than {limit:g} hours",)
+        return (DegradedReason.HISTORY_STALE.format(age_hours=age_seconds / 3600, limit_hours=limit),)
 
     def _document(self, values: tuple[Any, ...]) -> dict[str, Any]:
         row = dict(zip(_SHOWN, values, strict=True))

@@ -19,10 +19,10 @@ from psycopg2.extensions import POLL_OK, POLL_READ, POLL_WRITE, connection, curs
 
 from features import FeatureSet
 from features.online import Online, State
+from serving.reasons import DegradedReason
 
 logger = logging.getLogger(__name__)
 
-NO_ANSWER = "feature store did not answer"
 _PAUSE_SECONDS = 1.0  # a store that answers nothing, or refuses, is left alone
 _CACHE_BYTES = 64 << 20
 _SESSION = "-c timezone=UTC -c default_transaction_read_only=on -c statement_timeout={}"
@@ -78,12 +78,16 @@ class Lookup:
                 self._store.close()
                 if not (isinstance(error, TimeoutError) and self._store.answered):
                     self._again_at = self._clock() + _PAUSE_SECONDS
-                logger.warning("%s: %s", NO_ANSWER, " ".join(str(error).split()) or type(error).__name__)
+                logger.warning(
+                    "%s: %s", DegradedReason.STORE_SILENT, " ".join(str(error).split()) or type(error).__name__
+                )
             else:
                 snapshot = found.state.snapshot if found.state else None
                 return Found(found.features, _moment(found.state), snapshot, found.problems)
         found = self._online.compute(events, None)
-        return Found(found.features, None, None, tuple((*problems, NO_ANSWER) for problems in found.problems))
+        return Found(
+            found.features, None, None, tuple((*problems, DegradedReason.STORE_SILENT) for problems in found.problems)
+        )
 
     def close(self) -> None:
         """Leave the store."""

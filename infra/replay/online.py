@@ -14,8 +14,8 @@ from adapters.connect import Outside
 from adapters.gateway import Gateway
 from infra.replay.state import ReplayError
 from pipeline.spec import UseCase
+from serving.reasons import DegradedReason
 from tasks.deploy import golden, recompute
-from tasks.deploy.server import STORE_SILENT
 
 ROWS = 1000
 LOGGED_WITHIN_SECONDS = 30.0
@@ -103,7 +103,7 @@ def _ask_patiently(
         reply = gateway.ask(use_case.name, events, request_id=request_id)
         if reply.status != 200 or not isinstance(reply.body, list):
             raise ReplayError(f"{len(events)} events were answered with {reply.status}: {str(reply.body)[:300]}")
-        if not any(STORE_SILENT in answer["reasons"] for answer in reply.body):
+        if not any(DegradedReason.STORE_SILENT in answer["reasons"] for answer in reply.body):
             return reply.body, request_id
         time.sleep(_STORE_REST_SECONDS)
     raise ReplayError(f"the feature store did not answer {len(events)} events in {_ATTEMPTS} attempts")

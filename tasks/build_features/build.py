@@ -11,7 +11,6 @@ import json
 import logging
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,9 +31,6 @@ if TYPE_CHECKING:
     from tasks.build_features.materialise import Manifest, Stored, Wanted
 
 logger = logging.getLogger(__name__)
-
-# What reaches back from a partition: movements of what was entered days before they left.
-_BEFORE_HISTORY = timedelta(days=2)
 
 _CLEAN = """
 select distinct on (table_name, partition_start) table_name, partition_start, partition_end, clean_uri, clean_sha256
@@ -63,18 +59,12 @@ def manifest(
     """What each partition that can be made is made from, given each table's current clean content."""
     from tasks.build_features.materialise import Manifest
 
-    reach = use_case.time.history + _BEFORE_HISTORY
-    if reach < definition.look_back:
-        raise ValueError(
-            f"{use_case.name}.time.history_days: its features look back {definition.look_back.days} days,"
-            f" so expected at least {(definition.look_back - _BEFORE_HISTORY).days}"
-        )
     objects = {name: tuple(item for _, item in sorted(clean.get(name, {}).items())) for name in definition.sources}
-    empty = Manifest(reach=reach, objects=objects, partitions=())
+    empty = Manifest(reach=definition.look_back, objects=objects, partitions=())
     ready = set.intersection(*(set(clean.get(name, {})) for name in use_case.source.tables))
     code = [definition.digest(), use_case.time.lead_minutes]
     wanted = tuple(_wanted(use_case, definition, empty, partition, code) for partition in sorted(ready))
-    return Manifest(reach=reach, objects=objects, partitions=wanted)
+    return Manifest(reach=definition.look_back, objects=objects, partitions=wanted)
 
 
 def pending(use_case: UseCase, outside: "Outside") -> list[str]:

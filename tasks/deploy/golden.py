@@ -11,10 +11,11 @@ import numpy as np
 from pipeline.handoffs import Snapshot
 from pipeline.partitions import Interval
 from pipeline.spec import UseCase
+from serving.reasons import DegradedReason
 from tasks.build_features import dataset
 from tasks.deploy import recompute
 from tasks.deploy.judge import Golden, p99
-from tasks.deploy.server import STORE_SILENT, ask, score_of
+from tasks.deploy.server import ask, score_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -120,7 +121,7 @@ def _ask(
     for _ in range(_TRIES):
         began = time.perf_counter()
         answers = ask(use_case, version, events, outside, request_id=f"golden-{uuid.uuid4()}", slot=SLOT)
-        if not any(STORE_SILENT in reason for answer in answers for reason in answer["reasons"]):
+        if not any(DegradedReason.STORE_SILENT in reason for answer in answers for reason in answer["reasons"]):
             return [score_of(answer) for answer in answers], (time.perf_counter() - began) * 1000
         time.sleep(_PAUSE_SECONDS)
-    raise NotReady(f"{use_case.name}: {STORE_SILENT}, which says nothing about version {version}")
+    raise NotReady(f"{use_case.name}: {DegradedReason.STORE_SILENT}, which says nothing about version {version}")

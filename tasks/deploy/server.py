@@ -22,8 +22,6 @@ where use_case = %s and evidence -> 'golden' -> 'example' is not null order by p
 """
 _BASE_RATE = "select avg(label) as rate from outcomes where use_case = %s"
 
-
-STORE_SILENT = "feature store did not answer"
 _TRIES, _PAUSE_SECONDS = 5, 1.0  # a worker that was killed is back after about three seconds
 _PROOFS = 10  # what was refused for a moment does not end a rollback
 

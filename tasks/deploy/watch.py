@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 from adapters.errors import Corrupt
 from pipeline.online import Rollout
 from pipeline.spec import UseCase
+from serving.reasons import DegradedReason
 from tasks.deploy import canary, deployments, recompute
 from tasks.deploy.deploy import nothing_to_deploy_to
 from tasks.deploy.deployments import Deployment
 from tasks.deploy.judge import Step, judge_stable
 from tasks.deploy.mending import mend
-from tasks.deploy.server import STORE_SILENT, endpoint, gateway
+from tasks.deploy.server import endpoint, gateway
 from tasks.deploy.taking_back import alarm, react, take_up
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ def _look(use_case: UseCase, serving: Deployment, outside: "Outside") -> tuple[L
     since_full = max(since - _OVERLAP, serving.finished_at)
     checked = _checked(use_case, serving, since_full, outside)
     tally = canary.tally(judged, checked, max_ms=rollout.max_p99_ms, forgiving=True)
-    [counted] = outside.warehouse.query(_ANSWERS, (f"%{STORE_SILENT}%", use_case.name, since))
+    [counted] = outside.warehouse.query(_ANSWERS, (f"%{DegradedReason.STORE_SILENT}%", use_case.name, since))
     [losses] = outside.warehouse.query(_LOST, (use_case.name,))
     look = Look(
         use_case=use_case.name,

@@ -16,7 +16,8 @@ from adapters.connect import Outside
 from infra.local import postgres
 from infra.local.stack import Stack
 from pipeline.settings import Settings
-from serving.lookup import NO_ANSWER, Lookup
+from serving.lookup import Lookup
+from serving.reasons import DegradedReason
 from tests.features.stored import Stored, filled, requests
 from tests.features.world import FLIGHTS, LEAD, World, day, engine, moved, small_world
 
@@ -80,7 +81,7 @@ def test_the_servers_role_reads_the_batchs_features_and_may_write_nothing(
     found = lookup(dsn).features(events)
     assert moved(batch, found.features) == []
     assert found.as_of == AS_OF
-    assert not [problem for row in found.problems for problem in row if problem == NO_ANSWER]
+    assert not [problem for row in found.problems for problem in row if problem == DegradedReason.STORE_SILENT]
     connection = psycopg2.connect(dsn)
     with connection.cursor() as at, pytest.raises(psycopg2.errors.InsufficientPrivilege):
         at.execute("delete from online_series")
@@ -107,7 +108,7 @@ def test_a_tampered_payload_is_a_reason_and_no_crash(full: Outside, events: pa.T
 
 def test_a_definition_that_was_never_stored_is_answered_without_history(outside: Outside, events: pa.Table) -> None:
     found = lookup(outside.settings.warehouse_dsn).features(events)
-    assert (found.as_of, set(found.problems)) == (None, {(NO_ANSWER,)})
+    assert (found.as_of, set(found.problems)) == (None, {(DegradedReason.STORE_SILENT,)})
     assert found.features["temp_f"].null_count == events.num_rows
 
 
@@ -130,7 +131,7 @@ def test_a_store_that_hangs_costs_the_timeout_once_and_is_asked_again_a_second_l
     server.suspend()
     try:
         began = time.monotonic()
-        assert reader.features(events).problems == ((NO_ANSWER,),) * events.num_rows
+        assert reader.features(events).problems == ((DegradedReason.STORE_SILENT,),) * events.num_rows
         assert TIMEOUT_MS / 1000 <= time.monotonic() - began < TIMEOUT_MS / 1000 + 2
         began = time.monotonic()
         assert reader.features(events).as_of is None  # not even tried
@@ -160,7 +161,7 @@ def test_a_batch_that_is_too_much_for_its_time_does_not_cost_the_next_one_its_hi
         return found
 
     store._read = slowly  # type: ignore[method-assign]
-    assert reader.features(events).problems == ((NO_ANSWER,),) * events.num_rows
+    assert reader.features(events).problems == ((DegradedReason.STORE_SILENT,),) * events.num_rows
     assert len(reads) >= 2
     assert reader.features(events).as_of == AS_OF  # at once, and with less to read
 
@@ -172,7 +173,7 @@ def test_a_server_that_accepts_and_says_nothing_does_not_hold_the_answer(events:
         found = reader.features(events)
         assert time.monotonic() - began < 2
     assert found.as_of is None
-    assert set(found.problems) == {(NO_ANSWER,)}
+    assert set(found.problems) == {(DegradedReason.STORE_SILENT,)}
     assert found.features.num_rows == events.num_rows
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import shutil
+from dataclasses import replace
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
@@ -312,10 +313,10 @@ def test_a_correction_touches_exactly_the_partitions_that_read_it(
     assert changed == list(affected)
 
 
-def test_a_history_shorter_than_the_features_look_back_is_refused(use_case: UseCase) -> None:
-    short = use_case.model_copy(update={"time": use_case.time.model_copy(update={"history_days": 30})})
-    with pytest.raises(ValueError, match=r"flights\.time\.history_days.*at least 31"):
-        manifest(short)
+def test_a_history_is_read_exactly_as_far_back_as_the_features_say(use_case: UseCase) -> None:
+    assert manifest(use_case).reach == FLIGHTS.look_back
+    further = replace(FLIGHTS, look_back=FLIGHTS.look_back + timedelta(days=7))
+    assert build_features.manifest(use_case, further, {}).reach == further.look_back
 
 
 def test_a_manifest_survives_its_file(use_case: UseCase) -> None:

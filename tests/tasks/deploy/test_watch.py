@@ -5,9 +5,8 @@ from datetime import timedelta
 import pytest
 
 from adapters.gateway import Route
-from serving.lookup import NO_ANSWER
+from serving.reasons import DegradedReason
 from tasks.deploy import deploy, deployments, mending, watch
-from tasks.deploy.server import STORE_SILENT
 from tests.tasks.rollouts import actions, alerts, challenge, clients, go, last
 from tests.tasks.server_room import Misbehaviour, Room, crown
 
@@ -35,8 +34,8 @@ def second(first) -> Room:
     return first
 
 
-def test_the_word_for_a_silent_store_is_the_servers():
-    assert STORE_SILENT == NO_ANSWER
+def test_the_word_for_a_silent_store_is_the_one_that_stored_answers_have():
+    assert DegradedReason.STORE_SILENT == "feature store did not answer"
 
 
 def test_without_a_gateway_or_a_deployment_there_is_nothing_to_watch(use_case, outside, room):
@@ -254,7 +253,7 @@ def test_the_same_problem_is_told_once_whatever_its_numbers(second):
     said = set()
     for number in (21, 32):
         second.traffic(number)
-        answer(second, degraded=True, reason=STORE_SILENT)
+        answer(second, degraded=True, reason=DegradedReason.STORE_SILENT)
         second.outside.warehouse.execute(
             "insert into online_losses (session, use_case, started_at, segments, answered, shipped, dropped, lost)"
             " values (%s, 'flights', now(), 1, 9, 4, %s, 3)", (f"s{number}", number),
@@ -321,7 +320,7 @@ def answer(room: Room, *, degraded: bool, reason: str) -> None:
 def test_degraded_answers_are_told_until_they_are_well_again(second):
     look(second)
     for _ in range(4):
-        answer(second, degraded=True, reason=STORE_SILENT)
+        answer(second, degraded=True, reason=DegradedReason.STORE_SILENT)
     look(second)
     assert alerts(second) == [("warning", "flights.watch.degraded"), ("warning", "flights.watch.store")]
     look(second)
