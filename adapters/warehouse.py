@@ -17,7 +17,7 @@ from psycopg2.extras import DictCursor
 
 from adapters.copying import arrow_type, read_copy
 from adapters.errors import FencedOut
-from adapters.retrying import Result, retrying
+from adapters.retrying import Result, retry_database_work
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 _MIGRATION_LOCK = 0x77696E64  # "wind": any constant of ours
@@ -53,9 +53,9 @@ class Warehouse:
     patience_seconds: float = 30.0  # a crashed server on a busy machine needs ten to come back
     code_sha: str = ""  # kept with what is written (0009_code.sql); empty: no code is kept
 
-    def retrying(self, work: Callable[[], Result]) -> Result:
-        """`work` (a whole transaction of its own), again while its failures pass. See `adapters.retrying`."""
-        return retrying(work, what=self.what, patience_seconds=self.patience_seconds)
+    def retry_transaction(self, work: Callable[[], Result]) -> Result:
+        """The result of `work`, a whole transaction of its own, retried while its failures are transient."""
+        return retry_database_work(work, what=self.what, patience_seconds=self.patience_seconds)
 
     @contextmanager
     def transaction(self, fence: Fence | None = None, *, snapshot: bool = False) -> Iterator[cursor]:
@@ -68,7 +68,7 @@ class Warehouse:
         Raises:
             FencedOut: a later run of the same work has begun.
         """
-        opened = self.retrying(self._connect)
+        opened = self.retry_transaction(self._connect)
         try:
             if snapshot:
                 opened.set_session(isolation_level="REPEATABLE READ", readonly=True)
@@ -95,7 +95,7 @@ class Warehouse:
         The lock is the connection's: a process that is killed lets go of it at once. One that merely lost its
         connection does not know, so whatever is written is fenced as well.
         """
-        opened = self.retrying(self._connect)
+        opened = self.retry_transaction(self._connect)
         try:
             opened.autocommit = True  # no transaction that would be idle for as long as the work takes
             with opened.cursor() as at:
@@ -107,11 +107,13 @@ class Warehouse:
 
     def query(self, statement: str, params: Sequence[Any] | dict[str, Any] = ()) -> list[dict[str, Any]]:
         """The rows that a statement returns, in a transaction of its own, retried: so it must bear being run twice."""
-        return self.retrying(lambda: self._run(statement, params, lambda at: [dict(row) for row in at.fetchall()]))
+        return self.retry_transaction(
+            lambda: self._run(statement, params, lambda at: [dict(row) for row in at.fetchall()])
+        )
 
     def execute(self, statement: str, params: Sequence[Any] | dict[str, Any] = ()) -> None:
         """Run a statement that returns nothing, as `query` does."""
-        self.retrying(lambda: self._run(statement, params, lambda _: None))
+        self.retry_transaction(lambda: self._run(statement, params, lambda _: None))
 
     def _run(self, statement: str, params: Sequence[Any] | dict[str, Any], read: Callable[[cursor], Result]) -> Result:
         with self.transaction() as at:
@@ -164,7 +166,9 @@ class Warehouse:
         Raises:
             ValueError: a migration that was applied has since been changed or removed.
         """
-        return self.retrying(lambda: self._migrate({path.name: path.read_text() for path in folder.glob("*.sql")}))
+        return self.retry_transaction(
+            lambda: self._migrate({path.name: path.read_text() for path in folder.glob("*.sql")})
+        )
 
     def _migrate(self, files: dict[str, str]) -> list[str]:
         with self.transaction() as at:
@@ -186,6 +190,10 @@ class Warehouse:
     def _connect(self) -> connection:
         options = f"{_SESSION} -c windsock.code_sha={self.code_sha}"
         return psycopg2.connect(self.dsn, connect_timeout=10, application_name="windsock", options=options)
+
+
+def _rows(at: cursor) -> list[dict[str, Any]]:
+    return [dict(row) for row in at.fetchall()]
 
 
 def _hold(at: cursor, fence: Fence) -> None:

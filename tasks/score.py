@@ -107,7 +107,7 @@ def score_partition(use_case: UseCase, work: Work, outside: "Outside", *, fence:
                 updated=written.updated,
             )
 
-    return outside.warehouse.retrying(commit)
+    return outside.warehouse.retry_transaction(commit)
 
 
 def predictions(use_case: UseCase, work: Work, points: pa.Table, scores: NDArray[np.float64]) -> pa.Table:

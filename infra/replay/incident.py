@@ -73,7 +73,7 @@ def break_feed(source: Warehouse, week: Interval, partition_key: str) -> Inciden
                 told = (partition_key, TABLE, _WHAT, cursor.rowcount)
                 cursor.execute("insert into injected_incidents values (%s, %s, %s, %s, 'broken')", told)
 
-    source.retrying(work)
+    source.retry_transaction(work)
     return next(known for known in manifest(source) if known.partition_key == partition_key)
 
 
@@ -91,6 +91,6 @@ def mending(source: Warehouse, partition_key: str) -> Iterator[None]:
         with source.transaction() as cursor:
             cursor.execute(statement)
 
-    source.retrying(work)
+    source.retry_transaction(work)
     yield
     source.execute("update injected_incidents set state = 'mended' where partition_key = %s", (partition_key,))

@@ -95,7 +95,7 @@ def build(use_case: UseCase, outside: "Outside") -> Snapshot | None:
             _write_outcomes(at, use_case, outside, files=files, keys=index, relabelled=relabelled)
             at.execute(_RECORD, _row(use_case, built, index))
 
-    outside.warehouse.retrying(commit)
+    outside.warehouse.retry_transaction(commit)
     logger.info("%s: %d partitions made, version %s", use_case.name, len(changed), built.version)
     return dataset.snapshot(built.version, use_case, outside)
 

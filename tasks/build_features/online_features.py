@@ -100,7 +100,7 @@ def refresh(use_case: UseCase, snapshot: Snapshot, outside: "Outside") -> Refres
         with outside.warehouse.transaction(fence) as at:
             return _write(at, use_case, snapshot, digest=definition.digest(), kept=kept, series=series)
 
-    done = outside.warehouse.retrying(commit)
+    done = outside.warehouse.retry_transaction(commit)
     logger.info("%s: online store at %s, %s", use_case.name, snapshot.version, done)
     return done
 

@@ -75,7 +75,7 @@ def land(use_case: UseCase, partition: Interval, outside: Outside) -> Batch:
         for name, found in stored.items()
     ]
     batch = Batch(use_case=use_case.name, partition_start=partition.start, partition_end=partition.end, tables=tables)
-    outside.warehouse.retrying(lambda: _register(batch, fence, outside))
+    outside.warehouse.retry_transaction(lambda: _register(batch, fence, outside))
     _report(batch, stored)
     _warn_of_rows_in_no_partition(use_case, in_no_partition, outside)
     return batch
@@ -99,7 +99,7 @@ def _extract(use_case: UseCase, partition: Interval, outside: Outside) -> tuple[
                 rows[name], in_no_partition[name] = ordered(found, table.key), (at.fetchone() or (0,))[0]
         return rows, in_no_partition
 
-    return outside.source.retrying(work)
+    return outside.source.retry_transaction(work)
 
 
 def _in_no_partition(name: str, table: Table) -> sql.Composed:

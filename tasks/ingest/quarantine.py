@@ -132,7 +132,7 @@ def replay(  # noqa: PLR0917  # the steps' common order: what, where, by whom, o
         rows = _without(patched, todo.left | refused.keys())
         clean = put_clean(use_case, table, partition, rows, outside)
         done = _Done(batch=todo.batch, accepted=accepted, clean=clean, clean_rows=rows.num_rows, actor=actor)
-        outside.warehouse.retrying(lambda: _commit(done, fence, outside))
+        outside.warehouse.retry_transaction(lambda: _commit(done, fence, outside))
     if refused:
         why = "\n".join(f"row {number}: {'; '.join(reasons)}" for number, reasons in refused.items())
         raise BadData(f"{len(accepted)} of {len(todo.asked)} corrected rows of {table} were merged; still bad:\n{why}")

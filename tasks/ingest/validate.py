@@ -86,11 +86,11 @@ def validate(use_case: UseCase, batch: Batch, outside: Outside) -> Batch:
     judged = [_Judged(landed=table, checked=_check(work, table)) for table in unknown]
     docs_uri = _put_docs(work, judged)
     if any(one.checked.problems for one in judged):
-        outside.warehouse.retrying(lambda: _commit_blocked(work, judged, docs_uri, fence))
+        outside.warehouse.retry_transaction(lambda: _commit_blocked(work, judged, docs_uri, fence))
         outside.alerts.flush()
         raise BadData(f"{work.title}: {_text(judged)} (details: {docs_uri})")
     judged = [replace(one, clean=_put_clean(work, one)) for one in judged]
-    outside.warehouse.retrying(lambda: _commit_clean(work, judged, docs_uri, fence))
+    outside.warehouse.retry_transaction(lambda: _commit_clean(work, judged, docs_uri, fence))
     outside.alerts.flush()
     return _handed_on(batch, _clean_already(work))
 

@@ -65,7 +65,7 @@ def write(use_case: UseCase, found: Found, decision: Decision, outside: "Outside
             _write_decision(at, use_case, found, decision)
             _write_alert(at, use_case, found, decision, outside)
 
-    outside.warehouse.retrying(commit)
+    outside.warehouse.retry_transaction(commit)
 
 
 def _write_measures(at: "cursor", use_case: UseCase, found: Found) -> None:

@@ -86,7 +86,7 @@ def promote(
         with outside.warehouse.transaction() as at:
             return _follow(at, use_case, verdict, actor=actor, approved=approved)
 
-    release = outside.warehouse.retrying(commit)
+    release = outside.warehouse.retry_transaction(commit)
     if release.outcome == "promoted":
         reconcile_aliases(use_case, outside)
     return release
@@ -113,7 +113,7 @@ def rollback(
         with outside.warehouse.transaction() as at:
             return _put_back(at, use_case, actor=actor, reason=reason, as_of=as_of, key=key)
 
-    release = outside.warehouse.retrying(commit)
+    release = outside.warehouse.retry_transaction(commit)
     reconcile_aliases(use_case, outside)
     return release
 

@@ -297,7 +297,7 @@ def test_of_two_deadlocked_both_commit_in_the_end(warehouse: Warehouse) -> None:
                     together.wait(30)
                 at.execute("update outcomes set label = label + 1 where entity_key = %s", (second,))
 
-        warehouse.retrying(work)
+        warehouse.retry_transaction(work)
 
     threads = [threading.Thread(target=add, args=pair) for pair in (("e0", "e1"), ("e1", "e0"))]
     for thread in threads:
@@ -321,7 +321,7 @@ def test_a_server_restarted_mid_upsert_leaves_nothing_then_everything(warehouse:
                 restart_postgres(stack)
             return done
 
-    assert warehouse.retrying(work) == Upserted(inserted=5000, updated=0, unchanged=0)
+    assert warehouse.retry_transaction(work) == Upserted(inserted=5000, updated=0, unchanged=0)
     assert seen == [-1, 0]
     assert warehouse.query("select count(*) as n from outcomes") == [{"n": 5000}]
 
@@ -335,5 +335,5 @@ def test_a_mistake_is_not_tried_again(warehouse: Warehouse) -> None:
             at.execute("select * from nowhere")
 
     with pytest.raises(errors.UndefinedTable):
-        warehouse.retrying(work)
+        warehouse.retry_transaction(work)
     assert len(tries) == 1

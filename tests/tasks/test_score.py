@@ -201,12 +201,12 @@ def write_and_die(*arguments): upsert(*arguments); die()
 if POINT == "while predicting": Predictor.predict = die
 if POINT == "before the commit": Warehouse.upsert = write_and_die
 if POINT == "after the commit":
-    commit = Warehouse.retrying
+    commit = Warehouse.retry_transaction
     def then_die(self, work):
         done = commit(self, work)
         if work.__qualname__.startswith("score_partition"): die()
         return done
-    Warehouse.retrying = then_die
+    Warehouse.retry_transaction = then_die
 score.score(case, outside)
 """
 
