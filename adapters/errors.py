@@ -1,5 +1,8 @@
 """What the outside world may answer instead of what was asked for. Only `Unavailable` is mended by asking again."""
 
+# In a workspace: where a stage says what is wrong with its inputs, before it fails.
+REFUSAL = "local/refusal.txt"
+
 
 class Refused(ValueError):  # noqa: N818  # reads as the answer it is
     """A store turned us away: wrong credentials, unknown database or bucket. Says which setting to look at."""

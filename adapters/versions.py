@@ -20,15 +20,18 @@ from pathlib import Path
 
 import yaml
 
-from adapters.errors import Corrupt
+from adapters.errors import REFUSAL, Corrupt
 from adapters.files import write_atomically
 from adapters.lake import Lake
-from adapters.process_group import run
+from adapters.process_group import CommandFailed, run
 from pipeline.settings import REPOSITORY, Settings
 
 # Where the cluster is that may compute features, and how it is reached, does not change what comes out.
 _INHERITED = ("HOME", "LANG", "LC_ALL", "TMPDIR", "JAVA_HOME", "SPARK_CONF_DIR", "SPARK_MASTER")
 _IGNORED = "/data/\n/local/\n/lock\n"
+# Commands of stages as earlier code wrote them -> what the same command is called today. Without this DVC would run a
+# stage again whose lock file names the old command, and a past version, whose dvc.yaml names it, could not be rebuilt.
+_RENAMED_COMMANDS = {"python -m tasks.materialise ": "python -m tasks.build_features.materialise "}
 _SHARED_CONFIG = "[core]\n    analytics = false\n    check_update = false\n    remote = storage\n"
 
 
@@ -66,6 +69,7 @@ class Versions:
             local: the same for what only this machine knows (where input files lie); not committed.
 
         Raises:
+            ValueError: the stage refused its inputs; nothing is committed, and trying again would give the same.
             CommandFailed: the stage failed; nothing is committed, and a rerun goes on from what it finished.
         """
         folder = self.workspace(use_case)
@@ -140,11 +144,19 @@ class Versions:
                 self._store.put_named(f"{use_case}/{_address(md5)}", content, "application/octet-stream")
 
     def _reproduce(self, folder: Path, use_case: str, *kept_open: int) -> str:
+        _rename_commands(folder)
         # Nobody else is in this workspace (see _held): what DVC's process lock names has died, though its pid may be
         # another's by now.
         (folder / ".dvc" / "tmp" / "rwlock").unlink(missing_ok=True)
         command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", f"features@{use_case}"]
-        run(command, folder=folder, environment=self._environment(), kept_open=kept_open)
+        refusal = folder / REFUSAL
+        refusal.unlink(missing_ok=True)
+        try:
+            run(command, folder=folder, environment=self._environment(), kept_open=kept_open)
+        except CommandFailed as failed:
+            if refusal.exists():
+                raise ValueError(refusal.read_text()) from failed
+            raise
         lock = yaml.safe_load((folder / "dvc.lock").read_text())
         [output] = lock["stages"][f"features@{use_case}"]["outs"]
         return str(output["md5"])
@@ -228,6 +240,14 @@ def _address(md5: str) -> str:
 
 def _md5(content: bytes) -> str:
     return hashlib.md5(content, usedforsecurity=False).hexdigest()
+
+
+def _rename_commands(folder: Path) -> None:
+    """Have the stages, and the lock file of what they made, name commands as they are called today."""
+    texts = {path.name: path.read_text() for path in folder.glob("dvc.*")}
+    for before, now in _RENAMED_COMMANDS.items():
+        texts = {name: text.replace(before, now) for name, text in texts.items()}
+    _write_all(folder, {name: text.encode() for name, text in texts.items()})
 
 
 def _write_all(folder: Path, files: Mapping[str, bytes]) -> None:

@@ -134,9 +134,9 @@ def _ingest(use_case: UseCase, outside: Outside) -> None:
         first = use_case.grid.partition(str(use_case.grid.first)).start
         for week in use_case.grid.covering(Interval(first, first + WEEKS * timedelta(days=use_case.grid.days))):
             validate.validate(use_case, land.land(use_case, week, outside), outside)
-        build.build(use_case, outside)
-    if (snapshot := online_features.behind(use_case, outside)) is not None:
-        online_features.refresh(use_case, snapshot, outside)
+        build.build_snapshot(use_case, outside)
+    if (snapshot := online_features.find_unreached_snapshot(use_case, outside)) is not None:
+        online_features.refresh_store(use_case, snapshot, outside)
 
 
 def _bundle(use_case: UseCase, outside: Outside, folder: Path) -> str:
@@ -152,7 +152,7 @@ def _bundle(use_case: UseCase, outside: Outside, folder: Path) -> str:
         return bundle.digest(folder)
     snapshot = dataset.latest_snapshot(use_case, outside)
     assert snapshot is not None
-    table = dataset.load(
+    table = dataset.load_rows(
         snapshot.version, use_case, outside, start=snapshot.start, end=snapshot.end, known_by=snapshot.end
     )
     print(f"three members are trained on {table.num_rows} rows", flush=True)

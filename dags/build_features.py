@@ -34,7 +34,7 @@ def build_features(use_case: UseCase) -> DAG:
         from adapters.connect import outside
         from tasks.build_features import build as step
 
-        snapshot = step.build(use_case, outside()) if step.pending(use_case, outside()) else None
+        snapshot = step.build_snapshot(use_case, outside()) if step.pending_partitions(use_case, outside()) else None
         if snapshot is None:
             raise AirflowSkipException("every partition's features are up to date")
         wake(outlet_events, outlet, f"{snapshot.end:%Y-%m-%d}")
@@ -45,10 +45,10 @@ def build_features(use_case: UseCase) -> DAG:
         from adapters.connect import outside
         from tasks.build_features import online_features
 
-        snapshot = online_features.behind(use_case, outside())
+        snapshot = online_features.find_unreached_snapshot(use_case, outside())
         if snapshot is None:
             raise AirflowSkipException("the online store is up to date, or there is no endpoint")
-        online_features.refresh(use_case, snapshot, outside())
+        online_features.refresh_store(use_case, snapshot, outside())
         return snapshot.version
 
     with dag:

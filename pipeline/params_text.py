@@ -5,6 +5,9 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+# Keys that earlier versions had, and what to do about them.
+_REMOVED_KEYS = {"time.history_days": "a feature definition says itself how far it looks back; delete this line"}
+
 
 class _Loader(yaml.SafeLoader):
     """YAML, except that a key given twice is an error: the plain loader takes the last one and says nothing."""
@@ -50,7 +53,8 @@ def _lines(name: str, problem: Any) -> list[str]:
     if problem["type"] == "missing":
         return [f"{path}: missing"]
     if problem["type"] == "extra_forbidden":
-        return [f"{path}: no such key"]
+        advice = _REMOVED_KEYS.get(path.partition(".")[2])
+        return [f"{path}: no such key{f' any more: {advice}' if advice else ''}"]
     if problem["type"] == "value_error" and isinstance(found, dict):  # keys that contradict each other name themselves
         return [f"{path}.{line}" for line in message.splitlines()]
     return [f"{path}: {message}, got {_short(found)}"]

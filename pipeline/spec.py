@@ -27,18 +27,12 @@ class Time(Block):
     """The time rule: prediction_time = event_time - lead; a label is mature `label_delay_hours` after it."""
 
     lead_minutes: int = Field(ge=0)
-    history_days: int = Field(gt=0)
     label_delay_hours: int = Field(ge=0)
 
     @property
     def lead(self) -> timedelta:
         """How long before the event the prediction is made."""
         return timedelta(minutes=self.lead_minutes)
-
-    @property
-    def history(self) -> timedelta:
-        """The longest look-back any feature takes."""
-        return timedelta(days=self.history_days)
 
     @property
     def label_delay(self) -> timedelta:

@@ -15,7 +15,8 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from pipeline.spec import UseCase, use_cases
+from pipeline.spec import UseCase
+from tasks.common.command import choose_use_case, report_mistakes
 from tasks.train.search import parts
 from tasks.train.split import split
 
@@ -85,7 +86,7 @@ def reproduce(
     original = load(outside.registry.download_bundle(use_case.name, model_version), sha256=version.bundle_sha256)
     data, recipe = original.card["data"], Recipe.from_document(original.card["recipe"])
     start, cutoff = datetime.fromisoformat(data["start"]), datetime.fromisoformat(data["cutoff"])
-    rows = dataset.load(data["snapshot_version"], use_case, outside, start=start, end=cutoff, known_by=cutoff)
+    rows = dataset.load_rows(data["snapshot_version"], use_case, outside, start=start, end=cutoff, known_by=cutoff)
     problems = (
         [] if rows.num_rows == data["rows"] else [f"{rows.num_rows} rows restored, {data['rows']} were trained on"]
     )
@@ -202,6 +203,7 @@ def weight_differences(original: "Bundle", again: "Ensemble") -> tuple[float, bo
     return largest, all(b is not None and torch.equal(a, b) for a, b in pairs)
 
 
+@report_mistakes
 def main(arguments: list[str]) -> int:
     """The command line; 0: reproduced, 1: differs, 2: cannot be tried or compared."""
     from adapters.connect import outside
@@ -210,21 +212,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("use_case")
     parser.add_argument("model_version")
     parser.add_argument("--allow-other-code", action="store_true", help="compare though the code is of another commit")
-    asked = parser.parse_args(arguments)
-    world = outside()
-    known = use_cases(world.settings.params)
-    if asked.use_case not in known:
-        print(
-            f"no use case {asked.use_case!r} in {world.settings.params}; there are: {', '.join(known)}", file=sys.stderr
-        )
-        return 2
-    try:
-        reproduction = reproduce(
-            known[asked.use_case], asked.model_version, world, allow_other_code=asked.allow_other_code
-        )
-    except ValueError as error:
-        print(error, file=sys.stderr)
-        return 2
+    options, world = parser.parse_args(arguments), outside()
+    use_case = choose_use_case(options.use_case, world.settings.params)
+    reproduction = reproduce(use_case, options.model_version, world, allow_other_code=options.allow_other_code)
     print("\n".join(reproduction.lines()))
     return 0 if reproduction.ok else 1
 

@@ -86,7 +86,7 @@ def score_partition(use_case: UseCase, work: Work, outside: "Outside", *, fence:
 
     if learnt_other_features(use_case, work.champion.version, outside):
         raise ValueError(_tell_to_train(use_case, work.champion.version, outside))
-    points = dataset.partition_points(work.snapshot_version, use_case, outside, partition=work.partition)
+    points = dataset.load_partition_points(work.snapshot_version, use_case, outside, partition=work.partition)
     bundle = outside.registry.download_bundle(use_case.name, work.champion.version)
     rows = predictions(use_case, work, points, Predictor.load(bundle).predict(points))
 

@@ -179,7 +179,7 @@ class Replay:
 
     def _built(self, until: datetime) -> bool:
         reached = self.state.built_until()
-        return reached is not None and reached >= until and not build.pending(self.use_case, self.outside)
+        return reached is not None and reached >= until and not build.pending_partitions(self.use_case, self.outside)
 
     def _scores(self, label: str) -> None:
         self.runs.work(label, "score", "scores", lambda: not score.pending(self.use_case, self.outside))

@@ -64,7 +64,9 @@ def weeks(use_case: UseCase, outside: Outside) -> list[Week]:
     found = []
     for as_of, decision in sorted(_decisions(use_case, outside).items()):
         week = Interval(as_of - timedelta(days=use_case.grid.days), as_of)
-        table = dataset.load(snapshot.version, use_case, outside, start=week.start, end=week.end, known_by=snapshot.end)
+        table = dataset.load_rows(
+            snapshot.version, use_case, outside, start=week.start, end=week.end, known_by=snapshot.end
+        )
         scores = _live_scores(use_case, outside, week, decision["model_version"])
         keys = list(zip(table["entity_key"].to_pylist(), table["event_time"].to_pylist(), strict=True))
         missing = [key for key in keys if key not in scores]

@@ -21,6 +21,7 @@ from pipeline.partitions import Interval
 from pipeline.settings import REPOSITORY
 from pipeline.spec import UseCase
 from tasks.build_features import dataset
+from tasks.build_features.manifest import CleanObject, Manifest, WantedPartition, find_stale
 
 if TYPE_CHECKING:
     from psycopg2.extensions import cursor
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from adapters.connect import Outside
     from adapters.versions import Built
     from features import FeatureSet
-    from tasks.build_features.materialise import Manifest, Stored, Wanted
 
 logger = logging.getLogger(__name__)
 
@@ -53,12 +53,10 @@ delete from outcomes using unnest(%s::text[], %s::timestamptz[]) as gone (entity
 where use_case = %s and (gone.entity_key, gone.event_time) = (outcomes.entity_key, outcomes.event_time)"""
 
 
-def manifest(
-    use_case: UseCase, definition: "FeatureSet", clean: Mapping[str, Mapping[Interval, "Stored"]]
-) -> "Manifest":
+def make_manifest(
+    use_case: UseCase, definition: "FeatureSet", clean: Mapping[str, Mapping[Interval, CleanObject]]
+) -> Manifest:
     """What each partition that can be made is made from, given each table's current clean content."""
-    from tasks.build_features.materialise import Manifest
-
     objects = {name: tuple(item for _, item in sorted(clean.get(name, {}).items())) for name in definition.sources}
     empty = Manifest(reach=definition.look_back, objects=objects, partitions=())
     ready = set.intersection(*(set(clean.get(name, {})) for name in use_case.source.tables))
@@ -67,25 +65,25 @@ def manifest(
     return Manifest(reach=definition.look_back, objects=objects, partitions=wanted)
 
 
-def pending(use_case: UseCase, outside: "Outside") -> list[str]:
+def pending_partitions(use_case: UseCase, outside: "Outside") -> list[str]:
     """The keys of the partitions to make: new, or changed since the latest snapshot. Oldest first."""
-    return _changed(_manifest(use_case, outside), _latest_index(use_case, outside))
+    return _changed(_current_manifest(use_case, outside), _latest_index(use_case, outside))
 
 
-def build(use_case: UseCase, outside: "Outside") -> Snapshot | None:
+def build_snapshot(use_case: UseCase, outside: "Outside") -> Snapshot | None:
     """Make what is pending, keep it as a new version, and bring `outcomes` up to date; None: nothing was pending.
 
     Raises:
-        ValueError: a clean table lacks what the features read.
+        ValueError: a clean table lacks what the features read; trying again would give the same.
         CommandFailed: the build itself failed; run again, it goes on from what was finished.
         FencedOut: a later build of the same use case has begun, and will do this work.
     """
     fence = outside.warehouse.begin(f"{use_case.name}/build_features")
-    asked, before = _manifest(use_case, outside), _latest_index(use_case, outside)
-    changed = _changed(asked, before)
+    manifest, before = _current_manifest(use_case, outside), _latest_index(use_case, outside)
+    changed = _changed(manifest, before)
     if not changed:
         return None
-    built = _run(use_case, asked, outside)
+    built = _run_stage(use_case, manifest, outside)
     files = outside.versions.files(use_case.name, built.version)
     index = json.loads(files["index.json"].read_text())
     relabelled = [key for key, entry in index.items() if _labels(entry) != _labels(before.get(key, {}))]
@@ -97,49 +95,36 @@ def build(use_case: UseCase, outside: "Outside") -> Snapshot | None:
 
     outside.warehouse.retry_transaction(commit)
     logger.info("%s: %d partitions made, version %s", use_case.name, len(changed), built.version)
-    return dataset.snapshot(built.version, use_case, outside)
-
-
-def rebuild(snapshot: Snapshot, use_case: UseCase, outside: "Outside") -> str:
-    """Make a past version again, from the clean objects and the feature code committed with it; returns its hash."""
-    from tasks.build_features.materialise import Manifest
-
-    path = f"inputs/{use_case.name}.json"
-    asked = Manifest.from_json(outside.versions.committed(use_case.name, snapshot.git_revision, path))
-    uris = {item.uri for items in asked.objects.values() for item in items}
-    local = {"paths.json": _paths(uris, outside)}
-    return outside.versions.rebuild(use_case.name, snapshot.git_revision, local).version
+    return dataset.find_snapshot(built.version, use_case, outside)
 
 
 def _wanted(
-    use_case: UseCase, definition: "FeatureSet", manifest: "Manifest", partition: Interval, code: list[Any]
-) -> "Wanted":
-    from tasks.build_features.materialise import Wanted
-
+    use_case: UseCase, definition: "FeatureSet", manifest: Manifest, partition: Interval, code: list[Any]
+) -> WantedPartition:
     first = use_case.grid.partition(str(use_case.grid.first)).start
     reads, gaps = {}, []
-    for table, source in definition.sources.items():
-        items = manifest.reads(table, partition, timeless=source.timeless)
-        since = first if source.timeless else max(first, partition.start - manifest.reach)
+    for table, items in manifest.inputs_of(partition, definition.sources).items():
+        since = first if definition.sources[table].timeless else max(first, partition.start - manifest.reach)
         missing = set(use_case.grid.covering(Interval(since, partition.end))) - {item.interval for item in items}
         reads[table] = [[item.key, item.sha256] for item in items]
         gaps += [f"{table}/{use_case.grid.key(part)}" for part in missing]
     content = json.dumps([*code, str(partition), reads], sort_keys=True)
     inputs = hashlib.sha256(content.encode()).hexdigest()
-    return Wanted(key=use_case.grid.key(partition), interval=partition, inputs=inputs, gaps=tuple(sorted(gaps)))
+    return WantedPartition(
+        key=use_case.grid.key(partition), interval=partition, inputs=inputs, gaps=tuple(sorted(gaps))
+    )
 
 
-def _manifest(use_case: UseCase, outside: "Outside") -> "Manifest":
+def _current_manifest(use_case: UseCase, outside: "Outside") -> Manifest:
     import features
-    from tasks.build_features.materialise import Stored
 
-    clean: dict[str, dict[Interval, Stored]] = defaultdict(dict)
+    clean: dict[str, dict[Interval, CleanObject]] = defaultdict(dict)
     for row in outside.warehouse.query(_CLEAN, (use_case.name,)):
         part = Interval(row["partition_start"], row["partition_end"])
-        clean[row["table_name"]][part] = Stored(
+        clean[row["table_name"]][part] = CleanObject(
             key=use_case.grid.key(part), interval=part, uri=row["clean_uri"], sha256=row["clean_sha256"]
         )
-    return manifest(use_case, features.definition(use_case.name), clean)
+    return make_manifest(use_case, features.definition(use_case.name), clean)
 
 
 def _latest_index(use_case: UseCase, outside: "Outside") -> dict[str, dict[str, Any]]:
@@ -148,35 +133,35 @@ def _latest_index(use_case: UseCase, outside: "Outside") -> dict[str, dict[str, 
     return dict(rows[0]["index"]) if rows else {}
 
 
-def _changed(asked: "Manifest", index: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    return [w.key for w in asked.partitions if w.inputs != index.get(w.key, {}).get("inputs")]
+def _changed(manifest: Manifest, index: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    return [w.key for w in manifest.partitions if w.inputs != index.get(w.key, {}).get("inputs")]
 
 
 def _labels(entry: Mapping[str, Any]) -> str | None:
     return entry.get("labels_sha256")
 
 
-def _run(use_case: UseCase, asked: "Manifest", outside: "Outside") -> "Built":
+def _run_stage(use_case: UseCase, manifest: Manifest, outside: "Outside") -> "Built":
     import features
-    from tasks.build_features.materialise import stale
 
     # Parameters as they were understood, not as they were typed: DVC cannot read YAML's dates.
     parameters = yaml.safe_dump({use_case.name: use_case.model_dump(mode="json")}, sort_keys=True)
     code = [REPOSITORY / "dvc.yaml", *sorted((REPOSITORY / "features").glob("*.py"))]
     inputs = {str(path.relative_to(REPOSITORY)): path.read_bytes() for path in code} | {
         "params.yaml": parameters.encode(),
-        f"inputs/{use_case.name}.json": asked.to_json(),
+        f"inputs/{use_case.name}.json": manifest.to_json(),
     }
     uris = {
         item.uri
-        for wanted in stale(asked.partitions, outside.versions.output(use_case.name))
-        for table, source in features.definition(use_case.name).sources.items()
-        for item in asked.reads(table, wanted.interval, timeless=source.timeless)
+        for wanted in find_stale(manifest.partitions, outside.versions.output(use_case.name))
+        for items in manifest.inputs_of(wanted.interval, features.definition(use_case.name).sources).values()
+        for item in items
     }
-    return outside.versions.repro(use_case.name, inputs, {"paths.json": _paths(uris, outside)})
+    return outside.versions.repro(use_case.name, inputs, {"paths.json": local_paths(uris, outside)})
 
 
-def _paths(uris: Iterable[str], outside: "Outside") -> bytes:
+def local_paths(uris: Iterable[str], outside: "Outside") -> bytes:
+    """Where objects lie on this machine, as a stage reads it; they are fetched."""
     return json.dumps({uri: str(outside.lake.local(uri)) for uri in sorted(uris)}, indent=1).encode()
 
 

@@ -61,7 +61,7 @@ def latest_snapshot(use_case: UseCase, outside: "Outside") -> Snapshot | None:
     return Snapshot(use_case=use_case.name, **found[0]) if found else None
 
 
-def snapshot(version: str, use_case: UseCase, outside: "Outside") -> Snapshot:
+def find_snapshot(version: str, use_case: UseCase, outside: "Outside") -> Snapshot:
     """A version that was built.
 
     Raises:
@@ -73,7 +73,7 @@ def snapshot(version: str, use_case: UseCase, outside: "Outside") -> Snapshot:
     return Snapshot(use_case=use_case.name, **found[0])
 
 
-def load(
+def load_rows(
     snapshot_version: str,
     use_case: UseCase,
     outside: "Outside",
@@ -97,19 +97,19 @@ def load(
     )
 
 
-def points(
+def load_points(
     snapshot_version: str, use_case: UseCase, outside: "Outside", *, start: datetime, end: datetime
 ) -> "pa.Table":
-    """Rows to predict, labelled or not: prediction_time in [start, end), in the order of `load`."""
+    """Rows to predict, labelled or not: prediction_time in [start, end), in the order of `load_rows`."""
     found = _open(snapshot_version, use_case, outside)
     return _query(_POINTS, points=found.paths("points", start, end), start=start, end=end)
 
 
-def partition_points(
+def load_partition_points(
     snapshot_version: str, use_case: UseCase, outside: "Outside", *, partition: Interval
 ) -> "pa.Table":
     """Rows to predict of one partition."""
-    return points(snapshot_version, use_case, outside, start=partition.start, end=partition.end)
+    return load_points(snapshot_version, use_case, outside, start=partition.start, end=partition.end)
 
 
 def latest_labels(every: Sequence[Path], changed: Sequence[Path], others: "pa.Table") -> "pa.Table":

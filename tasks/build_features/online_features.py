@@ -18,6 +18,7 @@ from pipeline.handoffs import Snapshot
 from pipeline.partitions import Interval
 from pipeline.spec import UseCase
 from tasks.build_features import dataset
+from tasks.build_features.manifest import clean_files
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -68,7 +69,7 @@ class Refreshed:
     unchanged: int
 
 
-def behind(use_case: UseCase, outside: "Outside") -> Snapshot | None:
+def find_unreached_snapshot(use_case: UseCase, outside: "Outside") -> Snapshot | None:
     """The snapshot the store has yet to reach; None: it is there, or there is no endpoint, or nothing was built."""
     import features
 
@@ -82,7 +83,7 @@ def behind(use_case: UseCase, outside: "Outside") -> Snapshot | None:
     return None if state and state[0]["snapshot_version"] == latest.version else latest
 
 
-def refresh(use_case: UseCase, snapshot: Snapshot, outside: "Outside") -> Refreshed:
+def refresh_store(use_case: UseCase, snapshot: Snapshot, outside: "Outside") -> Refreshed:
     """Bring the store to a snapshot, from the clean objects it was made from; an older one changes nothing.
 
     Raises:
@@ -94,7 +95,7 @@ def refresh(use_case: UseCase, snapshot: Snapshot, outside: "Outside") -> Refres
     definition = features.definition(use_case.name)
     fence = outside.warehouse.begin(f"{use_case.name}/online_features")
     kept = Interval(snapshot.end - timedelta(days=_PARTITIONS_KEPT * use_case.source.partition_days), snapshot.end)
-    series = dict(payloads(definition, _tables(snapshot, use_case, outside, kept), kept, use_case.time.lead))
+    series = dict(pack_all_series(definition, clean_files(snapshot, kept, outside), kept, use_case.time.lead))
 
     def commit() -> Refreshed:
         with outside.warehouse.transaction(fence) as at:
@@ -105,7 +106,7 @@ def refresh(use_case: UseCase, snapshot: Snapshot, outside: "Outside") -> Refres
     return done
 
 
-def payloads(
+def pack_all_series(
     definition: "FeatureSet", tables: Mapping[str, Sequence[Path]], kept: Interval, lead: timedelta
 ) -> Iterator[tuple[str, bytes]]:
     """Every series of a definition: the text of its key, and its bytes."""
@@ -141,19 +142,6 @@ def _key_values(column: "pa.ChunkedArray") -> list[Any]:
     import pyarrow as pa
 
     return list((column.cast(pa.int64()) if pa.types.is_timestamp(column.type) else column).to_pylist())
-
-
-def _tables(snapshot: Snapshot, use_case: UseCase, outside: "Outside", kept: Interval) -> dict[str, list[Path]]:
-    """The clean objects a snapshot was made from, as far as the store reaches back."""
-    import features
-    from tasks.build_features.materialise import Manifest
-
-    path = f"inputs/{use_case.name}.json"
-    manifest = Manifest.from_json(outside.versions.committed(use_case.name, snapshot.git_revision, path))
-    return {
-        table: [outside.lake.local(item.uri) for item in manifest.reads(table, kept, timeless=source.timeless)]
-        for table, source in features.definition(use_case.name).sources.items()
-    }
 
 
 def _write(

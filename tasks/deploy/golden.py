@@ -75,9 +75,9 @@ def rows(use_case: UseCase, outside: "Outside", wanted: int) -> tuple["pa.Table"
     state = outside.warehouse.query(_STATE, (use_case.name, definition.digest()))
     if not state:
         raise NotReady(f"{use_case.name} has no online features of today's definition: run {use_case.name}.ingest")
-    snapshot = dataset.snapshot(state[0]["snapshot_version"], use_case, outside)
+    snapshot = dataset.find_snapshot(state[0]["snapshot_version"], use_case, outside)
     kept = Interval(state[0]["since"].astimezone(UTC), state[0]["as_of"].astimezone(UTC))
-    points = dataset.points(snapshot.version, use_case, outside, start=kept.start, end=kept.end)
+    points = dataset.load_points(snapshot.version, use_case, outside, start=kept.start, end=kept.end)
     asked = requests(use_case, snapshot, outside, kept)
     keys = zip(points["entity_key"].to_pylist(), points["event_time"].to_pylist(), strict=True)
     known = [(place, asked[key]) for place, key in enumerate((k, t.astimezone(UTC)) for k, t in keys) if key in asked]
@@ -91,15 +91,10 @@ def requests(
     """What a client would have sent for each row, by the row's key, from the clean objects the snapshot was made of."""
     import features
     from features.offline_requests import asked
-    from tasks.build_features.materialise import Manifest
+    from tasks.build_features.manifest import clean_files
 
     definition = features.definition(use_case.name)
-    committed = outside.versions.committed(use_case.name, snapshot.git_revision, f"inputs/{use_case.name}.json")
-    manifest = Manifest.from_json(committed)
-    tables = {
-        table: [outside.lake.local(item.uri) for item in manifest.reads(table, interval, timeless=source.timeless)]
-        for table, source in definition.sources.items()
-    }
+    tables = clean_files(snapshot, interval, outside)
     names = [field.name for field in definition.request]
     told = asked(definition, tables, interval, use_case.time.lead).to_pylist()
     return {(row["entity_key"], row["event_time"].replace(tzinfo=UTC)): _event(row, names) for row in told}

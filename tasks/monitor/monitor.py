@@ -82,7 +82,7 @@ def monitor(use_case: UseCase, outside: "Outside") -> list[Drift]:
 
 def examine(use_case: UseCase, work: Work, profile: dict[str, Any], outside: "Outside") -> decisions.Found:
     """Measure one partition: data and prediction drift, performance, age, and the report people read."""
-    points = dataset.partition_points(work.snapshot_version, use_case, outside, partition=work.partition)
+    points = dataset.load_partition_points(work.snapshot_version, use_case, outside, partition=work.partition)
     points = _with_scores(points, use_case, work, outside)
     measures = drift.measure_drift(profile, points)
     performances = performance.measure(use_case, work.champion.version, work.as_of, outside)
@@ -144,7 +144,7 @@ def _trained_on(use_case: UseCase, work: Work, profile: dict[str, Any], outside:
     """The features of the champion's training window, as the snapshot that was scored has them."""
     start, last = (datetime.fromisoformat(profile[key]).astimezone(UTC) for key in ("start", "end"))
     end = last + timedelta(microseconds=1)
-    return dataset.points(work.snapshot_version, use_case, outside, start=start, end=end)
+    return dataset.load_points(work.snapshot_version, use_case, outside, start=start, end=end)
 
 
 def _new_rows(use_case: UseCase, cutoff: datetime, as_of: datetime, outside: "Outside") -> int:

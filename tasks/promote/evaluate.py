@@ -42,7 +42,7 @@ def judge(use_case: UseCase, candidate: Candidate, outside: "Outside") -> Verdic
     stored = _stored(use_case, verdict_id, outside)
     if stored is not None:
         return stored
-    table = dataset.load(
+    table = dataset.load_rows(
         candidate.snapshot_version,
         use_case,
         outside,

@@ -143,7 +143,7 @@ def _train(job: Job, outside: "Outside") -> Trained:
     device = best_device()
     began, meter = time.monotonic(), Meter(device.type)
     start, cutoff = job.snapshot.start, job.moments.cutoff
-    rows = dataset.load(job.snapshot.version, job.use_case, outside, start=start, end=cutoff, known_by=cutoff)
+    rows = dataset.load_rows(job.snapshot.version, job.use_case, outside, start=start, end=cutoff, known_by=cutoff)
     require_rows(job.use_case, rows, job.moments)
     with deterministic(job.plan.threads):
         metrics, report = _validate(job, rows)

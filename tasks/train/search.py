@@ -56,7 +56,7 @@ def search(
     study = open_study(name, use_case, outside)
     if len(finished_trials(study)) >= trials:
         return
-    rows = dataset.load(
+    rows = dataset.load_rows(
         snapshot.version, use_case, outside, start=snapshot.start, end=moments.cutoff, known_by=moments.cutoff
     )
     require_rows(use_case, rows, moments)

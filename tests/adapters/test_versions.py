@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from adapters.errors import Corrupt
+from adapters.errors import REFUSAL, Corrupt
 from adapters.process_group import CommandFailed
 from adapters.process_group import run as leashed
 from adapters.versions import Versions
@@ -117,6 +117,14 @@ def test_a_stage_that_fails_says_why_and_commits_nothing(versions: Versions) -> 
         versions.repro("toy", inputs("two", "echo no such wind && false"), {})
     assert versions.committed("toy", "HEAD", "inputs/toy.txt") == b"one"
     assert versions.repro("toy", inputs("one"), {}).version == before.version
+
+
+def test_a_stage_that_refuses_its_inputs_says_why_as_an_error_that_no_repetition_mends(versions: Versions) -> None:
+    refuses = f"echo 'a wind without a direction' > {REFUSAL} && false"
+    with pytest.raises(ValueError, match="a wind without a direction"):
+        versions.repro("toy", inputs("one", refuses), {})
+    with pytest.raises(CommandFailed):  # which is no ValueError: the refusal before is not this run's
+        versions.repro("toy", inputs("one", "false"), {})
 
 
 def test_no_secret_is_committed(versions: Versions, settings: Settings) -> None:

@@ -40,7 +40,7 @@ def _live(week: Interval, *, broken: bool) -> None:
     if broken:
         incident.break_feed(WORLD.source, week, key)
     _ingest(week)
-    build.build(USE_CASE, WORLD)
+    build.build_snapshot(USE_CASE, WORLD)
     score.score(USE_CASE, WORLD)
     monitor.monitor(USE_CASE, WORLD)
     if claimed := retrain.claim(USE_CASE, WORLD):
@@ -49,7 +49,7 @@ def _live(week: Interval, *, broken: bool) -> None:
     if broken:
         with incident.mending(WORLD.source, key):
             _ingest(week)
-            build.build(USE_CASE, WORLD)
+            build.build_snapshot(USE_CASE, WORLD)
             score.score(USE_CASE, WORLD)
 
 
@@ -60,7 +60,7 @@ def main(train_until: date, weeks: int, broken: int) -> None:
         Interval(USE_CASE.grid.partition(str(USE_CASE.grid.first)).start, utc(train_until))
     ):
         _ingest(week)
-    build.build(USE_CASE, WORLD)
+    build.build_snapshot(USE_CASE, WORLD)
     _train(train_until, "first champion")
     length = timedelta(days=USE_CASE.grid.days)
     for number in range(weeks):

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from features import FeatureSet
 from features.offline_requests import asked
 from features.online import Computed, Online, State
-from tasks.build_features.online_features import payloads
+from tasks.build_features.online_features import pack_all_series
 from tests.features.world import FLIGHTS, LEAD, Span, World
 
 CACHE_BYTES = 64 << 20
@@ -60,7 +60,7 @@ def filled(
         moved = pc.add(inside["known_at"], pa.scalar(shifted, pa.duration("us"))).cast(kind)
         known[name] = inside.set_column(inside.column_names.index("known_at"), "known_at", moved)
     with tempfile.TemporaryDirectory() as folder:
-        series = dict(payloads(definition, parquet(known, folder), Span(since, as_of), LEAD))  # type: ignore[arg-type]
+        series = dict(pack_all_series(definition, parquet(known, folder), Span(since, as_of), LEAD))  # type: ignore[arg-type]
     return Stored(State(1, micros(since), micros(as_of), "dataset"), series)
 
 

@@ -89,6 +89,10 @@ def test_what_is_allowed_parses(changes):
     ("changes", "line"),
     [
         ({"train.trails": 9}, "flights.train.trails: no such key"),
+        (
+            {"time.history_days": 31},
+            "flights.time.history_days: no such key any more: a feature definition",
+        ),
         ({"train.trials": del_}, "flights.train.trials: missing"),
         ({"gate": del_}, "flights.gate: missing"),
         ({"engine": "polars"}, "flights.engine: Input should be 'duckdb' or 'spark', got 'polars'"),

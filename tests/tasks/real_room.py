@@ -21,7 +21,7 @@ from pipeline.partitions import Interval
 from pipeline.settings import REPOSITORY, read_settings
 from pipeline.spec import UseCase, use_cases
 from tasks.build_features import dataset, online_features
-from tasks.build_features.materialise import Manifest, Stored
+from tasks.build_features.manifest import CleanObject, Manifest
 from tests.clean_data import FIRST
 from tests.features.world import World, engine, small_world
 from tests.models.test_training import CPU, recipe
@@ -81,7 +81,7 @@ def lay(use_case: UseCase, outside: Outside, folder: Path) -> None:
     outside.warehouse.execute(_SNAPSHOT, (use_case.name, "s1", END - timedelta(days=14), END, points.num_rows))
     for seed in (1, 2, 3):
         write_model(folder / "models" / str(seed), fitted(points, seed=seed))
-    online_features.refresh(use_case, snapshot(use_case, outside), outside)
+    online_features.refresh_store(use_case, snapshot(use_case, outside), outside)
 
 
 def snapshot(use_case: UseCase, outside: Outside) -> Any:
@@ -99,7 +99,7 @@ def put_world(folder: Path, world: World, *, known_later: timedelta = timedelta(
         moved = pc.add(table["known_at"], pa.scalar(known_later, pa.duration("us"))).cast(table.schema.field(at).type)
         path = folder / f"{name}-{known_later.total_seconds():.0f}.parquet"
         pq.write_table(table.set_column(at, "known_at", moved), path)
-        objects[name] = (Stored(key="all", interval=Interval(FIRST, END), uri=str(path), sha256=""),)
+        objects[name] = (CleanObject(key="all", interval=Interval(FIRST, END), uri=str(path), sha256=""),)
     manifest = Manifest(reach=timedelta(days=40), objects=objects, partitions=())
     (folder / "manifest.json").write_bytes(manifest.to_json())
 
@@ -108,7 +108,7 @@ def refill(use_case: UseCase, outside: Outside) -> None:
     """The online store from the clean tables as they are now."""
     for table in ("online_series", "online_state"):
         outside.warehouse.execute(f"delete from {table}")
-    online_features.refresh(use_case, snapshot(use_case, outside), outside)
+    online_features.refresh_store(use_case, snapshot(use_case, outside), outside)
 
 
 def fitted(points: pa.Table, *, seed: int, renamed: bool = False) -> Ensemble:

@@ -12,7 +12,7 @@ from tests.tasks import toy
 
 @pytest.fixture
 def rows(monkeypatch):
-    monkeypatch.setattr(dataset, "load", dataset.load)  # put back afterwards
+    monkeypatch.setattr(dataset, "load_rows", dataset.load_rows)  # put back afterwards
     toy.install()
 
 

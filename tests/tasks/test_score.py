@@ -230,14 +230,14 @@ def test_shares_scored_side_by_side_leave_what_one_run_leaves(outside, use_case,
     monkeypatch.setattr(step, "_PARTITIONS_A_TASK", 1)
     first, second = shares(use_case, outside)
     assert (first, second) == (["2013-01-14"], ["2013-01-21"])
-    read = dataset.partition_points
+    read = dataset.load_partition_points
 
     def meanwhile(*arguments, **named):
-        monkeypatch.setattr(step.dataset, "partition_points", read)
+        monkeypatch.setattr(step.dataset, "load_partition_points", read)
         assert [s.partition_start for s in score(use_case, outside, second)] == [FIRST + WEEK]
         return read(*arguments, **named)
 
-    monkeypatch.setattr(step.dataset, "partition_points", meanwhile)
+    monkeypatch.setattr(step.dataset, "load_partition_points", meanwhile)
     assert [s.partition_start for s in score(use_case, outside, first)] == [FIRST]
     assert score(use_case, outside, first) == []
     assert shares(use_case, outside) == []
@@ -250,14 +250,14 @@ def test_shares_scored_side_by_side_leave_what_one_run_leaves(outside, use_case,
 
 def test_a_run_that_was_overtaken_may_not_commit(outside, use_case, champion, monkeypatch):
     """An orphan of a killed supervisor finishes while its retry runs: the orphan is fenced out."""
-    read = dataset.partition_points
+    read = dataset.load_partition_points
 
     def overtaken(*arguments, **named):
-        monkeypatch.setattr(step.dataset, "partition_points", read)
+        monkeypatch.setattr(step.dataset, "load_partition_points", read)
         assert len(score(use_case, outside)) == 2
         return read(*arguments, **named)
 
-    monkeypatch.setattr(step.dataset, "partition_points", overtaken)
+    monkeypatch.setattr(step.dataset, "load_partition_points", overtaken)
     with pytest.raises(FencedOut):
         score(use_case, outside)
     assert len(scorings(outside)) == 2

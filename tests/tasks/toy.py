@@ -44,7 +44,7 @@ def install(*, rows: int = 6000, seed: int = 0) -> None:
         )
         return everything.filter(pc.and_(inside, pc.less_equal(everything["label_time"], moment(known_by))))
 
-    dataset.load = load
+    dataset.load_rows = load
 
 
 def use_case(**train: object) -> UseCase:

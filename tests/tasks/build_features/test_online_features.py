@@ -28,7 +28,7 @@ def half(at, statement, rows, **options):
     die()
 psycopg2.extras.execute_values = half
 use_case = use_cases(settings().params)["flights"]
-online_features.refresh(use_case, dataset.latest_snapshot(use_case, outside), outside)
+online_features.refresh_store(use_case, dataset.latest_snapshot(use_case, outside), outside)
 """
 
 
@@ -43,35 +43,35 @@ def content(outside: Outside) -> list[dict[str, object]]:
 def test_the_store_follows_the_dataset_and_a_rerun_changes_nothing(
     outside: Outside, settings: Settings, use_case: UseCase
 ) -> None:
-    assert online_features.behind(use_case, outside) is None  # nothing was built
+    assert online_features.find_unreached_snapshot(use_case, outside) is None  # nothing was built
     put(outside, use_case, 0, 1)
-    first = build.build(use_case, outside)
+    first = build.build_snapshot(use_case, outside)
     assert first is not None
-    assert online_features.behind(use_case, outside) == first
-    assert online_features.behind(use_case.model_copy(update={"endpoint": None}), outside) is None
-    assert online_features.refresh(use_case, first, outside).written > 1000
-    assert online_features.behind(use_case, outside) is None
+    assert online_features.find_unreached_snapshot(use_case, outside) == first
+    assert online_features.find_unreached_snapshot(use_case.model_copy(update={"endpoint": None}), outside) is None
+    assert online_features.refresh_store(use_case, first, outside).written > 1000
+    assert online_features.find_unreached_snapshot(use_case, outside) is None
     before = content(outside)
-    again = online_features.refresh(use_case, first, outside)
+    again = online_features.refresh_store(use_case, first, outside)
     assert (again.written, again.deleted) == (0, 0)
     assert content(outside) == before
 
     put(outside, use_case, 2)
-    second = build.build(use_case, outside)
+    second = build.build_snapshot(use_case, outside)
     assert second is not None
     run(settings, KILLED, killed=True)
     assert content(outside) == before  # the old state, whole
-    done = online_features.refresh(use_case, second, outside)
+    done = online_features.refresh_store(use_case, second, outside)
     assert done.written > 0
     after = content(outside)
     assert (after[0]["as_of"], after[0]["revision"]) == (second.end, 2)
-    online_features.refresh(use_case, first, outside)  # an older snapshot
+    online_features.refresh_store(use_case, first, outside)  # an older snapshot
     assert content(outside) == after
 
     put_table(outside, use_case, "movements", week(2), rows=without_arrivals(week(2), "UA"))
-    corrected = build.build(use_case, outside)
+    corrected = build.build_snapshot(use_case, outside)
     assert corrected is not None
-    done = online_features.refresh(use_case, corrected, outside)
+    done = online_features.refresh_store(use_case, corrected, outside)
     assert 0 < done.written < done.unchanged  # what the correction touches
     reads_the_batch(use_case, outside, settings)
 
@@ -81,7 +81,7 @@ def reads_the_batch(use_case: UseCase, outside: Outside, settings: Settings) -> 
     snapshot = dataset.latest_snapshot(use_case, outside)
     assert snapshot is not None
     partition = use_case.grid.partition(use_case.grid.key(week(2)))
-    points = dataset.partition_points(snapshot.version, use_case, outside, partition=partition)
+    points = dataset.load_partition_points(snapshot.version, use_case, outside, partition=partition)
     told = requests(use_case, snapshot, outside, partition)
     keys = list(zip(points["entity_key"].to_pylist(), points["event_time"].to_pylist(), strict=True))
     names = [field.name for field in FLIGHTS.request]
@@ -101,17 +101,17 @@ def test_a_refresh_that_was_overtaken_cannot_commit(
     outside: Outside, use_case: UseCase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(outside, use_case, 0)
-    snapshot = build.build(use_case, outside)
+    snapshot = build.build_snapshot(use_case, outside)
     assert snapshot is not None
-    real = online_features.payloads
+    real = online_features.pack_all_series
 
     def overtaken(*arguments: object) -> object:
         outside.warehouse.begin(f"{use_case.name}/online_features")
         return real(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(online_features, "payloads", overtaken)
+    monkeypatch.setattr(online_features, "pack_all_series", overtaken)
     with pytest.raises(FencedOut):
-        online_features.refresh(use_case, snapshot, outside)
+        online_features.refresh_store(use_case, snapshot, outside)
     assert content(outside) == []
 
 
@@ -124,9 +124,9 @@ def test_the_series_of_two_definitions_are_kept(outside: Outside, use_case: UseC
         )
         outside.warehouse.execute("insert into online_series values ('flights', %s, 'k', 'x')", (digest,))
     put(outside, use_case, 0)
-    snapshot = build.build(use_case, outside)
+    snapshot = build.build_snapshot(use_case, outside)
     assert snapshot is not None
-    online_features.refresh(use_case, snapshot, outside)
+    online_features.refresh_store(use_case, snapshot, outside)
     for table in ("online_state", "online_series"):
         kept = outside.warehouse.query(f"select distinct definition from {table}")
         assert {row["definition"] for row in kept} == {"old", FLIGHTS.digest()}

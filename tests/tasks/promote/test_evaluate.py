@@ -185,7 +185,7 @@ def test_a_judgement_killed_at_any_point_and_asked_again_is_the_same(outside, us
 def test_the_evidence_says_what_was_measured_on_which_rows(outside, use_case, candidates):
     verdict = judge(use_case, candidates["good"], outside)
     found, moments = evidence(outside, verdict), split(use_case, AS_OF)
-    rows = dataset.load(
+    rows = dataset.load_rows(
         candidates["good"].snapshot_version, use_case, outside,
         start=moments.holdout_start, end=moments.holdout_end, known_by=AS_OF,
     )  # fmt: skip

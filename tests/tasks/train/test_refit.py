@@ -20,7 +20,7 @@ from tests.tasks import killed, toy
 
 @pytest.fixture(autouse=True)
 def rows(monkeypatch):
-    monkeypatch.setattr(dataset, "load", dataset.load)  # put back afterwards
+    monkeypatch.setattr(dataset, "load_rows", dataset.load_rows)  # put back afterwards
     toy.install()
 
 

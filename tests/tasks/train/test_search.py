@@ -22,7 +22,7 @@ from tests.tasks import killed, toy
 
 @pytest.fixture(autouse=True)
 def rows(monkeypatch):
-    monkeypatch.setattr(dataset, "load", dataset.load)  # put back afterwards
+    monkeypatch.setattr(dataset, "load_rows", dataset.load_rows)  # put back afterwards
     toy.install()
 
 
@@ -270,7 +270,7 @@ def test_the_study_name_changes_with_whatever_changes_a_trial():
     ]
     assert len({name(), *others}) == 6
     assert name(use_case=toy.use_case(trials=99)) == name()
-    titled = base.model_copy(update={"title": "another", "time": base.time.model_copy(update={"history_days": 60})})
+    titled = base.model_copy(update={"title": "another", "time": base.time.model_copy(update={"lead_minutes": 60})})
     assert name(use_case=titled) == name()
 
 
