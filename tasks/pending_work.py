@@ -1,5 +1,7 @@
 """What work is waiting: cheap questions to the database, asked often."""
 
+from collections.abc import Callable
+
 from adapters.connect import Outside, outside
 from pipeline.spec import UseCase
 
@@ -19,5 +21,10 @@ def pending_verbs(use_case: UseCase, outside: Outside) -> list[str]:
     from tasks.deploy import deploy
     from tasks.monitor import monitor
 
-    steps = {"build_features": build, "score": score, "monitor": monitor, "deploy": deploy}
-    return [verb for verb, step in steps.items() if step.pending(use_case, outside)]
+    steps: dict[str, Callable[[UseCase, Outside], object]] = {
+        "build_features": build.pending_partitions,
+        "score": score.pending,
+        "monitor": monitor.pending,
+        "deploy": deploy.pending,
+    }
+    return [verb for verb, find_work in steps.items() if find_work(use_case, outside)]
