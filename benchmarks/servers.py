@@ -17,7 +17,7 @@ import psutil
 
 from benchmarks.contenders import export
 from benchmarks.world import VERSION, World
-from infra.local.ports import free_port
+from infra.local.ports import find_free_port
 from pipeline.settings import REPOSITORY
 from serving.predictor import Predictor
 
@@ -108,7 +108,7 @@ def all_of(world: World, folder: Path) -> Iterator[list[Contender]]:
     with ExitStack() as running:
 
         def begin(name: str, path: str, bodies: Path, *command: str) -> Contender:
-            port = free_port(set())
+            port = find_free_port(set())
             line = [word.replace("PORT", str(port)) for word in command]
             pid = running.enter_context(_running(line, environment, folder / f"{name.replace(' ', '-')}.log"))
             return Contender(name=name, url=f"http://127.0.0.1:{port}{path}", bodies=bodies, processes={name: pid})

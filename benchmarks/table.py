@@ -16,9 +16,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from infra.private import code_sha
+from infra.private import read_code_sha
 
-COMMIT = code_sha()  # of the code that runs: a commit made meanwhile is another's
+COMMIT = read_code_sha()  # of the code that runs: a commit made meanwhile is another's
 
 
 def _processor_seconds() -> float:

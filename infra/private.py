@@ -13,7 +13,7 @@ def _fernet_key() -> str:
     return base64.urlsafe_b64encode(secrets.token_bytes(32)).decode()
 
 
-def new_secret(name: str) -> str:
+def make_secret(name: str) -> str:
     """A fresh secret of the kind that its user expects."""
     return _fernet_key() if name == "fernet" else secrets.token_hex({"admin": 8, "jwt": 32}.get(name, 24))
 
@@ -26,7 +26,7 @@ def write_private(path: Path, text: str) -> None:
     fresh.replace(path)
 
 
-def code_sha() -> str:
+def read_code_sha() -> str:
     """The commit of the checkout that this code is, marked when files differ from it."""
     command = ["git", "-C", str(REPOSITORY), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

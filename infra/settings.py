@@ -7,7 +7,7 @@ COMMON = INFRA / "settings.env"
 AIRFLOW = INFRA / "airflow" / "settings.env"
 
 
-def assignments(text: str) -> dict[str, str]:
+def parse_assignments(text: str) -> dict[str, str]:
     """The names and values of a file's text; blank lines and comments are left out.
 
     Raises:
@@ -19,6 +19,6 @@ def assignments(text: str) -> dict[str, str]:
     return dict(line.split("=", 1) for line in lines)
 
 
-def read(path: Path) -> dict[str, str]:
+def read_assignments(path: Path) -> dict[str, str]:
     """The names and values in a file."""
-    return assignments(path.read_text())
+    return parse_assignments(path.read_text())

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from adapters.gateway import Gateway, Reply
-from infra.compose.env import fill
-from infra.local.ports import free_port
-from infra.private import code_sha
-from infra.settings import assignments
+from infra.compose.env import fill_template
+from infra.local.ports import find_free_port
+from infra.private import read_code_sha
+from infra.settings import parse_assignments
 from pipeline.settings import REPOSITORY
 from tests.e2e.test_loop import COMPARED
 from tests.serving.online import EVENT
@@ -41,7 +41,7 @@ class Composed:
     @property
     def told(self) -> dict[str, str]:
         """What is set for it."""
-        return assignments(self.env_file.read_text())
+        return parse_assignments(self.env_file.read_text())
 
     def services(self) -> dict[str, list[dict[str, object]]]:
         """The containers that keep running, by service."""
@@ -84,10 +84,10 @@ def composed(project: str, folder: Path, given: Mapping[str, str]) -> Iterator[C
     if not env_file.exists():
         ports = set[int]()
         while len(ports) < len(_PORTS):
-            ports.add(free_port(ports))
+            ports.add(find_free_port(ports))
         own = dict(zip(_PORTS, map(str, ports), strict=True))
         told = {"COMPOSE_PROFILES": "", **own, **given}  # an engine without a registry has no Grafana
-        env_file.write_text(fill((REPOSITORY / ".env.example").read_text(), told, code_sha()))
+        env_file.write_text(fill_template((REPOSITORY / ".env.example").read_text(), told, read_code_sha()))
     found = Composed(project, env_file)
     try:
         found("build")

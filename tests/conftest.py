@@ -74,7 +74,7 @@ def make_database(stack: Stack, name: str, owner: str, template: str = "template
     finally:
         connection.close()
     home = stack.home()
-    return postgres.dsn(home.ports["postgres"], name, owner, home.secrets[owner])
+    return postgres.postgres_dsn(home.ports["postgres"], name, owner, home.secrets[owner])
 
 
 def drop_database(stack: Stack, name: str) -> None:
@@ -106,7 +106,7 @@ def settings(running_stack: Stack, tmp_path: Path) -> Iterator[Settings]:
     """A migrated warehouse, an empty source and studies database, empty buckets and a home: all this test's own."""
     home, tag = running_stack.home(), secrets.token_hex(4)
     keys = (home.secrets["s3_access"], home.secrets["s3_secret"])
-    store = s3.client(home.url("s3"), *keys)
+    store = s3.make_s3_client(home.url("s3"), *keys)
     buckets = [f"lake-{tag}", f"dvc-{tag}"]
     for bucket in buckets:
         store.create_bucket(Bucket=bucket)

@@ -22,10 +22,10 @@ from typing import Any
 import pytest
 
 from adapters.gateway import Gateway, Reply
-from infra.local import debian, gateway
+from infra.local import gateway, system_programs
 from infra.local.home import Home, open_home
 from infra.local.part import Part
-from infra.local.processes import MARKER, spawn
+from infra.local.processes import MARKER, spawn_part
 
 
 @cache
@@ -33,7 +33,7 @@ def _program_folder() -> Path:
     """HAProxy, fetched once a session where the system has none."""
     folder = Path(tempfile.mkdtemp(prefix="windsock-haproxy-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    if (problem := debian.obtain("haproxy", folder, asked="-v")) is not None:
+    if (problem := system_programs.fetch_program("haproxy", folder, probe="-v")) is not None:
         pytest.skip(problem)
     return folder
 
@@ -144,7 +144,7 @@ class Stand:
     process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        self.process = spawn(self.part, self.home.logs / "gateway.log")
+        self.process = spawn_part(self.part, self.home.logs / "gateway.log")
         until(lambda: self.part.healthy() or self.process is None or self.process.poll() is not None)
         assert self.process.poll() is None, (self.home.logs / "gateway.log").read_text()
         until(self.serves)
@@ -219,7 +219,7 @@ def stand(**limits: str) -> Iterator[Stand]:
     home = open_home(folder / ("home-with-a-name-longer-than-any-path-of-a-socket" * 3), usual=False, choose_ports=True)
     if (program / "haproxy").exists():
         (home.folder / "haproxy").symlink_to(program / "haproxy")
-    part = gateway.parts(home, lambda name: {MARKER: f"{home.stack}/{name}"})[0]
+    part = gateway.plan_gateway(home, lambda name: {MARKER: f"{home.stack}/{name}"})[0]
     assert isinstance(part, Part)
     part.prepare()
     found = Stand(home, part, Upstream(home.ports["inference"]))

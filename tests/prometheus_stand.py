@@ -15,8 +15,8 @@ import pytest
 import requests
 import yaml
 
-from infra.local import debian
-from infra.local.ports import free_port
+from infra.local import system_programs
+from infra.local.ports import find_free_port
 from tests.gateway_stand import until
 
 
@@ -25,9 +25,9 @@ def program(name: str) -> str:
     """`prometheus` or `promtool`; the test is skipped, with the reason, where neither the system nor apt has it."""
     folder = Path(tempfile.mkdtemp(prefix="windsock-prometheus-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    if (problem := debian.obtain("prometheus", folder)) is not None:
+    if (problem := system_programs.fetch_program("prometheus", folder)) is not None:
         pytest.skip(problem)
-    found = debian.find(name, folder, package="prometheus")
+    found = system_programs.find_program(name, folder, package="prometheus")
     assert found is not None
     return found.path  # static, so that it needs no libraries beside it
 
@@ -56,7 +56,7 @@ def prometheus(folder: Path, configuration: Path, targets: dict[str, str]) -> It
     said = yaml.safe_load(configuration.read_text())
     said["global"] = {"evaluation_interval": "3s"}
     said["rule_files"] = [str(configuration.parent / name) for name in said["rule_files"]]
-    port = free_port(set())
+    port = find_free_port(set())
     for job in said["scrape_configs"]:
         job |= {"scrape_interval": "3s", "scrape_timeout": "3s"}
         job["static_configs"] = [{"targets": [{**targets, "prometheus": f"127.0.0.1:{port}"}[job["job_name"]]]}]

@@ -6,20 +6,20 @@ import subprocess
 import sys
 from collections.abc import Mapping
 
-from infra.private import code_sha, new_secret, write_private
-from infra.settings import assignments
+from infra.private import make_secret, read_code_sha, write_private
+from infra.settings import parse_assignments
 from pipeline.settings import REPOSITORY
 
 SECRET, CODE_SHA = "SECRET_", "WINDSOCK_CODE_SHA"
 PROJECT = "windsock"  # as docker-compose.yaml says
 
 
-def fill(template: str, known: Mapping[str, str], sha: str) -> str:
+def fill_template(template: str, known: Mapping[str, str], sha: str) -> str:
     """The template with what is known, a new secret where one is missing, and the commit of the code.
 
     What is known and not in the template (COMPOSE_PROFILES, say) comes last.
     """
-    wanted = assignments(template)
+    wanted = parse_assignments(template)
     values = {name: known.get(name, value) or _made(name) for name, value in wanted.items()} | {CODE_SHA: sha}
     named = [(line, line.partition("=")[0]) for line in template.splitlines()]
     lines = [f"{name}={values[name]}" if name in wanted else line for line, name in named]
@@ -28,10 +28,10 @@ def fill(template: str, known: Mapping[str, str], sha: str) -> str:
 
 
 def _made(name: str) -> str:
-    return new_secret(name.removeprefix(SECRET).lower()) if name.startswith(SECRET) else ""
+    return make_secret(name.removeprefix(SECRET).lower()) if name.startswith(SECRET) else ""
 
 
-def orphaned() -> str | None:
+def find_orphaned_volume() -> str | None:
     """The volume of a cluster that an earlier .env made, where the engine has one: no fresh secret opens it."""
     if shutil.which("docker") is None:
         return None
@@ -44,7 +44,7 @@ def orphaned() -> str | None:
 def main() -> int:
     """Write it, readable by its owner only, and say where. 1 where fresh secrets would shut out what is stored."""
     path = REPOSITORY / ".env"
-    if not path.exists() and (volume := orphaned()):
+    if not path.exists() and (volume := find_orphaned_volume()):
         print(
             f"there is no .env here, and the volume {volume} is of a stack that has one: put that file back, or start "
             f"another stack beside it (COMPOSE_PROJECT_NAME=<name>, and other ports in .env), or begin anew by "
@@ -52,8 +52,8 @@ def main() -> int:
             file=sys.stderr,
         )
         return 1
-    known = assignments(path.read_text()) if path.exists() else {}
-    write_private(path, fill((REPOSITORY / ".env.example").read_text(), known, code_sha()))
+    known = parse_assignments(path.read_text()) if path.exists() else {}
+    write_private(path, fill_template((REPOSITORY / ".env.example").read_text(), known, read_code_sha()))
     print(f"{path.name} is {'up to date' if known else 'written, with fresh secrets'}")
     return 0
 

@@ -7,14 +7,14 @@ import sys
 from infra.local import airflow
 
 
-def healthy(server: str) -> bool:
+def is_server_healthy(server: str) -> bool:
     """The api-server answers browsers and tasks, a worker its queue; any other beats under this container's name."""
     if server == "worker":
         return _takes_tasks(f"celery@{socket.gethostname()}")
     if server == "api-server":
-        return airflow.serves(int(os.environ["AIRFLOW__API__PORT"]))
+        return airflow.is_serving(int(os.environ["AIRFLOW__API__PORT"]))
     dsn = os.environ["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"].replace("postgresql+psycopg2://", "postgresql://")
-    return airflow.beats(dsn, airflow.JOBS[server], socket.gethostname()) is True
+    return airflow.is_beating(dsn, airflow.JOBS[server], socket.gethostname()) is True
 
 
 def _takes_tasks(worker: str) -> bool:
@@ -25,4 +25,4 @@ def _takes_tasks(worker: str) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(0 if healthy(sys.argv[1]) else f"{sys.argv[1]} does not work")
+    sys.exit(0 if is_server_healthy(sys.argv[1]) else f"{sys.argv[1]} does not work")

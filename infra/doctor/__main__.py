@@ -12,7 +12,7 @@ from infra import settings
 from infra.doctor import airflow, machine, stores
 from infra.doctor.finding import Environment, Finding
 from infra.local.__main__ import default_home
-from infra.local.airflow import settings as airflow_settings
+from infra.local.airflow import airflow_settings
 from infra.local.stack import Stack
 from pipeline.settings import REPOSITORY
 
@@ -94,7 +94,7 @@ def _composed(*, ports: bool) -> bool:
         print("no composed stack: `make compose-up` starts one")
         return True
     print("the composed stack")
-    known = {**settings.read(written), **{name: os.environ[name] for name in CHOICES if name in os.environ}}
+    known = {**settings.read_assignments(written), **{name: os.environ[name] for name in CHOICES if name in os.environ}}
     suited = _told([runners(known)])
     listed = compose("ps", "--services", "--status", "running")
     found = containers(listed)

@@ -2,8 +2,8 @@
 
 import uuid
 
-from infra.local.airflow_main import load
+from infra.local.airflow_main import import_airflow
 
 if __name__ == "__main__":
-    generator = load("airflow.executors.base_executor").BaseExecutor().jwt_generator
+    generator = import_airflow("airflow.executors.base_executor").BaseExecutor().jwt_generator
     print(generator.generate({"sub": str(uuid.uuid4())}))

@@ -10,7 +10,7 @@ from adapters.gateway import Gateway
 from infra.local import airflow
 from infra.local.home import inherited_environment
 from infra.local.plan import GROUPS
-from infra.local.stack import Row, Stack
+from infra.local.stack import PartStatus, Stack
 from pipeline.settings import REPOSITORY
 
 
@@ -19,7 +19,7 @@ def default_home() -> Path:
     return Path(os.environ.get("WINDSOCK_HOME") or REPOSITORY / ".windsock")
 
 
-def table(rows: list[Row]) -> str:
+def format_status(rows: list[PartStatus]) -> str:
     """The parts, one a line."""
     lines = [("part", "pid", "port", "state", "healthy", "restarts", "address")]
     lines += [
@@ -38,7 +38,7 @@ def table(rows: list[Row]) -> str:
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines)
 
 
-def _tell(event: dict[str, Any]) -> None:
+def _print_event(event: dict[str, Any]) -> None:
     if event["state"] in {"up", "done", "failed", "restarting", "left out"}:
         why = f": {event['problem']}" if event["state"] == "left out" else ""
         print(f"{event['seconds']:6.1f} s  {event['name']}: {event['state']}{why}", flush=True)
@@ -53,10 +53,10 @@ def _addresses(stack: Stack) -> str:
     return "\n".join(lines)
 
 
-def up(stack: Stack, groups: tuple[str, ...]) -> int:
+def start_stack(stack: Stack, groups: tuple[str, ...]) -> int:
     """Start what does not run yet."""
     try:
-        started = stack.start(groups, usual_ports=True, tell=_tell)
+        started = stack.start(groups, usual_ports=True, tell=_print_event)
     except KeyboardInterrupt:
         stack.stop()
         print("stopped", file=sys.stderr)
@@ -65,27 +65,27 @@ def up(stack: Stack, groups: tuple[str, ...]) -> int:
     return 0
 
 
-def status(stack: Stack) -> int:
+def print_status(stack: Stack) -> int:
     """The table of parts; 1 when one of them is not healthy."""
     rows = stack.status()
-    print(table(rows) if rows else f"no stack is running in {stack.folder}")
+    print(format_status(rows) if rows else f"no stack is running in {stack.folder}")
     for name, part in stack.state()["parts"].items() if rows else ():
         if part["state"] == "left out":
             print(f"{name} is left out: {part['problem']}")
     return 0 if rows and all(row.healthy for row in rows) else 1
 
 
-def run(stack: Stack, command: list[str]) -> int:
+def run_command(stack: Stack, command: list[str]) -> int:
     """Become a command that has the stack's settings in its environment."""
     if not command:
         raise ValueError("expected a command: python -m infra.local run -- <command>")
     if not stack.running:
         raise ValueError(f"no stack is running in {stack.folder}: `make up` starts it")
-    environment = {**inherited_environment(), **stack.environment(), **airflow.settings(stack.home())}
+    environment = {**inherited_environment(), **stack.environment(), **airflow.airflow_settings(stack.home())}
     os.execvpe(command[0], command, environment)  # noqa: S606  # the user's own command
 
 
-def key(stack: Stack, client: str) -> int:
+def issue_key(stack: Stack, client: str) -> int:
     """A new key for a client of the gateway, shown this once; the client's older ones hold no longer."""
     found = stack.environment()
     if "WINDSOCK_GATEWAY_URL" not in found:
@@ -96,15 +96,15 @@ def key(stack: Stack, client: str) -> int:
     return 0
 
 
-def _act(stack: Stack, verb: str, groups: tuple[str, ...], command: list[str]) -> int:
+def _run_verb(stack: Stack, verb: str, groups: tuple[str, ...], command: list[str]) -> int:
     if verb == "up":
-        return up(stack, groups)
+        return start_stack(stack, groups)
     if verb == "status":
-        return status(stack)
+        return print_status(stack)
     if verb == "run":
-        return run(stack, command)
+        return run_command(stack, command)
     if verb == "key":
-        return key(stack, *command)
+        return issue_key(stack, *command)
     if verb == "stop":
         print("stopped" if stack.stop() else "no stack was running")
     elif verb == "clean":
@@ -127,7 +127,7 @@ def main(words: list[str]) -> int:
         parser.error("expected one client: python -m infra.local key -- <client>")
     groups = tuple(name for name in GROUPS if name != "airflow" or not given.no_airflow)
     try:
-        return _act(Stack(given.home), given.verb, groups, command)
+        return _run_verb(Stack(given.home), given.verb, groups, command)
     except (ValueError, OSError) as error:
         print(f"windsock: {error}", file=sys.stderr)
         return 1

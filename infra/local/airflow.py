@@ -14,7 +14,7 @@ import psycopg2
 
 from infra import settings as common
 from infra.local.home import Home
-from infra.local.part import Part, Step, answers, status
+from infra.local.part import Part, SetUpStep, fetch_status, is_answered_ok
 from infra.private import write_private
 from pipeline.settings import REPOSITORY
 
@@ -28,7 +28,7 @@ PASSWORDS = "passwords.json"
 BEAT_SECONDS = 30  # the age at which Airflow itself calls a heartbeat dead
 
 
-def settings(home: Home) -> dict[str, str]:
+def airflow_settings(home: Home) -> dict[str, str]:
     """Airflow's configuration, as environment variables."""
     folder, url = home.folder / "airflow", home.url("airflow")
     chosen = {
@@ -51,7 +51,7 @@ def settings(home: Home) -> dict[str, str]:
     }
     threads = str(max(2, (os.cpu_count() or 2) // 2))  # tasks run beside each other
     return {
-        **common.read(common.AIRFLOW),
+        **common.read_assignments(common.AIRFLOW),
         "AIRFLOW_HOME": str(folder),
         "PYTHONPATH": str(REPOSITORY),
         "OMP_NUM_THREADS": threads,
@@ -61,7 +61,7 @@ def settings(home: Home) -> dict[str, str]:
     }
 
 
-def prepare(folder: Path, password: str) -> None:
+def prepare_airflow_home(folder: Path, password: str) -> None:
     """The files that Airflow's servers find in their home: the administrator's password among them."""
     folder.mkdir(parents=True, exist_ok=True)
     # Airflow writes a full airflow.cfg where there is none, and four processes starting at once would race for it.
@@ -70,7 +70,7 @@ def prepare(folder: Path, password: str) -> None:
 
 
 def _prepare(home: Home) -> None:
-    prepare(home.folder / "airflow", home.secrets["admin"])
+    prepare_airflow_home(home.folder / "airflow", home.secrets["admin"])
 
 
 def _set_up(home: Home, environment: Mapping[str, str]) -> None:
@@ -90,21 +90,22 @@ def _set_up(home: Home, environment: Mapping[str, str]) -> None:
         raise ValueError(f"Airflow's database could not be set up: {''.join(last)} (see {log})")
 
 
-# For browsers, and for tasks: the latter is built at its first request, for longer than a task waits. This is that one.
-_DOORS: Mapping[str, float] = {"/api/v2/monitor/health": 5, "/execution/health": 60}
+# The API of browsers and that of tasks. Airflow builds the latter at its first request, which takes longer than a task
+# waits: so the health check makes that request.
+_HEALTH_PATHS: Mapping[str, float] = {"/api/v2/monitor/health": 5, "/execution/health": 60}
 
 
-def serves(port: int) -> bool:
+def is_serving(port: int) -> bool:
     """Whether an api-server answers browsers and tasks."""
-    return all(answers(port, path, seconds=seconds) for path, seconds in _DOORS.items())
+    return all(is_answered_ok(port, path, seconds=seconds) for path, seconds in _HEALTH_PATHS.items())
 
 
-def _is_there(port: int) -> bool:
+def _is_reachable(port: int) -> bool:
     """Whether an api-server answers at all."""
-    return all(status(port, path, seconds=seconds) is not None for path, seconds in _DOORS.items())
+    return all(fetch_status(port, path, seconds=seconds) is not None for path, seconds in _HEALTH_PATHS.items())
 
 
-def beats(dsn: str, job: str, host: str | None = None) -> bool | None:
+def is_beating(dsn: str, job: str, host: str | None = None) -> bool | None:
     """Whether a server of this kind beats, on the given host or on any; None where the database cannot be asked.
 
     Args:
@@ -127,21 +128,21 @@ def beats(dsn: str, job: str, host: str | None = None) -> bool | None:
 
 def _server(home: Home, environment: Mapping[str, str], name: str, options: tuple[str, ...]) -> Part:
     port = home.ports["airflow"] if name == "api-server" else None
-    healthy: Callable[[], bool]
-    lives: Callable[[], bool]
+    is_healthy: Callable[[], bool]
+    is_alive: Callable[[], bool]
     if port is not None:
-        healthy, lives = partial(serves, port), partial(_is_there, port)
+        is_healthy, is_alive = partial(is_serving, port), partial(_is_reachable, port)
     else:
-        ask = partial(beats, home.dsn("airflow"), JOBS[name])
-        healthy, lives = (lambda: ask() is True), (lambda: ask() is not False)
+        beats = partial(is_beating, home.dsn("airflow"), JOBS[name])
+        is_healthy, is_alive = (lambda: beats() is True), (lambda: beats() is not False)
     return Part(
         name=name,
         command=(sys.executable, "-m", "infra.local.airflow_main", name, *options),
         environment=environment,
         directory=home.folder / "airflow",
         address=home.url("airflow") if port is not None else "",
-        healthy=healthy,
-        lives=lives,
+        is_healthy=is_healthy,
+        is_alive=is_alive,
         needs=("postgres", "s3"),
         prepare=lambda: _prepare(home),
         port=port,
@@ -151,9 +152,11 @@ def _server(home: Home, environment: Mapping[str, str], name: str, options: tupl
     )
 
 
-def parts(home: Home, environment: Mapping[str, str], mark: Callable[[str], dict[str, str]]) -> list[Part | Step]:
+def plan_airflow(
+    home: Home, environment: Mapping[str, str], mark: Callable[[str], dict[str, str]]
+) -> list[Part | SetUpStep]:
     """Airflow's servers, and the step that makes its tables and pools."""
-    configured = {**environment, **settings(home)}
+    configured = {**environment, **airflow_settings(home)}
     # Logs are read from the files: the servers that would hand them out to other machines are left out.
     options = {
         "api-server": (),
@@ -162,7 +165,7 @@ def parts(home: Home, environment: Mapping[str, str], mark: Callable[[str], dict
         "triggerer": ("--skip-serve-logs",),
     }
     servers = [_server(home, {**configured, **mark(name)}, name, extra) for name, extra in options.items()]
-    step = Step(
+    step = SetUpStep(
         name="airflow-database",
         run=lambda: _set_up(home, {**configured, **mark("airflow-database")}),
         needs=("postgres",),

@@ -16,31 +16,31 @@ HEAVY: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def load(module: str) -> Any:
+def import_airflow(module: str) -> Any:
     """A module of Airflow: importing one takes seconds, so each process imports what it needs and no more."""
     return importlib.import_module(module)
 
 
-def set_up() -> None:
+def set_up_database() -> None:
     """Make or migrate the tables, and the pools that DAGs name. Changes nothing when all is there."""
-    load("airflow.utils.db").upgradedb()
-    pool = load("airflow.models.pool").Pool
-    for name, (slots, why) in load("orchestration.defaults").POOLS.items():
+    import_airflow("airflow.utils.db").upgradedb()
+    pool = import_airflow("airflow.models.pool").Pool
+    for name, (slots, why) in import_airflow("orchestration.defaults").POOLS.items():
         if pool.get_pool(name) is None:  # somebody may have given it more slots
             pool.create_or_update_pool(name, slots, why, include_deferred=False)
 
 
-def serve(name: str, options: list[str]) -> None:
+def run_server(name: str, options: list[str]) -> None:
     """Run one of Airflow's servers by its own command line, once the tables are there."""
     for module in HEAVY[name]:
-        load(module)
-    load("airflow.utils.db").check_migrations(MIGRATION_SECONDS)
+        import_airflow(module)
+    import_airflow("airflow.utils.db").check_migrations(MIGRATION_SECONDS)
     sys.argv = ["airflow", name, *options]
-    load("airflow.__main__").main()
+    import_airflow("airflow.__main__").main()
 
 
 if __name__ == "__main__":
     if sys.argv[1] == "set-up":
-        set_up()
+        set_up_database()
     else:
-        serve(sys.argv[1], sys.argv[2:])
+        run_server(sys.argv[1], sys.argv[2:])

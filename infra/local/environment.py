@@ -6,7 +6,7 @@ from pathlib import Path
 from infra import settings as common
 from infra.local import gateway, postgres, torchserve
 from infra.local.home import Home
-from infra.private import code_sha, write_private
+from infra.private import read_code_sha, write_private
 
 
 def make_environment(home: Home, groups: Collection[str]) -> dict[str, str]:
@@ -16,11 +16,11 @@ def make_environment(home: Home, groups: Collection[str]) -> dict[str, str]:
     tasks do not wait for one.
     """
     return {
-        **common.read(common.COMMON),
+        **common.read_assignments(common.COMMON),
         "WINDSOCK_HOME": str(home.folder),
-        "WINDSOCK_CODE_SHA": code_sha(),
+        "WINDSOCK_CODE_SHA": read_code_sha(),
         "WINDSOCK_WAREHOUSE_DSN": home.dsn("warehouse"),
-        "WINDSOCK_OBSERVER_DSN": postgres.dsn(
+        "WINDSOCK_OBSERVER_DSN": postgres.postgres_dsn(
             home.ports["postgres"], "warehouse", "observer", home.secrets["observer"]
         ),
         "WINDSOCK_SOURCE_DSN": home.dsn("source"),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from infra.local import ports as port_numbers
 from infra.local import postgres
-from infra.private import new_secret, write_private
+from infra.private import make_secret, write_private
 
 # Settings of other installations, which would silently change this one.
 _FOREIGN = ("AIRFLOW", "_AIRFLOW", "MLFLOW_", "AWS_", "PG", "DVC_", "WINDSOCK_", "OTEL_")
@@ -49,12 +49,12 @@ class Home:
 
     def dsn(self, database: str) -> str:
         """The address of one of the databases, opened by the role that owns it."""
-        return postgres.dsn(self.ports["postgres"], database, database, self.secrets[database])
+        return postgres.postgres_dsn(self.ports["postgres"], database, database, self.secrets[database])
 
     @property
     def admin_dsn(self) -> str:
         """The address for the administrator of all databases."""
-        return postgres.dsn(self.ports["postgres"], "postgres", postgres.ADMIN, self.secrets[postgres.ADMIN])
+        return postgres.postgres_dsn(self.ports["postgres"], "postgres", postgres.ADMIN, self.secrets[postgres.ADMIN])
 
     def url(self, part: str) -> str:
         """The address of an HTTP part."""
@@ -63,7 +63,7 @@ class Home:
 
 def _keep_secrets(path: Path) -> dict[str, str]:
     known: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}
-    complete = {name: known.get(name) or new_secret(name) for name in _SECRETS}
+    complete = {name: known.get(name) or make_secret(name) for name in _SECRETS}
     if complete != known:
         write_private(path, json.dumps(complete, indent=1))
     return complete
@@ -74,7 +74,7 @@ def open_home(folder: Path, *, usual: bool, choose_ports: bool) -> Home:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "logs").mkdir(exist_ok=True)
     memory = folder / "ports.json"
-    numbers = port_numbers.remember(memory, usual=usual) if choose_ports else json.loads(memory.read_text())
+    numbers = port_numbers.remember_ports(memory, usual=usual) if choose_ports else json.loads(memory.read_text())
     return Home(folder=folder, ports=numbers, secrets=_keep_secrets(folder / "secrets.json"))
 
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping
 
 from infra.local.home import Home
-from infra.local.part import Part, answers, status
+from infra.local.part import Part, fetch_status, is_answered_ok
 
 # The tracking server's own names for its options. `mlflow server` sets them and starts this very command; left out,
 # it saves one Python process of 250 MB and half of the start.
@@ -14,7 +14,7 @@ _OPTION = "_MLFLOW_SERVER_"
 _READS = "/api/2.0/mlflow/experiments/search?max_results=1"  # its database, without which /health would say OK
 
 
-def part(home: Home, environment: Mapping[str, str]) -> Part:
+def plan_mlflow(home: Home, environment: Mapping[str, str]) -> Part:
     """The MLflow server of this home."""
     port = home.ports["mlflow"]
     options = {
@@ -43,8 +43,8 @@ def part(home: Home, environment: Mapping[str, str]) -> Part:
         environment={**environment, **options},
         directory=home.folder / "mlflow",
         address=home.url("mlflow"),
-        healthy=lambda: answers(port, _READS, seconds=10),
-        lives=lambda: status(port, _READS, seconds=10) is not None,
+        is_healthy=lambda: is_answered_ok(port, _READS, seconds=10),
+        is_alive=lambda: fetch_status(port, _READS, seconds=10) is not None,
         needs=("postgres", "s3"),
         port=port,
         stop_signal=signal.SIGTERM,

@@ -8,15 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 
-def nothing() -> None:
-    """The preparation of a part that needs none."""
-
-
-def only_when_healthy() -> bool:
-    """The sign of life of a part that gives none beside its health."""
-    return False
-
-
 @dataclass(frozen=True, kw_only=True)
 class Account:
     """The user a part runs as, when it may not run as root."""
@@ -34,11 +25,12 @@ class Part:
     environment: Mapping[str, str] = field(repr=False)
     directory: Path
     address: str
-    healthy: Callable[[], bool]
-    lives: Callable[[], bool] = only_when_healthy  # asked when it is not; False: its own silence, a new start may help
+    is_healthy: Callable[[], bool]
+    # Checked when it is not healthy: a part that gives no sign of life is started again.
+    is_alive: Callable[[], bool] = lambda: False
     needs: tuple[str, ...] = ()
-    prepare: Callable[[], None] = nothing
-    provision: Callable[[], None] = nothing  # once healthy, before others may rely on it
+    prepare: Callable[[], None] = lambda: None
+    provision: Callable[[], None] = lambda: None  # once healthy, before others may rely on it
     account: Account | None = None
     port: int | None = None
     stop_signal: int
@@ -47,7 +39,7 @@ class Part:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Step:
+class SetUpStep:
     """Work done once per `up`, after the parts it needs and before those that need it."""
 
     name: str
@@ -55,7 +47,7 @@ class Step:
     needs: tuple[str, ...]
 
 
-def unprivileged() -> Account | None:
+def unprivileged_account() -> Account | None:
     """The account `nobody` when this process is root, else None: an ordinary user runs everything as itself."""
     if os.geteuid() != 0:
         return None
@@ -63,7 +55,7 @@ def unprivileged() -> Account | None:
     return Account(uid=entry.pw_uid, gid=entry.pw_gid)
 
 
-def closed_folder(path: Path) -> Path | None:
+def find_closed_folder(path: Path) -> Path | None:
     """The first folder on the way to `path` that users other than its owner may not pass through."""
     resolved = path.resolve()
     return next(
@@ -71,13 +63,13 @@ def closed_folder(path: Path) -> Path | None:
     )
 
 
-def answers(port: int, path: str, *, seconds: float = 5) -> bool:
+def is_answered_ok(port: int, path: str, *, seconds: float = 5) -> bool:
     """Whether a server on loopback answers a GET with 200."""
-    return status(port, path, seconds=seconds) == 200
+    return fetch_status(port, path, seconds=seconds) == 200
 
 
-def status(port: int, path: str, *, seconds: float = 5) -> int | None:
-    """How a server on loopback answers a GET; None where it does not."""
+def fetch_status(port: int, path: str, *, seconds: float = 5) -> int | None:
+    """The status with which a server on loopback answers a GET; None where it does not answer."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=seconds)
     try:
         connection.request("GET", path)

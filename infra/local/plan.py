@@ -3,7 +3,7 @@
 from infra.local import airflow, gateway, mlflow, postgres, s3, torchserve
 from infra.local.environment import make_environment
 from infra.local.home import Home, inherited_environment
-from infra.local.part import Part, Step
+from infra.local.part import Part, SetUpStep
 from infra.local.processes import MARKER
 
 GROUPS = ("postgres", "s3", "mlflow", "torchserve", "gateway", "airflow")
@@ -15,7 +15,7 @@ def _migrate_warehouse(home: Home) -> None:
     Warehouse(home.dsn("warehouse")).migrate()
 
 
-def plan(home: Home, wanted: tuple[str, ...]) -> list[Part | Step]:
+def plan_stack(home: Home, wanted: tuple[str, ...]) -> list[Part | SetUpStep]:
     """The wanted groups' parts and steps, in any order: each names what it needs."""
     if unknown := set(wanted) - set(GROUPS):
         raise ValueError(f"expected parts out of {', '.join(GROUPS)}; got {', '.join(sorted(unknown))}")
@@ -25,15 +25,15 @@ def plan(home: Home, wanted: tuple[str, ...]) -> list[Part | Step]:
 
     shared = {**inherited_environment(), **make_environment(home, wanted)}
     keys = (home.secrets["s3_access"], home.secrets["s3_secret"])
-    groups: dict[str, list[Part | Step]] = {
+    groups: dict[str, list[Part | SetUpStep]] = {
         "postgres": [
-            postgres.part(home.folder, home.ports["postgres"], home.secrets, mark("postgres")),
-            Step(name="warehouse", run=lambda: _migrate_warehouse(home), needs=("postgres",)),
+            postgres.plan_postgres(home.folder, home.ports["postgres"], home.secrets, mark("postgres")),
+            SetUpStep(name="warehouse", run=lambda: _migrate_warehouse(home), needs=("postgres",)),
         ],
-        "s3": [s3.part(home.folder, home.ports, *keys, {**shared, **mark("s3")})],
-        "mlflow": [mlflow.part(home, {**shared, **mark("mlflow")})],
-        "torchserve": torchserve.parts(home, mark),
-        "gateway": gateway.parts(home, mark),
-        "airflow": airflow.parts(home, shared, mark),
+        "s3": [s3.plan_s3(home.folder, home.ports, *keys, {**shared, **mark("s3")})],
+        "mlflow": [mlflow.plan_mlflow(home, {**shared, **mark("mlflow")})],
+        "torchserve": torchserve.plan_torchserve(home, mark),
+        "gateway": gateway.plan_gateway(home, mark),
+        "airflow": airflow.plan_airflow(home, shared, mark),
     }
     return [item for name in GROUPS if name in wanted for item in groups[name]]

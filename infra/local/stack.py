@@ -18,19 +18,20 @@ from infra.local import plan, postgres
 from infra.local.environment import make_environment, write_env_file
 from infra.local.home import Home, inherited_environment, open_home
 from infra.local.part import Part
-from infra.local.ports import sockets
-from infra.local.processes import Identity, end, gone
-from infra.local.supervisor import HUNG_SECONDS, leader_of, sweep, tail
+from infra.local.ports import find_socket_files
+from infra.local.processes import ProcessIdentity, end_part, wait_until_ended
+from infra.local.state_file import end_leftovers, quote_log_end, read_leader, read_state
+from infra.local.supervisor import HUNG_SECONDS
 from pipeline.settings import REPOSITORY
 from serving.locks import is_held
 
 STOP_SECONDS = 120
 START_SECONDS = 240
-ROOM_BYTES = 1_000_000_000
+FREE_SPACE_BYTES = 1_000_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class PartStatus:
     """How one part is."""
 
     part: str
@@ -42,7 +43,7 @@ class Row:
     address: str
 
 
-def check_ours(folder: Path) -> None:
+def check_owner(folder: Path) -> None:
     """Refuse the state of another user, whose secrets and files this one could not use."""
     owner = folder.stat().st_uid
     if owner != os.geteuid():
@@ -52,7 +53,7 @@ def check_ours(folder: Path) -> None:
         )
 
 
-def check_room(folder: Path, needed_bytes: int = ROOM_BYTES) -> None:
+def check_free_space(folder: Path, needed_bytes: int = FREE_SPACE_BYTES) -> None:
     """Refuse to start on a disk that is about to be full."""
     free = shutil.disk_usage(folder).free
     if free < needed_bytes:
@@ -77,9 +78,7 @@ class Stack:
 
     def state(self) -> dict[str, Any]:
         """What the supervisor last wrote."""
-        path = self.folder / "state.json"
-        state: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"parts": {}}
-        return state
+        return read_state(self.folder)
 
     def groups(self) -> tuple[str, ...]:
         """The groups of parts that this stack was last started with, without those that were left out."""
@@ -118,8 +117,8 @@ class Stack:
                 return False
             self.stop()
         self.folder.mkdir(parents=True, exist_ok=True)
-        check_ours(self.folder)
-        check_room(self.folder)
+        check_owner(self.folder)
+        check_free_space(self.folder)
         (self.folder / "logs").mkdir(exist_ok=True)
         last: dict[str, Any] = {}
         for event in self._launch(parts, owner, usual_ports=usual_ports):
@@ -127,7 +126,8 @@ class Stack:
             tell(event)
         if last.get("name") != "stack" or last.get("state") != "up":
             self._reap()
-            problem = last.get("problem") or f"the supervisor ended.{tail(self.folder / 'logs' / 'supervisor.log')}"
+            log_end = quote_log_end(self.folder / "logs" / "supervisor.log")
+            problem = last.get("problem") or f"the supervisor ended.{log_end}"
             raise ValueError(f"the stack did not come up: {problem}")
         write_env_file(self.home(), self.groups())
         return True
@@ -162,23 +162,23 @@ class Stack:
         with os.fdopen(reading) as report:
             yield from (json.loads(line) for line in report)
 
-    def status(self) -> list[Row]:
+    def status(self) -> list[PartStatus]:
         """Every part by a real check."""
         if not self.running:
             return []
         known = self.state()["parts"]
-        parts = plan.plan(self.home(), self.groups())
+        parts = plan.plan_stack(self.home(), self.groups())
         return [self._row(part, known[part.name]) for part in parts if isinstance(part, Part)]
 
-    def _row(self, part: Part, known: dict[str, Any]) -> Row:
-        leader = leader_of(known)
-        alive = leader is not None and leader.alive()
-        return Row(
+    def _row(self, part: Part, known: dict[str, Any]) -> PartStatus:
+        leader = read_leader(known)
+        alive = leader is not None and leader.is_alive()
+        return PartStatus(
             part=part.name,
             pid=known.get("pid") if alive else None,
             port=part.port,
             state=known["state"],
-            healthy=alive and part.healthy(),
+            healthy=alive and part.is_healthy(),
             restarts=known["restarts"],
             address=part.address,
         )
@@ -189,16 +189,16 @@ class Stack:
             return False
         was_running = self.running
         if was_running:
-            leader = Identity(**self.state()["supervisor"])
-            if leader.alive():
+            leader = ProcessIdentity(**self.state()["supervisor"])
+            if leader.is_alive():
                 process = psutil.Process(leader.pid)
                 process.send_signal(signal.SIGTERM)
-                gone([process], STOP_SECONDS)
-            end(leader, f"{self.home().stack}/supervisor", seconds=5)
+                wait_until_ended([process], STOP_SECONDS)
+            end_part(leader, f"{self.home().stack}/supervisor", seconds=5)
         self._reap()
-        sweep(self.home())
+        end_leftovers(self.home())
         for port in self.home().ports.values():
-            for left in sockets(port):
+            for left in find_socket_files(port):
                 left.unlink(missing_ok=True)
         return was_running
 
@@ -212,7 +212,7 @@ class Stack:
         """Stop, and delete everything the stack ever stored."""
         self.stop()
         if (self.folder / "ports.json").exists():
-            refuge = postgres.shelter(self.folder)
+            cluster_home = postgres.find_cluster_home(self.folder)
             shutil.rmtree(self.folder)
-            if refuge is not None and refuge.exists():
-                shutil.rmtree(refuge)
+            if cluster_home is not None and cluster_home.exists():
+                shutil.rmtree(cluster_home)

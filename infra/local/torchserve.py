@@ -9,7 +9,7 @@ from pathlib import Path
 
 from infra.local import postgres
 from infra.local.home import Home, inherited_environment
-from infra.local.part import Part, Step, answers, status
+from infra.local.part import Part, SetUpStep, fetch_status, is_answered_ok
 from pipeline.settings import REPOSITORY
 
 
@@ -28,10 +28,10 @@ def endpoint_variables(home: Home) -> Mapping[str, str]:
 
 def online_dsn(home: Home) -> str:
     """The warehouse, opened by the role that may only read features and write answers."""
-    return postgres.dsn(home.ports["postgres"], "warehouse", "online", home.secrets["online"])
+    return postgres.postgres_dsn(home.ports["postgres"], "warehouse", "online", home.secrets["online"])
 
 
-def _get(port: int, path: str) -> object:
+def _fetch_json(port: int, path: str) -> object:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
     try:
         connection.request("GET", path)
@@ -43,12 +43,12 @@ def _get(port: int, path: str) -> object:
         connection.close()
 
 
-def _all_ready(port: int) -> bool:
+def _are_all_ready(port: int) -> bool:
     """Whether every version that is loaded has a worker: /ping says healthy without any."""
-    listed = _get(port, "/models?limit=1000")
-    if not isinstance(listed, dict):
+    models = _fetch_json(port, "/models?limit=1000")
+    if not isinstance(models, dict):
         return False
-    described = [_get(port, f"/models/{model['modelName']}/all") for model in listed["models"]]
+    described = [_fetch_json(port, f"/models/{model['modelName']}/all") for model in models["models"]]
     return all(
         isinstance(versions, list)
         and all(any(worker["status"] == "READY" for worker in version["workers"]) for version in versions)
@@ -63,7 +63,7 @@ def _is_held(lock: Path) -> bool:
     return lock.exists() and not is_over(lock)
 
 
-def parts(home: Home, mark: Callable[[str], dict[str, str]]) -> list[Part | Step]:
+def plan_torchserve(home: Home, mark: Callable[[str], dict[str, str]]) -> list[Part | SetUpStep]:
     """The server and the shipper of this home."""
     folder = _folder(home)
     shared = {
@@ -82,8 +82,9 @@ def parts(home: Home, mark: Callable[[str], dict[str, str]]) -> list[Part | Step
             environment={**shared, **mark("torchserve")},
             directory=folder,
             address=home.url("inference"),
-            healthy=lambda: answers(inference, "/ping") and _all_ready(management),
-            lives=lambda: status(inference, "/ping") is not None,  # 500 is of one version: no reason to end the others
+            is_healthy=lambda: is_answered_ok(inference, "/ping") and _are_all_ready(management),
+            # 500 is the answer of one version that failed: no reason to end the others.
+            is_alive=lambda: fetch_status(inference, "/ping") is not None,
             needs=("warehouse",),
             port=inference,
             stop_signal=signal.SIGTERM,
@@ -96,7 +97,7 @@ def parts(home: Home, mark: Callable[[str], dict[str, str]]) -> list[Part | Step
             environment={**shared, **mark("shipper")},
             directory=folder,
             address=str(folder / "spool"),
-            healthy=lambda: _is_held(folder / "spool" / "shipper.lock"),
+            is_healthy=lambda: _is_held(folder / "spool" / "shipper.lock"),
             needs=("warehouse",),
             stop_signal=signal.SIGTERM,
         ),

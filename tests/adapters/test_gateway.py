@@ -54,7 +54,7 @@ def test_the_running_process_and_the_files_agree(running: Stand, gate: Gateway) 
     for name in ("keys", "versions", "weights", "fallback", "openapi"):
         held = admin.entries(admin.identity(name))
         assert held
-        assert held == read(local_gateway.maps(running.home) / f"{name}.map")
+        assert held == read(local_gateway.maps_folder(running.home) / f"{name}.map")
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_a_wrong_route_is_refused_and_changes_nothing(gate: Gateway, route: Rout
 
 
 def test_without_the_gateway_the_file_is_written_and_the_error_says_so(running: Stand, gate: Gateway) -> None:
-    maps = local_gateway.maps(running.home)
+    maps = local_gateway.maps_folder(running.home)
     lonely = Gateway("http://" + NOWHERE, NOWHERE, maps, "key")
     with pytest.raises(ConnectionError, match=r"versions.map is written: it holds once the gateway starts again"):
         lonely.set_route("flights", Route("8"))
@@ -100,7 +100,7 @@ def test_an_admin_socket_of_something_else_is_named(running: Stand, tmp_path: Pa
 
 def test_the_admin_socket_may_be_an_address(running: Stand, gate: Gateway) -> None:
     """As where the gateway runs in a container of its own."""
-    address, maps = f"127.0.0.1:{running.home.ports['gateway_admin']}", local_gateway.maps(running.home)
+    address, maps = f"127.0.0.1:{running.home.ports['gateway_admin']}", local_gateway.maps_folder(running.home)
     running.stop()
     by_socket, running.part = running.part, running.with_settings(GATEWAY_ADMIN=address)
     running.start()

@@ -20,7 +20,7 @@ from prometheus_client.core import CollectorRegistry
 
 from adapters.gateway import Gateway
 from infra.local.home import inherited_environment
-from infra.local.ports import free_port
+from infra.local.ports import find_free_port
 from infra.local.stack import Stack
 from pipeline.settings import REPOSITORY
 from tests.dashboards import BOARDS, RULES, Asked, asked, selectors
@@ -37,7 +37,7 @@ ONLY_ELSEWHERE = {'windsock_performance{metric="mae"}', 'windsock_first_performa
 def exporter(stack: Stack) -> Iterator[str]:
     """Ours, as it is started in compose; its address."""
     environment = {**inherited_environment(), **stack.environment(), "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
-    port = free_port(set())
+    port = find_free_port(set())
     command = [sys.executable, "-m", "infra.prometheus.exporter", "--port", str(port)]
     process = subprocess.Popen(command, env=environment, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
     try:

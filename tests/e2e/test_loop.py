@@ -19,7 +19,7 @@ import yaml
 
 from infra.local.home import inherited_environment
 from infra.local.stack import Stack
-from infra.local.supervisor import tail
+from infra.local.state_file import quote_log_end
 from pipeline.settings import REPOSITORY
 from tests.e2e.observed import observed, unhealthy_rules, without_data
 
@@ -111,7 +111,7 @@ def kill(stack: Stack, part: str) -> None:
 def ends(stack: Stack) -> str:
     """The last lines of what the replay and the parts said, for a failure: the folder goes with the test."""
     logs = [stack.folder.parent / "replay.log", *sorted((stack.folder / "logs").glob("*.log"))]
-    return "\n".join(tail(log, lines=30) for log in logs)
+    return "\n".join(quote_log_end(log, lines=30) for log in logs)
 
 
 def disturb(stack: Stack, replay: "subprocess.Popen[bytes]") -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from infra.settings import read
+from infra.settings import read_assignments
 from pipeline.settings import REPOSITORY
 
 Compose = dict[str, Any]
@@ -45,7 +45,7 @@ def parsed() -> Compose:
 def runner(compose: Compose) -> dict[str, str]:
     """The environment of a task, as compose makes it."""
     service = compose["services"]["scheduler"]
-    files = [read(REPOSITORY / name) for name in service["env_file"]]
+    files = [read_assignments(REPOSITORY / name) for name in service["env_file"]]
     given = {name: re.sub(r"\$\{[^}]*\}", "x", str(value)) for name, value in service["environment"].items()}
     return {name: value for part in (*files, given) for name, value in part.items()}
 

@@ -18,10 +18,10 @@ from adapters.connect import Outside
 from infra.compose import health
 from infra.doctor.airflow import execution
 from infra.local.__main__ import main
-from infra.local.airflow import JOBS, settings
+from infra.local.airflow import JOBS, airflow_settings
 from infra.local.plan import GROUPS
-from infra.local.ports import free_port
-from infra.local.processes import Identity, members
+from infra.local.ports import find_free_port
+from infra.local.processes import ProcessIdentity, find_members
 from infra.local.stack import Stack
 from models.ensemble import fit_ensemble
 from pipeline.settings import REPOSITORY, read_settings
@@ -105,16 +105,16 @@ def test_our_dags_are_parsed(call: Callable[..., Any]) -> None:
 def test_no_secret_is_on_a_command_line(airflow_stack: Stack) -> None:
     secrets = [value for name, value in airflow_stack.home().secrets.items() if name != "stack"]
     parts = airflow_stack.state()["parts"].values()
-    leaders = [Identity(pid=p["pid"], started=p["started"]) for p in parts if "pid" in p]
-    lines = [" ".join(p.cmdline()) for leader in leaders for p in members(leader, airflow_stack.home().stack)]
+    leaders = [ProcessIdentity(pid=p["pid"], started=p["started"]) for p in parts if "pid" in p]
+    lines = [" ".join(p.cmdline()) for leader in leaders for p in find_members(leader, airflow_stack.home().stack)]
     assert len(lines) > len(PARTS)
     assert not [line for line in lines for secret in secrets if secret in line]
 
 
 def test_a_killed_scheduler_comes_back_and_its_workers_do_not_live_on(airflow_stack: Stack) -> None:
     home, before = airflow_stack.home(), airflow_stack.state()["parts"]["scheduler"]
-    leader = Identity(pid=before["pid"], started=before["started"])
-    workers = [p for p in members(leader, f"{home.stack}/scheduler") if p.pid != leader.pid]
+    leader = ProcessIdentity(pid=before["pid"], started=before["started"])
+    workers = [p for p in find_members(leader, f"{home.stack}/scheduler") if p.pid != leader.pid]
     assert workers
     os.kill(leader.pid, signal.SIGKILL)
 
@@ -175,7 +175,7 @@ def test_what_a_backfill_leaves_due_is_scored_in_shares_that_are_mapped(
 @pytest.fixture
 def tasks(airflow_stack: Stack) -> Environment:
     """What a task of the embedded stack is told."""
-    return settings(airflow_stack.home())
+    return airflow_settings(airflow_stack.home())
 
 
 def test_an_api_server_that_takes_our_tokens_is_left_alone(tasks: Environment) -> None:
@@ -208,14 +208,14 @@ def test_an_execution_address_that_leads_elsewhere(tasks: Environment) -> None:
 @pytest.fixture
 def container(airflow_stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
     """The environment of a container that runs what the embedded stack runs."""
-    for name, value in settings(airflow_stack.home()).items():
+    for name, value in airflow_settings(airflow_stack.home()).items():
         if name.startswith("AIRFLOW__"):
             monkeypatch.setenv(name, value)
 
 
 @pytest.mark.parametrize("server", ["api-server", *JOBS])
 def test_a_server_that_works_is_healthy(container: None, server: str) -> None:
-    assert health.healthy(server)
+    assert health.is_server_healthy(server)
 
 
 @pytest.mark.parametrize("server", JOBS)
@@ -223,15 +223,15 @@ def test_one_that_beats_in_another_container_is_not_this_one(
     container: None, monkeypatch: pytest.MonkeyPatch, server: str
 ) -> None:
     monkeypatch.setattr(health.socket, "gethostname", lambda: "another")  # what a container is known by
-    assert not health.healthy(server)
+    assert not health.is_server_healthy(server)
 
 
 def test_without_its_database_none_is_healthy(container: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    nowhere = f"postgresql+psycopg2://airflow:x@127.0.0.1:{free_port(set())}/airflow"
+    nowhere = f"postgresql+psycopg2://airflow:x@127.0.0.1:{find_free_port(set())}/airflow"
     monkeypatch.setenv("AIRFLOW__DATABASE__SQL_ALCHEMY_CONN", nowhere)
-    assert not any(health.healthy(server) for server in JOBS)
+    assert not any(health.is_server_healthy(server) for server in JOBS)
 
 
 def test_an_api_server_that_is_not_there_is_not_healthy(container: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AIRFLOW__API__PORT", str(free_port(set())))
-    assert not health.healthy("api-server")
+    monkeypatch.setenv("AIRFLOW__API__PORT", str(find_free_port(set())))
+    assert not health.is_server_healthy("api-server")

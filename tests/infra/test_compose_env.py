@@ -10,8 +10,8 @@ import pytest
 from cryptography.fernet import Fernet
 
 from infra.compose import env
-from infra.compose.env import fill
-from infra.settings import assignments
+from infra.compose.env import fill_template
+from infra.settings import parse_assignments
 from pipeline.settings import REPOSITORY
 
 TEMPLATE = (REPOSITORY / ".env.example").read_text()
@@ -19,7 +19,7 @@ SHA = "a" * 40
 
 
 def test_every_secret_is_made_and_none_twice() -> None:
-    one, other = (assignments(fill(TEMPLATE, {}, SHA)) for _ in range(2))
+    one, other = (parse_assignments(fill_template(TEMPLATE, {}, SHA)) for _ in range(2))
     secrets = [name for name in one if name.startswith("SECRET_")]
     assert len(secrets) > 10
     assert all(len(one[name]) >= 16 for name in secrets)
@@ -28,12 +28,16 @@ def test_every_secret_is_made_and_none_twice() -> None:
 
 
 def test_the_example_itself_holds_no_secret() -> None:
-    assert not any(value for name, value in assignments(TEMPLATE).items() if name.startswith("SECRET_"))
+    assert not any(value for name, value in parse_assignments(TEMPLATE).items() if name.startswith("SECRET_"))
 
 
 def test_what_is_set_stays_and_the_commit_is_that_of_the_code() -> None:
-    before = assignments(fill(TEMPLATE, {}, SHA)) | {"AIRFLOW_PORT": "9999", "GATEWAY_RATE": "", "COMPOSE_FILE": "x"}
-    after = assignments(fill(TEMPLATE, before, "b" * 40))
+    before = parse_assignments(fill_template(TEMPLATE, {}, SHA)) | {
+        "AIRFLOW_PORT": "9999",
+        "GATEWAY_RATE": "",
+        "COMPOSE_FILE": "x",
+    }
+    after = parse_assignments(fill_template(TEMPLATE, before, "b" * 40))
     assert after == before | {"WINDSOCK_CODE_SHA": "b" * 40}
 
 
@@ -42,7 +46,7 @@ def test_the_file_is_for_its_owner_only_and_written_again_it_keeps_its_secrets(
 ) -> None:
     (tmp_path / ".env.example").write_text(TEMPLATE)
     monkeypatch.setattr(env, "REPOSITORY", tmp_path)
-    monkeypatch.setattr(env, "orphaned", lambda: None)  # whatever an engine on this machine may have stored
+    monkeypatch.setattr(env, "find_orphaned_volume", lambda: None)  # whatever an engine on this machine may have stored
     assert env.main() == 0
     first = (tmp_path / ".env").read_text()
     assert stat.S_IMODE((tmp_path / ".env").stat().st_mode) == 0o600
@@ -68,9 +72,9 @@ def test_fresh_secrets_do_not_shut_out_what_an_earlier_stack_stored(
 
 
 def test_comments_stay_and_what_is_no_assignment_is_refused() -> None:
-    assert "# Ports, on 127.0.0.1.\n" in fill(TEMPLATE, {}, SHA)
+    assert "# Ports, on 127.0.0.1.\n" in fill_template(TEMPLATE, {}, SHA)
     with pytest.raises(ValueError, match="expected NAME=VALUE, got 'SECRET'"):
-        assignments("SECRET\n")
+        parse_assignments("SECRET\n")
 
 
 def test_it_is_written_before_anything_is_installed() -> None:

@@ -141,7 +141,7 @@ def test_a_misspelt_key_is_not(tmp_path: Path) -> None:
 def test_compose_itself_takes_it(tmp_path: Path) -> None:
     if shutil.which("docker") is None or subprocess.run(["docker", "compose", "version"], check=False).returncode:
         pytest.skip("docker compose is not installed here")
-    (tmp_path / "env").write_text(env.fill(TEMPLATE, {}, "0" * 40))
+    (tmp_path / "env").write_text(env.fill_template(TEMPLATE, {}, "0" * 40))
     command = ["docker", "compose", "--env-file", tmp_path / "env", "--profile", "*", "config", "--quiet"]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
@@ -149,7 +149,7 @@ def test_compose_itself_takes_it(tmp_path: Path) -> None:
 
 def test_what_it_is_told_is_in_the_example_and_nothing_else_is() -> None:
     told = set(re.findall(r"\$\{([A-Z0-9_]+)", TEXT))
-    assert told == common.assignments(TEMPLATE).keys()
+    assert told == common.parse_assignments(TEMPLATE).keys()
 
 
 def test_a_task_finds_all_it_needs(compose: Compose) -> None:
@@ -160,7 +160,7 @@ def test_a_task_finds_all_it_needs(compose: Compose) -> None:
 
 
 def test_airflow_is_told_what_the_embedded_one_is(compose: Compose, stack: Stack) -> None:
-    embedded = {name for name in airflow.settings(stack.home()) if name.startswith("AIRFLOW__")}
+    embedded = {name for name in airflow.airflow_settings(stack.home()) if name.startswith("AIRFLOW__")}
     ours = {name for name in runner(compose) if name.startswith("AIRFLOW__")}
     # Where logs lie is Airflow's own choice in a container, where no server hands them out; only there are queues
     # and StatsD.

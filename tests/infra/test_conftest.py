@@ -15,6 +15,6 @@ def test_every_test_has_a_migrated_warehouse_and_buckets_of_its_own(settings: Se
         assert cursor.fetchone() == (0,)
         cursor.execute("insert into fences (run_key, epoch) values ('only here', 1)")
     connection.close()
-    store = s3.client(settings.s3_endpoint, settings.s3_access_key, settings.s3_secret_key)
+    store = s3.make_s3_client(settings.s3_endpoint, settings.s3_access_key, settings.s3_secret_key)
     assert store.list_objects_v2(Bucket=settings.lake_bucket)["KeyCount"] == 0
     store.put_object(Bucket=settings.lake_bucket, Key="a/b", Body=b"x", IfNoneMatch="*")

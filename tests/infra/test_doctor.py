@@ -12,7 +12,7 @@ import pytest
 from infra.doctor import __main__ as doctor
 from infra.doctor import machine, stores
 from infra.doctor.finding import Finding
-from infra.local.ports import free_port
+from infra.local.ports import find_free_port
 from infra.local.stack import Stack
 from pipeline.settings import Settings
 from tests.tasks import killed
@@ -30,7 +30,7 @@ def wrong(findings: Iterable[Finding]) -> list[str]:
 
 
 def nobody() -> str:
-    return f"127.0.0.1:{free_port(set())}"
+    return f"127.0.0.1:{find_free_port(set())}"
 
 
 def test_stores_that_are_right_are_left_alone(environment: Environment) -> None:
@@ -128,7 +128,7 @@ def test_a_port_that_another_has() -> None:
         port = taken.getsockname()[1]
         [said] = wrong(machine.ports({"MLFLOW_PORT": port}))
     assert "or set MLFLOW_PORT in .env" in said
-    assert wrong(machine.ports({"MLFLOW_PORT": free_port(set())})) == []
+    assert wrong(machine.ports({"MLFLOW_PORT": find_free_port(set())})) == []
 
 
 def test_a_gpu_that_torch_cannot_use(tmp_path: Path) -> None:

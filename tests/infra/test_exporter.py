@@ -73,7 +73,7 @@ def observer(outside: Outside, settings: Settings, stack: Stack) -> str:
     """The address of a test's warehouse for the exporter's role."""
     home, database = stack.home(), settings.warehouse_dsn.rpartition("/")[2]
     outside.warehouse.execute(f"grant connect on database {database} to observer")
-    return postgres.dsn(home.ports["postgres"], database, "observer", home.secrets["observer"])
+    return postgres.postgres_dsn(home.ports["postgres"], database, "observer", home.secrets["observer"])
 
 
 def test_it_says_the_newest_of_everything(outside: Outside, observer: str) -> None:

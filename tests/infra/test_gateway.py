@@ -18,12 +18,12 @@ from pathlib import Path
 import pytest
 
 from adapters.gateway import Gateway, Route, digest
-from infra.local import debian, gateway
+from infra.local import gateway, system_programs
 from infra.local.__main__ import main
 from infra.local.environment import make_environment
 from infra.local.home import Home, open_home
 from infra.local.part import Part
-from infra.local.plan import GROUPS, plan
+from infra.local.plan import GROUPS, plan_stack
 from infra.local.stack import Stack
 from tests.gateway_stand import Stand, stand, until
 
@@ -75,7 +75,7 @@ def test_without_a_known_key_nothing_but_the_health_is_answered(open_gate: Stand
 
 def test_the_digest_of_a_key_is_no_key(open_gate: Stand) -> None:
     stored = digest(open_gate.home.secrets["gateway"])
-    assert stored in (gateway.maps(open_gate.home) / "keys.map").read_text()
+    assert stored in (gateway.maps_folder(open_gate.home) / "keys.map").read_text()
     assert open_gate.send("POST", PREDICT, EVENT, Authorization=f"Bearer {stored}").status == 401
 
 
@@ -383,7 +383,7 @@ def test_only_the_owner_opens_the_admin_socket(open_gate: Stand) -> None:
 
 
 def test_only_the_owner_reads_the_keys_and_the_process_is_not_root(open_gate: Stand) -> None:
-    keys = gateway.maps(open_gate.home) / "keys.map"
+    keys = gateway.maps_folder(open_gate.home) / "keys.map"
     assert stat.S_IMODE(keys.stat().st_mode) == 0o600
     assert open_gate.process is not None
     uids = Path(f"/proc/{open_gate.process.pid}/status").read_text().split("Uid:")[1].split()[:4]
@@ -421,9 +421,9 @@ def test_where_haproxy_cannot_be_had_the_stack_says_so_and_has_no_gateway(
     home = open_home(tmp_path / "home", usual=False, choose_ports=True)
     with monkeypatch.context() as bare:
         bare.setenv("PATH", str(tmp_path))
-        bare.setattr(debian.shutil, "which", lambda *_, **__: None)
-        problem = gateway.obtain(home)
-        assert gateway.parts(home, lambda _: {}) == []
+        bare.setattr(system_programs.shutil, "which", lambda *_, **__: None)
+        problem = gateway.fetch_haproxy(home)
+        assert gateway.plan_gateway(home, lambda _: {}) == []
     assert problem is not None
     assert "apt-get install haproxy" in problem
     assert not [name for name in make_environment(home, ()) if name.startswith("WINDSOCK_GATEWAY")]
@@ -440,8 +440,9 @@ def test_a_stack_without_haproxy_comes_up_and_its_status_says_what_to_install(
     told: list[dict[str, str]] = []
     try:
         stack.start(("s3", "gateway"), owner=os.getpid(), tell=told.append)
+        advice = system_programs.INSTALL_ADVICE.format("haproxy")
         assert [event["problem"] for event in told if event["state"] == "left out"] == [
-            f"no haproxy on the PATH, and no apt-get to fetch it with: {debian.ADVICE.format('haproxy')}"
+            f"no haproxy on the PATH, and no apt-get to fetch it with: {advice}"
         ]
         assert main(["status", "--home", str(stack.folder)]) == 0
         assert "gateway is left out: no haproxy" in capsys.readouterr().out
@@ -460,7 +461,7 @@ def test_a_failed_download_leaves_nothing_behind(tmp_path: Path, monkeypatch: py
         (tools / name).chmod(0o755)
     monkeypatch.setenv("PATH", str(tools))
     (tmp_path / "home").mkdir()
-    problem = debian.obtain("haproxy", tmp_path / "home", asked="-v")
+    problem = system_programs.fetch_program("haproxy", tmp_path / "home", probe="-v")
     assert problem is not None
     assert "E: no network" in problem
     assert list((tmp_path / "home").iterdir()) == []
@@ -481,7 +482,7 @@ def machine_with_haproxy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hom
     (tmp_path / "sbin" / "haproxy").touch(mode=0o755)
     monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
     home = open_home(tmp_path / "home", usual=False, choose_ports=True)
-    found = debian.find("haproxy", home.folder)
+    found = system_programs.find_program("haproxy", home.folder)
     assert found is not None
     assert found.path == str(tmp_path / "sbin" / "haproxy")
     return home
@@ -491,7 +492,7 @@ def machine_with_haproxy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hom
 def test_airflow_is_told_of_the_online_parts_only_where_the_stack_has_them(
     groups: tuple[str, ...], machine_with_haproxy: Home, *, named: bool
 ) -> None:
-    parts = {part.name: part for part in plan(machine_with_haproxy, groups) if isinstance(part, Part)}
+    parts = {part.name: part for part in plan_stack(machine_with_haproxy, groups) if isinstance(part, Part)}
     for name in ("scheduler", "mlflow"):
         assert names_online_parts(parts[name].environment) is named
 

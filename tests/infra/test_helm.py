@@ -17,8 +17,8 @@ from pipeline.settings import REPOSITORY
 from tests.infra.helm_rules import complaints, missing
 
 FILE = REPOSITORY / "infra" / "helm" / "values.yaml"
-SECRET = common.read(REPOSITORY / "infra" / "helm" / "secret.env")
-KNOWN = {*common.read(common.COMMON), *common.read(common.AIRFLOW), *SECRET}
+SECRET = common.read_assignments(REPOSITORY / "infra" / "helm" / "secret.env")
+KNOWN = {*common.read_assignments(common.COMMON), *common.read_assignments(common.AIRFLOW), *SECRET}
 # As the chart makes them of its values: its template of a pod, and what is mounted beside the scheduler.
 TEMPLATES = """
 cpu.yaml: |-

@@ -109,7 +109,7 @@ def test_databases_ask_for_a_password() -> None:
 
 def test_the_store_is_started_as_the_embedded_one_is(tmp_path: Path) -> None:
     port = 40000
-    _, mini, *embedded = s3.part(tmp_path, defaultdict(lambda: port), "a", "b", {}).command
+    _, mini, *embedded = s3.plan_s3(tmp_path, defaultdict(lambda: port), "a", "b", {}).command
     [command] = [rest for word, rest in instructions(REPOSITORY / "infra" / "s3" / "Dockerfile") if word == "CMD"]
     assert json.loads(command)[0] == mini
     ours = {"-dir=/data", "-s3.localSocket=/run/s3/s3.sock"}  # keys come from the environment, ports are the usual ones

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.local.ports import USUAL, choose, is_free, remember
+from infra.local.ports import USUAL_PORTS, choose_ports, is_port_free, remember_ports
 
 
 @pytest.fixture
@@ -19,18 +19,18 @@ def holder() -> Iterator[socket.socket]:
 
 def test_a_taken_port_is_not_chosen(holder: socket.socket) -> None:
     taken = holder.getsockname()[1]
-    assert not is_free(taken)
-    chosen = choose({"postgres": taken}, usual=False)
+    assert not is_port_free(taken)
+    chosen = choose_ports({"postgres": taken}, usual=False)
     assert chosen["postgres"] != taken
-    assert is_free(chosen["postgres"])
+    assert is_port_free(chosen["postgres"])
 
 
 def test_usual_ports_are_chosen_where_free_and_no_port_twice() -> None:
-    chosen = choose({}, usual=True)
-    assert all(chosen[name] == port for name, port in USUAL.items() if is_free(port))
-    assert len(set(chosen.values())) == len(USUAL)
+    chosen = choose_ports({}, usual=True)
+    assert all(chosen[name] == port for name, port in USUAL_PORTS.items() if is_port_free(port))
+    assert len(set(chosen.values())) == len(USUAL_PORTS)
 
 
 def test_ports_are_remembered(tmp_path: Path) -> None:
-    first = remember(tmp_path / "ports.json", usual=False)
-    assert remember(tmp_path / "ports.json", usual=True) == first
+    first = remember_ports(tmp_path / "ports.json", usual=False)
+    assert remember_ports(tmp_path / "ports.json", usual=True) == first

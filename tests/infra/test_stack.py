@@ -19,12 +19,12 @@ import pytest
 from botocore.exceptions import ClientError
 
 from infra.local import s3
-from infra.local.__main__ import main, table
-from infra.local.airflow import beats
-from infra.local.ports import is_free, sockets
-from infra.local.postgres import dsn, shelter
-from infra.local.processes import Identity, end, gone, identify, members
-from infra.local.stack import Stack, check_room
+from infra.local.__main__ import format_status, main
+from infra.local.airflow import is_beating
+from infra.local.ports import find_socket_files, is_port_free
+from infra.local.postgres import find_cluster_home, postgres_dsn
+from infra.local.processes import ProcessIdentity, end_part, find_members, identify_process, wait_until_ended
+from infra.local.stack import Stack, check_free_space
 from pipeline.settings import REPOSITORY, read_settings
 from tests.conftest import start_stack
 
@@ -65,7 +65,7 @@ def query(address: str, statement: str) -> list[tuple[Any, ...]]:
 
 def store(stack: Stack, **keys: str) -> Any:
     secrets = stack.home().secrets
-    return s3.client(
+    return s3.make_s3_client(
         stack.home().url("s3"), keys.get("access", secrets["s3_access"]), keys.get("secret", secrets["s3_secret"])
     )
 
@@ -76,8 +76,8 @@ def part_pid(stack: Stack, part: str) -> int:
 
 def all_processes(stack: Stack) -> list[psutil.Process]:
     state, mark = stack.state(), stack.home().stack
-    leaders = [Identity(pid=p["pid"], started=p["started"]) for p in state["parts"].values() if "pid" in p]
-    return [p for leader in leaders for p in members(leader, mark)]
+    leaders = [ProcessIdentity(pid=p["pid"], started=p["started"]) for p in state["parts"].values() if "pid" in p]
+    return [p for leader in leaders for p in find_members(leader, mark)]
 
 
 def kill(stack: Stack, part: str) -> None:
@@ -118,7 +118,7 @@ def test_no_secret_is_on_a_command_line_or_in_a_log_or_state_file(own: Stack) ->
 
 
 def test_a_wrong_password_is_refused(own: Stack) -> None:
-    address = dsn(own.home().ports["postgres"], "warehouse", "warehouse", "guess")
+    address = postgres_dsn(own.home().ports["postgres"], "warehouse", "warehouse", "guess")
     with pytest.raises(psycopg2.OperationalError, match="password authentication failed"):
         psycopg2.connect(address)
 
@@ -126,7 +126,7 @@ def test_a_wrong_password_is_refused(own: Stack) -> None:
 @pytest.mark.parametrize("database", ["airflow", "mlflow", "optuna", "warehouse", "postgres"])
 def test_a_role_may_not_connect_to_anothers_database(own: Stack, database: str) -> None:
     assert query(own.home().dsn("source"), "select current_user") == [("source",)]
-    address = dsn(own.home().ports["postgres"], database, "source", own.home().secrets["source"])
+    address = postgres_dsn(own.home().ports["postgres"], database, "source", own.home().secrets["source"])
     with pytest.raises(psycopg2.OperationalError, match="permission denied for database"):
         psycopg2.connect(address)
 
@@ -169,8 +169,8 @@ def test_a_part_that_lives_and_does_nothing_is_started_again_and_those_that_wait
     hasty = Stack(fresh.folder, hung_seconds=6)
     hasty.start(("postgres", "s3", "mlflow"), owner=os.getpid())
     before = {name: part_pid(hasty, name) for name in ("postgres", "s3", "mlflow")}
-    leader = identify(before["postgres"])
-    for process in members(leader, f"{hasty.home().stack}/postgres"):
+    leader = identify_process(before["postgres"])
+    for process in find_members(leader, f"{hasty.home().stack}/postgres"):
         process.suspend()
     until(lambda: part_pid(hasty, "postgres") != before["postgres"] and all(row.healthy for row in hasty.status()), 120)
     assert "hung: no answer for 6 s" in (hasty.folder / "logs" / "supervisor.log").read_text()
@@ -181,16 +181,16 @@ def test_a_part_that_lives_and_does_nothing_is_started_again_and_those_that_wait
 
 def test_whether_a_server_beats_is_not_known_where_the_database_does_not_say(own: Stack) -> None:
     address = own.home().dsn("airflow")
-    assert beats(address, "SchedulerJob") is None
+    assert is_beating(address, "SchedulerJob") is None
     query(address, "create table job (job_type text, state text, latest_heartbeat timestamptz, hostname text)")
-    assert beats(address, "SchedulerJob") is False
+    assert is_beating(address, "SchedulerJob") is False
     query(address, "insert into job values ('SchedulerJob', 'running', now(), 'here')")
-    assert beats(address, "SchedulerJob") is True
+    assert is_beating(address, "SchedulerJob") is True
     holding = psycopg2.connect(address)
     try:
         with holding.cursor() as cursor:
             cursor.execute("lock table job in access exclusive mode")
-            assert beats(address, "SchedulerJob") is None
+            assert is_beating(address, "SchedulerJob") is None
     finally:
         holding.close()
     query(address, "drop table job")
@@ -198,14 +198,14 @@ def test_whether_a_server_beats_is_not_known_where_the_database_does_not_say(own
 
 def test_what_a_killed_supervisor_left_is_ended_and_started_again_with_its_data(own: Stack) -> None:
     query(own.home().dsn("source"), "create table survivor as select 7 as n")
-    parts, ports = [identify(part_pid(own, name)) for name in ("postgres", "s3")], dict(own.home().ports)
+    parts, ports = [identify_process(part_pid(own, name)) for name in ("postgres", "s3")], dict(own.home().ports)
     supervisor = psutil.Process(own.state()["supervisor"]["pid"])
     supervisor.kill()
     supervisor.wait()
     assert not own.running
-    assert all(part.alive() for part in parts), "nobody was there to end them"
+    assert all(part.is_alive() for part in parts), "nobody was there to end them"
     assert own.start(("postgres", "s3"), owner=os.getpid()) is True
-    assert not any(part.alive() for part in parts)  # one that its new parent did not yet reap has ended too
+    assert not any(part.is_alive() for part in parts)  # one that its new parent did not yet reap has ended too
     assert dict(own.home().ports) == ports
     assert query(own.home().dsn("source"), "select n from survivor") == [(7,)]
 
@@ -216,7 +216,7 @@ def test_stop_leaves_no_process_and_a_start_finds_ports_and_data_again(own: Stac
     supervisor = psutil.Process(own.state()["supervisor"]["pid"])
     assert len(there) > 5
     assert own.stop() is True
-    assert not gone([*there, supervisor], 0)
+    assert not wait_until_ended([*there, supervisor], 0)
     assert own.stop() is False
     assert main(["status", "--home", str(own.folder)]) == 1
     own.start(("postgres", "s3"), owner=os.getpid())
@@ -232,15 +232,15 @@ def test_a_process_holds_its_ports_until_its_last_thread_has_ended() -> None:
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None
-        process, identity, port = psutil.Process(child.pid), identify(child.pid), int(child.stdout.readline())
+        process, identity, port = psutil.Process(child.pid), identify_process(child.pid), int(child.stdout.readline())
         until(lambda: process.status() == psutil.STATUS_ZOMBIE)
-        assert not is_free(port)
-        assert identity.alive()
-        assert gone([process], 0) == [process]
+        assert not is_port_free(port)
+        assert identity.is_alive()
+        assert wait_until_ended([process], 0) == [process]
         process.kill()
-        assert gone([process], 10) == []  # nobody has collected it yet
-        assert not identity.alive()
-        assert is_free(port)
+        assert wait_until_ended([process], 10) == []  # nobody has collected it yet
+        assert not identity.is_alive()
+        assert is_port_free(port)
 
 
 def test_a_stack_ends_with_its_owner_and_on_sigterm(fresh: Stack) -> None:
@@ -252,7 +252,7 @@ def test_a_stack_ends_with_its_owner_and_on_sigterm(fresh: Stack) -> None:
     subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=False)
     there = all_processes(fresh)
     assert there
-    until(lambda: not fresh.running and not gone(there, 0))
+    until(lambda: not fresh.running and not wait_until_ended(there, 0))
     fresh.start(("postgres",), owner=os.getpid())
     os.kill(fresh.state()["supervisor"]["pid"], signal.SIGTERM)
     until(lambda: not fresh.running and not all_processes(fresh))
@@ -288,9 +288,9 @@ def test_clean_deletes_the_state(fresh: Stack) -> None:
 def test_a_pid_that_was_used_again_is_not_killed() -> None:
     stranger = subprocess.Popen(["sleep", "60"], start_new_session=True)
     try:
-        before = replace(identify(stranger.pid), started=1.0)
-        assert not before.alive()
-        end(before, "no-such-stack/postgres", seconds=1)
+        before = replace(identify_process(stranger.pid), started=1.0)
+        assert not before.is_alive()
+        end_part(before, "no-such-stack/postgres", seconds=1)
         assert stranger.poll() is None
     finally:
         stranger.kill()
@@ -302,21 +302,21 @@ def test_root_may_keep_the_state_where_nobody_else_may_pass(tmp_path: Path) -> N
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o700)
     stack = Stack(closed / "home")
-    refuge = shelter(stack.folder)
-    assert refuge is not None
+    cluster_home = find_cluster_home(stack.folder)
+    assert cluster_home is not None
     try:
         stack.start(("postgres",), owner=os.getpid())
         assert all(row.healthy for row in stack.status())
-        assert (refuge / "postgres" / "data" / "PG_VERSION").exists()
+        assert (cluster_home / "postgres" / "data" / "PG_VERSION").exists()
     finally:
         stack.clean()
-    assert not refuge.exists()
+    assert not cluster_home.exists()
 
 
 def test_a_disk_that_is_nearly_full_is_said_before_anything_starts(tmp_path: Path) -> None:
-    check_room(tmp_path, 1)
+    check_free_space(tmp_path, 1)
     with pytest.raises(ValueError, match="nearly full"):
-        check_room(tmp_path, 10**18)
+        check_free_space(tmp_path, 10**18)
 
 
 def test_a_command_without_a_stack_says_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -324,12 +324,12 @@ def test_a_command_without_a_stack_says_what_to_do(tmp_path: Path, capsys: pytes
     assert "`make up` starts it" in capsys.readouterr().err
     assert main(["env", "--home", str(tmp_path)]) == 1
     assert "`make up` starts one" in capsys.readouterr().err
-    assert table([]).startswith("part")
+    assert format_status([]).startswith("part")
 
 
 def test_stop_leaves_no_socket_file_behind(fresh: Stack) -> None:
     fresh.start(("postgres", "s3"), owner=os.getpid())
     ports = fresh.home().ports.values()
-    assert any(sockets(port) for port in ports)
+    assert any(find_socket_files(port) for port in ports)
     fresh.stop()
-    assert not any(sockets(port) for port in ports)
+    assert not any(find_socket_files(port) for port in ports)

@@ -25,11 +25,11 @@ class Watched:
         self.living: dict[str, Callable[[], bool]] = {"below": lambda: False, "above": lambda: False}
         self.asked = {"below": 0, "above": 0}
         parts = [self.part("below", folder), self.part("above", folder, needs=("below",))]
-        monkeypatch.setattr(supervisor, "plan", lambda *_: parts)
+        monkeypatch.setattr(supervisor, "plan_stack", lambda *_: parts)
         home = Home(folder=folder, ports={}, secrets={"stack": f"test-{folder.name}"})
         home.logs.mkdir()
         self.supervisor = Supervisor(home, (), None, HUNG_SECONDS)
-        self.threads = [threading.Thread(target=self.supervisor.keep, args=(part,)) for part in parts]
+        self.threads = [threading.Thread(target=self.supervisor.keep_up, args=(part,)) for part in parts]
 
     def part(self, name: str, folder: Path, needs: tuple[str, ...] = ()) -> Part:
         def healthy() -> bool:
@@ -40,13 +40,13 @@ class Watched:
             return self.living[name]()
 
         return Part(
-            name=name, command=("sleep", "600"), environment={}, directory=folder, address="", healthy=healthy,
-            lives=lives, needs=needs, stop_signal=signal.SIGTERM,
+            name=name, command=("sleep", "600"), environment={}, directory=folder, address="", is_healthy=healthy,
+            is_alive=lives, needs=needs, stop_signal=signal.SIGTERM,
             stop_seconds=1, start_seconds=1,
         )  # fmt: skip
 
     def state(self, name: str) -> dict[str, Any]:
-        found: dict[str, Any] = self.supervisor._state["parts"][name]
+        found: dict[str, Any] = self.supervisor.recorder.parts[name]
         return found
 
     def asked_often(self, name: str) -> None:

@@ -19,7 +19,7 @@ import features
 from adapters.endpoint import Endpoint
 from adapters.errors import Unavailable
 from adapters.model_store import Archive, ModelStore
-from infra.local.processes import Identity, members
+from infra.local.processes import ProcessIdentity, find_members
 from infra.local.stack import Stack
 from infra.local.torchserve import online_dsn
 from models import bundle
@@ -106,7 +106,7 @@ def answers_again(endpoint: Endpoint, version: str = "1") -> bool:
 
 def processes(online: Stack, name: str) -> list[psutil.Process]:
     part = online.state()["parts"][name]
-    return members(Identity(pid=part["pid"], started=part["started"]), f"{online.home().stack}/{name}")
+    return find_members(ProcessIdentity(pid=part["pid"], started=part["started"]), f"{online.home().stack}/{name}")
 
 
 def workers(online: Stack) -> list[psutil.Process]:

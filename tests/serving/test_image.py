@@ -18,7 +18,7 @@ import pytest
 from adapters.model_store import ModelStore
 from adapters.warehouse import Warehouse
 from infra.local import postgres
-from infra.local.ports import free_port
+from infra.local.ports import find_free_port
 from infra.local.stack import Stack
 from pipeline.settings import REPOSITORY, Settings
 from tests.infra.test_images import instructions, lines
@@ -125,11 +125,11 @@ def served(image: str, stack: Stack, settings: Settings, tmp_path: Path) -> Iter
     state, ports = tmp_path / "state", set[int]()
     store = deployed(state)
     while len(ports) < 3:
-        ports.add(free_port(ports))
+        ports.add(find_free_port(ports))
     inference, management, metrics = (f"http://127.0.0.1:{port}" for port in ports)
     home = stack.home()
     database = settings.warehouse_dsn.rsplit("/", 1)[1]
-    dsn = postgres.dsn(home.ports["postgres"], database, "online", home.secrets["online"])
+    dsn = postgres.postgres_dsn(home.ports["postgres"], database, "online", home.secrets["online"])
     with Warehouse(settings.warehouse_dsn).transaction() as at:
         at.execute(f"grant connect on database {database} to online")  # a copied database loses who may connect
     shared = [*HARDENED, "--network=host", f"--volume={state}:/var/lib/windsock", f"--env=WINDSOCK_ONLINE_DSN={dsn}"]

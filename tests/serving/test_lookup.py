@@ -69,7 +69,7 @@ def lookup(dsn: str, *, timeout_ms: int = TIMEOUT_MS) -> Lookup:
 def online_dsn(settings: Settings, stack: Stack) -> str:
     """The address of a test's warehouse for the server's own role."""
     home, database = stack.home(), settings.warehouse_dsn.rpartition("/")[2]
-    return postgres.dsn(home.ports["postgres"], database, "online", home.secrets["online"])
+    return postgres.postgres_dsn(home.ports["postgres"], database, "online", home.secrets["online"])
 
 
 def test_the_servers_role_reads_the_batchs_features_and_may_write_nothing(

@@ -1,4 +1,4 @@
-"""Where a program that no wheel has comes from: the system, else Debian's package, unpacked in a folder."""
+"""Programs that no wheel has: the system's own, else that of Debian's package, unpacked in a folder without root."""
 
 import os
 import re
@@ -9,23 +9,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-ADVICE = "install it (`apt-get install {0}`) and start again"
+INSTALL_ADVICE = "install it (`apt-get install {0}`) and start again"
 _APT = ("apt-get", "-q", "-o", "Acquire::Retries=1", "-o", "Acquire::http::Timeout=10", "-o", "APT::Sandbox::User=")
 
 
 @dataclass(frozen=True)
-class Program:
+class InstalledProgram:
     """A program and the environment it needs."""
 
     path: str
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
-def find(name: str, folder: Path, *, package: str | None = None) -> Program | None:
-    """A program on the PATH, else the one of the package (of the same name, if not said) unpacked in this folder."""
+def find_program(name: str, folder: Path, *, package: str | None = None) -> InstalledProgram | None:
+    """A program on the PATH, else that of the package (by default of the same name) unpacked in this folder."""
     if (path := shutil.which(name, path=_search_path())) is not None:
-        return Program(path)
-    return _unpacked(name, folder / (package or name))
+        return InstalledProgram(path)
+    return _find_unpacked(name, folder / (package or name))
 
 
 def _search_path() -> str:
@@ -35,39 +35,39 @@ def _search_path() -> str:
     return os.pathsep.join(str(folder) for folder in (*folders, *beside))
 
 
-def _unpacked(name: str, root: Path) -> Program | None:
+def _find_unpacked(name: str, root: Path) -> InstalledProgram | None:
     path = next((p for p in (root / "usr" / "sbin" / name, root / "usr" / "bin" / name) if p.exists()), None)
     if path is None:
         return None
     libraries = [str(root / "usr" / "lib"), *(str(p) for p in (root / "usr" / "lib").glob("*-linux-*"))]
-    return Program(str(path), {"LD_LIBRARY_PATH": os.pathsep.join(libraries)})
+    return InstalledProgram(str(path), {"LD_LIBRARY_PATH": os.pathsep.join(libraries)})
 
 
-def obtain(name: str, folder: Path, *, asked: str = "--version") -> str | None:
-    """Have the program of this package in this folder, unless the system has it; needs no root.
+def fetch_program(name: str, folder: Path, *, probe: str = "--version") -> str | None:
+    """Unpack the package of this program in this folder, unless the system has the program; needs no root.
 
     Args:
         name: of the package, and of its program.
-        folder: made by whoever asks.
-        asked: an option with which the program answers and ends: one that does not run is not kept.
+        folder: is there already.
+        probe: an option with which the program answers and ends: one that does not run is not kept.
 
     Returns:
-        What stood in the way.
+        Why it cannot be had; None where it can.
     """
-    if find(name, folder) is not None:
+    if find_program(name, folder) is not None:
         return None
-    advice = ADVICE.format(name)
+    advice = INSTALL_ADVICE.format(name)
     if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
         return f"no {name} on the PATH, and no apt-get to fetch it with: {advice}"
     work = folder / f"{name}.{secrets.token_hex(4)}"
     (work / "root").mkdir(parents=True)
     try:
-        _download(name, work)
-        _unpack(name, work, asked)
+        _download_packages(name, work)
+        _unpack(name, work, probe)
         (work / "root").rename(folder / name)
     except (OSError, subprocess.SubprocessError) as error:
-        said = (getattr(error, "stderr", None) or str(error)).strip().splitlines() or [str(error)]
-        return f"no {name} on the PATH, and Debian's package could not be fetched ({said[-1]}): {advice}"
+        lines = (getattr(error, "stderr", None) or str(error)).strip().splitlines() or [str(error)]
+        return f"no {name} on the PATH, and Debian's package could not be fetched ({lines[-1]}): {advice}"
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return None
@@ -79,27 +79,27 @@ def _run(*command: str, cwd: Path, environment: Mapping[str, str] | None = None)
     return done.stdout
 
 
-def _download(name: str, work: Path) -> None:
+def _download_packages(name: str, work: Path) -> None:
     try:
-        _fetch_packages(name, work, ())
+        _download_with(name, work, ())
     except subprocess.CalledProcessError:  # no package lists, or lists older than the mirror: lists of our own
         (work / "lists" / "partial").mkdir(parents=True)
         (work / "cache" / "archives" / "partial").mkdir(parents=True)
         own = ("-o", f"Dir::State::lists={work / 'lists'}", "-o", f"Dir::Cache={work / 'cache'}")
         _run(*_APT, *own, "update", cwd=work)
-        _fetch_packages(name, work, own)
+        _download_with(name, work, own)
 
 
-def _fetch_packages(name: str, work: Path, options: tuple[str, ...]) -> None:
+def _download_with(name: str, work: Path, options: tuple[str, ...]) -> None:
     plan = _run(*_APT, *options, "-s", "install", "--no-install-recommends", name, cwd=work)
     names = set(re.findall(r"^Inst (\S+)", plan, re.MULTILINE)) | {name}
     _run(*_APT, *options, "download", *sorted(names), cwd=work)
 
 
-def _unpack(name: str, work: Path, asked: str) -> None:
+def _unpack(name: str, work: Path, probe: str) -> None:
     for package in sorted(work.glob("*.deb")):
         _run("dpkg-deb", "-x", str(package), str(work / "root"), cwd=work)
-    program = _unpacked(name, work / "root")
+    program = _find_unpacked(name, work / "root")
     if program is None:
         raise FileNotFoundError(f"the package has no program {name}")
-    _run(program.path, asked, cwd=work, environment=program.environment)  # nothing that does not run is kept
+    _run(program.path, probe, cwd=work, environment=program.environment)  # nothing that does not run is kept
