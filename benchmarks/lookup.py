@@ -16,8 +16,8 @@ import numpy as np
 import features
 from benchmarks.world import World
 from infra.local.torchserve import online_dsn
-from serving.lookup import Lookup
-from serving.request import Reader
+from serving.lookup import FeatureLookup
+from serving.request import RequestReader
 
 RATE = 200  # a second
 SECONDS = 20
@@ -82,14 +82,14 @@ def _look_up(world: World) -> Callable[[int], None]:
     use_case, endpoint = world.use_case, world.use_case.endpoint
     assert endpoint is not None
     definition = features.definition(use_case.name)
-    lookup = Lookup(
+    lookup = FeatureLookup(
         dsn=online_dsn(world.stack.home()),
         use_case=use_case.name,
         definition=definition,
         lead=timedelta(minutes=use_case.time.lead_minutes),
         timeout_ms=endpoint.store_timeout_ms,
     )
-    reader = Reader(definition.request, max_events=endpoint.max_events)
+    reader = RequestReader(definition.request, max_events=endpoint.max_events)
     tables = [reader.table(reader.read(json.dumps(event).encode()).rows) for event in world.events]
 
     def call(number: int) -> None:

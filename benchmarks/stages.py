@@ -19,11 +19,11 @@ import features
 from benchmarks.world import VERSION, World, opened
 from infra.local.torchserve import online_dsn
 from models.attribution import Attributions
-from serving.answers import Answerer, Call, Options
-from serving.lookup import Lookup
+from serving.answers import Answerer, InferenceRequest, ServingOptions
+from serving.lookup import FeatureLookup
 from serving.prediction_log import PredictionLog
 from serving.predictor import Predictor
-from serving.request import Reader
+from serving.request import RequestReader
 
 BATCHES = (1, 8, 64)
 EVENTS = 2048  # answered for each size of a batch
@@ -50,11 +50,11 @@ class Clock:
 
 def _answerer(world: World, clock: Clock, log: PredictionLog) -> Answerer:
     definition = features.definition(world.use_case.name)
-    options = Options.from_document(
+    options = ServingOptions.from_document(
         {**world.options, "use_case": world.use_case.name, "version": VERSION, "bundle_sha256": world.sha256}
     )
-    reader = Reader(definition.request, max_events=options.max_events)
-    lookup = Lookup(
+    reader = RequestReader(definition.request, max_events=options.max_events)
+    lookup = FeatureLookup(
         dsn=online_dsn(world.stack.home()),
         use_case=world.use_case.name,
         definition=definition,
@@ -84,7 +84,10 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--folder", type=Path)
     told = parser.parse_args(arguments)
     with opened(told.folder) as world, tempfile.TemporaryDirectory() as spool:
-        calls = [Call(body=json.dumps(event).encode(), request_id=f"r-{n}") for n, event in enumerate(world.events)]
+        calls = [
+            InferenceRequest(body=json.dumps(event).encode(), request_id=f"r-{n}")
+            for n, event in enumerate(world.events)
+        ]
         clock = Clock()
         log = PredictionLog(Path(spool), use_case=world.use_case.name, max_bytes=1 << 40)
         answerer = _answerer(world, clock, log)

@@ -34,17 +34,19 @@ def build(
     *,
     engine: str = "duckdb",
 ) -> "tuple[pa.Table, pa.Table]":
-    """Points and labels by an engine, as `features.offline.build` says; every engine gives the same bits.
+    """Points and labels by an engine, as `features.offline.build_offline` says; every engine gives the same bits.
+
+    This name and `definition` stay: code committed with old dataset versions is called by them.
 
     Raises:
         ValueError: there is no such engine, or a source is not as declared.
     """
     if engine == "duckdb":
-        return offline.build(definition, tables, interval, lead)
+        return offline.build_offline(definition, tables, interval, lead)
     if engine == "spark":
         from features import spark  # noqa: PLC0415  # an extra, and Java
 
-        return spark.build(definition, tables, interval, lead)
+        return spark.build_on_spark(definition, tables, interval, lead)
     raise ValueError(f"no feature engine {engine!r}: expected duckdb or spark")
 
 

@@ -1,4 +1,4 @@
-"""The events of one call: their columns so far, by the names that expressions use, and what is wrong with them."""
+"""The events of one call: their columns so far, by the names that expressions use, and their problems."""
 
 from collections.abc import Hashable, Mapping
 from string import Formatter
@@ -7,20 +7,24 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from features.operations import Column, missing
+from features.operations import MaskedColumn, missing_column
 from features.series import Series
 
+REQUEST = "asked."  # the prefix of what clients send, as definitions write it in expressions
 
-class Batch:
+
+class EventBatch:
     """Columns by name, each over all the rows; `known` is the moment up to which each row may know, in microseconds."""
 
     def __init__(self, events: pa.Table, kinds: Mapping[str, str]) -> None:
         self.rows = events.num_rows
         self.problems: list[list[str]] = [[] for _ in range(self.rows)]
-        self.lists: dict[str, list[Hashable]] = {}
+        self.key_lists: dict[str, list[Hashable]] = {}
         self.event_time = self.known = np.zeros(self.rows, np.int64)
         self.columns = {
-            f"asked.{name}": _column(events[name], kind) if name in events.column_names else missing(self.rows, kind)
+            REQUEST + name: _column(events[name], kind)
+            if name in events.column_names
+            else missing_column(self.rows, kind)
             for name, kind in kinds.items()
         }
 
@@ -28,35 +32,35 @@ class Batch:
         """The key of each row in a series; None where any part of it is missing."""
         if not series.on:
             return [()] * self.rows
-        prefix = "asked." if series.lookup else ""
-        lists = [self._list(prefix + name) for name in series.on]
+        prefix = REQUEST if series.lookup else ""
+        lists = [self._key_list(prefix + name) for name in series.on]
         if len(lists) == 1:
             return lists[0]
         return [None if None in key else key for key in zip(*lists, strict=True)]
 
-    def miss(self, absent: str | None, rows: NDArray[np.bool_]) -> None:
-        """Say what is not known in some rows."""
+    def note_absence(self, absent: str | None, rows: NDArray[np.bool_]) -> None:
+        """Add to the problems of some rows why something is not known of them."""
         if absent is not None and rows.any():
             names = [name for _, name, _, _ in Formatter().parse(absent) if name]
-            columns = {n: self.columns[n if n in self.columns else f"asked.{n}"].values for n in names}
+            columns = {n: self.columns[n if n in self.columns else REQUEST + n].values for n in names}
             for row in np.flatnonzero(rows).tolist():
                 self.problems[row].append(absent.format(**{name: values[row] for name, values in columns.items()}))
 
-    def _list(self, name: str) -> list[Hashable]:
-        if name not in self.lists:
+    def _key_list(self, name: str) -> list[Hashable]:
+        if name not in self.key_lists:
             values, valid = self.columns[name]
             listed = values.tolist()
             if not valid.all():
                 listed = [value if there else None for value, there in zip(listed, valid.tolist(), strict=True)]
-            self.lists[name] = listed
-        return self.lists[name]
+            self.key_lists[name] = listed
+        return self.key_lists[name]
 
 
-def _column(values: pa.ChunkedArray, kind: str) -> Column:
+def _column(values: pa.ChunkedArray, kind: str) -> MaskedColumn:
     valid = values.is_valid().to_numpy() if values.null_count else np.ones(len(values), np.bool_)
     if kind == "varchar":
-        return Column(np.array(values.to_pylist(), object), valid)
+        return MaskedColumn(np.array(values.to_pylist(), object), valid)
     if kind == "timestamp":
         values = values.cast(pa.timestamp("us")).cast(pa.int64())
     target = pa.float64() if kind == "double" else pa.int64()
-    return Column(values.cast(target).fill_null(0).to_numpy(), valid)
+    return MaskedColumn(values.cast(target).fill_null(0).to_numpy(), valid)

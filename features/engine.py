@@ -1,4 +1,4 @@
-"""Feature definitions, and what they say as standard window SQL, which any engine can run.
+"""Feature definitions, and their translation to standard window SQL, which any engine can run.
 
 A definition is data: typed sources, named SQL steps, windows over streams of events, and one expression a feature.
 Every window runs over the union of events (at the moment they became known) and prediction points, and ends at the
@@ -22,7 +22,7 @@ import duckdb
 import pyarrow as pa
 
 from features.request import RequestField
-from features.vocabulary import AsOf, Preceding, Source, Window, known, naive_utc, utc
+from features.vocabulary import AsOf, Preceding, SourceTable, Window, known_at_sql, naive_utc_sql, utc_sql
 from features.windows import record_sql, window_sql
 
 KEY_COLUMNS = ("entity_key", "event_time", "prediction_time")
@@ -44,18 +44,30 @@ class Span(Protocol):
         """First moment after."""
 
 
+@dataclass(frozen=True)
+class FixedSpan:
+    """A `Span` as plain data."""
+
+    start: datetime
+    end: datetime
+
+
+_EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
+ANY_DAY = FixedSpan(_EPOCH, _EPOCH + timedelta(days=1))  # for what depends on no interval: types, and the digest
+
+
 @dataclass(frozen=True, kw_only=True)
 class FeatureSet:
     """What a model sees of one use case, and what it learns from.
 
     `steps` must make every stream, a table `labels`, and a table `asked`: what is known of each event itself, as a
-    client would tell it (`request`), and its prediction time. `point_sql` makes a point of it, from `asked` and the
-    `lookups`: the key columns and every window key. In `steps` `{start}`, `{end}` and `{lead}` stand for the asked
-    interval and the lead.
+    client would tell it (`request`), and its prediction time. (The table keeps that name because the digest of every
+    model trained so far contains it.) `point_sql` makes a point of it, from `asked` and the `lookups`: the key columns
+    and every window key. In `steps` `{start}`, `{end}` and `{lead}` stand for the requested interval and the lead.
     """
 
     name: str
-    sources: Mapping[str, Source]
+    sources: Mapping[str, SourceTable]
     look_back: timedelta
     request: tuple[RequestField, ...]
     steps: Mapping[str, str]
@@ -78,30 +90,23 @@ class FeatureSet:
 
     def digest(self) -> str:
         """SHA-256 of what is computed: it changes with any definition, not with a comment."""
-        epoch = datetime(2000, 1, 1, tzinfo=UTC)
-        statements = compile_sql(self, {}, _Fixed(epoch, epoch + timedelta(days=1)), timedelta(0))
+        statements = compile_sql(self, {}, ANY_DAY, timedelta(0))
         types = {name: dict(source.columns) for name, source in self.sources.items()}
         content = json.dumps([statements, types, self.look_back.total_seconds(), _REVISION], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()
-
-
-@dataclass(frozen=True)
-class _Fixed:
-    start: datetime
-    end: datetime
 
 
 def compile_sql(
     definition: FeatureSet, tables: Mapping[str, Sequence[Path]], interval: Span, lead: timedelta
 ) -> list[str]:
     """The statements that make the tables `points_out` and `labels_out`."""
-    made = list(steps_sql(definition, tables, interval, lead, naive=utc).values())
+    statements = list(steps_sql(definition, tables, interval, lead, naive=utc_sql).values())
     numbered = points_sql(definition, definition.point_sql)
-    made += [f"create temp table points as select row_number() over () as point_id, * from ({numbered})"]
-    names = used(definition)
-    made += [f"create temp table window_{w.prefix} as {window_sql(w, names)}" for w in definition.windows]
-    made += [f"create temp table joined_{j.prefix} as {_preceding_sql(j)}" for j in definition.joined]
-    return [*made, f"create temp table points_out as {_points_sql(definition)}", _LABELS_SQL]
+    statements += [f"create temp table points as select row_number() over () as point_id, * from ({numbered})"]
+    names = mentioned_names(definition)
+    statements += [f"create temp table window_{w.prefix} as {window_sql(w, names)}" for w in definition.windows]
+    statements += [f"create temp table joined_{j.prefix} as {_preceding_sql(j)}" for j in definition.joined]
+    return [*statements, f"create temp table points_out as {_points_out_sql(definition)}", _LABELS_SQL]
 
 
 def steps_sql(
@@ -111,13 +116,13 @@ def steps_sql(
     lead: timedelta,
     *,
     views: Container[str] = (),
-    naive: Callable[[str], str] = naive_utc,
+    naive: Callable[[str], str] = naive_utc_sql,
 ) -> dict[str, str]:
     """The statements that make the sources and, of them, every step: by what they make. `views` are not stored.
 
     `naive` is SQL for a naive UTC timestamp from one with a time zone: DuckDB's quickest, or what any engine knows.
     """
-    places = {
+    placeholders = {
         "start": _moment(interval.start),
         "end": _moment(interval.end),
         "lead": f"interval '{lead // timedelta(seconds=1)}' second",
@@ -126,7 +131,7 @@ def steps_sql(
         name: _source_sql(name, source, tables.get(name, ()), naive) for name, source in definition.sources.items()
     }
     return sources | {
-        name: f"create temp {'view' if name in views else 'table'} {name} as {sql.format(**places)}"
+        name: f"create temp {'view' if name in views else 'table'} {name} as {sql.format(**placeholders)}"
         for name, sql in definition.steps.items()
     }
 
@@ -136,11 +141,13 @@ def points_sql(definition: FeatureSet, names: Iterable[str]) -> str:
     columns = {name: definition.point_sql[name] for name in names}
     texts = " ".join(columns.values())
     joins = [
-        f"left join {lookup.stream} {name} on {_equal(name, lookup.on)} and {known(name, 'asked.prediction_time')}"
+        f"left join {lookup.stream} {name} on {_equal(name, lookup.on)}"
+        f" and {known_at_sql(name, 'asked.prediction_time')}"
         for name, lookup in definition.lookups.items()
         if f"{name}." in texts
     ]
-    return f"select {', '.join(f'{sql} as {name}' for name, sql in columns.items())} from asked {' '.join(joins)}"
+    selected = ", ".join(f"{sql} as {name}" for name, sql in columns.items())
+    return f"select {selected} from asked {' '.join(joins)}"
 
 
 def features_sql(definition: FeatureSet) -> dict[str, str]:
@@ -149,21 +156,21 @@ def features_sql(definition: FeatureSet) -> dict[str, str]:
     return numeric | {name: f"cast({sql} as varchar)" for name, sql in definition.categorical_sql.items()}
 
 
-def used(definition: FeatureSet) -> set[str]:
-    """Every name that some feature mentions: what none does need not be computed, nor kept."""
+def mentioned_names(definition: FeatureSet) -> set[str]:
+    """Every name that some feature mentions: the others need neither be computed nor kept."""
     return set(re.findall(r"\w+", " ".join([*definition.numeric_sql.values(), *definition.categorical_sql.values()])))
 
 
 @contextmanager
-def as_declared(definition: FeatureSet) -> Iterator[None]:
-    """What DuckDB says of a source that lacks a column, or holds values of another type, as a ValueError."""
+def naming_undeclared_source(definition: FeatureSet) -> Iterator[None]:
+    """Raises ValueError, with DuckDB's reason, where a source lacks a column or holds values of another type."""
     try:
         yield
     except (duckdb.BinderException, duckdb.ConversionException) as error:
         raise ValueError(f"features {definition.name}: a source is not as declared: {error}") from error
 
 
-def build(
+def build_by_sql(
     definition: FeatureSet, tables: Mapping[str, Sequence[Path]], interval: Span, lead: timedelta
 ) -> tuple[pa.Table, pa.Table]:
     """Points (prediction_time in the interval) and labels (label_time in the interval) from clean Parquet files.
@@ -177,7 +184,7 @@ def build(
     """
     with duckdb.connect() as connection:
         connection.execute("set TimeZone = 'UTC'")
-        with as_declared(definition):
+        with naming_undeclared_source(definition):
             for statement in compile_sql(definition, tables, interval, lead):
                 connection.execute(statement)
         points = connection.sql(f"select * from points_out order by {', '.join(POINT_ORDER)}").to_arrow_table()
@@ -186,8 +193,8 @@ def build(
 
 
 _LABELS_SQL = (
-    f"create temp table labels_out as select entity_key, {utc('event_time')} as event_time, "
-    f"cast(label as double) as label, {utc('label_time')} as label_time from labels"
+    f"create temp table labels_out as select entity_key, {utc_sql('event_time')} as event_time, "
+    f"cast(label as double) as label, {utc_sql('label_time')} as label_time from labels"
 )
 
 
@@ -195,7 +202,7 @@ def _moment(moment: datetime) -> str:
     return f"timestamp '{moment.astimezone(UTC).replace(tzinfo=None).isoformat(sep=' ')}'"
 
 
-def _source_sql(name: str, source: Source, paths: Iterable[Path], naive: Callable[[str], str]) -> str:
+def _source_sql(name: str, source: SourceTable, paths: Iterable[Path], naive: Callable[[str], str]) -> str:
     files = ", ".join("'" + str(path).replace("'", "''") + "'" for path in paths)
     columns = ", ".join(f"{_read(column, kind, naive)} as {column}" for column, kind in source.columns.items())
     if files:
@@ -212,7 +219,7 @@ def _read(column: str, kind: str, naive: Callable[[str], str]) -> str:
 
 
 def _equal(name: str, on: Mapping[str, str]) -> str:
-    return " and ".join(f"{name}.{column} = asked.{asked}" for column, asked in on.items())
+    return " and ".join(f"{name}.{column} = asked.{field}" for column, field in on.items())
 
 
 def _preceding_sql(joined: Preceding) -> str:
@@ -225,15 +232,15 @@ def _preceding_sql(joined: Preceding) -> str:
             select *, date_trunc('day', {moment}) as day from {joined.stream}
             union all select *, date_trunc('day', {moment}) + interval 1 day as day from {joined.stream}
         ) s on {keys} and s.day = date_trunc('day', p.event_time) and s.{moment} < p.event_time
-            and s.{moment} >= p.event_time - interval {joined.span} and {known("s", "p.prediction_time")}
+            and s.{moment} >= p.event_time - interval {joined.span} and {known_at_sql("s", "p.prediction_time")}
         group by p.point_id
     """
 
 
-def _points_sql(definition: FeatureSet) -> str:
+def _points_out_sql(definition: FeatureSet) -> str:
     tables = [f"window_{window.prefix}" for window in definition.windows]
     tables += [f"joined_{joined.prefix}" for joined in definition.joined]
     joins = " ".join(f"left join {table} using (point_id)" for table in tables)
-    keys = f"entity_key, {utc('event_time')} as event_time, {utc('prediction_time')} as prediction_time"
+    keys = f"entity_key, {utc_sql('event_time')} as event_time, {utc_sql('prediction_time')} as prediction_time"
     features = [f"{sql} as {name}" for name, sql in features_sql(definition).items()]
     return f"select {', '.join([keys, *features])} from points {joins}"

@@ -2,7 +2,8 @@
 
 DuckDB needs ten milliseconds to plan and start fifty expressions, whatever the number of rows; numpy needs a fraction
 of one. DuckDB parses the text; here its tree becomes a list of array operations, each distinct one once. An operation
-that is not written here is refused when a program is made, never guessed: tests hold both evaluators to the same bits.
+that is not written here is refused when expressions are compiled, never guessed: tests hold both evaluators to the same
+bits.
 """
 
 import json
@@ -16,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features import operations as op
-from features.operations import Column
+from features.operations import MaskedColumn
 
 Array = NDArray[Any]
 _COMPARISONS = {
@@ -32,24 +33,24 @@ _ARITHMETIC = {"+": np.add, "-": np.subtract, "*": np.multiply}
 _NUMBERS = ("bigint", "double")
 
 
-class _Node(NamedTuple):
+class _Operand(NamedTuple):
     place: int
     kind: str  # bigint | double | decimal (a literal) | boolean | varchar | timestamp | timestamptz | struct | null
 
 
 @dataclass(frozen=True)
-class Program:
+class CompiledExpressions:
     """Named expressions, ready to be run."""
 
     inputs: tuple[tuple[str, int], ...]
     constants: tuple[tuple[Any, str], ...]
-    operations: tuple[tuple[Callable[..., Column], tuple[int, ...]], ...]
+    operations: tuple[tuple[Callable[..., MaskedColumn], tuple[int, ...]], ...]
     outputs: Mapping[str, int]
     kinds: Mapping[str, str]
 
-    def run(self, columns: Mapping[str, Column], rows: int) -> dict[str, Column]:
+    def run(self, columns: Mapping[str, MaskedColumn], rows: int) -> dict[str, MaskedColumn]:
         """The value of every expression for each row."""
-        values: list[Column] = [columns[name] for name, _ in self.inputs]
+        values: list[MaskedColumn] = [columns[name] for name, _ in self.inputs]
         values += _constants(self.constants, rows)
         with np.errstate(all="ignore"):  # what lies under a null may be anything
             for function, places in self.operations:
@@ -58,11 +59,11 @@ class Program:
 
 
 @lru_cache(maxsize=1024)  # by value and type: 1 and 1.0 are the same to a cache
-def _constants(values: tuple[tuple[Any, str], ...], rows: int) -> list[Column]:
-    return [op.missing(rows, kind) if value is None else op.constant(value, rows) for value, kind in values]
+def _constants(values: tuple[tuple[Any, str], ...], rows: int) -> list[MaskedColumn]:
+    return [op.missing_column(rows, kind) if value is None else op.repeat_value(value, rows) for value, kind in values]
 
 
-def compile_expressions(expressions: Mapping[str, str], kinds: Mapping[str, str]) -> Program:
+def compile_expressions(expressions: Mapping[str, str], kinds: Mapping[str, str]) -> CompiledExpressions:
     """A program for SQL expressions over typed columns ("leg", or a field "leg.origin").
 
     Raises:
@@ -93,10 +94,10 @@ class _Compiler:
 
     def __init__(self, kinds: Mapping[str, str]) -> None:
         self._kinds = kinds
-        self._known: dict[Any, _Node] = {}
-        self._inputs: list[tuple[str, _Node]] = []
-        self._constants: list[tuple[Any, _Node]] = []
-        self._operations: list[tuple[Callable[..., Column], tuple[int, ...], _Node]] = []
+        self._known: dict[Any, _Operand] = {}
+        self._inputs: list[tuple[str, _Operand]] = []
+        self._constants: list[tuple[Any, _Operand]] = []
+        self._operations: list[tuple[Callable[..., MaskedColumn], tuple[int, ...], _Operand]] = []
         self._makers = {
             "COLUMN_REF": self._column,
             "CONSTANT": self._literal,
@@ -108,17 +109,17 @@ class _Compiler:
             "OPERATOR": self._operator,
         }
 
-    def node(self, tree: dict[str, Any]) -> _Node:
+    def node(self, tree: dict[str, Any]) -> _Operand:
         maker = self._makers.get(tree["class"])
         if maker is None:
             raise ValueError(f"unsupported {tree['type']}")
         return maker(tree)
 
-    def program(self, nodes: Mapping[str, _Node]) -> Program:
+    def program(self, nodes: Mapping[str, _Operand]) -> CompiledExpressions:
         """Places are given in the order of a run: inputs, constants, operations."""
         ordered = [n for _, n in self._inputs] + [n for _, n in self._constants] + [n for *_, n in self._operations]
         place = {node.place: number for number, node in enumerate(ordered)}
-        return Program(
+        return CompiledExpressions(
             inputs=tuple((name, place[n.place]) for name, n in self._inputs),
             constants=tuple((value, n.kind) for value, n in self._constants),
             operations=tuple((f, tuple(place[p] for p in places)) for f, places, _ in self._operations),
@@ -126,17 +127,17 @@ class _Compiler:
             kinds={name: node.kind for name, node in nodes.items()},
         )
 
-    def _new(self, key: Any, kind: str) -> _Node:
-        return self._known.setdefault(key, _Node(len(self._known), kind))
+    def _new(self, key: Any, kind: str) -> _Operand:
+        return self._known.setdefault(key, _Operand(len(self._known), kind))
 
-    def _apply(self, key: Any, kind: str, function: Callable[..., Column], *nodes: _Node) -> _Node:
+    def _apply(self, key: Any, kind: str, function: Callable[..., MaskedColumn], *nodes: _Operand) -> _Operand:
         key, before = (key, *(n.place for n in nodes)), len(self._known)
         made = self._new(key, kind)
         if made.place == before:
             self._operations.append((function, tuple(n.place for n in nodes), made))
         return made
 
-    def _column(self, tree: dict[str, Any]) -> _Node:
+    def _column(self, tree: dict[str, Any]) -> _Operand:
         name = ".".join(tree["column_names"])
         if name not in self._kinds:
             raise ValueError(f"unknown column {name}")
@@ -146,14 +147,14 @@ class _Compiler:
             self._inputs.append((name, made))
         return made
 
-    def _constant(self, value: Any, kind: str) -> _Node:
+    def _constant(self, value: Any, kind: str) -> _Operand:
         before = len(self._known)
         made = self._new(("constant", kind, value), kind)
         if made.place == before:
             self._constants.append((value, made))
         return made
 
-    def _literal(self, tree: dict[str, Any]) -> _Node:
+    def _literal(self, tree: dict[str, Any]) -> _Operand:
         literal = tree.get("literal") or {}
         kind, text = literal.get("kind"), literal.get("text")
         if kind == "INTEGER":
@@ -166,7 +167,7 @@ class _Compiler:
             return self._constant(float(str(text)), "decimal")
         raise ValueError(f"unsupported literal {text}")
 
-    def _function(self, tree: dict[str, Any]) -> _Node:
+    def _function(self, tree: dict[str, Any]) -> _Operand:
         name = tree["function_name"]
         nodes = [self.node(argument["expression"]) for argument in tree["arguments"]]
         kinds = [n.kind for n in nodes]
@@ -184,36 +185,36 @@ class _Compiler:
             return self._apply(name, kinds[0], op.nullif, *nodes)
         if name in ("greatest", "least"):
             kind = self._common(kinds)
-            chosen = op.extreme(np.maximum if name == "greatest" else np.minimum)
-            return self._apply(name, kind, chosen, *self._as(kind, nodes))
+            choose = op.extreme(np.maximum if name == "greatest" else np.minimum)
+            return self._apply(name, kind, choose, *self._as(kind, nodes))
         if name == "||":
-            return self._apply(name, "varchar", op.concatenated, *(self._text(n) for n in nodes))
+            return self._apply(name, "varchar", op.concatenate, *(self._text(n) for n in nodes))
         return self._moment(name, nodes)
 
-    def _moment(self, name: str, nodes: Sequence[_Node]) -> _Node:
+    def _moment(self, name: str, nodes: Sequence[_Operand]) -> _Operand:
         """Functions of time."""
         kinds = [n.kind for n in nodes]
         if name in op.PARTS and kinds == ["timestamp"]:
             return self._apply(name, "varchar" if name == "dayname" else "bigint", op.PARTS[name], *nodes)
         fixed = next((value for value, node in self._constants if nodes and node == nodes[0]), None)
         if name == "timezone" and kinds == ["varchar", "timestamptz"]:
-            return self._apply(name, "timestamp", op.local, *nodes)
+            return self._apply(name, "timestamp", op.local_clock, *nodes)
         if name == "timezone" and kinds == ["varchar", "timestamp"] and fixed == "UTC":
-            return self._apply("utc", "timestamptz", op.same, nodes[1])
+            return self._apply("utc", "timestamptz", op.identity, nodes[1])
         if name == "date_trunc" and kinds[1:] == ["timestamp"] and fixed in op.UNITS:
-            return self._apply((name, fixed), "timestamp", op.truncated(op.UNITS[fixed]), nodes[1])
+            return self._apply((name, fixed), "timestamp", op.truncate(op.UNITS[fixed]), nodes[1])
         if name == "date_diff" and kinds[1:] == ["timestamp", "timestamp"] and fixed in op.UNITS:
             return self._apply((name, fixed), "bigint", op.difference(op.UNITS[fixed]), *nodes[1:])
         raise ValueError(f"unsupported {name}({', '.join(kinds)})")
 
-    def _comparison(self, tree: dict[str, Any]) -> _Node:
+    def _comparison(self, tree: dict[str, Any]) -> _Operand:
         nodes = [self.node(tree["left"]), self.node(tree["right"])]
         self._typed(tree["type"], [n.kind for n in nodes])
         if self._common([n.kind for n in nodes]) == "varchar" and tree["type"] not in _EQUALITY:
             raise ValueError(f"unsupported {tree['type']} of varchar")
         return self._apply(tree["type"], "boolean", op.arithmetic(_COMPARISONS[tree["type"]]), *nodes)
 
-    def _case(self, tree: dict[str, Any]) -> _Node:
+    def _case(self, tree: dict[str, Any]) -> _Operand:
         checks = [(self.node(c["when_expr"]), self.node(c["then_expr"])) for c in tree["case_checks"]]
         values = [then for _, then in checks] + [self.node(tree["else_expr"])]
         kind = self._common([v.kind for v in values])
@@ -221,7 +222,7 @@ class _Compiler:
         self._booleans("case when", [when for when, _ in checks])
         return self._apply("case", kind, op.case, *(when for when, _ in checks), *values)
 
-    def _cast(self, tree: dict[str, Any]) -> _Node:
+    def _cast(self, tree: dict[str, Any]) -> _Operand:
         child, target = self.node(tree["child"]), str(tree["type_expr"]["type_name"]).lower()
         if target == child.kind:
             return child
@@ -235,12 +236,12 @@ class _Compiler:
             return self._apply(("cast", target), "double" if target == "float" else target, op.cast(target), child)
         raise ValueError(f"unsupported cast of {child.kind} to {target}")
 
-    def _conjunction(self, tree: dict[str, Any]) -> _Node:
+    def _conjunction(self, tree: dict[str, Any]) -> _Operand:
         nodes = [self.node(child) for child in tree["children"]]
         self._booleans(tree["type"], nodes)
         return self._apply(tree["type"], "boolean", op.conjunction(every=tree["type"] == "CONJUNCTION_AND"), *nodes)
 
-    def _operator(self, tree: dict[str, Any]) -> _Node:
+    def _operator(self, tree: dict[str, Any]) -> _Operand:
         nodes = [self.node(child) for child in tree["children"]]
         if tree["type"] == "OPERATOR_COALESCE":
             kind = self._common([n.kind for n in nodes])
@@ -252,14 +253,14 @@ class _Compiler:
             self._booleans("not", nodes)
         return self._apply(tree["type"], "boolean", simple[tree["type"]], *nodes)
 
-    def _text(self, node: _Node) -> _Node:
+    def _text(self, node: _Operand) -> _Operand:
         if node.kind == "varchar":
             return node
         if node.kind != "bigint":
             raise ValueError(f"unsupported text of {node.kind}")
-        return self._apply("text", "varchar", op.text, node)
+        return self._apply("text", "varchar", op.as_text, node)
 
-    def _as(self, kind: str, nodes: Sequence[_Node]) -> list[_Node]:
+    def _as(self, kind: str, nodes: Sequence[_Operand]) -> list[_Operand]:
         """Nodes of a kind: a null takes it, so that arrays never hold what no operation expects."""
         typed = [self._constant(None, kind) if node.kind == "null" else node for node in nodes]
         return [self._double(node) if kind == "double" and node.kind != "double" else node for node in typed]
@@ -268,11 +269,11 @@ class _Compiler:
         if "null" in kinds:
             raise ValueError(f"unsupported {name} of a null without a type")
 
-    def _booleans(self, name: str, nodes: Sequence[_Node]) -> None:
+    def _booleans(self, name: str, nodes: Sequence[_Operand]) -> None:
         if other := {node.kind for node in nodes} - {"boolean"}:
             raise ValueError(f"unsupported {name} of {', '.join(sorted(other))}")
 
-    def _double(self, node: _Node) -> _Node:
+    def _double(self, node: _Operand) -> _Operand:
         fixed = next((value for value, constant in self._constants if constant == node), None)
         if fixed is not None:
             return self._constant(float(fixed), "double")
@@ -284,13 +285,13 @@ class _Compiler:
         return "bigint" if set(kinds) == {"bigint"} else "double"
 
     def _common(self, kinds: Sequence[str]) -> str:
-        found = set(kinds) - {"null"}
-        if "struct" in found:
+        distinct = set(kinds) - {"null"}
+        if "struct" in distinct:
             raise ValueError("unsupported use of a whole record")
-        if found <= {*_NUMBERS, "decimal"}:
-            if "decimal" in found and "double" not in found:
+        if distinct <= {*_NUMBERS, "decimal"}:
+            if "decimal" in distinct and "double" not in distinct:
                 raise ValueError("unsupported mix of whole numbers and decimals")
-            return self._number(sorted(found)) if found else "null"
-        if len(found) > 1:
-            raise ValueError(f"unsupported mix of {', '.join(sorted(found))}")
-        return found.pop()
+            return self._number(sorted(distinct)) if distinct else "null"
+        if len(distinct) > 1:
+            raise ValueError(f"unsupported mix of {', '.join(sorted(distinct))}")
+        return distinct.pop()

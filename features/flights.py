@@ -8,47 +8,56 @@ from datetime import timedelta
 
 from features.engine import FeatureSet
 from features.request import RequestField
-from features.vocabulary import AsOf, Preceding, Window, either_way, known, local_time, source, versions
+from features.vocabulary import (
+    AsOf,
+    Preceding,
+    Window,
+    declare_source,
+    known_at_sql,
+    local_time_sql,
+    unique_or_repeated_sql,
+    versions_sql,
+)
 
 _FLIGHT = "carrier, flight, origin, scheduled_departure"
 _LATE_MINUTES = 15
 
 _SOURCES = {
-    "flights": source(
+    "flights": declare_source(
         varchar="carrier tailnum origin dest",
         bigint="flight",
         double="distance_miles",
         timestamp="scheduled_departure scheduled_arrival known_at",
     ),
-    "movements": source(
+    "movements": declare_source(
         varchar="carrier origin kind",
         bigint="flight",
         double="delay_minutes",
         timestamp="scheduled_departure known_at",
     ),
-    "weather": source(
+    "weather": declare_source(
         varchar="origin",
         double="temp_f dewpoint_f humidity wind_speed_mph precip_in pressure_mb visibility_miles",
         timestamp="observed_at known_at",
     ),
-    "planes": source(varchar="tailnum", bigint="year seats", timestamp="known_at", timeless=True),
-    "airports": source(varchar="faa tzone", timestamp="known_at", timeless=True),
+    "planes": declare_source(varchar="tailnum", bigint="year seats", timestamp="known_at", timeless=True),
+    "airports": declare_source(varchar="faa tzone", timestamp="known_at", timeless=True),
 }
 
 _STEPS = {
     # A flight's entry may be changed (another plane): each version holds until the next one is known.
-    "schedule": versions("flights", _FLIGHT),
-    "plane_versions": versions("planes", "tailnum"),
-    "airport_versions": versions("airports", "faa"),
+    "schedule": versions_sql("flights", _FLIGHT),
+    "plane_versions": versions_sql("planes", "tailnum"),
+    "airport_versions": versions_sql("airports", "faa"),
     # An entry is believed for a month.
     "asked": f"""
         select carrier, flight, origin, dest, tailnum, scheduled_departure, scheduled_arrival, prediction_time
         from (select *, scheduled_departure - {{lead}} as prediction_time from schedule) p
-        where prediction_time >= {{start}} and prediction_time < {{end}} and {known("p", "prediction_time")}
+        where prediction_time >= {{start}} and prediction_time < {{end}} and {known_at_sql("p", "prediction_time")}
             and known_at >= prediction_time - interval 30 days
     """,
     # The same movement told again within three days is one movement.
-    "told": either_way(
+    "told": unique_or_repeated_sql(
         "movements",
         f"{_FLIGHT}, kind",
         alone="false as is_retold",
@@ -65,13 +74,13 @@ _STEPS = {
         join schedule s on s.carrier = m.carrier and s.flight = m.flight and s.origin = m.origin
             and s.scheduled_departure = m.scheduled_departure and (s.known_until is null or m.known_at < s.known_until)
             and (s.is_first or s.known_at <= m.known_at)
-        left join airport_versions airports on airports.faa = s.origin and {known("airports", "s.known_at")}
+        left join airport_versions airports on airports.faa = s.origin and {known_at_sql("airports", "s.known_at")}
         where m.known_at < {{end}} and (m.kind in ('cancelled', 'diverted') or m.delay_minutes is not null)
     """,
     # It counts once, from when it was first told.
     "outcomes": f"""
         select carrier, flight, origin, dest, tailnum, scheduled_departure, kind, known_at,
-            hour({local_time("tzone", "scheduled_departure")}) as local_hour,
+            hour({local_time_sql("tzone", "scheduled_departure")}) as local_hour,
             cast(kind = 'departed' as tinyint) as departed,
             cast(kind = 'arrived' as tinyint) as arrived,
             cast(kind = 'cancelled' as tinyint) as cancelled,
@@ -119,7 +128,7 @@ _STEPS = {
                     case when arrived = 1 then arrival_delay end, cancelled from outcomes
             ) t
             join schedule s on s.carrier = t.carrier and s.flight = t.flight and s.origin = t.origin
-                and s.scheduled_departure = t.scheduled_departure and {known("s", "t.known_at")}
+                and s.scheduled_departure = t.scheduled_departure and {known_at_sql("s", "t.known_at")}
             where t.scheduled_departure >= {{start}} - interval 2 days
             window told as (
                 partition by t.carrier, t.flight, t.origin, t.scheduled_departure order by t.known_at
@@ -147,8 +156,8 @@ _POINT = {
     "year": "planes.year",
     "seats": "planes.seats",
     "departure_hour": "date_trunc('hour', asked.scheduled_departure)",
-    "local_departure": local_time("airports.tzone", "asked.scheduled_departure"),
-    "local_hour": f"hour({local_time('airports.tzone', 'asked.scheduled_departure')})",
+    "local_departure": local_time_sql("airports.tzone", "asked.scheduled_departure"),
+    "local_hour": f"hour({local_time_sql('airports.tzone', 'asked.scheduled_departure')})",
 }
 
 _HISTORY = ("arrived", "arrived_late", "arrival_delay")
@@ -319,11 +328,11 @@ _JOINED = (
 
 _REQUEST = (
     RequestField(
-        name="carrier", kind="string", pattern="[A-Z0-9]{2}", meaning="IATA code of the airline.", example="UA"
+        name="carrier", kind="varchar", pattern="[A-Z0-9]{2}", meaning="IATA code of the airline.", example="UA"
     ),
     RequestField(
         name="flight",
-        kind="integer",
+        kind="bigint",
         minimum=1,
         maximum=9999,
         meaning="Flight number, without its carrier.",
@@ -331,14 +340,14 @@ _REQUEST = (
     ),
     RequestField(
         name="tailnum",
-        kind="string",
+        kind="varchar",
         required=False,
         pattern="[A-Z0-9]{2,10}",
         meaning="Registration of the plane that is to fly; without it nothing is known of the plane.",
         example="N14228",
     ),
-    RequestField(name="origin", kind="string", pattern="[A-Z]{3}", meaning="IATA code it leaves from.", example="EWR"),
-    RequestField(name="dest", kind="string", pattern="[A-Z]{3}", meaning="IATA code it goes to.", example="IAH"),
+    RequestField(name="origin", kind="varchar", pattern="[A-Z]{3}", meaning="IATA code it leaves from.", example="EWR"),
+    RequestField(name="dest", kind="varchar", pattern="[A-Z]{3}", meaning="IATA code it goes to.", example="IAH"),
     RequestField(
         name="scheduled_departure",
         kind="timestamp",

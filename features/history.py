@@ -1,4 +1,4 @@
-"""A stream's events for all the points of an interval: read once, and put in order for each of its series.
+"""A stream's events for all the points of an interval: read once, and sorted for each of its series.
 
 A key is a number (of each part's value, one after another as the digits of a mixed base), and so is a moment: both
 together are one whole number, and where a span begins or ends is one search among sorted ones.
@@ -14,9 +14,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from features.engine import Span
-from features.operations import Array, Column
+from features.operations import Array, MaskedColumn
 from features.series import Series
-from features.sorted_events import Ordered, Places
+from features.sorted_events import Places, SortedEvents
 
 _READ_ROWS = 1 << 17
 _MOST = 1 << 31  # keys, or numbers of a clock: a product of two of them is a whole number of 64 bits
@@ -53,7 +53,9 @@ class Stream:
     """
 
     def __init__(self, connection: duckdb.DuckDBPyConnection, series: Sequence[Series], interval: Span) -> None:
-        events = coded(connection.sql(_events_sql(series, interval)), {name for item in series for name in item.key})
+        events = read_coded(
+            connection.sql(_events_sql(series, interval)), {name for item in series for name in item.key}
+        )
         self.rows = events.num_rows
         self.words = {
             f.name: events[f.name].chunk(0).dictionary for f in events.schema if pa.types.is_dictionary(f.type)
@@ -63,28 +65,28 @@ class Stream:
             self.columns[name] = _column(events[name])
             events = events.drop_columns([name])
 
-    def column(self, name: str, kind: str) -> Column:
+    def column(self, name: str, kind: str) -> MaskedColumn:
         """Values by row; of a text their numbers."""
         values, valid = self.columns[name]
         if kind == "varchar" or name not in self.words:
-            return Column(values, valid)
-        return Column(_whole(self.words[name])[values] if len(self.words[name]) else values, valid)
+            return MaskedColumn(values, valid)
+        return MaskedColumn(_whole(self.words[name])[values] if len(self.words[name]) else values, valid)
 
     def in_order(self, rows: Places, fields: Sequence[str]) -> Places:
         """Which of some rows comes first, second and so on in the order of their records."""
         records = {"place": pa.array(np.arange(len(rows)))}
         for name in fields:
-            column = Column(*(each[rows] for each in self.columns[name]))
-            records[name] = worded(column, self.words[name]) if name in self.words else arrow(column)
+            column = MaskedColumn(*(each[rows] for each in self.columns[name]))
+            records[name] = to_dictionary(column, self.words[name]) if name in self.words else to_arrow(column)
         with duckdb.connect() as connection:
             connection.register("records", pa.table(records))
-            found = connection.sql(
+            in_order = connection.sql(
                 f"select place from records order by {', '.join(dict.fromkeys(fields))}"
             ).fetchnumpy()
-        return np.asarray(found["place"])
+        return np.asarray(in_order["place"])
 
 
-class Keys:
+class KeyNumbers:
     """Numbers for the keys that events have. A key that none has may share its number with others of that kind."""
 
     def __init__(self, stream: Stream, key: Sequence[str]) -> None:
@@ -113,16 +115,16 @@ class Keys:
         for place, digit in enumerate(digits):
             number = number * (len(self._values[place]) + 1) + digit
             if (distinct := self._distinct.get(place)) is not None:
-                found = np.minimum(distinct.searchsorted(number), len(distinct) - 1)
-                number = np.where(distinct[found] == number, found, len(distinct))
+                nearest = np.minimum(distinct.searchsorted(number), len(distinct) - 1)
+                number = np.where(distinct[nearest] == number, nearest, len(distinct))
         return number
 
 
-class History(Ordered):
+class History(SortedEvents):
     """The events of one series, of every key. `words` are what the numbers in a column of text stand for."""
 
     def __init__(self, series: Series, stream: Stream) -> None:
-        self._keys = Keys(stream, series.key)
+        self._keys = KeyNumbers(stream, series.key)
         moments, there = stream.column(series.moment, "timestamp")
         rows = np.flatnonzero((self._keys.of_events >= 0) & there)
         self._clock = Clock(moments[rows])
@@ -134,11 +136,11 @@ class History(Ordered):
         columns = {}
         for name, kind in series.columns.items():
             values, valid = stream.column(name, kind)
-            columns[name] = Column(values[rows], valid[rows])
+            columns[name] = MaskedColumn(values[rows], valid[rows])
         for number, fields in enumerate(series.orders[len(follows) :], len(follows)):
             ranks = np.empty(len(rows), np.int64)
             ranks[stream.in_order(rows, fields)] = np.arange(len(rows))
-            columns[f"rank{number}"] = Column(ranks, np.ones(len(rows), np.bool_))
+            columns[f"rank{number}"] = MaskedColumn(ranks, np.ones(len(rows), np.bool_))
         sums = _running([stream.column(name, "bigint").values[rows] for name in series.sums], len(rows))
         super().__init__(series, at, sums, columns)
         self.sum_kind = np.int32 if sums.dtype == np.int32 else np.float64  # what holds each exactly
@@ -152,16 +154,16 @@ class History(Ordered):
     def bounds(self, slots: Places, *moments: Places) -> NDArray[np.int64]:
         """For each moment, how far the events of the slot lie before it: [moments, slots]; a slot below 0 has none."""
         keys = slots * (self._clock.size + 1)
-        asked = np.stack([keys + self._clock.before(moment) for moment in moments])
-        # What is searched in order is found among what the search before has just looked at.
-        _, order = _sorted(asked[0])
-        found = np.empty(asked.shape, np.int64)
-        found[:, order] = self._at.searchsorted(asked[:, order])
-        return found
+        wanted = np.stack([keys + self._clock.before(moment) for moment in moments])
+        # Searched in order, each number lies near the one before, which is still in the processor's cache.
+        _, order = _sorted(wanted[0])
+        places = np.empty(wanted.shape, np.int64)
+        places[:, order] = self._at.searchsorted(wanted[:, order])
+        return places
 
 
-def coded(rows: duckdb.DuckDBPyRelation, names: Collection[str]) -> pa.Table:
-    """Rows; a number stands for each text, and for each of these columns' values."""
+def read_coded(rows: duckdb.DuckDBPyRelation, names: Collection[str]) -> pa.Table:
+    """The rows as a table; a number stands for each text, and for each value of these columns."""
     reader = rows.to_arrow_reader(_READ_ROWS)
     schema = pa.schema([_coded(f) if f.name in names or f.type == pa.string() else f for f in reader.schema])
     none = pa.RecordBatch.from_pylist([], reader.schema)
@@ -170,12 +172,12 @@ def coded(rows: duckdb.DuckDBPyRelation, names: Collection[str]) -> pa.Table:
 
 
 def _events_sql(series: Sequence[Series], interval: Span) -> str:
-    names, seen = dict.fromkeys(item.moment for item in series), []
+    names, conditions = dict.fromkeys(item.moment for item in series), []
     for item in series:
         names |= dict.fromkeys([*item.key, *item.sums, *item.columns, *(f for order in item.orders for f in order)])
         since = (interval.start - (item.reach or timedelta(0))).astimezone(UTC).replace(tzinfo=None)
-        seen.append(f"{item.moment} >= timestamp '{since}'")
-    return f"select {', '.join(names)} from {series[0].stream} where {' or '.join(dict.fromkeys(seen))}"
+        conditions.append(f"{item.moment} >= timestamp '{since}'")
+    return f"select {', '.join(names)} from {series[0].stream} where {' or '.join(dict.fromkeys(conditions))}"
 
 
 def _sorted(numbers: Places) -> tuple[Places, Places]:
@@ -212,29 +214,29 @@ def _running(values: Sequence[Places], rows: int) -> Array:
 
 def _digits(column: pa.DictionaryArray, values: pa.Array) -> Places:
     """Where each of a column's values is among others; as many as there are, where it is not."""
-    found = _whole(pc.index_in(column.dictionary.cast(values.type), values), missing=len(values))
-    return np.append(found, len(values))[_whole(column.indices)]
+    places = _whole(pc.index_in(column.dictionary.cast(values.type), values), missing=len(values))
+    return np.append(places, len(values))[_whole(column.indices)]
 
 
-def _column(column: pa.ChunkedArray) -> Column:
+def _column(column: pa.ChunkedArray) -> MaskedColumn:
     if pa.types.is_dictionary(column.type):
         column = pa.chunked_array([chunk.indices for chunk in column.chunks])
     if pa.types.is_timestamp(column.type):
         column = column.cast(pa.int64())
     if not column.null_count:
-        return Column(column.to_numpy(), np.broadcast_to(np.True_, len(column)))
+        return MaskedColumn(column.to_numpy(), np.broadcast_to(np.True_, len(column)))
     nothing = False if pa.types.is_boolean(column.type) else 0
-    return Column(column.fill_null(nothing).to_numpy(), column.is_valid().to_numpy())
+    return MaskedColumn(column.fill_null(nothing).to_numpy(), column.is_valid().to_numpy())
 
 
-def arrow(column: Column) -> pa.Array:
+def to_arrow(column: MaskedColumn) -> pa.Array:
     """A column as Arrow has it."""
     return pa.array(column.values, mask=None if column.valid.all() else ~column.valid)
 
 
-def worded(column: Column, words: pa.Array) -> pa.Array:
+def to_dictionary(column: MaskedColumn, words: pa.Array) -> pa.Array:
     """A column of numbers as what they stand for."""
-    return pa.DictionaryArray.from_arrays(arrow(column).cast(pa.int32()), words)
+    return pa.DictionaryArray.from_arrays(to_arrow(column).cast(pa.int32()), words)
 
 
 def _coded(field: pa.Field) -> pa.Field:

@@ -1,8 +1,8 @@
 """A use case's features for every point of an interval, point in time, from clean Parquet files.
 
-The definition's steps and expressions are run by DuckDB as they are written. Its windows and joins are what the online
-path looks up, in the same way, in series of all keys at once (`features.history`): sums are differences of running
-totals between two searches. `features.engine.build` says the same in SQL alone; a test holds both to the same bits.
+DuckDB runs the definition's steps and expressions as they are written. Windows and joins are looked up as online, but
+in series of all keys at once (`features.history`): sums are differences of running totals between two searches.
+`features.engine.build_by_sql` defines the same in SQL alone; a test holds both to the same bits.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,59 +19,59 @@ from numpy.typing import NDArray
 
 from features import engine
 from features.engine import KEY_COLUMNS, LABEL_COLUMNS, FeatureSet, Span
-from features.history import History, Stream, arrow, coded, worded
-from features.operations import Column
-from features.plan import Plan
-from features.series import Series, all_series, point_kinds
+from features.history import History, Stream, read_coded, to_arrow, to_dictionary
+from features.operations import MaskedColumn
+from features.plan import SeriesPlan
+from features.series import Series, list_series, point_kinds
 from features.sorted_events import Places
-from features.step_plan import Steps
+from features.step_plan import StepPlan
 
 _POINTS_AT_ONCE = 1 << 17
 _MOMENT = pa.timestamp("us", "UTC")
 _LABELS = pa.schema(zip(LABEL_COLUMNS, (pa.string(), _MOMENT, pa.float64(), _MOMENT), strict=True))
 
 
-class _Points:
-    """Some of the points, as a plan asks about them."""
+class _PointsPart:
+    """Some of the points, as a plan takes them."""
 
     def __init__(self, rows: pa.Table) -> None:
         self.rows = rows
         self.known, self.event_time = (_moments(rows[name]) for name in ("prediction_time", "event_time"))
 
-    def miss(self, absent: str | None, rows: NDArray[np.bool_]) -> None:
-        """Nobody reads why a feature of one among millions is missing."""
+    def note_absence(self, absent: str | None, rows: NDArray[np.bool_]) -> None:
+        """Nothing: nobody reads why a feature of one point among millions is missing."""
 
 
 @dataclass(frozen=True)
-class _Found:
+class _SeriesColumns:
     """What a series holds for every point: of a text the numbers of words, and of sums whole numbers."""
 
-    plan: Plan
+    plan: SeriesPlan
     words: Mapping[str, pa.Array]
     kinds: Mapping[str, str]
-    columns: Mapping[str, Column]
+    columns: Mapping[str, MaskedColumn]
 
-    def arrow(self, part: slice) -> dict[str, pa.Array]:
+    def to_arrays(self, part: slice) -> dict[str, pa.Array]:
         """The columns of some points as expressions read them: a record is a struct of its fields."""
-        found = {name: Column(values[part], valid[part]) for name, (values, valid) in self.columns.items()}
-        made = {name: arrow(found[name]).cast(pa.float64()) for name in self.plan.summed}
+        columns = {name: MaskedColumn(values[part], valid[part]) for name, (values, valid) in self.columns.items()}
+        arrays = {name: to_arrow(columns[name]).cast(pa.float64()) for name in self.plan.summed}
         for record, fields in self.plan.records.items():
-            arrays = [self._field(found[f"{record}.{field}"], field) for field in fields]
-            there = found[record]
+            of_fields = [self._field(columns[f"{record}.{field}"], field) for field in fields]
+            there = columns[record]
             absent = pa.array(~there.valid)
-            made[record] = pa.StructArray.from_arrays(arrays, fields, mask=absent) if fields else arrow(there)
-        return made
+            arrays[record] = pa.StructArray.from_arrays(of_fields, fields, mask=absent) if fields else to_arrow(there)
+        return arrays
 
-    def _field(self, column: Column, name: str) -> pa.Array:
+    def _field(self, column: MaskedColumn, name: str) -> pa.Array:
         if name in self.words:
-            return worded(column, self.words[name])
-        return arrow(column).cast(pa.timestamp("us")) if self.kinds[name] == "timestamp" else arrow(column)
+            return to_dictionary(column, self.words[name])
+        return to_arrow(column).cast(pa.timestamp("us")) if self.kinds[name] == "timestamp" else to_arrow(column)
 
 
-def build(
+def build_offline(
     definition: FeatureSet, tables: Mapping[str, Sequence[Path]], interval: Span, lead: timedelta
 ) -> tuple[pa.Table, pa.Table]:
-    """Points and labels, as `features.engine.build` says, and to the same bits.
+    """Points and labels, as `features.engine.build_by_sql` defines them, and to the same bits.
 
     Raises:
         ValueError: a source lacks a column, or holds values of another type.
@@ -80,16 +80,16 @@ def build(
         connection.execute("set TimeZone = 'UTC'")
         connection.execute("set preserve_insertion_order = false")  # what is read is put in order here
         [(threads,)] = connection.execute("select current_setting('threads')").fetchall()
-        with engine.as_declared(definition):
-            points, labels, streams = _read(definition, tables, interval, lead, connection=connection)
+        with engine.naming_undeclared_source(definition):
+            points, labels, streams = _read_streams(definition, tables, interval, lead, connection=connection)
     with ThreadPoolExecutor(threads) as pool:
-        parts = _parts(points)
-        asked = [_Points(points[part]) for part in parts]
-        found = _look_all_up(definition, asked, streams, pool)
-        return pa.concat_tables(pool.map(partial(_features, definition, points, found), parts)), labels
+        slices = _point_slices(points)
+        parts = [_PointsPart(points[part]) for part in slices]
+        columns = _look_up_all_series(definition, parts, streams, pool)
+        return pa.concat_tables(pool.map(partial(_evaluate_features, definition, points, columns), slices)), labels
 
 
-def _read(
+def _read_streams(
     definition: FeatureSet,
     tables: Mapping[str, Sequence[Path]],
     interval: Span,
@@ -98,19 +98,19 @@ def _read(
     connection: duckdb.DuckDBPyConnection,
 ) -> tuple[pa.Table, pa.Table, list[tuple[Stream, list[Series]]]]:
     """Points and labels in order, and the streams with their series."""
-    series = [item for item in all_series(definition, point_kinds(definition)) if not item.lookup]
+    series = [item for item in list_series(definition, point_kinds(definition)) if not item.lookup]
     points_sql = f"{engine.points_sql(definition, _names(definition))} order by {', '.join(engine.POINT_ORDER)}"
     labels_sql = f"select {', '.join(LABEL_COLUMNS)} from labels order by {', '.join(engine.LABEL_ORDER)}"
     names = list(dict.fromkeys(item.stream for item in series))
-    steps = Steps(connection, definition, [*(f"from {name}" for name in names), points_sql, labels_sql])
-    steps.make(tables, interval, lead)
+    steps = StepPlan(connection, definition, [*(f"from {name}" for name in names), points_sql, labels_sql])
+    steps.create(tables, interval, lead)
     streams = []
     for name in names:
         together = [item for item in series if item.stream == name]
         streams.append((Stream(connection, together, interval), together))
-        steps.done()
-    points = coded(connection.sql(points_sql), {name for item in series for name in item.on}).combine_chunks()
-    steps.done()
+        steps.finish_query()
+    points = read_coded(connection.sql(points_sql), {name for item in series for name in item.on}).combine_chunks()
+    steps.finish_query()
     labels = connection.sql(labels_sql).to_arrow_table().cast(_LABELS)
     return points, labels, streams
 
@@ -118,58 +118,63 @@ def _read(
 def _names(definition: FeatureSet) -> list[str]:
     """The columns of a point that are its keys, or that some window, join or feature mentions."""
     keys = [item.key for item in definition.windows] + [item.key for item in definition.joined]
-    mentioned = {*KEY_COLUMNS, *engine.used(definition)}.union(*keys)
+    mentioned = {*KEY_COLUMNS, *engine.mentioned_names(definition)}.union(*keys)
     return [name for name in definition.point_sql if name in mentioned]
 
 
-def _parts(points: pa.Table) -> list[slice]:
-    """The points in parts, in the order of time: what a part looks at lies close together. At least one."""
+def _point_slices(points: pa.Table) -> list[slice]:
+    """The points in parts, in the order of time: what a part reads lies close together. At least one."""
     return [slice(start, start + _POINTS_AT_ONCE) for start in range(0, max(points.num_rows, 1), _POINTS_AT_ONCE)]
 
 
-def _look_all_up(
+def _look_up_all_series(
     definition: FeatureSet,
-    asked: Sequence[_Points],
+    parts: Sequence[_PointsPart],
     streams: list[tuple[Stream, list[Series]]],
     pool: ThreadPoolExecutor,
-) -> list[_Found]:
+) -> list[_SeriesColumns]:
     """What every series holds for every point, a history for each processor at a time; streams are used up."""
-    found: list[_Found] = []
+    columns: list[_SeriesColumns] = []
     while streams:
         stream, series = streams.pop(0)
-        found += pool.map(partial(_look_up, definition, asked, stream), series)
-    return found
+        columns += pool.map(partial(_look_up_series, definition, parts, stream), series)
+    return columns
 
 
-def _look_up(definition: FeatureSet, asked: Sequence[_Points], stream: Stream, series: Series) -> _Found:
-    """What a series holds for every point. Its history, which takes more memory, is free again."""
-    history, plan = History(series, stream), Plan.of(definition, series)
-    looked = [plan.columns(points, history, history.slots(points.rows)) for points in asked]
-    for columns in looked:
+def _look_up_series(
+    definition: FeatureSet, parts: Sequence[_PointsPart], stream: Stream, series: Series
+) -> _SeriesColumns:
+    """What a series holds for every point. Its history, which takes more memory, is freed on return."""
+    history, plan = History(series, stream), SeriesPlan.of(definition, series)
+    by_part = [plan.columns(points, history, history.slots(points.rows)) for points in parts]
+    for columns in by_part:
         columns |= {
-            name: Column(columns[name].values.astype(history.sum_kind), columns[name].valid) for name in plan.summed
+            name: MaskedColumn(columns[name].values.astype(history.sum_kind), columns[name].valid)
+            for name in plan.summed
         }
-    whole = {name: _concatenated(columns.pop(name) for columns in looked) for name in [*looked[0]]}
-    return _Found(plan, history.words, history.kinds, whole)
+    whole = {name: _concatenate(columns.pop(name) for columns in by_part) for name in [*by_part[0]]}
+    return _SeriesColumns(plan, history.words, history.kinds, whole)
 
 
-def _concatenated(parts: Iterable[Column]) -> Column:
+def _concatenate(parts: Iterable[MaskedColumn]) -> MaskedColumn:
     values, valid = (np.concatenate(each) for each in zip(*parts, strict=True))
-    return Column(values, np.broadcast_to(np.True_, len(valid)) if valid.all() else valid)
+    return MaskedColumn(values, np.broadcast_to(np.True_, len(valid)) if valid.all() else valid)
 
 
-def _features(definition: FeatureSet, points: pa.Table, found: Sequence[_Found], part: slice) -> pa.Table:
+def _evaluate_features(
+    definition: FeatureSet, points: pa.Table, looked_up: Sequence[_SeriesColumns], part: slice
+) -> pa.Table:
     """The features of some points."""
     columns = {name: _plain(points[name][part]) for name in points.column_names}
-    features = columns | {name: column for one in found for name, column in one.arrow(part).items()}
+    features = columns | {name: column for series in looked_up for name, column in series.to_arrays(part).items()}
     query = ", ".join(f"{sql} as {name}" for name, sql in engine.features_sql(definition).items())
     with duckdb.connect(config={"threads": 1}) as connection:
         connection.execute("set TimeZone = 'UTC'")
         connection.register("points", pa.table(features))
-        made = connection.sql(f"select {query} from points").to_arrow_table()
+        features_table = connection.sql(f"select {query} from points").to_arrow_table()
     keys = {name: columns[name].cast(_MOMENT) for name in ("event_time", "prediction_time")}
-    numbers = dict(zip(made.column_names, made.columns, strict=True))
-    return pa.table({"entity_key": columns["entity_key"]} | keys | numbers)
+    values = dict(zip(features_table.column_names, features_table.columns, strict=True))
+    return pa.table({"entity_key": columns["entity_key"]} | keys | values)
 
 
 def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -1,4 +1,4 @@
-"""What a client would have told of past events: the requests behind the rows of a history."""
+"""The requests that clients would have sent for past events: one for each row of a history."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -13,18 +13,20 @@ from features.engine import FeatureSet, Span, points_sql, steps_sql
 _KEYS = ("entity_key", "event_time")
 
 
-def asked(definition: FeatureSet, tables: Mapping[str, Sequence[Path]], interval: Span, lead: timedelta) -> pa.Table:
+def load_past_requests(
+    definition: FeatureSet, tables: Mapping[str, Sequence[Path]], interval: Span, lead: timedelta
+) -> pa.Table:
     """The key (entity_key, event_time) and the request's fields of each point of an interval; moments are naive UTC.
 
     `tables` are clean Parquet files, as `build` takes them.
     """
-    told = {f"asked_{field.name}": f"asked.{field.name}" for field in definition.request}
-    # The points of the very same definition, but for what is kept of each: no window is computed.
-    points = replace(definition, point_sql={**{name: definition.point_sql[name] for name in _KEYS}, **told})
+    fields = {f"request_{field.name}": f"asked.{field.name}" for field in definition.request}
+    # The points of the same definition, with the request's fields as their columns: no window is computed.
+    points = replace(definition, point_sql={**{name: definition.point_sql[name] for name in _KEYS}, **fields})
     with duckdb.connect() as connection:
         connection.execute("set TimeZone = 'UTC'")
         for statement in steps_sql(definition, tables, interval, lead).values():
             connection.execute(statement)
-        columns = ", ".join([*_KEYS, *(f"{name} as {name.removeprefix('asked_')}" for name in told)])
+        columns = ", ".join([*_KEYS, *(f"{name} as {name.removeprefix('request_')}" for name in fields)])
         query = f"select {columns} from ({points_sql(points, points.point_sql)}) order by event_time, entity_key"
         return connection.sql(query).to_arrow_table()

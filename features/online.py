@@ -1,8 +1,8 @@
-"""A use case's features for events asked about now, from the packed series of the online store.
+"""A use case's features for the events of requests, from the packed series of the online store.
 
 Exact at a point in time: what became known after an event's prediction time is in the series, and outside every
 window. For a prediction time before the store's `as_of` each value is the batch's, to the last bit. Later than that,
-features are those of `as_of`: a window that ran on over the silence since would tell of a standstill nobody saw.
+features are those of `as_of`: a window over the silence since then would show a standstill that nobody observed.
 """
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -13,22 +13,22 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from features.batch import Batch
+from features.batch import REQUEST, EventBatch
 from features.engine import FeatureSet, features_sql
 from features.expressions import compile_expressions
-from features.operations import Column, missing
-from features.plan import Plan
-from features.series import Series, all_series, point_kinds
-from features.series_cache import Arena
-from features.series_codec import unpack
+from features.operations import MaskedColumn, missing_column
+from features.plan import SeriesPlan
+from features.series import Series, list_series, point_kinds
+from features.series_cache import SeriesCache
+from features.series_codec import unpack_series
 
 _KEYS_AT_ONCE = 200
 _MICROSECOND = timedelta(microseconds=1)
 _MOMENT = pa.timestamp("us", "UTC")
 
 
-class State(NamedTuple):
-    """What the store says of itself: moments in microseconds since 1970."""
+class StoreState(NamedTuple):
+    """The state of the store: moments in microseconds since 1970."""
 
     revision: int
     since: int
@@ -36,83 +36,85 @@ class State(NamedTuple):
     snapshot: str  # the version of the dataset it was made with
 
 
-Fetch = Callable[[list[str]], tuple[State, dict[str, bytes]]]
+FetchSeries = Callable[[list[str]], tuple[StoreState, dict[str, bytes]]]
 
 
 @dataclass(frozen=True)
-class Computed:
-    """Features in the order of the events, why some are missing, and the state of the store (None: not asked)."""
+class ComputedFeatures:
+    """Features in the order of the events, why some are missing, and the state of the store (None: it was not read)."""
 
     features: pa.Table
     problems: tuple[tuple[str, ...], ...]
-    state: State | None
+    state: StoreState | None
 
 
-class _Moved(Exception):  # noqa: N818  # not an error: the store was refreshed between two reads
+class _StoreRefreshed(Exception):  # noqa: N818  # not an error: the store was refreshed between two reads
     pass
 
 
-class Online:
+class OnlineFeatures:
     """One definition, compiled, with the series decoded so far; for one thread."""
 
     def __init__(self, definition: FeatureSet, lead: timedelta, *, cache_bytes: int) -> None:
         kinds = point_kinds(definition)
         self._definition, self._lead, self._cache_bytes = definition, lead // _MICROSECOND, cache_bytes
-        self._series = all_series(definition, kinds)
-        self._plans = {s.name: Plan.of(definition, s) for s in self._series}
-        self._asked = {n.removeprefix("asked."): k for n, k in kinds.items() if n.startswith("asked.")}
-        told = {f"asked.{name}": kind for name, kind in self._asked.items()}
-        self._event_time = compile_expressions({"event_time": definition.point_sql["event_time"]}, told)
+        self._series = list_series(definition, kinds)
+        self._plans = {s.name: SeriesPlan.of(definition, s) for s in self._series}
+        request = {name: kind for name, kind in kinds.items() if name.startswith(REQUEST)}
+        self._request_kinds = {name.removeprefix(REQUEST): kind for name, kind in request.items()}
+        self._event_time = compile_expressions({"event_time": definition.point_sql["event_time"]}, request)
         fields = {f"{s.lookup[0]}.{f}": k for s in self._series if s.lookup for f, k in s.columns.items()}
-        self._points = compile_expressions(definition.point_sql, told | fields)
-        known = {n.removeprefix("points."): k for n, k in kinds.items() if n.startswith("points.")}
+        self._points = compile_expressions(definition.point_sql, request | fields)
+        inputs = {n.removeprefix("points."): k for n, k in kinds.items() if n.startswith("points.")}
         for plan in self._plans.values():
-            known |= plan.kinds
-        self._features = compile_expressions(features_sql(definition), known)
-        self._arenas: dict[str, Arena] = {}
-        self._state: State | None = None
+            inputs |= plan.kinds
+        self._features = compile_expressions(features_sql(definition), inputs)
+        self._caches: dict[str, SeriesCache] = {}
+        self._state: StoreState | None = None
 
-    def compute(self, events: pa.Table, fetch: Fetch | None) -> Computed:
+    def compute(self, events: pa.Table, fetch: FetchSeries | None) -> ComputedFeatures:
         """Features of events; `fetch` reads series by their keys, and None stands for a store that does not answer."""
-        if sum(arena.nbytes for arena in self._arenas.values()) > self._cache_bytes:
-            self._state, self._arenas = None, {}
+        if sum(cache.nbytes for cache in self._caches.values()) > self._cache_bytes:
+            self._state, self._caches = None, {}
         while True:
             try:
-                return self._compute(Batch(events, self._asked), fetch)
-            except _Moved:
+                return self._compute(EventBatch(events, self._request_kinds), fetch)
+            except _StoreRefreshed:
                 continue
 
-    def _compute(self, batch: Batch, fetch: Fetch | None) -> Computed:
+    def _compute(self, batch: EventBatch, fetch: FetchSeries | None) -> ComputedFeatures:
         rows = batch.rows
         batch.event_time = self._event_time.run(batch.columns, rows)["event_time"].values
-        asked_for = batch.event_time - self._lead
+        requested = batch.event_time - self._lead
         # Before anything else: which revision is this, and is what was decoded still of it?
         first = [s for s in self._series if s.lookup]
         state = self._load(batch, first, fetch, fresh=True)
-        batch.known = asked_for if state is None else np.minimum(asked_for, state.as_of)
-        batch.columns["asked.prediction_time"] = Column(batch.known, np.ones(rows, np.bool_))
+        batch.known = requested if state is None else np.minimum(requested, state.as_of)
+        batch.columns[REQUEST + "prediction_time"] = MaskedColumn(batch.known, np.ones(rows, np.bool_))
         for series in first:
-            self._look(batch, series, answered=state is not None)
+            self._add_columns(batch, series, answered=state is not None)
         points = self._points.run(batch.columns, rows)
-        batch.lists.clear()
+        batch.key_lists.clear()
         batch.columns |= points
         rest = [s for s in self._series if not s.lookup]
         self._load(batch, rest, fetch, fresh=False)
         for series in rest:
-            self._look(batch, series, answered=state is not None)
+            self._add_columns(batch, series, answered=state is not None)
         values = self._features.run(batch.columns, rows)
         if state is not None:
-            batch.miss("older than the history that is kept", asked_for < state.since)
+            batch.note_absence("older than the history that is kept", requested < state.since)
         keys = {
             "entity_key": pa.array(points["entity_key"].values, pa.string()),
             "event_time": pa.array(batch.event_time, pa.int64()).cast(_MOMENT),
-            "prediction_time": pa.array(asked_for, pa.int64()).cast(_MOMENT),
+            "prediction_time": pa.array(requested, pa.int64()).cast(_MOMENT),
         }
         features = {name: _arrow(column, self._features.kinds[name]) for name, column in values.items()}
-        return Computed(pa.table(keys | features), tuple(map(tuple, batch.problems)), state)
+        return ComputedFeatures(pa.table(keys | features), tuple(map(tuple, batch.problems)), state)
 
-    def _load(self, batch: Batch, wanted: Sequence[Series], fetch: Fetch | None, *, fresh: bool) -> State | None:
-        """Have every series that a batch needs decoded. `fresh`: ask for the state even when nothing is missing.
+    def _load(
+        self, batch: EventBatch, wanted: Sequence[Series], fetch: FetchSeries | None, *, fresh: bool
+    ) -> StoreState | None:
+        """Decode every series that a batch needs and that is not decoded yet. `fresh`: read the state in any case.
 
         What was read before a store stopped answering stays, so that the next attempt has less to do.
         """
@@ -123,55 +125,55 @@ class Online:
             part = absent[start : start + _KEYS_AT_ONCE]
             state, payloads = fetch([text for _, _, text in part])
             if state != self._state:
-                held, self._state = self._arenas, state
+                held, self._state = self._caches, state
                 base = state.since - max(s.reach for s in self._series if s.reach) // _MICROSECOND
-                self._arenas = {s.name: Arena(s, base) for s in self._series}
+                self._caches = {s.name: SeriesCache(s, base) for s in self._series}
                 if held or start or not fresh:
-                    raise _Moved
+                    raise _StoreRefreshed
             self._decode(part, payloads)
         return self._state
 
-    def _absent(self, batch: Batch, wanted: Sequence[Series]) -> list[tuple[str, Hashable, str]]:
+    def _absent(self, batch: EventBatch, wanted: Sequence[Series]) -> list[tuple[str, Hashable, str]]:
         """The series to read: name, key, and the key's text."""
         absent = []
         for series in wanted:
-            arena = self._arenas.get(series.name)
-            held = () if arena is None else arena.slots
+            cache = self._caches.get(series.name)
+            held = () if cache is None else cache.slots
             new = {key for key in batch.keys(series) if key is not None and key not in held}
             absent += [(series.name, key, series.key_text(_values(key))) for key in new]
         return absent
 
-    def _decode(self, asked: Sequence[tuple[str, Hashable, str]], payloads: Mapping[str, bytes]) -> None:
+    def _decode(self, wanted: Sequence[tuple[str, Hashable, str]], payloads: Mapping[str, bytes]) -> None:
         for series in self._series:
-            arena, found, damaged = self._arenas[series.name], [], set()
-            for key, text in [(key, text) for name, key, text in asked if name == series.name]:
+            cache, read, damaged = self._caches[series.name], [], set()
+            for key, text in [(key, text) for name, key, text in wanted if name == series.name]:
                 columns = None
                 if (payload := payloads.get(text)) is not None:
                     try:
-                        columns = unpack(text, payload, arena.kinds)
+                        columns = unpack_series(text, payload, cache.kinds)
                     except ValueError:
                         damaged.add(key)
-                found.append((key, columns))
-            arena.add(found, damaged)
+                read.append((key, columns))
+            cache.add(read, damaged)
 
-    def _look(self, batch: Batch, series: Series, *, answered: bool) -> None:
-        """Add to a batch the columns that come from one series, and say what is wrong with them."""
+    def _add_columns(self, batch: EventBatch, series: Series, *, answered: bool) -> None:
+        """Add to a batch the columns that come from one series, and note what is wrong with them."""
         plan = self._plans[series.name]
         if not answered:
-            batch.columns |= {name: missing(batch.rows, kind) for name, kind in plan.kinds.items()}
+            batch.columns |= {name: missing_column(batch.rows, kind) for name, kind in plan.kinds.items()}
             return
-        arena = self._arenas[series.name]
-        slots = np.array([-1 if key is None else arena.slots[key] for key in batch.keys(series)], np.int64)
-        if arena.damaged and (damaged := np.isin(slots, list(arena.damaged))).any():
+        cache = self._caches[series.name]
+        slots = np.array([-1 if key is None else cache.slots[key] for key in batch.keys(series)], np.int64)
+        if cache.damaged and (damaged := np.isin(slots, list(cache.damaged))).any():
             slots[damaged] = -1
-            batch.miss(f"damaged history of {series.name}", damaged)
-        batch.columns |= plan.columns(batch, arena, slots)
+            batch.note_absence(f"damaged history of {series.name}", damaged)
+        batch.columns |= plan.columns(batch, cache, slots)
 
 
 def _values(key: Hashable) -> Sequence[str | int]:
     return key if isinstance(key, tuple) else (key,)
 
 
-def _arrow(column: Column, kind: str) -> pa.Array:
+def _arrow(column: MaskedColumn, kind: str) -> pa.Array:
     mask = None if column.valid.all() else ~column.valid
     return pa.array(column.values, pa.string() if kind == "varchar" else pa.float32(), mask=mask)

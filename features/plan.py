@@ -8,10 +8,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from features.engine import FeatureSet, used
-from features.operations import Column
-from features.series import Series, record_fields, span
-from features.sorted_events import Ordered, Places
+from features.engine import FeatureSet, mentioned_names
+from features.operations import MaskedColumn
+from features.series import Series, parse_span, record_fields
+from features.sorted_events import Places, SortedEvents
 from features.vocabulary import Window
 from features.windows import sum_name
 
@@ -29,12 +29,12 @@ class Points(Protocol):
     def event_time(self) -> Places:
         """When it is to happen, likewise."""
 
-    def miss(self, absent: str | None, rows: NDArray[np.bool_]) -> None:
-        """Say what is not known of some of them."""
+    def note_absence(self, absent: str | None, rows: NDArray[np.bool_]) -> None:
+        """Record why something is not known of some of them."""
 
 
 @dataclass(frozen=True)
-class Plan:
+class SeriesPlan:
     """How one series becomes columns. `kinds` are those columns' names and types."""
 
     series: Series
@@ -44,9 +44,9 @@ class Plan:
     spans: Mapping[str, int]  # in microseconds
 
     @classmethod
-    def of(cls, definition: FeatureSet, series: Series) -> "Plan":
+    def of(cls, definition: FeatureSet, series: Series) -> "SeriesPlan":
         """The plan of a series: only what some feature reads."""
-        names = used(definition)
+        names = mentioned_names(definition)
         kinds: dict[str, str] = {}
         records: dict[str, tuple[str, ...]] = {}
         sums: dict[str, tuple[tuple[int, str], ...]] = {}
@@ -65,7 +65,7 @@ class Plan:
             kinds = {f"{record}.{f}": series.columns[f] for record, fields in records.items() for f in fields}
             kinds |= dict.fromkeys(records, "struct")
         kinds |= {name: "double" for listed in sums.values() for _, name in listed}
-        spans = {text: span(text) // _MICROSECOND for w in series.windows for text in w.spans}
+        spans = {text: parse_span(text) // _MICROSECOND for w in series.windows for text in w.spans}
         return cls(series, kinds, records, {text: named for text, named in sums.items() if named}, spans)
 
     @property
@@ -73,44 +73,50 @@ class Plan:
         """The names of all sums."""
         return [name for listed in self.sums.values() for _, name in listed]
 
-    def columns(self, batch: Points, arena: Ordered, slots: Places) -> dict[str, Column]:
+    def columns(self, points: Points, events: SortedEvents, slots: Places) -> dict[str, MaskedColumn]:
         """The columns of a batch of points; a slot below 0 has none of them."""
         valid = slots >= 0
         if joined := self.series.joined:
-            low, high = arena.bounds(slots, batch.event_time - span(joined.span) // _MICROSECOND, batch.event_time)
-            places, there = arena.last_known(low, high, batch.known)
-            return self._record(arena, joined.prefix, places, there & valid)
+            low, high = events.bounds(
+                slots, points.event_time - parse_span(joined.span) // _MICROSECOND, points.event_time
+            )
+            places, there = events.last_known(low, high, points.known)
+            return self._record(events, joined.prefix, places, there & valid)
         if self.series.lookup:
             name, lookup = self.series.lookup
-            low, high = arena.bounds(slots, np.zeros_like(batch.known), batch.known + 1)
-            batch.miss(lookup.absent, valid & (high == low))
-            return self._record(arena, name, high - 1, valid & (high > low))
-        return self._windows(batch, arena, slots, valid)
+            low, high = events.bounds(slots, np.zeros_like(points.known), points.known + 1)
+            points.note_absence(lookup.absent, valid & (high == low))
+            return self._record(events, name, high - 1, valid & (high > low))
+        return self._windows(points, events, slots, valid)
 
-    def _windows(self, batch: Points, arena: Ordered, slots: Places, valid: NDArray[np.bool_]) -> dict[str, Column]:
-        begins = [batch.known - reach for reach in self.spans.values()]
-        high, *lows = arena.bounds(slots, batch.known + 1, *begins)
+    def _windows(
+        self, points: Points, events: SortedEvents, slots: Places, valid: NDArray[np.bool_]
+    ) -> dict[str, MaskedColumn]:
+        begins = [points.known - reach for reach in self.spans.values()]
+        high, *lows = events.bounds(slots, points.known + 1, *begins)
         low_of = dict(zip(self.spans, lows, strict=True))
-        made: dict[str, Column] = {}
+        columns: dict[str, MaskedColumn] = {}
         for text, named in self.sums.items():
-            totals = arena.totals(low_of[text], high)
-            made |= {name: Column(totals[which], valid) for which, name in named}
+            totals = events.totals(low_of[text], high)
+            columns |= {name: MaskedColumn(totals[which], valid) for which, name in named}
         for w in self.series.windows:
-            made |= self._records(arena, w, low_of[w.spans[0]], high, valid)
-            batch.miss(w.absent, valid & (high == low_of[w.spans[-1]]))
-        return made
+            columns |= self._records(events, w, low_of[w.spans[0]], high, valid)
+            points.note_absence(w.absent, valid & (high == low_of[w.spans[-1]]))
+        return columns
 
     def _records(
-        self, arena: Ordered, window: Window, low: Places, high: Places, valid: NDArray[np.bool_]
-    ) -> dict[str, Column]:
-        made: dict[str, Column] = {}
+        self, events: SortedEvents, window: Window, low: Places, high: Places, valid: NDArray[np.bool_]
+    ) -> dict[str, MaskedColumn]:
+        columns: dict[str, MaskedColumn] = {}
         for named, last in ((window.latest, True), (window.earliest, False)):
             for name, fields in named.items():
                 if (record := f"{window.prefix}_{name}") in self.records:
-                    places = arena.extreme(low, high, self.series.orders.index(fields), last=last)
-                    made |= self._record(arena, record, places, valid & (high > low))
-        return made
+                    places = events.extreme(low, high, self.series.orders.index(fields), last=last)
+                    columns |= self._record(events, record, places, valid & (high > low))
+        return columns
 
-    def _record(self, arena: Ordered, record: str, places: Places, there: NDArray[np.bool_]) -> dict[str, Column]:
-        fields = arena.record(places, there, self.records[record])
-        return {record: Column(there, there)} | {f"{record}.{name}": column for name, column in fields.items()}
+    def _record(
+        self, events: SortedEvents, record: str, places: Places, there: NDArray[np.bool_]
+    ) -> dict[str, MaskedColumn]:
+        fields = events.record(places, there, self.records[record])
+        return {record: MaskedColumn(there, there)} | {f"{record}.{name}": column for name, column in fields.items()}

@@ -9,7 +9,7 @@ class RequestField:
     """One thing a client tells of an event. Bounds are inclusive; a pattern must match the whole text."""
 
     name: str
-    kind: Literal["string", "integer", "timestamp"]
+    kind: Literal["varchar", "bigint", "timestamp"]  # of `vocabulary.ColumnKind`: fractions have not been needed
     meaning: str
     example: str | int
     required: bool = True

@@ -6,27 +6,19 @@ Derived from the same windows, lookups and joins that the batch compiles to SQL,
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, timedelta
 from pathlib import Path
 
 import duckdb
 import pyarrow as pa
 
-from features.engine import FeatureSet, Span, points_sql, steps_sql, used
+from features.engine import ANY_DAY, FeatureSet, Span, mentioned_names, points_sql, steps_sql
 from features.vocabulary import AsOf, Preceding, Window
 from features.windows import sum_name
 
 _KINDS = {
     "BIGINT": "bigint", "DOUBLE": "double", "VARCHAR": "varchar", "TIMESTAMP": "timestamp", "BOOLEAN": "boolean",
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A half-open interval of time in UTC."""
-
-    start: datetime
-    end: datetime
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,21 +54,20 @@ class Series:
 
 def point_kinds(definition: FeatureSet) -> dict[str, str]:
     """The type of every column that the streams, `asked` and the points have: `<table>.<column>` -> kind."""
-    epoch = datetime(2000, 1, 1, tzinfo=UTC)
-    found = {}
+    kinds = {}
     with duckdb.connect() as connection:
         connection.execute("set TimeZone = 'UTC'")
-        for statement in steps_sql(definition, {}, Interval(epoch, epoch + timedelta(days=1)), timedelta(0)).values():
+        for statement in steps_sql(definition, {}, ANY_DAY, timedelta(0)).values():
             connection.execute(statement)
         connection.execute(f"create temp view points as {points_sql(definition, definition.point_sql)}")
         for table in ("asked", "points", *sorted(_streams(definition))):
             for name, kind, *_ in connection.execute(f"describe {table}").fetchall():
                 if kind in _KINDS:
-                    found[f"{table}.{name}"] = _KINDS[kind]
-    return found
+                    kinds[f"{table}.{name}"] = _KINDS[kind]
+    return kinds
 
 
-def all_series(definition: FeatureSet, kinds: Mapping[str, str]) -> tuple[Series, ...]:
+def list_series(definition: FeatureSet, kinds: Mapping[str, str]) -> tuple[Series, ...]:
     """Every series of a definition; windows over one stream by one key share theirs."""
     lookups = [_of_lookup(definition, name, kinds) for name in definition.lookups]
     shared: dict[tuple[str, tuple[str, ...]], list[Window]] = {}
@@ -93,20 +84,20 @@ def record_fields(definition: FeatureSet, record: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(word.removeprefix(f"{record}.") for word in words if word.startswith(f"{record}.")))
 
 
-def span(text: str) -> timedelta:
+def parse_span(text: str) -> timedelta:
     """A span as windows write it: "3 hours"."""
     number, unit = text.split()
     return timedelta(**{unit: int(number)})
 
 
-def extract(
+def extract_series(
     definition: FeatureSet, tables: Mapping[str, Sequence[Path]], interval: Span, lead: timedelta
 ) -> Iterator[tuple[Series, pa.Table]]:
     """Each series with its events: key columns, `moment`, the columns and ranks, ordered by key and moment.
 
     `tables` reach back as for `build`. Events that no point of the interval, or after it, can see are left out.
     """
-    series = all_series(definition, point_kinds(definition))
+    series = list_series(definition, point_kinds(definition))
     with duckdb.connect() as connection:
         connection.execute("set TimeZone = 'UTC'")
         for statement in steps_sql(definition, tables, interval, lead).values():
@@ -140,12 +131,12 @@ def _partition(item: Series) -> str:
 
 
 def _streams(definition: FeatureSet) -> set[str]:
-    used_by: list[AsOf | Window | Preceding] = [
+    readers: list[AsOf | Window | Preceding] = [
         *definition.lookups.values(),
         *definition.windows,
         *definition.joined,
     ]
-    return {item.stream for item in used_by}
+    return {item.stream for item in readers}
 
 
 def _of_lookup(definition: FeatureSet, name: str, kinds: Mapping[str, str]) -> Series:
@@ -170,7 +161,7 @@ def _of_lookup(definition: FeatureSet, name: str, kinds: Mapping[str, str]) -> S
 
 
 def _of_windows(definition: FeatureSet, windows: Sequence[Window], kinds: Mapping[str, str]) -> Series:
-    names, first = used(definition), windows[0]
+    names, first = mentioned_names(definition), windows[0]
     sums = dict.fromkeys(s for w in windows for s in w.sums if any(sum_name(w, s, span_) in names for span_ in w.spans))
     records = {
         f"{w.prefix}_{name}": fields
@@ -185,7 +176,7 @@ def _of_windows(definition: FeatureSet, windows: Sequence[Window], kinds: Mappin
         key=first.key,
         on=first.key,
         moment="known_at",
-        reach=max(span(text) for w in windows for text in w.spans),
+        reach=max(parse_span(text) for w in windows for text in w.spans),
         sums=tuple(sums),
         columns={field: kinds[f"{first.stream}.{field}"] for field in fields},
         orders=tuple(dict.fromkeys(records.values())),
@@ -201,7 +192,7 @@ def _of_joined(definition: FeatureSet, joined: Preceding, kinds: Mapping[str, st
         key=joined.key,
         on=joined.key,
         moment=joined.fields[0],
-        reach=span(joined.span) + timedelta(days=1),
+        reach=parse_span(joined.span) + timedelta(days=1),
         sums=(),
         columns={field: kinds[f"{joined.stream}.{field}"] for field in fields},
         orders=(joined.fields,),

@@ -1,24 +1,24 @@
-"""Decoded series of one kind, side by side in sorted arrays, so that a batch of questions is a few array operations."""
+"""Decoded series of one kind, side by side in sorted arrays, so that a batch of lookups is a few array operations."""
 
 from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from features.operations import Column, missing
+from features.operations import MaskedColumn, missing_column
 from features.series import Series
-from features.sorted_events import Ordered, Places
+from features.sorted_events import Places, SortedEvents
 
-_BITS = 44  # of a place in the arena that say when, in microseconds from the base: half a year
+_BITS = 44  # of a place in the cache that say when, in microseconds from the base: half a year
 _LATEST = (1 << _BITS) - 2
 
 
-class Arena(Ordered):
+class SeriesCache(SortedEvents):
     """Every key seen so far of one series. A key has a slot; an event's place is its slot and, below it, its moment."""
 
     def __init__(self, series: Series, base: int) -> None:
         kinds = {n: kind for n, kind in series.stored.items() if n in series.columns or n.startswith("rank")}
-        columns = {name: missing(0, kind) for name, kind in kinds.items()}
+        columns = {name: missing_column(0, kind) for name, kind in kinds.items()}
         super().__init__(series, np.zeros(0, np.int64), np.zeros((1, len(series.sums)), np.int64), columns)
         self.slots: dict[Hashable, int] = {}
         self.damaged: set[int] = set()
@@ -30,10 +30,10 @@ class Arena(Ordered):
         columns = sum(column.values.nbytes + column.valid.nbytes for column in self._columns.values())
         return self._at.nbytes + self._sums.nbytes + columns + 200 * len(self.slots)
 
-    def add(self, found: Sequence[tuple[Hashable, Mapping[str, Column] | None]], damaged: set[Hashable]) -> None:
-        """Keys with their series; None: the store has nothing of this key, or what it has is damaged."""
+    def add(self, read: Sequence[tuple[Hashable, Mapping[str, MaskedColumn] | None]], damaged: set[Hashable]) -> None:
+        """Keys with their series; None: the store has nothing under this key, or what it has is damaged."""
         chunks = []
-        for key, columns in found:
+        for key, columns in read:
             slot = self.slots[key] = len(self.slots)
             if key in damaged:
                 self.damaged.add(slot)
@@ -44,7 +44,9 @@ class Arena(Ordered):
         self._at = np.concatenate([self._at, *(slot << _BITS | self._since(c["moment"].values) for slot, c in chunks)])
         for name, before in self._columns.items():
             values = np.concatenate([before.values, *(c[name].values for _, c in chunks)])
-            self._columns[name] = Column(values, np.concatenate([before.valid, *(c[name].valid for _, c in chunks)]))
+            self._columns[name] = MaskedColumn(
+                values, np.concatenate([before.valid, *(c[name].valid for _, c in chunks)])
+            )
         if self.series.sums:  # a null is stored as zero
             new = [np.concatenate([c[name].values for _, c in chunks]) for name in self.series.sums]
             self._sums = np.concatenate([self._sums, self._sums[-1] + np.cumsum(np.stack(new, axis=1), axis=0)])
@@ -52,8 +54,8 @@ class Arena(Ordered):
     def bounds(self, slots: Places, *moments: Places) -> NDArray[np.int64]:
         """For each moment, how far the events of the slot lie before it: [moments, slots]; a slot below 0 has none."""
         keys = slots << _BITS
-        asked = np.concatenate([keys | self._since(moment) for moment in moments])
-        return np.asarray(self._at.searchsorted(asked).reshape(len(moments), -1), np.int64)
+        places = np.concatenate([keys | self._since(moment) for moment in moments])
+        return np.asarray(self._at.searchsorted(places).reshape(len(moments), -1), np.int64)
 
     def _since(self, moments: Places) -> Places:
         # What is earlier than anything kept counts as the earliest; the order of events does not change.

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from features.operations import Column
+from features.operations import MaskedColumn
 
 _MAGIC = b"WSS1"
 _DIGEST_BYTES = 16
@@ -28,15 +28,15 @@ _DOUBLE, _TEXT = b"d", b"s"  # the scale of a text column is its width in bytes
 
 
 @dataclass(frozen=True)
-class Packer:
-    """Columns of many keys, ready to be cut into payloads: what they have in common is found once."""
+class SeriesPacker:
+    """Columns of many keys, ready to be cut into payloads: what they have in common is computed once."""
 
     headers: tuple[bytes, ...]
     values: tuple[NDArray[Any], ...]
     marks: tuple[NDArray[np.uint8] | None, ...]
 
     @classmethod
-    def of(cls, table: pa.Table) -> "Packer":
+    def of(cls, table: pa.Table) -> "SeriesPacker":
         """A packer of every column of a table."""
         packed = [_pack_column(table[name].combine_chunks()) for name in table.column_names]
         headers, values, marks = zip(*packed, strict=True)
@@ -53,7 +53,7 @@ class Packer:
         return _MAGIC + _digest(key, body) + body
 
 
-def unpack(key: str, payload: bytes, kinds: Mapping[str, str]) -> dict[str, Column]:
+def unpack_series(key: str, payload: bytes, kinds: Mapping[str, str]) -> dict[str, MaskedColumn]:
     """The columns of one key's series: name -> kind says which there must be, in order.
 
     Raises:
@@ -72,7 +72,7 @@ def unpack(key: str, payload: bytes, kinds: Mapping[str, str]) -> dict[str, Colu
         if marked:
             valid = np.frombuffer(content, np.bool_, rows, at)
             at += rows
-        columns[name] = Column(values, valid)
+        columns[name] = MaskedColumn(values, valid)
     return columns
 
 

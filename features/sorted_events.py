@@ -6,22 +6,22 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from features.operations import Array, Column, missing
+from features.operations import Array, MaskedColumn, missing_column
 from features.series import Series
 
 Places = NDArray[np.int64]
 _LATEST = np.iinfo(np.int64).max
-_CELLS = 1 << 22  # at most so many events are looked at together
+_CELLS = 1 << 22  # at most so many events are compared at once
 
 
-class Ordered(ABC):
-    """Events in the order of key, moment and first order, however their places are found.
+class SortedEvents(ABC):
+    """Events in the order of key, moment and first order, however their places are searched.
 
     `at` is a number for key and moment, and an event's place its position there; `sums` are the running totals (a row
     more than there are events), `columns` what else an event holds, with its rank in every order but that of places.
     """
 
-    def __init__(self, series: Series, at: Places, sums: Array, columns: Mapping[str, Column]) -> None:
+    def __init__(self, series: Series, at: Places, sums: Array, columns: Mapping[str, MaskedColumn]) -> None:
         self.series = series
         self.kinds = series.stored
         self._at, self._sums, self._columns = at, sums, dict(columns)
@@ -45,10 +45,10 @@ class Ordered(ABC):
     def _extreme(self, low: Places, high: Places, ranks: Array, *, last: bool) -> Places:
         places = _places(low, high)
         outside = places >= high[:, None]
-        found = ranks[np.minimum(places, len(ranks) - 1)] if len(ranks) else np.zeros(places.shape, np.int64)
+        of_places = ranks[np.minimum(places, len(ranks) - 1)] if len(ranks) else np.zeros(places.shape, np.int64)
         if last:
-            return np.asarray(low + np.where(outside, -1, found).argmax(1), np.int64)
-        return np.asarray(low + np.where(outside, _LATEST, found).argmin(1), np.int64)
+            return np.asarray(low + np.where(outside, -1, of_places).argmax(1), np.int64)
+        return np.asarray(low + np.where(outside, _LATEST, of_places).argmin(1), np.int64)
 
     def last_known(self, low: Places, high: Places, known: Places) -> tuple[Places, NDArray[np.bool_]]:
         """The last place in [low, high) whose version held at a moment, and whether there is one."""
@@ -66,17 +66,17 @@ class Ordered(ABC):
         held &= ~until.valid[inside] | (now < until.values[inside])
         return np.asarray(np.where(held & (places < high[:, None]), places, -1).max(1), np.int64)
 
-    def record(self, places: Places, there: NDArray[np.bool_], fields: Sequence[str]) -> dict[str, Column]:
+    def record(self, places: Places, there: NDArray[np.bool_], fields: Sequence[str]) -> dict[str, MaskedColumn]:
         """The fields of the events at some places, missing where there is none."""
         if not len(self._at):
-            return {name: missing(len(places), self.kinds[name]) for name in fields}
+            return {name: missing_column(len(places), self.kinds[name]) for name in fields}
         inside = np.where(there, places, 0)
         columns = ((name, self._columns[name]) for name in fields)
-        return {name: Column(column.values[inside], column.valid[inside] & there) for name, column in columns}
+        return {name: MaskedColumn(column.values[inside], column.valid[inside] & there) for name, column in columns}
 
 
 def _parts(low: Places, high: Places) -> list[slice]:
-    """The rows in parts, each of which looks at no more events together than memory should hold; at least one."""
+    """The rows in parts, each of which compares no more events at once than memory should hold; at least one."""
     step = max(1, _CELLS // max(1, int((high - low).max(initial=0))))
     return [slice(start, start + step) for start in range(0, max(len(low), 1), step)]
 

@@ -15,32 +15,32 @@ from pyspark.errors import AnalysisException, DateTimeException, NumberFormatExc
 from pyspark.sql import SparkSession
 
 from features.engine import LABEL_ORDER, POINT_ORDER, FeatureSet, Span, compile_sql
-from features.spark_sql import Statement, files_of, translate
+from features.spark_sql import Statement, files_view, translate_to_spark
 
 _MOMENT = pa.timestamp("us", "UTC")
 
 
-def build(
+def build_on_spark(
     definition: FeatureSet, tables: Mapping[str, Sequence[Path]], interval: Span, lead: timedelta
 ) -> tuple[pa.Table, pa.Table]:
-    """Points and labels, as `features.engine.build` makes them.
+    """Points and labels, as `features.engine.build_by_sql` makes them.
 
     Raises:
         ValueError: a source lacks a column, or holds values of another type.
     """
-    statements = [translate(sql, definition) for sql in compile_sql(definition, tables, interval, lead)]
-    spark = _spark().newSession()  # with tables of its own
+    statements = [translate_to_spark(sql, definition) for sql in compile_sql(definition, tables, interval, lead)]
+    spark = _session().newSession()  # with tables of its own
     try:
-        _make(spark, statements, tables)
-        points = _collected(spark, "points_out", POINT_ORDER, _point_schema(definition))
-        labels = _collected(spark, "labels_out", LABEL_ORDER, _LABEL_SCHEMA)
+        _create_tables(spark, statements, tables)
+        points = _collect_table(spark, "points_out", POINT_ORDER, _point_schema(definition))
+        labels = _collect_table(spark, "labels_out", LABEL_ORDER, _LABEL_SCHEMA)
     except (AnalysisException, DateTimeException, NumberFormatException) as error:
         raise ValueError(f"features {definition.name}: a source is not as declared: {error}") from error
     return points, labels
 
 
 @cache
-def _spark() -> SparkSession:
+def _session() -> SparkSession:
     """One for the process: Java takes seconds to start, and ends with the process."""
     master = os.environ.get("SPARK_MASTER") or "local[*]"
     settings = {"spark.ui.enabled": "false", "spark.sql.session.timeZone": "UTC"}
@@ -50,21 +50,21 @@ def _spark() -> SparkSession:
     return SparkSession.builder.master(master).appName("windsock features").config(map=settings).getOrCreate()
 
 
-def _make(spark: SparkSession, statements: Sequence[Statement], files: Mapping[str, Sequence[Path]]) -> None:
-    """Every table, made once and kept where it was made.
+def _create_tables(spark: SparkSession, statements: Sequence[Statement], files: Mapping[str, Sequence[Path]]) -> None:
+    """Every table is computed once and kept where it was computed.
 
-    Forty windows as one plan take longer to plan than to run; and the numbers that points get are others another time.
-    Where a part of a table is lost with its machine the build fails, and is to be tried again.
+    Forty windows as one plan take longer to plan than to run, and points would get other numbers each time they are
+    computed. Where a part of a table is lost with its machine, the build fails and is to be repeated.
     """
     for name, paths in files.items():
         if paths:
-            spark.read.parquet(*map(str, paths)).createOrReplaceTempView(files_of(name))
+            spark.read.parquet(*map(str, paths)).createOrReplaceTempView(files_view(name))
     for statement in statements:
         frame = spark.sql(statement.query)
         (frame if statement.is_view else frame.localCheckpoint()).createOrReplaceTempView(statement.name)
 
 
-def _collected(spark: SparkSession, table: str, order: Sequence[str], schema: pa.Schema) -> pa.Table:
+def _collect_table(spark: SparkSession, table: str, order: Sequence[str], schema: pa.Schema) -> pa.Table:
     return spark.sql(f"select * from {table} order by {', '.join(order)}").toArrow().cast(schema)
 
 

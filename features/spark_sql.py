@@ -1,7 +1,7 @@
-"""DuckDB's SQL as Spark's: sqlglot writes it anew; what Spark would give another meaning is translated here.
+"""Translates DuckDB's SQL to Spark's: sqlglot rewrites it, and what Spark would read differently is handled here.
 
-A naive moment is one in UTC, so Spark's session must be in UTC. A function that is known neither here nor to sqlglot is
-refused, never guessed.
+A naive moment is one in UTC, so Spark's session must be in UTC. A function that neither this module
+nor sqlglot knows is refused, never guessed.
 """
 
 from collections.abc import Iterator
@@ -18,23 +18,23 @@ _SECONDS = {"SECOND": 1, "MINUTE": 60, "HOUR": 3600, "DAY": 86400}
 
 @dataclass(frozen=True, kw_only=True)
 class Statement:
-    """What makes a table, or a view, which is computed where it is read."""
+    """A statement that makes a table, or a view, which is computed where it is read."""
 
     name: str
     query: str
     is_view: bool
 
 
-def files_of(source: str) -> str:
+def files_view(source: str) -> str:
     """The table that a source's files must be read as."""
     return f"files_of_{source}"
 
 
-def translate(sql: str, definition: FeatureSet) -> Statement:
+def translate_to_spark(sql: str, definition: FeatureSet) -> Statement:
     """A statement of `features.engine.compile_sql`.
 
     Raises:
-        ValueError: it says something that has no translation.
+        ValueError: a part of it has no translation.
     """
     tree: Any = sqlglot.parse_one(sql, read="duckdb")
     name, query = tree.this.name, tree.expression
@@ -42,7 +42,7 @@ def translate(sql: str, definition: FeatureSet) -> Statement:
         if type(node) in _RULES:
             node.replace(_RULES[type(node)](node))
     for read in list(query.find_all(exp.ReadParquet)):
-        read.replace(exp.to_identifier(files_of(name)))
+        read.replace(exp.to_identifier(files_view(name)))
     for order in query.find_all(exp.Order):
         order.set("expressions", [field for one in order.expressions for field in _fields(one, definition)])
     for part in query.find_all(exp.CTE):

@@ -1,32 +1,38 @@
 """The words a feature definition is written in: tables, lookups, windows, and what precedes an event.
 
 Each is data, compiled twice: to SQL over a history (`features.engine`), and to lookups in sorted series of it
-(`features.plan`). Neither has a text of its own of what a feature is.
+(`features.plan`). Neither defines a feature by itself.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
+
+ColumnKind = Literal["varchar", "bigint", "double", "timestamp"]  # of sources, in SQL's words; requests use the same
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class SourceTable:
     """A clean table as read: column -> SQL type. `timeless` tables change slowly and are read from their beginning."""
 
-    columns: Mapping[str, str]
+    columns: Mapping[str, ColumnKind]
     timeless: bool = False
 
 
-def source(*, timeless: bool = False, **names: str) -> Source:
-    """A source declared by type: `source(bigint="flight", varchar="carrier origin")`."""
-    return Source(columns={name: kind for kind, listed in names.items() for name in listed.split()}, timeless=timeless)
+def declare_source(
+    *, varchar: str = "", bigint: str = "", double: str = "", timestamp: str = "", timeless: bool = False
+) -> SourceTable:
+    """A source declared by type: `declare_source(bigint="flight", varchar="carrier origin")`."""
+    names: dict[ColumnKind, str] = {"varchar": varchar, "bigint": bigint, "double": double, "timestamp": timestamp}
+    return SourceTable(columns={name: kind for kind in names for name in names[kind].split()}, timeless=timeless)
 
 
 @dataclass(frozen=True, kw_only=True)
 class AsOf:
     """The version of a record that was known at the prediction time, for the expressions that make a point.
 
-    `stream` is made by `versions`; `on` says which of its columns equals which column of `asked`. `absent` is what an
-    online answer says where there is no record of the key that was told (of a key that is null nothing is said).
+    `stream` is made by `versions_sql`; `on` says which of its columns equals which column of `asked`. `absent` is the
+    reason that an online answer gives where there is no record of the key (a key that is null has no reason).
     """
 
     stream: str
@@ -39,8 +45,8 @@ class Window:
     """Sums, and latest records, of one stream's events per key over spans of time (shortest first) before each point.
 
     `sums` are integer columns of the stream: integers add up to the same total in any order and on any engine.
-    Column names: `<prefix>_<sum>_<span>`, and `<prefix>_<latest>` for the record whose first field is the greatest.
-    `absent` is what an online answer says where the longest span holds nothing.
+    Names of columns: `<prefix>_<sum>_<span>`, and `<prefix>_<latest>` for the record whose first field is the greatest.
+    `absent` is the reason that an online answer gives where the longest span holds nothing.
     """
 
     prefix: str
@@ -68,28 +74,28 @@ class Preceding:
     fields: tuple[str, ...]
 
 
-def utc(moment: str) -> str:
+def utc_sql(moment: str) -> str:
     """SQL: a naive UTC timestamp from one with a time zone, or the other way round."""
     return f"timezone('UTC', {moment})"
 
 
-def naive_utc(moment: str) -> str:
+def naive_utc_sql(moment: str) -> str:
     """SQL: a naive UTC timestamp from one with a time zone, as DuckDB makes it without looking into a calendar."""
     return f"make_timestamp(epoch_us({moment}))"
 
 
-def local_time(zone: str, moment: str) -> str:
+def local_time_sql(zone: str, moment: str) -> str:
     """SQL: the wall-clock time of a naive UTC moment in a named zone; null where the zone is null."""
-    return f"timezone({zone}, {utc(moment)})"
+    return f"timezone({zone}, {utc_sql(moment)})"
 
 
-def versions(table: str, key: str) -> str:
+def versions_sql(table: str, key: str) -> str:
     """SQL: every version of a record with the moment the next one became known (null: still current).
 
     Of those that became known at one moment the greatest row counts, in whatever order the files have them.
     """
     order = f"over (partition by {key} order by known_at, {table})"
-    return either_way(
+    return unique_or_repeated_sql(
         table,
         key,
         alone="cast(null as timestamp) as known_until, true as is_first",
@@ -97,7 +103,7 @@ def versions(table: str, key: str) -> str:
     )
 
 
-def either_way(table: str, key: str, *, alone: str, among: str) -> str:
+def unique_or_repeated_sql(table: str, key: str, *, alone: str, among: str) -> str:
     """SQL: a table with columns added: `alone` to the only row of its key, `among` to a row that has others beside it.
 
     Most keys have one row; to find those that have more is much less work than a window over all rows. Hashes are
@@ -113,6 +119,6 @@ def either_way(table: str, key: str, *, alone: str, among: str) -> str:
     )
 
 
-def known(version: str, moment: str) -> str:
+def known_at_sql(version: str, moment: str) -> str:
     """SQL condition: this version was the latest known one at the moment."""
     return f"{version}.known_at <= {moment} and ({version}.known_until is null or {moment} < {version}.known_until)"

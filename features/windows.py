@@ -78,7 +78,7 @@ def _records_sql(window: Window, records: dict[str, tuple[str, ...]]) -> str:
         f"{'max' if name in window.latest else 'min'}(place_{kinds.index(fields)}) over frame as {name}_place"
         for name, fields in records.items()
     )
-    found = ", ".join(f"{n}.record_{kinds.index(f)} as {window.prefix}_{n}" for n, f in records.items())
+    records_selected = ", ".join(f"{n}.record_{kinds.index(f)} as {window.prefix}_{n}" for n, f in records.items())
     joins = " ".join(
         f"left join events {n} on {n}.place_{kinds.index(f)} = framed.{n}_place"
         + "".join(f" and {n}.{key} = framed.{key}" for key in keys)
@@ -87,7 +87,7 @@ def _records_sql(window: Window, records: dict[str, tuple[str, ...]]) -> str:
     framed = ", ".join(["point_id", *keys, chosen])
     return (
         f"with events as materialized (select *, {', '.join(numbered)} from {window.stream} where {_present(window)})"
-        f" select point_id, {found} from (select * from (select {framed} from ({union}) window frame as"
+        f" select point_id, {records_selected} from (select * from (select {framed} from ({union}) window frame as"
         f" ({partition}order by moment range between interval {window.spans[0]} preceding and current row))"
         f" where point_id is not null) framed {joins}"
     )

@@ -1,4 +1,4 @@
-"""What goes out: the requests of one TorchServe batch, answered by one lookup and one prediction, and written down."""
+"""What goes out: the requests of one TorchServe batch, answered by one lookup and one prediction, and logged."""
 
 import json
 import time
@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,16 +14,18 @@ from numpy.typing import NDArray
 
 from serving.prediction_log import FEATURE, LOGGED, LOGGED_SCHEMA
 from serving.reasons import DegradedReason
-from serving.request import Asked, Reader, Refusal
+from serving.request import ParsedRequest, Refusal, RequestReader
 
 if TYPE_CHECKING:
     from models.attribution import Attributions
+    from serving.lookup import FeatureLookup, LookedUpFeatures
+    from serving.predictor import Predictor
 
 _MAX_CHARACTERS = 100  # of a name that came in a header
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class ServingOptions:
     """What a deployment decides beside the model; it travels in the archive."""
 
     use_case: str
@@ -38,7 +40,7 @@ class Options:
     max_feature_age_hours: float
 
     @classmethod
-    def from_document(cls, document: Mapping[str, Any]) -> "Options":
+    def from_document(cls, document: Mapping[str, Any]) -> "ServingOptions":
         """Read and check.
 
         Raises:
@@ -51,12 +53,12 @@ class Options:
 
     @property
     def lead(self) -> timedelta:
-        """How long before an event it is asked about."""
+        """How long before an event it is predicted."""
         return timedelta(minutes=self.lead_minutes)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Call:
+class InferenceRequest:
     """One HTTP request of a batch."""
 
     body: bytes | bytearray
@@ -65,11 +67,11 @@ class Call:
     client: str = "direct"
     entity: str | None = None  # X-Entity-Id, by which the gateway chose the slot
     explain: bool = False
-    schema: bool = False  # asks what may be asked, with `X-Windsock-Ask: openapi`: the server hands on no ?query
+    schema: bool = False  # wants the schema, with `X-Windsock-Ask: openapi`: the server hands on no ?query
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reply:
+class InferenceReply:
     """What is sent back."""
 
     status: int
@@ -78,44 +80,10 @@ class Reply:
     degraded: int = 0
 
 
-class Found(Protocol):
-    """Features as looked up: one row an event, in the order of the events."""
-
-    @property
-    def features(self) -> pa.Table:
-        """Key columns and every feature."""
-
-    @property
-    def as_of(self) -> datetime | None:
-        """What the store knows up to; None where it did not answer."""
-
-    @property
-    def snapshot(self) -> str | None:
-        """The dataset the store was made with."""
-
-    @property
-    def problems(self) -> tuple[tuple[str, ...], ...]:
-        """Per row, why it is not all there."""
-
-
-class Lookup(Protocol):
-    """Where features come from."""
-
-    def features(self, events: pa.Table) -> Found:
-        """Of these events."""
-
-
-class Predicts(Protocol):
-    """What answers."""
-
-    def predict(self, table: pa.Table) -> NDArray[np.float64]:
-        """One number a row."""
-
-
-def call(body: bytes | bytearray | None, headers: Mapping[str, str]) -> Call:
+def read_inference_request(body: bytes | bytearray | None, headers: Mapping[str, str]) -> InferenceRequest:
     """A request from what TorchServe hands over; what the gateway would have added is made up where it is absent."""
     named = {name.lower(): value for name, value in headers.items() if isinstance(value, str)}
-    return Call(
+    return InferenceRequest(
         body=b"" if body is None else body,
         request_id=_name(named.get("x-request-id")) or str(uuid.uuid4()),
         slot=_name(named.get("x-windsock-slot")) or "direct",
@@ -136,10 +104,10 @@ class Answerer:
     def __init__(
         self,
         *,
-        options: Options,
-        reader: Reader,
-        lookup: Lookup,
-        predictor: Predicts,
+        options: ServingOptions,
+        reader: RequestReader,
+        lookup: "FeatureLookup",
+        predictor: "Predictor",
         explain: "Callable[[pa.Table], Attributions]",
         log: Callable[[pa.Table], object],
     ) -> None:
@@ -151,47 +119,52 @@ class Answerer:
         self._log = log
         self.lookup_seconds = 0.0  # of the last batch
 
-    def answer(self, calls: Sequence[Call]) -> list[Reply]:
+    def answer(self, calls: Sequence[InferenceRequest]) -> list[InferenceReply]:
         """One reply a call, in their order; a call that cannot be read is refused, and the others do not notice."""
         began = time.perf_counter()
         self.lookup_seconds = 0.0
-        read = [self._read(one) for one in calls]
-        asked = [(one, body) for one, body in zip(calls, read, strict=True) if isinstance(body, Asked)]
-        answered = iter(self._answer_all(asked, began) if asked else ())
-        return [_refused(body) if isinstance(body, Refusal) else next(answered) for body in read]
+        bodies = [self._parse(one) for one in calls]
+        parsed = [(one, body) for one, body in zip(calls, bodies, strict=True) if isinstance(body, ParsedRequest)]
+        answered = iter(self._answer_parsed(parsed, began) if parsed else ())
+        return [_refuse(body) if isinstance(body, Refusal) else next(answered) for body in bodies]
 
-    def _read(self, one: Call) -> Asked | Refusal:
+    def _parse(self, one: InferenceRequest) -> ParsedRequest | Refusal:
         try:
             return self._reader.read(one.body, explain=one.explain)
         except Refusal as refusal:
             return refusal
 
-    def _answer_all(self, asked: Sequence[tuple[Call, Asked]], began: float) -> list[Reply]:
+    def _answer_parsed(
+        self, parsed: Sequence[tuple[InferenceRequest, ParsedRequest]], began: float
+    ) -> list[InferenceReply]:
         before = time.perf_counter()
-        found = self._lookup.features(self._reader.table([row for _, body in asked for row in body.rows]))
+        looked_up = self._lookup.features(self._reader.table([row for _, body in parsed for row in body.rows]))
         self.lookup_seconds = time.perf_counter() - before
-        table = found.features
-        columns = self._columns(asked, found, self._predictor.predict(table))
+        table = looked_up.features
+        columns = self._columns(parsed, looked_up, self._predictor.predict(table))
         documents = [self._document(values) for values in zip(*(columns[name] for name in _SHOWN), strict=True)]
         replies, first = [], 0
-        for one, body in asked:
+        for one, body in parsed:
             rows = documents[first : first + len(body.rows)]
             if one.explain:
                 self._add_explanations(rows, table.slice(first, len(rows)))
-            replies.append(_reply(rows, is_list=body.is_list))
+            replies.append(_encode_reply(rows, is_list=body.is_list))
             first += len(rows)
         columns["server_ms"] = [(time.perf_counter() - began) * 1000] * table.num_rows
         self._log(_log_table(columns, table))
         return replies
 
     def _columns(
-        self, asked: Sequence[tuple[Call, Asked]], found: Found, scores: NDArray[np.float64]
+        self,
+        parsed: Sequence[tuple[InferenceRequest, ParsedRequest]],
+        looked_up: "LookedUpFeatures",
+        scores: NDArray[np.float64],
     ) -> dict[str, list[Any]]:
-        options, table = self._options, found.features
-        origin = [(one, position, event) for one, body in asked for position, event in enumerate(body.events)]
+        options, table = self._options, looked_up.features
+        origin = [(one, position, event) for one, body in parsed for position, event in enumerate(body.events)]
         moments: list[datetime] = table["prediction_time"].to_pylist()
-        ages = [_age_seconds(moment, found.as_of) for moment in moments]
-        reasons = [[*why, *self._stale(age)] for why, age in zip(found.problems, ages, strict=True)]
+        ages = [_age_seconds(moment, looked_up.as_of) for moment in moments]
+        reasons = [[*why, *self._stale(age)] for why, age in zip(looked_up.problems, ages, strict=True)]
         rows = table.num_rows
         threshold = options.threshold
         return {
@@ -209,8 +182,8 @@ class Answerer:
             "decision": [None if threshold is None else score >= threshold for score in scores.tolist()],
             "degraded": [bool(why) for why in reasons],
             "reasons": reasons,
-            "feature_as_of": [found.as_of] * rows,
-            "feature_snapshot": [found.snapshot] * rows,
+            "feature_as_of": [looked_up.as_of] * rows,
+            "feature_snapshot": [looked_up.snapshot] * rows,
             "feature_age_seconds": ages,
             "request": [json.dumps(event) for _, _, event in origin],
             "answered_at": [datetime.now(UTC)] * rows,
@@ -230,10 +203,10 @@ class Answerer:
         return {"probability" if self._options.kind == "binary" else "value": score, **row}
 
     def _add_explanations(self, rows: list[dict[str, Any]], table: pa.Table) -> None:
-        found = self._explain(table)
-        for row, values in zip(rows, found.values.tolist(), strict=True):
-            row["baseline"] = found.baseline
-            row["attributions"] = dict(zip(found.names, values, strict=True))
+        explained = self._explain(table)
+        for row, values in zip(rows, explained.values.tolist(), strict=True):
+            row["baseline"] = explained.baseline
+            row["attributions"] = dict(zip(explained.names, values, strict=True))
 
 
 _SHOWN = (
@@ -251,21 +224,21 @@ _SHOWN = (
 
 
 def _log_table(columns: Mapping[str, list[Any]], features: pa.Table) -> pa.Table:
-    """A batch as it is written down: the answers, and beside them what they were computed from."""
-    made = [pa.array(columns[field.name], field.type) for field in LOGGED_SCHEMA]
+    """A batch as it is logged: the answers, and beside them what they were computed from."""
+    arrays = [pa.array(columns[field.name], field.type) for field in LOGGED_SCHEMA]
     names = [name for name in features.column_names if name not in LOGGED]
-    made += [features[name] for name in names]
-    return pa.table(made, [*LOGGED, *(FEATURE + name for name in names)])
+    arrays += [features[name] for name in names]
+    return pa.table(arrays, [*LOGGED, *(FEATURE + name for name in names)])
 
 
 def _age_seconds(moment: datetime, as_of: datetime | None) -> float | None:
     return None if as_of is None else max(0.0, (moment - as_of).total_seconds())
 
 
-def _reply(rows: list[dict[str, Any]], *, is_list: bool) -> Reply:
+def _encode_reply(rows: list[dict[str, Any]], *, is_list: bool) -> InferenceReply:
     body = json.dumps(rows if is_list else rows[0]).encode()
-    return Reply(status=200, body=body, events=len(rows), degraded=sum(row["degraded"] for row in rows))
+    return InferenceReply(status=200, body=body, events=len(rows), degraded=sum(row["degraded"] for row in rows))
 
 
-def _refused(refusal: Refusal) -> Reply:
-    return Reply(status=400, body=json.dumps(refusal.to_document()).encode())
+def _refuse(refusal: Refusal) -> InferenceReply:
+    return InferenceReply(status=400, body=json.dumps(refusal.to_document()).encode())

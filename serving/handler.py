@@ -1,4 +1,4 @@
-"""TorchServe's door: loads a bundle once a worker, and hands batches to `serving/answers.py`.
+"""TorchServe's entry: loads a bundle once a worker, and hands batches to `serving/answers.py`.
 
 An archive holds data only, and names this module, which the server's own checkout provides. A worker that must not
 serve its bundle says why in the model store (`refused-<use case>-<version>.txt`), for the deployment that waits for it.
@@ -19,26 +19,26 @@ import torch
 import features
 from models.attribution import Attributions, attribute
 from models.bundle import Bundle, load
-from serving import socket_buffer
-from serving.answers import Answerer, Options, Reply, call
-from serving.lookup import Lookup
-from serving.openapi import document
+from serving.answers import Answerer, InferenceReply, ServingOptions, read_inference_request
+from serving.lookup import FeatureLookup
+from serving.openapi import describe_endpoint
 from serving.prediction_log import PredictionLog
 from serving.predictor import Predictor
-from serving.request import Reader
+from serving.request import RequestReader
+from serving.socket_buffer import install_socket_buffer
 
 DSN, SPOOL, STORE = "WINDSOCK_ONLINE_DSN", "WINDSOCK_SPOOL", "WINDSOCK_MODEL_STORE"
 _JSON = "application/json"
 
 
-class Door:
+class ModelWorker:
     """One worker's model, ready to answer."""
 
-    def __init__(self, options: Options, bundle: Bundle, environment: Mapping[str, str]) -> None:
+    def __init__(self, options: ServingOptions, bundle: Bundle, environment: Mapping[str, str]) -> None:
         definition = features.definition(options.use_case)
         self._options = options
         self._schema = json.dumps(
-            document(
+            describe_endpoint(
                 use_case=options.use_case,
                 title=options.title,
                 fields=definition.request,
@@ -53,11 +53,11 @@ class Door:
         def explain(table: pa.Table) -> Attributions:
             return attribute(bundle, table)
 
-        reader = Reader(definition.request, max_events=options.max_events)
+        reader = RequestReader(definition.request, max_events=options.max_events)
         self._answerer = Answerer(
             options=options,
             reader=reader,
-            lookup=Lookup(
+            lookup=FeatureLookup(
                 dsn=environment[DSN],
                 use_case=options.use_case,
                 definition=definition,
@@ -71,9 +71,9 @@ class Door:
         self._warm_up({field.name: field.example for field in definition.request})
 
     def _warm_up(self, example: Mapping[str, Any]) -> None:
-        """The first answer takes a second or more: given before anybody asks, and not written down."""
+        """The first answer takes a second or more: it is given before the first request, and not logged."""
         log, self._log = self._log, None
-        [reply] = self._answerer.answer([call(json.dumps(example).encode(), {})])
+        [reply] = self._answerer.answer([read_inference_request(json.dumps(example).encode(), {})])
         if reply.status != 200:
             raise ValueError(f"the example of the request's fields is refused: {reply.body.decode()}")
         self._log = log
@@ -81,25 +81,28 @@ class Door:
     def answer(self, rows: Sequence[Mapping[str, Any]], context: Any) -> list[bytes]:
         """A body a request; statuses go by the context, and headers: X-Request-Id is TorchServe's own, which stays."""
         began = time.perf_counter()
-        every = [call(row.get("body"), context.get_all_request_header(index)) for index, row in enumerate(rows)]
-        asked = [index for index, one in enumerate(every) if not one.schema]
-        calls = [every[index] for index in asked]
+        every = [
+            read_inference_request(row.get("body"), context.get_all_request_header(index))
+            for index, row in enumerate(rows)
+        ]
+        answered = [index for index, one in enumerate(every) if not one.schema]
+        calls = [every[index] for index in answered]
         replies = self._answerer.answer(calls)
         bodies = [self._schema] * len(rows)
-        for index, reply in zip(asked, replies, strict=True):
+        for index, reply in zip(answered, replies, strict=True):
             bodies[index] = reply.body
             context.set_response_status(code=reply.status, idx=index)
         for index in range(len(rows)):
             context.set_response_header(index, "X-Windsock-Version", self._options.version)
             context.set_response_content_type(index, _JSON)
-        self._measure(context.metrics, replies, time.perf_counter() - began)
+        self._count(context.metrics, replies, time.perf_counter() - began)
         return bodies
 
     def _write(self, table: pa.Table) -> None:
         if self._log is not None and not self._log.write(table):
             self._dropped += table.num_rows
 
-    def _measure(self, metrics: Any, replies: Sequence[Reply], seconds: float) -> None:
+    def _count(self, metrics: Any, replies: Sequence[InferenceReply], seconds: float) -> None:
         """Prometheus metrics, once a batch; zeros are not worth a line to the server."""
         counters = {
             "windsock_requests_total": len(replies),
@@ -124,13 +127,13 @@ def _metric_type(name: str) -> Any:
     return MetricTypes[name]
 
 
-def open_door(folder: Path, environment: Mapping[str, str]) -> Door:
-    """The door to an unpacked archive.
+def open_worker(folder: Path, environment: Mapping[str, str]) -> ModelWorker:
+    """The worker of an unpacked archive.
 
     Raises:
         ValueError: the bundle is not the one that was deployed, or belongs to other features than this code computes.
     """
-    options = Options.from_document(json.loads((folder / "options.json").read_text()))
+    options = ServingOptions.from_document(json.loads((folder / "options.json").read_text()))
     bundle = load(folder / "bundle", sha256=options.bundle_sha256)
     ours = features.definition(options.use_case).digest()
     theirs = bundle.card["features"]["digest"]
@@ -141,35 +144,35 @@ def open_door(folder: Path, environment: Mapping[str, str]) -> Door:
         )
     if bundle.card["use_case"] != options.use_case or bundle.card["kind"] != options.kind:
         raise ValueError(f"the bundle is a {bundle.card['kind']} model of {bundle.card['use_case']}, not as deployed")
-    return Door(options, bundle, environment)
+    return ModelWorker(options, bundle, environment)
 
 
-_doors: list[Door] = []  # of this process: one, once it is loaded
+_workers: list[ModelWorker] = []  # of this process: one, once it is loaded
 
 
 def handle(data: Sequence[Mapping[str, Any]] | None, context: Any) -> list[bytes] | None:
     """TorchServe's entry point: called once with no data to load, then once a batch."""
     if data is None:
-        _doors[:] = [_load(Path(context.system_properties["model_dir"]), os.environ)]
+        _workers[:] = [_load(Path(context.system_properties["model_dir"]), os.environ)]
         return None
-    return _doors[0].answer(data, context)
+    return _workers[0].answer(data, context)
 
 
-def _load(folder: Path, environment: Mapping[str, str]) -> Door:
-    socket_buffer.install()
+def _load(folder: Path, environment: Mapping[str, str]) -> ModelWorker:
+    install_socket_buffer()
     torch.set_num_threads(1)
     logging.getLogger().setLevel(logging.WARNING)  # TorchServe's worker says a line a batch
     logging.getLogger("ts.metrics").setLevel(logging.INFO)  # its way to tell a metric to the server
     try:
         if missing := [name for name in (DSN, SPOOL) if not environment.get(name)]:
             raise ValueError(f"not set in the server's environment: {', '.join(missing)}")  # noqa: TRY301
-        return open_door(folder, environment)
+        return open_worker(folder, environment)
     except (OSError, ValueError) as error:  # the bundle is not what it should be, or the spool cannot be written
-        _tell_refusal(folder, environment, str(error))
+        _write_refusal(folder, environment, str(error))
         raise RuntimeError(str(error)) from error  # the one that TorchServe reports instead of dying of
 
 
-def _tell_refusal(folder: Path, environment: Mapping[str, str], problem: str) -> None:
+def _write_refusal(folder: Path, environment: Mapping[str, str], problem: str) -> None:
     manifest = json.loads((folder / "MAR-INF" / "MANIFEST.json").read_text())["model"]
     name = f"refused-{manifest['modelName']}-{manifest['modelVersion']}.txt"
     with contextlib.suppress(OSError):  # a read-only store: then it is in the log only

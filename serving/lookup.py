@@ -1,8 +1,8 @@
 """Looks up the history of events in the online store, within a deadline; without it the answer says that it is missing.
 
 Nothing that the store does or fails to do is an exception here. A server that hangs is left after `timeout_ms`, whether
-it accepts, authenticates or answers; it is asked again after a second. One that answers, though not all of a batch in
-time, is asked again by the next batch: it is the batch that was too much.
+it accepts, authenticates or answers; it is tried again after a second. One that answers, though not all of a batch in
+time, is tried again by the next batch: that batch was too large.
 """
 
 import logging
@@ -18,7 +18,7 @@ import pyarrow as pa
 from psycopg2.extensions import POLL_OK, POLL_READ, POLL_WRITE, connection, cursor
 
 from features import FeatureSet
-from features.online import Online, State
+from features.online import OnlineFeatures, StoreState
 from serving.reasons import DegradedReason
 
 logger = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ _WAITS = {POLL_READ: select.POLLIN, POLL_WRITE: select.POLLOUT}
 
 
 @dataclass(frozen=True)
-class Found:
+class LookedUpFeatures:
     """Features, one row an event: the key columns and every feature, as in the batch.
 
     `as_of` is what the store knew up to, `snapshot` the dataset it was made with (None: it did not answer); `problems`
@@ -50,7 +50,7 @@ class Found:
     problems: tuple[tuple[str, ...], ...]
 
 
-class Lookup:
+class FeatureLookup:
     """Features of a use case's events. One for each worker process: it is not shared between threads."""
 
     def __init__(
@@ -64,33 +64,30 @@ class Lookup:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = _Store(dsn, use_case, definition.digest(), timeout_ms, clock)
-        self._online = Online(definition, lead, cache_bytes=_CACHE_BYTES)
+        self._online = OnlineFeatures(definition, lead, cache_bytes=_CACHE_BYTES)
         self._clock = clock
         self._again_at = float("-inf")
 
-    def features(self, events: pa.Table) -> Found:
+    def features(self, events: pa.Table) -> LookedUpFeatures:
         """The features of events, in their order; columns are the fields of a request, moments naive UTC."""
         if events.num_rows and self._clock() >= self._again_at:
             try:
-                self._store.begin()
-                found = self._online.compute(events, self._store.fetch)
+                self._store.begin_batch()
+                computed = self._online.compute(events, self._store.fetch_series)
             except (psycopg2.Error, TimeoutError) as error:
                 self._store.close()
                 if not (isinstance(error, TimeoutError) and self._store.answered):
                     self._again_at = self._clock() + _PAUSE_SECONDS
-                logger.warning(
-                    "%s: %s", DegradedReason.STORE_SILENT, " ".join(str(error).split()) or type(error).__name__
-                )
+                problem = " ".join(str(error).split()) or type(error).__name__
+                logger.warning("%s: %s", DegradedReason.STORE_SILENT, problem)
             else:
-                snapshot = found.state.snapshot if found.state else None
-                return Found(found.features, _moment(found.state), snapshot, found.problems)
-        found = self._online.compute(events, None)
-        return Found(
-            found.features, None, None, tuple((*problems, DegradedReason.STORE_SILENT) for problems in found.problems)
-        )
+                snapshot = computed.state.snapshot if computed.state else None
+                return LookedUpFeatures(computed.features, _as_of(computed.state), snapshot, computed.problems)
+        computed = self._online.compute(events, None)
+        problems = tuple((*others, DegradedReason.STORE_SILENT) for others in computed.problems)
+        return LookedUpFeatures(computed.features, None, None, problems)
 
     def close(self) -> None:
-        """Leave the store."""
         self._store.close()
 
 
@@ -105,12 +102,12 @@ class _Store:
         self._deadline = 0.0
         self.answered = False  # a read of this batch
 
-    def begin(self) -> None:
-        """The time for one batch starts."""
+    def begin_batch(self) -> None:
+        """Start the time that one batch may take."""
         self._deadline = self._clock() + self._timeout_ms / 1000
         self.answered = False
 
-    def fetch(self, keys: list[str]) -> tuple[State, dict[str, bytes]]:
+    def fetch_series(self, keys: list[str]) -> tuple[StoreState, dict[str, bytes]]:
         """The store's state, and the series it has under some keys.
 
         Raises:
@@ -120,14 +117,14 @@ class _Store:
         try:
             rows = self._read(keys)
         except psycopg2.OperationalError:
-            if self._connection is None:  # it is not that a server went away and came back
+            if self._connection is None:  # no server went away and came back
                 raise
             self.close()
             rows = self._read(keys)
         self.answered = True
         if not rows:
             raise psycopg2.OperationalError(f"it holds nothing of {self._use_case} by this feature definition yet")
-        return State(*rows[0][:4]), {key: bytes(payload) for *_, key, payload in rows if key is not None}
+        return StoreState(*rows[0][:4]), {key: bytes(payload) for *_, key, payload in rows if key is not None}
 
     def _read(self, keys: list[str]) -> list[tuple[Any, ...]]:
         at = self._cursor or self._open()
@@ -136,7 +133,7 @@ class _Store:
         return at.fetchall()
 
     def close(self) -> None:
-        """Leave the server; the next fetch connects."""
+        """Disconnect; the next read connects again."""
         if self._connection is not None:
             self._connection.close()
         self._connection = self._cursor = None
@@ -167,5 +164,5 @@ class _Store:
                 raise TimeoutError(f"no answer within {self._timeout_ms} ms")
 
 
-def _moment(state: State | None) -> datetime | None:
+def _as_of(state: StoreState | None) -> datetime | None:
     return None if state is None else datetime.fromtimestamp(0, UTC) + timedelta(microseconds=state.as_of)

@@ -1,9 +1,9 @@
-"""The schema of a use case's endpoint as OpenAPI 3.1, made from the fields it is asked with."""
+"""The schema of a use case's endpoint as OpenAPI 3.1, made from the fields of its requests."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from serving.request import MAX_EXPLAINED, expected
+from serving.request import MAX_EXPLAINED, describe_expected
 
 if TYPE_CHECKING:
     from features.request import RequestField
@@ -28,7 +28,7 @@ _REFUSAL: Json = {
 }
 
 
-def document(
+def describe_endpoint(
     *, use_case: str, title: str, fields: "Sequence[RequestField]", kind: str, lead_minutes: int, max_events: int
 ) -> Json:
     """What clients may send, and what they get."""
@@ -54,17 +54,20 @@ def document(
 
 
 def _object(properties: Json, required: list[str], *, closed: bool = False) -> Json:
-    made: Json = {"type": "object", "properties": properties, "required": required}
-    return made | ({"additionalProperties": False} if closed else {})
+    schema: Json = {"type": "object", "properties": properties, "required": required}
+    return schema | ({"additionalProperties": False} if closed else {})
 
 
 def _field(field: "RequestField") -> Json:
     kinds: dict[str, Json] = {
-        "string": {"type": "string"},
-        "integer": {"type": "integer"},
+        "varchar": {"type": "string"},
+        "bigint": {"type": "integer"},
         "timestamp": {"type": "string", "format": "date-time"},
     }
-    schema = kinds[field.kind] | {"description": f"{field.meaning}: {expected(field)}", "examples": [field.example]}
+    schema = kinds[field.kind] | {
+        "description": f"{field.meaning}: {describe_expected(field)}",
+        "examples": [field.example],
+    }
     limits: Json = {"pattern": field.pattern and f"^(?:{field.pattern})$"}
     limits |= {"minimum": field.minimum, "maximum": field.maximum}
     schema |= {name: value for name, value in limits.items() if value is not None}

@@ -61,7 +61,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Session:
+class LogSession:
     """What a session left on disk, for whoever ships it."""
 
     name: str
@@ -162,9 +162,9 @@ class PredictionLog:
         with self._lock:
             self._rotate()
             before = self._used_bytes
-        found = _used_bytes(self._folder)  # thousands of files take a while, and answers wait for the lock
+        counted = _used_bytes(self._folder)  # thousands of files take a while, and answers wait for the lock
         with self._lock:
-            self._used_bytes += found - before  # what was written since the look stays counted
+            self._used_bytes += counted - before  # what was written during the count stays counted
 
     def _rotate(self) -> None:
         if self._file is None:
@@ -194,7 +194,7 @@ def _used_bytes(folder: Path) -> int:
         for entry in entries:
             try:
                 total += 0 if entry.name.endswith(REFUSED) else entry.stat().st_size
-            except FileNotFoundError:  # shipped while we looked
+            except FileNotFoundError:  # shipped during the count
                 continue
     return total
 
@@ -204,11 +204,11 @@ def _record(payload: pa.Buffer) -> bytes:
     return _HEAD.pack(len(content), zlib.crc32(content)) + content
 
 
-def read_session(path: Path) -> Session:
-    """What a session's file says.
+def read_session(path: Path) -> LogSession:
+    """What a session's file holds.
 
     Raises:
-        ValueError: it says nothing that can be read.
+        ValueError: it cannot be read.
     """
     content = path.read_bytes()
     try:
@@ -217,10 +217,10 @@ def read_session(path: Path) -> Session:
         use_case, started_at = str(about["use_case"]), datetime.fromisoformat(about["started_at"])
     except (struct.error, LookupError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is no session's file ({len(content)} bytes): {error}") from error
-    return Session(name=path.stem, use_case=use_case, started_at=started_at, answered=answered, dropped=dropped)
+    return LogSession(name=path.stem, use_case=use_case, started_at=started_at, answered=answered, dropped=dropped)
 
 
-def is_over(path: Path) -> bool:
+def has_ended(path: Path) -> bool:
     """Whether the process of a session has ended, however it ended."""
     return not is_held(path)
 

@@ -1,4 +1,4 @@
-"""The one inference path: batch, gate, golden rows and server all answer through it."""
+"""The one inference path: batch, gate, golden rows and server all predict through it."""
 
 import os
 from collections.abc import Mapping

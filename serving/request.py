@@ -12,7 +12,7 @@ import pyarrow as pa
 if TYPE_CHECKING:
     from features.request import RequestField
 
-_TYPES = {"string": pa.string(), "integer": pa.int64(), "timestamp": pa.timestamp("us")}
+_TYPES = {"varchar": pa.string(), "bigint": pa.int64(), "timestamp": pa.timestamp("us")}
 MAX_EXPLAINED = 16  # events of one request: each takes milliseconds, and the other requests of its batch wait
 _MAX_CHARACTERS = 100  # of a string that has no pattern of its own
 _MOMENT = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,6})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
@@ -22,7 +22,7 @@ _EARLIEST, _LATEST = (
 )  # nothing overflows from here on
 _JSON = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
 
-Check = Callable[[Any], Any]
+FieldCheck = Callable[[Any], Any]
 
 
 class Refusal(ValueError):  # noqa: N818  # reads as the answer it is
@@ -32,8 +32,8 @@ class Refusal(ValueError):  # noqa: N818  # reads as the answer it is
         super().__init__(f"{path}: expected {expected}, got {got}")
         self.path, self.expected, self.got = path, expected, got
 
-    def under(self, index: int) -> "Refusal":
-        """The same, as found in one event of a list."""
+    def at_index(self, index: int) -> "Refusal":
+        """The same, with the path of one event of a list."""
         where = f"events[{index}]"
         return Refusal(where if self.path == "body" else f"{where}.{self.path}", self.expected, self.got)
 
@@ -42,13 +42,13 @@ class Refusal(ValueError):  # noqa: N818  # reads as the answer it is
         return {"error": str(self), "path": self.path, "expected": self.expected}
 
 
-class _Wrong(Exception):  # noqa: N818  # never leaves this module
+class _InvalidValue(Exception):  # noqa: N818  # never leaves this module
     """A value is not what its field wants."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
-    """A body that was understood."""
+class ParsedRequest:
+    """The events of a body that has no fault."""
 
     events: list[dict[str, Any]]  # as they came
     rows: list[tuple[Any, ...]]  # checked and converted, a column a field
@@ -60,33 +60,33 @@ class _Field:
     name: str
     required: bool
     expected: str
-    check: Check
+    check: FieldCheck
 
 
-class Reader:
+class RequestReader:
     """Reads bodies of one use case: one event, or a list of at most `max_events`."""
 
     def __init__(self, fields: "Sequence[RequestField]", *, max_events: int) -> None:
-        self._fields = tuple(_Field(f.name, f.required, expected(f), _check(f)) for f in fields)
+        self._fields = tuple(_Field(f.name, f.required, describe_expected(f), _make_check(f)) for f in fields)
         self._names = frozenset(field.name for field in self._fields)
         self._schema = pa.schema([(f.name, _TYPES[f.kind]) for f in fields])
         self._max_events = max_events
 
-    def read(self, body: bytes | bytearray, *, explain: bool = False) -> Asked:
+    def read(self, body: bytes | bytearray, *, explain: bool = False) -> ParsedRequest:
         """The events of one body, of which fewer may be explained than answered.
 
         Raises:
             Refusal: naming the first thing that is wrong.
         """
-        document = _parse(body)
+        document = _parse_json(body)
         if isinstance(document, list):
             most = min(self._max_events, MAX_EXPLAINED) if explain else self._max_events
             if not 1 <= len(document) <= most:
                 raise Refusal("body", f"1 to {most} events{' to explain' if explain else ''}", f"{len(document)}")
-            return Asked(
+            return ParsedRequest(
                 events=document, rows=[self._row(event, index) for index, event in enumerate(document)], is_list=True
             )
-        return Asked(events=[document], rows=[self._row(document, None)], is_list=False)
+        return ParsedRequest(events=[document], rows=[self._row(document, None)], is_list=False)
 
     def table(self, rows: Sequence[tuple[Any, ...]]) -> pa.Table:
         """Rows of any number of bodies as one table of events; moments are naive UTC."""
@@ -97,13 +97,13 @@ class Reader:
 
     def _row(self, event: Any, index: int | None) -> tuple[Any, ...]:
         try:
-            return self._checked(event)
+            return self._check_event(event)
         except Refusal as refusal:
-            raise (refusal if index is None else refusal.under(index)) from None
+            raise (refusal if index is None else refusal.at_index(index)) from None
 
-    def _checked(self, event: Any) -> tuple[Any, ...]:
+    def _check_event(self, event: Any) -> tuple[Any, ...]:
         if type(event) is not dict:
-            raise Refusal("body", "an object with the fields of one event", _said(event))
+            raise Refusal("body", "an object with the fields of one event", _show_value(event))
         row = []
         for field in self._fields:
             value = event.get(field.name)
@@ -113,25 +113,25 @@ class Reader:
             else:
                 try:
                     value = field.check(value)
-                except _Wrong:
-                    raise Refusal(field.name, field.expected, _said(value)) from None
+                except _InvalidValue:
+                    raise Refusal(field.name, field.expected, _show_value(value)) from None
             row.append(value)
         if not event.keys() <= self._names:
             unknown = sorted(event.keys() - self._names)[0]
-            raise Refusal(_short(unknown), f"only {', '.join(f.name for f in self._fields)}", "an unknown field")
+            raise Refusal(_shorten(unknown), f"only {', '.join(f.name for f in self._fields)}", "an unknown field")
         return tuple(row)
 
 
-def expected(field: "RequestField") -> str:
+def describe_expected(field: "RequestField") -> str:
     """What a field may be, for people."""
-    if field.kind == "integer":
+    if field.kind == "bigint":
         return f"a whole number from {_least(field)} to {_most(field)}"
     if field.kind == "timestamp":
         return 'a moment with its time zone, like "2013-07-04T18:30:00-04:00"'
     return f"a string like {json.dumps(field.example)}" + (f" ({field.pattern})" if field.pattern else "")
 
 
-def _parse(body: bytes | bytearray) -> Any:
+def _parse_json(body: bytes | bytearray) -> Any:
     if not body:
         raise Refusal("body", "JSON of an event or a list of events, as application/json", "nothing")
     try:
@@ -139,25 +139,25 @@ def _parse(body: bytes | bytearray) -> Any:
     except RecursionError:
         raise Refusal("body", "JSON of an event or a list of events", "JSON that is nested too deeply") from None
     except ValueError as error:  # not UTF-8, not JSON, or a number of thousands of digits
-        raise Refusal("body", "JSON of an event or a list of events", _short(str(error))) from None
+        raise Refusal("body", "JSON of an event or a list of events", _shorten(str(error))) from None
 
 
-def _check(field: "RequestField") -> Check:
-    makers: Mapping[str, Callable[..., Check]] = {
-        "string": _string,
-        "integer": _integer,
-        "timestamp": lambda _: _moment,
+def _make_check(field: "RequestField") -> FieldCheck:
+    makers: Mapping[str, Callable[..., FieldCheck]] = {
+        "varchar": _make_string_check,
+        "bigint": _make_integer_check,
+        "timestamp": lambda _: _parse_moment,
     }
     return makers[field.kind](field)
 
 
-def _string(field: "RequestField") -> Check:
+def _make_string_check(field: "RequestField") -> FieldCheck:
     matches = re.compile(field.pattern or rf".{{1,{_MAX_CHARACTERS}}}", re.ASCII).fullmatch
 
     def check(value: Any) -> str:
         # Printable: no NUL, which PostgreSQL does not store, and no half of a surrogate pair, which is no UTF-8.
         if type(value) is not str or not matches(value) or not value.isprintable():
-            raise _Wrong
+            raise _InvalidValue
         return value
 
     return check
@@ -171,33 +171,33 @@ def _most(field: "RequestField") -> int:
     return 2**63 - 1 if field.maximum is None else int(field.maximum)
 
 
-def _integer(field: "RequestField") -> Check:
+def _make_integer_check(field: "RequestField") -> FieldCheck:
     least, most = _least(field), _most(field)
 
     def check(value: Any) -> int:
         if type(value) is not int or not least <= value <= most:  # True is an int to Python, and none here
-            raise _Wrong
+            raise _InvalidValue
         return value
 
     return check
 
 
-def _moment(value: Any) -> datetime:
+def _parse_moment(value: Any) -> datetime:
     if type(value) is not str or not _MOMENT.fullmatch(value):
-        raise _Wrong
+        raise _InvalidValue
     try:
         moment = datetime.fromisoformat(value.upper()).astimezone(UTC)
     except (ValueError, OverflowError):  # a 30 February, a zone of 99 hours
-        raise _Wrong from None
+        raise _InvalidValue from None
     if not _EARLIEST <= moment < _LATEST:
-        raise _Wrong
+        raise _InvalidValue
     return moment.replace(tzinfo=None)
 
 
-def _said(value: Any) -> str:
+def _show_value(value: Any) -> str:
     """A value as an error message may show it: short, and never more than it was."""
-    return _JSON[type(value)] if isinstance(value, dict | list | bool | None) else _short(json.dumps(value))
+    return _JSON[type(value)] if isinstance(value, dict | list | bool | None) else _shorten(json.dumps(value))
 
 
-def _short(text: str) -> str:
+def _shorten(text: str) -> str:
     return text if len(text) <= 60 else f"{text[:60]}..."

@@ -25,7 +25,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from psycopg2.extensions import connection, cursor
 
-from serving.prediction_log import FEATURE, LOGGED, LOGGED_SCHEMA, REFUSED, Session, is_over, read_segment, read_session
+from serving.prediction_log import (
+    FEATURE,
+    LOGGED,
+    LOGGED_SCHEMA,
+    REFUSED,
+    LogSession,
+    has_ended,
+    read_segment,
+    read_session,
+)
 
 DSN, SPOOL = "WINDSOCK_ONLINE_DSN", "WINDSOCK_SPOOL"
 IDLE_SECONDS = 0.25
@@ -88,7 +97,7 @@ class Shipper:
             return 0
 
     def _ship_session(self, path: Path) -> int:
-        over = is_over(path)  # asked first: what it left open before it ended is then complete
+        over = has_ended(path)  # checked first: what it left open before it ended is then complete
         segments = _segments(path, over=over)
         try:
             session = read_session(path)
@@ -114,9 +123,9 @@ class Shipper:
             left.rename(left.with_suffix(REFUSED))
         return rows
 
-    def _ship_segment(self, session: Session, segment: Path) -> int:
+    def _ship_segment(self, session: LogSession, segment: Path) -> int:
         try:
-            shipped = self._take(session, _number(segment), _rows_of(segment))
+            shipped = self._insert_segment(session, _number(segment), _rows_of(segment))
         except (psycopg2.DataError, psycopg2.IntegrityError, ValueError) as error:  # never taken, and others wait
             logger.warning("%s is put aside, its answers are lost: %s", segment, str(error).strip())
             segment.rename(segment.with_suffix(REFUSED))
@@ -124,7 +133,7 @@ class Shipper:
         segment.unlink()
         return shipped
 
-    def _take(self, session: Session, number: int, rows: list[dict[str, Any]]) -> int:
+    def _insert_segment(self, session: LogSession, number: int, rows: list[dict[str, Any]]) -> int:
         """A segment's rows and its number, in one transaction; how many were new: none when it was taken before."""
         with self._transaction() as at:
             at.execute(_BALANCE, vars(session) | {"session": session.name})
@@ -139,7 +148,7 @@ class Shipper:
             at.execute(_SHIPPED, {"segment": number, "rows": new, "session": session.name, **counts})
         return new
 
-    def _end(self, session: Session) -> None:
+    def _end(self, session: LogSession) -> None:
         with self._transaction() as at:
             at.execute(_BALANCE, vars(session) | {"session": session.name})
             at.execute(_ENDED, {"answered": session.answered, "dropped": session.dropped, "session": session.name})
@@ -159,16 +168,16 @@ class Shipper:
 
 def _segments(path: Path, *, over: bool) -> list[Path]:
     """The complete files of a session, in their order."""
-    found = [*path.parent.glob(f"{path.stem}-*.done"), *(path.parent.glob(f"{path.stem}-*.open") if over else ())]
-    return sorted((one for one in found if one.stem.removeprefix(f"{path.stem}-").isdecimal()), key=_number)
+    files = [*path.parent.glob(f"{path.stem}-*.done"), *(path.parent.glob(f"{path.stem}-*.open") if over else ())]
+    return sorted((one for one in files if one.stem.removeprefix(f"{path.stem}-").isdecimal()), key=_number)
 
 
 def _number(segment: Path) -> int:
     return int(segment.stem.rsplit("-", 1)[1])
 
 
-def _from_segments(name: str, segments: Sequence[Path]) -> Session | None:
-    """A session as its answers tell of it; None where not one can be read."""
+def _from_segments(name: str, segments: Sequence[Path]) -> LogSession | None:
+    """A session as its answers describe it; None where not one can be read."""
     rows = []
     for segment in segments:
         with suppress(ValueError):  # put aside when its turn comes
@@ -176,7 +185,7 @@ def _from_segments(name: str, segments: Sequence[Path]) -> Session | None:
     if not rows:
         return None
     first = rows[0]
-    return Session(
+    return LogSession(
         name=name, use_case=first["use_case"], started_at=first["answered_at"], answered=len(rows), dropped=0
     )
 
@@ -212,8 +221,8 @@ def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return pc.if_else(pc.is_finite(column), column, pa.scalar(None, column.type))
 
 
-def run(shipper: Shipper, ended: threading.Event, *, tell: Callable[[str], None]) -> None:
-    """Ship until told to end; while the database is away, ask again at growing intervals."""
+def ship_until_ended(shipper: Shipper, ended: threading.Event, *, warn: Callable[[str], None]) -> None:
+    """Ship until the event is set; while the database is away, try again at growing intervals."""
     wait_seconds = IDLE_SECONDS
     while True:
         last = ended.is_set()
@@ -222,14 +231,14 @@ def run(shipper: Shipper, ended: threading.Event, *, tell: Callable[[str], None]
             wait_seconds = IDLE_SECONDS
         except psycopg2.Error as error:  # whatever it was: what is not in the database stays in the spool
             wait_seconds = min(wait_seconds * 2, _LONGEST_WAIT_SECONDS)
-            tell(f"the database does not take answers; again in {wait_seconds:.1f} s: {str(error).strip()}")
+            warn(f"the database does not take answers; again in {wait_seconds:.1f} s: {str(error).strip()}")
         if last:
             return
         ended.wait(wait_seconds)
 
 
 def _lock(path: Path) -> bool:
-    """Whether this process has the spool to itself now. Who looks whether it is held has it for an instant."""
+    """Whether this process has the spool to itself now. A check whether it is held has it for an instant."""
     lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     for _ in range(_LOCK_ATTEMPTS):
         try:
@@ -255,7 +264,7 @@ def main() -> int:
         signal.signal(number, lambda *_: ended.set())
     logger.info("shipping %s", spool)
     shipper = Shipper(spool, os.environ[DSN])
-    run(shipper, ended, tell=logger.warning)
+    ship_until_ended(shipper, ended, warn=logger.warning)
     shipper.close()
     return 0
 

@@ -1,4 +1,4 @@
-"""TorchServe's worker asks its socket for every length and every field by itself, some seventy calls a request.
+"""TorchServe's worker reads every length and every field from its socket one by one, some seventy calls a request.
 
 Here one call takes all that has come, and the rest is read from memory.
 """
@@ -6,10 +6,10 @@ Here one call takes all that has come, and the rest is read from memory.
 import socket
 from types import ModuleType
 
-_CHUNK = 1 << 18  # bytes asked for at once: a batch is seldom larger
+_CHUNK = 1 << 18  # bytes received at once: a batch is seldom larger
 
 
-class ReadAhead:
+class SocketBuffer:
     """`_retrieve_buffer` of `ts.protocol.otf_message_handler`, for one thread."""
 
     def __init__(self, protocol: ModuleType) -> None:
@@ -23,9 +23,9 @@ class ReadAhead:
         end = self._at + length
         if end > len(self._held) or connection is not self._connection:
             end = self._receive(connection, length)
-        found = self._held[self._at : end]
+        content = self._held[self._at : end]
         self._at = end
-        return found
+        return content
 
     def _receive(self, connection: socket.socket, length: int) -> int:
         """Have `length` bytes; where they end."""
@@ -37,8 +37,8 @@ class ReadAhead:
         return length
 
 
-def install() -> None:
+def install_socket_buffer() -> None:
     """Let this worker read ahead, from the message after this one."""
     from ts.protocol import otf_message_handler  # noqa: PLC0415  # TorchServe is there only where it serves
 
-    otf_message_handler._retrieve_buffer = ReadAhead(otf_message_handler)  # noqa: SLF001
+    otf_message_handler._retrieve_buffer = SocketBuffer(otf_message_handler)  # noqa: SLF001

@@ -58,9 +58,9 @@ def _are_all_ready(port: int) -> bool:
 
 def _is_held(lock: Path) -> bool:
     """Whether a process has a lock: its file outlives whoever had it."""
-    from serving.prediction_log import is_over  # noqa: PLC0415  # brings pyarrow, which other commands do without
+    from serving.prediction_log import has_ended  # noqa: PLC0415  # brings pyarrow, which other commands do without
 
-    return lock.exists() and not is_over(lock)
+    return lock.exists() and not has_ended(lock)
 
 
 def plan_torchserve(home: Home, mark: Callable[[str], dict[str, str]]) -> list[Part | SetUpStep]:

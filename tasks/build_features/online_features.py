@@ -110,11 +110,11 @@ def pack_all_series(
     definition: "FeatureSet", tables: Mapping[str, Sequence[Path]], kept: Interval, lead: timedelta
 ) -> Iterator[tuple[str, bytes]]:
     """Every series of a definition: the text of its key, and its bytes."""
-    from features.series import extract
-    from features.series_codec import Packer
+    from features.series import extract_series
+    from features.series_codec import SeriesPacker
 
-    for item, table in extract(definition, tables, kept, lead):
-        packer, starts = Packer.of(table.select(list(item.stored))), _starts(table, item.key)
+    for item, table in extract_series(definition, tables, kept, lead):
+        packer, starts = SeriesPacker.of(table.select(list(item.stored))), _starts(table, item.key)
         keys = zip(*(_key_values(table[name].take(starts)) for name in item.key), strict=True) if item.key else [()]
         stops = [*starts.to_pylist()[1:], table.num_rows]
         for key, start, stop in zip(keys, starts.to_pylist(), stops, strict=False):

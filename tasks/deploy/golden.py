@@ -90,13 +90,13 @@ def requests(
 ) -> dict[tuple[str, datetime], dict[str, Any]]:
     """What a client would have sent for each row, by the row's key, from the clean objects the snapshot was made of."""
     import features
-    from features.offline_requests import asked
+    from features.offline_requests import load_past_requests
     from tasks.build_features.manifest import clean_files
 
     definition = features.definition(use_case.name)
     tables = clean_files(snapshot, interval, outside)
     names = [field.name for field in definition.request]
-    told = asked(definition, tables, interval, use_case.time.lead).to_pylist()
+    told = load_past_requests(definition, tables, interval, use_case.time.lead).to_pylist()
     return {(row["entity_key"], row["event_time"].replace(tzinfo=UTC)): _event(row, names) for row in told}
 
 

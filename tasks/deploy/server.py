@@ -194,9 +194,9 @@ class Server:
 
     def _schema(self) -> str:
         import features
-        from serving.openapi import document
+        from serving.openapi import describe_endpoint
 
-        schema = document(
+        schema = describe_endpoint(
             use_case=self._name,
             title=self._use_case.title,
             fields=features.definition(self._name).request,

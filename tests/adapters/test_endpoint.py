@@ -16,7 +16,7 @@ from adapters.endpoint import Endpoint
 from adapters.errors import Unavailable
 from adapters.model_store import Archive, ModelStore
 from serving import launch
-from serving.answers import Options
+from serving.answers import ServingOptions
 from tests.serving.online import OPTIONS
 
 
@@ -76,7 +76,7 @@ def test_an_archive_holds_data_only_and_options_the_server_understands(endpoint,
         assert sorted(opened.namelist()) == [
             "MAR-INF/MANIFEST.json", "bundle/card.json", "bundle/weights.safetensors", "options.json"
         ]  # fmt: skip
-        options = Options.from_document(json.loads(opened.read("options.json")))
+        options = ServingOptions.from_document(json.loads(opened.read("options.json")))
     assert (options.use_case, options.version, options.bundle_sha256) == ("flights", "3", "s")
 
 
@@ -212,7 +212,7 @@ def test_what_is_remembered_is_what_launch_reads(endpoint, folder, monkeypatch):
     monkeypatch.setattr(launch.features, "definition", lambda _: type("D", (), {"digest": lambda _: "d"})())
     for version in ("3", "4"):
         endpoint.store.remember({k: v for k, v in entry(archive(endpoint, folder, version)).items() if k != "default"})
-    found = launch.deployed(endpoint.store.folder)
+    found = launch.list_loadable_versions(endpoint.store.folder)
     assert [(one["version"], one["default"]) for one in found] == [("3", True), ("4", False)]
 
 

@@ -11,8 +11,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from features import FeatureSet
-from features.offline_requests import asked
-from features.online import Computed, Online, State
+from features.offline_requests import load_past_requests
+from features.online import ComputedFeatures, OnlineFeatures, StoreState
 from tasks.build_features.online_features import pack_all_series
 from tests.features.world import FLIGHTS, LEAD, Span, World
 
@@ -23,13 +23,13 @@ CACHE_BYTES = 64 << 20
 class Stored:
     """The series by key; `reads` are the keys that were asked for, call by call."""
 
-    state: State
+    state: StoreState
     series: dict[str, bytes]
 
     def __post_init__(self) -> None:
         self.reads: list[list[str]] = []
 
-    def fetch(self, keys: list[str]) -> tuple[State, dict[str, bytes]]:
+    def fetch(self, keys: list[str]) -> tuple[StoreState, dict[str, bytes]]:
         self.reads.append(keys)
         return self.state, {key: self.series[key] for key in keys if key in self.series}
 
@@ -61,21 +61,21 @@ def filled(
         known[name] = inside.set_column(inside.column_names.index("known_at"), "known_at", moved)
     with tempfile.TemporaryDirectory() as folder:
         series = dict(pack_all_series(definition, parquet(known, folder), Span(since, as_of), LEAD))  # type: ignore[arg-type]
-    return Stored(State(1, micros(since), micros(as_of), "dataset"), series)
+    return Stored(StoreState(1, micros(since), micros(as_of), "dataset"), series)
 
 
 def requests(world: World, start: datetime, end: datetime) -> pa.Table:
     """What clients would have sent for the points of an interval, in the order of the batch's rows."""
     with tempfile.TemporaryDirectory() as folder:
-        told = asked(FLIGHTS, parquet(world, folder), Span(start, end), LEAD)
+        told = load_past_requests(FLIGHTS, parquet(world, folder), Span(start, end), LEAD)
     return told.sort_by([("event_time", "ascending"), ("entity_key", "ascending")]).drop_columns(
         ["entity_key", "event_time"]
     )
 
 
-def online(events: pa.Table, stored: Stored | None) -> Computed:
+def online(events: pa.Table, stored: Stored | None) -> ComputedFeatures:
     """Features of events by a reader that has seen nothing before."""
-    return Online(FLIGHTS, LEAD, cache_bytes=CACHE_BYTES).compute(events, stored.fetch if stored else None)
+    return OnlineFeatures(FLIGHTS, LEAD, cache_bytes=CACHE_BYTES).compute(events, stored.fetch if stored else None)
 
 
 def planted(stored: Stored, other: Stored) -> Stored:

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from adapters.parquet import to_bytes
+from expectations import suites
 from features import build, definition
 from tests.features.world import FLIGHTS, LEAD, Span, World, day, engine, moved, small_world
 
@@ -162,3 +163,13 @@ def test_an_unknown_use_case_is_told_what_to_write() -> None:
 def test_an_unknown_engine_is_told_which_there_are(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no feature engine 'polars': expected duckdb or spark"):
         build(FLIGHTS, {}, Span(day(15), day(16)), LEAD, engine="polars")
+
+
+def test_every_column_that_features_read_is_expected_of_deliveries_with_the_kind_of_its_type() -> None:
+    sql_types = {"text": "varchar", "integer": "bigint", "float": "double", "timestamp": "timestamp"}
+    expected = {
+        table: {name: sql_types[column.kind] for name, column in suite.columns.items()}
+        for table, suite in suites("flights").items()
+    }
+    for table, source in FLIGHTS.sources.items():
+        assert source.columns.items() <= expected[table].items()

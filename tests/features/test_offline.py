@@ -6,12 +6,12 @@ import pyarrow as pa
 import pytest
 
 from features import history, offline, sorted_events
-from features.engine import build as build_by_sql
-from features.operations import Column, missing
-from features.series import all_series, point_kinds
-from features.series_cache import Arena
+from features.engine import build_by_sql
+from features.operations import MaskedColumn, missing_column
+from features.series import list_series, point_kinds
+from features.series_cache import SeriesCache
 from features.sorted_events import Places
-from features.step_plan import Steps
+from features.step_plan import StepPlan
 from tests.features.world import FLIGHTS, LEAD, Span, World, day, engine, held_up, moved, small_world
 
 START, END = day(15), day(18)
@@ -69,9 +69,9 @@ def test_what_became_known_at_one_moment_is_in_the_order_of_its_records(world: W
 @pytest.mark.parametrize("told_since", [[True], [False]])
 def test_a_version_of_which_nobody_says_since_when_never_held(told_since: list[bool]) -> None:
     """As in SQL; not since 1970."""
-    [legs] = [item for item in all_series(FLIGHTS, point_kinds(FLIGHTS)) if item.joined]
-    arena, told = Arena(legs, base=0), {name: missing(1, kind) for name, kind in legs.stored.items()}
-    arena.add([("a key", told | {"known_at": Column(np.zeros(1, np.int64), np.array(told_since))})], set())
+    [legs] = [item for item in list_series(FLIGHTS, point_kinds(FLIGHTS)) if item.joined]
+    arena, told = SeriesCache(legs, base=0), {name: missing_column(1, kind) for name, kind in legs.stored.items()}
+    arena.add([("a key", told | {"known_at": MaskedColumn(np.zeros(1, np.int64), np.array(told_since))})], set())
     _, there = arena.last_known(np.array([0]), np.array([1]), known=np.array([5]))
     assert there.tolist() == told_since
 
@@ -98,17 +98,17 @@ def test_a_clock_goes_by_the_longest_step_and_by_rank_where_that_makes_too_many(
 
 def test_a_step_that_is_read_once_is_a_view_and_a_table_goes_with_its_last_reader() -> None:
     with duckdb.connect() as connection:
-        steps = Steps(connection, FLIGHTS, ["from asked", "from labels", "from outcomes", "from legs"])
-        steps.make({}, Span(START, END), LEAD)
+        steps = StepPlan(connection, FLIGHTS, ["from asked", "from labels", "from outcomes", "from legs"])
+        steps.create({}, Span(START, END), LEAD)
 
         def stored() -> set[str]:
             return {name for (name,) in connection.execute("select table_name from duckdb_tables()").fetchall()}
 
         assert stored() == {"schedule", "tellings", "outcomes"}
-        steps.done()
+        steps.finish_query()
         assert stored() == {"schedule", "tellings", "outcomes"}  # legs reads schedule, and is a view
-        steps.done()
+        steps.finish_query()
         assert stored() == {"schedule", "outcomes"}
-        steps.done()
-        steps.done()
+        steps.finish_query()
+        steps.finish_query()
         assert stored() == set()

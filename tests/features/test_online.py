@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 
 from features import operations
 from features.engine import features_sql
-from features.expressions import Program, compile_expressions
-from features.online import Online
-from features.operations import Column, local
-from features.series import all_series, point_kinds
-from features.series_codec import Packer, unpack
-from features.vocabulary import source
+from features.expressions import CompiledExpressions, compile_expressions
+from features.online import OnlineFeatures
+from features.operations import MaskedColumn, local_clock
+from features.series import list_series, point_kinds
+from features.series_codec import SeriesPacker, unpack_series
+from features.vocabulary import declare_source
 from tests.features.stored import CACHE_BYTES, Stored, filled, online, requests
 from tests.features.test_point_in_time import EXTREME, plant
 from tests.features.world import FLIGHTS, LEAD, World, changed, day, engine, moved, small_world
@@ -61,12 +61,12 @@ def test_a_thousand_real_events_of_a_week_have_the_features_of_the_batch(
 
 
 def test_batches_of_64_in_any_order_are_the_same(batch: pa.Table, events: pa.Table, store: Stored) -> None:
-    reader = Online(FLIGHTS, LEAD, cache_bytes=CACHE_BYTES)
+    reader = OnlineFeatures(FLIGHTS, LEAD, cache_bytes=CACHE_BYTES)
     order = np.random.default_rng(3).permutation(events.num_rows)
     for start in range(0, 640, 64):
         rows = order[start : start + 64]
         assert moved(batch.take(rows), reader.compute(events.take(rows), store.fetch).features) == []
-    small = Online(FLIGHTS, LEAD, cache_bytes=1)  # forgets everything after each batch
+    small = OnlineFeatures(FLIGHTS, LEAD, cache_bytes=1)  # forgets everything after each batch
     for rows in (order[:64], order[64:128]):
         assert moved(batch.take(rows), small.compute(events.take(rows), store.fetch).features) == []
 
@@ -157,10 +157,10 @@ def test_a_plane_that_was_told_and_is_not_listed_is_said(events: pa.Table, store
 
 def test_a_source_may_declare_its_columns_in_any_order(world: World, batch: pa.Table, events: pa.Table) -> None:
     """What is packed by position is written and read in one order."""
-    planes = source(bigint="seats year", varchar="tailnum", timestamp="known_at", timeless=True)
+    planes = declare_source(bigint="seats year", varchar="tailnum", timestamp="known_at", timeless=True)
     turned = replace(FLIGHTS, sources={**FLIGHTS.sources, "planes": planes})
     store = filled(world, SINCE, AS_OF, definition=turned)
-    found = Online(turned, LEAD, cache_bytes=CACHE_BYTES).compute(events, store.fetch)
+    found = OnlineFeatures(turned, LEAD, cache_bytes=CACHE_BYTES).compute(events, store.fetch)
     assert moved(batch, found.features) == []
 
 
@@ -182,7 +182,7 @@ def test_of_two_versions_known_at_one_moment_both_sides_take_the_same_whatever_t
 
 def test_hot_keys_are_read_once_and_a_refresh_is_seen_at_once(world: World, events: pa.Table) -> None:
     store = filled(world, SINCE, day(16))
-    reader, few = Online(FLIGHTS, LEAD, cache_bytes=CACHE_BYTES), events.slice(events.num_rows - 10)
+    reader, few = OnlineFeatures(FLIGHTS, LEAD, cache_bytes=CACHE_BYTES), events.slice(events.num_rows - 10)
     reader.compute(few, store.fetch)
     store.reads.clear()
     before = reader.compute(few, store.fetch)
@@ -209,12 +209,12 @@ def test_a_damaged_series_is_named_and_answered_without(batch: pa.Table, events:
 
 
 def test_a_series_under_another_key_is_refused_and_a_whole_one_is_read(store: Stored) -> None:
-    series = {s.name: s for s in all_series(FLIGHTS, point_kinds(FLIGHTS))}["due(origin)"]
+    series = {s.name: s for s in list_series(FLIGHTS, point_kinds(FLIGHTS))}["due(origin)"]
     kinds = {"moment": "timestamp", "due": "bigint"}
     key, other = series.key_text(["JFK"]), series.key_text(["LGA"])
-    assert len(unpack(key, store.series[key], kinds)["due"].values) > 50
+    assert len(unpack_series(key, store.series[key], kinds)["due"].values) > 50
     with pytest.raises(ValueError, match=r'due\(origin\)\["LGA"\] is damaged'):
-        unpack(other, store.series[key], kinds)
+        unpack_series(other, store.series[key], kinds)
 
 
 @given(
@@ -230,7 +230,7 @@ def test_a_series_under_another_key_is_refused_and_a_whole_one_is_read(store: St
 def test_what_is_packed_comes_back(rows: list[tuple[int | None, float | None, str | None]]) -> None:
     columns = {"a": pa.int64(), "b": pa.float64(), "c": pa.string()}
     table = pa.table({name: pa.array([row[i] for row in rows], columns[name]) for i, name in enumerate(columns)})
-    read = unpack("k", Packer.of(table).payload("k", 0, len(rows)), dict.fromkeys(columns, ""))
+    read = unpack_series("k", SeriesPacker.of(table).payload("k", 0, len(rows)), dict.fromkeys(columns, ""))
     back = [[v if there else None for v, there in zip(*(c.tolist() for c in read[n]), strict=True)] for n in columns]
     assert back == [[row[i] for row in rows] for i in range(3)]
 
@@ -247,7 +247,7 @@ def test_both_evaluators_of_the_expressions_agree_to_the_last_bit(seed: int) -> 
     for name, (values, valid) in columns.items():  # a field is missing where its record is
         record, _, field = name.partition(".")
         if field and record in columns:
-            columns[name] = Column(values, valid & columns[record].valid)
+            columns[name] = MaskedColumn(values, valid & columns[record].valid)
     ours = program.run(columns, rows)
     theirs = _by_duckdb(expressions, columns)
     for name, column in ours.items():
@@ -258,7 +258,7 @@ def test_both_evaluators_of_the_expressions_agree_to_the_last_bit(seed: int) -> 
 
 @cache
 def _kinds() -> dict[str, str]:
-    reader = Online(FLIGHTS, LEAD, cache_bytes=0)
+    reader = OnlineFeatures(FLIGHTS, LEAD, cache_bytes=0)
     points = {n.removeprefix("points."): k for n, k in point_kinds(FLIGHTS).items() if n.startswith("points.")}
     for plan in reader._plans.values():
         points |= plan.kinds
@@ -266,27 +266,27 @@ def _kinds() -> dict[str, str]:
 
 
 @cache
-def _program() -> Program:
+def _program() -> CompiledExpressions:
     return compile_expressions(features_sql(FLIGHTS), _kinds())
 
 
-def _random(random: np.random.Generator, kind: str, rows: int) -> Column:
+def _random(random: np.random.Generator, kind: str, rows: int) -> MaskedColumn:
     valid = random.random(rows) < 0.8
     if kind == "varchar":
-        return Column(random.choice(np.array(["EWR", "JFK", "arrived", "departed"], object), rows), valid)
+        return MaskedColumn(random.choice(np.array(["EWR", "JFK", "arrived", "departed"], object), rows), valid)
     if kind == "timestamp":
-        return Column(random.integers(1_350_000_000, 1_360_000_000, rows) * 1_000_000, valid)
+        return MaskedColumn(random.integers(1_350_000_000, 1_360_000_000, rows) * 1_000_000, valid)
     if kind == "struct":
-        return Column(valid, valid)
+        return MaskedColumn(valid, valid)
     values = random.integers(-3, 40, rows)
     return (
-        Column(values.astype(np.float64) * (1 if kind == "bigint" else 1.1), valid)
+        MaskedColumn(values.astype(np.float64) * (1 if kind == "bigint" else 1.1), valid)
         if kind == "double"
-        else Column(values, valid)
+        else MaskedColumn(values, valid)
     )
 
 
-def _by_duckdb(expressions: dict[str, str], columns: dict[str, Column]) -> pa.Table:
+def _by_duckdb(expressions: dict[str, str], columns: dict[str, MaskedColumn]) -> pa.Table:
     """A struct's fields are null where the struct is, as in the batch."""
     flat, structs = {}, {}
     for name, (values, valid) in columns.items():
@@ -321,7 +321,7 @@ def _by_duckdb(expressions: dict[str, str], columns: dict[str, Column]) -> pa.Ta
 def test_the_wall_clock_is_that_of_the_engine(moments: list[datetime], zone: str) -> None:
     values = pa.array(moments, pa.timestamp("us")).cast(pa.int64()).to_numpy()
     ones = np.ones(len(values), np.bool_)
-    found = local(Column(np.full(len(values), zone, object), ones), Column(values, ones))
+    found = local_clock(MaskedColumn(np.full(len(values), zone, object), ones), MaskedColumn(values, ones))
     if zone == "Nowhere/Else":
         assert not found.valid.any()
         return
@@ -337,8 +337,8 @@ def test_however_many_years_are_named_a_table_is_made_for_each_zone_and_one_quer
     zones = np.array(["America/New_York", "Pacific/Honolulu", "Europe/Dublin", "Nowhere/Else"], object)
     years = np.arange(1950, 2150)
     moments = pa.array([datetime(year, 7, 1, 12, 30) for year in years], pa.timestamp("us"))  # noqa: DTZ001
-    zone = Column(zones[years % 4], np.ones(200, np.bool_))
-    moment = Column(moments.cast(pa.int64()).to_numpy(), np.ones(200, np.bool_))
+    zone = MaskedColumn(zones[years % 4], np.ones(200, np.bool_))
+    moment = MaskedColumn(moments.cast(pa.int64()).to_numpy(), np.ones(200, np.bool_))
     queries: list[int] = []
     ask = operations._ahead
 
@@ -348,10 +348,10 @@ def test_however_many_years_are_named_a_table_is_made_for_each_zone_and_one_quer
 
     monkeypatch.setattr(operations, "_ahead", counted)
     operations._changes.cache_clear()
-    local(zone, moment)
+    local_clock(zone, moment)
     assert operations._changes.cache_info().currsize == 4
     queries.clear()
-    found = local(zone, moment)
+    found = local_clock(zone, moment)
     near = pc.and_(pc.greater_equal(moments, datetime(1970, 1, 1)), pc.less(moments, datetime(2070, 1, 1)))  # noqa: DTZ001
     assert queries == [pc.sum(pc.and_(pc.invert(near), pa.array(found.valid))).as_py()]
     assert found.valid.tolist() == (zone.values != "Nowhere/Else").tolist()
@@ -398,7 +398,7 @@ def test_a_null_takes_the_type_of_what_it_stands_beside(sql: str) -> None:
     rows: list[tuple[Any, ...]] = [(0, 0.5, "UA"), (5, None, None), (None, 2.0, "AA"), (7, 3.0, "B6")]
     empty = {"flight": 0, "delay": 0.0, "carrier": None}
     columns = {
-        name: Column(
+        name: MaskedColumn(
             np.array([empty[name] if row[i] is None else row[i] for row in rows], object if i == 2 else None),
             np.array([row[i] is not None for row in rows]),
         )

@@ -82,4 +82,4 @@ def test_a_source_without_a_column_is_named(world: World) -> None:
 
 def test_a_function_without_a_translation_is_refused() -> None:
     with pytest.raises(ValueError, match="no translation for Spark: EPOCH_US"):
-        spark_sql.translate("create temp table t as select epoch_us(known_at) as e from flights", FLIGHTS)
+        spark_sql.translate_to_spark("create temp table t as select epoch_us(known_at) as e from flights", FLIGHTS)

@@ -23,10 +23,10 @@ from infra.local.processes import ProcessIdentity, find_members
 from infra.local.stack import Stack
 from infra.local.torchserve import online_dsn
 from models import bundle
-from serving.answers import Options
-from serving.lookup import Lookup
+from serving.answers import ServingOptions
+from serving.lookup import FeatureLookup
 from serving.predictor import Predictor
-from serving.request import Reader
+from serving.request import RequestReader
 from tests.conftest import start_stack
 from tests.features.stored import filled, requests
 from tests.features.world import day, engine, small_world
@@ -116,9 +116,9 @@ def workers(online: Stack) -> list[psutil.Process]:
 def test_two_versions_answer_beside_each_other_as_the_batch_path_does(served, online, bundles):
     events = [event(flight=number, carrier=carrier) for number, carrier in ((15, "UA"), (4000, "AA"), (1, "ZZ"))]
     definition = features.definition("flights")
-    options = Options.from_document({**OPTIONS, "use_case": "flights", "version": "1", "bundle_sha256": ""})
-    reader = Reader(definition.request, max_events=256)
-    lookup = Lookup(
+    options = ServingOptions.from_document({**OPTIONS, "use_case": "flights", "version": "1", "bundle_sha256": ""})
+    reader = RequestReader(definition.request, max_events=256)
+    lookup = FeatureLookup(
         dsn=online_dsn(online.home()), use_case="flights", definition=definition, lead=options.lead, timeout_ms=5000
     )
     table = lookup.features(reader.table(reader.read(json.dumps(events).encode()).rows)).features

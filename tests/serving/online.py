@@ -57,16 +57,16 @@ class Field:
 
 
 FIELDS = (
-    Field(name="carrier", kind="string", pattern="[A-Z0-9]{2}", example="UA"),
-    Field(name="flight", kind="integer", minimum=1, maximum=9999, example=15),
-    Field(name="tailnum", kind="string", required=False, example="N12345"),
+    Field(name="carrier", kind="varchar", pattern="[A-Z0-9]{2}", example="UA"),
+    Field(name="flight", kind="bigint", minimum=1, maximum=9999, example=15),
+    Field(name="tailnum", kind="varchar", required=False, example="N12345"),
     Field(name="scheduled_departure", kind="timestamp", example=MOMENT),
 )
 SMALL = {"carrier": "UA", "flight": 15, "tailnum": "N12345", "scheduled_departure": MOMENT}
 
 
 @dataclass(frozen=True)
-class Found:
+class LookedUpFeatures:
     features: pa.Table
     as_of: datetime | None
     snapshot: str | None
@@ -80,7 +80,7 @@ class Echo:
     as_of: datetime | None = AS_OF
     lookups: int = 0
 
-    def features(self, events: pa.Table) -> Found:
+    def features(self, events: pa.Table) -> LookedUpFeatures:
         self.lookups += 1
         moments = pc.assume_timezone(events["scheduled_departure"], "UTC")
         carriers = events["carrier"].to_pylist()
@@ -93,7 +93,9 @@ class Echo:
                 "empty": pa.nulls(events.num_rows, pa.float32()),
             }
         )
-        return Found(table, self.as_of, "dataset", tuple(("no history for XX",) if c == "XX" else () for c in carriers))
+        return LookedUpFeatures(
+            table, self.as_of, "dataset", tuple(("no history for XX",) if c == "XX" else () for c in carriers)
+        )
 
 
 class Halves:

@@ -10,12 +10,12 @@ import pyarrow as pa
 import pytest
 
 from models.attribution import Attributions
-from serving.answers import Answerer, Call, Options, call
-from serving.openapi import document
-from serving.request import Reader
+from serving.answers import Answerer, InferenceRequest, ServingOptions, read_inference_request
+from serving.openapi import describe_endpoint
+from serving.request import RequestReader
 from tests.serving.online import AS_OF, FIELDS, OPTIONS, SMALL, Echo, Halves
 
-OPT = Options.from_document({**OPTIONS, "use_case": "flights", "version": "7", "bundle_sha256": "x"})
+OPT = ServingOptions.from_document({**OPTIONS, "use_case": "flights", "version": "7", "bundle_sha256": "x"})
 
 
 def explain(table: pa.Table) -> Attributions:
@@ -27,7 +27,7 @@ def explain(table: pa.Table) -> Attributions:
 def answerer(lookup: Echo | None = None, log: Any = None, **options: Any) -> Answerer:
     return Answerer(
         options=replace(OPT, **options),
-        reader=Reader(FIELDS, max_events=20),
+        reader=RequestReader(FIELDS, max_events=20),
         lookup=lookup or Echo(),
         predictor=Halves(),
         explain=explain,
@@ -35,8 +35,8 @@ def answerer(lookup: Echo | None = None, log: Any = None, **options: Any) -> Ans
     )
 
 
-def asked(document: Any, **about: Any) -> Call:
-    return Call(body=json.dumps(document).encode(), **{"request_id": "r1", **about})
+def asked(document: Any, **about: Any) -> InferenceRequest:
+    return InferenceRequest(body=json.dumps(document).encode(), **{"request_id": "r1", **about})
 
 
 def test_one_event_in_one_answer_out_a_list_in_a_list_out():
@@ -63,7 +63,7 @@ def test_the_schema_says_how_many_events_are_answered_and_explained():
     about = {"use_case": "f", "title": "t", "fields": FIELDS, "kind": "binary", "lead_minutes": 1}
 
     def most(path: str, max_events: int) -> int:
-        operation = document(**about, max_events=max_events)["paths"][f"/v1/f/{path}"]["post"]
+        operation = describe_endpoint(**about, max_events=max_events)["paths"][f"/v1/f/{path}"]["post"]
         return operation["requestBody"]["content"]["application/json"]["schema"]["oneOf"][1]["maxItems"]
 
     assert (most("predict", 256), most("explain", 256)) == (256, 16)
@@ -153,17 +153,17 @@ def test_what_is_logged_is_what_was_answered_with_the_features_and_the_request()
 
 
 def test_headers_name_the_request_and_are_made_up_where_absent_or_absurd():
-    given = call(
+    given = read_inference_request(
         b"", {"x-request-id": "abc", "X-Windsock-Slot": "stable", "X-WINDSOCK-CLIENT": "ops", "explain": "True"}
     )
     assert (given.request_id, given.slot, given.client, given.explain) == ("abc", "stable", "ops", True)
-    bare = call(None, {"X-Request-Id": "a" * 101, "X-Windsock-Slot": "a\x00"})
+    bare = read_inference_request(None, {"X-Request-Id": "a" * 101, "X-Windsock-Slot": "a\x00"})
     assert (len(bare.request_id), bare.slot, bare.client, bare.explain) == (36, "direct", "direct", False)
 
 
 def test_options_that_miss_something_are_refused():
     with pytest.raises(ValueError, match="bundle_sha256, use_case, version"):
-        Options.from_document(OPTIONS)
+        ServingOptions.from_document(OPTIONS)
 
 
 def test_moments_are_told_in_utc():

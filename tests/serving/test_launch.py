@@ -36,8 +36,8 @@ def configured(store: Path, **changes: Any) -> dict[str, str]:
     addresses = {
         name: f"http://127.0.0.1:{port}" for name, port in (("inference", 1), ("management", 2), ("metrics", 3))
     }
-    text = launch.configuration(
-        store=store, versions=launch.deployed(store), netty_threads=2, **{**addresses, **changes}
+    text = launch.render_properties(
+        store=store, versions=launch.list_loadable_versions(store), netty_threads=2, **{**addresses, **changes}
     )  # fmt: skip
     return dict(line.split("=", 1) for line in text.splitlines())
 
@@ -70,7 +70,7 @@ def test_a_damaged_archive_is_left_out_loudly_and_the_others_are_loaded(tmp_path
     else:
         content = bad.path.read_bytes()
         bad.path.write_bytes(content[:100] + bytes([content[100] ^ 1]) + content[101:])
-    assert [one["version"] for one in launch.deployed(store)] == [good.version]
+    assert [one["version"] for one in launch.list_loadable_versions(store)] == [good.version]
     assert "NOT LOADED: flights 3" in caplog.text
 
 
@@ -81,12 +81,12 @@ def test_an_archive_outside_the_store_is_left_out(tmp_path, caplog):
     listed = json.loads((store / "deployed.json").read_text())
     listed["versions"][0]["file"] = f"../{made.path.name}"
     (store / "deployed.json").write_text(json.dumps(listed))
-    assert launch.deployed(store) == []
+    assert launch.list_loadable_versions(store) == []
 
 
 def test_a_model_of_other_features_does_not_keep_the_server_from_starting(tmp_path, caplog):
     deploy(tmp_path / "store", tmp_path, digest="f" * 64)
-    assert launch.deployed(tmp_path / "store") == []
+    assert launch.list_loadable_versions(tmp_path / "store") == []
     assert "trained on features ffffffffffff" in caplog.text
 
 
@@ -100,13 +100,13 @@ def test_the_server_is_closed_but_for_what_it_is_for(tmp_path):
 
 
 def test_java_is_started_itself_with_a_bounded_heap(tmp_path):
-    line = launch.command("java", tmp_path / "c", store=tmp_path, temporary=tmp_path, heap_mb=256)
+    line = launch.java_command("java", tmp_path / "c", store=tmp_path, temporary=tmp_path, heap_mb=256)
     assert line[0] == "java"
     assert {"-Xmx256m", "-ncs", "org.pytorch.serve.ModelServer"} <= set(line)
-    assert Path(launch.java()).is_file()
+    assert Path(launch.find_java()).is_file()
 
 
 def test_sockets_fit_however_deep_the_home_is(tmp_path):
     deep = tmp_path / ("d" * 90)
-    assert len(str(launch._temporary(deep))) <= 80
-    assert launch._temporary(Path("/tmp/w-test")) == Path("/tmp/w-test/tmp")  # noqa: S108
+    assert len(str(launch._make_temporary(deep))) <= 80
+    assert launch._make_temporary(Path("/tmp/w-test")) == Path("/tmp/w-test/tmp")  # noqa: S108

@@ -16,7 +16,7 @@ from adapters.connect import Outside
 from infra.local import postgres
 from infra.local.stack import Stack
 from pipeline.settings import Settings
-from serving.lookup import Lookup
+from serving.lookup import FeatureLookup
 from serving.reasons import DegradedReason
 from tests.features.stored import Stored, filled, requests
 from tests.features.world import FLIGHTS, LEAD, World, day, engine, moved, small_world
@@ -62,8 +62,8 @@ def full(outside: Outside, store: Stored) -> Outside:
     return outside
 
 
-def lookup(dsn: str, *, timeout_ms: int = TIMEOUT_MS) -> Lookup:
-    return Lookup(dsn=dsn, use_case="flights", definition=FLIGHTS, lead=LEAD, timeout_ms=timeout_ms)
+def lookup(dsn: str, *, timeout_ms: int = TIMEOUT_MS) -> FeatureLookup:
+    return FeatureLookup(dsn=dsn, use_case="flights", definition=FLIGHTS, lead=LEAD, timeout_ms=timeout_ms)
 
 
 def online_dsn(settings: Settings, stack: Stack) -> str:
@@ -120,7 +120,7 @@ def test_a_store_that_hangs_costs_the_timeout_once_and_is_asked_again_a_second_l
     def clock() -> float:
         return now[0] + time.monotonic()
 
-    reader = Lookup(
+    reader = FeatureLookup(
         dsn=full.settings.warehouse_dsn, use_case="flights", definition=FLIGHTS, lead=LEAD, timeout_ms=TIMEOUT_MS,
         clock=clock,
     )  # fmt: skip
@@ -147,7 +147,7 @@ def test_a_batch_that_is_too_much_for_its_time_does_not_cost_the_next_one_its_hi
 ) -> None:
     """The twin of the one that hangs: this store has answered a read when the time is over."""
     now = [0.0]
-    reader = Lookup(
+    reader = FeatureLookup(
         dsn=full.settings.warehouse_dsn, use_case="flights", definition=FLIGHTS, lead=LEAD, timeout_ms=TIMEOUT_MS,
         clock=lambda: now[0],
     )  # fmt: skip

@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.settings import REPOSITORY
 from serving import prediction_log
-from serving.prediction_log import PredictionLog, is_over, read_segment, read_session
+from serving.prediction_log import PredictionLog, has_ended, read_segment, read_session
 from tests.infra.test_stack import until
 
 NEVER = 3600.0
@@ -186,7 +186,7 @@ os.kill(os.getpid(), signal.SIGKILL)
     assert child.stdout is not None
     assert child.stdout.readline() == "written\n"
     [path] = tmp_path.glob("*.session")
-    assert not is_over(path)
+    assert not has_ended(path)
     child.communicate("x")
-    assert is_over(path)
+    assert has_ended(path)
     assert (read_session(path).answered, numbers(tmp_path)) == (2, [1, 2])

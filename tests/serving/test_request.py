@@ -10,10 +10,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from serving.request import Reader, Refusal
+from serving.request import Refusal, RequestReader
 from tests.serving.online import FIELDS, MOMENT, SMALL
 
-READER = Reader(FIELDS, max_events=3)
+READER = RequestReader(FIELDS, max_events=3)
 
 
 def read(document: Any) -> pa.Table:
@@ -119,7 +119,7 @@ def test_no_field_is_anything_but_read_or_refused(change):
 
 
 def test_reading_an_event_takes_some_20_microseconds():
-    reader, body = Reader(FIELDS, max_events=1000), json.dumps([SMALL] * 1000).encode()
+    reader, body = RequestReader(FIELDS, max_events=1000), json.dumps([SMALL] * 1000).encode()
 
     def seconds() -> float:
         began = time.perf_counter()

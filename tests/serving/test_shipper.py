@@ -19,8 +19,8 @@ import pytest
 
 from pipeline.settings import REPOSITORY
 from serving import shipper
-from serving.prediction_log import FEATURE, LOGGED_SCHEMA, PredictionLog, is_over
-from serving.shipper import Shipper, run
+from serving.prediction_log import FEATURE, LOGGED_SCHEMA, PredictionLog, has_ended
+from serving.shipper import Shipper, ship_until_ended
 from tests.infra.test_stack import query, until
 
 NOW = datetime(2013, 7, 4, 12, tzinfo=UTC)
@@ -197,7 +197,7 @@ def test_whoever_only_looks_at_the_lock_does_not_make_a_shipper_leave(tmp_path):
     lock = tmp_path / "shipper.lock"
     looker = lock.open("w")
     fcntl.flock(looker, fcntl.LOCK_EX)
-    assert not is_over(lock)
+    assert not has_ended(lock)
     threading.Timer(0.15, looker.close).start()
     assert shipper._lock(lock)
 
@@ -206,28 +206,28 @@ def test_a_second_shipper_of_a_spool_leaves_and_the_lock_says_whether_there_is_o
     spool.mkdir()
     lock = spool / "shipper.lock"
     lock.touch()
-    assert is_over(lock)
+    assert has_ended(lock)
     environment = {**os.environ, "WINDSOCK_SPOOL": str(spool), "WINDSOCK_ONLINE_DSN": dsn}
     command = [sys.executable, "-m", "serving.shipper"]
     with subprocess.Popen(command, cwd=REPOSITORY, env=environment, stderr=subprocess.PIPE, text=True) as first:
         assert first.stderr is not None
         assert "shipping" in first.stderr.readline()
-        assert not is_over(lock)
+        assert not has_ended(lock)
         assert subprocess.run(command, cwd=REPOSITORY, env=environment, check=False).returncode == 1
         first.send_signal(signal.SIGTERM)
         assert first.wait(20) == 0
-    assert is_over(lock)
+    assert has_ended(lock)
 
 
 def test_it_waits_for_a_database_that_is_away_and_loses_nothing(spool, dsn):
     filled(spool, batch("a"))
     shipper, ended, told = Shipper(spool, dsn.replace("warehouse_", "nowhere_")), threading.Event(), []
 
-    def tell(text: str) -> None:
+    def warn(text: str) -> None:
         told.append(text)
         shipper._dsn = dsn if len(told) == 2 else shipper._dsn
 
-    running = threading.Thread(target=run, args=(shipper, ended), kwargs={"tell": tell})
+    running = threading.Thread(target=ship_until_ended, args=(shipper, ended), kwargs={"warn": warn})
     running.start()
     until(lambda: shipped(dsn) == 1)
     ended.set()

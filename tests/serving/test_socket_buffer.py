@@ -26,7 +26,7 @@ class Counted(socket.socket):
 @pytest.fixture
 def protocol(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.setattr(otf_message_handler, "_retrieve_buffer", otf_message_handler._retrieve_buffer)
-    socket_buffer.install()
+    socket_buffer.install_socket_buffer()
     return otf_message_handler
 
 

@@ -8,7 +8,7 @@ from adapters.errors import FencedOut
 from features import definition
 from pipeline.settings import Settings
 from pipeline.spec import UseCase
-from serving.lookup import Lookup
+from serving.lookup import FeatureLookup
 from tasks.build_features import build, dataset, online_features
 from tasks.deploy.golden import requests
 from tests.clean_data import put_table, week
@@ -90,7 +90,7 @@ def reads_the_batch(use_case: UseCase, outside: Outside, settings: Settings) -> 
     for name in ("scheduled_departure", "scheduled_arrival"):
         moments = events[name].cast(pa.timestamp("us", "UTC")).cast(pa.timestamp("us"))
         events = events.set_column(events.column_names.index(name), name, moments)
-    reader = Lookup(
+    reader = FeatureLookup(
         dsn=settings.warehouse_dsn, use_case="flights", definition=FLIGHTS, lead=use_case.time.lead, timeout_ms=60_000
     )
     assert events.num_rows > 1000
