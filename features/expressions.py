@@ -192,7 +192,6 @@ class _Compiler:
         return self._moment(name, nodes)
 
     def _moment(self, name: str, nodes: Sequence[_Operand]) -> _Operand:
-        """Functions of time."""
         kinds = [n.kind for n in nodes]
         if name in op.PARTS and kinds == ["timestamp"]:
             return self._apply(name, "varchar" if name == "dayname" else "bigint", op.PARTS[name], *nodes)

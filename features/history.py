@@ -152,7 +152,6 @@ class History(SortedEvents):
         return self._keys.number([_one(points[name]) for name in self.series.on], points.num_rows)
 
     def bounds(self, slots: Places, *moments: Places) -> NDArray[np.int64]:
-        """For each moment, how far the events of the slot lie before it: [moments, slots]; a slot below 0 has none."""
         keys = slots * (self._clock.size + 1)
         wanted = np.stack([keys + self._clock.before(moment) for moment in moments])
         # Searched in order, each number lies near the one before, which is still in the processor's cache.

@@ -70,7 +70,6 @@ class SeriesPlan:
 
     @property
     def summed(self) -> list[str]:
-        """The names of all sums."""
         return [name for listed in self.sums.values() for _, name in listed]
 
     def columns(self, points: Points, events: SortedEvents, slots: Places) -> dict[str, MaskedColumn]:

@@ -52,7 +52,6 @@ class SeriesCache(SortedEvents):
             self._sums = np.concatenate([self._sums, self._sums[-1] + np.cumsum(np.stack(new, axis=1), axis=0)])
 
     def bounds(self, slots: Places, *moments: Places) -> NDArray[np.int64]:
-        """For each moment, how far the events of the slot lie before it: [moments, slots]; a slot below 0 has none."""
         keys = slots << _BITS
         places = np.concatenate([keys | self._since(moment) for moment in moments])
         return np.asarray(self._at.searchsorted(places).reshape(len(moments), -1), np.int64)

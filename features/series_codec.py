@@ -37,13 +37,11 @@ class SeriesPacker:
 
     @classmethod
     def of(cls, table: pa.Table) -> "SeriesPacker":
-        """A packer of every column of a table."""
         packed = [_pack_column(table[name].combine_chunks()) for name in table.column_names]
         headers, values, marks = zip(*packed, strict=True)
         return cls(headers, values, marks)
 
     def payload(self, key: str, start: int, stop: int) -> bytes:
-        """The rows of one key."""
         parts = [_COUNT.pack(stop - start)]
         for header, values, marks in zip(self.headers, self.values, self.marks, strict=True):
             parts += [header, values[start:stop].tobytes()]

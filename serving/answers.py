@@ -53,7 +53,6 @@ class ServingOptions:
 
     @property
     def lead(self) -> timedelta:
-        """How long before an event it is predicted."""
         return timedelta(minutes=self.lead_minutes)
 
 

@@ -103,7 +103,6 @@ class _Store:
         self.answered = False  # a read of this batch
 
     def begin_batch(self) -> None:
-        """Start the time that one batch may take."""
         self._deadline = self._clock() + self._timeout_ms / 1000
         self.answered = False
 

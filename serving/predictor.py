@@ -38,7 +38,6 @@ class Predictor:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The columns `predict` needs."""
         features = self.card["features"]
         return (*features["numeric"], *features["categorical"])
 

@@ -38,7 +38,6 @@ class Refusal(ValueError):  # noqa: N818  # reads as the answer it is
         return Refusal(where if self.path == "body" else f"{where}.{self.path}", self.expected, self.got)
 
     def to_document(self) -> dict[str, str]:
-        """The body of a 400."""
         return {"error": str(self), "path": self.path, "expected": self.expected}
 
 

@@ -83,7 +83,6 @@ class Shipper:
             raise
 
     def close(self) -> None:
-        """Leave the database."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None

@@ -1,10 +1,13 @@
 """The documents are true: what they name exists."""
 
 import re
+import shlex
 import subprocess
+from pathlib import Path
 
 import pytest
 
+from infra.local.__main__ import main as manage_stack
 from pipeline.settings import REPOSITORY
 
 README = (REPOSITORY / "README.md").read_text()
@@ -39,3 +42,11 @@ def test_the_readme_names_the_two_commands() -> None:
     assert {"demo", "test"} <= make_verbs()
     assert "make demo" in README
     assert "make test" in README
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_for_the_stack_that_a_page_names_is_understood(page: Path, tmp_path: Path) -> None:
+    """Where there is no stack most end with 1 and say so; a command line that is wrong ends with 2."""
+    for words in re.findall(r"python -m infra\.local ([^`\n]+)", page.read_text()):
+        if not words.startswith(("up", "run")):
+            assert manage_stack(["--home", str(tmp_path), *shlex.split(words.replace("<client>", "someone"))]) in (0, 1)
