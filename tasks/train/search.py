@@ -1,18 +1,16 @@
 """The search for a configuration: on validation rows only, and with the same best however often it was killed."""
 
-import hashlib
 import os
 from datetime import datetime
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from pipeline.handoffs import Snapshot
-from pipeline.settings import REPOSITORY
 from pipeline.spec import UseCase
 from tasks.train.split import Split, split
 from tasks.train.study import Params, StudyResult, finished_trials, open_study, result
+from tasks.train.study_name import find_study_name
 from tasks.train.trials import Search
 
 if TYPE_CHECKING:
@@ -50,7 +48,7 @@ def search(
     if as_of > snapshot.end:
         raise ValueError(f"{use_case.name}: features reach to {snapshot.end}, training was asked for at {as_of}")
     definition = features.definition(use_case.name)
-    name = study_name(use_case, snapshot, as_of, definition)
+    name = find_study_name(use_case, snapshot, as_of, outside)
     moments = split(use_case, as_of)
     fence = outside.warehouse.begin(f"search/{name}/{worker}")
     study = open_study(name, use_case, outside)
@@ -70,23 +68,7 @@ def found(use_case: UseCase, snapshot: Snapshot, as_of: datetime, outside: "Outs
     Raises:
         ValueError: no trial that converged.
     """
-    import features
-
-    name = study_name(use_case, snapshot, as_of, features.definition(use_case.name))
-    return result(open_study(name, use_case, outside))
-
-
-def study_name(use_case: UseCase, snapshot: Snapshot, as_of: datetime, definition: "FeatureSet") -> str:
-    """A name that changes with anything that could change a trial's outcome."""
-    code = hashlib.sha256(definition.digest().encode())
-    ours = (Path(__file__).with_name(name) for name in ("tune.py", "trials.py", "study.py", "split.py"))
-    for path in (*sorted((REPOSITORY / "models").glob("*.py")), *ours):
-        code.update(path.read_bytes())
-    train = use_case.train.model_dump_json(exclude={"trials", "ensemble_seeds"})
-    # The moments, not the settings they follow from: the label delay is none of `train`'s.
-    space = hashlib.sha256(f"{train} {use_case.seed} {use_case.target.kind} {split(use_case, as_of)}".encode())
-    digests = code.hexdigest()[:12], space.hexdigest()[:12]
-    return "/".join((use_case.name, snapshot.version, f"{as_of:%Y%m%dT%H%M}", *digests))
+    return result(open_study(find_study_name(use_case, snapshot, as_of, outside), use_case, outside))
 
 
 def require_rows(use_case: UseCase, rows: pa.Table, moments: Split) -> None:

@@ -101,6 +101,21 @@ def keeps_up(own: tuple[float, int], others: list[tuple[float, int]], keep_share
 def open_study(name: str, use_case: UseCase, outside: "Outside") -> "optuna.Study":
     """The study of this name in Postgres, made when there is none. Its objective is a loss: smaller is better."""
     import optuna
+
+    study = optuna.create_study(study_name=name, storage=_open_storage(outside), load_if_exists=True)
+    study.set_user_attr("metric", use_case.train.metric)
+    return study
+
+
+def list_study_names(outside: "Outside") -> list[str]:
+    """The names of all studies in Postgres, the oldest first."""
+    import optuna
+
+    return optuna.get_all_study_names(_open_storage(outside))
+
+
+def _open_storage(outside: "Outside") -> "optuna.storages.RDBStorage":
+    import optuna
     from psycopg2.extensions import parse_dsn
     from sqlalchemy import URL
 
@@ -114,13 +129,10 @@ def open_study(name: str, use_case: UseCase, outside: "Outside") -> "optuna.Stud
         port=int(dsn["port"]) if "port" in dsn else None,
         database=dsn["dbname"],
     )
-    storage = optuna.storages.RDBStorage(
+    return optuna.storages.RDBStorage(
         url.render_as_string(hide_password=False),
         engine_kwargs={"pool_pre_ping": True, "pool_size": 2, "connect_args": {"connect_timeout": 10}},
     )
-    study = optuna.create_study(study_name=name, storage=storage, load_if_exists=True)
-    study.set_user_attr("metric", use_case.train.metric)
-    return study
 
 
 def finished_trials(study: "optuna.Study") -> "list[optuna.trial.FrozenTrial]":

@@ -110,13 +110,13 @@ def test_killed_between_recording_and_registering_the_retry_registers_once(case,
 
 REFIT = """
 from adapters.registry import Registry
-from tasks import tune
+from tasks.train import search
 from tasks.train.refit import refit
 from tests.tasks import toy
 toy.install()
 case = toy.use_case().model_copy(update={"seed": SEED})
-tune.search(case, toy.SNAPSHOT, toy.AS_OF, 2, outside)
-study = tune.found(case, toy.SNAPSHOT, toy.AS_OF, outside)
+search.search(case, toy.SNAPSHOT, toy.AS_OF, 2, outside)
+study = search.found(case, toy.SNAPSHOT, toy.AS_OF, outside)
 register = Registry.register
 def registered_and_gone(*arguments):
     register(*arguments)

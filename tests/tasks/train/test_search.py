@@ -1,7 +1,7 @@
 import signal
 import subprocess
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from datetime import timedelta
 
 import optuna
@@ -15,6 +15,7 @@ from tasks.train import study as studies
 from tasks.train import trials
 from tasks.train.split import split
 from tasks.train.study import keeps_up, middle
+from tasks.train.study_name import find_study_name
 from tasks.train.trials import Search
 from tests.models import synthetic
 from tests.tasks import killed, toy
@@ -51,9 +52,9 @@ from adapters.connect import Outside
 from pipeline.settings import read_settings
 import os
 from tests.tasks import toy
-from tasks import tune
+from tasks.train import search
 toy.install()
-tune.search(toy.use_case(), toy.SNAPSHOT, toy.AS_OF, 6, Outside(read_settings(os.environ)), worker=int(sys.argv[1]))
+search.search(toy.use_case(), toy.SNAPSHOT, toy.AS_OF, 6, Outside(read_settings(os.environ)), worker=int(sys.argv[1]))
 """
 
 
@@ -201,7 +202,7 @@ def test_an_overtaken_search_can_not_tell(outside, monkeypatch):
     train_epoch = tune.Trainer.train_epoch
 
     def overtaken(self, members):
-        study = tune.study_name(toy.use_case(), toy.SNAPSHOT, toy.AS_OF, toy.features.definition("toy"))
+        study = find_study_name(toy.use_case(), toy.SNAPSHOT, toy.AS_OF, outside)
         outside.warehouse.begin(f"search/{study}/0")
         return train_epoch(self, members)
 
@@ -252,26 +253,6 @@ def test_halving_keeps_the_best_share_and_never_what_is_not_finite():
 def test_of_equals_the_first_keeps_up():
     assert keeps_up((0.5, 0), [(0.5, 1), (0.5, 2)], 0.34)
     assert not keeps_up((0.5, 1), [(0.5, 0), (0.5, 2)], 0.34)
-
-
-def test_the_study_name_changes_with_whatever_changes_a_trial():
-    base = toy.use_case()
-    definition = toy.features.definition("toy")
-
-    def name(use_case=base, snapshot=toy.SNAPSHOT, as_of=toy.AS_OF):
-        return tune.study_name(use_case, snapshot, as_of, definition)
-
-    others = [
-        name(use_case=toy.use_case(dropout=(0.0, 0.1))),
-        name(use_case=base.model_copy(update={"seed": 1})),
-        name(use_case=base.model_copy(update={"time": base.time.model_copy(update={"label_delay_hours": 48})})),
-        name(snapshot=replace(toy.SNAPSHOT, version="b" * 32)),
-        name(as_of=toy.AS_OF - timedelta(days=7)),
-    ]
-    assert len({name(), *others}) == 6
-    assert name(use_case=toy.use_case(trials=99)) == name()
-    titled = base.model_copy(update={"title": "another", "time": base.time.model_copy(update={"lead_minutes": 60})})
-    assert name(use_case=titled) == name()
 
 
 def test_the_first_trial_is_the_middle_of_the_space():
