@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks import alone
 from benchmarks.table import Measured, keep, table
-from models.metrics import measure
+from models.metrics import compute_metric
 from models.network import NetworkConfig
 from models.networks import build
 from models.population import Member, Population
@@ -140,7 +140,7 @@ class Sequential:
                 optimiser.step()
             network.eval()
             with torch.no_grad():
-                auc = measure("auc", network(self.validation.numbers).squeeze(1).cpu(), self.label)
+                auc = compute_metric("auc", network(self.validation.numbers).squeeze(1).cpu(), self.label)
             trial.report(auc, epoch + 1)
             if epoch + 1 < epochs and trial.should_prune():
                 self.study.tell(trial, state=optuna.trial.TrialState.PRUNED)

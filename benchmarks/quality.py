@@ -30,7 +30,7 @@ from benchmarks.table import Measured, keep, table
 from models.bundle import Bundle
 from models.encoder import Encoder
 from models.ensemble import fit_ensemble, labels
-from models.metrics import measure
+from models.metrics import compute_metric
 from models.training import best_device
 from pipeline.partitions import Interval
 from pipeline.settings import REPOSITORY
@@ -124,8 +124,8 @@ def judged(scores: list[Floats], label: Floats) -> dict[str, str]:
     """The ensemble's metrics, and in brackets the smallest and largest of its members'."""
     facts = {}
     for metric in ("auc", "log_loss", "brier"):
-        each = [measure(metric, score, label) for score in scores]
-        mean = measure(metric, np.mean(scores, axis=0), label)
+        each = [compute_metric(metric, score, label) for score in scores]
+        mean = compute_metric(metric, np.mean(scores, axis=0), label)
         facts[metric] = f"{mean:.4f} [{min(each):.4f}, {max(each):.4f}]"
     return facts
 

@@ -27,7 +27,7 @@ from benchmarks.quality import frozen, year
 from benchmarks.table import Measured, keep, table
 from models import bundle
 from models.ensemble import Recipe, fit_ensemble, labels
-from models.metrics import measure
+from models.metrics import compute_metric
 from pipeline.settings import REPOSITORY
 from pipeline.spec import use_cases
 from serving.predictor import Predictor
@@ -131,7 +131,7 @@ def main() -> None:
         first = found[name]["score"].to_numpy()[: test.num_rows]
         one.facts = {
             "rows/s": f"{asked.rows / median(one.wall):,.0f}",
-            "log-loss": f"{measure('log_loss', first, label[: len(first)]):.5f}",
+            "log-loss": f"{compute_metric('log_loss', first, label[: len(first)]):.5f}",
             "furthest from ours": f"{furthest[name]:.1e}",
         }
         assert "bf16" in name or furthest[name] <= _TOLERANCE, f"{name} answers something else"

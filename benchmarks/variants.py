@@ -32,7 +32,7 @@ from benchmarks.scoring import Halved, trained
 from benchmarks.table import Measured, keep, table
 from models import bundle
 from models.ensemble import labels
-from models.metrics import measure
+from models.metrics import compute_metric
 from pipeline.settings import REPOSITORY
 from pipeline.spec import UseCase, use_cases
 from serving.predictor import Predictor
@@ -139,7 +139,7 @@ def main() -> None:
         one.facts = {
             "rows/s": f"{test.num_rows / median(one.wall):,.0f}",
             "kB": contestants[name][1] // 1000,
-            "log-loss": f"{measure('log_loss', scores[name], label):.5f}",
+            "log-loss": f"{compute_metric('log_loss', scores[name], label):.5f}",
             "ms a row": f"{latencies[name]:.2f}",
             "furthest": f"{np.abs(scores[name] - scores[CHAMPION]).max():.1e}",
             "no worse than": "-" if name == CHAMPION else f"{verdicts[name].low:+.1e}",

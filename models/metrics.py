@@ -1,12 +1,20 @@
-"""How good scores are against labels, in numpy alone, so that gate and monitor need no torch to judge."""
+"""The metrics: how good scores are against labels, over all rows or with a weight for each day.
+
+In numpy alone, so that gate and monitor need no torch to judge. Scores come before labels everywhere. params.yaml may
+name these metrics; pipeline/fields.py declares the same ones, and a test holds both together.
+"""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 Vector = NDArray[np.float64]
+ByDay = Callable[[Vector], Vector]  # day weights [resamples, days] -> the metric [resamples]
+Weigher = Callable[[Vector, Vector, NDArray[np.intp], int], ByDay]  # of scores [n], labels [n], days [n], their number
+_ROWS_AT_ONCE = 1_000_000
 _EPSILON = 1e-7  # a probability of exactly 0 or 1 costs 16 nats, not infinity
 
 
@@ -76,33 +84,117 @@ def bias(score: Vector, label: Vector) -> float:
     return float(np.mean(score) - np.mean(label))
 
 
-METRICS: Mapping[str, Callable[[Vector, Vector], float]] = {
-    "log_loss": log_loss,
-    "auc": auc,
-    "pr_auc": pr_auc,
-    "brier": brier,
-    "calibration_gap": calibration_gap,
-    "mae": mae,
-    "rmse": rmse,
-    "bias": bias,
+def _row_squares(score: Vector, label: Vector) -> Vector:
+    squares: Vector = (score - label) ** 2
+    return squares
+
+
+def _row_distances(score: Vector, label: Vector) -> Vector:
+    distances: Vector = np.abs(score - label)
+    return distances
+
+
+def _row_errors(score: Vector, label: Vector) -> Vector:
+    return score - label
+
+
+def _weigh_mean(of_rows: Callable[[Vector, Vector], Vector], then: Callable[[Vector], Vector] | None = None) -> Weigher:
+    """A metric that is a mean over rows, or a function of one."""
+
+    def weigh(score: Vector, label: Vector, day: NDArray[np.intp], days: int) -> ByDay:
+        rows = np.bincount(day, minlength=days).astype(np.float64)
+        sums = np.bincount(day, of_rows(score, label), days)
+        if then is None:
+            return lambda weights: (weights @ sums) / (weights @ rows)
+        return lambda weights: then((weights @ sums) / (weights @ rows))
+
+    return weigh
+
+
+def _weigh_auc(score: Vector, label: Vector, day: NDArray[np.intp], days: int) -> ByDay:
+    """AUC from won[i, j] = how often a positive of day i outranks a negative of day j, ties counting a half: exact."""
+    positive = label == 1
+    positives, of_day = score[positive], day[positive]
+    won = np.zeros((days, days))
+    for index in range(days):
+        negatives = np.sort(score[~positive & (day == index)])
+        below, up_to = (np.searchsorted(negatives, positives, side) for side in ("left", "right"))
+        won[:, index] = np.bincount(of_day, (below + up_to) / 2, days)
+    n_positive = np.bincount(of_day, minlength=days).astype(np.float64)
+    n_negative = np.bincount(day[~positive], minlength=days).astype(np.float64)
+    return lambda weights: ((weights @ won) * weights).sum(axis=1) / ((weights @ n_positive) * (weights @ n_negative))
+
+
+def _weigh_pr_auc(score: Vector, label: Vector, day: NDArray[np.intp], _days: int) -> ByDay:
+    """Area under precision and recall: rows sorted once, weighted by their day; tied scores enter together."""
+    order = np.argsort(-score, kind="stable")
+    hit, of_day, ranked = label[order], day[order], score[order]
+    last_of_tie = np.flatnonzero(np.append(np.diff(ranked) != 0, True)) if len(ranked) else np.zeros(0, np.intp)
+
+    def average_precision(weights: Vector) -> Vector:
+        row_weights = weights[:, of_day]
+        hits = np.cumsum(row_weights * hit, axis=1)[:, last_of_tie]
+        seen = np.cumsum(row_weights, axis=1)[:, last_of_tie]
+        precision = np.divide(hits, seen, out=np.zeros_like(hits), where=seen > 0)
+        areas: Vector = (np.diff(hits, axis=1, prepend=0) * precision).sum(axis=1)
+        return areas / hits[:, -1]
+
+    step = max(1, _ROWS_AT_ONCE // max(1, len(label)))
+    return lambda weights: np.concatenate(
+        [average_precision(weights[first : first + step]) for first in range(0, len(weights), step)]
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricDefinition:
+    """One metric of a kind of target.
+
+    A ranking compares rows with each other: larger is better, it needs rows of both classes, and 0.5 is a coin's. Of
+    any other metric, closer to 0 is better. A share never leaves [0, 1].
+    """
+
+    kind: Literal["binary", "regression"]
+    compute: Callable[[Vector, Vector], float]
+    by_day: Weigher
+    is_ranking: bool = False
+    is_share: bool = False
+
+
+METRICS: Mapping[str, MetricDefinition] = {
+    "log_loss": MetricDefinition(kind="binary", compute=log_loss, by_day=_weigh_mean(row_log_loss)),
+    "auc": MetricDefinition(kind="binary", compute=auc, by_day=_weigh_auc, is_ranking=True, is_share=True),
+    "pr_auc": MetricDefinition(kind="binary", compute=pr_auc, by_day=_weigh_pr_auc, is_ranking=True, is_share=True),
+    "brier": MetricDefinition(kind="binary", compute=brier, by_day=_weigh_mean(_row_squares), is_share=True),
+    "calibration_gap": MetricDefinition(
+        kind="binary",
+        compute=calibration_gap,
+        by_day=_weigh_mean(_row_errors, np.abs),
+        is_share=True,
+    ),
+    "mae": MetricDefinition(kind="regression", compute=mae, by_day=_weigh_mean(_row_distances)),
+    "rmse": MetricDefinition(kind="regression", compute=rmse, by_day=_weigh_mean(_row_squares, np.sqrt)),
+    # Signed where a model is described (a training run, monitoring); by day it is |bias|, which the gate compares.
+    "bias": MetricDefinition(kind="regression", compute=bias, by_day=_weigh_mean(_row_errors, np.abs)),
 }
-_OF_KIND = {
-    "binary": ("log_loss", "auc", "pr_auc", "brier", "calibration_gap"),
-    "regression": ("mae", "rmse", "bias"),
-}
 
 
-def higher_is_better(metric: str) -> bool:
-    """Whether a larger value of this metric is a better model."""
-    return metric in {"auc", "pr_auc"}
-
-
-def as_loss(metric: str, value: float) -> float:
+def to_loss(metric: str, value: float) -> float:
     """The metric's value turned so that smaller is better: -auc, |bias|, log_loss."""
-    return -value if higher_is_better(metric) else abs(value)
+    return -value if METRICS[metric].is_ranking else abs(value)
 
 
-def measure(metric: str, score: Any, label: Any) -> float:
+def weigh_metric(metric: str, score: Vector, label: Vector, day: NDArray[np.intp], days: int) -> ByDay:
+    """A metric of scores [n] and labels [n] as a function of day weights; `day` [n] counts from 0 to days - 1.
+
+    Raises:
+        ValueError: there is no such metric.
+    """
+    if metric not in METRICS:
+        raise ValueError(f"no such metric: {metric!r}; expected {', '.join(METRICS)}")
+    return METRICS[metric].by_day(score, label, day, days)
+
+
+def compute_metric(metric: str, score: Any, label: Any) -> float:
     """One metric of one-dimensional scores and labels of equal length.
 
     Raises:
@@ -115,14 +207,16 @@ def measure(metric: str, score: Any, label: Any) -> float:
         )
     if not (np.isfinite(score).all() and np.isfinite(label).all()):
         raise ValueError(f"{metric}: scores and labels must be finite")
-    if metric in _OF_KIND["binary"] and not np.isin(label, (0.0, 1.0)).all():
+    if METRICS[metric].kind == "binary" and not np.isin(label, (0.0, 1.0)).all():
         raise ValueError(f"{metric}: labels must be 0 or 1")
-    return METRICS[metric](score, label)
+    return METRICS[metric].compute(score, label)
 
 
-def measure_all(kind: str, score: Any, label: Any) -> dict[str, float]:
-    """Every metric of a target kind (binary | regression); without those that need both classes if there is one."""
-    names = _OF_KIND[kind]
-    if kind == "binary" and len(np.unique(label)) == 1:
-        names = ("log_loss", "brier", "calibration_gap")
-    return {name: measure(name, score, label) for name in names}
+def compute_metrics(kind: str, score: Any, label: Any) -> dict[str, float]:
+    """Every metric of a target kind (binary | regression); without the rankings if all labels are of one class."""
+    one_class = kind == "binary" and len(np.unique(label)) == 1
+    return {
+        name: compute_metric(name, score, label)
+        for name, metric in METRICS.items()
+        if metric.kind == kind and not (one_class and metric.is_ranking)
+    }

@@ -103,7 +103,7 @@ def _validation_problems(
     """Where the recorded validation metrics are not those of the first seed fitted without the validation rows."""
     from models.bundle import Bundle
     from models.ensemble import fit_ensemble, labels
-    from models.metrics import measure_all
+    from models.metrics import compute_metrics
     from models.training import best_device
     from serving.predictor import Predictor
 
@@ -112,7 +112,7 @@ def _validation_problems(
         return ["no training or no validation rows: the validation metrics cannot be measured again"]
     one = fit_ensemble(replace(recipe, seeds=recipe.seeds[:1]), train, best_device())
     score = Predictor(Bundle(card={}, encoder=one.encoder, members=one.members)).predict(validation)
-    now = {f"validation_{k}": v for k, v in measure_all(use_case.target.kind, score, labels(validation)).items()}
+    now = {f"validation_{k}": v for k, v in compute_metrics(use_case.target.kind, score, labels(validation)).items()}
     return [
         f"{name}: {recorded.get(name)} recorded, {value:.6f} now (is train.validation_days what it was?)"
         for name, value in now.items()
@@ -161,7 +161,7 @@ def _compare(
 
     from models.bundle import Bundle
     from models.ensemble import labels
-    from models.metrics import measure_all
+    from models.metrics import compute_metrics
     from serving.predictor import Predictor
 
     kind, label = use_case.target.kind, labels(rows)
@@ -181,8 +181,8 @@ def _compare(
         bitwise_equal=bitwise and original.encoder == again.encoder,
         max_weight_difference=weight_difference,
         max_score_difference=score_difference,
-        metrics=measure_all(kind, scores[0], label),
-        reproduced_metrics=measure_all(kind, scores[1], label),
+        metrics=compute_metrics(kind, scores[0], label),
+        reproduced_metrics=compute_metrics(kind, scores[1], label),
         warnings=warnings,
         problems=problems,
     )

@@ -43,7 +43,7 @@ def _live_scores(
 
 
 def _metrics(names: tuple[str, ...], labels: np.ndarray, scores: np.ndarray) -> dict[str, float]:
-    return {name: float(metrics.measure(name, scores, labels)) for name in names}
+    return {name: float(metrics.compute_metric(name, scores, labels)) for name in names}
 
 
 def _decisions(use_case: UseCase, outside: Outside) -> dict[datetime, dict[str, Any]]:

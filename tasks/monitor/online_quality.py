@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from models.metrics import measure_all
+from models.metrics import compute_metrics
 from pipeline.partitions import Interval
 from pipeline.spec import UseCase
 from tasks.build_features import dataset
@@ -119,7 +119,7 @@ def _quality(use_case: UseCase, partition: Interval, as_of: datetime, rows: pa.T
         answers=rows.num_rows,
         degraded=int(pc.sum(rows["degraded"]).as_py() or 0),
         labelled=labelled.num_rows,
-        metrics=json.dumps(measure_all(use_case.target.kind, score, label) if len(label) else {}, allow_nan=False),
+        metrics=json.dumps(compute_metrics(use_case.target.kind, score, label) if len(label) else {}, allow_nan=False),
         compared=len(equal),
         beyond=int((equal > use_case.endpoint.rollout.tolerance).sum()),
         max_difference=float(equal.max()) if len(equal) else None,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
-from models.metrics import measure_all
+from models.metrics import compute_metrics
 from pipeline.partitions import Interval
 from pipeline.spec import UseCase
 from tasks.monitor.triage import Performance, judge_performance
@@ -80,7 +80,7 @@ def measure_window(
     performance = judge_performance(
         predicted=rows.num_rows,
         labelled=labelled.num_rows,
-        metrics=measure_all(use_case.target.kind, score, label) if labelled.num_rows else {},
+        metrics=compute_metrics(use_case.target.kind, score, label) if labelled.num_rows else {},
         monitor=use_case.monitor,
     )
     labels = str(sum(labelled["fingerprint"].to_pylist())) if labelled.num_rows else None

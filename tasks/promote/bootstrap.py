@@ -5,22 +5,19 @@ Statistics 17:1217). Both models are measured on the same resampled days (paired
 With the 7 to 30 days a holdout has, percentile intervals are too narrow; studentising mends it (bootstrap-t: Efron and
 Tibshirani 1993, chapter 12; for 5 to 30 clusters: Cameron, Gelbach and Miller 2008, REStat 90:414).
 
-Every metric is a function of day weights, [resamples, days] -> [resamples], built once from per-day sums.
+Every metric is a function of day weights, [resamples, days] -> [resamples], made once from per-day sums
+(`models.metrics`).
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
-Statistic = Callable[[Floats], Floats]
+from models.metrics import METRICS, ByDay, weigh_metric
 
-HIGHER_IS_BETTER = frozenset({"auc", "pr_auc"})
-SMALLEST_PROBABILITY = 1e-7
-_ROWS_AT_ONCE = 1_000_000
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,33 +45,11 @@ class Effect:
         return float((1 + np.count_nonzero(self.pivots <= observed)) / (1 + len(self.pivots)))
 
 
-def statistic(metric: str, label: Floats, score: Floats, day: NDArray[np.intp], days: int) -> Statistic:
-    """A metric of scores [n] against labels [n] as a function of day weights; `day` [n] counts from 0 to days - 1."""
-    if metric == "auc":
-        return _auc(label, score, day, days)
-    if metric == "pr_auc":
-        return _average_precision(label, score, day)
-    rows = np.bincount(day, minlength=days).astype(np.float64)
-    error = score - label
-    if metric == "rmse":
-        squares = np.bincount(day, error**2, days)
-        return lambda weights: np.sqrt((weights @ squares) / (weights @ rows))
-    if metric in {"calibration_gap", "bias"}:
-        sums = np.bincount(day, error, days)
-        return lambda weights: np.abs((weights @ sums) / (weights @ rows))
-    losses = {"log_loss": _log_losses, "brier": _squared, "mae": _absolute}
-    if metric not in losses:
-        raise ValueError(
-            f"no such metric: {metric!r}; expected auc, pr_auc, rmse, calibration_gap, bias or {list(losses)}"
-        )
-    sums = np.bincount(day, losses[metric](label, score), days)
-    return lambda weights: (weights @ sums) / (weights @ rows)
-
-
-def measure(metric: str, label: Floats, score: Floats) -> float:
-    """A metric of all rows, each counted once. NaN where it is undefined, such as AUC with one class."""
+def compute_for_gate(metric: str, score: Floats, label: Floats) -> float:
+    """A metric as the gate compares it, of rows that count once each. NaN where undefined, such as AUC of one class."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        return float(statistic(metric, label, score, np.zeros(len(label), np.intp), 1)(np.ones((1, 1)))[0])
+        by_day = weigh_metric(metric, score, label, np.zeros(len(label), np.intp), 1)
+        return float(by_day(np.ones((1, 1)))[0])
 
 
 def compare(
@@ -94,8 +69,8 @@ def compare(
     """
     blocks, code = np.unique(day, return_inverse=True)
     days = len(blocks)
-    ours, theirs = (statistic(metric, label, score, code, days) for score in (candidate, champion))
-    sign = 1.0 if metric in HIGHER_IS_BETTER else -1.0
+    ours, theirs = (weigh_metric(metric, score, label, code, days) for score in (candidate, champion))
+    sign = 1.0 if METRICS[metric].is_ranking else -1.0
 
     def difference(weights: Floats) -> Floats:
         return sign * (ours(weights) - theirs(weights))
@@ -133,7 +108,7 @@ def holm(p_values: list[float]) -> list[float]:
     return [float(p) for p in adjusted]
 
 
-def _jackknife_error(difference: Statistic, weights: Floats) -> Floats:
+def _jackknife_error(difference: ByDay, weights: Floats) -> Floats:
     """Delete-one-day standard error of each weighted sample: weights [b, days] -> [b]."""
     days = weights.shape[1]
     without = np.zeros_like(weights)
@@ -147,50 +122,3 @@ def _jackknife_error(difference: Statistic, weights: Floats) -> Floats:
     spread = (weights * (without - mean[:, None]) ** 2).sum(axis=1)
     error: Floats = np.sqrt((drawn - 1) / drawn * spread)
     return error
-
-
-def _log_losses(label: Floats, score: Floats) -> Floats:
-    probability = np.clip(score, SMALLEST_PROBABILITY, 1 - SMALLEST_PROBABILITY)
-    return -(label * np.log(probability) + (1 - label) * np.log1p(-probability))
-
-
-def _squared(label: Floats, score: Floats) -> Floats:
-    return (score - label) ** 2
-
-
-def _absolute(label: Floats, score: Floats) -> Floats:
-    return np.abs(score - label)
-
-
-def _auc(label: Floats, score: Floats, day: NDArray[np.intp], days: int) -> Statistic:
-    """AUC from won[i, j] = how often a positive of day i outranks a negative of day j, ties counting a half: exact."""
-    positive = label == 1
-    positives, of_day = score[positive], day[positive]
-    won = np.zeros((days, days))
-    for index in range(days):
-        negatives = np.sort(score[~positive & (day == index)])
-        below, up_to = (np.searchsorted(negatives, positives, side) for side in ("left", "right"))
-        won[:, index] = np.bincount(of_day, (below + up_to) / 2, days)
-    n_positive = np.bincount(of_day, minlength=days).astype(np.float64)
-    n_negative = np.bincount(day[~positive], minlength=days).astype(np.float64)
-    return lambda weights: ((weights @ won) * weights).sum(axis=1) / ((weights @ n_positive) * (weights @ n_negative))
-
-
-def _average_precision(label: Floats, score: Floats, day: NDArray[np.intp]) -> Statistic:
-    """Area under precision and recall: rows sorted once, weighted by their day; tied scores enter together."""
-    order = np.argsort(-score, kind="stable")
-    hit, of_day, ranked = label[order], day[order], score[order]
-    last_of_tie = np.flatnonzero(np.append(np.diff(ranked) != 0, True)) if len(ranked) else np.zeros(0, np.intp)
-
-    def average_precision(weights: Floats) -> Floats:
-        row_weights = weights[:, of_day]
-        hits = np.cumsum(row_weights * hit, axis=1)[:, last_of_tie]
-        seen = np.cumsum(row_weights, axis=1)[:, last_of_tie]
-        precision = np.divide(hits, seen, out=np.zeros_like(hits), where=seen > 0)
-        areas: Floats = (np.diff(hits, axis=1, prepend=0) * precision).sum(axis=1)
-        return areas / hits[:, -1]
-
-    step = max(1, _ROWS_AT_ONCE // max(1, len(label)))
-    return lambda weights: np.concatenate(
-        [average_precision(weights[first : first + step]) for first in range(0, len(weights), step)]
-    )

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.fields import METRICS
+from pipeline.fields import METRICS, RANKINGS
 from pipeline.spec import Gate
-from tasks.promote.bootstrap import Effect, Floats, compare, holm, measure
+from tasks.promote.bootstrap import Effect, Floats, compare, compute_for_gate, holm
 from tasks.promote.gate_checks import (
     Reason,
     Rows,
@@ -79,7 +79,7 @@ def seed_error(metric: str, label: Floats, members: Floats | None) -> float:
     if members is None or len(members) < 2:
         return 0.0
     n = len(members)
-    without = np.array([measure(metric, label, np.delete(members, index, 0).mean(0)) for index in range(n)])
+    without = np.array([compute_for_gate(metric, np.delete(members, index, 0).mean(0), label) for index in range(n)])
     return math.sqrt((n - 1) / n * float(((without - without.mean()) ** 2).sum()))
 
 
@@ -121,14 +121,14 @@ def _measured(setting: Setting, rows: Rows, candidate: Scored, champion: Scored,
             "histogram": _histogram(effect.replicates),
         },
         "metrics": {
-            model.version: {m: measure(m, rows.label, model.scores) for m in METRICS[setting.kind]}
+            model.version: {m: compute_for_gate(m, model.scores, rows.label) for m in METRICS[setting.kind]}
             for model in (candidate, champion)
         },
         "slices": slices,
         "calibration_gap": abs(float(candidate.scores.mean() - rows.label.mean())),
         "leak_alarm": {
             "metric": gate.leak_alarm.metric,
-            "value": measure(gate.leak_alarm.metric, rows.label, candidate.scores),
+            "value": compute_for_gate(gate.leak_alarm.metric, candidate.scores, rows.label),
         },
     }
     against = [*not_better(setting, effect, low), *objections(setting, evidence)]
@@ -183,7 +183,7 @@ def _compare(
 def _enough(rows: Rows, mask: NDArray[np.bool_], gate: Gate) -> bool:
     """Whether a slice can be tested: days enough, and a metric that is defined there."""
     label = rows.label[mask]
-    both_classes = gate.metric not in {"auc", "pr_auc"} or 0 < label.mean() < 1
+    both_classes = gate.metric not in RANKINGS or 0 < label.mean() < 1
     return len(np.unique(rows.day[mask])) >= gate.min_days and both_classes
 
 

@@ -163,7 +163,7 @@ def _train(job: Job, outside: "Outside") -> Trained:
 def _validate(job: Job, rows: pa.Table) -> tuple[dict[str, float], "Report"]:
     """Metrics and report of the first seed fitted without the validation rows, on the validation rows."""
     from models.ensemble import fit_ensemble, labels
-    from models.metrics import measure_all
+    from models.metrics import compute_metrics
     from models.training import best_device
     from tasks.train.report import Report, calibration, importances, slices
 
@@ -184,7 +184,7 @@ def _validate(job: Job, rows: pa.Table) -> tuple[dict[str, float], "Report"]:
             seed=job.use_case.seed,
         ),
     )
-    return measure_all(job.use_case.target.kind, score, label), report
+    return compute_metrics(job.use_case.target.kind, score, label), report
 
 
 def _predictor(ensemble: "Ensemble") -> "Predictor":

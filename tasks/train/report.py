@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from models.metrics import as_loss, measure
+from models.metrics import compute_metric, to_loss
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -47,7 +47,7 @@ def slices(metric: str, table: pa.Table, score: Floats, label: Floats, columns: 
         for value in np.unique(values):
             rows = values == value
             if rows.sum() >= _MIN_SLICE_ROWS and len(np.unique(label[rows])) > 1:
-                result = measure(metric, score[rows], label[rows])
+                result = compute_metric(metric, score[rows], label[rows])
                 found.append({"column": column, "value": str(value), "rows": int(rows.sum()), metric: result})
     return found
 
@@ -67,12 +67,15 @@ def importances(
     sample = np.sort(draw.permutation(table.num_rows)[:rows])
     table, label = table.take(sample), label[sample]
     order = pa.array(draw.permutation(len(sample)))
-    base = as_loss(metric, measure(metric, predict(table), label))
-    found = []
+
+    def compute_loss(rows: pa.Table) -> float:
+        return to_loss(metric, compute_metric(metric, predict(rows), label))
+
+    base, losses = compute_loss(table), []
     for name in columns:
         shuffled = table.set_column(table.column_names.index(name), name, table.column(name).take(order))
-        found.append({"feature": name, "loss": as_loss(metric, measure(metric, predict(shuffled), label)) - base})
-    return sorted(found, key=lambda entry: -entry["loss"])
+        losses.append({"feature": name, "loss": compute_loss(shuffled) - base})
+    return sorted(losses, key=lambda entry: -entry["loss"])
 
 
 def draw(

@@ -156,9 +156,9 @@ class Trainer:
     def _loss(self, score: "NDArray[np.float64]") -> float | None:
         import numpy as np
 
-        from models.metrics import as_loss, measure
+        from models.metrics import compute_metric, to_loss
 
         if not np.isfinite(score).all():
             return None
         metric = self._use_case.train.metric
-        return as_loss(metric, measure(metric, score, self._label))
+        return to_loss(metric, compute_metric(metric, score, self._label))

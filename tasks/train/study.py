@@ -227,7 +227,7 @@ def announce(study: "optuna.Study", number: int, trials: int, metric: str) -> No
 
 def result(study: "optuna.Study") -> StudyResult:
     """The best complete trial of a study; the earliest of equals."""
-    from models.metrics import higher_is_better
+    from models.metrics import METRICS
 
     table = trial_table(study)
     complete = [entry for entry in table if entry["state"] == "COMPLETE"]
@@ -238,7 +238,7 @@ def result(study: "optuna.Study") -> StudyResult:
     return StudyResult(
         study_name=study.study_name,
         best_params=best["params"],
-        best_value=-loss if higher_is_better(study.user_attrs["metric"]) else loss,
+        best_value=-loss if METRICS[study.user_attrs["metric"]].is_ranking else loss,
         best_epochs=best["best_epoch"],
         trials=len(table),
         seconds=sum(entry["seconds"] for entry in table),

@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 import pytest
 
 from models.ensemble import Recipe, fit_ensemble, labels
-from models.metrics import measure
+from models.metrics import compute_metric
 from pipeline.settings import REPOSITORY
 from pipeline.spec import use_cases
 from tasks.promote.evaluate import frozen_rows
@@ -69,7 +69,7 @@ def judged(parts: tuple[pa.Table, pa.Table], numeric: tuple[str, ...]) -> Judgem
         gate=SHIPPED.gate, kind=SHIPPED.target.kind, holdout_start=HOLDOUT, label_delay=SHIPPED.time.label_delay,
         latency_ms=1.0, seed=SHIPPED.seed,
     )  # fmt: skip
-    print(f"auc {measure('auc', score, labels(holdout)):.4f} of {holdout.num_rows} rows")
+    print(f"auc {compute_metric('auc', score, labels(holdout)):.4f} of {holdout.num_rows} rows")
     return decide(setting, frozen_rows(SHIPPED, holdout), Scored(version="1", cutoff=CUTOFF, scores=score), None)
 
 

@@ -11,7 +11,7 @@ import torch.utils.deterministic
 from models import fused
 from models.ensemble import Recipe, fit_ensemble, labels
 from models.fused import Fused
-from models.metrics import measure
+from models.metrics import compute_metric
 from models.networks import MODELS
 from models.training import Progress, deterministic, scores
 from pipeline.settings import REPOSITORY
@@ -42,8 +42,8 @@ def member_scores(ensemble, rows: pa.Table) -> np.ndarray:
 @pytest.mark.parametrize("network", sorted(MODELS))
 def test_a_network_finds_the_signal(network):
     score = member_scores(fit_ensemble(recipe(network=network), table(), CPU), test := table(seed=9))
-    assert measure("auc", score, labels(test)) > 0.78
-    assert measure("calibration_gap", score, labels(test)) < 0.05
+    assert compute_metric("auc", score, labels(test)) > 0.78
+    assert compute_metric("calibration_gap", score, labels(test)) < 0.05
 
 
 @pytest.mark.parametrize("kind", ["binary", "regression"])
@@ -68,7 +68,7 @@ def test_an_ensemble_of_one_kind_of_column_answers_too(columns):
 def test_regression_answers_in_units_of_the_label():
     rows = table(kind="regression")
     score = member_scores(fit_ensemble(recipe(kind="regression"), rows, CPU), test := table(seed=9, kind="regression"))
-    assert measure("mae", score, labels(test)) < 0.8 * np.mean(np.abs(labels(test) - np.median(labels(test))))
+    assert compute_metric("mae", score, labels(test)) < 0.8 * np.mean(np.abs(labels(test) - np.median(labels(test))))
 
 
 def test_the_same_seed_gives_the_same_weights_bit_for_bit_whatever_the_thread_count_outside():

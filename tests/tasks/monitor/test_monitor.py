@@ -241,7 +241,7 @@ def test_metrics_take_the_scores_in_order_however_the_rows_lie(
         at.execute("truncate predictions")
         at.execute("insert into predictions select * from shuffled")
     taken: list[list[float]] = []
-    monkeypatch.setattr(performance, "measure_all", lambda _kind, score, _label: taken.append(score.tolist()) or {})
+    monkeypatch.setattr(performance, "compute_metrics", lambda _kind, score, _label: taken.append(score.tolist()) or {})
     window = performance.trailing_window(world.use_case, week(10).end)
     performance.measure_window(world.use_case, "1", window, week(10).end, world.outside)
     scores = np.random.default_rng(10).beta(2, 6, ROWS).tolist()  # as World.score makes them, in order of time

@@ -345,9 +345,9 @@ def test_a_metric_of_day_weights_is_the_metric_of_the_rows_so_often_repeated(met
     day = rng.integers(0, 9, 700)
     label, score = rng.integers(0, 2, 700).astype(float), rng.random(700).round(2)
     weights = rng.multinomial(9, np.full(9, 1 / 9), 20)
-    by_weight = bootstrap.statistic(metric, label, score, day, 9)(weights.astype(float))
+    by_weight = metrics.weigh_metric(metric, score, label, day, 9)(weights.astype(float))
     repeated = [np.repeat(np.arange(700), w[day]) for w in weights]
-    expected = [abs(metrics.METRICS[metric](score[r], label[r])) for r in repeated]
+    expected = [abs(metrics.METRICS[metric].compute(score[r], label[r])) for r in repeated]
     np.testing.assert_allclose(by_weight, expected, rtol=1e-9, atol=1e-12)
 
 

@@ -7,7 +7,7 @@ import torch
 from adapters.errors import FencedOut
 from adapters.registry import Registry
 from models.ensemble import labels
-from models.metrics import measure
+from models.metrics import compute_metric
 from serving.predictor import Predictor
 from tasks.build_features import dataset
 from tasks.common.energy import Meter
@@ -60,7 +60,7 @@ def test_a_candidate_is_registered_with_all_that_explains_it_and_its_bundle_answ
     assert predictor.card["data"]["snapshot_version"] == toy.SNAPSHOT.version
     assert predictor.card["data"]["cutoff"] == found.cutoff.isoformat()
     assert predictor.card["members"] == case.train.ensemble_seeds
-    assert measure("auc", predictor.predict(test := synthetic.table(seed=3)), labels(test)) > 0.75
+    assert compute_metric("auc", predictor.predict(test := synthetic.table(seed=3)), labels(test)) > 0.75
 
     uri = outside.settings.tracking_uri
     mlflow.artifacts.download_artifacts(run_id=found.run_id, dst_path=str(tmp_path / "run"), tracking_uri=uri)
