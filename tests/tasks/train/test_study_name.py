@@ -35,7 +35,7 @@ OLD_KEY = "626dd8710b05e6adecb8b89ccc546297ed1aa808bd7cab9fc2e1682a66696f9d"
 
 @pytest.fixture(autouse=True)
 def rows(monkeypatch):
-    monkeypatch.setattr(dataset, "load", dataset.load)  # put back afterwards
+    monkeypatch.setattr(dataset, "load_rows", dataset.load_rows)  # put back afterwards
     toy.install()
 
 
