@@ -19,7 +19,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.hpo import Sequential, halves, together
 from benchmarks.table import Measured, keep, table
-from models.training import Rows, best_device
+from models.training import TrainingRows, best_device
 
 
 def synchronised(work: Callable[[], object]) -> None:
@@ -41,7 +41,7 @@ def computing(work: Callable[[], object]) -> float:
 
 
 def contestants(
-    train: Rows, validation: Rows, epochs: int, at_once: list[int]
+    train: TrainingRows, validation: TrainingRows, epochs: int, at_once: list[int]
 ) -> dict[str, tuple[int, Callable[[], object]]]:
     """(trials a turn, a turn) of each by name."""
     loader, slices = (
@@ -61,7 +61,9 @@ def contestants(
     return found
 
 
-def measure(train: Rows, validation: Rows, epochs: int, at_once: list[int], rounds: int) -> list[Measured]:
+def measure(
+    train: TrainingRows, validation: TrainingRows, epochs: int, at_once: list[int], rounds: int
+) -> list[Measured]:
     """Seconds a trial of each contestant; `trials a minute` and `computing` (a share of the time) beside."""
     competing = contestants(train, validation, epochs, at_once)
     measured = {name: Measured(name=name) for name in competing}

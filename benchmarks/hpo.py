@@ -26,9 +26,9 @@ from benchmarks import alone
 from benchmarks.table import Measured, keep, table
 from models.metrics import compute_metric
 from models.network import NetworkConfig
-from models.networks import build
+from models.networks import build_network
 from models.population import Member, Population
-from models.training import FitConfig, Rows, best_device
+from models.training import FitConfig, TrainingRows, best_device
 from pipeline.settings import REPOSITORY
 from pipeline.spec import UseCase, use_cases
 from tasks.train.search import Trainer
@@ -40,16 +40,17 @@ BOUNDS = {"learning_rate": (1e-3, 1e-2), "weight_decay": (1e-4, 1e-1), "dropout"
 SEED = 1  # of every trial, for every contestant: what differs is the configuration, as in our own search
 
 
-def halves(rows: int) -> tuple[Rows, Rows]:
+def halves(rows: int) -> tuple[TrainingRows, TrainingRows]:
     """(training rows, a fifth as many validation rows) of one make, on the device."""
     both = synthetic(rows + rows // 5)
     train, validation = (
-        Rows(*(t[part] for t in (both.numbers, both.codes, both.label))) for part in (slice(rows), slice(rows, None))
+        TrainingRows(*(t[part] for t in (both.numbers, both.codes, both.label)))
+        for part in (slice(rows), slice(rows, None))
     )
     return train, validation
 
 
-def synthetic(rows: int, seed: int = 7) -> Rows:
+def synthetic(rows: int, seed: int = 7) -> TrainingRows:
     """Correlated, heavy-tailed and discrete columns, a label with interactions and noise, a few values missing."""
     draw = np.random.default_rng(seed)
     common = draw.normal(size=(rows, 5))
@@ -61,7 +62,7 @@ def synthetic(rows: int, seed: int = 7) -> Rows:
     label = signal - np.median(signal) + draw.logistic(size=rows) > 0.8
     x = (x - x.mean(axis=0)) / x.std(axis=0)
     no_codes = np.zeros((rows, 0), np.int64)
-    return Rows.on(best_device(), x.astype(np.float32), no_codes, label.astype(np.float64))
+    return TrainingRows.on(best_device(), x.astype(np.float32), no_codes, label.astype(np.float64))
 
 
 def ask(study: optuna.Study) -> tuple[optuna.Trial, dict[str, float]]:
@@ -95,7 +96,9 @@ def plain_network(dropout: float) -> nn.Sequential:
 class Sequential:
     """Optuna's loop, one trial after another: with a DataLoader, or with slices of resident tensors."""
 
-    def __init__(self, train: Rows, validation: Rows, *, workers: int | None, threads: int, pruner: bool) -> None:
+    def __init__(
+        self, train: TrainingRows, validation: TrainingRows, *, workers: int | None, threads: int, pruner: bool
+    ) -> None:
         self.train, self.validation = train, validation
         self.workers, self.threads, self.device = workers, threads, train.label.device
         self.label = validation.label.cpu().numpy()
@@ -152,7 +155,7 @@ class Sequential:
 class Resident(Trainer):
     """The product's trainer over rows that are encoded already."""
 
-    def __init__(self, case: UseCase, train: Rows, validation: Rows, *, threads: int) -> None:
+    def __init__(self, case: UseCase, train: TrainingRows, validation: TrainingRows, *, threads: int) -> None:
         self._use_case, self._validation, self.device = case, validation, train.label.device
         self._label = validation.label.double().cpu().numpy()
         self._population = Population(train, threads=threads)
@@ -162,7 +165,9 @@ class Resident(Trainer):
         return member(params, self._use_case.train.rungs[-1])
 
 
-def together(train: Rows, validation: Rows, *, trials: int, epochs: int, threads: int, halving: bool) -> list[float]:
+def together(
+    train: TrainingRows, validation: TrainingRows, *, trials: int, epochs: int, threads: int, halving: bool
+) -> list[float]:
     """Ours, by the product's own search: all asked for at once; the AUC of each trial that went through."""
     source, study = new_study(), optuna.create_study()
     for _ in range(trials):
@@ -192,7 +197,7 @@ def use_case(trials: int, epochs: int, rungs: tuple[int, ...]) -> UseCase:
 def member(params: dict[str, float], epochs: int) -> Member:
     """A configuration as a member of a population."""
     torch.manual_seed(SEED)
-    network = build(
+    network = build_network(
         NetworkConfig(
             network="mlp", kind="binary", numeric=FEATURES, masked=(), cardinalities=(), hidden_units=UNITS,
             layers=LAYERS, dropout=params["dropout"],
@@ -203,9 +208,9 @@ def member(params: dict[str, float], epochs: int) -> Member:
     return Member(network, settings(params, epochs, SEED))
 
 
-def pilot(train: Rows, validation: Rows) -> tuple[int, int]:
+def pilot(train: TrainingRows, validation: TrainingRows) -> tuple[int, int]:
     """(threads, workers) with which the DataLoader is fastest here: the median of three short epochs."""
-    some = Rows(*(t[:40_000] for t in (train.numbers, train.codes, train.label)))
+    some = TrainingRows(*(t[:40_000] for t in (train.numbers, train.codes, train.label)))
     tried = {
         (threads, workers): Measured(name=f"pilot, {threads} threads, {workers} workers")
         for threads in sorted({1, os.cpu_count() or 1})

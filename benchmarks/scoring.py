@@ -73,7 +73,7 @@ def trained(rows: pa.Table, folder: Path, *, members: int = 3, units: int = 128)
         hidden_units=units, dropout=0.1, learning_rate=0.002, weight_decay=0.01, label_smoothing=0.0, batch_rows=1024,
         schedule_epochs=3, epochs=3, seeds=tuple(range(members)), threads=1,
     )  # fmt: skip
-    bundle.write(
+    bundle.write_bundle(
         folder, fit_ensemble(recipe, rows, torch.device("cpu")), use_case="flights", recipe=recipe.to_document(),
         features_digest=definition.digest(), definition="{}", data={}, metrics={}, versions={},
     )  # fmt: skip
@@ -87,7 +87,7 @@ def contestants(folder: Path) -> dict[str, Score]:
     bundled, pyfunc = folder / "bundle", mlflow.pyfunc.load_model(str(folder / "pyfunc"))
     return {
         OURS: partial(ours, Predictor.load(bundled)),
-        "the same in bf16": partial(ours, Halved(bundle.load(bundled))),
+        "the same in bf16": partial(ours, Halved(bundle.load_bundle(bundled))),
         "pandas, mlflow pyfunc, whole frame": partial(theirs, pyfunc, None),
         "pandas, mlflow pyfunc, 4096 rows at a time": partial(theirs, pyfunc, 4096),
     }

@@ -77,7 +77,7 @@ def variants(folder: Path) -> dict[str, tuple[Answers, int]]:
     """Name -> what answers, and the bytes of its weights; exported into the bundle's folder's neighbour."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    loaded, exported = bundle.load(folder), folder.parent / "onnx"
+    loaded, exported = bundle.load_bundle(folder), folder.parent / "onnx"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it advises what dynamic quantisation does not need
         to_onnx(folder, exported)

@@ -149,7 +149,7 @@ def _bundle(use_case: UseCase, outside: Outside, folder: Path) -> str:
 
     definition = features.definition(use_case.name)
     if folder.exists() and json.loads((folder / "card.json").read_text())["features"]["digest"] == definition.digest():
-        return bundle.digest(folder)
+        return bundle.digest_bundle(folder)
     snapshot = dataset.latest_snapshot(use_case, outside)
     assert snapshot is not None
     table = dataset.load_rows(
@@ -173,7 +173,7 @@ def _bundle(use_case: UseCase, outside: Outside, folder: Path) -> str:
         seeds=(0, 1, 2),
         threads=2,
     )
-    return bundle.write(
+    return bundle.write_bundle(
         folder,
         fit_ensemble(recipe, table, torch.device("cpu")),
         use_case=use_case.name,

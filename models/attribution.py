@@ -23,7 +23,7 @@ from torch import Tensor
 from models.bundle import Bundle
 from models.encoder import Encoder
 from models.network import Network, NetworkConfig, embedding_width
-from models.training import deterministic, scores
+from models.training import deterministic, predict_scores
 
 TOLERANCE = 1e-3  # of a probability: what the values may miss of prediction - baseline; seldom more than 1e-5
 _STEPS = 64
@@ -57,8 +57,8 @@ def attribute(bundle: Bundle, table: pa.Table, *, steps: int = _STEPS) -> Attrib
         torch.zeros((1, len(bundle.encoder.categorical)), dtype=torch.int64),
     )
     with deterministic(_THREADS):
-        prediction = np.mean([scores(member, *rows) for member in bundle.members], axis=0)
-        baseline = float(np.mean([scores(member, *middle) for member in bundle.members]))
+        prediction = np.mean([predict_scores(member, *rows) for member in bundle.members], axis=0)
+        baseline = float(np.mean([predict_scores(member, *middle) for member in bundle.members]))
         values = np.mean([_member_values(member, rows, middle, steps) for member in bundle.members], axis=0)
     return Attributions(
         names=_names(bundle.encoder),

@@ -15,7 +15,7 @@ from safetensors.torch import save as save_tensors
 from models.encoder import Encoder
 from models.ensemble import Ensemble
 from models.network import NORMALISATION, Network, NetworkConfig
-from models.networks import build
+from models.networks import build_network
 
 FORMAT = 2
 _PARTS = ("encoder.json", "features.json", "weights.safetensors")
@@ -47,7 +47,7 @@ def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def digest(folder: Path) -> str:
+def digest_bundle(folder: Path) -> str:
     """SHA-256 over the names and contents of a bundle's files. The same model always has the same digest."""
     parts = [
         f"{_sha256(path.read_bytes())}  {path.relative_to(folder)}\n"
@@ -57,7 +57,7 @@ def digest(folder: Path) -> str:
     return _sha256("".join(parts).encode())
 
 
-def write(
+def write_bundle(
     folder: Path,
     ensemble: Ensemble,
     *,
@@ -113,10 +113,10 @@ def write(
         "card.json": json.dumps(card, indent=1, sort_keys=True, allow_nan=False).encode(),
     }.items():
         (folder / name).write_bytes(content)
-    return digest(folder)
+    return digest_bundle(folder)
 
 
-def load(folder: Path, *, sha256: str | None = None) -> Bundle:
+def load_bundle(folder: Path, *, sha256: str | None = None) -> Bundle:
     """Read and check a bundle; nothing in it is ever executed.
 
     Raises:
@@ -126,8 +126,8 @@ def load(folder: Path, *, sha256: str | None = None) -> Bundle:
     present = {str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir()}
     if present != {*_PARTS, "card.json"}:
         raise ValueError(f"bundle {folder} must hold exactly {sorted({*_PARTS, 'card.json'})}, got {sorted(present)}")
-    if sha256 is not None and digest(folder) != sha256:
-        raise ValueError(f"bundle {folder} has the digest {digest(folder)}, expected {sha256}")
+    if sha256 is not None and digest_bundle(folder) != sha256:
+        raise ValueError(f"bundle {folder} has the digest {digest_bundle(folder)}, expected {sha256}")
     parts = {name: (folder / name).read_bytes() for name in _PARTS}
     card = _card((folder / "card.json").read_bytes(), folder)
     changed = [name for name in _PARTS if _sha256(parts[name]) != card["files"].get(name)]
@@ -152,7 +152,7 @@ def _members(card: Mapping[str, Any], encoder: Encoder, content: bytes, folder: 
     try:
         shape: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in card["config"].items()}
         config = NetworkConfig(**shape)
-        members = tuple(build(config).eval() for _ in range(card["members"]))
+        members = tuple(build_network(config).eval() for _ in range(card["members"]))
         tensors = load_tensors(content)
     except (TypeError, KeyError, SafetensorError) as error:
         raise ValueError(f"bundle {folder}: {error!r}") from error

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from models.encoder import Encoder
 from models.network import Network, NetworkConfig
-from models.networks import build
+from models.networks import build_network
 from models.population import Member, Population
-from models.training import FitConfig, Rows, deterministic
+from models.training import FitConfig, TrainingRows, deterministic
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,12 +62,12 @@ def labels(table: pa.Table) -> NDArray[np.float64]:
     return values
 
 
-def rows_of(encoder: Encoder, table: pa.Table, device: torch.device) -> Rows:
+def rows_of(encoder: Encoder, table: pa.Table, device: torch.device) -> TrainingRows:
     """A labelled table's rows, encoded, on a device."""
-    return Rows.on(device, *encoder.transform(table), labels(table))
+    return TrainingRows.on(device, *encoder.transform(table), labels(table))
 
 
-def start(recipe: Recipe, encoder: Encoder, rows: Rows, *, seed: int) -> Member:
+def start_member(recipe: Recipe, encoder: Encoder, rows: TrainingRows, *, seed: int) -> Member:
     """A member that has not taken a step: network initialised from the seed, normalisation adopted."""
     config = NetworkConfig(
         network=recipe.network,
@@ -81,7 +81,7 @@ def start(recipe: Recipe, encoder: Encoder, rows: Rows, *, seed: int) -> Member:
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = build(config)
+        model = build_network(config)
     model.adopt(encoder, rows.label.cpu())
     return Member(
         model,
@@ -105,7 +105,7 @@ def fit_ensemble(recipe: Recipe, table: pa.Table, device: torch.device) -> Ensem
     encoder = Encoder.fit(table, numeric=recipe.numeric, categorical=recipe.categorical)
     with deterministic(recipe.threads):
         rows = rows_of(encoder, table, device)
-        members = [start(recipe, encoder, rows, seed=seed) for seed in recipe.seeds]
+        members = [start_member(recipe, encoder, rows, seed=seed) for seed in recipe.seeds]
         population = Population(rows)
         for _ in range(recipe.epochs):
             population.train_epoch(members)

@@ -9,7 +9,7 @@ from models.tabm import TabM
 MODELS: Mapping[str, type[Network]] = {"mlp": MLP, "tabm": TabM}
 
 
-def build(config: NetworkConfig) -> Network:
+def build_network(config: NetworkConfig) -> Network:
     """A network of a shape, initialised from torch's own generator.
 
     Raises:

@@ -25,7 +25,7 @@ from torch.nn import functional
 
 from models.memory import chunk_members
 from models.network import Activation, Network
-from models.training import FitConfig, Rows, scores
+from models.training import FitConfig, TrainingRows, predict_scores
 
 _BETAS, _EPSILON = (0.9, 0.999), 1e-8  # AdamW's, as torch has them
 _LEVELS = 256  # dropout is drawn in steps of 1/256: a random byte a number, an eighth of the cost of a float
@@ -52,7 +52,7 @@ class Member:
 class Population:
     """Rows on a device, and members that train on them. It keeps nothing of a member between two epochs."""
 
-    def __init__(self, rows: Rows, *, threads: int = 1) -> None:
+    def __init__(self, rows: TrainingRows, *, threads: int = 1) -> None:
         self.rows = rows
         self._threads = threads if rows.label.device.type == "cpu" else 1  # a chunk has all the accelerator's memory
 
@@ -66,13 +66,15 @@ class Population:
             with ThreadPoolExecutor(self._threads) as pool:
                 list(pool.map(lambda chunk: _Stack(chunk, self.rows).train_epoch(), chunks))
 
-    def scores(self, members: Sequence[Member], rows: Rows) -> list[NDArray[np.float64]]:
+    def scores(self, members: Sequence[Member], rows: TrainingRows) -> list[NDArray[np.float64]]:
         """Each member's probabilities (binary) or values (regression) of rows [n]."""
         found = {}
         numbers, codes = rows.numbers.unsqueeze(0), rows.codes.unsqueeze(0)
         for chunk in self._chunks(members):
-            stacked = stack([member.model for member in chunk])
-            each = scores(stacked, numbers, codes, chunk_rows=chunk[0].config.batch_rows)  # no more than a step takes
+            stacked = stack_members([member.model for member in chunk])
+            each = predict_scores(
+                stacked, numbers, codes, chunk_rows=chunk[0].config.batch_rows
+            )  # no more than a step takes
             found.update({id(member): of_member for member, of_member in zip(chunk, each, strict=True)})
         return [found[id(member)] for member in members]
 
@@ -92,7 +94,7 @@ class Population:
         return sorted(chunks, key=lambda chunk: -len(chunk) * chunk[0].model.floats_per_row)
 
 
-def stack(models: Sequence[Network]) -> Network:
+def stack_members(models: Sequence[Network]) -> Network:
     """One network whose parameters are these networks' own, put behind a population axis; buffers are the first's."""
     stacked = copy.deepcopy(models[0])
     per_model = [list(model.parameters()) for model in models]
@@ -155,12 +157,12 @@ class _Dropping(Activation):
 class _Stack:
     """A chunk of members for one epoch."""
 
-    def __init__(self, members: list[Member], rows: Rows) -> None:
+    def __init__(self, members: list[Member], rows: TrainingRows) -> None:
         self.members = sorted(members, key=lambda member: member.stream)
         self.rows = rows
         self.device = rows.label.device
         members = self.members
-        self.network = stack([member.model for member in members]).train()
+        self.network = stack_members([member.model for member in members]).train()
         self.moments = torch.stack([member.moments for member in members], dim=1).to(self.device)  # [2, K, P]
         self.batch_rows = members[0].config.batch_rows
         self.steps = math.ceil(len(rows) / self.batch_rows)

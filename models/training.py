@@ -38,7 +38,7 @@ class FitConfig:
 
 
 @dataclass(frozen=True)
-class Rows:
+class TrainingRows:
     """Training or validation rows on a device: numbers [n, d], codes [n, c], label [n]."""
 
     numbers: Tensor
@@ -48,7 +48,7 @@ class Rows:
     @classmethod
     def on(
         cls, device: torch.device, numbers: NDArray[np.float32], codes: NDArray[np.int64], label: NDArray[np.float64]
-    ) -> "Rows":
+    ) -> "TrainingRows":
         """Move arrays to a device, once."""
         if not np.isfinite(label).all():
             raise ValueError(f"{int((~np.isfinite(label)).sum())} labels are not finite")
@@ -87,7 +87,7 @@ def best_device() -> torch.device:
 
 
 @torch.no_grad()
-def scores(
+def predict_scores(
     model: Network, numbers: Tensor, codes: Tensor, *, chunk_rows: int = _EVALUATION_ROWS
 ) -> NDArray[np.float64]:
     """Probabilities (binary) or values (regression) of rows, float64 [n], chunk by chunk.
@@ -105,7 +105,7 @@ def scores(
 
 
 @dataclass(kw_only=True)
-class Progress:
+class TrainingProgress:
     """A member's losses on validation rows, epoch by epoch; None is a loss that was not finite."""
 
     losses: list[float | None] = field(default_factory=list)

@@ -18,7 +18,7 @@ import torch
 
 import features
 from models.attribution import Attributions, attribute
-from models.bundle import Bundle, load
+from models.bundle import Bundle, load_bundle
 from serving.answers import Answerer, InferenceReply, ServingOptions, read_inference_request
 from serving.lookup import FeatureLookup
 from serving.openapi import describe_endpoint
@@ -134,7 +134,7 @@ def open_worker(folder: Path, environment: Mapping[str, str]) -> ModelWorker:
         ValueError: the bundle is not the one that was deployed, or belongs to other features than this code computes.
     """
     options = ServingOptions.from_document(json.loads((folder / "options.json").read_text()))
-    bundle = load(folder / "bundle", sha256=options.bundle_sha256)
+    bundle = load_bundle(folder / "bundle", sha256=options.bundle_sha256)
     ours = features.definition(options.use_case).digest()
     theirs = bundle.card["features"]["digest"]
     if theirs != ours:

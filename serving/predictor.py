@@ -11,7 +11,7 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from models.bundle import Bundle, load
+from models.bundle import Bundle, load_bundle
 from models.fused import Fused
 from models.training import deterministic
 
@@ -29,7 +29,7 @@ class Predictor:
     @classmethod
     def load(cls, folder: Path, *, sha256: str | None = None) -> "Predictor":
         """Open a bundle folder; ValueError when anything in it is not as it was written."""
-        return cls(load(folder, sha256=sha256))
+        return cls(load_bundle(folder, sha256=sha256))
 
     @property
     def card(self) -> Mapping[str, Any]:

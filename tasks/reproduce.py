@@ -76,14 +76,14 @@ def reproduce(
         adapters.errors.Corrupt: the stored bundle is not the registered one.
     """
     import features
-    from models.bundle import load
+    from models.bundle import load_bundle
     from models.ensemble import Recipe, fit_ensemble
     from models.training import best_device
     from tasks.build_features import dataset
 
     version = outside.registry.version(use_case.name, model_version)
     about_code = _about_code(version.tags["windsock.code_sha"], outside.settings.code_sha, allowed=allow_other_code)
-    original = load(outside.registry.download_bundle(use_case.name, model_version), sha256=version.bundle_sha256)
+    original = load_bundle(outside.registry.download_bundle(use_case.name, model_version), sha256=version.bundle_sha256)
     data, recipe = original.card["data"], Recipe.from_document(original.card["recipe"])
     start, cutoff = datetime.fromisoformat(data["start"]), datetime.fromisoformat(data["cutoff"])
     rows = dataset.load_rows(data["snapshot_version"], use_case, outside, start=start, end=cutoff, known_by=cutoff)

@@ -10,7 +10,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
-from models.bundle import Bundle, load
+from models.bundle import Bundle, load_bundle
 from serving.predictor import Predictor
 
 
@@ -28,7 +28,7 @@ class _Mean(nn.Module):
 
 def to_onnx(bundle: Path, folder: Path) -> None:
     """`model.onnx` and `encoder.json` in a folder."""
-    loaded = load(bundle)
+    loaded = load_bundle(bundle)
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copy(bundle / "encoder.json", folder / "encoder.json")
     inputs = (

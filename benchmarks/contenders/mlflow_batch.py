@@ -21,7 +21,7 @@ class Ensemble(PythonModel):  # type: ignore[misc]  # mlflow ships no types
 
     def load_context(self, context: Any) -> None:
         """Once, when the model is loaded."""
-        loaded = bundle.load(Path(context.artifacts["bundle"]))
+        loaded = bundle.load_bundle(Path(context.artifacts["bundle"]))
         self._members = loaded.members
         self._numeric = [column.name for column in loaded.encoder.numeric]
         self._codes = {
@@ -41,7 +41,7 @@ class Ensemble(PythonModel):  # type: ignore[misc]  # mlflow ships no types
 def save(bundled: Path, folder: Path, sample: pa.Table) -> None:
     """The model with its signature, as MLflow advises."""
     shutil.rmtree(folder, ignore_errors=True)
-    encoder = bundle.load(bundled).encoder
+    encoder = bundle.load_bundle(bundled).encoder
     columns = [*(column.name for column in encoder.numeric), *(column.name for column in encoder.categorical)]
     mlflow.pyfunc.save_model(
         folder,

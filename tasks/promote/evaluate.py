@@ -105,10 +105,10 @@ def _answers(
     use_case: UseCase, version: str, table: pa.Table, outside: "Outside", *, sha256: str | None = None
 ) -> Answers:
     """Everything comes out of `serving.predictor`: the ensemble, each member alone, and one row alone."""
-    from models.bundle import load
+    from models.bundle import load_bundle
     from serving.predictor import Predictor
 
-    bundle = load(outside.registry.download_bundle(use_case.name, version), sha256=sha256)
+    bundle = load_bundle(outside.registry.download_bundle(use_case.name, version), sha256=sha256)
     whole = Predictor(bundle)
     alone = [Predictor(replace(bundle, members=(member,))) for member in bundle.members]
     cutoff = datetime.fromisoformat(bundle.card["data"]["cutoff"]).astimezone(UTC)

@@ -15,7 +15,7 @@ def learnt_other_features(use_case: UseCase, version: str, outside: "Outside") -
     Raises:
         ValueError: the use case has no feature definition, or the bundle is damaged.
     """
-    from models.bundle import load
+    from models.bundle import load_bundle
 
-    card = load(outside.registry.download_bundle(use_case.name, version)).card
+    card = load_bundle(outside.registry.download_bundle(use_case.name, version)).card
     return bool(card["features"]["digest"] != features.definition(use_case.name).digest())

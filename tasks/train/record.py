@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def record(job: "Job", trained: "Trained", folder: Path, outside: "Outside") -> RunRecord:
     """Write the run's artifacts into a folder, and say what goes beside them."""
-    sha256 = bundle.write(
+    sha256 = bundle.write_bundle(
         folder / "bundle",
         trained.ensemble,
         use_case=job.use_case.name,

@@ -140,10 +140,10 @@ class Trainer:
 
     def begin(self, params: Params) -> "Member":
         """A network of this configuration that has not taken a step."""
-        from models.ensemble import start
+        from models.ensemble import start_member
 
         asked = recipe(self._use_case, self._definition, params, epochs=self._use_case.train.rungs[-1])
-        return start(asked, self._encoder, self._train, seed=self._use_case.seed)
+        return start_member(asked, self._encoder, self._train, seed=self._use_case.seed)
 
     def train_epoch(self, members: "list[Member]") -> list[float | None]:
         """Train each for an epoch; each one's validation loss, None where it is not finite."""

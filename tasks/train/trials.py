@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from adapters.connect import Outside
     from adapters.warehouse import Fence
     from models.population import Member
-    from models.training import Progress
+    from models.training import TrainingProgress
     from tasks.train.search import Trainer
 
 
@@ -45,7 +45,7 @@ class Running:
     claim: Claim
     trial: "optuna.trial.FrozenTrial"
     member: "Member"
-    progress: "Progress"
+    progress: "TrainingProgress"
     seconds: float = 0.0
     energy_joules: float | None = 0.0
 
@@ -103,9 +103,9 @@ class Search:
         return max((c.tick + a.epochs for c, a in self.ended if c.worker == self.worker), default=0)
 
     def _begun(self, claim: Claim, trial: "optuna.trial.FrozenTrial") -> Running:
-        from models.training import Progress
+        from models.training import TrainingProgress
 
-        return Running(claim=claim, trial=trial, member=self.trainer.begin(trial.params), progress=Progress())
+        return Running(claim=claim, trial=trial, member=self.trainer.begin(trial.params), progress=TrainingProgress())
 
     def _fill(self, tick: int) -> None:
         """Ask for as many trials as there is room for, while the budget lasts; no two workers ask at a time."""

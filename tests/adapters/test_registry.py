@@ -133,4 +133,4 @@ def test_a_registry_that_is_down_is_said_soon_and_may_be_retried(tmp_path, monke
 
 
 def test_registry_and_bundle_digest_a_folder_alike(record):
-    assert folder_sha256(record.artifacts / "bundle") == bundles.digest(record.artifacts / "bundle")
+    assert folder_sha256(record.artifacts / "bundle") == bundles.digest_bundle(record.artifacts / "bundle")

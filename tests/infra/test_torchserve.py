@@ -64,7 +64,11 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def archive(endpoint: Endpoint, bundles: Path, version: str, name: str | None = None, **changes: Any) -> Archive:
     folder = bundles / (name or version)
     return endpoint.store.archive(
-        folder, use_case="flights", version=version, bundle_sha256=bundle.digest(folder), options={**OPTIONS, **changes}
+        folder,
+        use_case="flights",
+        version=version,
+        bundle_sha256=bundle.digest_bundle(folder),
+        options={**OPTIONS, **changes},
     )
 
 

@@ -17,7 +17,7 @@ from tests.models.test_training import CPU, recipe
 def trained_bundle(folder, kind: str, network: str = "mlp"):
     rows = table(kind=kind)
     write(folder, fit_ensemble(recipe(network=network, epochs=6, seeds=(1, 2, 3), kind=kind), rows, CPU))
-    return bundle.load(folder)
+    return bundle.load_bundle(folder)
 
 
 @pytest.fixture(scope="module", params=sorted(MODELS))

@@ -20,7 +20,7 @@ def ensemble(request):
 
 
 def write(folder: Path, ensemble) -> str:
-    return bundle.write(
+    return bundle.write_bundle(
         folder, ensemble, use_case="flights", features_digest="f" * 8, definition="{}", recipe=recipe().to_document(),
         data={"snapshot_version": "v"}, metrics={"auc": 0.7}, versions={"torch": torch.__version__},
     )  # fmt: skip
@@ -33,11 +33,11 @@ def folder(tmp_path, ensemble):
 
 
 def test_a_bundle_comes_back_as_it_was_and_the_same_model_has_the_same_digest(folder, tmp_path, ensemble):
-    loaded = bundle.load(folder, sha256=bundle.digest(folder))
+    loaded = bundle.load_bundle(folder, sha256=bundle.digest_bundle(folder))
     assert loaded.encoder == ensemble.encoder
     for ours, theirs in zip(ensemble.members, loaded.members, strict=True):
         assert all(torch.equal(t, theirs.state_dict()[k]) for k, t in ours.state_dict().items())
-    assert write(tmp_path / "again", ensemble) == bundle.digest(folder)
+    assert write(tmp_path / "again", ensemble) == bundle.digest_bundle(folder)
 
 
 def reseal(folder: Path) -> None:
@@ -48,32 +48,32 @@ def reseal(folder: Path) -> None:
 
 
 def test_every_flipped_byte_is_refused(folder):
-    digest = bundle.digest(folder)
+    digest = bundle.digest_bundle(folder)
     for path in sorted(folder.iterdir()):
         good = path.read_bytes()
         at = len(good) // 2
         path.write_bytes(good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :])
         with pytest.raises(ValueError, match="bundle"):
-            bundle.load(folder, sha256=digest)
+            bundle.load_bundle(folder, sha256=digest)
         path.write_bytes(good)
-    bundle.load(folder, sha256=digest)
+    bundle.load_bundle(folder, sha256=digest)
 
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "encoder.json", "features.json", "card.json"])
 def test_a_missing_part_is_refused(folder, name):
     (folder / name).unlink()
     with pytest.raises(ValueError, match="must hold exactly"):
-        bundle.load(folder)
+        bundle.load_bundle(folder)
 
 
 def test_a_truncated_weights_file_is_refused_even_when_resealed(folder):
     path = folder / "weights.safetensors"
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(ValueError, match="changed since it was written"):
-        bundle.load(folder)
+        bundle.load_bundle(folder)
     reseal(folder)
     with pytest.raises(ValueError, match="bundle"):
-        bundle.load(folder)
+        bundle.load_bundle(folder)
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_weights_of_another_signature_are_refused(folder, change):
     save_file(change(load_file(folder / "weights.safetensors")), folder / "weights.safetensors")
     reseal(folder)
     with pytest.raises(ValueError, match="weights missing, unexpected, of another shape or not finite"):
-        bundle.load(folder)
+        bundle.load_bundle(folder)
 
 
 def test_members_that_normalise_differently_are_refused(folder):
@@ -99,7 +99,7 @@ def test_members_that_normalise_differently_are_refused(folder):
     save_file({**weights, "1.mean": weights["1.mean"] + 1}, folder / "weights.safetensors")
     reseal(folder)
     with pytest.raises(ValueError, match="normalise the same columns differently"):
-        bundle.load(folder)
+        bundle.load_bundle(folder)
 
 
 def test_an_encoder_of_another_model_is_refused(folder):
@@ -107,7 +107,7 @@ def test_an_encoder_of_another_model_is_refused(folder):
     (folder / "encoder.json").write_text(text.replace('"name": "hour"', '"name": "day"'))
     reseal(folder)
     with pytest.raises(ValueError, match="not the card's features"):
-        bundle.load(folder)
+        bundle.load_bundle(folder)
 
 
 class Malicious:
@@ -125,7 +125,7 @@ def test_a_planted_pickle_is_never_executed(folder, tmp_path, name):
     if name not in {"model.pkl", "card.json"}:
         reseal(folder)
     with pytest.raises(ValueError):  # noqa: PT011 (whichever check comes first)
-        bundle.load(folder)
+        bundle.load_bundle(folder)
     assert not target.exists()
     pickle.loads(pickle.dumps(Malicious(target)))  # noqa: S301 (that is the point)
     assert target.exists(), "the trap itself works"

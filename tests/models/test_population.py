@@ -9,10 +9,10 @@ from torch.nn import functional
 
 from models import memory, population
 from models.encoder import Encoder
-from models.ensemble import Recipe, rows_of, start
+from models.ensemble import Recipe, rows_of, start_member
 from models.memory import chunk_members, member_bytes
-from models.population import Member, Population, stack
-from models.training import Rows, deterministic, scores
+from models.population import Member, Population, stack_members
+from models.training import TrainingRows, deterministic, predict_scores
 from pipeline.settings import REPOSITORY
 from tests.models.synthetic import CATEGORICAL, NUMERIC, table
 from tests.models.test_training import CPU, recipe
@@ -22,7 +22,7 @@ NETWORKS = ("mlp", "tabm")
 
 
 @pytest.fixture(scope="module", params=["binary", "regression"])
-def encoded(request) -> tuple[str, Encoder, Rows]:
+def encoded(request) -> tuple[str, Encoder, TrainingRows]:
     rows = table(1000, kind=request.param)
     encoder = Encoder.fit(rows, numeric=NUMERIC, categorical=CATEGORICAL)
     return request.param, encoder, rows_of(encoder, rows, CPU)
@@ -30,10 +30,10 @@ def encoded(request) -> tuple[str, Encoder, Rows]:
 
 def begin(encoded, seed: int = 1, **changes) -> Member:
     kind, encoder, rows = encoded
-    return start(recipe(kind=kind, **changes), encoder, rows, seed=seed)
+    return start_member(recipe(kind=kind, **changes), encoder, rows, seed=seed)
 
 
-def train(rows: Rows, *members: Member, epochs: int = 2, threads: int = 1) -> None:
+def train(rows: TrainingRows, *members: Member, epochs: int = 2, threads: int = 1) -> None:
     with deterministic(1):
         trained = Population(rows, threads=threads)
         for _ in range(epochs):
@@ -136,7 +136,7 @@ def test_a_population_scores_as_its_members_do(encoded, network):
     train(rows, *members)
     found = Population(rows).scores(members, rows)
     for member, score in zip(members, found, strict=True):
-        assert np.abs(score - scores(member.model, rows.numbers, rows.codes)).max() < 1e-5
+        assert np.abs(score - predict_scores(member.model, rows.numbers, rows.codes)).max() < 1e-5
 
 
 @pytest.mark.parametrize("share", [0.1, 0.4])
@@ -166,7 +166,7 @@ def test_one_that_diverges_does_not_touch_its_neighbours(encoded):
 
 def test_stacking_keeps_every_parameter_in_place(encoded):
     members = [begin(encoded, seed=seed) for seed in (1, 2, 3)]
-    stacked = stack([m.model for m in members])
+    stacked = stack_members([m.model for m in members])
     for k, member in enumerate(members):
         for own, of_all in zip(member.model.parameters(), stacked.parameters(), strict=True):
             assert torch.equal(own, of_all[k])
@@ -190,12 +190,12 @@ print(size("VmHWM") - before)
 """
 
 
-def large(count: int, network: str) -> tuple[list[Member], Rows]:
+def large(count: int, network: str) -> tuple[list[Member], TrainingRows]:
     rows = table(1024)
     encoder = Encoder.fit(rows, numeric=NUMERIC, categorical=CATEGORICAL)
     on = rows_of(encoder, rows, CPU)
     wide: Recipe = replace(recipe(), network=network, hidden_units=128, batch_rows=1024)
-    return [start(wide, encoder, on, seed=1) for _ in range(count)], on
+    return [start_member(wide, encoder, on, seed=1) for _ in range(count)], on
 
 
 @pytest.mark.parametrize("network", NETWORKS)

@@ -13,7 +13,7 @@ from models.ensemble import Recipe, fit_ensemble, labels
 from models.fused import Fused
 from models.metrics import compute_metric
 from models.networks import MODELS
-from models.training import Progress, deterministic, scores
+from models.training import TrainingProgress, deterministic, predict_scores
 from pipeline.settings import REPOSITORY
 from tests.models.synthetic import CATEGORICAL, NUMERIC, table
 
@@ -36,7 +36,7 @@ def fingerprint(ensemble) -> bytes:
 
 def member_scores(ensemble, rows: pa.Table) -> np.ndarray:
     numbers, codes = (torch.from_numpy(a) for a in ensemble.encoder.transform(rows))
-    return np.mean([scores(m, numbers, codes) for m in ensemble.members], axis=0)
+    return np.mean([predict_scores(m, numbers, codes) for m in ensemble.members], axis=0)
 
 
 @pytest.mark.parametrize("network", sorted(MODELS))
@@ -97,13 +97,13 @@ def test_another_process_gives_the_same_weights_bit_for_bit():
 
 
 def test_progress_remembers_its_best_epoch_and_is_exhausted_after_its_patience():
-    progress = Progress(losses=[3.0, 1.0, 2.0, 1.0])
+    progress = TrainingProgress(losses=[3.0, 1.0, 2.0, 1.0])
     assert (progress.best_loss, progress.best_epoch) == (1.0, 2)
     assert [progress.exhausted(patience) for patience in (2, 3)] == [True, False]
     progress.losses.append(None)
     assert progress.diverged
     assert progress.exhausted(9)
-    assert Progress().best_epoch == 0
+    assert TrainingProgress().best_epoch == 0
 
 
 def test_training_that_diverges_is_an_error_and_no_model():

@@ -129,7 +129,7 @@ def make_bundle(folder: Path, *, seed: int = 0, digest: str | None = None) -> st
         epochs=1,
         seeds=(seed, seed + 1),
     )
-    return bundle.write(
+    return bundle.write_bundle(
         folder,
         fit_ensemble(small, rows(600, seed=seed), CPU),
         use_case="flights",

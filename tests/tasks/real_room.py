@@ -132,7 +132,7 @@ def fitted(points: pa.Table, *, seed: int, renamed: bool = False) -> Ensemble:
 
 def write_model(folder: Path, ensemble: Ensemble) -> None:
     digest = features.definition("flights").digest()
-    bundle.write(folder, ensemble, use_case="flights", features_digest=digest, definition="{}", recipe={},
+    bundle.write_bundle(folder, ensemble, use_case="flights", features_digest=digest, definition="{}", recipe={},
                  data={"snapshot_version": "s1"}, metrics={}, versions={})  # fmt: skip
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from models.training import Progress
+from models.training import TrainingProgress
 from tasks.common.energy import Meter
 from tasks.train.study import Claim
 from tasks.train.trials import Running
@@ -48,7 +48,7 @@ def test_a_card_is_not_charged_what_the_processor_took(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("epochs", "expected"), [([2.0, 3.0], 5.0), ([2.0, None, 3.0], None), ([0.0], 0.0)])
 def test_a_trial_has_the_energy_of_its_epochs_or_none(epochs: list[float | None], expected: float | None) -> None:
     claim = Claim(worker=0, tick=0, place=0)
-    one = Running(claim=claim, trial=None, member=None, progress=Progress())  # type: ignore[arg-type]  # not asked
+    one = Running(claim=claim, trial=None, member=None, progress=TrainingProgress())  # type: ignore[arg-type]  # not asked
     for joules in epochs:
         one.charge(1.0, joules)
     assert one.attempt(pruned=True).energy_joules == expected

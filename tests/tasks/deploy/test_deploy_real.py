@@ -106,7 +106,7 @@ def sabotaged(real: Real, doctored: Path) -> Outside:
 
     class Doctoring(ModelStore):
         def archive(self, _bundle, **named):  # type: ignore[no-untyped-def,override]
-            return super().archive(doctored, **{**named, "bundle_sha256": bundle.digest(doctored)})
+            return super().archive(doctored, **{**named, "bundle_sha256": bundle.digest_bundle(doctored)})
 
     found.__dict__["endpoint"] = Endpoint(e.inference_url, e.management_url, Doctoring(e.store.folder))
     return found
