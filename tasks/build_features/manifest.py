@@ -13,7 +13,7 @@ from pipeline.partitions import Interval
 
 if TYPE_CHECKING:  # a stage reads this: its start is not to wait for what it does not use
     from adapters.connect import Outside
-    from features.vocabulary import Source
+    from features.vocabulary import SourceTable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class Manifest:
     objects: Mapping[str, tuple[CleanObject, ...]]
     partitions: tuple[WantedPartition, ...]
 
-    def inputs_of(self, interval: Interval, sources: Mapping[str, "Source"]) -> dict[str, list[CleanObject]]:
+    def inputs_of(self, interval: Interval, sources: Mapping[str, "SourceTable"]) -> dict[str, list[CleanObject]]:
         """What an interval is made from, by table: its history; of a timeless table all that came before its end."""
         since = interval.start - self.reach
         return {
