@@ -68,6 +68,14 @@ docs: env ## write docs/dags.md from the DAGs' docstrings
 reproduce: env ## retrain MODEL=<version> from its recorded data, code, parameters and seed, and compare
 	@$(BIN)/python -m infra.local run -- python -m tasks.reproduce $(or $(USE_CASE),flights) $(or $(MODEL),$(error say which: make reproduce MODEL=1))
 
+.PHONY: rebuild
+rebuild: env ## make dataset VERSION=<hash> again from the code and clean data recorded with it, and compare the hash
+	@$(BIN)/python -m infra.local run -- python -m tasks.build_features.rebuild $(or $(USE_CASE),flights) $(or $(VERSION),$(error say which: make rebuild VERSION=<hash>, from the table snapshots))
+
+.PHONY: quarantine
+quarantine: env ## print the quarantined rows and why, one JSON object a line; TABLE=weather PARTITION=2013-02-11
+	@$(BIN)/python -m infra.local run -- python -m tasks.ingest.quarantine $(or $(USE_CASE),flights) $(addprefix --table=,$(TABLE)) $(addprefix --partition=,$(PARTITION))
+
 .PHONY: wheels
 wheels:
 	@rm -rf build/wheels && mkdir -p build/wheels

@@ -125,7 +125,7 @@ class Versions:
             if _md5(content) != md5.removesuffix(".dir"):
                 raise Corrupt(
                     f"{uri}: its bytes do not have the MD5 it is named by: it was changed in the store;"
-                    " delete it there and rebuild the version"
+                    " delete it there and rebuild the version (`make rebuild VERSION=...`)"
                 )
             write_atomically(path, content)
         return path

@@ -74,7 +74,7 @@ def _answerer(world: World, clock: Clock, log: PredictionLog) -> Answerer:
     ):
         setattr(owner, method, clock.timed(name, getattr(owner, method)))
     store = lookup._store  # noqa: SLF001  # what of a lookup is the database
-    store.fetch = clock.timed("  of it PostgreSQL", store.fetch)  # type: ignore[method-assign]
+    store.fetch_series = clock.timed("  of it PostgreSQL", store.fetch_series)  # type: ignore[method-assign]
     return Answerer(options=options, reader=reader, lookup=lookup, predictor=predictor, explain=unasked, log=log.write)
 
 

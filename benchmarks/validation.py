@@ -21,8 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from benchmarks.table import Measured, keep, table
-from expectations import Expect, content, delivery, suites
-from expectations import rows as rule
+from expectations import Expect, content_expectations, delivery_expectations, expect_rows, suites
 from pipeline.partitions import Interval
 from pipeline.settings import REPOSITORY
 from pipeline.spec import use_cases
@@ -31,7 +30,7 @@ from tasks.ingest import suite_run
 OURS, THEIRS, COUNTS = "on Arrow (ours)", "GX on pandas", "GX on pandas, no positions"
 YEAR = Interval(datetime(2012, 12, 31, tzinfo=UTC), datetime(2014, 1, 1, tzinfo=UTC))
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
-FROM_NEW_YORK = rule(
+FROM_NEW_YORK = expect_rows(
     "ExpectColumnValuesToBeInSet", "they leave from New York", column="origin", value_set=["EWR", "JFK", "LGA"]
 )
 Found = dict[int, set[int]]  # expectation -> positions of the rows that fail it
@@ -72,15 +71,15 @@ def asked(count: int) -> tuple[Expect, ...]:
     """The suite, for a table of so many rows, and one expectation more."""
     limits = use_cases(REPOSITORY / "params.yaml")["flights"].source.tables["flights"]
     suite, roomy = suites("flights")["flights"], limits.model_copy(update={"min_rows": 1, "max_rows": count})
-    return (*delivery(suite, roomy), *content(suite, roomy, YEAR), FROM_NEW_YORK)
+    return (*delivery_expectations(suite, roomy), *content_expectations(suite, roomy, YEAR), FROM_NEW_YORK)
 
 
 def ours(path: Path, expects: Sequence[Expect]) -> Found:
     """Counts for all, positions of what failed: as `tasks.ingest.check` asks."""
     read = pq.read_table(path)
-    first = suite_run.run(read, expects, complete=False)
+    first = suite_run.run_suite(read, expects, complete=False)
     failed = [position for position, outcome in enumerate(first.outcomes) if outcome.failed_rows]
-    again = suite_run.run(read, [expects[position] for position in failed], complete=True)
+    again = suite_run.run_suite(read, [expects[position] for position in failed], complete=True)
     return {position: set(outcome.positions) for position, outcome in zip(failed, again.outcomes, strict=True)}
 
 
@@ -88,7 +87,9 @@ def theirs(path: Path, expects: Sequence[Expect], *, complete: bool = True) -> F
     """Great Expectations, asked for everything at once."""
     import pandas as pd
 
-    results = suite_run.by_gx(suite_run.library(), pd.read_parquet(path), dict(enumerate(expects)), complete=complete)
+    results = suite_run.run_by_gx(
+        suite_run.load_great_expectations(), pd.read_parquet(path), dict(enumerate(expects)), complete=complete
+    )
     found = {position: set(result.result.get("unexpected_index_list") or ()) for position, result in results.items()}
     return {position: rows_ for position, rows_ in found.items() if rows_}
 
@@ -108,7 +109,7 @@ def main() -> None:
     parser.add_argument("--into", type=Path, default=Path("benchmarks/results"))
     told = parser.parse_args()
     expects = asked(told.rows)
-    suite_run.library()  # the import is nobody's work
+    suite_run.load_great_expectations()  # the import is nobody's work
     measured = {name: Measured(name=name) for name in CONTESTANTS}
     with tempfile.TemporaryDirectory(prefix="windsock-bench-") as folder:
         path = Path(folder) / "flights.parquet"

@@ -133,7 +133,7 @@ def _ingest(use_case: UseCase, outside: Outside) -> None:
         flights_source.load(outside.settings.source_dsn)
         first = use_case.grid.partition(str(use_case.grid.first)).start
         for week in use_case.grid.covering(Interval(first, first + WEEKS * timedelta(days=use_case.grid.days))):
-            validate.validate(use_case, land.land(use_case, week, outside), outside)
+            validate.validate_batch(use_case, land.land_partition(use_case, week, outside), outside)
         build.build_snapshot(use_case, outside)
     if (snapshot := online_features.find_unreached_snapshot(use_case, outside)) is not None:
         online_features.refresh_store(use_case, snapshot, outside)

@@ -49,14 +49,14 @@ def ingest(use_case: UseCase) -> DAG:
         from adapters.connect import outside
         from tasks.ingest import land as step
 
-        return step.land(use_case, read_partition(use_case, partition_key, params), outside())
+        return step.land_partition(use_case, read_partition(use_case, partition_key, params), outside())
 
     @task(execution_timeout=timedelta(hours=1), outlets=[clean])
     def validate(batch: Batch, outlet_events: Any = None) -> Batch:
         from adapters.connect import outside
         from tasks.ingest import validate as step
 
-        validated = step.validate(use_case, batch, outside())
+        validated = step.validate_batch(use_case, batch, outside())
         wake(outlet_events, clean, f"{batch.partition_start:%Y-%m-%d}")
         return validated
 

@@ -40,10 +40,10 @@ def replay_quarantine(use_case: UseCase) -> DAG:
     @task(execution_timeout=timedelta(hours=1), outlets=[clean])
     def replay(params: Any = None, dag_run: Any = None, outlet_events: Any = None) -> Batch:
         from adapters.connect import outside
-        from tasks.ingest import quarantine
+        from tasks.ingest.replay import replay_rows
 
         partition, rows = read_partition(use_case, None, params), list(params["corrections"])
-        batch = quarantine.replay(use_case, params["table"], partition, rows, read_actor(dag_run), outside())
+        batch = replay_rows(use_case, params["table"], partition, rows, read_actor(dag_run), outside())
         wake(outlet_events, clean, use_case.grid.key(partition))
         return batch
 

@@ -13,7 +13,7 @@ Kind = Literal["text", "integer", "float", "timestamp"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Column:
+class DeclaredColumn:
     """A column every delivery must have, and of what kind. Timestamps carry a time zone."""
 
     kind: Kind
@@ -22,7 +22,7 @@ class Column:
 
 @dataclass(frozen=True, kw_only=True)
 class Expect:
-    """One Great Expectations class with its arguments: what it costs when unmet, and why it is asked for.
+    """One Great Expectations class with its arguments: what it costs when unmet, and why it is expected.
 
     critical stops the whole batch; warning quarantines exactly the rows that do not meet it.
     """
@@ -41,39 +41,39 @@ class Suite:
     `plausible_hours`: timestamp column -> hours it may lie (before the partition's start, after its end).
     """
 
-    columns: Mapping[str, Column]
+    columns: Mapping[str, DeclaredColumn]
     expects: tuple[Expect, ...]
     fresh_hours: float | None
     plausible_hours: Mapping[str, tuple[float, float]]
 
 
-def rows(expectation: str, reason: str, **arguments: object) -> Expect:
+def expect_rows(expectation: str, reason: str, **arguments: object) -> Expect:
     """A row-wise expectation: the rows that fail it are quarantined."""
     return Expect(expectation=expectation, severity="warning", reason=reason, arguments=arguments)
 
 
 def between(column: str, low: float, high: float, reason: str) -> Expect:
     """Values of a column within [low, high]; every float column needs one: it is also what catches NaN and infinity."""
-    return rows("ExpectColumnValuesToBeBetween", reason, column=column, min_value=low, max_value=high)
+    return expect_rows("ExpectColumnValuesToBeBetween", reason, column=column, min_value=low, max_value=high)
 
 
 def matching(column: str, regex: str, reason: str) -> Expect:
     """Texts of a column that match a regular expression."""
-    return rows("ExpectColumnValuesToMatchRegex", reason, column=column, regex=regex)
+    return expect_rows("ExpectColumnValuesToMatchRegex", reason, column=column, regex=regex)
 
 
 def not_before(later: str, earlier: str, reason: str) -> Expect:
     """Rows whose `later` moment is not before their `earlier` one."""
     arguments = {"column_A": later, "column_B": earlier, "or_equal": True, "ignore_row_if": "either_value_is_missing"}
-    return rows("ExpectColumnPairValuesAToBeGreaterThanB", reason, **arguments)
+    return expect_rows("ExpectColumnPairValuesAToBeGreaterThanB", reason, **arguments)
 
 
 def _critical(expectation: str, reason: str, **arguments: object) -> Expect:
     return Expect(expectation=expectation, severity="critical", reason=reason, arguments=arguments)
 
 
-def delivery(suite: Suite, table: Table) -> tuple[Expect, ...]:
-    """What can be asked of a delivery before its columns are trusted: that they are there, and how many rows."""
+def delivery_expectations(suite: Suite, table: Table) -> tuple[Expect, ...]:
+    """What a delivery must meet before its columns are trusted: that they are there, and how many rows."""
     return (
         _critical(
             "ExpectTableColumnsToMatchSet",
@@ -90,18 +90,18 @@ def delivery(suite: Suite, table: Table) -> tuple[Expect, ...]:
     )
 
 
-def content(suite: Suite, table: Table, partition: Interval) -> tuple[Expect, ...]:
-    """What is asked of the rows of a partition: one per key, in time, complete, plausible."""
+def content_expectations(suite: Suite, table: Table, partition: Interval) -> tuple[Expect, ...]:
+    """What the rows of a partition must meet: one per key, in time, complete, plausible."""
     return (
         unique_key(table),
         *_in_time(suite, table, partition),
         *(
-            rows("ExpectColumnValuesToNotBeNull", f"{name} must have a value", column=name)
+            expect_rows("ExpectColumnValuesToNotBeNull", f"{name} must have a value", column=name)
             for name, column in suite.columns.items()
             if not column.nullable
         ),
         *(
-            rows(
+            expect_rows(
                 "ExpectColumnValuesToBeBetween",
                 f"{name} lies implausibly far from the time in which the row became known",
                 column=name,

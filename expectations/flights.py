@@ -3,15 +3,15 @@
 Bounds come from the year 2013 (in comments: the extremes seen), with room to spare: for broken rows, not rare ones.
 """
 
-from expectations import Column, Suite, between, matching, not_before, rows
+from expectations import DeclaredColumn, Suite, between, expect_rows, matching, not_before
 
-TEXT = Column(kind="text", nullable=False)
-INTEGER = Column(kind="integer", nullable=False)
-FLOAT = Column(kind="float", nullable=False)
-TIMESTAMP = Column(kind="timestamp", nullable=False)
-OPTIONAL_TEXT = Column(kind="text", nullable=True)
-OPTIONAL_INTEGER = Column(kind="integer", nullable=True)
-OPTIONAL_FLOAT = Column(kind="float", nullable=True)
+TEXT = DeclaredColumn(kind="text", nullable=False)
+INTEGER = DeclaredColumn(kind="integer", nullable=False)
+FLOAT = DeclaredColumn(kind="float", nullable=False)
+TIMESTAMP = DeclaredColumn(kind="timestamp", nullable=False)
+OPTIONAL_TEXT = DeclaredColumn(kind="text", nullable=True)
+OPTIONAL_INTEGER = DeclaredColumn(kind="integer", nullable=True)
+OPTIONAL_FLOAT = DeclaredColumn(kind="float", nullable=True)
 
 AIRPORT = r"^[A-Z]{3}$"
 CARRIER = r"^[A-Z0-9]{2}$"
@@ -64,7 +64,7 @@ MOVEMENTS = Suite(
     },
     expects=(
         *FLIGHT_KEY,
-        rows(
+        expect_rows(
             "ExpectColumnValuesToBeInSet",
             "a movement is a departure, an arrival, a cancellation or a diversion",
             column="kind",
@@ -158,7 +158,9 @@ AIRPORTS = Suite(
         between("lon", -180, 180, "a longitude lies on the globe"),
         between("alt_ft", -1500, 20000, "an airport lies between the Dead Sea and the Himalaya"),  # -54 .. 9078
         between("tz_offset", -12, 14, "time zones run from UTC-12 to UTC+14"),  # -10 .. 8
-        rows("ExpectColumnValuesToBeInSet", "daylight saving is A, U or N", column="dst", value_set=["A", "U", "N"]),
+        expect_rows(
+            "ExpectColumnValuesToBeInSet", "daylight saving is A, U or N", column="dst", value_set=["A", "U", "N"]
+        ),
     ),
     fresh_hours=None,
     plausible_hours={},

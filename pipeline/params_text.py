@@ -6,7 +6,10 @@ import yaml
 from pydantic import ValidationError
 
 # Keys that earlier versions had, and what to do about them.
-_REMOVED_KEYS = {"time.history_days": "a feature definition says itself how far it looks back; delete this line"}
+_REMOVED_KEYS = {
+    "history_days": "a feature definition says itself how far it looks back; delete this line",
+    "event_time": "nothing read it; delete it",
+}
 
 
 class _Loader(yaml.SafeLoader):
@@ -49,17 +52,17 @@ def explain(name: str, error: ValidationError) -> list[str]:
 
 def _lines(name: str, problem: Any) -> list[str]:
     path = ".".join(str(part) for part in (name, *problem["loc"]) if part != "[key]")
-    message, found = problem["msg"].removeprefix("Value error, "), problem["input"]
+    message, value = problem["msg"].removeprefix("Value error, "), problem["input"]
     if problem["type"] == "missing":
         return [f"{path}: missing"]
     if problem["type"] == "extra_forbidden":
-        advice = _REMOVED_KEYS.get(path.partition(".")[2])
+        advice = _REMOVED_KEYS.get(problem["loc"][-1])
         return [f"{path}: no such key{f' any more: {advice}' if advice else ''}"]
-    if problem["type"] == "value_error" and isinstance(found, dict):  # keys that contradict each other name themselves
+    if problem["type"] == "value_error" and isinstance(value, dict):  # keys that contradict each other name themselves
         return [f"{path}.{line}" for line in message.splitlines()]
-    return [f"{path}: {message}, got {_short(found)}"]
+    return [f"{path}: {message}, got {_short(value)}"]
 
 
-def _short(found: Any) -> str:
+def _short(value: Any) -> str:
     """A value as it was written; a whole block only by its type."""
-    return f"a {type(found).__name__}" if isinstance(found, dict) else repr(found)
+    return f"a {type(value).__name__}" if isinstance(value, dict) else repr(value)

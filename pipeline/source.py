@@ -13,7 +13,6 @@ class Table(Block):
 
     key: tuple[Identifier, ...] = Field(min_length=1)
     available_at: Identifier
-    event_time: Identifier
     min_rows: int = Field(ge=0)
     max_rows: int = Field(gt=0)
     max_quarantined_share: Share

@@ -15,7 +15,7 @@ from adapters.warehouse import Warehouse
 from expectations import suites
 from infra.replay.flights_source import create_tables, export
 from pipeline.partitions import Interval
-from tasks.ingest.check import canonical
+from tasks.ingest.check import to_canonical
 
 _TYPES = {"text": "varchar", "integer": "bigint", "float": "double", "timestamp": "timestamptz"}
 REFERENCE = ("planes", "airports", "airlines")  # known from the first day on
@@ -44,7 +44,7 @@ def real_rows(table: str, partition: Interval) -> pa.Table:
             f"from {table} where known_at >= ? and known_at < ? order by all",
             [partition.start, partition.end],
         )
-    return canonical(_year().sql(query, params=bounds).to_arrow_table(), suites("flights")[table])
+    return to_canonical(_year().sql(query, params=bounds).to_arrow_table(), suites("flights")[table])
 
 
 def fill(source: Warehouse, partition: Interval, *tables: str) -> None:

@@ -11,6 +11,7 @@ import json
 import logging
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +44,7 @@ values (%(use_case)s, %(version)s, %(git_revision)s, %(start)s, %(end)s, %(parti
 on conflict (use_case, version)
 do update set git_revision = excluded.git_revision, built_at = now(), build_order = default"""
 
-_TOLD = """
+_LABELLED = """
 select entity_key, event_time from outcomes
 join unnest(%s::timestamptz[], %s::timestamptz[]) as part (start, "end") on label_time >= start and label_time < "end"
 where use_case = %s"""
@@ -62,7 +63,7 @@ def make_manifest(
     ready = set.intersection(*(set(clean.get(name, {})) for name in use_case.source.tables))
     code = [definition.digest(), use_case.time.lead_minutes]
     wanted = tuple(_wanted(use_case, definition, empty, partition, code) for partition in sorted(ready))
-    return Manifest(reach=definition.look_back, objects=objects, partitions=wanted)
+    return replace(empty, partitions=wanted)
 
 
 def pending_partitions(use_case: UseCase, outside: "Outside") -> list[str]:
@@ -174,9 +175,9 @@ def _write_outcomes(
     keys: Iterable[str],
     relabelled: Sequence[str],
 ) -> None:
-    """Outcomes told of in partitions whose labels changed, now or before, become what all partitions say last of them.
+    """Bring outcomes up to date whose labels lie, or lay, in partitions that changed: the last label of any partition.
 
-    So an older telling never replaces a newer one, and is back when the newer one is withdrawn.
+    So an older label never replaces a newer one, and is back when the newer one is withdrawn.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -186,9 +187,9 @@ def _write_outcomes(
         return
     every, changed = ([files[f"labels/{key}.parquet"] for key in sorted(some)] for some in (keys, relabelled))
     where = ([part.start for part in parts], [part.end for part in parts], use_case.name)
-    labels = dataset.latest_labels(every, changed, outside.warehouse.copy_out(_TOLD, where, at=at))
-    told = labels.filter(pc.is_valid(labels["label"]))
-    named = told.add_column(0, "use_case", pa.array([use_case.name] * told.num_rows, pa.string()))
+    labels = dataset.latest_labels(every, changed, outside.warehouse.copy_out(_LABELLED, where, at=at))
+    present = labels.filter(pc.is_valid(labels["label"]))
+    named = present.add_column(0, "use_case", pa.array([use_case.name] * present.num_rows, pa.string()))
     outside.warehouse.upsert(at, "outcomes", named, ("use_case", "entity_key", "event_time"))
     gone = labels.filter(pc.is_null(labels["label"]))
     at.execute(_FORGET, (*(gone[name].to_pylist() for name in ("entity_key", "event_time")), use_case.name))

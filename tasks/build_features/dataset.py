@@ -1,4 +1,4 @@
-"""Reads feature datasets: any version, only the partitions asked for, every file verified."""
+"""Reads feature datasets: any version, only the partitions that are needed, every file verified."""
 
 import json
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ _POINTS = """
 select * from read_parquet($points) where prediction_time >= $start and prediction_time < $end
 order by prediction_time, entity_key, event_time"""
 
-# An outcome that was told again has a label for each telling: the last one known by then counts, from its own time.
+# An outcome that became known again has a label for each time: the last one known by then counts, from its own time.
 _LOAD = """
 select p.*, l.label, l.label_time from read_parquet($points) p
 join (
@@ -57,8 +57,8 @@ class Dataset:
 
 def latest_snapshot(use_case: UseCase, outside: "Outside") -> Snapshot | None:
     """The version built last; None before the first."""
-    found = outside.warehouse.query(f"{_SNAPSHOTS} order by build_order desc limit 1", (use_case.name,))
-    return Snapshot(use_case=use_case.name, **found[0]) if found else None
+    rows = outside.warehouse.query(f"{_SNAPSHOTS} order by build_order desc limit 1", (use_case.name,))
+    return Snapshot(use_case=use_case.name, **rows[0]) if rows else None
 
 
 def find_snapshot(version: str, use_case: UseCase, outside: "Outside") -> Snapshot:
@@ -67,10 +67,10 @@ def find_snapshot(version: str, use_case: UseCase, outside: "Outside") -> Snapsh
     Raises:
         ValueError: it never was.
     """
-    found = outside.warehouse.query(f"{_SNAPSHOTS} and version = %s", (use_case.name, version))
-    if not found:
+    rows = outside.warehouse.query(f"{_SNAPSHOTS} and version = %s", (use_case.name, version))
+    if not rows:
         raise ValueError(f"{use_case.name} has no dataset version {version}: see the table snapshots")
-    return Snapshot(use_case=use_case.name, **found[0])
+    return Snapshot(use_case=use_case.name, **rows[0])
 
 
 def load_rows(
@@ -86,11 +86,11 @@ def load_rows(
 
     Columns: those of the points, then label and label_time; ordered by prediction_time, entity_key, event_time.
     """
-    found = _open(snapshot_version, use_case, outside)
+    opened = _open(snapshot_version, use_case, outside)
     return _query(
         _LOAD,
-        points=found.paths("points", start, end),
-        labels=found.paths("labels", start, known_by),
+        points=opened.paths("points", start, end),
+        labels=opened.paths("labels", start, known_by),
         start=start,
         end=end,
         known_by=known_by,
@@ -101,8 +101,8 @@ def load_points(
     snapshot_version: str, use_case: UseCase, outside: "Outside", *, start: datetime, end: datetime
 ) -> "pa.Table":
     """Rows to predict, labelled or not: prediction_time in [start, end), in the order of `load_rows`."""
-    found = _open(snapshot_version, use_case, outside)
-    return _query(_POINTS, points=found.paths("points", start, end), start=start, end=end)
+    opened = _open(snapshot_version, use_case, outside)
+    return _query(_POINTS, points=opened.paths("points", start, end), start=start, end=end)
 
 
 def load_partition_points(

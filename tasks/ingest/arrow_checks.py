@@ -2,7 +2,7 @@
 
 Each answer is the `result` that Great Expectations would give, so that what reads results and draws the docs need not
 know who answered. `tests/tasks/ingest/test_arrow_checks.py` holds the two side by side. What is not in `KNOWN`, or
-asked with other arguments, is Great Expectations' own to answer.
+has other arguments, is Great Expectations' own to answer.
 """
 
 import re
@@ -23,13 +23,13 @@ Arguments = Mapping[str, Any]
 Answer = tuple[bool, dict[str, Any]]
 
 
-def known(expect: Expect) -> bool:
-    """Whether `answer` can answer this."""
-    found = KNOWN.get(expect.expectation)
-    return (found is not None and set(expect.arguments) == found[1]) or _is_bound(expect)
+def can_answer(expect: Expect) -> bool:
+    """Whether `check_on_arrow` answers this, with these arguments."""
+    check = KNOWN.get(expect.expectation)
+    return (check is not None and set(expect.arguments) == check[1]) or _is_bound(expect)
 
 
-def answer(table: pa.Table, expect: Expect, *, complete: bool) -> Answer:
+def check_on_arrow(table: pa.Table, expect: Expect, *, complete: bool) -> Answer:
     """(success, result); a row check's result holds the positions of the rows that fail where it is to be complete.
 
     Raises:
@@ -101,8 +101,8 @@ def _matches(texts: pa.Array, regex: str) -> pa.Array:
 
 def _foreign(table: pa.Table, arguments: Arguments) -> Any:
     column = table[arguments["column"]]
-    found = pc.is_in(column, value_set=pa.array(arguments["value_set"], column.type))
-    return pc.and_(pc.invert(found), pc.is_valid(column))
+    allowed = pc.is_in(column, value_set=pa.array(arguments["value_set"], column.type))
+    return pc.and_(pc.invert(allowed), pc.is_valid(column))
 
 
 def _pair(arguments: Arguments) -> list[str]:
@@ -174,14 +174,14 @@ def _row_count(table: pa.Table, arguments: Arguments, complete: bool) -> Answer:
 
 
 def _column_set(table: pa.Table, arguments: Arguments, complete: bool) -> Answer:  # noqa: ARG001, FBT001
-    wanted, found = set(arguments["column_set"]), set(table.column_names)
-    mismatched = {"unexpected": sorted(found - wanted), "missing": sorted(wanted - found)}
+    wanted, present = set(arguments["column_set"]), set(table.column_names)
+    mismatched = {"unexpected": sorted(present - wanted), "missing": sorted(wanted - present)}
     success = not mismatched["missing"] and (not arguments["exact_match"] or not mismatched["unexpected"])
-    told = {what: names for what, names in mismatched.items() if names}
-    return success, {"observed_value": sorted(found)} | ({"details": {"mismatched": told}} if told else {})
+    listed = {what: names for what, names in mismatched.items() if names}
+    return success, {"observed_value": sorted(present)} | ({"details": {"mismatched": listed}} if listed else {})
 
 
-# Name -> what answers it, and the arguments it is asked with.
+# Name -> what answers it, and the arguments that it knows.
 KNOWN: Mapping[str, tuple[Callable[[pa.Table, Arguments, bool], Answer], set[str]]] = {
     "ExpectTableColumnsToMatchSet": (_column_set, {"column_set", "exact_match"}),
     "ExpectTableRowCountToBeBetween": (_row_count, {"min_value", "max_value"}),

@@ -6,10 +6,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from expectations import Expect, Kind, Suite, content, delivery
+from expectations import Expect, Kind, Suite, content_expectations, delivery_expectations
 from pipeline.partitions import Interval
 from pipeline.source import Table
-from tasks.ingest.suite_run import Run, run
+from tasks.ingest.suite_run import SuiteRun, run_suite
 
 _CANONICAL: Mapping[Kind, pa.DataType] = {
     "text": pa.string(),
@@ -20,8 +20,8 @@ _CANONICAL: Mapping[Kind, pa.DataType] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Checked:
-    """What checking one table found.
+class CheckedTable:
+    """The result of checking one table.
 
     problems: what stops the batch. notes: what people should know and nothing stops.
     bad_rows: position in the raw table -> why. typed: the declared columns in their canonical types, all rows (None
@@ -63,34 +63,34 @@ def added_columns(schema: pa.Schema, suite: Suite) -> list[str]:
     return [name for name in schema.names if name not in suite.columns]
 
 
-def canonical(table: pa.Table, suite: Suite) -> pa.Table:
+def to_canonical(table: pa.Table, suite: Suite) -> pa.Table:
     """The declared columns, in their declared order and canonical types; the schema has been checked."""
     fields = [pa.field(name, _CANONICAL[column.kind]) for name, column in suite.columns.items()]
     return table.select(list(suite.columns)).cast(pa.schema(fields))
 
 
-def check(table: pa.Table, suite: Suite, limits: Table, partition: Interval) -> Checked:
+def check_table(table: pa.Table, suite: Suite, limits: Table, partition: Interval) -> CheckedTable:
     """Check the rows of one partition of a table; finds, and changes nothing."""
     notes = tuple(f"column {name} was added; it is not taken over" for name in added_columns(table.schema, suite))
-    asked = delivery(suite, limits)
+    expects = delivery_expectations(suite, limits)
     retyped = retyped_columns(table.schema, suite)
     if retyped or not set(suite.columns) <= set(table.column_names):
-        first = run(table, asked, complete=False)
+        first = run_suite(table, expects, complete=False)
         problems = (*_problems(first), *retyped)
-        return Checked(problems=problems, notes=notes, bad_rows={}, typed=None, results=first.results)
-    typed = canonical(table, suite)
+        return CheckedTable(problems=problems, notes=notes, bad_rows={}, typed=None, results=first.results)
+    typed = to_canonical(table, suite)
     if typed.num_rows:
-        asked = (*asked, *content(suite, limits, partition))
+        expects = (*expects, *content_expectations(suite, limits, partition))
     allowed = int(limits.max_quarantined_share * typed.num_rows)
-    return replace(check_rows(typed, asked, allowed=allowed), notes=notes)
+    return replace(check_rows(typed, expects, allowed=allowed), notes=notes)
 
 
-def check_rows(typed: pa.Table, asked: Sequence[Expect], *, allowed: int) -> Checked:
+def check_rows(typed: pa.Table, expects: Sequence[Expect], *, allowed: int) -> CheckedTable:
     """Whether rows meet some expectations; more than `allowed` bad rows are a problem instead of a list.
 
     BASIC results first; the positions of bad rows only for what failed, and only where few enough did.
     """
-    first = run(typed, asked, complete=False)
+    first = run_suite(typed, expects, complete=False)
     problems = _problems(first)
     failed = [outcome for outcome in first.outcomes if outcome.failed_rows and outcome.expect.severity == "warning"]
     most = max((outcome.failed_rows for outcome in failed), default=0)
@@ -100,19 +100,19 @@ def check_rows(typed: pa.Table, asked: Sequence[Expect], *, allowed: int) -> Che
     if (count := max(most, len(bad_rows))) > allowed:
         why = "; ".join(f"{outcome.failed_rows} rows: {outcome.expect.reason}" for outcome in failed)
         problems.append(f"{count} of {typed.num_rows} rows would be quarantined, {allowed} are allowed; {why}")
-    return Checked(problems=tuple(problems), notes=(), bad_rows=bad_rows, typed=typed, results=first.results)
+    return CheckedTable(problems=tuple(problems), notes=(), bad_rows=bad_rows, typed=typed, results=first.results)
 
 
-def _problems(found: Run) -> list[str]:
+def _problems(suite_run: SuiteRun) -> list[str]:
     """What stops the batch: checks that could not be made, whatever their severity, and unmet critical ones."""
-    errors = [f"check failed to run ({o.expect.reason}): {o.error}" for o in found.outcomes if o.error]
-    unmet = [o for o in found.outcomes if not o.error and not o.success and o.expect.severity == "critical"]
+    errors = [f"check failed to run ({o.expect.reason}): {o.error}" for o in suite_run.outcomes if o.error]
+    unmet = [o for o in suite_run.outcomes if not o.error and not o.success and o.expect.severity == "critical"]
     return [*errors, *(f"{outcome.expect.reason} ({outcome.observed})" for outcome in unmet)]
 
 
 def _bad_rows(typed: pa.Table, failed: Sequence[Expect]) -> dict[int, tuple[str, ...]]:
     reasons: dict[int, list[str]] = {}
-    for outcome in run(typed, failed, complete=True).outcomes:
+    for outcome in run_suite(typed, failed, complete=True).outcomes:
         for position in outcome.positions:
             reasons.setdefault(position, []).append(_reason(outcome.expect, typed, position))
     return {position: tuple(reasons[position]) for position in sorted(reasons)}

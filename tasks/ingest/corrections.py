@@ -6,12 +6,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from expectations import Column, Suite
+from expectations import DeclaredColumn, Suite
 
 Values = Mapping[str, Any]
 
 
-def parse(corrections: Sequence[Mapping[str, Any]], suite: Suite) -> dict[int, dict[str, Any]]:
+def parse_corrections(corrections: Sequence[Mapping[str, Any]], suite: Suite) -> dict[int, dict[str, Any]]:
     """Row number -> typed values of the columns to change; says what is wrong with a correction that makes no sense."""
     parsed: dict[int, dict[str, Any]] = {}
     for correction in corrections:
@@ -29,7 +29,7 @@ def parse(corrections: Sequence[Mapping[str, Any]], suite: Suite) -> dict[int, d
     return parsed
 
 
-def _value(column: Column, value: Any, where: str) -> Any:
+def _value(column: DeclaredColumn, value: Any, where: str) -> Any:
     """A JSON value as the column's own type. Null is checked by the suite, like anything that was landed."""
     if value is None:
         return None
@@ -51,7 +51,7 @@ def _moment(text: str, where: str) -> datetime:
     return moment.astimezone(UTC)
 
 
-def patch(typed: pa.Table, corrections: Mapping[int, Values]) -> pa.Table:
+def apply_corrections(typed: pa.Table, corrections: Mapping[int, Values]) -> pa.Table:
     """The table with some values of some rows replaced."""
     for name in {name for values in corrections.values() for name in values}:
         column = typed.column(name).to_pylist()

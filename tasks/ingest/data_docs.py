@@ -26,7 +26,7 @@ def _view() -> Any:
     return DefaultJinjaPageView()
 
 
-def page(title: str, results: Any) -> str:
+def render_table_page(title: str, results: Any) -> str:
     """One table's validation result as HTML."""
     from great_expectations.render.renderer.page_renderer import ValidationResultsPageRenderer
 
@@ -36,8 +36,8 @@ def page(title: str, results: Any) -> str:
     return alone.replace("</head>", f"{heading}</head>", 1)
 
 
-def index(title: str, findings: Mapping[str, Sequence[str]]) -> str:
-    """The page of a run: what was found in each table, with a link to the table's own page beside this one."""
+def render_index_page(title: str, findings: Mapping[str, Sequence[str]]) -> str:
+    """The page of a run: the findings in each table, with a link to the table's own page beside this one."""
     sections = "".join(
         f'<h2><a href="{html.escape(table)}.html">{html.escape(table)}</a></h2><ul>'
         + "".join(f"<li>{html.escape(line)}</li>" for line in lines)

@@ -51,7 +51,7 @@ def extraction(name: str, table: Table) -> sql.Composed:
     )
 
 
-def land(use_case: UseCase, partition: Interval, outside: Outside) -> Batch:
+def land_partition(use_case: UseCase, partition: Interval, outside: Outside) -> Batch:
     """Copy every source table's rows of one partition into the lake; landing the same rows again changes nothing.
 
     Rows are landed as the source has them, an empty interval as an empty object: `validate` judges.
@@ -71,8 +71,8 @@ def land(use_case: UseCase, partition: Interval, outside: Outside) -> Batch:
         for name, table in rows.items()
     }
     tables = [
-        TableBatch(table=name, raw_uri=found.uri, raw_sha256=found.sha256, raw_rows=rows[name].num_rows)
-        for name, found in stored.items()
+        TableBatch(table=name, raw_uri=raw.uri, raw_sha256=raw.sha256, raw_rows=rows[name].num_rows)
+        for name, raw in stored.items()
     ]
     batch = Batch(use_case=use_case.name, partition_start=partition.start, partition_end=partition.end, tables=tables)
     outside.warehouse.retry_transaction(lambda: _register(batch, fence, outside))
@@ -92,11 +92,13 @@ def _extract(use_case: UseCase, partition: Interval, outside: Outside) -> tuple[
         with outside.source.transaction(snapshot=True) as at:
             for name, table in use_case.source.tables.items():
                 try:
-                    found = outside.source.copy_out(extraction(name, table), (partition.start, partition.end), at=at)
+                    extracted = outside.source.copy_out(
+                        extraction(name, table), (partition.start, partition.end), at=at
+                    )
                     at.execute(_in_no_partition(name, table), (utc(use_case.grid.first),))
                 except psycopg2.ProgrammingError as error:
                     raise _unreadable(use_case, name, partition, error, outside) from error
-                rows[name], in_no_partition[name] = ordered(found, table.key), (at.fetchone() or (0,))[0]
+                rows[name], in_no_partition[name] = ordered(extracted, table.key), (at.fetchone() or (0,))[0]
         return rows, in_no_partition
 
     return outside.source.retry_transaction(work)
@@ -110,7 +112,7 @@ def _in_no_partition(name: str, table: Table) -> sql.Composed:
 
 
 def _warn_of_rows_in_no_partition(use_case: UseCase, in_no_partition: dict[str, int], outside: Outside) -> None:
-    """Rows that became known at no time, or at none of any partition, would be passed over by all, in silence."""
+    """No partition would ever take rows whose moment is missing, or lies in none; an alert says so."""
     for name, count in in_no_partition.items():
         fingerprint = f"{_fingerprint(use_case.name, name)}.in_no_partition"
         if count == 0:
@@ -126,7 +128,7 @@ def _warn_of_rows_in_no_partition(use_case: UseCase, in_no_partition: dict[str, 
 
 
 def _unreadable(use_case: UseCase, name: str, partition: Interval, error: psycopg2.Error, outside: Outside) -> BadData:
-    """The error for a source table that cannot be asked for an interval, after a critical alert."""
+    """The error for a source table that cannot be read by interval, after a critical alert."""
     problem = (
         f"source table {name} cannot be read by its column {use_case.source.tables[name].available_at}:"
         f" {str(error).splitlines()[0]}. Mend it, or name its columns anew in params.yaml, and run the partition again"
@@ -152,8 +154,8 @@ def _register(batch: Batch, fence: Fence, outside: Outside) -> None:
                 " a use case keeps its partition_days: give other days another name"
             )
         for table in batch.tables:
-            found = {"table": table.table, "sha256": table.raw_sha256, "uri": table.raw_uri, "rows": table.raw_rows}
-            at.execute(_REGISTER, interval | found)
+            content = {"table": table.table, "sha256": table.raw_sha256, "uri": table.raw_uri, "rows": table.raw_rows}
+            at.execute(_REGISTER, interval | content)
             outside.alerts.resolve(_fingerprint(batch.use_case, table.table), at)
 
 

@@ -1,4 +1,4 @@
-"""Tells of the corrections that new content of a partition does without: they were of the content before."""
+"""Warns of corrections that new content of a partition does not have: they were made in the content before."""
 
 from psycopg2.extensions import cursor
 
@@ -20,8 +20,8 @@ where q.use_case = %(use_case)s and q.table_name = %(table)s and q.partition_sta
 order by q.row_number"""
 
 
-def tell(at: cursor, fingerprint: str, landed: TableBatch, batch: Batch, outside: Outside) -> None:
-    """Warn, in the caller's transaction, of what was replayed before and is not in the content now found clean."""
+def warn_of_lost_corrections(at: cursor, fingerprint: str, landed: TableBatch, batch: Batch, outside: Outside) -> None:
+    """Warn, in the caller's transaction, of what was replayed before and is not in the content that is clean now."""
     where = {"use_case": batch.use_case, "table": landed.table, "start": batch.partition_start}
     at.execute(_LOST, where | {"now": landed.raw_sha256})
     lost = at.fetchall()
@@ -29,9 +29,9 @@ def tell(at: cursor, fingerprint: str, landed: TableBatch, batch: Batch, outside
         outside.alerts.resolve(fingerprint, at)
         return
     lines = [
-        f"row {number}, corrected by {who}: {corrected}; "
+        f"row {number}, corrected by {actor}: {corrected}; "
         + ("the source has mended, changed or dropped it" if anew is None else f"as bad as before, now row {anew}")
-        for number, corrected, who, anew in lost[:_SHOWN]
+        for number, corrected, actor, anew in lost[:_SHOWN]
     ]
     outside.alerts.record(
         at,

@@ -1,4 +1,4 @@
-"""Expectations asked of a table: on Arrow where that is known to answer as Great Expectations does, else by it."""
+"""Checks a table against expectations: on Arrow where that answers as Great Expectations does, else by the library."""
 
 import logging
 import os
@@ -20,7 +20,7 @@ _SHOWN_EXAMPLES = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class ExpectationOutcome:
     """One expectation's answer. failed_rows counts rows; error is a check that could not be made."""
 
     expect: Expect
@@ -32,28 +32,26 @@ class Outcome:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
-    """The outcomes of some expectations on a frame, in the order asked, and what GX says in its own words."""
+class SuiteRun:
+    """The outcomes of some expectations on a table, in their order, and the same as a result of Great Expectations."""
 
-    outcomes: tuple[Outcome, ...]
+    outcomes: tuple[ExpectationOutcome, ...]
     results: Any
 
 
-def run(table: pa.Table, expects: Sequence[Expect], *, complete: bool) -> Run:
-    """Ask expectations of a table; `complete` asks for the positions of the rows that fail as well."""
-    gx = library()
-    found: dict[int, Any] = {}
+def run_suite(table: pa.Table, expects: Sequence[Expect], *, complete: bool) -> SuiteRun:
+    """Check a table against expectations; `complete` also finds the positions of the rows that fail."""
+    gx = load_great_expectations()
+    by_position: dict[int, Any] = {}
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        ours = [position for position, expect in enumerate(expects) if arrow_checks.known(expect)]
-        answers = pool.map(lambda position: _on_arrow(gx, table, expects, position, complete=complete), ours)
-        found.update(zip(ours, answers, strict=True))
-    theirs = [position for position in range(len(expects)) if position not in found]
-    if theirs:
-        found.update(
-            by_gx(gx, to_frame(table), {position: expects[position] for position in theirs}, complete=complete)
-        )
-    results = [found[position] for position in range(len(expects))]
-    return Run(
+        on_arrow = [position for position, expect in enumerate(expects) if arrow_checks.can_answer(expect)]
+        answers = pool.map(lambda position: _on_arrow(gx, table, expects, position, complete=complete), on_arrow)
+        by_position.update(zip(on_arrow, answers, strict=True))
+    others = {position: expect for position, expect in enumerate(expects) if position not in by_position}
+    if others:
+        by_position.update(run_by_gx(gx, to_frame(table), others, complete=complete))
+    results = [by_position[position] for position in range(len(expects))]
+    return SuiteRun(
         outcomes=tuple(_outcome(expect, result) for expect, result in zip(expects, results, strict=True)),
         results=_suite_result(gx, results),
     )
@@ -62,19 +60,19 @@ def run(table: pa.Table, expects: Sequence[Expect], *, complete: bool) -> Run:
 def _on_arrow(gx: Any, table: pa.Table, expects: Sequence[Expect], position: int, *, complete: bool) -> Any:
     from great_expectations.core import ExpectationValidationResult
 
-    config = _asked(gx, expects[position], position).configuration
+    config = _gx_expectation(gx, expects[position], position).configuration
     try:
-        success, result = arrow_checks.answer(table, expects[position], complete=complete)
+        success, result = arrow_checks.check_on_arrow(table, expects[position], complete=complete)
     except arrow_checks.ERRORS as error:
         raised = {"raised_exception": True, "exception_message": repr(error), "exception_traceback": None}
         return ExpectationValidationResult(success=False, expectation_config=config, exception_info=raised)
     return ExpectationValidationResult(success=success, expectation_config=config, result=result)
 
 
-def by_gx(gx: Any, frame: "pd.DataFrame", asked: Mapping[int, Expect], *, complete: bool) -> dict[int, Any]:
+def run_by_gx(gx: Any, frame: "pd.DataFrame", expects: Mapping[int, Expect], *, complete: bool) -> dict[int, Any]:
     """By Great Expectations on pandas. Results come back in another order: `meta` carries the position."""
     suite = gx.ExpectationSuite(
-        name="suite", expectations=[_asked(gx, expect, position) for position, expect in asked.items()]
+        name="suite", expectations=[_gx_expectation(gx, expect, position) for position, expect in expects.items()]
     )
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = gx.data_context.types.base.ProgressBarsConfig(globally=False)
@@ -82,7 +80,7 @@ def by_gx(gx: Any, frame: "pd.DataFrame", asked: Mapping[int, Expect], *, comple
     batch = asset.add_batch_definition_whole_dataframe("rows").get_batch({"dataframe": frame})
     results = batch.validate(suite, result_format={"result_format": "COMPLETE" if complete else "BASIC"})
     by_position = {result.expectation_config.meta["position"]: result for result in results.results}
-    assert by_position.keys() == asked.keys(), "every expectation must answer once"
+    assert by_position.keys() == expects.keys(), "every expectation must answer once"
     return by_position
 
 
@@ -114,31 +112,31 @@ def to_frame(typed: pa.Table) -> "pd.DataFrame":
     return typed.to_pandas()
 
 
-def _asked(gx: Any, expect: Expect, position: int) -> Any:
+def _gx_expectation(gx: Any, expect: Expect, position: int) -> Any:
     meta = {"position": position, "severity": expect.severity, "reason": expect.reason}
     kind = getattr(gx.expectations, expect.expectation)
     return kind(**expect.arguments, severity=expect.severity, meta=meta, notes=expect.reason)
 
 
-def _outcome(expect: Expect, result: Any) -> Outcome:
-    found = result.result or {}
-    return Outcome(
+def _outcome(expect: Expect, result: Any) -> ExpectationOutcome:
+    details = result.result or {}
+    return ExpectationOutcome(
         expect=expect,
         success=bool(result.success),
-        failed_rows=int(found.get("unexpected_count") or 0),
-        positions=tuple(int(position) for position in found.get("unexpected_index_list") or ()),
-        observed=_observed(found),
+        failed_rows=int(details.get("unexpected_count") or 0),
+        positions=tuple(int(position) for position in details.get("unexpected_index_list") or ()),
+        observed=_observed(details),
         error=_error(result.exception_info or {}),
     )
 
 
-def _observed(found: Mapping[str, Any]) -> str:
-    if mismatched := (found.get("details") or {}).get("mismatched"):
+def _observed(details: Mapping[str, Any]) -> str:
+    if mismatched := (details.get("details") or {}).get("mismatched"):
         return ", ".join(f"{what}: {', '.join(names)}" for what, names in mismatched.items())
-    if "observed_value" in found:
-        return f"observed: {found['observed_value']}"
-    examples = ", ".join(str(value) for value in (found.get("partial_unexpected_list") or [])[:_SHOWN_EXAMPLES])
-    return f"{found.get('unexpected_count', 0)} rows, such as {examples}"
+    if "observed_value" in details:
+        return f"observed: {details['observed_value']}"
+    examples = ", ".join(str(value) for value in (details.get("partial_unexpected_list") or [])[:_SHOWN_EXAMPLES])
+    return f"{details.get('unexpected_count', 0)} rows, such as {examples}"
 
 
 def _error(exception_info: Mapping[str, Any]) -> str | None:
@@ -148,7 +146,7 @@ def _error(exception_info: Mapping[str, Any]) -> str | None:
     return "; ".join(dict.fromkeys(messages)) or None
 
 
-def library() -> Any:
+def load_great_expectations() -> Any:
     """Great Expectations, without its telemetry and its chatter."""
     os.environ["GX_ANALYTICS_ENABLED"] = "false"
     logging.getLogger("great_expectations").setLevel(logging.ERROR)

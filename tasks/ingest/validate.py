@@ -1,4 +1,4 @@
-"""Judges one landed partition: all its tables become clean together, or it is blocked and people are told."""
+"""Judges one landed partition: all its tables become clean together, or it is blocked and an alert is raised."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -17,10 +17,10 @@ from pipeline.handoffs import Batch, TableBatch
 from pipeline.partitions import Interval
 from pipeline.spec import UseCase
 from tasks.common.errors import BadData
-from tasks.ingest.check import Checked, check
-from tasks.ingest.data_docs import index, page
-from tasks.ingest.lost_corrections import tell
-from tasks.ingest.quarantine import insert, put_clean, run_key
+from tasks.ingest.check import CheckedTable, check_table
+from tasks.ingest.data_docs import render_index_page, render_table_page
+from tasks.ingest.lost_corrections import warn_of_lost_corrections
+from tasks.ingest.quarantine import insert_quarantined, store_clean, validation_key
 
 _HTML = "text/html; charset=utf-8"
 _SHOWN_ROWS = 200  # of a table, on the page of a run; the quarantine has all
@@ -40,10 +40,10 @@ where use_case = %s and table_name = %s and partition_start = %s and raw_sha256 
 
 @dataclass(frozen=True, kw_only=True)
 class _Judged:
-    """A table of the batch, what was found in it, and where its clean rows went, if it has any."""
+    """A table of the batch, what its check says, and where its clean rows went, if it has any."""
 
     landed: TableBatch
-    checked: Checked
+    checked: CheckedTable
     clean: Stored | None = None
 
 
@@ -67,45 +67,47 @@ class _Work:
         return ".".join((self.use_case.name, "validate", self.use_case.grid.key(self.partition), *what))
 
 
-def validate(use_case: UseCase, batch: Batch, outside: Outside) -> Batch:
+def validate_batch(use_case: UseCase, batch: Batch, outside: Outside) -> Batch:
     """Check every table of a landed partition, quarantine its bad rows and write the rest as clean.
 
-    Content that was found clean before is not looked at again, so running again changes nothing.
+    Content that is clean already is not checked again, so running again changes nothing.
 
     Raises:
         BadData: a critical expectation failed; the partition is blocked, nothing new of it is clean, an alert is out.
         FencedOut: a later run of the same partition has begun, and will do this work.
     """
     work = _Work(use_case=use_case, batch=batch, outside=outside)
-    if not _unknown(work):
+    if not _unchecked(work):
         return _as_before(work)
-    fence = outside.warehouse.begin(run_key(use_case, work.partition))
-    unknown = _unknown(work)  # again: while this run slept, another one may have made it clean, and rows been replayed
-    if not unknown:
+    fence = outside.warehouse.begin(validation_key(use_case, work.partition))
+    unchecked = _unchecked(
+        work
+    )  # again: while this run slept, another one may have made it clean, and rows been replayed
+    if not unchecked:
         return _as_before(work)
-    judged = [_Judged(landed=table, checked=_check(work, table)) for table in unknown]
+    judged = [_Judged(landed=table, checked=_check(work, table)) for table in unchecked]
     docs_uri = _put_docs(work, judged)
     if any(one.checked.problems for one in judged):
         outside.warehouse.retry_transaction(lambda: _commit_blocked(work, judged, docs_uri, fence))
         outside.alerts.flush()
         raise BadData(f"{work.title}: {_text(judged)} (details: {docs_uri})")
-    judged = [replace(one, clean=_put_clean(work, one)) for one in judged]
+    judged = [replace(one, clean=_store_clean(work, one)) for one in judged]
     outside.warehouse.retry_transaction(lambda: _commit_clean(work, judged, docs_uri, fence))
     outside.alerts.flush()
     return _handed_on(batch, _clean_already(work))
 
 
 def _clean_already(work: _Work) -> dict[str, dict[str, Any]]:
-    """Table -> its row in `batches`, for tables whose very content was found clean before; the last judged first."""
+    """Table -> its row in `batches`, for tables whose very content is clean already; the last judged first."""
     landed = {table.table: table.raw_sha256 for table in work.batch.tables}
     where = (work.use_case.name, work.batch.partition_start, list(landed.values()))
     rows = work.outside.warehouse.query(_CLEAN_ALREADY, where)
     return {row["table_name"]: row for row in rows if landed.get(row["table_name"]) == row["raw_sha256"]}
 
 
-def _unknown(work: _Work) -> list[TableBatch]:
-    known = _clean_already(work)
-    return [table for table in work.batch.tables if table.table not in known]
+def _unchecked(work: _Work) -> list[TableBatch]:
+    clean = _clean_already(work)
+    return [table for table in work.batch.tables if table.table not in clean]
 
 
 def _as_before(work: _Work) -> Batch:
@@ -124,10 +126,10 @@ def _handed_on(batch: Batch, clean: Mapping[str, Mapping[str, Any]]) -> Batch:
     return replace(batch, tables=tables, docs_uri=next(iter(clean.values()))["docs_uri"])
 
 
-def _check(work: _Work, landed: TableBatch) -> Checked:
+def _check(work: _Work, landed: TableBatch) -> CheckedTable:
     raw = from_bytes(work.outside.lake.read(landed.raw_uri, landed.raw_sha256))
     suite, limits = suites(work.use_case.name)[landed.table], work.use_case.source.tables[landed.table]
-    return check(raw, suite, limits, work.partition)
+    return check_table(raw, suite, limits, work.partition)
 
 
 def _findings(one: _Judged) -> list[str]:
@@ -146,17 +148,17 @@ def _put_docs(work: _Work, judged: Sequence[_Judged]) -> str:
     run = hashlib.sha256("".join(one.landed.raw_sha256 for one in judged).encode()).hexdigest()[:16]
     folder = f"docs/{work.use_case.name}/{work.use_case.grid.key(work.partition)}/{run}"
     for one in judged:
-        html = page(f"{one.landed.table}, {work.title}", one.checked.results)
+        html = render_table_page(f"{one.landed.table}, {work.title}", one.checked.results)
         work.outside.lake.put_text(f"{folder}/{one.landed.table}.html", html, _HTML)
-    html = index(work.title, {one.landed.table: _findings(one) for one in judged})
+    html = render_index_page(work.title, {one.landed.table: _findings(one) for one in judged})
     return work.outside.lake.put_text(f"{folder}/index.html", html, _HTML)
 
 
-def _put_clean(work: _Work, one: _Judged) -> Stored:
+def _store_clean(work: _Work, one: _Judged) -> Stored:
     assert one.checked.typed is not None, "a table without problems has been typed"
     kept = [number not in one.checked.bad_rows for number in range(one.landed.raw_rows)]
     rows = one.checked.typed.filter(pa.array(kept, pa.bool_()))
-    return put_clean(work.use_case, one.landed.table, work.partition, rows, work.outside)
+    return store_clean(work.use_case, one.landed.table, work.partition, rows, work.outside)
 
 
 def _commit_blocked(work: _Work, judged: Sequence[_Judged], docs_uri: str, fence: Fence) -> None:
@@ -182,10 +184,10 @@ def _commit_clean(work: _Work, judged: Sequence[_Judged], docs_uri: str, fence: 
             bad = len(one.checked.bad_rows)
             clean = (one.clean.uri, one.clean.sha256, one.landed.raw_rows - bad, bad, docs_uri)
             _update(at, _SET_CLEAN, clean, work, one, one.clean.uri)
-            insert(at, one.landed, work.batch, one.checked)
-            tell(at, _corrections(work, one.landed.table), one.landed, work.batch, work.outside)
-            _tell_of_columns(at, work, one)
-            _tell_of_rows(at, work, one, docs_uri)
+            insert_quarantined(at, one.landed, work.batch, one.checked)
+            warn_of_lost_corrections(at, _corrections(work, one.landed.table), one.landed, work.batch, work.outside)
+            _warn_of_added_columns(at, work, one)
+            _report_quarantined(at, work, one, docs_uri)
         work.outside.alerts.resolve(work.fingerprint(), at)
 
 
@@ -195,7 +197,7 @@ def _update(at: cursor, statement: str, values: tuple[Any, ...], work: _Work, on
     assert at.rowcount == 1, f"{one.landed.table} of {work.partition} was not landed, or is clean already"
 
 
-def _tell_of_columns(at: cursor, work: _Work, one: _Judged) -> None:
+def _warn_of_added_columns(at: cursor, work: _Work, one: _Judged) -> None:
     """Added columns stop nothing; one alert a table, until they are declared or gone."""
     fingerprint = f"{work.use_case.name}.added-columns.{one.landed.table}"
     if not one.checked.notes:
@@ -208,8 +210,8 @@ def _tell_of_columns(at: cursor, work: _Work, one: _Judged) -> None:
     )
 
 
-def _tell_of_rows(at: cursor, work: _Work, one: _Judged, docs_uri: str) -> None:
-    """Quarantined rows are told of in the digest."""
+def _report_quarantined(at: cursor, work: _Work, one: _Judged, docs_uri: str) -> None:
+    """An alert for the digest says how many rows were quarantined."""
     if not one.checked.bad_rows:
         return
     work.outside.alerts.record(

@@ -22,7 +22,7 @@ USE_CASE = use_cases(WORLD.settings.params)["flights"]
 
 
 def _ingest(week: Interval) -> None:
-    validate.validate(USE_CASE, land.land(USE_CASE, week, WORLD), WORLD)
+    validate.validate_batch(USE_CASE, land.land_partition(USE_CASE, week, WORLD), WORLD)
 
 
 def _train(as_of: date, reason: str, decision_id: str | None = None) -> str:

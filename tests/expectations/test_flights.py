@@ -7,10 +7,10 @@ from datetime import timedelta
 import pyarrow as pa
 import pytest
 
-from expectations import content, suites
+from expectations import content_expectations, suites
 from pipeline.partitions import Interval
 from pipeline.spec import UseCase
-from tasks.ingest.check import check
+from tasks.ingest.check import check_table
 from tests.real_flights import altered, later, real_rows
 
 NAN, INF = math.nan, math.inf
@@ -73,7 +73,7 @@ def test_exactly_the_broken_rows_are_found_and_only_for_their_fault(
     table, column, change, reason = fault
     suite, limits = suites("flights")[table], use_case.source.tables[table]
     rows = real_rows(table, partition)
-    found = check(altered(rows, column, change, *ROWS), suite, limits, partition)
+    found = check_table(altered(rows, column, change, *ROWS), suite, limits, partition)
     assert found.problems == ()
     assert list(found.bad_rows) == list(ROWS)
     assert all(reason in "; ".join(reasons) for reasons in found.bad_rows.values())
@@ -84,19 +84,19 @@ def test_exactly_the_broken_rows_are_found_and_only_for_their_fault(
 def test_missing_measurements_are_for_monitoring_to_judge(use_case: UseCase, partition: Interval, column: str) -> None:
     rows = real_rows("weather", partition)
     emptied = altered(rows, column, lambda _: None, *range(rows.num_rows))
-    found = check(emptied, suites("flights")["weather"], use_case.source.tables["weather"], partition)
+    found = check_table(emptied, suites("flights")["weather"], use_case.source.tables["weather"], partition)
     assert (found.problems, found.bad_rows) == ((), {})
 
 
 def test_a_null_tail_number_is_no_fault(use_case: UseCase, partition: Interval) -> None:
     rows = altered(real_rows("flights", partition), "tailnum", lambda _: None, *ROWS)
-    found = check(rows, suites("flights")["flights"], use_case.source.tables["flights"], partition)
+    found = check_table(rows, suites("flights")["flights"], use_case.source.tables["flights"], partition)
     assert (found.problems, found.bad_rows) == ((), {})
 
 
 def test_both_hours_of_the_night_the_clocks_go_back_are_kept_apart(use_case: UseCase, partition: Interval) -> None:
     rows = real_rows("weather", partition)
-    found = check(rows, suites("flights")["weather"], use_case.source.tables["weather"], partition)
+    found = check_table(rows, suites("flights")["weather"], use_case.source.tables["weather"], partition)
     hours = [moment.strftime("%dT%H") for moment in found.typed["observed_at"].to_pylist()]
     assert hours.count("03T05") == hours.count("03T06") == 3  # 01:00 EDT, then 01:00 EST, at three airports
     assert (found.problems, found.bad_rows) == ((), {})
@@ -116,7 +116,7 @@ def test_both_hours_of_the_night_the_clocks_go_back_are_kept_apart(use_case: Use
 def test_real_weeks_pass_storms_too(use_case: UseCase, key: str, quarantined: dict[str, int]) -> None:
     partition = use_case.grid.partition(key)
     for table, suite in suites("flights").items():
-        found = check(real_rows(table, partition), suite, use_case.source.tables[table], partition)
+        found = check_table(real_rows(table, partition), suite, use_case.source.tables[table], partition)
         assert (table, found.problems, found.notes) == (table, (), ())
         assert len(found.bad_rows) == quarantined.get(table, 0)
 
@@ -124,7 +124,7 @@ def test_real_weeks_pass_storms_too(use_case: UseCase, key: str, quarantined: di
 def test_every_table_has_a_suite_and_every_suite_a_table(use_case: UseCase) -> None:
     assert set(suites("flights")) == set(use_case.source.tables)
     for table, limits in use_case.source.tables.items():
-        assert {*limits.key, limits.available_at, limits.event_time} <= set(suites("flights")[table].columns)
+        assert {*limits.key, limits.available_at} <= set(suites("flights")[table].columns)
 
 
 def test_every_float_column_is_bounded_so_that_nan_and_infinity_cannot_pass() -> None:
@@ -141,7 +141,7 @@ def test_every_float_column_is_bounded_so_that_nan_and_infinity_cannot_pass() ->
 
 def test_every_expectation_says_why(use_case: UseCase, partition: Interval) -> None:
     for table, suite in suites("flights").items():
-        for expect in content(suite, use_case.source.tables[table], partition):
+        for expect in content_expectations(suite, use_case.source.tables[table], partition):
             assert len(expect.reason) > 20, (table, expect)
 
 

@@ -93,6 +93,10 @@ def test_what_is_allowed_parses(changes):
             {"time.history_days": 31},
             "flights.time.history_days: no such key any more: a feature definition",
         ),
+        (
+            {"source.tables.weather.event_time": "observed_at"},
+            "flights.source.tables.weather.event_time: no such key any more: nothing read it",
+        ),
         ({"train.trials": del_}, "flights.train.trials: missing"),
         ({"gate": del_}, "flights.gate: missing"),
         ({"engine": "polars"}, "flights.engine: Input should be 'duckdb' or 'spark', got 'polars'"),

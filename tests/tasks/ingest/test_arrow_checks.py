@@ -6,7 +6,16 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from expectations import Expect, between, content, delivery, matching, not_before, rows, suites
+from expectations import (
+    Expect,
+    between,
+    content_expectations,
+    delivery_expectations,
+    expect_rows,
+    matching,
+    not_before,
+    suites,
+)
 from pipeline.spec import UseCase
 from tasks.ingest import arrow_checks, suite_run
 from tests.real_flights import altered, later, real_rows
@@ -29,19 +38,19 @@ EXPECTS = (
     critical("ExpectColumnMinToBeBetween", column="early", min_value=NOON - timedelta(days=9)),
     critical("ExpectColumnMaxToBeBetween", column="late", max_value=NOON, strict_max=True),
     critical("ExpectColumnMaxToBeBetween", column="number", max_value=1000.0),
-    rows("ExpectColumnValuesToNotBeNull", "because", column="text"),
-    rows("ExpectColumnValuesToNotBeNull", "because", column="early"),
-    rows("ExpectColumnValuesToNotBeNull", "because", column="number"),
+    expect_rows("ExpectColumnValuesToNotBeNull", "because", column="text"),
+    expect_rows("ExpectColumnValuesToNotBeNull", "because", column="early"),
+    expect_rows("ExpectColumnValuesToNotBeNull", "because", column="number"),
     between("number", -1, 1, "because"),
     between("whole", 2, 5, "because"),
-    between("early", NOON - timedelta(hours=1), NOON, "because"),  # type: ignore[arg-type]  # moments, as content() asks
+    between("early", NOON - timedelta(hours=1), NOON, "because"),  # type: ignore[arg-type]  # moments, as content_expectations() has
     matching("text", "^[A-Z]{3}$", "because"),
     matching("text", "a", "because"),
     matching("text", "E(?=WR$)", "because"),
-    rows("ExpectColumnValuesToBeInSet", "because", column="text", value_set=["EWR", "b", ""]),
-    rows("ExpectColumnValuesToBeInSet", "because", column="whole", value_set=[1, 2]),
+    expect_rows("ExpectColumnValuesToBeInSet", "because", column="text", value_set=["EWR", "b", ""]),
+    expect_rows("ExpectColumnValuesToBeInSet", "because", column="whole", value_set=[1, 2]),
     not_before("late", "early", "because"),
-    rows(
+    expect_rows(
         "ExpectColumnPairValuesAToBeGreaterThanB", "because", column_A="late", column_B="early", or_equal=False,
         ignore_row_if="either_value_is_missing",
     ),
@@ -73,16 +82,16 @@ def awkward(seed: int, count: int = 300) -> pa.Table:
     return pa.concat_tables([table.slice(0, count // 3), table.slice(count // 3)])  # in chunks, as Parquet gives them
 
 
-def by_gx(table: pa.Table, expects: tuple[Expect, ...]) -> list[suite_run.Outcome]:
-    gx = suite_run.library()
-    found = suite_run.by_gx(gx, suite_run.to_frame(table), dict(enumerate(expects)), complete=True)
+def by_gx(table: pa.Table, expects: tuple[Expect, ...]) -> list[suite_run.ExpectationOutcome]:
+    gx = suite_run.load_great_expectations()
+    found = suite_run.run_by_gx(gx, suite_run.to_frame(table), dict(enumerate(expects)), complete=True)
     return [suite_run._outcome(expect, found[position]) for position, expect in enumerate(expects)]
 
 
 def same(table: pa.Table, expects: tuple[Expect, ...]) -> int:
     """How many of them fail, in both."""
-    assert all(arrow_checks.known(expect) for expect in expects)
-    ours = suite_run.run(table, expects, complete=True).outcomes
+    assert all(arrow_checks.can_answer(expect) for expect in expects)
+    ours = suite_run.run_suite(table, expects, complete=True).outcomes
     for one, other in zip(ours, by_gx(table, expects), strict=True):
         what = one.expect.expectation, dict(one.expect.arguments)
         assert (one.error, other.error) == (None, None), what
@@ -110,17 +119,17 @@ def test_broken_real_rows_fail_the_same_rows(use_case: UseCase, table: str) -> N
     name = next(name for name, column in suite.columns.items() if column.kind == "text")
     broken = altered(altered(found, name, lambda _: "?", 1, 2), "known_at", later(days=-30), 3)
     doubled = pa.concat_tables([broken, broken.slice(0, 1)])
-    asked = (*delivery(suite, limits), *content(suite, limits, partition))
+    asked = (*delivery_expectations(suite, limits), *content_expectations(suite, limits, partition))
     assert same(doubled, asked) >= 3
 
 
 def test_what_is_not_known_is_asked_of_great_expectations() -> None:
     table = awkward(1)
-    long = rows("ExpectColumnValueLengthsToBeBetween", "because", column="text", min_value=1, max_value=3)
-    nulls = rows("ExpectColumnValuesToNotBeNull", "because", column="text")
-    mostly = rows("ExpectColumnValuesToNotBeNull", "because", column="text", mostly=0.5)
-    assert not any(arrow_checks.known(expect) for expect in (long, mostly))
-    run = suite_run.run(table, (long, nulls, mostly), complete=True)
+    long = expect_rows("ExpectColumnValueLengthsToBeBetween", "because", column="text", min_value=1, max_value=3)
+    nulls = expect_rows("ExpectColumnValuesToNotBeNull", "because", column="text")
+    mostly = expect_rows("ExpectColumnValuesToNotBeNull", "because", column="text", mostly=0.5)
+    assert not any(arrow_checks.can_answer(expect) for expect in (long, mostly))
+    run = suite_run.run_suite(table, (long, nulls, mostly), complete=True)
     assert [outcome.success for outcome in run.outcomes] == [False, False, True]
     assert [outcome.failed_rows for outcome in run.outcomes][1] == table["text"].null_count > 0
     assert run.results.statistics["evaluated_expectations"] == 3
@@ -132,6 +141,6 @@ def test_what_is_not_known_is_asked_of_great_expectations() -> None:
      not_before("late", "text", "because"), matching("text", "(", "because")],
 )  # fmt: skip
 def test_a_check_that_does_not_fit_its_columns_is_an_error(absurd: Expect) -> None:
-    [outcome] = suite_run.run(awkward(0), (absurd,), complete=False).outcomes
+    [outcome] = suite_run.run_suite(awkward(0), (absurd,), complete=False).outcomes
     assert not outcome.success
     assert outcome.error

@@ -10,8 +10,8 @@ from expectations import Expect, Suite, suites
 from pipeline.partitions import Interval
 from pipeline.source import Table
 from pipeline.spec import UseCase
-from tasks.ingest.check import Checked, canonical, check, check_rows, kind_of
-from tasks.ingest.data_docs import page
+from tasks.ingest.check import CheckedTable, check_rows, check_table, kind_of, to_canonical
+from tasks.ingest.data_docs import render_table_page
 from tests.real_flights import altered, later, real_rows
 
 
@@ -33,14 +33,14 @@ def rows(partition: Interval) -> pa.Table:
 SUITE: Suite = suites("flights")["weather"]
 
 
-def problem(found: Checked) -> str:
+def problem(found: CheckedTable) -> str:
     assert found.problems
     assert not found.bad_rows
     return "\n".join(found.problems)
 
 
 def test_real_rows_pass(rows: pa.Table, limits: Table, partition: Interval) -> None:
-    found = check(rows, SUITE, limits, partition)
+    found = check_table(rows, SUITE, limits, partition)
     assert (found.problems, found.notes, found.bad_rows) == ((), (), {})
     assert found.typed is not None
     assert found.typed.equals(rows)
@@ -51,11 +51,11 @@ def test_real_rows_pass(rows: pa.Table, limits: Table, partition: Interval) -> N
 
 def test_a_renamed_column_stops(rows: pa.Table, limits: Table, partition: Interval) -> None:
     renamed = rows.rename_columns(["humid" if name == "humidity" else name for name in rows.column_names])
-    assert "missing: humidity" in problem(check(renamed, SUITE, limits, partition))
+    assert "missing: humidity" in problem(check_table(renamed, SUITE, limits, partition))
 
 
 def test_a_missing_column_stops(rows: pa.Table, limits: Table, partition: Interval) -> None:
-    assert "missing: humidity" in problem(check(rows.drop_columns(["humidity"]), SUITE, limits, partition))
+    assert "missing: humidity" in problem(check_table(rows.drop_columns(["humidity"]), SUITE, limits, partition))
 
 
 @pytest.mark.parametrize(
@@ -74,11 +74,11 @@ def test_a_retyped_column_stops(
 ) -> None:
     position = rows.column_names.index(column)
     retyped = rows.set_column(position, column, pc.cast(rows[column], kind, safe=False))
-    assert f"column {column} was retyped" in problem(check(retyped, SUITE, limits, partition))
+    assert f"column {column} was retyped" in problem(check_table(retyped, SUITE, limits, partition))
 
 
 def test_an_added_column_is_noted_and_left_out(rows: pa.Table, limits: Table, partition: Interval) -> None:
-    found = check(rows.append_column("dust", pa.nulls(rows.num_rows)), SUITE, limits, partition)
+    found = check_table(rows.append_column("dust", pa.nulls(rows.num_rows)), SUITE, limits, partition)
     assert found.problems == ()
     assert found.notes == ("column dust was added; it is not taken over",)
     assert found.typed is not None
@@ -89,7 +89,7 @@ def test_columns_in_another_order_and_width_become_canonical(
     rows: pa.Table, limits: Table, partition: Interval
 ) -> None:
     narrow = rows.set_column(1, "observed_at", rows["observed_at"].cast(pa.timestamp("s", "UTC")))
-    found = check(narrow.select(rows.column_names[::-1]), SUITE, limits, partition)
+    found = check_table(narrow.select(rows.column_names[::-1]), SUITE, limits, partition)
     assert found.typed is not None
     assert found.typed.equals(rows)
 
@@ -104,16 +104,16 @@ def test_a_type_no_suite_knows_is_of_no_kind() -> None:
 
 
 def test_no_rows_stop(rows: pa.Table, limits: Table, partition: Interval) -> None:
-    assert "volume" in problem(check(rows.slice(0, 0), SUITE, limits, partition))
+    assert "volume" in problem(check_table(rows.slice(0, 0), SUITE, limits, partition))
 
 
 def test_ten_times_the_rows_stop(rows: pa.Table, limits: Table, partition: Interval) -> None:
-    assert "volume" in problem(check(pa.concat_tables([rows] * 10), SUITE, limits, partition))
+    assert "volume" in problem(check_table(pa.concat_tables([rows] * 10), SUITE, limits, partition))
 
 
 def test_no_rows_pass_where_none_are_required(use_case: UseCase, partition: Interval) -> None:
     planes = real_rows("planes", partition).slice(0, 0)
-    found = check(planes, suites("flights")["planes"], use_case.source.tables["planes"], partition)
+    found = check_table(planes, suites("flights")["planes"], use_case.source.tables["planes"], partition)
     assert (found.problems, found.bad_rows) == ((), {})
     assert found.typed is not None
     assert found.typed.num_rows == 0
@@ -127,12 +127,12 @@ def test_a_feed_that_went_silent_stops(rows: pa.Table, limits: Table, partition:
         pc.less(rows["known_at"], pa.scalar(partition.end - timedelta(hours=8), rows["known_at"].type))
     )
     assert silent.num_rows >= limits.min_rows  # the volume would not have shown it
-    assert "stale feed" in problem(check(silent, SUITE, limits, partition))
+    assert "stale feed" in problem(check_table(silent, SUITE, limits, partition))
 
 
 def test_a_feed_that_is_late_by_an_hour_passes(rows: pa.Table, limits: Table, partition: Interval) -> None:
     late = rows.filter(pc.less(rows["known_at"], pa.scalar(partition.end - timedelta(hours=1), rows["known_at"].type)))
-    assert check(late, SUITE, limits, partition).problems == ()
+    assert check_table(late, SUITE, limits, partition).problems == ()
 
 
 @pytest.mark.parametrize(("days", "which"), [(-30, "before"), (30, "after")])
@@ -140,7 +140,7 @@ def test_a_row_known_outside_the_partition_stops(
     rows: pa.Table, limits: Table, partition: Interval, days: int, which: str
 ) -> None:
     outside = altered(rows, "known_at", later(days=days), 5)
-    assert f"became known {which} its partition" in "\n".join(check(outside, SUITE, limits, partition).problems)
+    assert f"became known {which} its partition" in "\n".join(check_table(outside, SUITE, limits, partition).problems)
 
 
 # Keys
@@ -148,13 +148,13 @@ def test_a_row_known_outside_the_partition_stops(
 
 def test_a_duplicated_key_stops(rows: pa.Table, limits: Table, partition: Interval) -> None:
     doubled = pa.concat_tables([rows, altered(rows, "temp_f", lambda _: 50.0, 7).slice(7, 1)])
-    assert "duplicated key: (origin, observed_at)" in problem(check(doubled, SUITE, limits, partition))
+    assert "duplicated key: (origin, observed_at)" in problem(check_table(doubled, SUITE, limits, partition))
 
 
 def test_a_duplicated_key_of_one_column_stops(use_case: UseCase, partition: Interval) -> None:
     planes = real_rows("planes", partition)
     doubled = pa.concat_tables([planes, planes.slice(7, 1)])
-    found = check(doubled, suites("flights")["planes"], use_case.source.tables["planes"], partition)
+    found = check_table(doubled, suites("flights")["planes"], use_case.source.tables["planes"], partition)
     assert "duplicated key: (tailnum)" in problem(found)
 
 
@@ -163,7 +163,7 @@ def test_a_duplicated_key_of_one_column_stops(use_case: UseCase, partition: Inte
 
 def test_a_row_with_two_faults_is_one_row_with_two_reasons(rows: pa.Table, limits: Table, partition: Interval) -> None:
     twice = altered(altered(rows, "humidity", lambda _: 300.0, 9), "temp_f", lambda _: 999.0, 9)
-    found = check(twice, SUITE, limits, partition)
+    found = check_table(twice, SUITE, limits, partition)
     assert list(found.bad_rows) == [9]
     assert sorted(reason.rpartition(": ")[2] for reason in found.bad_rows[9]) == ["humidity = 300.0", "temp_f = 999.0"]
 
@@ -173,7 +173,7 @@ def test_up_to_the_allowed_share_is_quarantined_and_one_row_more_stops(
     rows: pa.Table, limits: Table, partition: Interval, more: int
 ) -> None:
     allowed = int(limits.max_quarantined_share * rows.num_rows)
-    found = check(altered(rows, "humidity", lambda _: 300.0, *range(allowed + more)), SUITE, limits, partition)
+    found = check_table(altered(rows, "humidity", lambda _: 300.0, *range(allowed + more)), SUITE, limits, partition)
     if more:
         assert f"{allowed + 1} of {rows.num_rows} rows would be quarantined, {allowed} are allowed" in problem(found)
     else:
@@ -184,7 +184,7 @@ def test_many_faults_that_are_few_each_stop_together(rows: pa.Table, limits: Tab
     half = int(limits.max_quarantined_share * rows.num_rows * 0.6)
     broken = altered(rows, "humidity", lambda _: 300.0, *range(half))
     broken = altered(broken, "temp_f", lambda _: 999.0, *range(half, 2 * half))
-    assert f"{2 * half} of {rows.num_rows} rows" in "\n".join(check(broken, SUITE, limits, partition).problems)
+    assert f"{2 * half} of {rows.num_rows} rows" in "\n".join(check_table(broken, SUITE, limits, partition).problems)
 
 
 def test_a_check_that_cannot_run_is_a_problem_and_not_a_pass(rows: pa.Table) -> None:
@@ -207,8 +207,8 @@ def test_a_check_that_cannot_run_is_a_problem_and_not_a_pass(rows: pa.Table) -> 
 
 
 def test_the_page_stands_alone_and_says_what_was_found(rows: pa.Table, limits: Table, partition: Interval) -> None:
-    found = check(altered(rows, "humidity", lambda _: 300.0, 4), SUITE, limits, partition)
-    html = page("weather <b>", found.results)
+    found = check_table(altered(rows, "humidity", lambda _: 300.0, 4), SUITE, limits, partition)
+    html = render_table_page("weather <b>", found.results)
     assert "weather &lt;b&gt;" in html
     assert "300" in html
     assert len(html) < 1_000_000
@@ -217,7 +217,7 @@ def test_the_page_stands_alone_and_says_what_was_found(rows: pa.Table, limits: T
 
 
 def test_the_schema_of_clean_rows_is_canonical(rows: pa.Table) -> None:
-    assert [str(kind) for kind in canonical(rows, SUITE).schema.types[:3]] == [
+    assert [str(kind) for kind in to_canonical(rows, SUITE).schema.types[:3]] == [
         "string",
         "timestamp[us, tz=UTC]",
         "double",

@@ -23,7 +23,7 @@ from pipeline.settings import REPOSITORY
 from pipeline.spec import UseCase
 from tasks.common.errors import BadData
 from tasks.ingest import land as ingest
-from tasks.ingest.land import land
+from tasks.ingest.land import land_partition
 from tests.faulty import restart_postgres
 from tests.tasks import killed
 
@@ -79,7 +79,7 @@ def assert_landed_once(outside: Outside) -> None:
 def test_what_became_known_in_the_interval_lands_and_nothing_else(
     use_case: UseCase, partition: Interval, outside: Outside
 ) -> None:
-    batch = land(use_case, partition, outside)
+    batch = land_partition(use_case, partition, outside)
     assert {found.table: found.raw_rows for found in batch.tables} == {
         "flights": 20 * 7,
         "movements": 0,
@@ -100,15 +100,15 @@ def test_what_became_known_in_the_interval_lands_and_nothing_else(
 
 def test_neighbouring_partitions_share_no_row_and_miss_none(use_case: UseCase, outside: Outside) -> None:
     weeks = [use_case.grid.partition(key) for key in ("2012-12-31", "2013-01-07", "2013-01-14")]
-    landed = sum(found.raw_rows for week in weeks for found in land(use_case, week, outside).tables)
+    landed = sum(found.raw_rows for week in weeks for found in land_partition(use_case, week, outside).tables)
     [held] = outside.source.query("select (select count(*) from weather) + (select count(*) from flights) as n")
     assert landed == held["n"]
 
 
 def test_landing_again_changes_nothing(use_case: UseCase, partition: Interval, outside: Outside) -> None:
-    first = land(use_case, partition, outside)
+    first = land_partition(use_case, partition, outside)
     before = outside.warehouse.query("select *, xmin::text as by from batches order by table_name")
-    assert land(use_case, partition, outside) == first
+    assert land_partition(use_case, partition, outside) == first
     assert outside.warehouse.query("select *, xmin::text as by from batches order by table_name") == before
     assert_landed_once(outside)
 
@@ -116,19 +116,19 @@ def test_landing_again_changes_nothing(use_case: UseCase, partition: Interval, o
 def test_the_order_of_the_sources_rows_does_not_matter(
     use_case: UseCase, partition: Interval, outside: Outside
 ) -> None:
-    first = land(use_case, partition, outside)
+    first = land_partition(use_case, partition, outside)
     outside.source.execute("create table copied as select * from weather order by random()")
     outside.source.execute("truncate weather")
     outside.source.execute("insert into weather select * from copied")
-    assert land(use_case, partition, outside) == first
+    assert land_partition(use_case, partition, outside) == first
 
 
 def test_a_changed_source_lands_beside_the_old(use_case: UseCase, partition: Interval, outside: Outside) -> None:
-    old = land(use_case, partition, outside)
+    old = land_partition(use_case, partition, outside)
     outside.source.execute(
         "update weather set temp_f = 99 where observed_at = '2013-01-08 00:00+00' and origin = 'JFK'"
     )
-    new = land(use_case, partition, outside)
+    new = land_partition(use_case, partition, outside)
     assert versions(outside, "weather") == [(1, sha256(old, "weather")), (2, sha256(new, "weather"))]
     assert len(versions(outside, "flights")) == 1, "only the table that changed"
     assert len(outside.lake.list("raw/flights/weather/")) == 2
@@ -137,16 +137,16 @@ def test_a_changed_source_lands_beside_the_old(use_case: UseCase, partition: Int
 def test_a_source_that_changes_back_makes_its_old_content_current_again(
     use_case: UseCase, partition: Interval, outside: Outside
 ) -> None:
-    old = land(use_case, partition, outside)
+    old = land_partition(use_case, partition, outside)
     outside.warehouse.execute(
         "update batches set status = 'clean', clean_uri = 'u', clean_sha256 = 's', clean_rows = 1"
         " where table_name = 'weather'"
     )
     outside.source.execute("update weather set temp_f = temp_f + 1")
-    new = land(use_case, partition, outside)
+    new = land_partition(use_case, partition, outside)
     outside.source.execute("update weather set temp_f = temp_f - 1")
-    assert land(use_case, partition, outside) == old
-    assert land(use_case, partition, outside) == old
+    assert land_partition(use_case, partition, outside) == old
+    assert land_partition(use_case, partition, outside) == old
     assert versions(outside, "weather") == [(2, sha256(new, "weather")), (3, sha256(old, "weather"))]
     assert [row["status"] for row in batches(outside) if row["table_name"] == "weather"] == ["landed", "clean"]
 
@@ -154,12 +154,12 @@ def test_a_source_that_changes_back_makes_its_old_content_current_again(
 def test_late_rows_are_a_new_version_of_their_own_partition_only(
     use_case: UseCase, partition: Interval, outside: Outside
 ) -> None:
-    land(use_case, partition, outside)
+    land_partition(use_case, partition, outside)
     other = use_case.grid.partition("2012-12-31")
-    land(use_case, other, outside)
+    land_partition(use_case, other, outside)
     outside.source.execute("insert into weather values ('LGA', '2013-01-09', 1, 1, 1, 1, 1, 1, 1, 1, 1, '2013-01-09')")
     for week in (other, partition):  # out of order, too
-        land(use_case, week, outside)
+        land_partition(use_case, week, outside)
     weather = [row for row in batches(outside) if row["table_name"] == "weather"]
     assert [(row["partition_start"], row["version"]) for row in weather] == [
         (other.start, 1),
@@ -180,7 +180,7 @@ def test_all_tables_are_of_one_moment(use_case: UseCase, partition: Interval, ou
 
     own = Outside(outside.settings)
     own.__dict__["source"] = Writing(outside.settings.source_dsn)
-    landed = {found.table: found.raw_rows for found in land(use_case, partition, own).tables}
+    landed = {found.table: found.raw_rows for found in land_partition(use_case, partition, own).tables}
     assert (landed["flights"], landed["weather"]) == (20 * 7, 2 * 7 * 24)
 
 
@@ -189,19 +189,19 @@ def test_all_tables_are_of_one_moment(use_case: UseCase, partition: Interval, ou
 
 def test_an_interval_that_is_no_partition_is_refused(use_case: UseCase, partition: Interval, outside: Outside) -> None:
     with pytest.raises(ValueError, match="is not a partition of flights"):
-        land(use_case, Interval(partition.start, partition.end + timedelta(days=1)), outside)
+        land_partition(use_case, Interval(partition.start, partition.end + timedelta(days=1)), outside)
 
 
 def test_another_partition_length_under_the_same_name_is_refused(
     use_case: UseCase, partition: Interval, outside: Outside
 ) -> None:
     """Overlapping partitions would double their rows. Its twin, the same days under another name, lands."""
-    land(use_case, partition, outside)
+    land_partition(use_case, partition, outside)
     daily = use_case.model_copy(update={"source": use_case.source.model_copy(update={"partition_days": 1})})
     day = daily.grid.partition("2013-01-08")
     with pytest.raises(ValueError, match="overlaps this partition"):
-        land(daily, day, outside)
-    assert land(daily.model_copy(update={"name": "flights_daily"}), day, outside).tables
+        land_partition(daily, day, outside)
+    assert land_partition(daily.model_copy(update={"name": "flights_daily"}), day, outside).tables
 
 
 @pytest.mark.parametrize(
@@ -218,7 +218,7 @@ def test_a_table_that_cannot_be_asked_for_an_interval_is_bad_data_and_pages(
 ) -> None:
     outside.source.execute(change)
     with pytest.raises(BadData, match="source table weather cannot be read by its column known_at"):
-        land(use_case, partition, outside)
+        land_partition(use_case, partition, outside)
     alerts = outside.warehouse.query("select tier, use_case, body from alerts where resolved_at is null")
     assert [(row["tier"], row["use_case"]) for row in alerts] == [("critical", "flights")]
     assert batches(outside) == []
@@ -229,9 +229,9 @@ def test_the_page_is_resolved_when_the_table_is_mended(
 ) -> None:
     outside.source.execute("alter table weather rename to wetter")
     with pytest.raises(BadData):
-        land(use_case, partition, outside)
+        land_partition(use_case, partition, outside)
     outside.source.execute("alter table wetter rename to weather")
-    land(use_case, partition, outside)
+    land_partition(use_case, partition, outside)
     assert outside.warehouse.query("select * from alerts where resolved_at is null") == []
 
 
@@ -246,9 +246,9 @@ def test_the_page_is_resolved_when_the_table_is_mended(
 def test_any_other_schema_change_lands_as_it_is_for_validation_to_judge(
     use_case: UseCase, partition: Interval, outside: Outside, change: str, column: tuple[str, str]
 ) -> None:
-    land(use_case, partition, outside)
+    land_partition(use_case, partition, outside)
     outside.source.execute(change)
-    batch = land(use_case, partition, outside)
+    batch = land_partition(use_case, partition, outside)
     uri = next(found.raw_uri for found in batch.tables if found.table == "weather")
     landed = from_bytes(outside.lake.read(uri)).schema
     assert column in [(field.name, str(field.type)) for field in landed]
@@ -262,12 +262,12 @@ def test_rows_that_became_known_at_no_time_of_any_partition_are_warned_of(
     """No partition would ever hold them. Its twin: no warning, and an open one resolved, when there are none."""
     outside.source.execute("alter table weather alter known_at drop not null")
     outside.source.execute("update weather set known_at = %s where observed_at = '2013-01-08'", (known_at,))
-    land(use_case, partition, outside)
+    land_partition(use_case, partition, outside)
     open_alerts = "select tier, title from alerts where resolved_at is null"
     title = "flights: 2 rows of source table weather land in no partition"
     assert outside.warehouse.query(open_alerts) == [{"tier": "warning", "title": title}]
     outside.source.execute("update weather set known_at = '2012-12-31' where observed_at = '2013-01-08'")
-    land(use_case, partition, outside)
+    land_partition(use_case, partition, outside)
     assert outside.warehouse.query(open_alerts) == []
 
 
@@ -277,7 +277,7 @@ def test_odd_values_land_as_they_are(use_case: UseCase, partition: Interval, out
         " where known_at = '2013-01-08 00:10+00'"
     )
     outside.source.execute("insert into weather select * from weather where known_at = '2013-01-08 00:10+00'")
-    batch = land(use_case, partition, outside)
+    batch = land_partition(use_case, partition, outside)
     uri = next(found.raw_uri for found in batch.tables if found.table == "weather")
     landed = from_bytes(outside.lake.read(uri)).to_pylist()
     odd = [row for row in landed if row["observed_at"].year == 2099]
@@ -300,26 +300,26 @@ def test_a_source_that_is_down_is_an_error_that_is_retried(
     own = Outside(outside.settings)
     own.__dict__["source"] = Warehouse("postgresql://u:p@127.0.0.1:1/d", what="source database", patience_seconds=0.5)
     with pytest.raises(psycopg2.OperationalError, match="source database: gave up"):
-        land(use_case, partition, own)
+        land_partition(use_case, partition, own)
     assert batches(outside) == []
-    land(use_case, partition, outside)
+    land_partition(use_case, partition, outside)
     assert_landed_once(outside)
 
 
 def test_wrong_credentials_of_the_source_say_so(use_case: UseCase, partition: Interval, outside: Outside) -> None:
     wrong = outside.settings.source_dsn.replace("/source:", "/source:x", 1)
     with pytest.raises(Refused, match="source database refused us"):
-        land(use_case, partition, Outside(dataclasses.replace(outside.settings, source_dsn=wrong)))
+        land_partition(use_case, partition, Outside(dataclasses.replace(outside.settings, source_dsn=wrong)))
 
 
 def test_a_tampered_raw_object_is_noticed(use_case: UseCase, partition: Interval, outside: Outside) -> None:
-    batch = land(use_case, partition, outside)
+    batch = land_partition(use_case, partition, outside)
     key = batch.tables[0].raw_uri.removeprefix(f"s3://{outside.lake.bucket}/")
     outside.lake.client.put_object(Bucket=outside.lake.bucket, Key=key, Body=b"other")
     with pytest.raises(Corrupt):
         outside.lake.read(batch.tables[0].raw_uri, batch.tables[0].raw_sha256)
     with pytest.raises(Corrupt):
-        land(use_case, partition, outside)
+        land_partition(use_case, partition, outside)
 
 
 # Who may be killed, doubled or cut off
@@ -343,7 +343,7 @@ if point == "after the first put": Lake.put = put_one_and_die
 if point == "before the commit": ingest._register = die
 if point == "after the commit": ingest._report = die
 use_case = use_cases(settings().params)["flights"]
-ingest.land(use_case, use_case.grid.partition("2013-01-07"), outside())
+ingest.land_partition(use_case, use_case.grid.partition("2013-01-07"), outside())
 """
 
 
@@ -358,7 +358,7 @@ def test_a_run_killed_at_any_point_and_run_again_lands_the_same_bytes_once(
     assert ended.returncode == -signal.SIGKILL
     assert len(batches(outside)) == (len(TABLES) if point == "after the commit" else 0), "all tables or none"
     objects = set(outside.lake.list("raw/"))
-    land(use_case, partition, outside)
+    land_partition(use_case, partition, outside)
     assert objects <= set(outside.lake.list("raw/"))
     assert_landed_once(outside)
 
@@ -378,7 +378,7 @@ def test_of_two_runs_at_once_exactly_one_commits(
 
     def first() -> None:
         try:
-            land(use_case, partition, Outside(outside.settings))
+            land_partition(use_case, partition, Outside(outside.settings))
         except FencedOut as error:
             caught.append(error)
 
@@ -387,7 +387,7 @@ def test_of_two_runs_at_once_exactly_one_commits(
     thread.start()
     assert arrived.wait(60)
     outside.source.execute("update weather set temp_f = temp_f + 1")
-    newest = land(use_case, partition, outside)
+    newest = land_partition(use_case, partition, outside)
     overtaken.set()
     thread.join()
     assert len(caught) == 1
@@ -398,7 +398,7 @@ def test_a_source_restarted_mid_copy_lands_all_or_nothing(
     use_case: UseCase, partition: Interval, outside: Outside, stack: Stack, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The restart ends the first try while its COPY runs; the retry lands what an undisturbed run lands."""
-    undisturbed = land(use_case, partition, outside)
+    undisturbed = land_partition(use_case, partition, outside)
     outside.warehouse.execute("delete from batches")
     outside.source.execute("alter table weather rename to weather_rows")
     outside.source.execute(
@@ -406,7 +406,9 @@ def test_a_source_restarted_mid_copy_lands_all_or_nothing(
         " lateral (select pg_sleep(0.003 + 0 * length(w.origin))) slow"
     )
     landed: list[Batch] = []
-    thread = threading.Thread(target=lambda: landed.append(land(use_case, partition, Outside(outside.settings))))
+    thread = threading.Thread(
+        target=lambda: landed.append(land_partition(use_case, partition, Outside(outside.settings)))
+    )
     thread.start()
     copying = "select count(*) as n from pg_stat_activity where state = 'active' and query like 'copy (select%weather%'"
     while outside.source.query(copying)[0]["n"] == 0:

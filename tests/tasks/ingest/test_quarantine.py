@@ -1,6 +1,9 @@
 """A corrected row comes back exactly once, into what an undisturbed run would have written; a wrong one not."""
 
+import json
 import re
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -10,11 +13,13 @@ from adapters.errors import FencedOut
 from adapters.parquet import from_bytes
 from pipeline.handoffs import Batch, TableBatch
 from pipeline.partitions import Interval
+from pipeline.settings import REPOSITORY
 from pipeline.spec import UseCase
 from tasks.common.errors import BadData
-from tasks.ingest.land import land
-from tasks.ingest.quarantine import listing, replay, run_key
-from tasks.ingest.validate import validate
+from tasks.ingest.land import land_partition
+from tasks.ingest.quarantine import list_quarantined, main, validation_key
+from tasks.ingest.replay import replay_rows
+from tasks.ingest.validate import validate_batch
 from tests.real_flights import fill
 from tests.tasks import killed
 
@@ -41,7 +46,7 @@ def undisturbed(use_case: UseCase, partition: Interval, outside: Outside) -> Tab
     fill(outside.source, partition, "weather", "airlines")
     outside.source.execute(f"update weather set wind_speed_mph = {TRUE_WIND} where {AT} '2013-10-29 12:00+00'")
     outside.source.execute(f"update weather set humidity = {TRUE_HUMIDITY} where {AT} '2013-10-30 12:00+00'")
-    return weather(validate(use_case, land(use_case, partition, outside), outside))
+    return weather(validate_batch(use_case, land_partition(use_case, partition, outside), outside))
 
 
 @pytest.fixture
@@ -49,23 +54,23 @@ def broken(undisturbed: TableBatch, use_case: UseCase, partition: Interval, outs
     """Two rows of it broken, and quarantined: the wind's and the humidity's row number."""
     outside.source.execute(f"update weather set wind_speed_mph = 1048 where {AT} '2013-10-29 12:00+00'")
     outside.source.execute(f"update weather set humidity = 'NaN' where {AT} '2013-10-30 12:00+00'")
-    batch = weather(validate(use_case, land(use_case, partition, outside), outside))
+    batch = weather(validate_batch(use_case, land_partition(use_case, partition, outside), outside))
     assert batch.quarantined_rows == 2
-    wind, humidity = (row["row_number"] for row in listing(use_case, outside, partition))
+    wind, humidity = (row["row_number"] for row in list_quarantined(use_case, outside, partition=partition))
     return wind, humidity
 
 
 _CHILD = """
-from tasks import quarantine
-dumps, rows = quarantine.json.dumps, []
+from tasks.ingest import replay
+dumps, rows = replay.json.dumps, []
 class Json:
     def dumps(value):
         rows.append(value)
         return dumps(value) if len(rows) == 1 else die()
-quarantine.json = Json
+replay.json = Json
 use_case = use_cases(settings().params)["flights"]
 partition = use_case.grid.partition("2013-10-28")
-quarantine.replay(use_case, "weather", partition, {corrections!r}, "ada", outside)
+replay.replay_rows(use_case, "weather", partition, {corrections!r}, "ada", outside)
 """
 
 
@@ -88,11 +93,11 @@ def test_corrected_rows_give_the_very_object_of_an_undisturbed_run(
         {"row_number": broken[0], "wind_speed_mph": TRUE_WIND},
         {"row_number": broken[1], "humidity": TRUE_HUMIDITY},
     ]
-    batch = replay(use_case, "weather", partition, corrections, "ada", outside)
+    batch = replay_rows(use_case, "weather", partition, corrections, "ada", outside)
     assert weather(batch).clean_sha256 == undisturbed.clean_sha256
     assert (weather(batch).quarantined_rows, weather(batch).clean_rows) == (0, undisturbed.clean_rows)
     assert len(batch.tables) == 2
-    rows = listing(use_case, outside, partition)
+    rows = list_quarantined(use_case, outside, partition=partition)
     assert [(row["status"], row["replayed_by"]) for row in rows] == [("replayed", "ada")] * 2
     assert rows[0]["corrected"] == {"wind_speed_mph": TRUE_WIND}
     assert rows[0]["row_data"]["wind_speed_mph"] == 1048  # what was wrong stays on record
@@ -102,25 +107,25 @@ def test_corrected_rows_give_the_very_object_of_an_undisturbed_run(
 def test_one_by_one_they_give_the_same(
     use_case: UseCase, partition: Interval, outside: Outside, broken: tuple[int, int], undisturbed: TableBatch
 ) -> None:
-    first = replay(
+    first = replay_rows(
         use_case, "weather", partition, [{"row_number": broken[1], "humidity": TRUE_HUMIDITY}], "ada", outside
     )
     assert weather(first).quarantined_rows == 1
-    second = replay(
+    second = replay_rows(
         use_case, "weather", partition, [{"row_number": broken[0], "wind_speed_mph": TRUE_WIND}], "bob", outside
     )
     assert weather(second).clean_sha256 == undisturbed.clean_sha256
-    assert [row["replayed_by"] for row in listing(use_case, outside)] == ["bob", "ada"]
+    assert [row["replayed_by"] for row in list_quarantined(use_case, outside)] == ["bob", "ada"]
 
 
 def test_replaying_or_validating_again_changes_nothing(
     use_case: UseCase, partition: Interval, outside: Outside, broken: tuple[int, int]
 ) -> None:
     corrections = [{"row_number": broken[0], "wind_speed_mph": TRUE_WIND}]
-    first = replay(use_case, "weather", partition, corrections, "ada", outside)
+    first = replay_rows(use_case, "weather", partition, corrections, "ada", outside)
     before = state(outside)
-    assert replay(use_case, "weather", partition, corrections, "bob", outside) == first
-    assert weather(validate(use_case, land(use_case, partition, outside), outside)) == weather(first)
+    assert replay_rows(use_case, "weather", partition, corrections, "bob", outside) == first
+    assert weather(validate_batch(use_case, land_partition(use_case, partition, outside), outside)) == weather(first)
     assert state(outside) == before
     clean = from_bytes(outside.lake.read(str(weather(first).clean_uri)))
     moments = list(zip(clean["origin"].to_pylist(), clean["observed_at"].to_pylist(), strict=True))
@@ -135,8 +140,8 @@ def test_a_row_that_is_still_bad_is_refused_with_its_reason_and_the_others_are_m
         {"row_number": broken[1], "humidity": 300},
     ]
     with pytest.raises(BadData, match=rf"1 of 2 (?s:.)*row {broken[1]}: .*humidity = 300\.0"):
-        replay(use_case, "weather", partition, corrections, "ada", outside)
-    assert [row["status"] for row in listing(use_case, outside)] == ["replayed", "quarantined"]
+        replay_rows(use_case, "weather", partition, corrections, "ada", outside)
+    assert [row["status"] for row in list_quarantined(use_case, outside)] == ["replayed", "quarantined"]
 
 
 def test_where_every_row_is_still_bad_nothing_changes(
@@ -144,7 +149,7 @@ def test_where_every_row_is_still_bad_nothing_changes(
 ) -> None:
     before, objects = state(outside), outside.lake.list("clean/")
     with pytest.raises(BadData, match="0 of 1 corrected rows"):
-        replay(use_case, "weather", partition, [{"row_number": broken[0], "wind_speed_mph": 999}], "ada", outside)
+        replay_rows(use_case, "weather", partition, [{"row_number": broken[0], "wind_speed_mph": 999}], "ada", outside)
     assert (state(outside), outside.lake.list("clean/")) == (before, objects)
 
 
@@ -154,7 +159,7 @@ def test_a_correction_may_not_take_the_key_of_a_clean_row(
     before = state(outside)
     taken = {"row_number": broken[0], "wind_speed_mph": TRUE_WIND, "observed_at": "2013-10-29T11:00:00+00:00"}
     with pytest.raises(BadData, match="duplicated key"):
-        replay(use_case, "weather", partition, [taken], "ada", outside)
+        replay_rows(use_case, "weather", partition, [taken], "ada", outside)
     assert state(outside) == before
 
 
@@ -164,7 +169,7 @@ def test_a_correction_may_not_leave_its_partition(
     before = state(outside)
     moved = {"row_number": broken[0], "wind_speed_mph": TRUE_WIND, "known_at": "2013-12-01T00:00:00+00:00"}
     with pytest.raises(BadData, match="became known after its partition"):
-        replay(use_case, "weather", partition, [moved], "ada", outside)
+        replay_rows(use_case, "weather", partition, [moved], "ada", outside)
     assert state(outside) == before
 
 
@@ -189,25 +194,27 @@ def test_a_correction_that_makes_no_sense_is_told_so(
     correction = change if complaint.startswith(("not in", "row_number")) else {"row_number": broken[0], **change}
     before = state(outside)
     with pytest.raises(ValueError, match=complaint):
-        replay(use_case, "weather", partition, [correction], "ada", outside)
+        replay_rows(use_case, "weather", partition, [correction], "ada", outside)
     assert state(outside) == before
 
 
 def test_a_replayed_row_cannot_be_corrected_otherwise_later(
     use_case: UseCase, partition: Interval, outside: Outside, broken: tuple[int, int]
 ) -> None:
-    replay(use_case, "weather", partition, [{"row_number": broken[0], "wind_speed_mph": TRUE_WIND}], "ada", outside)
+    replay_rows(
+        use_case, "weather", partition, [{"row_number": broken[0], "wind_speed_mph": TRUE_WIND}], "ada", outside
+    )
     with pytest.raises(ValueError, match="was replayed already, by ada"):
-        replay(use_case, "weather", partition, [{"row_number": broken[0], "wind_speed_mph": 3.0}], "bob", outside)
+        replay_rows(use_case, "weather", partition, [{"row_number": broken[0], "wind_speed_mph": 3.0}], "bob", outside)
 
 
 def test_a_table_or_partition_without_clean_data_says_so(
     use_case: UseCase, partition: Interval, outside: Outside
 ) -> None:
     with pytest.raises(ValueError, match="no table 'weathr'"):
-        replay(use_case, "weathr", partition, [], "ada", outside)
+        replay_rows(use_case, "weathr", partition, [], "ada", outside)
     with pytest.raises(ValueError, match="is not landed"):
-        replay(use_case, "weather", partition, [{"row_number": 1, "humidity": 5.0}], "ada", outside)
+        replay_rows(use_case, "weather", partition, [{"row_number": 1, "humidity": 5.0}], "ada", outside)
 
 
 def test_a_replay_killed_within_its_commit_and_run_again_happens_once(
@@ -220,9 +227,9 @@ def test_a_replay_killed_within_its_commit_and_run_again_happens_once(
     ]
     killed.run(outside.settings, _CHILD.format(corrections=corrections), killed=True)
     assert state(outside) == before
-    batch = replay(use_case, "weather", partition, corrections, "ada", outside)
+    batch = replay_rows(use_case, "weather", partition, corrections, "ada", outside)
     assert weather(batch).clean_sha256 == undisturbed.clean_sha256
-    assert {row["status"] for row in listing(use_case, outside)} == {"replayed"}
+    assert {row["status"] for row in list_quarantined(use_case, outside)} == {"replayed"}
 
 
 def test_a_replay_that_was_overtaken_changes_nothing(
@@ -232,17 +239,17 @@ def test_a_replay_that_was_overtaken_changes_nothing(
     broken: tuple[int, int],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from tasks.ingest import quarantine
+    from tasks.ingest import replay
 
-    put_clean, before = quarantine.put_clean, state(outside)
+    store_clean, before = replay.store_clean, state(outside)
 
     def overtaken(*work: Any) -> Any:
-        outside.warehouse.begin(run_key(use_case, partition))
-        return put_clean(*work)
+        outside.warehouse.begin(validation_key(use_case, partition))
+        return store_clean(*work)
 
-    monkeypatch.setattr(quarantine, "put_clean", overtaken)
+    monkeypatch.setattr(replay, "store_clean", overtaken)
     with pytest.raises(FencedOut):
-        replay(use_case, "weather", partition, [{"row_number": broken[0], "wind_speed_mph": 5.0}], "ada", outside)
+        replay_rows(use_case, "weather", partition, [{"row_number": broken[0], "wind_speed_mph": 5.0}], "ada", outside)
     assert state(outside) == before
 
 
@@ -259,22 +266,22 @@ def test_a_validation_that_slept_through_a_replay_does_not_undo_it(  # noqa: PLR
     from tasks.ingest import validate as step
 
     outside.source.execute(f"update weather set wind_speed_mph = 1048 where {AT} '2013-10-29 12:00+00'")
-    batch, known = land(use_case, partition, outside), step._clean_already
+    batch, known = land_partition(use_case, partition, outside), step._clean_already
     states: list[Any] = []
 
     def sleeps(work: Any) -> Any:
         found = known(work)
         if not states:
             states.append(None)
-            validate(use_case, batch, outside)
-            [row] = listing(use_case, outside, partition)
+            validate_batch(use_case, batch, outside)
+            [row] = list_quarantined(use_case, outside, partition=partition)
             correction = {"row_number": row["row_number"], "wind_speed_mph": TRUE_WIND}
-            replay(use_case, "weather", partition, [correction] * replays, "ada", outside)
+            replay_rows(use_case, "weather", partition, [correction] * replays, "ada", outside)
             states[0] = state(outside)
         return found
 
     monkeypatch.setattr(step, "_clean_already", sleeps)
-    resumed = weather(validate(use_case, batch, outside))
+    resumed = weather(validate_batch(use_case, batch, outside))
     assert [state(outside)] == states
     assert (resumed.clean_sha256 == undisturbed.clean_sha256) == bool(replays)
 
@@ -288,13 +295,46 @@ def test_corrections_that_new_content_does_without_are_told_of(
         {"row_number": broken[0], "wind_speed_mph": TRUE_WIND},
         {"row_number": broken[1], "humidity": TRUE_HUMIDITY},
     ]
-    replay(use_case, "weather", partition, corrections * replays, "ada", outside)
+    replay_rows(use_case, "weather", partition, corrections * replays, "ada", outside)
     outside.source.execute(f"update weather set humidity = 60 where {AT} '2013-10-30 12:00+00'")
-    validate(use_case, land(use_case, partition, outside), outside)
+    validate_batch(use_case, land_partition(use_case, partition, outside), outside)
     warnings = outside.warehouse.query("select title, body from alerts where tier = 'warning' and resolved_at is null")
     assert [one["title"] for one in warnings] == ["flights: 2 corrections of weather no longer apply"] * replays
     for one in warnings:
         assert re.search(rf"row {broken[0]}, corrected by ada: .*11\.5.*as bad as before, now row \d+", one["body"])
         assert re.search(rf"row {broken[1]}, corrected by ada: .*61\.25.*mended, changed or dropped", one["body"])
-    validate(use_case, land(use_case, partition, outside), outside)
+    validate_batch(use_case, land_partition(use_case, partition, outside), outside)
     assert outside.warehouse.query("select * from alerts where tier = 'warning' and resolved_at is null") == []
+
+
+def command(outside: Outside, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    line = [sys.executable, "-m", "tasks.ingest.quarantine", *arguments]
+    environment = killed.environment(outside.settings)
+    return subprocess.run(line, env=environment, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+
+
+def test_the_command_prints_each_row_with_its_reasons_and_the_number_that_a_correction_names(
+    outside: Outside, broken: tuple[int, int]
+) -> None:
+    done = command(outside, "flights", "--table=weather", f"--partition={WEEK}")
+    assert (done.returncode, done.stderr) == (0, "")
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [(row["row_number"], row["table_name"], row["status"]) for row in rows] == [
+        (number, "weather", "quarantined") for number in broken
+    ]
+    assert "wind_speed_mph = 1048" in rows[0]["reasons"][0]
+    assert rows[1]["row_data"]["humidity"] == "nan"
+    wrong = command(outside, "flights", "--table=weathr")
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert "no table 'weathr': flights has flights, movements" in wrong.stderr
+
+
+def test_the_command_prints_only_the_table_and_partition_that_it_names(
+    outside: Outside, broken: tuple[int, int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("adapters.connect.outside", lambda: outside)
+    for arguments, rows in (([], 2), (["--table=airlines"], 0), (["--partition=2013-10-21"], 0)):
+        assert main(["flights", *arguments]) == 0
+        assert len(capsys.readouterr().out.splitlines()) == rows
+    assert main(["nonsense"]) == 2
+    assert "no use case 'nonsense'" in capsys.readouterr().err

@@ -13,9 +13,9 @@ from pipeline.handoffs import Batch, TableBatch
 from pipeline.partitions import Interval
 from pipeline.spec import UseCase
 from tasks.common.errors import BadData
-from tasks.ingest.land import land
-from tasks.ingest.quarantine import run_key
-from tasks.ingest.validate import validate
+from tasks.ingest.land import land_partition
+from tasks.ingest.quarantine import validation_key
+from tasks.ingest.validate import validate_batch
 from tests.real_flights import fill
 from tests.tasks import killed
 
@@ -98,7 +98,7 @@ def clean_rows(outside: Outside, batch: Batch, table: str) -> pa.Table:
 
 
 def run(use_case: UseCase, partition: Interval, outside: Outside) -> Batch:
-    return validate(use_case, land(use_case, partition, outside), outside)
+    return validate_batch(use_case, land_partition(use_case, partition, outside), outside)
 
 
 def assert_blocked(outside: Outside, table: str, problem: str) -> None:
@@ -204,31 +204,31 @@ def test_a_later_run_of_the_partition_wins(
     """An orphan that was overtaken while it checked commits nothing."""
     from tasks.ingest import validate as step
 
-    batch = land(small, partition, outside)
+    batch = land_partition(small, partition, outside)
     put_docs = step._put_docs
 
     def overtaken(*work: Any) -> str:
-        outside.warehouse.begin(run_key(small, partition))
+        outside.warehouse.begin(validation_key(small, partition))
         return put_docs(*work)
 
     monkeypatch.setattr(step, "_put_docs", overtaken)
     with pytest.raises(FencedOut):
-        validate(small, batch, outside)
+        validate_batch(small, batch, outside)
     assert {row["status"] for row in batches(outside).values()} == {"landed"}
     monkeypatch.undo()
-    validate(small, batch, outside)
+    validate_batch(small, batch, outside)
     assert {row["status"] for row in batches(outside).values()} == {"clean"}
 
 
 _CHILD = """
 from tasks.ingest import validate as step
-from tasks.ingest.land.land import land
+from tasks.ingest.land import land_partition
 from tests.tasks.ingest.test_validate import only
-if {point!r} == "before anything is written": step.put_clean = die
-if {point!r} == "within the commit": step._tell_of_rows = die
+if {point!r} == "before anything is written": step.store_clean = die
+if {point!r} == "within the commit": step._report_quarantined = die
 if {point!r} == "after the commit": outside.alerts.flush = die
 use_case = only(use_cases(settings().params)["flights"], "weather", "airlines")
-step.validate(use_case, land(use_case, use_case.grid.partition("2013-10-28"), outside), outside)
+step.validate_batch(use_case, land_partition(use_case, use_case.grid.partition("2013-10-28"), outside), outside)
 """
 
 
@@ -247,13 +247,13 @@ def test_a_run_killed_at_any_point_and_run_again_gives_the_same_rows_once(
 
 
 def test_a_damaged_raw_object_is_not_validated(small: UseCase, partition: Interval, outside: Outside) -> None:
-    batch = land(small, partition, outside)
+    batch = land_partition(small, partition, outside)
     uri = found(batch, "weather").raw_uri
     data = bytearray(outside.lake.read(uri))
     data[len(data) // 2] ^= 1
     outside.lake.put_named(uri.partition(f"{outside.lake.bucket}/")[2], bytes(data), "application/octet-stream")
     with pytest.raises(Corrupt):
-        validate(small, batch, outside)
+        validate_batch(small, batch, outside)
     assert {row["status"] for row in batches(outside).values()} == {"landed"}
 
 
@@ -337,10 +337,10 @@ def test_an_added_column_warns_until_it_is_gone_and_changes_nothing(
 
 
 def test_a_table_that_was_never_landed_is_no_batch(use_case: UseCase, partition: Interval, outside: Outside) -> None:
-    batch = land(use_case, partition, outside)
+    batch = land_partition(use_case, partition, outside)
     outside.warehouse.execute("delete from batches where table_name = 'planes'")
     with pytest.raises(AssertionError, match=r"planes of .* was not landed"):
-        validate(use_case, batch, outside)
+        validate_batch(use_case, batch, outside)
     assert {row["status"] for row in batches(outside).values()} == {"landed"}
 
 
