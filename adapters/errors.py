@@ -8,6 +8,10 @@ class Refused(ValueError):  # noqa: N818  # reads as the answer it is
     """A store turned us away: wrong credentials, unknown database or bucket. Says which setting to look at."""
 
 
+class Missing(ValueError):  # noqa: N818  # reads as the answer it is
+    """A store has nothing under this name: neither a mistake in it nor a lost artefact is mended by asking again."""
+
+
 class Corrupt(RuntimeError):  # noqa: N818  # reads as the answer it is
     """Stored bytes are not the bytes that were written."""
 

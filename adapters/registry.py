@@ -18,7 +18,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
 from mlflow.exceptions import MlflowException
 
-from adapters.errors import Corrupt, Unavailable
+from adapters.errors import Corrupt, Missing, Unavailable
 
 CHAMPION, PREVIOUS = "champion", "previous_champion"
 _KEY_TAG = "windsock.key"  # what makes a piece of training work the same piece, whoever retries it
@@ -123,14 +123,13 @@ class Registry:
         return _version(min(found, key=lambda v: int(v.version))) if found else None
 
     def version(self, use_case: str, model_version: str) -> Version:
-        """A model version by number; ValueError when there is none."""
-        with _reaching(self.tracking_uri):
-            try:
-                return _version(self._client.get_model_version(use_case, model_version))
-            except MlflowException as error:
-                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                    raise
-                raise ValueError(f"{use_case} has no model version {model_version!r} in {self.tracking_uri}") from error
+        """A model version by number.
+
+        Raises:
+            Missing: there is none.
+        """
+        with _reaching(self.tracking_uri, f"{use_case} has no model version {model_version!r}"):
+            return _version(self._client.get_model_version(use_case, model_version))
 
     def metrics(self, use_case: str, model_version: str) -> dict[str, float]:
         """The metrics recorded by a model version's run."""
@@ -142,6 +141,7 @@ class Registry:
         """A model version's bundle folder, verified, in the content-addressed cache.
 
         Raises:
+            Missing: there is no such version, or nothing was stored for it.
             Corrupt: the stored bundle is not the one that was registered.
         """
         version = self.version(use_case, model_version)
@@ -188,23 +188,30 @@ class Registry:
 
     def aliases(self, use_case: str) -> dict[str, str]:
         """Alias -> model version, of the two aliases we keep; empty when the model is not registered."""
-        with _reaching(self.tracking_uri):
-            try:
+        try:
+            with _reaching(self.tracking_uri):
                 found = self._client.get_registered_model(use_case).aliases
-            except MlflowException as error:
-                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                    raise
-                return {}
+        except Missing:
+            return {}
         return {name: str(found[name]) for name in (CHAMPION, PREVIOUS) if name in found}
 
     def _fetch(self, run_id: str, path: str, target: Path) -> Path:
         uri = self._client.tracking_uri  # the client, and with it its limits, comes first
         with _reaching(self.tracking_uri):
-            return Path(
-                mlflow.artifacts.download_artifacts(
-                    run_id=run_id, artifact_path=path, dst_path=str(target), tracking_uri=uri
+            try:
+                return Path(
+                    mlflow.artifacts.download_artifacts(
+                        run_id=run_id, artifact_path=path, dst_path=str(target), tracking_uri=uri
+                    )
                 )
-            )
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+                # The client says so of whatever went wrong, a store that is down included. A listing tells them apart.
+                listed = self._client.list_artifacts(run_id, str(Path(path).parent) if "/" in path else None)
+                if path not in {item.path for item in listed}:
+                    raise Missing(f"run {run_id} has stored nothing under {path!r} in {self.tracking_uri}") from error
+                raise Unavailable(f"{path!r} of run {run_id} could not be fetched from {self.tracking_uri}") from error
 
     def _experiment(self, name: str) -> str:
         found = self._client.get_experiment_by_name(name)
@@ -257,11 +264,13 @@ def _version(found: Any) -> Version:
 
 
 @contextmanager
-def _reaching(uri: str) -> Iterator[None]:
+def _reaching(uri: str, missing: str = "what was asked for is not there") -> Iterator[None]:
     """Tell "no answer" (retry later) from "the answer is no"."""
     try:
         yield
     except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            raise Missing(f"{missing} in {uri}: {error}") from error
         if error.get_http_status_code() < 500:
             raise
         raise Unavailable(f"MLflow at {uri} did not answer: {error}") from error

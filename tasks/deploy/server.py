@@ -4,7 +4,7 @@ import json
 import time
 from typing import TYPE_CHECKING, Any
 
-from adapters.errors import Corrupt
+from adapters.errors import Corrupt, Missing
 from pipeline.spec import UseCase
 from tasks.deploy import deployments
 from tasks.deploy.deployments import Deployment
@@ -85,14 +85,15 @@ class Server:
         """A version's archive in the store; the same version gives the same bytes.
 
         Raises:
-            Rejected: the version learnt other features than are looked up now, or its stored bundle was changed.
+            Rejected: the version learnt other features than are looked up now, or its stored bundle was changed or is
+                not there.
         """
         from tasks.train.feature_match import learnt_other_features
 
         try:
             is_foreign = learnt_other_features(self._use_case, version, self._outside)
             bundle = self._outside.registry.download_bundle(self._name, version)
-        except Corrupt as problem:
+        except (Corrupt, Missing) as problem:
             raise Rejected(f"the stored bundle of version {version} is not what was registered: {problem}") from problem
         if is_foreign:
             raise Rejected(

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from adapters.errors import Corrupt
+from adapters.errors import Corrupt, Missing
 from pipeline.online import Endpoint
 from pipeline.spec import UseCase
 from tasks.common.ledger import current
@@ -45,7 +45,7 @@ class Stages:
             _LOG.info("%s: %s", deployment.deployment_id, deployment.stage)
             try:
                 deployment = getattr(self, f"_{deployment.stage}")(deployment)
-            except Corrupt as problem:  # its bundle, which no retry mends
+            except (Corrupt, Missing) as problem:  # its bundle, which no retry mends
                 outcome = "refused" if deployment.stage in _UNSEEN else "reverted"
                 deployment = self.end(deployment, outcome, f"the stored bundle is not what was registered: {problem}")
         return deployment

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from adapters.errors import Corrupt
+from adapters.errors import Corrupt, Missing
 from pipeline.online import Rollout
 from pipeline.spec import UseCase
 from serving.reasons import DegradedReason
@@ -125,7 +125,7 @@ def _look(use_case: UseCase, serving: Deployment, outside: "Outside") -> tuple[L
 def _checked(use_case: UseCase, serving: Deployment, since: datetime, outside: "Outside") -> recompute.Checked:
     try:
         checked = canary.latest(use_case, serving.version, since, outside, most=_MOST_CHECKED)
-    except Corrupt as problem:  # the server has its own copy, made before
+    except (Corrupt, Missing) as problem:  # the server has its own copy, made before
         print(problem)
         title = f"the stored bundle of version {serving.version} is not what was registered"
         body = "what it answers cannot be checked, and it could not be loaded again"

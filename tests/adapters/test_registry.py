@@ -5,9 +5,10 @@ from dataclasses import replace
 
 import pytest
 
-from adapters.errors import Corrupt, Unavailable
+from adapters.errors import Corrupt, Missing, Unavailable
 from adapters.registry import Registry, RunRecord, folder_sha256
 from models import bundle as bundles
+from tests.faulty import spoiled
 
 
 @pytest.fixture
@@ -116,13 +117,39 @@ def test_aliases_are_set_read_back_and_removed(registry, record):
     assert registry.aliases(record.use_case) == {"champion": "1"}
 
 
-def test_a_version_that_is_not_there_is_named(registry, record):
+def test_a_version_that_is_not_there_is_named_and_not_asked_for_again(registry, record):
     registered(registry, record)
-    with pytest.raises(ValueError, match="no model version '9'"):
+    with pytest.raises(Missing, match="no model version '9'"):
         registry.version(record.use_case, "9")
+    with pytest.raises(Missing, match="no model version"):
+        registry.download_bundle(f"not_{record.use_case}", "1")
 
 
-def test_a_registry_that_is_down_is_said_soon_and_may_be_retried(tmp_path, monkeypatch):
+def test_a_bundle_that_was_never_stored_is_not_asked_for_again_and_of_a_store_that_is_down_it_is(
+    registry, record, tmp_path
+):
+    """The client answers both in the same words."""
+    version = registered(registry, record)
+    empty = registry._client.create_run(registry._client.get_run(version.run_id).info.experiment_id).info.run_id
+    tags = {"windsock.bundle_sha256": "0" * 64}
+    registry._client.create_model_version(record.use_case, f"runs:/{empty}/bundle", empty, tags)
+    with pytest.raises(Missing, match="has stored nothing under 'bundle'"):
+        registry.download_bundle(record.use_case, "2")
+    with pytest.raises(Missing, match=r"has stored nothing under 'monitoring/profile\.json'"):
+        registry.profile(record.use_case, "2")
+    assert not list((registry.cache / "bundles").iterdir()), "nothing is left behind"
+
+    def refuse_artefacts(handler, _status, _body):
+        if is_refused := "mlflow-artifacts/artifacts" in handler.path:
+            handler.send_error(503)
+        return is_refused
+
+    with spoiled(registry.tracking_uri, refuse_artefacts) as uri, pytest.raises(Unavailable):
+        Registry(uri, tmp_path / "other").download_bundle(record.use_case, "1")
+    assert registry.download_bundle(record.use_case, "1").is_dir()
+
+
+def test_a_registry_that_is_down_is_said_soon_and_may_be_retried(tmp_path):
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
         registry = Registry(f"http://127.0.0.1:{nobody.getsockname()[1]}", tmp_path)

@@ -9,6 +9,7 @@ from typing import Any
 import psycopg2
 import pytest
 
+from adapters.errors import Missing, Unavailable
 from pipeline.handoffs import Batch, Snapshot, TableBatch
 from pipeline.partitions import Interval
 from pipeline.spec import UseCase
@@ -24,7 +25,9 @@ def retries(airflow_home: Path) -> Any:
     return Retries()
 
 
-@pytest.mark.parametrize("mistake", [BadData("10x the rows"), ValueError("no such partition"), AssertionError()])
+@pytest.mark.parametrize(
+    "mistake", [BadData("10x the rows"), ValueError("no such partition"), AssertionError(), Missing("no bundle")]
+)
 def test_bad_data_and_mistakes_fail_at_once(retries: Any, mistake: Exception) -> None:
     assert retries.evaluate(mistake, 1, 8).action.value == "fail"
 
@@ -38,6 +41,7 @@ def test_trouble_of_the_outside_world_is_tried_again_later_and_later(retries: An
         botocore.exceptions.EndpointConnectionError(endpoint_url="http://127.0.0.1"),
         requests.exceptions.JSONDecodeError("half an answer", "", 0),  # a ValueError, and yet no mistake of ours
         ConnectionResetError(),
+        Unavailable("MLflow did not answer"),
         RuntimeError("anything else"),
     ]
     for trouble in troubles:

@@ -24,7 +24,7 @@ import psycopg2
 from psycopg2.extras import execute_values
 
 from adapters.connect import Outside
-from adapters.errors import Corrupt
+from adapters.errors import Corrupt, Missing
 from adapters.gateway import Record, Reply, Route
 from adapters.model_store import Archive
 from adapters.registry import folder_sha256
@@ -60,6 +60,7 @@ class Registry:
 
     folder: Path
     tampered: set[str] = field(default_factory=set)  # versions whose stored bundle was changed
+    lost: set[str] = field(default_factory=set)  # versions whose bundle is not there
 
     def add(self, version: str, *, seed: int, digest: str | None = None) -> None:
         make_bundle(self.folder / version, seed=seed, digest=digest)
@@ -68,6 +69,8 @@ class Registry:
         return SimpleNamespace(bundle_sha256=folder_sha256(self.folder / version))
 
     def download_bundle(self, _use_case: str, version: str) -> Path:
+        if version in self.lost:
+            raise Missing(f"nothing is stored for version {version}")
         if version in self.tampered:
             raise Corrupt(f"the bundle of version {version} has another digest")
         return self.folder / version

@@ -113,6 +113,15 @@ def test_a_stored_bundle_that_was_changed_is_refused(first):
     assert actions(first)[-1] == ("deploy-refused", "2")
 
 
+def test_a_version_without_a_stored_bundle_is_refused_at_once_and_not_begun_again(first):
+    first.registry.lost.add("2")
+    assert "version 2 was refused at package, version 1 answers" in challenge(first)
+    assert "nothing is stored for version 2" in last(first).problem
+    assert first.now == ALONE
+    assert alerts(first) == [("critical", "flights.deploy.refused")]
+    assert deploy.pending(first.use_case, first.outside) == []
+
+
 def test_a_stored_bundle_that_is_changed_on_the_way_ends_the_deployment(first):
     first.on_route = lambda route: first.registry.tampered.add("2") if route.share else None
     said = challenge(first)
