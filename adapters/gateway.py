@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from adapters.gateway_maps import Admin, change, change_file, create, read
+from adapters.gateway_maps import Admin, change_map, change_map_file, create_maps, read_map
 
 WHOLE = 10_000  # a share of 1 in the gateway's units
 OPENAPI_BYTES = 100_000  # what fits into one of the gateway's buffers
@@ -28,7 +28,7 @@ class Route:
 
 
 @dataclass(frozen=True)
-class Record:
+class GatewayRecord:
     """One request that was meant for a version.
 
     `status` is what the client saw, -1 where it saw nothing; `retries` and `static` tell what it was spared.
@@ -53,7 +53,7 @@ class Record:
 
 
 @dataclass(frozen=True)
-class Reply:
+class GatewayReply:
     """What a client gets: header names in lower case, JSON already read."""
 
     status: int
@@ -61,25 +61,25 @@ class Reply:
     body: Any = field(repr=False)
 
 
-def digest(key: str) -> str:
+def digest_key(key: str) -> str:
     """What is stored of a client's key."""
     return hashlib.sha256(key.encode()).hexdigest()
 
 
 def set_client(maps: Path, name: str, key: str) -> None:
     """Make this the only key of a client, in the file that the gateway reads at start."""
-    create(maps)
-    change_file(maps, "keys", lambda entries: _replace_client(entries, name, key))
+    create_maps(maps)
+    change_map_file(maps, "keys", lambda entries: _replace_client(entries, name, key))
 
 
 def _replace_client(entries: dict[str, str], name: str, key: str | None) -> None:
     for known in [known for known, client in entries.items() if client == name]:
         del entries[known]
     if key is not None:
-        entries[digest(key)] = name
+        entries[digest_key(key)] = name
 
 
-def parse_record(line: str) -> Record | None:
+def parse_record(line: str) -> GatewayRecord | None:
     """A line of the gateway's log; None for anything else, such as its notes about servers."""
     words = line.split()
     if len(words) != 15 or words[0] != "windsock":
@@ -90,7 +90,7 @@ def parse_record(line: str) -> Record | None:
         status, retries = int(words[8]), int(words[9].lstrip("+"))
     except ValueError:
         return None
-    return Record(
+    return GatewayRecord(
         request_id=words[3],
         use_case=words[4],
         client=words[5],
@@ -128,7 +128,7 @@ class Gateway:
 
     def route(self, use_case: str) -> Route:
         """What the gateway was last told about a use case."""
-        versions, weights = (read(self._maps / f"{name}.map") for name in ("versions", "weights"))
+        versions, weights = (read_map(self._maps / f"{name}.map") for name in ("versions", "weights"))
         share = int(weights.get(use_case, 0)) / WHOLE
         return Route(versions.get(f"{use_case}.stable"), versions.get(f"{use_case}.candidate"), share)
 
@@ -148,7 +148,7 @@ class Gateway:
             for slot, version in (("stable", route.stable), ("candidate", route.candidate)):
                 entries.pop(f"{use_case}.{slot}", None)
                 if version is not None:
-                    entries[f"{use_case}.{slot}"] = _word(version)
+                    entries[f"{use_case}.{slot}"] = _require_word(version)
 
         def set_weights(entries: dict[str, str]) -> None:
             entries[use_case] = str(round(route.share * WHOLE))
@@ -158,7 +158,7 @@ class Gateway:
         if route.candidate is not None and route.share < self.route(use_case).share:
             both.reverse()
         for name, edit in both:
-            change(self._maps, self._admin, name, edit)
+            change_map(self._maps, self._admin, name, edit)
 
     def set_fallback(self, use_case: str, probability: float | None) -> None:
         """The static answer while no model can answer; None takes it away."""
@@ -170,28 +170,28 @@ class Gateway:
             if probability is not None:
                 entries[use_case] = f"{probability:.6f}"
 
-        change(self._maps, self._admin, "fallback", edit)
+        change_map(self._maps, self._admin, "fallback", edit)
 
     def publish_openapi(self, use_case: str, text: str) -> None:
         """Serve this description at /v1/<use case>/openapi.json."""
         line = json.dumps(json.loads(text), separators=(",", ":"))
         if len(line) > OPENAPI_BYTES:
             raise ValueError(f"expected a description of at most {OPENAPI_BYTES} bytes, got {len(line)}")
-        change(self._maps, self._admin, "openapi", lambda entries: entries.update({use_case: line}))
+        change_map(self._maps, self._admin, "openapi", lambda entries: entries.update({use_case: line}))
 
     def add_client(self, name: str) -> str:
         """A new key for a client; its older ones hold no longer. Only the key's digest is kept."""
         if not re.fullmatch(r"[a-z][a-z0-9-]{0,31}", name):
             raise ValueError(f"expected a client's name of lower-case letters, digits and hyphens, got {name!r}")
         key = secrets.token_urlsafe(32)
-        change(self._maps, self._admin, "keys", lambda entries: _replace_client(entries, name, key))
+        change_map(self._maps, self._admin, "keys", lambda entries: _replace_client(entries, name, key))
         return key
 
     def remove_client(self, name: str) -> None:
         """This client's keys hold no longer."""
-        change(self._maps, self._admin, "keys", lambda entries: _replace_client(entries, name, None))
+        change_map(self._maps, self._admin, "keys", lambda entries: _replace_client(entries, name, None))
 
-    def records(self, use_case: str, since: datetime) -> list[Record]:
+    def records(self, use_case: str, since: datetime) -> list[GatewayRecord]:
         """What was asked since then, in the order of the answers; as far back as the gateway's memory reaches.
 
         The memory holds about 200,000 answers and ends with the process.
@@ -199,8 +199,8 @@ class Gateway:
         if since.tzinfo is None:
             raise ValueError("expected a time with a zone")
         start = since.timestamp() * 1e6
-        lines = self._admin.say("show events answers").splitlines()
-        late = (line for line in lines if line.startswith("windsock ") and _asked_at(line) >= start)
+        lines = self._admin.send_command("show events answers").splitlines()
+        late = (line for line in lines if line.startswith("windsock ") and _read_microseconds(line) >= start)
         records = (parse_record(line) for line in late)
         return [record for record in records if record and record.use_case == use_case]
 
@@ -213,7 +213,7 @@ class Gateway:
         entity: str | None = None,
         request_id: str | None = None,
         explain: bool = False,
-    ) -> Reply:
+    ) -> GatewayReply:
         """Ask as a client would.
 
         Raises:
@@ -225,7 +225,7 @@ class Gateway:
         path = f"/v1/{use_case}/{'explain' if explain else 'predict'}"
         return self._send("POST", path, json.dumps(events, default=str).encode(), headers)
 
-    def _send(self, method: str, path: str, body: bytes, headers: Mapping[str, str]) -> Reply:
+    def _send(self, method: str, path: str, body: bytes, headers: Mapping[str, str]) -> GatewayReply:
         address = urllib.parse.urlsplit(self.url)
         kind = http.client.HTTPSConnection if address.scheme == "https" else http.client.HTTPConnection
         connection = kind(address.hostname or "", address.port, timeout=60)
@@ -239,15 +239,15 @@ class Gateway:
             connection.close()
         names = {name.lower(): value for name, value in answer.getheaders()}
         is_json = names.get("content-type", "").startswith("application/json")
-        return Reply(answer.status, names, json.loads(text) if is_json else text.decode(errors="replace"))
+        return GatewayReply(answer.status, names, json.loads(text) if is_json else text.decode(errors="replace"))
 
 
-def _asked_at(line: str) -> float:
+def _read_microseconds(line: str) -> float:
     digits = line.split(" ", 2)[1]
     return float(digits) if digits.isdecimal() else -1
 
 
-def _word(version: str) -> str:
+def _require_word(version: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9._-]+", version):
         raise ValueError(f"expected a version of letters, digits, dots and hyphens, got {version!r}")
     return version

@@ -13,14 +13,14 @@ NAMES = ("keys", "versions", "weights", "fallback", "openapi")
 SECONDS = 10
 
 
-def read(path: Path) -> dict[str, str]:
+def read_map(path: Path) -> dict[str, str]:
     """The entries of a map file; none when there is no file yet."""
     lines = path.read_text().splitlines() if path.exists() else []
     pairs = (line.split(None, 1) for line in lines if line.strip() and not line.startswith("#"))
     return {pair[0]: pair[1].strip() for pair in pairs if len(pair) == 2}
 
 
-def write(path: Path, entries: dict[str, str]) -> None:
+def write_map(path: Path, entries: dict[str, str]) -> None:
     """Replace a map file at once. Keys are nobody else's business; the rest is read by whoever runs the gateway."""
     fresh = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
     mode = 0o600 if path.name == "keys.map" else 0o644
@@ -29,15 +29,15 @@ def write(path: Path, entries: dict[str, str]) -> None:
     fresh.replace(path)
 
 
-def create(folder: Path) -> None:
+def create_maps(folder: Path) -> None:
     """Every map, empty where it is not there yet: HAProxy does not start without its files."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in NAMES:
         if not (folder / f"{name}.map").exists():
-            write(folder / f"{name}.map", {})
+            write_map(folder / f"{name}.map", {})
 
 
-def change_file(folder: Path, name: str, edit: Callable[[dict[str, str]], None]) -> dict[str, str]:
+def change_map_file(folder: Path, name: str, edit: Callable[[dict[str, str]], None]) -> dict[str, str]:
     """Edit one map file, one writer at a time. Returns its new entries."""
     with _alone(folder):
         return _edit(folder, name, edit)
@@ -45,11 +45,11 @@ def change_file(folder: Path, name: str, edit: Callable[[dict[str, str]], None])
 
 def _edit(folder: Path, name: str, edit: Callable[[dict[str, str]], None]) -> dict[str, str]:
     path = folder / f"{name}.map"
-    entries = read(path)
+    entries = read_map(path)
     edit(entries)
     if wrong := [key for key, value in entries.items() if not re.fullmatch(r"\S+ \S[^\r\n]*", f"{key} {value}")]:
         raise ValueError(f"{path.name}: expected a key without blanks and a value on one line; got {wrong[0]!r}")
-    write(path, entries)
+    write_map(path, entries)
     return entries
 
 
@@ -84,7 +84,7 @@ class Admin:
     def __init__(self, address: str) -> None:
         self.address = address
 
-    def say(self, command: str) -> str:
+    def send_command(self, command: str) -> str:
         """What HAProxy answers to one command.
 
         Raises:
@@ -100,12 +100,12 @@ class Admin:
 
     def entries(self, identity: str) -> dict[str, str]:
         """The entries of a map as the running process has them."""
-        lines = (line.split(" ", 2) for line in self.say(f"show map {identity}").splitlines())
+        lines = (line.split(" ", 2) for line in self.send_command(f"show map {identity}").splitlines())
         return {line[1]: line[2] for line in lines if len(line) == 3 and line[0].startswith("0x")}
 
     def identity(self, name: str) -> str:
         """What HAProxy calls a map: by its number, since its folder may have another path where the gateway runs."""
-        listed = self.say("show map")
+        listed = self.send_command("show map")
         found = re.search(rf"^(\d+) \((?:.*/)?{re.escape(name)}\.map\)", listed, re.MULTILINE)
         if found is None:
             raise ValueError(f"the gateway at {self.address} has no map {name}.map: is it windsock's HAProxy?")
@@ -114,14 +114,14 @@ class Admin:
     def replace(self, name: str, entries: dict[str, str]) -> None:
         """Give the running process these entries, all at once, and make sure that it has them."""
         identity = self.identity(name)
-        answer = self.say(f"prepare map {identity}")
+        answer = self.send_command(f"prepare map {identity}")
         version = re.search(r"New version created: (\d+)", answer)
         if version is None:
             raise ValueError(f"the gateway refused to change {name}.map: {answer.strip()}")
         if entries:
             lines = "".join(f"{key} {value}\n" for key, value in entries.items())
-            answer = self.say(f"add map @{version[1]} {identity} <<\n{lines}")
-        answer += self.say(f"commit map @{version[1]} {identity}")
+            answer = self.send_command(f"add map @{version[1]} {identity} <<\n{lines}")
+        answer += self.send_command(f"commit map @{version[1]} {identity}")
         if (held := self.entries(identity)) != entries:
             raise ValueError(
                 f"the gateway did not take the change of {name}.map ({answer.strip()}): "
@@ -129,7 +129,7 @@ class Admin:
             )
 
 
-def change(folder: Path, admin: Admin, name: str, edit: Callable[[dict[str, str]], None]) -> None:
+def change_map(folder: Path, admin: Admin, name: str, edit: Callable[[dict[str, str]], None]) -> None:
     """Change a map: the file first, so that a restart knows it, then the running process, one writer at a time.
 
     Raises:

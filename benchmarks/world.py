@@ -16,7 +16,7 @@ from pipeline.partitions import Interval
 from pipeline.settings import REPOSITORY, read_settings
 from pipeline.spec import UseCase, use_cases
 from tasks.build_features import build, dataset, online_features
-from tasks.deploy import golden
+from tasks.deploy.golden import choose_golden_rows
 from tasks.ingest import land, validate
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def _world(folder: Path) -> Iterator[World]:
         outside = Outside(read_settings(environment))
         use_case = use_cases(REPOSITORY / "params.yaml")["flights"]
         _ingest(use_case, outside)
-        points, events = golden.rows(use_case, outside, ROWS)
+        points, events = choose_golden_rows(use_case, outside, ROWS)
         sha256 = _bundle(use_case, outside, folder / "bundle")
         yield World(
             stack=stack,

@@ -48,7 +48,7 @@ def deploy(use_case: UseCase) -> DAG:
 
         version, again, reason = params["version"], params["again"], params["reason"]
         who, run_id = read_actor(dag_run), dag_run.run_id  # the run id makes a retry of this task the same deployment
-        return step.start(
+        return step.start_deployment(
             use_case, outside(), request_id=run_id, actor=who, reason=reason, version=version, again=again
         )
 

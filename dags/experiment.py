@@ -53,11 +53,11 @@ def experiment(use_case: UseCase) -> DAG:
             if not params["version"]:
                 raise ValueError("name the version that is to be the treatment")
             # The run id makes a retry of this task the same experiment.
-            return step.start(use_case, params["version"], outside(), actor=who, request_id=dag_run.run_id)
+            return step.start_experiment(use_case, params["version"], outside(), actor=who, request_id=dag_run.run_id)
         if params["action"] == "stop":
-            said = step.stop(use_case, outside(), actor=who, reason=params["reason"] or "")
+            said = step.stop_experiment(use_case, outside(), actor=who, reason=params["reason"] or "")
         else:
-            said = step.look(use_case, outside())
+            said = step.judge_experiment(use_case, outside())
         if said is None:
             raise AirflowSkipException("no experiment is running")
         return said

@@ -51,7 +51,7 @@ def rollback(use_case: UseCase) -> DAG:
         from adapters.connect import outside
         from tasks.deploy import deploy as step
 
-        return step.deploy(use_case, release, outside())
+        return step.deploy_release(use_case, release, outside())
 
     with dag:
         deploy(put_back())  # type: ignore[arg-type]  # an XComArg stands for the Release

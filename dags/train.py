@@ -140,7 +140,7 @@ def train(use_case: UseCase) -> DAG:
 
         if release.outcome != "promoted":
             raise AirflowSkipException(f"{release.outcome}: the champion stays")
-        return step.deploy(use_case, release, outside())
+        return step.deploy_release(use_case, release, outside())
 
     @teardown
     @task(execution_timeout=timedelta(minutes=10))

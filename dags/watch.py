@@ -28,7 +28,7 @@ def watch(use_case: UseCase) -> DAG:
         from adapters.connect import outside
         from tasks.deploy import watch as step
 
-        return step.watch(use_case, outside())
+        return step.watch_online(use_case, outside())
 
     with dag:
         look()

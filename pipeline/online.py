@@ -34,7 +34,7 @@ class Rollout(Block):
     hold_minutes: float = Field(gt=0)  # without that many requests by then, the old version stays
 
 
-class Endpoint(Block):
+class EndpointSettings(Block):
     """An online server: how it batches, how old its features may be, and how a version is let in."""
 
     batch_size: int = Field(gt=0)
@@ -47,7 +47,7 @@ class Endpoint(Block):
     rollout: Rollout
 
 
-class Experiment(Block):
+class ExperimentSettings(Block):
     """Two versions under a declared comparison of what their decisions cost; looked at as often as one likes."""
 
     mode: Literal["fixed", "thompson"]
@@ -61,7 +61,7 @@ class Experiment(Block):
     max_degraded_share: Share  # guardrail, of all answers: above the share that is degraded on any good day
 
     @model_validator(mode="after")
-    def _ends(self) -> "Experiment":
+    def _ends(self) -> "ExperimentSettings":
         if self.max_events <= self.min_events:
             raise ValueError(f"max_events: expected more than min_events ({self.min_events}), got {self.max_events}")
         return self

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from pipeline.fields import METRICS, RANKINGS, SHARES, Block, Identifier, Kind, Metric, Share
-from pipeline.online import Endpoint, Experiment
+from pipeline.online import EndpointSettings, ExperimentSettings
 from pipeline.params_text import explain, read_blocks
 from pipeline.partitions import Grid
 from pipeline.source import Source
@@ -183,8 +183,8 @@ class UseCase(Block):
     risk: Literal["low", "high"]
     seed: int = Field(ge=0)
     engine: Literal["duckdb", "spark"]
-    endpoint: Endpoint | None
-    experiment: Experiment | None
+    endpoint: EndpointSettings | None
+    experiment: ExperimentSettings | None
     target: Target
     time: Time
     source: Source

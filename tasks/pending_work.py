@@ -18,13 +18,13 @@ def pending_verbs(use_case: UseCase, outside: Outside) -> list[str]:
     """The steps that reconcile from the database and have something to do."""
     from tasks import score
     from tasks.build_features import build
-    from tasks.deploy import deploy
+    from tasks.deploy.deploy import find_undeployed
     from tasks.monitor import monitor
 
     steps: dict[str, Callable[[UseCase, Outside], object]] = {
         "build_features": build.pending_partitions,
         "score": score.pending,
         "monitor": monitor.pending,
-        "deploy": deploy.pending,
+        "deploy": find_undeployed,
     }
     return [verb for verb, find_work in steps.items() if find_work(use_case, outside)]

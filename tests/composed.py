@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from adapters.gateway import Gateway, Reply
+from adapters.gateway import Gateway, GatewayReply
 from infra.compose.env import fill_template
 from infra.local.ports import find_free_port
 from infra.private import read_code_sha
@@ -52,7 +52,7 @@ class Composed:
         """Whether all of them are."""
         return {row["Health"] for rows in self.services().values() for row in rows} == {"healthy"}
 
-    def ask(self) -> Reply:
+    def ask(self) -> GatewayReply:
         """As a client does, through the gateway."""
         gateway = Gateway(f"http://127.0.0.1:{self.told['GATEWAY_PORT']}", "", Path(), self.told["SECRET_GATEWAY"])
         return gateway.ask("flights", EVENT)

@@ -25,10 +25,11 @@ Fault = Callable[[BaseHTTPRequestHandler, int, bytes], bool]
 
 
 @contextmanager
-def spoiled(endpoint: str, fault: Fault) -> Iterator[str]:
-    """The address of a proxy to an S3 server. `fault(handler, status, body)` may answer in the server's place.
+def spoiled(endpoint: str, fault: Fault, *, as_host: str | None = None) -> Iterator[str]:
+    """The address of a proxy to an HTTP server. `fault(handler, status, body)` may answer in the server's place.
 
-    It is called after the server has answered, and returns whether it has dealt with the request.
+    S3's requests are signed for the proxy's own name; a server that insists on its name is given it by `as_host`. The
+    fault is called after the server has answered, and returns whether it has dealt with the request.
     """
     server = urlsplit(endpoint)
 
@@ -38,7 +39,7 @@ def spoiled(endpoint: str, fault: Fault) -> Iterator[str]:
         def forward(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             upstream = http.client.HTTPConnection(str(server.hostname), server.port, timeout=30)
-            upstream.request(self.command, self.path, body, dict(self.headers))
+            upstream.request(self.command, self.path, body, dict(self.headers) | ({"Host": as_host} if as_host else {}))
             answer = upstream.getresponse()
             data = answer.read()
             upstream.close()

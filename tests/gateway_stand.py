@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from adapters.gateway import Gateway, Reply
+from adapters.gateway import Gateway, GatewayReply
 from infra.local import gateway, system_programs
 from infra.local.home import Home, open_home
 from infra.local.part import Part
@@ -177,7 +177,7 @@ class Stand:
             found["WINDSOCK_GATEWAY_KEY"],
         )
 
-    def send(self, method: str, path: str, body: bytes = b"", **headers: str) -> Reply:
+    def send(self, method: str, path: str, body: bytes = b"", **headers: str) -> GatewayReply:
         """A request as it comes; the stack's own key unless another Authorization is given."""
         given = {"Authorization": f"Bearer {self.home.secrets['gateway']}"}
         given |= {name.replace("_", "-"): value for name, value in headers.items()}

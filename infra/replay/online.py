@@ -15,7 +15,8 @@ from adapters.gateway import Gateway
 from infra.replay.state import ReplayError
 from pipeline.spec import UseCase
 from serving.reasons import DegradedReason
-from tasks.deploy import golden, recompute
+from tasks.deploy.batch_scores import load_batch_predictor
+from tasks.deploy.golden import choose_golden_rows
 
 ROWS = 1000
 LOGGED_WITHIN_SECONDS = 30.0
@@ -69,7 +70,7 @@ def closing(use_case: UseCase, outside: Outside, *, rows: int = ROWS) -> Online 
     """
     if outside.gateway is None or use_case.endpoint is None:
         return None
-    points, events = golden.rows(use_case, outside, rows)
+    points, events = choose_golden_rows(use_case, outside, rows)
     answers, asked = _ask(use_case, outside.gateway, events)
     online = _logged(use_case, outside, asked)
     return Online(
@@ -138,7 +139,7 @@ def _compare(
         for name in definition.categorical
         for batch, row in zip(points[name].to_pylist(), online, strict=True)
     )
-    batch = recompute.predictor(use_case, version, outside).predict(points)
+    batch = load_batch_predictor(use_case, version, outside).predict(points)
     key = "probability" if use_case.target.kind == "binary" else "value"
     return Parity(
         rows=len(answers),

@@ -11,7 +11,7 @@ from adapters.connect import Outside
 from pipeline.partitions import Interval
 from pipeline.spec import UseCase
 from tasks.build_features import dataset
-from tasks.deploy import golden
+from tasks.deploy.golden import rebuild_requests
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,7 @@ class Traffic:
         snapshot = dataset.latest_snapshot(self._use_case, self._outside)
         if self._outside.gateway is not None and snapshot is not None:
             self._weeks += 1
-            self._events = list(golden.requests(self._use_case, snapshot, self._outside, week).values())
+            self._events = list(rebuild_requests(self._use_case, snapshot, self._outside, week).values())
 
     def _ask_on(self) -> None:
         while not self._over.wait(1 / self._per_second):

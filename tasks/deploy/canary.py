@@ -5,12 +5,12 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from tasks.deploy import recompute
-from tasks.deploy.judge import Tally, p99
+from tasks.deploy.batch_scores import NO_SCORES, ScoreCheck, check_scores, choose_worse, load_batch_predictor
+from tasks.deploy.judge import TrafficTally, compute_p99
 
 if TYPE_CHECKING:
     from adapters.connect import Outside
-    from adapters.gateway import Record
+    from adapters.gateway import GatewayRecord
     from pipeline.spec import UseCase
     from serving.predictor import Predictor
     from tasks.deploy.deployments import Deployment
@@ -29,7 +29,7 @@ where use_case = %s and model_version = %s and slot = %s and answered_at >= %s o
 """
 
 
-class Checker:
+class AnswerChecker:
     """Computes each logged answer of a version again from its features, once, as it comes."""
 
     def __init__(
@@ -38,41 +38,41 @@ class Checker:
         slot: str,
         outside: "Outside",
         *,
-        batch: "Callable[[], Predictor]",
+        load_predictor: "Callable[[], Predictor]",
     ) -> None:
-        self._deployment, self._slot, self._outside, self._batch = deployment, slot, outside, batch
+        self._deployment, self._slot, self._outside = deployment, slot, outside
+        self._load_predictor = load_predictor
         self._since = deployment.stage_since
         self._seen: set[tuple[Any, ...]] = set()
-        self._found = recompute.NOTHING
+        self._total = NO_SCORES
 
-    def check(self) -> recompute.Checked:
+    def check(self) -> ScoreCheck:
         """What all of the stage's answers so far came to."""
         d = self._deployment
-        asked = (d.use_case, d.version, self._slot, self._since, _MOST_AT_ONCE)
-        rows = self._outside.warehouse.query(_NEW, asked)
+        params = (d.use_case, d.version, self._slot, self._since, _MOST_AT_ONCE)
+        rows = self._outside.warehouse.query(_NEW, params)
         fresh = [row for row in rows if _key(row) not in self._seen]
         if fresh:  # a model is not loaded for nothing
             self._seen.update(map(_key, fresh))
-            found = recompute.check(self._batch(), fresh)
-            self._found = replace(
-                recompute.worse(self._found, found),
+            self._total = replace(
+                choose_worse(self._total, check_scores(self._load_predictor(), fresh)),
                 answers=len(self._seen),
                 requests=len({request_id for request_id, *_ in self._seen}),
             )
             self._since = max(self._since, fresh[-1]["answered_at"] - _OVERLAP)
-        return self._found
+        return self._total
 
 
 def _key(row: "Mapping[str, Any]") -> tuple[Any, ...]:
     return row["request_id"], row["position"], row["entity_key"], row["event_time"]
 
 
-def concerns(record: "Record") -> bool:
+def is_about_version(record: "GatewayRecord") -> bool:
     """Whether a record says anything about the version: one that the client or the gateway ended does not."""
     return record.cause not in _NOT_OURS
 
 
-def failed(record: "Record", *, forgiving: bool) -> bool:
+def is_failure(record: "GatewayRecord", *, forgiving: bool) -> bool:
     """Whether the version is to blame: a request that was refused (4xx) was answered.
 
     Args:
@@ -83,25 +83,29 @@ def failed(record: "Record", *, forgiving: bool) -> bool:
     return record.status >= _SERVER_ERROR or record.status <= 0 or record.static or spared
 
 
-def latest(use_case: "UseCase", version: str, since: datetime, outside: "Outside", *, most: int) -> recompute.Checked:
+def check_latest_answers(
+    use_case: "UseCase", version: str, since: datetime, outside: "Outside", *, most: int
+) -> ScoreCheck:
     """The latest logged answers of the stable version since a moment, computed again from their features."""
     rows = outside.warehouse.query(_LATEST, (use_case.name, version, "stable", since, most))
-    return recompute.check(recompute.predictor(use_case, version, outside), rows) if rows else recompute.NOTHING
+    return check_scores(load_batch_predictor(use_case, version, outside), rows) if rows else NO_SCORES
 
 
-def tally(records: Iterable["Record"], checked: recompute.Checked, *, max_ms: float, forgiving: bool = False) -> Tally:
+def tally_traffic(
+    records: Iterable["GatewayRecord"], checked: ScoreCheck, *, max_ms: float, forgiving: bool = False
+) -> TrafficTally:
     """Records of one version, each once however often the gateway's memory was read, and what its log gave.
 
     The budget is for one event a request; lists and explanations may take longer, and so may what was tried twice.
     """
-    each = {(record.request_id, record.at): record for record in records if concerns(record)}.values()
-    took = [r.milliseconds for r in each if r.verb == "predict" and not r.is_list and not r.retries]
-    return Tally(
+    each = {(record.request_id, record.at): record for record in records if is_about_version(record)}.values()
+    durations_ms = [r.milliseconds for r in each if r.verb == "predict" and not r.is_list and not r.retries]
+    return TrafficTally(
         requests=len(each),
-        errors=sum(failed(record, forgiving=forgiving) for record in each),
-        p99_ms=p99(took),
-        timed=len(took),
-        slow=sum(milliseconds > max_ms for milliseconds in took),
+        errors=sum(is_failure(record, forgiving=forgiving) for record in each),
+        p99_ms=compute_p99(durations_ms),
+        timed=len(durations_ms),
+        slow=sum(milliseconds > max_ms for milliseconds in durations_ms),
         checked=checked.requests,
         max_difference=checked.max_difference,
     )

@@ -9,8 +9,8 @@ for longer than a kill between the two, which the next run or the watch mends.
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from datetime import datetime
+from dataclasses import asdict
+from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from adapters.errors import FencedOut
@@ -18,8 +18,15 @@ from pipeline.handoffs import Release
 from pipeline.spec import UseCase
 from tasks.common.ledger import current
 from tasks.deploy import deployments
-from tasks.deploy.deployments import Deployment
-from tasks.deploy.experiment import log
+from tasks.deploy.deployments import (
+    Deployment,
+    DeploymentKind,
+    DeploymentOutcome,
+    DeploymentRequest,
+    DeploymentStage,
+)
+from tasks.deploy.experiment.log import find_unsettled_experiment
+from tasks.deploy.rollback import roll_back_route
 from tasks.deploy.stages import Stages
 
 if TYPE_CHECKING:
@@ -29,48 +36,59 @@ if TYPE_CHECKING:
 _WAIT_SECONDS, _POLL_SECONDS = 60.0, 0.5  # the watch has the lock for a moment, too
 
 
-@dataclass(frozen=True, kw_only=True)
-class Asked:
-    """Which version is to be brought to the server, after which change of champion, by whom, and why."""
+class Obstacle(StrEnum):
+    """Why nothing is deployed, in words, with what is to be filled in."""
 
-    deployment_id: str
-    request_id: str
-    version: str
-    revision: int
-    as_of: datetime
-    actor: str
-    reason: str
+    NO_ENDPOINT = "no endpoint is configured, so nothing is deployed; {serves}"
+    NO_GATEWAY = "this installation has no gateway, so nothing is deployed; {serves}"
+    NO_CHAMPION = "there is no champion to deploy"
+    OTHER_CHAMPION = "version {version} is not deployed: the champion has changed since"
+    EXPERIMENT = "an experiment has the candidate's place; {use_case}.reconcile deploys after it"
 
 
-def deploy(use_case: UseCase, release: Release, outside: "Outside") -> str:
+def describe_obstacle(obstacle: Obstacle, use_case: UseCase, version: str | None) -> str:
+    """The sentence for people."""
+    serves = f"version {version} scores in batch" if version else "nothing serves"
+    return f"{use_case.name}: {obstacle.format(serves=serves, version=version, use_case=use_case.name)}"
+
+
+def find_missing_part(use_case: UseCase, outside: "Outside") -> Obstacle | None:
+    """What there would have to be first; None where there is an endpoint and a server to bring a version to."""
+    if use_case.endpoint is None:
+        return Obstacle.NO_ENDPOINT
+    if outside.settings.gateway_url is None or outside.settings.management_url is None:
+        return Obstacle.NO_GATEWAY
+    return None
+
+
+def deploy_release(use_case: UseCase, release: Release, outside: "Outside") -> str:
     """Follow a release: a promotion by stages, a rollback at once. One sentence that says what became of it.
 
-    Asked again it goes on where it was, or says how it ended.
+    Called again it goes on where it was, or says how it ended.
 
     Raises:
         ConnectionError: the server or the gateway is not there; what answers goes on answering.
     """
-    if said := nothing_to_deploy_to(use_case, release.champion_version, outside):
-        return _said(said)
-    if release.champion_version is None:
-        return _said(f"{use_case.name}: there is no champion to deploy")
-    asked = Asked(
-        deployment_id=f"{use_case.name}-{release.revision}-{release.champion_version}",
+    version = release.champion_version
+    if missing := find_missing_part(use_case, outside):
+        return _report(describe_obstacle(missing, use_case, version))
+    if version is None:
+        return _report(describe_obstacle(Obstacle.NO_CHAMPION, use_case, version))
+    request = DeploymentRequest(
+        deployment_id=_name_deployment(use_case, release.revision, version),
         request_id=f"release-{release.revision}",
-        version=release.champion_version,
+        version=version,
         revision=release.revision,
         as_of=release.as_of,
         actor=release.actor,
         reason=f"the champion was {release.outcome}",
     )
     if release.outcome == "rolled-back":
-        from tasks.deploy.put_back import put_back
-
-        return _said(put_back(use_case, asked, outside).sentence())
-    return _said(bring(use_case, asked, outside))
+        return _report(roll_back_route(use_case, request, outside).describe())
+    return _report(roll_out(use_case, request, outside))
 
 
-def start(
+def start_deployment(
     use_case: UseCase,
     outside: "Outside",
     *,
@@ -86,7 +104,7 @@ def start(
         use_case: whose version it is.
         outside: the outside world.
         request_id: names the run, so that a retry of it is not a second deployment.
-        actor: who asks.
+        actor: who wants it.
         reason: why.
         version: empty: the champion.
         again: also where this champion was refused, reverted or held before.
@@ -96,132 +114,134 @@ def start(
         ConnectionError: the server or the gateway is not there.
     """
     champion = current(use_case, outside)
-    if said := nothing_to_deploy_to(use_case, champion.version if champion else None, outside):
-        return _said(said)
+    if missing := find_missing_part(use_case, outside):
+        return _report(describe_obstacle(missing, use_case, champion.version if champion else None))
     if champion is None:
-        return _said(f"{use_case.name}: there is no champion to deploy")
-    done = deployments.of_request(use_case, request_id, outside)
+        return _report(describe_obstacle(Obstacle.NO_CHAMPION, use_case, None))
+    done = deployments.find_deployment_of_request(use_case, request_id, outside)
     if done is not None and done.outcome is not None:
-        return _said(done.sentence())
-    wanted = version or champion.version
-    _require_judged(use_case, wanted, outside)
-    before = deployments.answered(use_case, champion.revision, wanted, outside)
+        return _report(done.describe())
+    chosen = version or champion.version
+    _require_promoted(use_case, chosen, outside)
+    before = deployments.find_finished_deployment(use_case, champion.revision, chosen, outside)
     if before is not None and not again and version is None:
-        hint = "" if before.outcome == "full" else "; set `again` to try it once more"
-        return _said(before.sentence() + hint)
-    by_release = f"{use_case.name}-{champion.revision}-{wanted}"
-    asked = Asked(
-        deployment_id=by_release if deployments.of_id(by_release, outside) is None else f"{use_case.name}-{request_id}",
+        is_full = before.outcome is DeploymentOutcome.FULL
+        return _report(before.describe() + ("" if is_full else "; set `again` to try it once more"))
+    by_release = _name_deployment(use_case, champion.revision, chosen)
+    is_new = deployments.find_deployment(by_release, outside) is None
+    request = DeploymentRequest(
+        deployment_id=by_release if is_new else f"{use_case.name}-{request_id}",
         request_id=request_id,
-        version=wanted,
+        version=chosen,
         revision=champion.revision,
         as_of=champion.as_of,
         actor=actor,
         reason=reason,
     )
-    return _said(bring(use_case, asked, outside))
+    return _report(roll_out(use_case, request, outside))
 
 
-def pending(use_case: UseCase, outside: "Outside") -> list[str]:
+def find_undeployed(use_case: UseCase, outside: "Outside") -> list[str]:
     """The champion's version where it is not at the server and was not turned away there, and nobody is at it."""
     champion = current(use_case, outside)
-    if champion is None or nothing_to_deploy_to(use_case, champion.version, outside):
+    if champion is None or find_missing_part(use_case, outside):
         return []
-    ongoing = deployments.in_flight(use_case, outside)
-    if deployments.is_taken_back(ongoing):
+    ongoing = deployments.find_ongoing_deployment(use_case, outside)
+    if ongoing is not None and ongoing.is_auto_rollback:
         return []  # the watch goes on with it
-    if ongoing is None and deployments.answered(use_case, champion.revision, champion.version, outside):
+    if ongoing is None and deployments.find_finished_deployment(use_case, champion.revision, champion.version, outside):
         return []
-    if log.unsettled(use_case, outside) is not None:
+    if find_unsettled_experiment(use_case, outside) is not None:
         return []
-    with outside.warehouse.alone(_lock(use_case)) as nobody_is_at_it:
+    with outside.warehouse.alone(_name_lock(use_case)) as nobody_is_at_it:
         return [champion.version] if nobody_is_at_it else []
 
 
-def nothing_to_deploy_to(use_case: UseCase, version: str | None, outside: "Outside") -> str | None:
-    """The sentence that says so; None where there is an endpoint and a server to bring it to."""
-    serves = f"version {version} scores in batch" if version else "nothing serves"
-    if use_case.endpoint is None:
-        return f"{use_case.name}: no endpoint is configured, so nothing is deployed; {serves}"
-    if outside.settings.gateway_url is None or outside.settings.management_url is None:
-        return f"{use_case.name}: this installation has no gateway, so nothing is deployed; {serves}"
-    return None
-
-
-def bring(use_case: UseCase, asked: Asked, outside: "Outside") -> str:
+def roll_out(use_case: UseCase, request: DeploymentRequest, outside: "Outside") -> str:
     """Take a version through its stages, or go on with the one that is on its way.
 
     Raises:
         ConnectionError: the server or the gateway is not there, or somebody else is at it for longer than we wait.
     """
-    with _alone(use_case, outside) as mine:
-        if not mine:
-            ongoing = deployments.in_flight(use_case, outside)
-            if ongoing is not None and (ongoing.version, ongoing.revision) == (asked.version, asked.revision):
-                return ongoing.sentence()
-            raise ConnectionError(f"{use_case.name}: somebody else is deploying; version {asked.version} comes after")
-        fence = outside.warehouse.begin(_lock(use_case))
+    with _wait_for_lock(use_case, outside) as is_ours:
+        if not is_ours:
+            ongoing = deployments.find_ongoing_deployment(use_case, outside)
+            if ongoing is not None and ongoing.is_for(request):
+                return ongoing.describe()
+            raise ConnectionError(f"{use_case.name}: somebody else is deploying; version {request.version} comes after")
+        fence = outside.warehouse.begin(_name_lock(use_case))
         try:
-            taken = _taken_up(use_case, asked, outside, fence)
-            said = taken if isinstance(taken, str) else Stages(use_case, outside, fence).run(taken).sentence()
+            sentence = _advance(use_case, request, outside, fence)
         except FencedOut:  # a rollback, or a process that believes this one dead: it does the rest
-            ended = deployments.of_request(use_case, asked.request_id, outside)
-            taken_over = f"{use_case.name}: somebody else has taken over the deployment of version {asked.version}"
-            said = ended.sentence() if ended is not None and ended.outcome is not None else taken_over
+            ended = deployments.find_deployment_of_request(use_case, request.request_id, outside)
+            taken_over = f"{use_case.name}: somebody else has taken over the deployment of version {request.version}"
+            sentence = ended.describe() if ended is not None and ended.outcome is not None else taken_over
     outside.alerts.flush()
-    return said
+    return sentence
 
 
 @contextmanager
-def _alone(use_case: UseCase, outside: "Outside") -> Iterator[bool]:
+def _wait_for_lock(use_case: UseCase, outside: "Outside") -> Iterator[bool]:
     """The lock, waited for a while; whether we have it."""
     deadline = time.monotonic() + _WAIT_SECONDS
     while True:
-        with outside.warehouse.alone(_lock(use_case)) as mine:
-            if mine or time.monotonic() >= deadline:
-                yield mine
+        with outside.warehouse.alone(_name_lock(use_case)) as is_ours:
+            if is_ours or time.monotonic() >= deadline:
+                yield is_ours
                 return
         time.sleep(_POLL_SECONDS)
 
 
-def _taken_up(use_case: UseCase, asked: Asked, outside: "Outside", fence: "Fence") -> Deployment | str:
-    """The deployment to go on with, or why there is none."""
-    done = deployments.of_id(asked.deployment_id, outside)
+def _advance(use_case: UseCase, request: DeploymentRequest, outside: "Outside", fence: "Fence") -> str:
+    """Run the stages that are left, if it is this version's turn."""
+    done = deployments.find_deployment(request.deployment_id, outside)
     if done is not None and done.outcome is not None:
-        return done.sentence()
+        return done.describe()
+    if obstacle := _find_obstacle(use_case, request, outside):
+        return describe_obstacle(obstacle, use_case, request.version)
+    stages = Stages(use_case, outside, fence)
+    return stages.run(_take_up(use_case, request, outside, fence, stages)).describe()
+
+
+def _find_obstacle(use_case: UseCase, request: DeploymentRequest, outside: "Outside") -> Obstacle | None:
     champion = current(use_case, outside)
-    if champion is None or champion.revision != asked.revision:
-        return f"{use_case.name}: version {asked.version} is not deployed: the champion has changed since"
-    if log.unsettled(use_case, outside) is not None:
-        return f"{use_case.name}: an experiment has the candidate's place; {use_case.name}.reconcile deploys after it"
-    ongoing = deployments.in_flight(use_case, outside)
-    if deployments.is_taken_back(ongoing):  # it takes no lock
+    if champion is None or champion.revision != request.revision:
+        return Obstacle.OTHER_CHAMPION
+    if find_unsettled_experiment(use_case, outside) is not None:
+        return Obstacle.EXPERIMENT
+    return None
+
+
+def _take_up(
+    use_case: UseCase, request: DeploymentRequest, outside: "Outside", fence: "Fence", stages: Stages
+) -> Deployment:
+    """The deployment to go on with, or a new one in the place of what nobody goes on with."""
+    ongoing = deployments.find_ongoing_deployment(use_case, outside)
+    if ongoing is not None and ongoing.is_auto_rollback:  # it takes no lock
         raise ConnectionError(f"{use_case.name}: a version is being taken back, which {use_case.name}.watch ends first")
-    if ongoing is not None and (ongoing.version, ongoing.revision) == (asked.version, asked.revision):
+    if ongoing is not None and ongoing.is_for(request):
         with outside.warehouse.transaction(fence) as at:
-            deployments.change(at, ongoing, request_id=asked.request_id)
-        return _fresh(ongoing, outside)
+            deployments.update_deployment(at, ongoing, request_id=request.request_id)
+        return deployments.require_deployment(ongoing.deployment_id, outside)
     if ongoing is not None:  # its process is gone, or we would not have the lock
-        Stages(use_case, outside, fence).end(ongoing, "superseded", f"version {asked.version} is to be deployed")
-    serving = deployments.serving(use_case, outside)
-    row = {**asdict(asked), "use_case": use_case.name, "kind": "rollout", "stage": "package"}
-    row["previous_version"] = deployments.before(serving, asked.version)
-    if serving is not None and serving.version == asked.version:  # it became champion again: nothing but the proof
-        row["stage"] = "full"
+        problem = f"version {request.version} is to be deployed"
+        stages.end(ongoing, DeploymentOutcome.SUPERSEDED, problem)
+    serving = deployments.find_serving_deployment(use_case, outside)
+    # Where it became champion again nothing is left but the proof.
+    is_serving = serving is not None and serving.version == request.version
+    row = {
+        **asdict(request),
+        "use_case": use_case.name,
+        "kind": DeploymentKind.ROLLOUT,
+        "stage": DeploymentStage.FULL if is_serving else DeploymentStage.PACKAGE,
+        "previous_version": deployments.find_version_before(serving, request.version),
+    }
     with outside.warehouse.transaction(fence) as at:
-        deployments.open_row(at, row)
-    opened = deployments.of_id(asked.deployment_id, outside)
-    assert opened is not None
-    return opened
+        deployments.insert_deployment(at, row)
+    return deployments.require_deployment(request.deployment_id, outside)
 
 
-def _fresh(deployment: Deployment, outside: "Outside") -> Deployment:
-    found = deployments.of_id(deployment.deployment_id, outside)
-    assert found is not None
-    return found
-
-
-def _require_judged(use_case: UseCase, version: str, outside: "Outside") -> None:
+def _require_promoted(use_case: UseCase, version: str, outside: "Outside") -> None:
     found = outside.warehouse.query(
         "select 1 from ledger where use_case = %s and action = 'promote' and model_version = %s limit 1",
         (use_case.name, version),
@@ -233,10 +253,14 @@ def _require_judged(use_case: UseCase, version: str, outside: "Outside") -> None
         )
 
 
-def _lock(use_case: UseCase) -> str:
+def _name_deployment(use_case: UseCase, revision: int, version: str) -> str:
+    return f"{use_case.name}-{revision}-{version}"
+
+
+def _name_lock(use_case: UseCase) -> str:
     return f"deploy/{use_case.name}"
 
 
-def _said(sentence: str) -> str:
+def _report(sentence: str) -> str:
     print(sentence)  # a task's log is its standard output
     return sentence

@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from psycopg2.extensions import cursor
@@ -21,16 +22,62 @@ _COLUMNS = (
     "deployment_id, request_id, use_case, kind, version, previous_version, revision, stage, outcome, archive_sha256,"
     " evidence, problem, actor, reason, as_of, started_at, stage_since, finished_at"
 )
-TAKEN_BACK = "revert-"  # and the deployment that is undone
+_AUTO_ROLLBACK = "revert-"  # and the deployment that is undone
+
+
+class DeploymentKind(StrEnum):
+    """By stages, or at once and back."""
+
+    ROLLOUT = "rollout"
+    ROLLBACK = "rollback"
+
+
+class DeploymentStage(StrEnum):
+    """Where a version is on its way."""
+
+    PACKAGE = "package"
+    GOLDEN = "golden"
+    SHADOW = "shadow"
+    CANARY = "canary"
+    FULL = "full"
+    DONE = "done"
+
+
+class DeploymentOutcome(StrEnum):
+    """How a way to the server ended."""
+
+    FULL = "full"  # it answers everyone
+    REFUSED = "refused"  # before a client's request came near it
+    HELD = "held"  # too few requests to judge it by
+    REVERTED = "reverted"  # it did badly
+    SUPERSEDED = "superseded"  # another version is to answer
+
+
 _ACTIONS = {
-    "full": "deploy",
-    "refused": "deploy-refused",
-    "held": "deploy-held",
-    "reverted": "deploy-reverted",
-    "superseded": "deploy-superseded",
+    DeploymentOutcome.FULL: "deploy",
+    DeploymentOutcome.REFUSED: "deploy-refused",
+    DeploymentOutcome.HELD: "deploy-held",
+    DeploymentOutcome.REVERTED: "deploy-reverted",
+    DeploymentOutcome.SUPERSEDED: "deploy-superseded",
 }
-_TIERS: Mapping[str, "Tier"] = {"refused": "critical", "reverted": "critical", "held": "warning"}
-_RUNBOOKS = {"refused": "reverted-rollout", "reverted": "reverted-rollout", "held": "held-rollout"}
+_TIERS: Mapping[DeploymentOutcome, "Tier"] = {
+    DeploymentOutcome.REFUSED: "critical",
+    DeploymentOutcome.REVERTED: "critical",
+    DeploymentOutcome.HELD: "warning",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeploymentRequest:
+    """Which version is to be brought to the server, after which change of champion, by whom, and why."""
+
+    deployment_id: str
+    request_id: str
+    version: str
+    revision: int
+    as_of: datetime
+    actor: str
+    reason: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,12 +87,12 @@ class Deployment:
     deployment_id: str
     request_id: str | None
     use_case: str
-    kind: str
+    kind: DeploymentKind
     version: str
     previous_version: str | None
     revision: int
-    stage: str
-    outcome: str | None
+    stage: DeploymentStage
+    outcome: DeploymentOutcome | None
     archive_sha256: str | None
     evidence: Mapping[str, Any]
     problem: str | None
@@ -56,63 +103,95 @@ class Deployment:
     stage_since: datetime
     finished_at: datetime | None
 
-    def sentence(self) -> str:
+    @property
+    def is_auto_rollback(self) -> bool:
+        """Whether the watch rolls back, which alone takes it up again."""
+        return self.deployment_id.startswith(_AUTO_ROLLBACK)
+
+    @property
+    def auto_rollback_id(self) -> str:
+        """What the watch's rollback of this deployment is called."""
+        return f"{_AUTO_ROLLBACK}{self.deployment_id}"
+
+    @property
+    def request(self) -> DeploymentRequest:
+        """What was asked for when it began."""
+        return DeploymentRequest(
+            deployment_id=self.deployment_id,
+            request_id=self.request_id or self.deployment_id,
+            version=self.version,
+            revision=self.revision,
+            as_of=self.as_of,
+            actor=self.actor,
+            reason=self.reason,
+        )
+
+    def is_for(self, request: DeploymentRequest) -> bool:
+        """Whether it brings the same version after the same change of champion."""
+        return (self.version, self.revision) == (request.version, request.revision)
+
+    def describe(self) -> str:
         """What became of it, in words."""
-        said = f"{self.use_case}: version {self.version}"
+        subject = f"{self.use_case}: version {self.version}"
         if self.outcome is None:
-            return f"{said} is on its way, at {self.stage}"
-        if self.outcome == "full":
-            return f"{said} answers everyone since {self.finished_at:%Y-%m-%d %H:%M} UTC"
-        stays = f"version {self.previous_version} answers" if self.previous_version else "nothing answers"
-        return f"{said} was {self.outcome} at {self.stage}, {stays}: {self.problem}"
+            return f"{subject} is on its way, at {self.stage}"
+        if self.outcome is DeploymentOutcome.FULL:
+            return f"{subject} answers everyone since {self.finished_at:%Y-%m-%d %H:%M} UTC"
+        return f"{subject} was {self.outcome} at {self.stage}, {self.describe_rest()}: {self.problem}"
+
+    def describe_rest(self) -> str:
+        """What answers if this version does not."""
+        return f"version {self.previous_version} answers" if self.previous_version else "nothing answers"
 
 
-def of_id(deployment_id: str, outside: "Outside") -> Deployment | None:
+def find_deployment(deployment_id: str, outside: "Outside") -> Deployment | None:
     """A deployment by its name."""
     return _one("deployment_id = %s", (deployment_id,), outside)
 
 
-def of_request(use_case: UseCase, request_id: str, outside: "Outside") -> Deployment | None:
+def require_deployment(deployment_id: str, outside: "Outside") -> Deployment:
+    """A deployment that was written before."""
+    found = find_deployment(deployment_id, outside)
+    assert found is not None
+    return found
+
+
+def find_deployment_of_request(use_case: UseCase, request_id: str, outside: "Outside") -> Deployment | None:
     """The deployment that a run began or took up last."""
     return _one("use_case = %s and request_id = %s", (use_case.name, request_id), outside)
 
 
-def in_flight(use_case: UseCase, outside: "Outside") -> Deployment | None:
+def find_ongoing_deployment(use_case: UseCase, outside: "Outside") -> Deployment | None:
     """The one that is under way, or was when its process died."""
     return _one("use_case = %s and outcome is null", (use_case.name,), outside)
 
 
-def serving(use_case: UseCase, outside: "Outside") -> Deployment | None:
+def find_serving_deployment(use_case: UseCase, outside: "Outside") -> Deployment | None:
     """The deployment that brought the version which answers everyone; None before the first."""
     return _one("use_case = %s and outcome = 'full'", (use_case.name,), outside, order="finished_at")
 
 
-def is_taken_back(deployment: Deployment | None) -> bool:
-    """Whether this is a rollback by the watch, which alone takes it up again."""
-    return deployment is not None and deployment.deployment_id.startswith(TAKEN_BACK)
-
-
-def before(serving: Deployment | None, version: str) -> str | None:
+def find_version_before(serving: Deployment | None, version: str) -> str | None:
     """What answers without a version: the one that does now, or, where that is this very one, the one before it."""
     if serving is None:
         return None
     return serving.previous_version if serving.version == version else serving.version
 
 
-def answered(use_case: UseCase, revision: int, version: str, outside: "Outside") -> Deployment | None:
+def find_finished_deployment(use_case: UseCase, revision: int, version: str, outside: "Outside") -> Deployment | None:
     """The last finished way of a version since it became champion; a superseded one counts for nothing."""
     where = "use_case = %s and revision = %s and version = %s and outcome <> 'superseded'"
     return _one(where, (use_case.name, revision, version), outside)
 
 
-def open_row(at: cursor, values: Mapping[str, Any]) -> None:
+def insert_deployment(at: cursor, values: Mapping[str, Any]) -> None:
     """Write the row of a deployment that begins; the index refuses a second one under way."""
     names = ", ".join(values)
     places = ", ".join(["%s"] * len(values))
     at.execute(f"insert into deployments ({names}) values ({places})", tuple(values.values()))  # noqa: S608  # ours
 
 
-def change(at: cursor, deployment: Deployment, **values: Any) -> None:
+def update_deployment(at: cursor, deployment: Deployment, **values: Any) -> None:
     """Set columns of a deployment under way; `evidence` is added to what there is, by stage."""
     sets, params = [], []
     for name, value in values.items():
@@ -127,23 +206,23 @@ def change(at: cursor, deployment: Deployment, **values: Any) -> None:
     assert at.rowcount == 1, f"{deployment.deployment_id} is finished already"
 
 
-def finish(
+def finish_deployment(
     at: cursor,
     deployment: Deployment,
-    outcome: str,
+    outcome: DeploymentOutcome,
     outside: "Outside",
     *,
     problem: str | None = None,
     evidence: Mapping[str, Any] | None = None,
 ) -> None:
     """End a deployment: its row, its entry in the ledger, its alert, all in the caller's transaction."""
-    stage = {"stage": "done"} if outcome == "full" else {}
-    change(at, deployment, outcome=outcome, problem=problem, evidence=evidence or {}, **stage)
-    serves = deployment.version if outcome == "full" else deployment.previous_version
+    is_full = outcome is DeploymentOutcome.FULL
+    stage = {"stage": DeploymentStage.DONE} if is_full else {}
+    update_deployment(at, deployment, outcome=outcome, problem=problem, evidence=evidence or {}, **stage)
     release = Release(
         use_case=deployment.use_case,
         outcome=outcome,
-        champion_version=serves,
+        champion_version=deployment.version if is_full else deployment.previous_version,
         previous_version=deployment.previous_version,
         revision=deployment.revision,
         as_of=deployment.as_of,
@@ -160,17 +239,19 @@ def finish(
         evidence={"deployment": deployment.deployment_id, "kind": deployment.kind, **_plain(evidence or {})},
         key=deployment.deployment_id,
     )
-    _tell(at, deployment, outcome, problem, outside)
+    _alert_about(at, deployment, outcome, problem, outside)
 
 
-def _tell(at: cursor, deployment: Deployment, outcome: str, problem: str | None, outside: "Outside") -> None:
+def _alert_about(
+    at: cursor, deployment: Deployment, outcome: DeploymentOutcome, problem: str | None, outside: "Outside"
+) -> None:
     """An alert where a version did not make it; what an earlier one said is over once another answers everyone."""
     fingerprint = f"{deployment.use_case}.deploy.{{}}".format
-    if outcome == "full":
+    if outcome is DeploymentOutcome.FULL:
         for other in _TIERS:
             outside.alerts.resolve(fingerprint(other), at)
         outside.alerts.resolve(fingerprint("put-back"), at)
-    if outcome == "full" and deployment.kind == "rollback":
+    if outcome is DeploymentOutcome.FULL and deployment.kind is DeploymentKind.ROLLBACK:
         outside.alerts.record(
             at,
             tier="warning",
@@ -181,14 +262,15 @@ def _tell(at: cursor, deployment: Deployment, outcome: str, problem: str | None,
             body=f"{deployment.reason} ({deployment.actor})\ndocs/runbooks/reverted-rollout.md",
         )
     if outcome in _TIERS:
-        stays = f"version {deployment.previous_version} answers" if deployment.previous_version else "nothing answers"
+        runbook = "held-rollout" if outcome is DeploymentOutcome.HELD else "reverted-rollout"
         outside.alerts.record(
             at,
             tier=_TIERS[outcome],
             use_case=deployment.use_case,
             fingerprint=fingerprint(outcome),
-            title=f"{deployment.use_case}: version {deployment.version} was {outcome} at {deployment.stage}; {stays}",
-            body=f"{problem}\ndeployment {deployment.deployment_id}; docs/runbooks/{_RUNBOOKS[outcome]}.md",
+            title=f"{deployment.use_case}: version {deployment.version} was {outcome} at {deployment.stage};"
+            f" {deployment.describe_rest()}",
+            body=f"{problem}\ndeployment {deployment.deployment_id}; docs/runbooks/{runbook}.md",
         )
 
 
@@ -204,4 +286,10 @@ def _plain(value: Any) -> Any:
 def _one(where: str, params: tuple[Any, ...], outside: "Outside", *, order: str = "position") -> Deployment | None:
     query = f"select {_COLUMNS} from deployments where {where} order by {order} desc limit 1"  # noqa: S608  # our texts
     rows = outside.warehouse.query(query, params)
-    return Deployment(**rows[0]) if rows else None
+    return _read_row(rows[0]) if rows else None
+
+
+def _read_row(row: Mapping[str, Any]) -> Deployment:
+    named = {"kind": DeploymentKind(row["kind"]), "stage": DeploymentStage(row["stage"])}
+    outcome = DeploymentOutcome(row["outcome"]) if row["outcome"] else None
+    return Deployment(**{**row, **named, "outcome": outcome})

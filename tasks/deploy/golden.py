@@ -13,9 +13,9 @@ from pipeline.partitions import Interval
 from pipeline.spec import UseCase
 from serving.reasons import DegradedReason
 from tasks.build_features import dataset
-from tasks.deploy import recompute
-from tasks.deploy.judge import Golden, p99
-from tasks.deploy.server import ask, score_of
+from tasks.deploy.batch_scores import load_batch_predictor
+from tasks.deploy.judge import GoldenTally, compute_p99
+from tasks.deploy.server import ask_version, read_score
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -28,24 +28,24 @@ _TRIES, _PAUSE_SECONDS = 10, 1.2  # the server leaves a silent store alone for a
 _STATE = "select since, as_of, snapshot_version from online_state where use_case = %s and definition = %s"
 
 
-class NotReady(ConnectionError):  # noqa: N818  # says what the matter is
+class FeaturesNotReady(ConnectionError):  # noqa: N818  # says what the matter is
     """The online features are not there, which says nothing about the version; the same call may succeed later."""
 
 
-def look(use_case: UseCase, version: str, outside: "Outside") -> tuple[Golden, dict[str, Any]]:
+def ask_golden_rows(use_case: UseCase, version: str, outside: "Outside") -> tuple[GoldenTally, dict[str, Any]]:
     """How a registered version answers real rows, all of them in lists and then one by one; and one of the events.
 
     Raises:
-        Rejected: it refused a row, or fails on it.
-        NotReady: there are no online features, or their store does not answer.
+        VersionRejected: it refused a row, or fails on it.
+        FeaturesNotReady: there are no online features, or their store does not answer.
         ConnectionError: the server is not there.
     """
     assert use_case.endpoint is not None
     rollout = use_case.endpoint.rollout
-    points, events = rows(use_case, outside, rollout.golden_rows)
+    points, events = choose_golden_rows(use_case, outside, rollout.golden_rows)
     if not events:
-        return Golden(rows=0, wanted=rollout.golden_rows, max_difference=0, worst="", p99_ms=0), {}
-    batch = recompute.predictor(use_case, version, outside).predict(points)
+        return GoldenTally(rows=0, wanted=rollout.golden_rows, max_difference=0, worst="", p99_ms=0), {}
+    batch = load_batch_predictor(use_case, version, outside).predict(points)
     size = min(use_case.endpoint.max_events, _MOST_AT_ONCE)
     chunks = [events[start : start + size] for start in range(0, len(events), size)]
     listed = [score for chunk in chunks for score in _ask(use_case, version, chunk, outside)[0]]
@@ -53,39 +53,41 @@ def look(use_case: UseCase, version: str, outside: "Outside") -> tuple[Golden, d
     single = [score for scores, _ in alone for score in scores]
     differences = np.maximum(np.abs(np.array(listed) - batch), np.abs(np.array(single) - batch))
     worst = int(np.argmax(np.nan_to_num(differences, nan=np.inf)))
-    seen = Golden(
+    tally = GoldenTally(
         rows=len(events),
         wanted=rollout.golden_rows,
         max_difference=float(differences[worst]),
         worst=f"{points['entity_key'][worst]} at {points['event_time'][worst]}",
-        p99_ms=p99([took_ms for _, took_ms in alone]) or 0.0,
+        p99_ms=compute_p99([took_ms for _, took_ms in alone]) or 0.0,
     )
-    return seen, events[0]
+    return tally, events[0]
 
 
-def rows(use_case: UseCase, outside: "Outside", wanted: int) -> tuple["pa.Table", list[dict[str, Any]]]:
+def choose_golden_rows(use_case: UseCase, outside: "Outside", wanted: int) -> tuple["pa.Table", list[dict[str, Any]]]:
     """Feature rows that the online store answers exactly, spread evenly over them, and the requests that ask for them.
 
     Raises:
-        NotReady: no online features were made of today's definition.
+        FeaturesNotReady: no online features were made of today's definition.
     """
     import features
 
     definition = features.definition(use_case.name)
     state = outside.warehouse.query(_STATE, (use_case.name, definition.digest()))
     if not state:
-        raise NotReady(f"{use_case.name} has no online features of today's definition: run {use_case.name}.ingest")
+        raise FeaturesNotReady(
+            f"{use_case.name} has no online features of today's definition: run {use_case.name}.ingest"
+        )
     snapshot = dataset.find_snapshot(state[0]["snapshot_version"], use_case, outside)
     kept = Interval(state[0]["since"].astimezone(UTC), state[0]["as_of"].astimezone(UTC))
     points = dataset.load_points(snapshot.version, use_case, outside, start=kept.start, end=kept.end)
-    asked = requests(use_case, snapshot, outside, kept)
+    by_key = rebuild_requests(use_case, snapshot, outside, kept)
     keys = zip(points["entity_key"].to_pylist(), points["event_time"].to_pylist(), strict=True)
-    known = [(place, asked[key]) for place, key in enumerate((k, t.astimezone(UTC)) for k, t in keys) if key in asked]
+    known = [(place, by_key[key]) for place, key in enumerate((k, t.astimezone(UTC)) for k, t in keys) if key in by_key]
     spread = [known[i] for i in np.unique(np.linspace(0, len(known) - 1, min(wanted, len(known))).astype(int))]
     return points.take([place for place, _ in spread]), [event for _, event in spread]
 
 
-def requests(
+def rebuild_requests(
     use_case: UseCase, snapshot: Snapshot, outside: "Outside", interval: Interval
 ) -> dict[tuple[str, datetime], dict[str, Any]]:
     """What a client would have sent for each row, by the row's key, from the clean objects the snapshot was made of."""
@@ -96,8 +98,8 @@ def requests(
     definition = features.definition(use_case.name)
     tables = clean_files(snapshot, interval, outside)
     names = [field.name for field in definition.request]
-    told = load_past_requests(definition, tables, interval, use_case.time.lead).to_pylist()
-    return {(row["entity_key"], row["event_time"].replace(tzinfo=UTC)): _event(row, names) for row in told}
+    rows = load_past_requests(definition, tables, interval, use_case.time.lead).to_pylist()
+    return {(row["entity_key"], row["event_time"].replace(tzinfo=UTC)): _event(row, names) for row in rows}
 
 
 def _event(row: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
@@ -115,8 +117,10 @@ def _ask(
     """
     for _ in range(_TRIES):
         began = time.perf_counter()
-        answers = ask(use_case, version, events, outside, request_id=f"golden-{uuid.uuid4()}", slot=SLOT)
+        answers = ask_version(use_case, version, events, outside, request_id=f"golden-{uuid.uuid4()}", slot=SLOT)
         if not any(DegradedReason.STORE_SILENT in reason for answer in answers for reason in answer["reasons"]):
-            return [score_of(answer) for answer in answers], (time.perf_counter() - began) * 1000
+            return [read_score(answer) for answer in answers], (time.perf_counter() - began) * 1000
         time.sleep(_PAUSE_SECONDS)
-    raise NotReady(f"{use_case.name}: {DegradedReason.STORE_SILENT}, which says nothing about version {version}")
+    raise FeaturesNotReady(
+        f"{use_case.name}: {DegradedReason.STORE_SILENT}, which says nothing about version {version}"
+    )

@@ -2,13 +2,13 @@
 
 import json
 import time
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from adapters.errors import Corrupt, Missing
 from pipeline.spec import UseCase
-from tasks.deploy import deployments
-from tasks.deploy.deployments import Deployment
-from tasks.deploy.experiment import log
+from tasks.deploy.deployments import Deployment, find_ongoing_deployment
+from tasks.deploy.experiment.log import find_unsettled_experiment
 
 if TYPE_CHECKING:
     from adapters.connect import Outside
@@ -26,54 +26,54 @@ _TRIES, _PAUSE_SECONDS = 5, 1.0  # a worker that was killed is back after about 
 _PROOFS = 10  # what was refused for a moment does not end a rollback
 
 
-class Rejected(ValueError):  # noqa: N818  # reads as the answer it is
+class VersionRejected(ValueError):  # noqa: N818  # reads as the answer it is
     """The server cannot run this version; asking again would give the same."""
 
 
-def endpoint(outside: "Outside") -> "Endpoint":
+def require_endpoint(outside: "Outside") -> "Endpoint":
     """The online server of this installation."""
     if outside.endpoint is None:
         raise ValueError("this installation has no online server")
     return outside.endpoint
 
 
-def gateway(outside: "Outside") -> "Gateway":
+def require_gateway(outside: "Outside") -> "Gateway":
     """The gateway of this installation."""
     if outside.gateway is None:
         raise ValueError("this installation has no gateway")
     return outside.gateway
 
 
-def ask(
+def ask_version(
     use_case: UseCase, version: str, events: list[dict[str, Any]], outside: "Outside", *, request_id: str, slot: str
 ) -> list[dict[str, Any]]:
     """A version's answers, past the gateway.
 
     Raises:
-        Rejected: it refused the events, or fails on them though the server is there.
+        VersionRejected: it refused the events, or fails on them though the server is there.
         ConnectionError: the server is not there, which says nothing about the version.
     """
     for tried in range(1, _TRIES + 1):
         try:
-            answers = endpoint(outside).ask(use_case.name, version, events, request_id=request_id, slot=slot)
+            answers = require_endpoint(outside).ask(use_case.name, version, events, request_id=request_id, slot=slot)
         except ValueError as problem:
-            raise Rejected(f"version {version} refused a real event: {problem}") from problem
+            raise VersionRejected(f"version {version} refused a real event: {problem}") from problem
         except ConnectionError as problem:
-            endpoint(outside).versions(use_case.name)  # raises where the server itself is gone
+            require_endpoint(outside).versions(use_case.name)  # raises where the server itself is gone
             if tried == _TRIES:
-                raise Rejected(f"version {version} fails: {problem}") from problem
+                raise VersionRejected(f"version {version} fails: {problem}") from problem
             time.sleep(_PAUSE_SECONDS)
         else:
             return list(answers)
     raise AssertionError("not reached")
 
 
-def score_of(answer: dict[str, Any]) -> float:
+def read_score(answer: dict[str, Any]) -> float:
     """The number in an answer, whatever the target's kind."""
     return float(answer["probability"] if "probability" in answer else answer["value"])
 
 
-class Server:
+class UseCaseServer:
     """The endpoint and the gateway of one use case."""
 
     def __init__(self, use_case: UseCase, outside: "Outside") -> None:
@@ -81,12 +81,20 @@ class Server:
         self._name, self._use_case, self._outside = use_case.name, use_case, outside
         self._online = use_case.endpoint
 
-    def archive(self, version: str) -> "Archive":
+    @cached_property
+    def _endpoint(self) -> "Endpoint":
+        return require_endpoint(self._outside)
+
+    @cached_property
+    def _gateway(self) -> "Gateway":
+        return require_gateway(self._outside)
+
+    def make_archive(self, version: str) -> "Archive":
         """A version's archive in the store; the same version gives the same bytes.
 
         Raises:
-            Rejected: the version learnt other features than are looked up now, or its stored bundle was changed or is
-                not there.
+            VersionRejected: the version learnt other features than are looked up now, or its stored bundle was
+                changed or is not there.
         """
         from tasks.train.feature_match import learnt_other_features
 
@@ -94,104 +102,112 @@ class Server:
             is_foreign = learnt_other_features(self._use_case, version, self._outside)
             bundle = self._outside.registry.download_bundle(self._name, version)
         except (Corrupt, Missing) as problem:
-            raise Rejected(f"the stored bundle of version {version} is not what was registered: {problem}") from problem
+            raise VersionRejected(
+                f"the stored bundle of version {version} is not what was registered: {problem}"
+            ) from problem
         if is_foreign:
-            raise Rejected(
+            raise VersionRejected(
                 f"version {version} learnt other features than features/ defines now: run {self._name}.train"
             )
-        known = self._outside.registry.version(self._name, version)
-        return endpoint(self._outside).store.archive(
-            bundle, use_case=self._name, version=version, bundle_sha256=known.bundle_sha256, options=self._options()
+        registered = self._outside.registry.version(self._name, version)
+        return self._endpoint.store.archive(
+            bundle,
+            use_case=self._name,
+            version=version,
+            bundle_sha256=registered.bundle_sha256,
+            options=self._options(),
         )
 
     def register(self, archive: "Archive") -> None:
         """Load an archive beside what runs; back when it answers.
 
         Raises:
-            Rejected: the file is not the one that was made, or its worker does not come up.
+            VersionRejected: the file is not the one that was made, or its worker does not come up.
         """
         e = self._online
         try:
-            endpoint(self._outside).register(
+            self._endpoint.register(
                 archive, batch_size=e.batch_size, max_batch_delay_ms=e.max_batch_delay_ms, workers=e.workers
             )
         except ValueError as problem:
-            raise Rejected(f"version {archive.version} does not start: {problem}") from problem
+            raise VersionRejected(f"version {archive.version} does not start: {problem}") from problem
 
-    def ensure(self, version: str, sha256: str | None) -> bool:
+    def ensure_loaded(self, version: str, sha256: str | None) -> bool:
         """See to it that a version is loaded and ready, also after the server has forgotten it; whether it had to be.
 
         Raises:
-            Rejected: it cannot be loaded again.
+            VersionRejected: it cannot be loaded again.
         """
-        if endpoint(self._outside).versions(self._name).get(version):
+        if self._endpoint.versions(self._name).get(version):
             return False
-        archive = self.archive(version)
+        archive = self.make_archive(version)
         if sha256 is not None and archive.sha256 != sha256:
-            raise Rejected(f"the archive of version {version} has the digest {archive.sha256}, deployed was {sha256}")
+            raise VersionRejected(
+                f"the archive of version {version} has the digest {archive.sha256}, deployed was {sha256}"
+            )
         self.register(archive)
         return True
 
-    def route(self, stable: str | None, candidate: str | None = None, share: float = 0.0) -> None:
+    def set_route(self, stable: str | None, candidate: str | None = None, share: float = 0.0) -> None:
         """Who answers from now on. Said again where it is so: the gateway's file may know it, and its memory not."""
         from adapters.gateway import Route
 
-        gateway(self._outside).set_route(self._name, Route(stable, candidate, share))
+        self._gateway.set_route(self._name, Route(stable, candidate, share))
 
-    def proof(self, version: str) -> str | None:
+    def find_wrong_answer(self, version: str) -> str | None:
         """Ask one real event through the gateway; what is wrong with the answer, None: it is this version's.
 
         It is asked until this version answers, for as long as a worker may take to come back. Without any event ever
         asked there is nothing to prove it by, which is a problem too.
         """
-        event = self.example()
+        event = self._find_example()
         if event is None:
             return "there is no event to ask about"
-        wrong = self._asked_once(event, version)
+        wrong = self._ask_gateway(event, version)
         for _ in range(_PROOFS - 1):
             if wrong is None:
                 break
             time.sleep(_PAUSE_SECONDS)
-            wrong = self._asked_once(event, version)
+            wrong = self._ask_gateway(event, version)
         return wrong
 
-    def _asked_once(self, event: dict[str, Any], version: str) -> str | None:
-        reply = gateway(self._outside).ask(self._name, event)
+    def _ask_gateway(self, event: dict[str, Any], version: str) -> str | None:
+        reply = self._gateway.ask(self._name, event)
         if reply.status != 200 or not isinstance(reply.body, dict):
             return f"the gateway answered {reply.status}: {str(reply.body)[:300]}"
         if str(reply.body.get("model_version")) != version:
             return f"version {reply.body.get('model_version')} answered, not {version}"
         return None
 
-    def example(self) -> dict[str, Any] | None:
+    def _find_example(self) -> dict[str, Any] | None:
         """A real event that was asked when a version was let in."""
         found = self._outside.warehouse.query(_EXAMPLE, (self._name,))
         return dict(found[0]["event"]) if found else None
 
-    def settle(self, version: str) -> None:
+    def publish(self, version: str) -> None:
         """What goes with being the one that answers: the default version, the published schema, the static answer."""
-        endpoint(self._outside).make_default(self._name, version)
-        gateway(self._outside).publish_openapi(self._name, self._schema())
+        self._endpoint.make_default(self._name, version)
+        self._gateway.publish_openapi(self._name, self._schema())
         if self._use_case.target.kind == "binary":
             [found] = self._outside.warehouse.query(_BASE_RATE, (self._name,))
-            gateway(self._outside).set_fallback(self._name, found["rate"])
+            self._gateway.set_fallback(self._name, found["rate"])
 
     def retire_others(self, serving: Deployment | None) -> None:
         """Unload what neither answers nor would come back, unless it is on its way.
 
         What answers is the default first: a kill may have left another one as that, and the default cannot be unloaded.
         """
-        loaded = endpoint(self._outside).versions(self._name).keys()  # first: what is loaded later is on its way
+        loaded = self._endpoint.versions(self._name).keys()  # first: what is loaded later is on its way
         kept = {serving.version, serving.previous_version} if serving else set()
-        ongoing = deployments.in_flight(self._use_case, self._outside)
+        ongoing = find_ongoing_deployment(self._use_case, self._outside)
         kept |= {ongoing.version} if ongoing else set()
-        trial = log.unsettled(self._use_case, self._outside)
-        kept |= {trial.control, trial.treatment} if trial else set()
+        experiment = find_unsettled_experiment(self._use_case, self._outside)
+        kept |= {experiment.control, experiment.treatment} if experiment else set()
         others = loaded - kept
         if others and serving is not None and serving.version in loaded:
-            endpoint(self._outside).make_default(self._name, serving.version)
+            self._endpoint.make_default(self._name, serving.version)
         for version in others:
-            endpoint(self._outside).retire(self._name, version)
+            self._endpoint.retire(self._name, version)
 
     def _schema(self) -> str:
         import features

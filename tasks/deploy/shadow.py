@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 from psycopg2.extras import execute_values
 
-from tasks.deploy.judge import Shadowed
-from tasks.deploy.server import Rejected, ask, score_of
+from tasks.deploy.judge import ShadowTally
+from tasks.deploy.server import VersionRejected, ask_version, read_score
 
 if TYPE_CHECKING:
     from adapters.connect import Outside
     from adapters.warehouse import Fence
     from pipeline.spec import UseCase
-    from tasks.deploy.canary import Checker
+    from tasks.deploy.canary import AnswerChecker
     from tasks.deploy.deployments import Deployment
 
 SLOT = "shadow"
@@ -45,21 +45,21 @@ from shadow_pairs where deployment_id = %s
 
 
 @dataclass(frozen=True, kw_only=True)
-class Look:
+class ShadowComparison:
     """How the mirroring stands, and how the two versions differ: evidence, not a limit. They are to differ."""
 
-    seen: Shadowed
+    tally: ShadowTally
     versus_stable: dict[str, Any]
 
 
-def look(
+def mirror_requests(
     use_case: "UseCase",
     deployment: "Deployment",
     outside: "Outside",
     *,
     fence: "Fence",
-    checker: "Checker",
-) -> Look:
+    checker: "AnswerChecker",
+) -> ShadowComparison:
     """Mirror what is new, up to what is wanted, and say how it stands.
 
     Raises:
@@ -69,21 +69,21 @@ def look(
     problem = _mirror(use_case, deployment, outside, fence)
     [summary] = outside.warehouse.query(_SUMMARY, (deployment.deployment_id,))
     checked = checker.check()
-    seen = Shadowed(
+    tally = ShadowTally(
         requests=summary["requests"],
         unanswered=summary["unanswered"],
         problem=problem,
         checked=checked.requests,
         max_difference=checked.max_difference,
     )
-    return Look(seen=seen, versus_stable=summary)
+    return ShadowComparison(tally=tally, versus_stable=summary)
 
 
 def _mirror(use_case: "UseCase", deployment: "Deployment", outside: "Outside", fence: "Fence") -> str | None:
     """Ask the new version the same; the first reason it gave for not answering."""
     endpoint = use_case.endpoint
     assert endpoint is not None
-    asked = {
+    params = {
         "use_case": use_case.name,
         "stable": deployment.previous_version,
         "since": deployment.stage_since,
@@ -91,13 +91,13 @@ def _mirror(use_case: "UseCase", deployment: "Deployment", outside: "Outside", f
         "most": endpoint.rollout.shadow_requests,
     }
     rows, problem = [], None
-    for request_id, group in groupby(outside.warehouse.query(_NEW, asked), key=lambda row: row["request_id"]):
+    for request_id, group in groupby(outside.warehouse.query(_NEW, params), key=lambda row: row["request_id"]):
         events = list(group)
         try:
-            asked_again = [event["request"] for event in events]
-            answers = ask(use_case, deployment.version, asked_again, outside, request_id=request_id, slot=SLOT)
-            scores: list[float | None] = [score_of(answer) for answer in answers]
-        except Rejected as error:
+            requests = [event["request"] for event in events]
+            answers = ask_version(use_case, deployment.version, requests, outside, request_id=request_id, slot=SLOT)
+            scores: list[float | None] = [read_score(answer) for answer in answers]
+        except VersionRejected as error:
             scores, problem = [None] * len(events), problem or str(error)
         pairs = zip(events, scores, strict=True)
         rows += [

@@ -8,23 +8,39 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from adapters.errors import Corrupt, Missing
-from pipeline.online import Endpoint
+from pipeline.online import EndpointSettings
 from pipeline.spec import UseCase
 from tasks.common.ledger import current
-from tasks.deploy import canary, deployments, golden, recompute, shadow
-from tasks.deploy.deployments import Deployment
-from tasks.deploy.judge import Step, after, judge_canary, judge_golden, judge_shadow
-from tasks.deploy.server import Rejected, Server, gateway
+from tasks.deploy import deployments, shadow
+from tasks.deploy.batch_scores import load_batch_predictor
+from tasks.deploy.canary import AnswerChecker, tally_traffic
+from tasks.deploy.deployments import Deployment, DeploymentOutcome, DeploymentStage
+from tasks.deploy.golden import ask_golden_rows
+from tasks.deploy.judge import StageJudgement, StageResult, judge_canary, judge_golden, judge_shadow
+from tasks.deploy.server import UseCaseServer, VersionRejected, require_gateway
 
 if TYPE_CHECKING:
     from adapters.connect import Outside
-    from adapters.gateway import Record
+    from adapters.gateway import GatewayRecord
     from adapters.warehouse import Fence
 
 POLL_SECONDS = 1.0
-_UNSEEN = ("package", "golden")  # no request of a client has come near it
-_OUTCOMES = {"hold": "held", "breach": "reverted"}
+_NEW_CHAMPION = "the champion has changed meanwhile"
+_UNSEEN = (DeploymentStage.PACKAGE, DeploymentStage.GOLDEN)  # no request of a client has come near it
+# The first version has nothing to be compared with.
+_FIRST_STAGES = (DeploymentStage.PACKAGE, DeploymentStage.GOLDEN, DeploymentStage.FULL, DeploymentStage.DONE)
+_OUTCOMES = {
+    StageResult.WAIT: DeploymentOutcome.SUPERSEDED,
+    StageResult.HOLD: DeploymentOutcome.HELD,
+    StageResult.BREACH: DeploymentOutcome.REVERTED,
+}
 _LOG = logging.getLogger(__name__)
+
+
+def next_stage(stage: DeploymentStage, *, is_first: bool) -> DeploymentStage:
+    """The stage that follows."""
+    stages = _FIRST_STAGES if is_first else tuple(DeploymentStage)
+    return stages[stages.index(stage) + 1]
 
 
 class Stages:
@@ -33,129 +49,140 @@ class Stages:
     def __init__(self, use_case: UseCase, outside: "Outside", fence: "Fence") -> None:
         assert use_case.endpoint is not None
         self._use_case, self._outside, self._fence = use_case, outside, fence
-        self._endpoint: Endpoint = use_case.endpoint
-        self._server = Server(use_case, outside)
+        self._endpoint: EndpointSettings = use_case.endpoint
+        self._server = UseCaseServer(use_case, outside)
+        self._steps = {
+            DeploymentStage.PACKAGE: self._package_bundle,
+            DeploymentStage.GOLDEN: self._ask_golden_rows,
+            DeploymentStage.SHADOW: self._mirror_requests,
+            DeploymentStage.CANARY: self._share_requests,
+            DeploymentStage.FULL: self._answer_everyone,
+        }
 
     def run(self, deployment: Deployment) -> Deployment:
         """Go on until it has ended."""
         while deployment.outcome is None:
             if self._is_stale(deployment):
-                deployment = self.end(deployment, "superseded", "the champion has changed meanwhile")
+                deployment = self.end(deployment, DeploymentOutcome.SUPERSEDED, _NEW_CHAMPION)
                 break
             _LOG.info("%s: %s", deployment.deployment_id, deployment.stage)
             try:
-                deployment = getattr(self, f"_{deployment.stage}")(deployment)
+                deployment = self._steps[deployment.stage](deployment)
             except (Corrupt, Missing) as problem:  # its bundle, which no retry mends
-                outcome = "refused" if deployment.stage in _UNSEEN else "reverted"
+                is_unseen = deployment.stage in _UNSEEN
+                outcome = DeploymentOutcome.REFUSED if is_unseen else DeploymentOutcome.REVERTED
                 deployment = self.end(deployment, outcome, f"the stored bundle is not what was registered: {problem}")
         return deployment
 
     def end(
-        self, deployment: Deployment, outcome: str, problem: str, evidence: Mapping[str, Any] | None = None
+        self,
+        deployment: Deployment,
+        outcome: DeploymentOutcome,
+        problem: str,
+        evidence: Mapping[str, Any] | None = None,
     ) -> Deployment:
         """Not this one: what answered goes on answering, alone, and the version leaves the server."""
-        serving = deployments.serving(self._use_case, self._outside)
+        serving = deployments.find_serving_deployment(self._use_case, self._outside)
         with self._outside.warehouse.transaction(self._fence) as at:
             stage = {deployment.stage: evidence} if evidence else {}
-            deployments.finish(at, deployment, outcome, self._outside, problem=problem, evidence=stage)
-            self._server.route(serving.version if serving else None)
+            deployments.finish_deployment(at, deployment, outcome, self._outside, problem=problem, evidence=stage)
+            self._server.set_route(serving.version if serving else None)
         self._server.retire_others(serving)
-        return self._again(deployment)
+        return self._read_again(deployment)
 
-    def _package(self, deployment: Deployment) -> Deployment:
+    def _package_bundle(self, deployment: Deployment) -> Deployment:
         """The bundle becomes an archive, whose digest is kept before anybody loads it, and is registered."""
         try:
-            archive = self._server.archive(deployment.version)
+            archive = self._server.make_archive(deployment.version)
             with self._outside.warehouse.transaction(self._fence) as at:
-                deployments.change(at, deployment, archive_sha256=archive.sha256)
+                deployments.update_deployment(at, deployment, archive_sha256=archive.sha256)
             self._server.register(archive)
-        except Rejected as problem:
-            return self.end(deployment, "refused", str(problem))
+        except VersionRejected as problem:
+            return self.end(deployment, DeploymentOutcome.REFUSED, str(problem))
         return self._go_on(deployment, {"archive_sha256": archive.sha256})
 
-    def _golden(self, deployment: Deployment) -> Deployment:
+    def _ask_golden_rows(self, deployment: Deployment) -> Deployment:
         """Real rows through the real server get the batch's answers, in time."""
         try:
-            self._server.ensure(deployment.version, deployment.archive_sha256)
-            seen, example = golden.look(self._use_case, deployment.version, self._outside)
-        except Rejected as problem:
-            return self.end(deployment, "refused", str(problem))
-        step = judge_golden(self._endpoint.rollout, seen)
-        evidence = {**asdict(seen), "said": step.reason, "example": example}
-        if step.answer != "pass":
-            return self.end(deployment, "refused" if step.answer == "breach" else "held", step.reason, evidence)
-        return self._go_on(deployment, evidence)
+            self._server.ensure_loaded(deployment.version, deployment.archive_sha256)
+            tally, example = ask_golden_rows(self._use_case, deployment.version, self._outside)
+        except VersionRejected as problem:
+            return self.end(deployment, DeploymentOutcome.REFUSED, str(problem))
+        judgement = judge_golden(self._endpoint.rollout, tally)
+        evidence = {**asdict(tally), "said": judgement.reason, "example": example}
+        if judgement.result is StageResult.BREACH:
+            return self.end(deployment, DeploymentOutcome.REFUSED, judgement.reason, evidence)
+        return self._follow(deployment, judgement, evidence)
 
-    def _shadow(self, deployment: Deployment) -> Deployment:
+    def _mirror_requests(self, deployment: Deployment) -> Deployment:
         """What is asked of the running version is asked of this one as well; nobody sees its answers."""
-        checker = self._checker(deployment, shadow.SLOT)
-        looks: list[shadow.Look] = []
+        checker = self._make_checker(deployment, shadow.SLOT)
+        evidence: dict[str, Any] = {}
 
-        def judge(minutes: float) -> Step:
-            looks.append(shadow.look(self._use_case, deployment, self._outside, fence=self._fence, checker=checker))
-            return judge_shadow(self._endpoint.rollout, looks[-1].seen, minutes=minutes)
+        def judge(minutes: float) -> StageJudgement:
+            compared = shadow.mirror_requests(
+                self._use_case, deployment, self._outside, fence=self._fence, checker=checker
+            )
+            evidence.update(asdict(compared.tally), versus_stable=compared.versus_stable)
+            return judge_shadow(self._endpoint.rollout, compared.tally, minutes=minutes)
 
-        step = self._until(deployment, judge)
-        seen = looks[-1] if looks else None
-        evidence = {**asdict(seen.seen), "versus_stable": seen.versus_stable, "said": step.reason} if seen else {}
-        return self._follow(deployment, step, evidence)
+        judgement = self._wait_for_judgement(deployment, judge)
+        return self._follow(deployment, judgement, {**evidence, "said": judgement.reason})
 
-    def _canary(self, deployment: Deployment) -> Deployment:
+    def _share_requests(self, deployment: Deployment) -> Deployment:
         """A share of the real requests is answered by this version."""
-        self._move(deployment, share=self._endpoint.rollout.canary_share)
-        checker = self._checker(deployment, "candidate")
-        records: set[Record] = set()  # the gateway forgets the oldest, and all when it starts again
-        tallies = []
+        self._give_share(deployment)
+        checker = self._make_checker(deployment, "candidate")
+        records: set[GatewayRecord] = set()  # the gateway forgets the oldest, and all when it starts again
+        evidence: dict[str, Any] = {}
 
-        def judge(minutes: float) -> Step:
-            found = gateway(self._outside).records(self._use_case.name, deployment.stage_since)
-            records.update(r for r in found if (r.slot, r.version) == ("candidate", deployment.version))
-            tallies.append(canary.tally(records, checker.check(), max_ms=self._endpoint.rollout.max_p99_ms))
-            return judge_canary(self._endpoint.rollout, tallies[-1], minutes=minutes)
+        def judge(minutes: float) -> StageJudgement:
+            latest = require_gateway(self._outside).records(self._use_case.name, deployment.stage_since)
+            records.update(r for r in latest if (r.slot, r.version) == ("candidate", deployment.version))
+            tally = tally_traffic(records, checker.check(), max_ms=self._endpoint.rollout.max_p99_ms)
+            evidence.update(asdict(tally))
+            return judge_canary(self._endpoint.rollout, tally, minutes=minutes)
 
-        step = self._until(deployment, judge)
-        evidence = {**asdict(tallies[-1]), "said": step.reason} if tallies else {}
-        return self._follow(deployment, step, evidence)
+        judgement = self._wait_for_judgement(deployment, judge)
+        return self._follow(deployment, judgement, {**evidence, "said": judgement.reason})
 
-    def _full(self, deployment: Deployment) -> Deployment:
+    def _answer_everyone(self, deployment: Deployment) -> Deployment:
         """Everyone is answered by this version, which a request through the gateway proves; the one before is kept."""
         try:
-            self._server.ensure(deployment.version, deployment.archive_sha256)
-        except Rejected as problem:
-            return self.end(deployment, "refused", str(problem))
+            self._server.ensure_loaded(deployment.version, deployment.archive_sha256)
+        except VersionRejected as problem:
+            return self.end(deployment, DeploymentOutcome.REFUSED, str(problem))
         with self._outside.warehouse.transaction(self._fence):
-            self._server.route(deployment.version)
-        if wrong := self._server.proof(deployment.version):
-            return self.end(deployment, "reverted", wrong)
-        self._server.settle(deployment.version)
+            self._server.set_route(deployment.version)
+        if wrong := self._server.find_wrong_answer(deployment.version):
+            return self.end(deployment, DeploymentOutcome.REVERTED, wrong)
+        self._server.publish(deployment.version)
         with self._outside.warehouse.transaction(self._fence) as at:
-            deployments.finish(at, deployment, "full", self._outside)
-        done = self._again(deployment)
+            deployments.finish_deployment(at, deployment, DeploymentOutcome.FULL, self._outside)
+        done = self._read_again(deployment)
         self._server.retire_others(done)
         return done
 
     def _go_on(self, deployment: Deployment, evidence: Mapping[str, Any]) -> Deployment:
-        stage = after(deployment.stage, first=deployment.previous_version is None)
+        stage = next_stage(deployment.stage, is_first=deployment.previous_version is None)
         with self._outside.warehouse.transaction(self._fence) as at:
-            deployments.change(at, deployment, stage=stage, evidence={deployment.stage: evidence})
-        return self._again(deployment)
+            deployments.update_deployment(at, deployment, stage=stage, evidence={deployment.stage: evidence})
+        return self._read_again(deployment)
 
-    def _follow(self, deployment: Deployment, step: Step, evidence: Mapping[str, Any]) -> Deployment:
-        if step.answer == "pass":
+    def _follow(self, deployment: Deployment, judgement: StageJudgement, evidence: Mapping[str, Any]) -> Deployment:
+        if judgement.result is StageResult.PASS:
             return self._go_on(deployment, evidence)
-        if step.answer == "wait":
-            return self.end(deployment, "superseded", step.reason, evidence)
-        return self.end(deployment, _OUTCOMES[step.answer], step.reason, evidence)
+        return self.end(deployment, _OUTCOMES[judgement.result], judgement.reason, evidence)
 
-    def _until(self, deployment: Deployment, judge: Callable[[float], Step]) -> Step:
+    def _wait_for_judgement(self, deployment: Deployment, judge: Callable[[float], StageJudgement]) -> StageJudgement:
         """Look again until it is decided. The time counts while somebody looks: none passes between two tries."""
-        self._server.ensure(deployment.version, deployment.archive_sha256)
+        self._server.ensure_loaded(deployment.version, deployment.archive_sha256)
         began = time.monotonic()
-        while (step := judge((time.monotonic() - began) / 60)).answer == "wait":
+        while (judgement := judge((time.monotonic() - began) / 60)).result is StageResult.WAIT:
             if self._is_stale(deployment):
-                return Step(answer="wait", reason="the champion has changed meanwhile")
+                return StageJudgement(StageResult.WAIT, _NEW_CHAMPION)
             time.sleep(POLL_SECONDS)
-        return step
+        return judgement
 
     def _is_stale(self, deployment: Deployment) -> bool:
         """Whether the champion has changed since.
@@ -165,20 +192,19 @@ class Stages:
         """
         with self._outside.warehouse.transaction(self._fence):
             pass
-        if deployments.is_taken_back(deployment):
+        if deployment.is_auto_rollback:
             return False  # what does badly answers until it is done, whoever is champion by then
         champion = current(self._use_case, self._outside)
         return champion is None or champion.revision != deployment.revision
 
-    def _move(self, deployment: Deployment, *, share: float) -> None:
+    def _give_share(self, deployment: Deployment) -> None:
         with self._outside.warehouse.transaction(self._fence):
-            self._server.route(deployment.previous_version, deployment.version, share)
+            share = self._endpoint.rollout.canary_share
+            self._server.set_route(deployment.previous_version, deployment.version, share)
 
-    def _checker(self, deployment: Deployment, slot: str) -> canary.Checker:
-        batch = cache(lambda: recompute.predictor(self._use_case, deployment.version, self._outside))
-        return canary.Checker(deployment, slot, self._outside, batch=batch)
+    def _make_checker(self, deployment: Deployment, slot: str) -> AnswerChecker:
+        load = cache(lambda: load_batch_predictor(self._use_case, deployment.version, self._outside))
+        return AnswerChecker(deployment, slot, self._outside, load_predictor=load)
 
-    def _again(self, deployment: Deployment) -> Deployment:
-        found = deployments.of_id(deployment.deployment_id, self._outside)
-        assert found is not None
-        return found
+    def _read_again(self, deployment: Deployment) -> Deployment:
+        return deployments.require_deployment(deployment.deployment_id, self._outside)

@@ -14,18 +14,19 @@ from adapters.errors import Corrupt, Missing
 from pipeline.online import Rollout
 from pipeline.spec import UseCase
 from serving.reasons import DegradedReason
-from tasks.deploy import canary, deployments, recompute
-from tasks.deploy.deploy import nothing_to_deploy_to
-from tasks.deploy.deployments import Deployment
-from tasks.deploy.judge import Step, judge_stable
-from tasks.deploy.mending import mend
-from tasks.deploy.server import endpoint, gateway
-from tasks.deploy.taking_back import alarm, react, take_up
+from tasks.deploy.auto_rollback import react_to_breach, resume_auto_rollback
+from tasks.deploy.batch_scores import NO_SCORES, ScoreCheck
+from tasks.deploy.canary import check_latest_answers, is_about_version, tally_traffic
+from tasks.deploy.deploy import describe_obstacle, find_missing_part
+from tasks.deploy.deployments import Deployment, find_serving_deployment
+from tasks.deploy.judge import StageJudgement, StageResult, judge_stable
+from tasks.deploy.online_alerts import OnlineTrouble, raise_online_alert, resolve_online_alert
+from tasks.deploy.reconcile import reconcile_server
+from tasks.deploy.server import require_endpoint, require_gateway
 
 if TYPE_CHECKING:
-    from adapters.alerts import Tier
     from adapters.connect import Outside
-    from adapters.gateway import Record
+    from adapters.gateway import GatewayRecord
 
 _FIRST_LOOK = timedelta(minutes=5)
 _OVERLAP = timedelta(seconds=15)  # an answer may reach the log that much later
@@ -41,7 +42,7 @@ _LOST = "select coalesce(sum(dropped + lost), 0)::bigint as lost from online_los
 
 
 @dataclass(frozen=True, kw_only=True)
-class Look:
+class WatchLook:
     """One look, as the table keeps it."""
 
     use_case: str
@@ -58,42 +59,42 @@ class Look:
     lost: int
 
 
-def watch(use_case: UseCase, outside: "Outside") -> str:
+def watch_online(use_case: UseCase, outside: "Outside") -> str:
     """Look once; one sentence about it."""
-    if said := nothing_to_deploy_to(use_case, None, outside):
-        return _said(said)
-    mended = [*take_up(use_case, outside), *_mended(use_case, outside)]
-    serving = deployments.serving(use_case, outside)
+    if missing := find_missing_part(use_case, outside):
+        return _report(describe_obstacle(missing, use_case, None))
+    reconciled = [*resume_auto_rollback(use_case, outside), *_reconcile(use_case, outside)]
+    serving = find_serving_deployment(use_case, outside)
     if serving is None:
-        return _said(f"{use_case.name}: nothing answers yet")
+        return _report(f"{use_case.name}: nothing answers yet")
     try:
-        look, step, lost_before = _look(use_case, serving, outside)
+        look, judgement, lost_before = _look_once(use_case, serving, outside)
     except ConnectionError as problem:
         title = "the gateway cannot be asked what it answered"
-        alarm(use_case, outside, "watch.gateway", title=title, body="clients may get no answer", tier="critical")
-        return _said("; ".join((f"{use_case.name}: {problem}", *mended)))
-    findings = [*mended, *_tell(use_case, serving, look, lost_before, outside)]
-    if step.answer == "breach":
-        findings.append(react(use_case, serving, step, outside))
-    elif step.answer == "pass":
-        outside.alerts.resolve(f"{use_case.name}.watch.stable")
-    _keep(look, findings, outside)
+        raise_online_alert(use_case, outside, OnlineTrouble.GATEWAY, title=title, body="clients may get no answer")
+        return _report("; ".join((f"{use_case.name}: {problem}", *reconciled)))
+    findings = [*reconciled, *_alert_about(use_case, serving, look, lost_before, outside)]
+    if judgement.result is StageResult.BREACH:
+        findings.append(react_to_breach(use_case, serving, judgement, outside))
+    elif judgement.result is StageResult.PASS:
+        resolve_online_alert(use_case, outside, OnlineTrouble.STABLE)
+    _write_look(look, findings, outside)
     outside.alerts.flush()
-    return _said(f"{use_case.name}: {step.reason}" + "".join(f"; {finding}" for finding in findings))
+    return _report(f"{use_case.name}: {judgement.reason}" + "".join(f"; {finding}" for finding in findings))
 
 
-def _mended(use_case: UseCase, outside: "Outside") -> list[str]:
-    mended = mend(use_case, outside)
-    if mended.failed:
+def _reconcile(use_case: UseCase, outside: "Outside") -> list[str]:
+    reconciled = reconcile_server(use_case, outside)
+    if reconciled.failed:
         title = "the server or the route could not be put right"
         body = "each look tries again; `findings` in online_watch says what is in the way"
-        alarm(use_case, outside, "watch.mending", title=title, body=body, tier="critical")
+        raise_online_alert(use_case, outside, OnlineTrouble.RECONCILE, title=title, body=body)
     else:
-        outside.alerts.resolve(f"{use_case.name}.watch.mending")
-    return [*mended.changed, *mended.failed]
+        resolve_online_alert(use_case, outside, OnlineTrouble.RECONCILE)
+    return [*reconciled.changed, *reconciled.failed]
 
 
-def _look(use_case: UseCase, serving: Deployment, outside: "Outside") -> tuple[Look, Step, int]:
+def _look_once(use_case: UseCase, serving: Deployment, outside: "Outside") -> tuple[WatchLook, StageJudgement, int]:
     assert use_case.endpoint is not None
     assert serving.finished_at is not None
     rollout = use_case.endpoint.rollout
@@ -101,13 +102,14 @@ def _look(use_case: UseCase, serving: Deployment, outside: "Outside") -> tuple[L
     last = outside.warehouse.query(_LAST, (use_case.name,))
     now, since = clock["now"], last[0]["looked_at"] if last else clock["now"] - _FIRST_LOOK
     earliest = max(serving.finished_at, now - timedelta(minutes=rollout.hold_minutes))
-    judged = recent(gateway(outside).records(use_case.name, earliest), serving.version, since, rollout)
+    records = require_gateway(outside).records(use_case.name, earliest)
+    judged = choose_recent(records, serving.version, since, rollout)
     since_full = max(since - _OVERLAP, serving.finished_at)
-    checked = _checked(use_case, serving, since_full, outside)
-    tally = canary.tally(judged, checked, max_ms=rollout.max_p99_ms, forgiving=True)
+    checked = _check_answers(use_case, serving, since_full, outside)
+    tally = tally_traffic(judged, checked, max_ms=rollout.max_p99_ms, forgiving=True)
     [counted] = outside.warehouse.query(_ANSWERS, (f"%{DegradedReason.STORE_SILENT}%", use_case.name, since))
     [losses] = outside.warehouse.query(_LOST, (use_case.name,))
-    look = Look(
+    look = WatchLook(
         use_case=use_case.name,
         looked_at=now,
         model_version=serving.version,
@@ -122,69 +124,73 @@ def _look(use_case: UseCase, serving: Deployment, outside: "Outside") -> tuple[L
     return look, judge_stable(rollout, tally), last[0]["lost"] if last else 0
 
 
-def _checked(use_case: UseCase, serving: Deployment, since: datetime, outside: "Outside") -> recompute.Checked:
+def _check_answers(use_case: UseCase, serving: Deployment, since: datetime, outside: "Outside") -> ScoreCheck:
     try:
-        checked = canary.latest(use_case, serving.version, since, outside, most=_MOST_CHECKED)
+        checked = check_latest_answers(use_case, serving.version, since, outside, most=_MOST_CHECKED)
     except (Corrupt, Missing) as problem:  # the server has its own copy, made before
         print(problem)
         title = f"the stored bundle of version {serving.version} is not what was registered"
         body = "what it answers cannot be checked, and it could not be loaded again"
-        alarm(use_case, outside, "watch.bundle", title=title, body=body, tier="critical")
-        return recompute.NOTHING
+        raise_online_alert(use_case, outside, OnlineTrouble.BUNDLE, title=title, body=body)
+        return NO_SCORES
     if checked.answers:
-        outside.alerts.resolve(f"{use_case.name}.watch.bundle")
+        resolve_online_alert(use_case, outside, OnlineTrouble.BUNDLE)
     return checked
 
 
-def recent(records: "list[Record]", version: str, since: datetime, rollout: Rollout) -> "list[Record]":
+def choose_recent(
+    records: "list[GatewayRecord]", version: str, since: datetime, rollout: Rollout
+) -> "list[GatewayRecord]":
     """The stable version's requests since a moment, and earlier ones only as far as it takes to judge."""
-    said = (r for r in records if r.version == version and r.slot == "stable" and canary.concerns(r))
-    ours = sorted(said, key=lambda record: record.at)
+    of_version = (r for r in records if r.version == version and r.slot == "stable" and is_about_version(r))
+    ours = sorted(of_version, key=lambda record: record.at)
     fresh = [record for record in ours if record.at >= since]
     return fresh if len(fresh) >= rollout.canary_requests else ours[-rollout.canary_requests :]
 
 
-def _tell(use_case: UseCase, serving: Deployment, look: Look, lost_before: int, outside: "Outside") -> list[str]:
+def _alert_about(
+    use_case: UseCase, serving: Deployment, look: WatchLook, lost_before: int, outside: "Outside"
+) -> list[str]:
     """Alerts about what no rollback mends; those that no longer hold are over."""
     assert use_case.endpoint is not None
-    outside.alerts.resolve(f"{use_case.name}.watch.gateway")
-    found: dict[str, tuple[str, str] | None] = {}  # what is the matter, and how much
+    resolve_online_alert(use_case, outside, OnlineTrouble.GATEWAY)
+    troubles: dict[OnlineTrouble, tuple[str, str] | None] = {}  # what is the matter, and how much
     if look.answers:  # without an answer nothing is known: neither better nor worse
         silent, degraded = look.store_silent / look.answers, look.degraded / look.answers
         limit = use_case.endpoint.rollout.max_error_share
         without, poor = "answers do without features", f"more than {_DEGRADED_SHARE:.0%} of the answers are degraded"
-        found["store"] = (without, f"{silent:.0%}") if silent > limit else None
-        found["degraded"] = (poor, f"{degraded:.0%}") if degraded > _DEGRADED_SHARE else None
+        troubles[OnlineTrouble.STORE] = (without, f"{silent:.0%}") if silent > limit else None
+        troubles[OnlineTrouble.DEGRADED] = (poor, f"{degraded:.0%}") if degraded > _DEGRADED_SHARE else None
     if look.lost > lost_before:
-        found["lost"] = ("answers are not in the prediction log", f"{look.lost - lost_before} more")
+        troubles[OnlineTrouble.LOST] = ("answers are not in the prediction log", f"{look.lost - lost_before} more")
     elif look.answers:
-        found["lost"] = None
-    found["server"] = _server_trouble(use_case, serving, outside)
-    for name, said in found.items():
-        if said is None:
-            outside.alerts.resolve(f"{use_case.name}.watch.{name}")
+        troubles[OnlineTrouble.LOST] = None
+    troubles[OnlineTrouble.SERVER] = _find_server_trouble(use_case, serving, outside)
+    body = "until a look finds it well; online_watch has the numbers of each look"
+    for trouble, what in troubles.items():
+        if what is None:
+            resolve_online_alert(use_case, outside, trouble)
         else:
-            body = "until a look finds it well; online_watch has the numbers of each look"
-            tier: Tier = "critical" if name == "server" else "warning"
-            alarm(use_case, outside, f"watch.{name}", title=said[0], body=body, tier=tier)
-    return [": ".join(said) for said in found.values() if said]
+            tier = "critical" if trouble is OnlineTrouble.SERVER else "warning"
+            raise_online_alert(use_case, outside, trouble, title=what[0], body=body, tier=tier)
+    return [": ".join(what) for what in troubles.values() if what]
 
 
-def _server_trouble(use_case: UseCase, serving: Deployment, outside: "Outside") -> tuple[str, str] | None:
+def _find_server_trouble(use_case: UseCase, serving: Deployment, outside: "Outside") -> tuple[str, str] | None:
     try:
-        ready = endpoint(outside).versions(use_case.name).get(serving.version)
+        ready = require_endpoint(outside).versions(use_case.name).get(serving.version)
     except ConnectionError as problem:
         return "the server does not say what it runs", str(problem)
     return None if ready else ("what answers has no worker that is ready", f"version {serving.version}")
 
 
-def _keep(look: Look, findings: list[str], outside: "Outside") -> None:
+def _write_look(look: WatchLook, findings: list[str], outside: "Outside") -> None:
     values: dict[str, Any] = {**asdict(look), "findings": findings}
     names, places = ", ".join(values), ", ".join(["%s"] * len(values))
     statement = f"insert into online_watch ({names}) values ({places})"  # noqa: S608  # our names
     outside.warehouse.execute(statement, tuple(values.values()))
 
 
-def _said(sentence: str) -> str:
+def _report(sentence: str) -> str:
     print(sentence)  # a task's log is its standard output
     return sentence

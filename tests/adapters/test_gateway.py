@@ -14,7 +14,7 @@ import pytest
 
 from adapters.connect import Outside
 from adapters.gateway import Gateway, Route, parse_record
-from adapters.gateway_maps import Admin, change, read
+from adapters.gateway_maps import Admin, change_map, read_map
 from infra.local import gateway as local_gateway
 from pipeline.settings import _REQUIRED, read_settings
 from tests.gateway_stand import Stand, stand, until
@@ -54,7 +54,7 @@ def test_the_running_process_and_the_files_agree(running: Stand, gate: Gateway) 
     for name in ("keys", "versions", "weights", "fallback", "openapi"):
         held = admin.entries(admin.identity(name))
         assert held
-        assert held == read(local_gateway.maps_folder(running.home) / f"{name}.map")
+        assert held == read_map(local_gateway.maps_folder(running.home) / f"{name}.map")
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_without_the_gateway_the_file_is_written_and_the_error_says_so(running: 
 
 def test_an_admin_socket_of_something_else_is_named(running: Stand, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"has no map nothing.map"):
-        change(
+        change_map(
             tmp_path,
             Admin(local_gateway.gateway_variables(running.home)["WINDSOCK_GATEWAY_ADMIN"]),
             "nothing",

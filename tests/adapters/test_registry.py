@@ -144,7 +144,8 @@ def test_a_bundle_that_was_never_stored_is_not_asked_for_again_and_of_a_store_th
             handler.send_error(503)
         return is_refused
 
-    with spoiled(registry.tracking_uri, refuse_artefacts) as uri, pytest.raises(Unavailable):
+    host = registry.tracking_uri.removeprefix("http://")
+    with spoiled(registry.tracking_uri, refuse_artefacts, as_host=host) as uri, pytest.raises(Unavailable):
         Registry(uri, tmp_path / "other").download_bundle(record.use_case, "1")
     assert registry.download_bundle(record.use_case, "1").is_dir()
 

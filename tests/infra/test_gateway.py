@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from adapters.gateway import Gateway, Route, digest
+from adapters.gateway import Gateway, Route, digest_key
 from infra.local import gateway, system_programs
 from infra.local.__main__ import main
 from infra.local.environment import make_environment
@@ -74,7 +74,7 @@ def test_without_a_known_key_nothing_but_the_health_is_answered(open_gate: Stand
 
 
 def test_the_digest_of_a_key_is_no_key(open_gate: Stand) -> None:
-    stored = digest(open_gate.home.secrets["gateway"])
+    stored = digest_key(open_gate.home.secrets["gateway"])
     assert stored in (gateway.maps_folder(open_gate.home) / "keys.map").read_text()
     assert open_gate.send("POST", PREDICT, EVENT, Authorization=f"Bearer {stored}").status == 401
 

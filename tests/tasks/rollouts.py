@@ -16,7 +16,7 @@ def release(room: Room, version: str, before: str | None, revision: int, outcome
 
 
 def go(room: Room, version: str, before: str | None, revision: int, outcome: str = "promoted") -> str:
-    return deploy.deploy(room.use_case, release(room, version, before, revision, outcome), room.outside)
+    return deploy.deploy_release(room.use_case, release(room, version, before, revision, outcome), room.outside)
 
 
 @contextmanager
@@ -51,6 +51,4 @@ def alerts(room: Room) -> list[tuple[str, str]]:
 
 def last(room: Room) -> deployments.Deployment:
     rows = room.outside.warehouse.query("select deployment_id from deployments order by position desc limit 1")
-    found = deployments.of_id(rows[0]["deployment_id"], room.outside)
-    assert found is not None
-    return found
+    return deployments.require_deployment(rows[0]["deployment_id"], room.outside)

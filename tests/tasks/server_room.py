@@ -25,12 +25,13 @@ from psycopg2.extras import execute_values
 
 from adapters.connect import Outside
 from adapters.errors import Corrupt, Missing
-from adapters.gateway import Record, Reply, Route
+from adapters.gateway import GatewayRecord, GatewayReply, Route
 from adapters.model_store import Archive
 from adapters.registry import folder_sha256
 from pipeline.online import Rollout
 from pipeline.spec import UseCase
-from tasks.deploy import golden, recompute
+from tasks.deploy import golden
+from tasks.deploy.batch_scores import load_batch_predictor
 from tests.serving.online import make_bundle, rows
 
 _LOG = """
@@ -98,7 +99,7 @@ class Room:
     bad: dict[str, Misbehaviour] = field(default_factory=dict)
     now: Route = field(default_factory=lambda: Route(None, None, 0.0))
     routes: list[Route] = field(default_factory=list)
-    seen: list[Record] = field(default_factory=list)
+    seen: list[GatewayRecord] = field(default_factory=list)
     retired: list[str] = field(default_factory=list)
     default: str | None = None  # what the server would answer with where no version is named
     tamper: Callable[[Archive], None] = field(default=lambda _archive: None)
@@ -181,21 +182,23 @@ class Room:
     def publish_openapi(self, _use_case: str, text: str) -> None:
         self.published = json.loads(text)
 
-    def records(self, _use_case: str, since: datetime) -> list[Record]:
+    def records(self, _use_case: str, since: datetime) -> list[GatewayRecord]:
         self._require_reachable()
         return [record for record in self.seen if record.at >= since]
 
-    def _through(self, _use_case: str, event: Any) -> Reply:
+    def _through(self, _use_case: str, event: Any) -> GatewayReply:
         number = len(self.seen)
         is_canary = self.now.candidate is not None and (number * 7919) % 100 < self.now.share * 100
         slot, version = ("candidate", self.now.candidate) if is_canary else ("stable", self.now.stable)
         assert version is not None
         request_id = f"r{number}-{secrets.token_hex(4)}"
         status, answers, took_ms = self._answer(version, [event], request_id, slot)
-        record = Record(request_id=request_id, use_case=self.use_case.name, client="test", slot=slot, version=version,
-                        status=status, milliseconds=took_ms, at=datetime.now(UTC))  # fmt: skip
+        record = GatewayRecord(
+            request_id=request_id, use_case=self.use_case.name, client="test", slot=slot, version=version,
+            status=status, milliseconds=took_ms, at=datetime.now(UTC),
+        )  # fmt: skip
         self.seen.append(record)
-        return Reply(status, {}, answers[0] if answers else {"error": "failed"})
+        return GatewayReply(status, {}, answers[0] if answers else {"error": "failed"})
 
     def traffic(self, requests: int) -> None:
         """Clients ask, one event a request."""
@@ -215,7 +218,7 @@ class Room:
             if bad.fails(self._asked[version]):
                 return 500, [], 1.0
         if version not in self._scores:
-            self._scores[version] = recompute.predictor(self.use_case, version, self.outside).predict(self.table)
+            self._scores[version] = load_batch_predictor(self.use_case, version, self.outside).predict(self.table)
         places = [self._place[event["key"]] for event in events]
         scores = self._scores[version][places] + bad.off
         if self.logging:
@@ -264,7 +267,7 @@ def open_room(use_case: UseCase, outside: Outside, folder: Path, monkeypatch: An
         shutil.copytree(made, folder / version)
     room = Room(use_case, outside, registry, folder / "store")
     outside.__dict__.update(registry=registry, endpoint=room, gateway=room)
-    monkeypatch.setattr(golden, "rows", lambda _use_case, _outside, wanted: (
+    monkeypatch.setattr(golden, "choose_golden_rows", lambda _use_case, _outside, wanted: (
         room.table.slice(0, wanted), room.events[:wanted]
     ))  # fmt: skip
     return room

@@ -1,9 +1,10 @@
-"""Start, look at, and stop an experiment: two versions answer a share of the entities each, and their costs decide.
+"""Start, judge and stop an experiment: two versions answer a share of the entities each, and their costs decide.
 
 What is true is in `experiments` and `experiment_looks`; the gateway's route follows them. Every step is fenced, and the
 route is moved under the fence, after the commit that says so: a kill in between is mended by the next look. The
-candidate's place at the gateway is either a deployment's or an experiment's: `start` refuses while a deployment is
-under way, and a deployment asks `running`. Whoever changes the route meanwhile (a rollback) ends the experiment.
+candidate's place at the gateway is either a deployment's or an experiment's: an experiment does not start while a
+deployment is under way, and no deployment starts while an experiment is unsettled. Whoever changes the route meanwhile
+(a rollback) ends the experiment.
 
 An experiment never promotes: it says what it saw. Ending it gives the stable version everyone back.
 """
@@ -14,11 +15,21 @@ from typing import TYPE_CHECKING
 
 from psycopg2.extensions import cursor
 
-from pipeline.online import Costs, Experiment
+from pipeline.online import Costs, ExperimentSettings
 from pipeline.spec import UseCase
+from tasks.deploy.deployments import find_ongoing_deployment, find_serving_deployment
 from tasks.deploy.experiment import log
-from tasks.deploy.experiment.log import Seen, Trial
-from tasks.deploy.experiment.sequential import Health, decide, estimate, next_share
+from tasks.deploy.experiment.log import Experiment, Observation
+from tasks.deploy.experiment.sequential import (
+    ExperimentOutcome,
+    TreatmentHealth,
+    choose_next_share,
+    conclude,
+    estimate_difference,
+)
+from tasks.deploy.golden import ask_golden_rows
+from tasks.deploy.judge import StageResult, judge_golden
+from tasks.deploy.server import UseCaseServer
 
 if TYPE_CHECKING:
     from adapters.connect import Outside
@@ -26,12 +37,7 @@ if TYPE_CHECKING:
     from adapters.warehouse import Fence
 
 
-def running(use_case: UseCase, outside: "Outside") -> bool:
-    """Whether an experiment has the candidate's place at the gateway."""
-    return log.unsettled(use_case, outside) is not None
-
-
-def start(use_case: UseCase, treatment: str, outside: "Outside", *, actor: str, request_id: str) -> str:
+def start_experiment(use_case: UseCase, treatment: str, outside: "Outside", *, actor: str, request_id: str) -> str:
     """Give a version its declared share, beside the stable one. One sentence that says how it stands.
 
     Asked again with the same `request_id` it starts nothing.
@@ -40,26 +46,26 @@ def start(use_case: UseCase, treatment: str, outside: "Outside", *, actor: str, 
         ValueError: nothing is declared, the version cannot be the treatment, or the candidate's place is taken.
         ConnectionError: the gateway or the server is not there; the same call may succeed later.
     """
-    settings, costs, gateway = _declared(use_case, outside)
+    settings, costs, gateway = _require_declared(use_case, outside)
     experiment_id = f"{use_case.name}-experiment-{request_id}"
-    fence = outside.warehouse.begin(_key(use_case))
-    if log.of_id(experiment_id, outside) is None:
+    fence = outside.warehouse.begin(_name_fence(use_case))
+    if log.find_experiment(experiment_id, outside) is None:
         with outside.warehouse.alone(f"deploy/{use_case.name}") as mine:  # no deployment begins meanwhile
             _require_free(use_case, outside, mine=mine)
             route = gateway.route(use_case.name)
             control = _require_comparable(use_case, treatment, route, outside)
-            let_in(use_case, treatment, outside)
-            trial = Trial(
+            admit_version(use_case, treatment, outside)
+            experiment = Experiment(
                 experiment_id=experiment_id, use_case=use_case.name, control=control, treatment=treatment,
                 settings=settings, costs=costs, started_at=datetime.now(UTC), outcome=None, reason=None,
                 settled_at=None,
             )  # fmt: skip
             with outside.warehouse.transaction(fence) as at:
-                log.write_start(at, trial, outside, use_case, actor=actor)
-    return _settled(use_case, experiment_id, outside, fence)
+                log.write_start(at, experiment, outside, use_case, actor=actor)
+    return _settle(use_case, experiment_id, outside, fence)
 
 
-def look(use_case: UseCase, outside: "Outside", *, actor: str = "experiment") -> str | None:
+def judge_experiment(use_case: UseCase, outside: "Outside", *, actor: str = "experiment") -> str | None:
     """Judge the running experiment by what is known now; None where there is none.
 
     Looking again at the same data writes nothing.
@@ -67,48 +73,46 @@ def look(use_case: UseCase, outside: "Outside", *, actor: str = "experiment") ->
     Raises:
         ConnectionError: the gateway is not there; the same call may succeed later.
     """
-    trial = log.unsettled(use_case, outside)
-    if trial is None:
+    experiment = log.find_unsettled_experiment(use_case, outside)
+    if experiment is None:
         return None
-    fence = outside.warehouse.begin(_key(use_case))
-    if trial.outcome is None:
-        _look(use_case, trial, outside, fence, actor=actor)
-    return _settled(use_case, trial.experiment_id, outside, fence)
+    fence = outside.warehouse.begin(_name_fence(use_case))
+    if experiment.outcome is None:
+        _judge_once(use_case, experiment, outside, fence, actor=actor)
+    return _settle(use_case, experiment.experiment_id, outside, fence)
 
 
-def stop(use_case: UseCase, outside: "Outside", *, actor: str, reason: str) -> str | None:
+def stop_experiment(use_case: UseCase, outside: "Outside", *, actor: str, reason: str) -> str | None:
     """End the running experiment without a conclusion; None where there is none."""
     if not reason.strip():
         raise ValueError("say why the experiment is stopped: the ledger keeps it")
-    trial = log.unsettled(use_case, outside)
-    if trial is None:
+    experiment = log.find_unsettled_experiment(use_case, outside)
+    if experiment is None:
         return None
-    fence = outside.warehouse.begin(_key(use_case))
-    if trial.outcome is None:
+    fence = outside.warehouse.begin(_name_fence(use_case))
+    if experiment.outcome is None:
         with outside.warehouse.transaction(fence) as at:
-            log.write_end(at, trial, outside, use_case, outcome="stopped", reason=reason, actor=actor)
-    return _settled(use_case, trial.experiment_id, outside, fence)
+            log.write_end(
+                at, experiment, outside, use_case, outcome=ExperimentOutcome.STOPPED, reason=reason, actor=actor
+            )
+    return _settle(use_case, experiment.experiment_id, outside, fence)
 
 
-def let_in(use_case: UseCase, version: str, outside: "Outside") -> None:
+def admit_version(use_case: UseCase, version: str, outside: "Outside") -> None:
     """Register a version at the server, and see that it answers real rows there as it does in batch.
 
     Raises:
         ValueError: it does not start, or does not answer like the batch, in time.
     """
-    from tasks.deploy import golden
-    from tasks.deploy.judge import judge_golden
-    from tasks.deploy.server import Server
-
     assert use_case.endpoint is not None
-    Server(use_case, outside).ensure(version, None)
-    seen, _ = golden.look(use_case, version, outside)
-    step = judge_golden(use_case.endpoint.rollout, seen)
-    if step.answer != "pass":
-        raise ValueError(f"version {version} may not answer anyone: {step.reason}")
+    UseCaseServer(use_case, outside).ensure_loaded(version, None)
+    tally, _ = ask_golden_rows(use_case, version, outside)
+    judgement = judge_golden(use_case.endpoint.rollout, tally)
+    if judgement.result is not StageResult.PASS:
+        raise ValueError(f"version {version} may not answer anyone: {judgement.reason}")
 
 
-def _declared(use_case: UseCase, outside: "Outside") -> tuple[Experiment, Costs, "Gateway"]:
+def _require_declared(use_case: UseCase, outside: "Outside") -> tuple[ExperimentSettings, Costs, "Gateway"]:
     if use_case.experiment is None or use_case.endpoint is None or use_case.endpoint.costs is None:
         raise ValueError(f"declare {use_case.name}.experiment and endpoint.costs in params.yaml first")
     if outside.gateway is None:
@@ -117,11 +121,9 @@ def _declared(use_case: UseCase, outside: "Outside") -> tuple[Experiment, Costs,
 
 
 def _require_free(use_case: UseCase, outside: "Outside", *, mine: bool) -> None:
-    from tasks.deploy import deployments
-
-    if not mine or deployments.in_flight(use_case, outside) is not None:
+    if not mine or find_ongoing_deployment(use_case, outside) is not None:
         raise ValueError(f"a deployment of {use_case.name} is under way: start the experiment once it has ended")
-    other = log.unsettled(use_case, outside)
+    other = log.find_unsettled_experiment(use_case, outside)
     if other is not None:
         raise ValueError(f"one experiment at a time: version {other.treatment} is under one, stop it first")
 
@@ -142,101 +144,112 @@ def _require_comparable(use_case: UseCase, treatment: str, route: "Route", outsi
     return route.stable
 
 
-def _look(use_case: UseCase, trial: Trial, outside: "Outside", fence: "Fence", *, actor: str) -> None:
+def _judge_once(use_case: UseCase, experiment: Experiment, outside: "Outside", fence: "Fence", *, actor: str) -> None:
     assert outside.gateway is not None
-    last, route = log.last_look(trial, outside), outside.gateway.route(use_case.name)
-    was_told = last["look"] > 0 or last["routed_at"] is not None
-    if route.stable != trial.control or (was_told and route.candidate != trial.treatment):
+    last, route = log.read_last_look(experiment, outside), outside.gateway.route(use_case.name)
+    was_routed = last["look"] > 0 or last["routed_at"] is not None
+    if route.stable != experiment.control or (was_routed and route.candidate != experiment.treatment):
         reason = f"somebody else changed the route: stable {route.stable}, candidate {route.candidate}"
         with outside.warehouse.transaction(fence) as at:
-            log.write_end(at, trial, outside, use_case, outcome="interrupted", reason=reason, actor=actor)
+            log.write_end(
+                at, experiment, outside, use_case, outcome=ExperimentOutcome.INTERRUPTED, reason=reason, actor=actor
+            )
         return
     if last["routed_at"] is None:  # killed before the gateway was told
-        _settled(use_case, trial.experiment_id, outside, fence)
-        last = log.last_look(trial, outside)
-    seen = _seen(trial, last["requests_until"], last["requests"], last["errors"], outside)
-    if all(last[name] == value for name, value in seen.facts().items()):
+        _settle(use_case, experiment.experiment_id, outside, fence)
+        last = log.read_last_look(experiment, outside)
+    observation = _observe(experiment, last["requests_until"], last["requests"], last["errors"], outside)
+    if all(last[name] == value for name, value in observation.facts().items()):
         return
-    verdict = decide(trial.settings, seen.found, seen.health)
-    share = next_share(trial.settings, seen.found, share=last["share"], greatest_cost=trial.greatest_cost)
+    conclusion = conclude(experiment.settings, observation.estimate, observation.health)
+    share = choose_next_share(
+        experiment.settings, observation.estimate, share=last["share"], greatest_cost=experiment.greatest_cost
+    )
     with outside.warehouse.transaction(fence) as at:
         log.write_look(
-            at, trial, number=last["look"] + 1, seen=seen, verdict=verdict, share=share, routed=share == last["share"]
+            at,
+            experiment,
+            number=last["look"] + 1,
+            observation=observation,
+            conclusion=conclusion,
+            share=share,
+            routed=share == last["share"],
         )
-        if verdict.decision != "continue":
-            log.write_end(at, trial, outside, use_case, outcome=verdict.decision, reason=verdict.reason, actor=actor)
+        if conclusion.outcome is not None:
+            log.write_end(
+                at, experiment, outside, use_case, outcome=conclusion.outcome, reason=conclusion.reason, actor=actor
+            )
 
 
-def _seen(trial: Trial, until: datetime, requests: int, errors: int, outside: "Outside") -> Seen:
+def _observe(experiment: Experiment, until: datetime, requests: int, errors: int, outside: "Outside") -> Observation:
     """What is known now; the gateway keeps only its latest records, so its counts go on from the look before."""
     assert outside.gateway is not None
     new = [
         record
-        for record in outside.gateway.records(trial.use_case, until)
-        if record.at > until and record.slot == "candidate" and record.version == trial.treatment
+        for record in outside.gateway.records(experiment.use_case, until)
+        if record.at > until and record.slot == "candidate" and record.version == experiment.treatment
     ]
-    answers, degraded = log.answers(trial, outside)
-    return Seen(
+    answers, degraded = log.count_answers(experiment, outside)
+    return Observation(
         requests_until=max((record.at for record in new), default=until),
-        health=Health(
+        health=TreatmentHealth(
             requests=requests + len(new),
             errors=errors + sum(record.status >= 500 or record.static for record in new),
             answers=answers,
             degraded=degraded,
         ),
-        found=estimate(log.events(trial, outside), greatest_cost=trial.greatest_cost),
+        estimate=estimate_difference(log.read_events(experiment, outside), greatest_cost=experiment.greatest_cost),
     )
 
 
-def _settled(use_case: UseCase, experiment_id: str, outside: "Outside", fence: "Fence") -> str:
+def _settle(use_case: UseCase, experiment_id: str, outside: "Outside", fence: "Fence") -> str:
     """Make the gateway's route what the tables say, and tell people."""
-    trial = log.of_id(experiment_id, outside)
-    assert trial is not None
+    experiment = log.find_experiment(experiment_id, outside)
+    assert experiment is not None
     assert outside.gateway is not None
-    if trial.settled_at is None:
+    if experiment.settled_at is None:
         with outside.warehouse.transaction(fence) as at:
-            if trial.outcome is None:
-                _give(at, trial, outside, outside.gateway)
+            if experiment.outcome is None:
+                _give_share(at, experiment, outside, outside.gateway)
             else:
-                _take_back(at, trial, outside.gateway)
-        if trial.outcome is not None:
-            _unload(use_case, outside)
+                _take_share_back(at, experiment, outside.gateway)
+        if experiment.outcome is not None:
+            _unload_others(use_case, outside)
         outside.alerts.flush()
-    said = trial.sentence()
-    print(said)  # a task's log is its standard output
-    return said
+    sentence = experiment.describe()
+    print(sentence)  # a task's log is its standard output
+    return sentence
 
 
-def _give(at: cursor, trial: Trial, outside: "Outside", gateway: "Gateway") -> None:
+def _give_share(at: cursor, experiment: Experiment, outside: "Outside", gateway: "Gateway") -> None:
     """Tell the gateway the share, also where it is said to have it: its file may know it, and its memory not."""
-    last, route = log.last_look(trial, outside), gateway.route(trial.use_case)
-    if route.stable != trial.control:
+    last, route = log.read_last_look(experiment, outside), gateway.route(experiment.use_case)
+    if route.stable != experiment.control:
         return  # the next look ends it
-    gateway.set_route(trial.use_case, replace(route, candidate=trial.treatment, share=last["share"]))
+    gateway.set_route(experiment.use_case, replace(route, candidate=experiment.treatment, share=last["share"]))
     at.execute(
         "update experiment_looks set routed_at = clock_timestamp()"
         " where experiment_id = %s and look = %s and routed_at is null",
-        (trial.experiment_id, last["look"]),
+        (experiment.experiment_id, last["look"]),
     )
 
 
-def _take_back(at: cursor, trial: Trial, gateway: "Gateway") -> None:
+def _take_share_back(at: cursor, experiment: Experiment, gateway: "Gateway") -> None:
     """Give the stable version everyone, whichever it is by now, and the candidate's place to whoever wants it."""
-    route = gateway.route(trial.use_case)
-    if route.candidate in {None, trial.treatment}:
-        gateway.set_route(trial.use_case, replace(route, candidate=None, share=0.0))
-    at.execute("update experiments set settled_at = clock_timestamp() where experiment_id = %s", (trial.experiment_id,))
+    route = gateway.route(experiment.use_case)
+    if route.candidate in {None, experiment.treatment}:
+        gateway.set_route(experiment.use_case, replace(route, candidate=None, share=0.0))
+    at.execute(
+        "update experiments set settled_at = clock_timestamp() where experiment_id = %s", (experiment.experiment_id,)
+    )
 
 
-def _unload(use_case: UseCase, outside: "Outside") -> None:
+def _unload_others(use_case: UseCase, outside: "Outside") -> None:
     """What answers nobody any more leaves the server, except what a rollback would bring back."""
-    from tasks.deploy import deployments
-    from tasks.deploy.server import Server
-
-    serving = deployments.serving(use_case, outside)
+    serving = find_serving_deployment(use_case, outside)
     if serving is not None and outside.endpoint is not None:
-        Server(use_case, outside).retire_others(serving)
+        UseCaseServer(use_case, outside).retire_others(serving)
 
 
-def _key(use_case: UseCase) -> str:
+def _name_fence(use_case: UseCase) -> str:
     return f"experiment/{use_case.name}"

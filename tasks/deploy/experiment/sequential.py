@@ -21,15 +21,14 @@ It is asymptotic: before `min_events` nothing is called, and the guardrail waits
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from enum import StrEnum
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.online import Experiment
+from pipeline.online import ExperimentSettings
 
 Floats = NDArray[np.float64]
-Decision = Literal["continue", "treatment-better", "control-better", "undecided", "stopped-by-guardrail"]
 
 GUARD_EVENTS = 100  # per version, before the harm guardrail says anything
 MIN_UNITS = 30  # per version: a variance between fewer units is none
@@ -37,8 +36,19 @@ GUARD_LEVEL = 0.01  # how often a share that keeps its limit is stopped, over al
 SHARES = (0.05, 0.95)  # within which Thompson sampling moves: neither version is ever given up before the end
 
 
+class ExperimentOutcome(StrEnum):
+    """How an experiment ended."""
+
+    TREATMENT_BETTER = "treatment-better"
+    CONTROL_BETTER = "control-better"
+    UNDECIDED = "undecided"
+    STOPPED_BY_GUARDRAIL = "stopped-by-guardrail"
+    STOPPED = "stopped"  # by a person
+    INTERRUPTED = "interrupted"  # somebody else changed the route
+
+
 @dataclass(frozen=True, kw_only=True)
-class Events:
+class ExperimentEvents:
     """Events with a known outcome, each once, [n]."""
 
     treated: NDArray[np.bool_]
@@ -48,7 +58,7 @@ class Events:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Estimate:
+class CostEstimate:
     """What was seen of both versions (control, treatment), and of the difference: treatment minus control."""
 
     events: tuple[int, int]
@@ -60,7 +70,7 @@ class Estimate:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Health:
+class TreatmentHealth:
     """How the treatment answered, whether or not the outcome is known."""
 
     requests: int
@@ -70,16 +80,19 @@ class Health:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
-    """What a look concludes. The interval holds at all looks together; None where there is nothing to compare."""
+class Conclusion:
+    """What a look concludes; it goes on without an outcome.
 
-    decision: Decision
+    The interval holds at all looks together; None where there is nothing to compare.
+    """
+
+    outcome: ExperimentOutcome | None
     reason: str
     low: float | None
     high: float | None
 
 
-def units(entity: NDArray[np.intp], *joining: NDArray[np.intp]) -> NDArray[np.intp]:
+def join_units(entity: NDArray[np.intp], *joining: NDArray[np.intp]) -> NDArray[np.intp]:
     """Which events may not be taken for independent draws: those joined by anything, however far.
 
     Args:
@@ -98,16 +111,16 @@ def units(entity: NDArray[np.intp], *joining: NDArray[np.intp]) -> NDArray[np.in
         size += int(numbers.max()) + 1
     sources, targets = (np.concatenate(side) for side in zip(*ends, strict=True))
     edges = coo_array((np.ones(len(sources)), (sources, targets)), shape=(size, size))
-    found: NDArray[np.intp] = connected_components(edges, directed=False)[1][entity].astype(np.intp)
-    return found
+    units: NDArray[np.intp] = connected_components(edges, directed=False)[1][entity].astype(np.intp)
+    return units
 
 
-def cost_of(label: Floats, decision: NDArray[np.bool_], *, missed: float, needless: float) -> Floats:
+def price_decisions(label: Floats, decision: NDArray[np.bool_], *, missed: float, needless: float) -> Floats:
     """What each decision cost once the outcome was known, [n]."""
     return np.where((label == 1) & ~decision, missed, np.where((label == 0) & decision, needless, 0.0))
 
 
-def estimate(events: Events, *, greatest_cost: float) -> Estimate | None:
+def estimate_difference(events: ExperimentEvents, *, greatest_cost: float) -> CostEstimate | None:
     """The difference so far; None while a version has no event.
 
     The variance takes in one event of half the greatest cost a version, so that a version that has not cost anything
@@ -124,7 +137,7 @@ def estimate(events: Events, *, greatest_cost: float) -> Estimate | None:
     per_unit = np.bincount(events.unit, per_event)
     sizes = [1 / float(share @ share) for share in shares]  # Kish's effective size
     variance = float(per_unit @ per_unit) + sum((greatest_cost / 2 / size) ** 2 for size in sizes)
-    return Estimate(
+    return CostEstimate(
         events=(int((~treated).sum()), int(treated.sum())),
         units=(len(np.unique(events.unit[~treated])), len(np.unique(events.unit[treated]))),
         costs=(math.fsum(events.cost[~treated]), math.fsum(events.cost[treated])),
@@ -134,72 +147,82 @@ def estimate(events: Events, *, greatest_cost: float) -> Estimate | None:
     )
 
 
-def radius(found: Estimate, *, alpha: float, planned_size: float) -> float:
+def compute_radius(estimate: CostEstimate, *, alpha: float, planned_size: float) -> float:
     """Half the width of the interval that holds at all looks with probability 1 - alpha, tightest at a planned size."""
     spread = -2 * math.log(alpha)
-    ratio = found.size * (spread + math.log(spread) + 1) / planned_size
-    return found.error * math.sqrt((1 + 1 / ratio) * math.log((1 + ratio) / alpha**2))
+    ratio = estimate.size * (spread + math.log(spread) + 1) / planned_size
+    return estimate.error * math.sqrt((1 + 1 / ratio) * math.log((1 + ratio) / alpha**2))
 
 
-def decide(settings: Experiment, found: Estimate | None, health: Health) -> Verdict:
+def conclude(settings: ExperimentSettings, estimate: CostEstimate | None, health: TreatmentHealth) -> Conclusion:
     """What is to be done after a look."""
-    if found is None:
-        unsafe = _unhealthy(settings, health)
-        return Verdict(
-            decision="stopped-by-guardrail" if unsafe else "continue",
+    if estimate is None:
+        unsafe = _find_illness(settings, health)
+        return Conclusion(
+            outcome=ExperimentOutcome.STOPPED_BY_GUARDRAIL if unsafe else None,
             reason=unsafe or "no event of both versions has a known outcome yet",
             low=None,
             high=None,
         )
-    width = radius(found, alpha=settings.alpha / 2, planned_size=settings.max_events * (1 - settings.share) / 2)
-    low, high = found.difference - width, found.difference + width
-    unsafe = _unhealthy(settings, health) or _harmful(settings, found)
-    decision: Decision
-    decision, reason = ("stopped-by-guardrail", unsafe) if unsafe else _conclusion(settings, found, low, high)
-    return Verdict(decision=decision, reason=reason, low=low, high=high)
+    width = compute_radius(
+        estimate, alpha=settings.alpha / 2, planned_size=settings.max_events * (1 - settings.share) / 2
+    )
+    low, high = estimate.difference - width, estimate.difference + width
+    unsafe = _find_illness(settings, health) or _find_harm(settings, estimate)
+    outcome, reason = _compare(settings, estimate, low, high)
+    if unsafe:
+        outcome, reason = ExperimentOutcome.STOPPED_BY_GUARDRAIL, unsafe
+    return Conclusion(outcome=outcome, reason=reason, low=low, high=high)
 
 
-def _conclusion(settings: Experiment, found: Estimate, low: float, high: float) -> tuple[Decision, str]:
-    fewest, total = min(found.events), sum(found.events)
-    if fewest < settings.min_events or min(found.units) < MIN_UNITS:
+def _compare(
+    settings: ExperimentSettings, estimate: CostEstimate, low: float, high: float
+) -> tuple[ExperimentOutcome | None, str]:
+    fewest, total = min(estimate.events), sum(estimate.events)
+    if fewest < settings.min_events or min(estimate.units) < MIN_UNITS:
         need = f"{settings.min_events} events and {MIN_UNITS} units of each version are needed"
-        return "continue", f"{fewest} events and {min(found.units)} units so far; {need}"
-    said = f"the treatment costs {found.difference:+.4g} an event ({low:+.4g} to {high:+.4g})"
+        return None, f"{fewest} events and {min(estimate.units)} units so far; {need}"
+    costs = f"the treatment costs {estimate.difference:+.4g} an event ({low:+.4g} to {high:+.4g})"
     if -settings.min_effect < low and high < settings.min_effect:
-        return "undecided", f"{said}: no difference that matters ({settings.min_effect:g})"
+        return ExperimentOutcome.UNDECIDED, f"{costs}: no difference that matters ({settings.min_effect:g})"
     if high < 0 or low > 0:
-        return "treatment-better" if high < 0 else "control-better", said
+        is_better = high < 0
+        return ExperimentOutcome.TREATMENT_BETTER if is_better else ExperimentOutcome.CONTROL_BETTER, costs
     # Thompson sampling may starve one version: it ends with as many events as the declared share would have taken.
     if fewest >= settings.max_events or total >= settings.max_events / settings.share:
-        return "undecided", f"{said} after {total} events, the most it may take"
-    return "continue", said
+        return ExperimentOutcome.UNDECIDED, f"{costs} after {total} events, the most it may take"
+    return None, costs
 
 
-def _harmful(settings: Experiment, found: Estimate) -> str | None:
+def _find_harm(settings: ExperimentSettings, estimate: CostEstimate) -> str | None:
     """Extra cost of at least `max_harm` as it looks, and above nothing as far as can be known at any time."""
-    if min(found.events) < GUARD_EVENTS or min(found.units) < MIN_UNITS or found.difference < settings.max_harm:
+    if (
+        min(estimate.events) < GUARD_EVENTS
+        or min(estimate.units) < MIN_UNITS
+        or estimate.difference < settings.max_harm
+    ):
         return None
     # A two-sided interval at alpha: its lower side alone errs in alpha / 2.
     planned = settings.min_events * (1 - settings.share)
-    low = found.difference - radius(found, alpha=settings.alpha, planned_size=planned)
+    low = estimate.difference - compute_radius(estimate, alpha=settings.alpha, planned_size=planned)
     if low <= 0:
         return None
-    said = f"the treatment costs {found.difference:+.4g} an event (surely over {low:.4g})"
-    return f"harm: {said}, at {settings.max_harm:g} it is stopped"
+    costs = f"the treatment costs {estimate.difference:+.4g} an event (surely over {low:.4g})"
+    return f"harm: {costs}, at {settings.max_harm:g} it is stopped"
 
 
-def _unhealthy(settings: Experiment, health: Health) -> str | None:
+def _find_illness(settings: ExperimentSettings, health: TreatmentHealth) -> str | None:
     checks = (
         ("errors", health.errors, health.requests, settings.max_error_share),
         ("degraded answers", health.degraded, health.answers, settings.max_degraded_share),
     )
     for what, count, of, limit in checks:
-        if exceeds(count, of, limit):
+        if is_share_above(count, of, limit):
             return f"{what}: {count} of {of} by the treatment, {limit:g} are allowed"
     return None
 
 
-def exceeds(count: int, of: int, limit: float, *, level: float = GUARD_LEVEL) -> bool:
+def is_share_above(count: int, of: int, limit: float, *, level: float = GUARD_LEVEL) -> bool:
     """Whether a share is above a limit, asked as often as one likes: wrong in at most `level` of all sequences.
 
     The likelihood ratio of every share above the limit to the limit itself, averaged evenly, is a supermartingale where
@@ -216,17 +239,19 @@ def exceeds(count: int, of: int, limit: float, *, level: float = GUARD_LEVEL) ->
     return log_average - count * math.log(limit) - (of - count) * math.log1p(-limit) >= -math.log(level)
 
 
-def next_share(settings: Experiment, found: Estimate | None, *, share: float, greatest_cost: float) -> float:
+def choose_next_share(
+    settings: ExperimentSettings, estimate: CostEstimate | None, *, share: float, greatest_cost: float
+) -> float:
     """The treatment's share after a look: as declared, or how probable it is that it costs less (Thompson 1933).
 
     Normal posterior of the difference with a weak prior (none expected, give or take the greatest cost). Nothing is
     drawn: the gateway's hash of the entity is the draw, so the same look gives the same share.
     """
-    if settings.mode == "fixed" or found is None:
+    if settings.mode == "fixed" or estimate is None:
         return share
-    if min(found.events) < settings.min_events or min(found.units) < MIN_UNITS:
+    if min(estimate.events) < settings.min_events or min(estimate.units) < MIN_UNITS:
         return share
-    trust = greatest_cost**2 / (greatest_cost**2 + found.error**2)
-    z = -found.difference / found.error * math.sqrt(trust)
+    trust = greatest_cost**2 / (greatest_cost**2 + estimate.error**2)
+    z = -estimate.difference / estimate.error * math.sqrt(trust)
     probability = 0.5 * math.erfc(-z / math.sqrt(2))
     return round(min(max(probability, SHARES[0]), SHARES[1]), 4)  # the gateway counts in ten-thousandths

@@ -10,7 +10,7 @@ from pipeline.settings import Settings
 from pipeline.spec import UseCase
 from serving.lookup import FeatureLookup
 from tasks.build_features import build, dataset, online_features
-from tasks.deploy.golden import requests
+from tasks.deploy.golden import rebuild_requests
 from tests.clean_data import put_table, week
 from tests.features.world import moved
 from tests.tasks.build_features.test_build import put, without_arrivals
@@ -82,7 +82,7 @@ def reads_the_batch(use_case: UseCase, outside: Outside, settings: Settings) -> 
     assert snapshot is not None
     partition = use_case.grid.partition(use_case.grid.key(week(2)))
     points = dataset.load_partition_points(snapshot.version, use_case, outside, partition=partition)
-    told = requests(use_case, snapshot, outside, partition)
+    told = rebuild_requests(use_case, snapshot, outside, partition)
     keys = list(zip(points["entity_key"].to_pylist(), points["event_time"].to_pylist(), strict=True))
     names = [field.name for field in FLIGHTS.request]
     rows = [{name: told[key].get(name) for name in names} for key in keys]

@@ -5,16 +5,18 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from adapters.gateway import Record
-from tasks.deploy import canary, recompute, watch
+from adapters.gateway import GatewayRecord
+from tasks.deploy.batch_scores import NO_SCORES
+from tasks.deploy.canary import tally_traffic
+from tasks.deploy.watch import choose_recent
 from tests.tasks.server_room import RULES
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
-WELL = Record(request_id="r", use_case="flights", client="test", slot="stable", version="2", status=200,
+WELL = GatewayRecord(request_id="r", use_case="flights", client="test", slot="stable", version="2", status=200,
               milliseconds=5.0, at=AT)  # fmt: skip
 
 
-def many(count: int, **changes: object) -> list[Record]:
+def many(count: int, **changes: object) -> list[GatewayRecord]:
     return [replace(WELL, request_id=f"r{n}-{changes}", at=AT + timedelta(seconds=n), **changes) for n in range(count)]
 
 
@@ -22,17 +24,17 @@ def many(count: int, **changes: object) -> list[Record]:
 @pytest.mark.parametrize("status", [-1, 503])
 def test_who_went_away_or_was_turned_away_says_nothing_about_the_version(cause, status):
     records = [*many(20), *many(20, status=status, cause=cause, milliseconds=9000.0)]
-    seen = canary.tally(records, recompute.NOTHING, max_ms=250)
+    seen = tally_traffic(records, NO_SCORES, max_ms=250)
     assert (seen.requests, seen.errors, seen.timed, seen.slow) == (20, 0, 20, 0)
-    judged = watch.recent(records, "2", AT, RULES)
+    judged = choose_recent(records, "2", AT, RULES)
     assert len(judged) == 20
-    assert canary.tally(many(20, status=status), recompute.NOTHING, max_ms=250).errors == 20, "without a cause it does"
+    assert tally_traffic(many(20, status=status), NO_SCORES, max_ms=250).errors == 20, "without a cause it does"
 
 
 @pytest.mark.parametrize("change", [{"verb": "explain"}, {"is_list": True}, {"retries": 1}])
 def test_only_single_predictions_answered_at_once_are_timed(change):
     records = [*many(20), *many(20, milliseconds=9000.0, **change)]
-    seen = canary.tally(records, recompute.NOTHING, max_ms=250, forgiving=True)
+    seen = tally_traffic(records, NO_SCORES, max_ms=250, forgiving=True)
     assert (seen.requests, seen.errors, seen.timed, seen.slow, seen.p99_ms) == (40, 0, 20, 0, 5.0)
-    slow = canary.tally(many(20, milliseconds=9000.0), recompute.NOTHING, max_ms=250)
+    slow = tally_traffic(many(20, milliseconds=9000.0), NO_SCORES, max_ms=250)
     assert (slow.timed, slow.slow) == (20, 20)

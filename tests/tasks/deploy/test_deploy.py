@@ -19,11 +19,11 @@ ALONE = Route("1", None, 0.0)
 def test_without_an_endpoint_or_a_gateway_it_says_so_and_does_nothing(use_case, outside, capsys):
     promoted = Release(use_case=use_case.name, outcome="promoted", champion_version="1", previous_version=None,
                        revision=1, as_of=server_room.AS_OF, actor="Ada")  # fmt: skip
-    assert "has no gateway, so nothing is deployed" in deploy.deploy(use_case, promoted, outside)
+    assert "has no gateway, so nothing is deployed" in deploy.deploy_release(use_case, promoted, outside)
     none = use_case.model_copy(update={"endpoint": None})
-    assert "no endpoint is configured" in deploy.deploy(none, promoted, outside)
+    assert "no endpoint is configured" in deploy.deploy_release(none, promoted, outside)
     assert "no endpoint is configured" in capsys.readouterr().out
-    assert deploy.pending(use_case, outside) == []
+    assert deploy.find_undeployed(use_case, outside) == []
 
 
 def test_the_first_version_answers_after_its_golden_rows(first):
@@ -76,10 +76,12 @@ def test_a_server_that_answers_other_than_the_batch_is_refused_and_its_twin_pass
     assert set(first.registered) == {"1"}
     assert alerts(first) == [("critical", "flights.deploy.refused")]
     assert actions(first)[-1] == ("deploy-refused", "2")
-    assert deploy.pending(first.use_case, first.outside) == [], "nobody tries again by himself"
+    assert deploy.find_undeployed(first.use_case, first.outside) == [], "nobody tries again by himself"
     first.bad.clear()
     with clients(first):
-        said = deploy.start(first.use_case, first.outside, request_id="run", actor="Ada", reason="mended", again=True)
+        said = deploy.start_deployment(
+            first.use_case, first.outside, request_id="run", actor="Ada", reason="mended", again=True
+        )
     assert "answers everyone" in said
     assert alerts(first) == [], "what was wrong is over"
 
@@ -119,7 +121,7 @@ def test_a_version_without_a_stored_bundle_is_refused_at_once_and_not_begun_agai
     assert "nothing is stored for version 2" in last(first).problem
     assert first.now == ALONE
     assert alerts(first) == [("critical", "flights.deploy.refused")]
-    assert deploy.pending(first.use_case, first.outside) == []
+    assert deploy.find_undeployed(first.use_case, first.outside) == []
 
 
 def test_a_stored_bundle_that_is_changed_on_the_way_ends_the_deployment(first):
@@ -150,11 +152,18 @@ def test_without_traffic_it_holds_and_can_be_started_again(first):
     assert first.now == ALONE
     assert set(first.registered) == {"1"}
     first.use_case = server_room.rolled_out(first.use_case)
-    assert "set `again`" in deploy.start(first.use_case, first.outside, request_id="a", actor="floor", reason="left")
+    assert "set `again`" in deploy.start_deployment(
+        first.use_case, first.outside, request_id="a", actor="floor", reason="left"
+    )
     with clients(first):
-        said = deploy.start(first.use_case, first.outside, request_id="b", actor="Ada", reason="now", again=True)
+        said = deploy.start_deployment(
+            first.use_case, first.outside, request_id="b", actor="Ada", reason="now", again=True
+        )
     assert "answers everyone" in said
-    assert deploy.start(first.use_case, first.outside, request_id="b", actor="Ada", reason="now", again=True) == said
+    assert (
+        deploy.start_deployment(first.use_case, first.outside, request_id="b", actor="Ada", reason="now", again=True)
+        == said
+    )
     assert actions(first)[1:] == [("deploy-held", "2"), ("deploy", "2")]
 
 
@@ -179,7 +188,9 @@ def test_a_canary_with_5_percent_errors_is_reverted_and_its_twin_goes_full(first
     assert last(first).evidence["canary"]["errors"] > 0
     first.bad.clear()
     with clients(first):
-        said = deploy.start(first.use_case, first.outside, request_id="run", actor="Ada", reason="mended", again=True)
+        said = deploy.start_deployment(
+            first.use_case, first.outside, request_id="run", actor="Ada", reason="mended", again=True
+        )
     assert "answers everyone" in said
 
 
@@ -213,7 +224,7 @@ def test_with_the_server_down_nothing_moves_and_the_same_call_goes_on_later(firs
         go(first, "2", "1", 2)
     first.reachable = True
     assert first.now == ALONE
-    assert deploy.pending(first.use_case, first.outside) == ["2"]
+    assert deploy.find_undeployed(first.use_case, first.outside) == ["2"]
     with clients(first):
         assert "answers everyone" in go(first, "2", "1", 2)
     assert len(first.outside.warehouse.query("select 1 from deployments")) == 2
@@ -257,7 +268,7 @@ def test_killed_before_or_after_any_step_it_is_one_deployment_with_the_same_end(
         with pytest.raises(Killed):
             go(first, "2", "1", 2)
         assert killed == [step]
-        assert deploy.pending(first.use_case, first.outside) == ["2"]
+        assert deploy.find_undeployed(first.use_case, first.outside) == ["2"]
         assert "answers everyone" in go(first, "2", "1", 2)
     assert first.now == Route("2", None, 0.0)
     assert set(first.registered) == {"1", "2"}
@@ -285,7 +296,7 @@ def test_a_deployment_waits_for_the_lock_for_a_while_and_then_says_so(first, mon
     crown(first.outside, first.use_case, "2", "1", 2)
 
     def by_hand() -> str:
-        return deploy.start(first.use_case, first.outside, request_id="run", actor="Ada", reason="now")
+        return deploy.start_deployment(first.use_case, first.outside, request_id="run", actor="Ada", reason="now")
 
     with first.outside.warehouse.alone("deploy/flights") as mine:
         assert mine
@@ -307,7 +318,7 @@ def test_a_champion_that_changes_meanwhile_ends_the_deployment(first):
     first.on_route = lambda route: crown(first.outside, first.use_case, "3", "2", 3) if route.share else None
     assert "was superseded at canary" in challenge(first)
     assert first.now == ALONE
-    assert deploy.pending(first.use_case, first.outside) == ["3"]
+    assert deploy.find_undeployed(first.use_case, first.outside) == ["3"]
 
 
 def test_a_rollback_is_at_once_and_ends_what_is_under_way(first):
@@ -345,4 +356,6 @@ def test_a_rollback_puts_the_version_before_back_also_where_the_server_forgot_it
 
 def test_only_what_was_champion_once_can_be_deployed_by_hand(first):
     with pytest.raises(ValueError, match="never promoted"):
-        deploy.start(first.use_case, first.outside, request_id="r", actor="Ada", reason="why not", version="3")
+        deploy.start_deployment(
+            first.use_case, first.outside, request_id="r", actor="Ada", reason="why not", version="3"
+        )

@@ -50,7 +50,7 @@ class Real:
                        revision=self.revision, as_of=AS_OF, actor="Ada")  # fmt: skip
 
     def deploy(self, release: Release) -> str:
-        return deploy.deploy(self.use_case, release, self.outside)
+        return deploy.deploy_release(self.use_case, release, self.outside)
 
     @property
     def route(self) -> Route:
@@ -90,7 +90,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Real]:
             pytest.skip("no HAProxy here: apt-get install haproxy")
         use_case, outside = real_room.connect(stack.environment(), folder)
         real_room.lay(use_case, outside, folder)
-        _, events = golden.rows(use_case, outside, 64)
+        _, events = golden.choose_golden_rows(use_case, outside, 64)
         found = Real(stack, folder, use_case, outside, events)
         assert "answers everyone" in found.deploy(found.promote("1", None))
         assert found.answering() == "1"
@@ -132,7 +132,7 @@ def doctored(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.mark.parametrize("how", ["float16 weights", "the encoder of the version before"])
 def test_an_archive_with_another_model_is_refused_and_the_old_version_keeps_answering(real, doctored, how):
     release = real.promote("2", "1")
-    said = deploy.deploy(real.use_case, release, sabotaged(real, doctored[how]))
+    said = deploy.deploy_release(real.use_case, release, sabotaged(real, doctored[how]))
     assert "version 2 was refused at golden, version 1 answers" in said
     assert real.route == Route("1")
     assert real.answering() == "1"
@@ -155,11 +155,11 @@ def test_the_twin_goes_all_the_way_and_no_client_notices(real):
     assert set(states) == {200}
     assert real.route == Route("2")
     assert real.answering() == "2"
-    evidence = deployments.serving(real.use_case, real.outside).evidence
+    evidence = deployments.find_serving_deployment(real.use_case, real.outside).evidence
     assert evidence["golden"]["max_difference"] <= 1e-5
     assert evidence["shadow"]["max_difference"] <= 1e-5
     assert evidence["canary"]["max_difference"] <= 1e-5
-    assert "not rolled back" not in watch.watch(real.use_case, real.outside)
+    assert "not rolled back" not in watch.watch_online(real.use_case, real.outside)
     assert real.route == Route("2"), "the watch has nothing against it"
 
 
@@ -175,9 +175,8 @@ def test_a_rollback_takes_less_than_a_minute_and_is_proved_by_a_request(real):
 _CHILD = """
 import os, signal
 from pathlib import Path
-from adapters import endpoint, gateway
 from pipeline.handoffs import Release
-from tasks import deploy, stages
+from tasks.deploy import deploy, stages
 from tests.tasks import real_room
 from tests.tasks.server_room import AS_OF
 def die(*_, **__): os.kill(os.getpid(), signal.SIGKILL)
@@ -185,13 +184,17 @@ use_case, outside = real_room.connect(os.environ, Path(os.environ["ROOM"]))
 release = Release(use_case="flights", outcome="promoted", champion_version="3", previous_version="1",
                   revision=int(os.environ["REVISION"]), as_of=AS_OF, actor="Ada")
 stage = os.environ["STAGE"]
-after = getattr(stages.Stages, "_" + stage)
-def at_stage(self, deployment):
-    if stage == "canary": self._move(deployment, share=0.5)
-    if stage == "full": self._server.route(deployment.version)
-    die()
-setattr(stages.Stages, "_" + stage, at_stage)
-deploy.deploy(use_case, release, outside)
+make = stages.Stages.__init__
+def make_dying(self, *arguments):
+    def at_stage(deployment):
+        if stage == "canary": self._give_share(deployment)
+        if stage == "full": self._server.set_route(deployment.version)
+        die()
+    make(self, *arguments)
+    assert stage in self._steps
+    self._steps[stage] = at_stage
+stages.Stages.__init__ = make_dying
+deploy.deploy_release(use_case, release, outside)
 """
 
 
@@ -204,8 +207,8 @@ def test_killed_at_each_stage_and_run_again_it_is_one_deployment(real):
                            "REVISION": str(release.revision)}  # fmt: skip
             ended = subprocess.run([sys.executable, "-c", _CHILD], env=environment, cwd=REPOSITORY, check=False)
             assert ended.returncode == -signal.SIGKILL
-            assert deployments.in_flight(real.use_case, real.outside).stage == stage
-        watch.watch(real.use_case, real.outside)
+            assert deployments.find_ongoing_deployment(real.use_case, real.outside).stage == stage
+        watch.watch_online(real.use_case, real.outside)
         assert real.route == Route("1"), "nobody attends it"
         assert "version 3 answers everyone" in real.deploy(release)
     assert set(states) == {200}

@@ -6,40 +6,41 @@ from dataclasses import replace
 import pytest
 
 from pipeline.online import Rollout
+from tasks.deploy.deployments import DeploymentStage
 from tasks.deploy.judge import (
-    Golden,
-    Shadowed,
-    Tally,
-    after,
+    GoldenTally,
+    ShadowTally,
+    TrafficTally,
+    compute_p99,
     judge_canary,
     judge_golden,
     judge_shadow,
     judge_stable,
-    p99,
 )
+from tasks.deploy.stages import next_stage
 
 RULES = Rollout(
     golden_rows=32, tolerance=1e-5, max_p99_ms=100, max_error_share=0.02, shadow_requests=20, canary_share=0.1,
     canary_requests=50, hold_minutes=30,
 )  # fmt: skip
-GOLDEN = Golden(rows=32, wanted=32, max_difference=0.0, worst="AA1", p99_ms=20)
-MIRRORED = Shadowed(requests=20, unanswered=0, problem=None, checked=20, max_difference=0.0)
-WELL = Tally(requests=50, errors=0, p99_ms=20, timed=50, slow=0, checked=50, max_difference=0.0)
+GOLDEN = GoldenTally(rows=32, wanted=32, max_difference=0.0, worst="AA1", p99_ms=20)
+MIRRORED = ShadowTally(requests=20, unanswered=0, problem=None, checked=20, max_difference=0.0)
+WELL = TrafficTally(requests=50, errors=0, p99_ms=20, timed=50, slow=0, checked=50, max_difference=0.0)
 
 
 def test_a_version_that_replaces_none_is_compared_with_none():
     ways = {}
     for first in (True, False):
-        stage, ways[first] = "package", ["package"]
+        stage, ways[first] = DeploymentStage.PACKAGE, [DeploymentStage.PACKAGE]
         while stage != "done":
-            stage = after(stage, first=first)
+            stage = next_stage(stage, is_first=first)
             ways[first].append(stage)
     assert ways[True] == ["package", "golden", "full", "done"]
     assert ways[False] == ["package", "golden", "shadow", "canary", "full", "done"]
 
 
 @pytest.mark.parametrize(
-    ("change", "answer"),
+    ("change", "result"),
     [
         ({}, "pass"),
         ({"max_difference": 1e-5}, "pass"),
@@ -50,12 +51,12 @@ def test_a_version_that_replaces_none_is_compared_with_none():
         ({"rows": 31}, "hold"),
     ],
 )
-def test_golden_rows_must_be_answered_as_in_batch_and_in_time(change, answer):
-    assert judge_golden(RULES, replace(GOLDEN, **change)).answer == answer
+def test_golden_rows_must_be_answered_as_in_batch_and_in_time(change, result):
+    assert judge_golden(RULES, replace(GOLDEN, **change)).result == result
 
 
 @pytest.mark.parametrize(
-    ("change", "minutes", "answer"),
+    ("change", "minutes", "result"),
     [
         ({}, 0, "pass"),
         ({"requests": 19}, 29.9, "wait"),
@@ -67,12 +68,12 @@ def test_golden_rows_must_be_answered_as_in_batch_and_in_time(change, answer):
         ({"requests": 3, "checked": 3, "max_difference": 2e-5}, 0, "breach"),
     ],
 )
-def test_mirrored_requests_are_counted_not_timed(change, minutes, answer):
-    assert judge_shadow(RULES, replace(MIRRORED, **change), minutes=minutes).answer == answer
+def test_mirrored_requests_are_counted_not_timed(change, minutes, result):
+    assert judge_shadow(RULES, replace(MIRRORED, **change), minutes=minutes).result == result
 
 
 @pytest.mark.parametrize(
-    ("change", "minutes", "answer"),
+    ("change", "minutes", "result"),
     [
         ({}, 0, "pass"),
         ({"errors": 1}, 0, "pass"),
@@ -92,12 +93,12 @@ def test_mirrored_requests_are_counted_not_timed(change, minutes, answer):
         ({"requests": 10_000, "checked": 5000, "errors": 201}, 0, "breach"),
     ],
 )
-def test_a_canary_goes_on_only_by_requests_that_went_well(change, minutes, answer):
-    assert judge_canary(RULES, replace(WELL, **change), minutes=minutes).answer == answer
+def test_a_canary_goes_on_only_by_requests_that_went_well(change, minutes, result):
+    assert judge_canary(RULES, replace(WELL, **change), minutes=minutes).result == result
 
 
 @pytest.mark.parametrize(
-    ("change", "answer"),
+    ("change", "result"),
     [
         ({}, "pass"),
         ({"requests": 49, "errors": 49}, "wait"),
@@ -113,12 +114,12 @@ def test_a_canary_goes_on_only_by_requests_that_went_well(change, minutes, answe
         ({"requests": 0, "p99_ms": None, "timed": 0, "checked": 0, "max_difference": None}, "wait"),
     ],
 )
-def test_what_answers_everyone_is_judged_by_enough_requests_and_any_wrong_score(change, answer):
-    assert judge_stable(RULES, replace(WELL, **change)).answer == answer
+def test_what_answers_everyone_is_judged_by_enough_requests_and_any_wrong_score(change, result):
+    assert judge_stable(RULES, replace(WELL, **change)).result == result
 
 
 def test_p99_is_a_time_that_a_request_took():
-    assert p99([]) is None
-    assert p99([5.0]) == 5.0
-    assert p99([float(i) for i in range(1, 101)]) == 99.0
-    assert p99([1.0] * 98 + [50.0, 60.0]) == 50.0
+    assert compute_p99([]) is None
+    assert compute_p99([5.0]) == 5.0
+    assert compute_p99([float(i) for i in range(1, 101)]) == 99.0
+    assert compute_p99([1.0] * 98 + [50.0, 60.0]) == 50.0

@@ -6,7 +6,7 @@ import pytest
 
 from adapters.gateway import Route
 from serving.reasons import DegradedReason
-from tasks.deploy import deploy, deployments, mending, watch
+from tasks.deploy import deploy, deployments, reconcile, watch
 from tests.tasks.rollouts import actions, alerts, challenge, clients, go, last
 from tests.tasks.server_room import Misbehaviour, Room, crown
 
@@ -20,7 +20,7 @@ def no_overlap(monkeypatch) -> None:
 
 
 def look(room: Room) -> str:
-    return watch.watch(room.use_case, room.outside)
+    return watch.watch_online(room.use_case, room.outside)
 
 
 def looks(room: Room) -> list[dict]:
@@ -115,22 +115,23 @@ def test_a_rollback_that_was_killed_is_gone_on_with_by_the_next_look(second, mon
     look(second)  # nothing is left to be mended before
     second.bad["2"] = Misbehaviour(off=0.01)
     second.traffic(20)
-    real = deployments.open_row
+    real = deployments.insert_deployment
 
     def opened(*arguments):
         real(*arguments)
         killing(second, monkeypatch, step, after=after)
 
-    monkeypatch.setattr(deployments, "open_row", opened)
+    monkeypatch.setattr(deployments, "insert_deployment", opened)
     with pytest.raises(Killed):
         look(second)
-    monkeypatch.setattr(deployments, "open_row", real)
-    under_way = deployments.in_flight(second.use_case, second.outside)
+    monkeypatch.setattr(deployments, "insert_deployment", real)
+    under_way = deployments.find_ongoing_deployment(second.use_case, second.outside)
     assert (under_way.version, under_way.stage) == ("1", "full")
-    assert deploy.pending(second.use_case, second.outside) == [], "nobody else takes it up"
+    assert deploy.find_undeployed(second.use_case, second.outside) == [], "nobody else takes it up"
     with pytest.raises(ConnectionError, match="being taken back"):
-        deploy.start(second.use_case, second.outside, request_id="r", actor="Ada", reason="again", again=True,
-                     version="2")  # fmt: skip
+        deploy.start_deployment(
+            second.use_case, second.outside, request_id="r", actor="Ada", reason="again", again=True, version="2"
+        )
     assert "version 1 answers everyone" in look(second)
     assert second.now == Route("1", None, 0.0)
     assert (last(second).version, last(second).outcome) == ("1", "full")
@@ -179,7 +180,7 @@ def test_a_bad_version_is_taken_back_although_the_next_one_is_on_its_way(second)
     assert "version 1 answers everyone" in look(second)
     assert second.now == Route("1", None, 0.0)
     assert actions(second)[-2:] == [("deploy-superseded", "3"), ("deploy", "1")]
-    assert deploy.pending(second.use_case, second.outside) == ["3"], "it is begun again, on top of version 1"
+    assert deploy.find_undeployed(second.use_case, second.outside) == ["3"], "it is begun again, on top of version 1"
 
 
 def test_a_rollback_that_begins_while_a_route_is_mended_is_not_undone(second, monkeypatch):
@@ -191,7 +192,7 @@ def test_a_rollback_that_begins_while_a_route_is_mended_is_not_undone(second, mo
         if not row:
             row.append(second.outside.warehouse.begin("deploy/flights"))
             with second.outside.warehouse.transaction(row[0]) as at:
-                deployments.open_row(at, {
+                deployments.insert_deployment(at, {
                     "deployment_id": "by-hand", "request_id": "r", "use_case": "flights", "kind": "rollback",
                     "version": "1", "previous_version": "2", "revision": 2, "stage": "full", "actor": "Ada",
                     "reason": "bad", "as_of": "2013-04-01",
@@ -200,7 +201,7 @@ def test_a_rollback_that_begins_while_a_route_is_mended_is_not_undone(second, mo
         return real(use_case)
 
     monkeypatch.setattr(second, "versions", slowly)
-    mending.mend(second.use_case, second.outside)
+    reconcile.reconcile_server(second.use_case, second.outside)
     assert row
     assert second.now == Route("1", None, 0.0)
 
@@ -277,7 +278,7 @@ def test_a_champion_rolled_back_to_what_the_watch_put_back_moves_nothing(second)
     crown(second.outside, second.use_case, "1", "2", 4)
     assert "version 1 answers everyone" in go(second, "1", "2", 4)
     assert second.now == Route("1", None, 0.0)
-    assert deploy.pending(second.use_case, second.outside) == []
+    assert deploy.find_undeployed(second.use_case, second.outside) == []
 
 
 def test_what_hits_both_versions_is_told_and_not_rolled_back(second):
@@ -373,6 +374,6 @@ def test_a_canary_that_nobody_attends_gets_no_requests_until_it_is_taken_up(firs
     assert first.now.share > 0
     look(first)
     assert first.now == Route("1", None, 0.0)
-    assert deployments.in_flight(first.use_case, first.outside).stage == "canary"
+    assert deployments.find_ongoing_deployment(first.use_case, first.outside).stage == "canary"
     with clients(first):
         assert "version 2 answers everyone" in go(first, "2", "1", 2)

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from tasks.deploy import recompute
+from tasks.deploy.batch_scores import load_batch_predictor
 from tasks.monitor import online_quality
 from tests.tasks.rollouts import alerts
 from tests.tasks.server_room import Room
@@ -18,7 +18,7 @@ def answered(first) -> Room:
     """Every event of the room was asked once, and version 1 scored it in batch, too."""
     first.traffic(40)
     snapshot(first)
-    score = recompute.predictor(first.use_case, "1", first.outside).predict(first.table)
+    score = load_batch_predictor(first.use_case, "1", first.outside).predict(first.table)
     for row, value in zip(first.table.to_pylist(), score, strict=True):
         first.outside.warehouse.execute(
             "insert into predictions (use_case, entity_key, event_time, model_version, prediction_time, score,"

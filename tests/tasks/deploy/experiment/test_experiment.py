@@ -8,19 +8,18 @@ import psycopg2.extras
 import pytest
 
 from adapters.errors import FencedOut
-from adapters.gateway import Record, Route
+from adapters.gateway import GatewayRecord, Route
 from infra.local import gateway as infra_gateway
-from pipeline.online import Experiment
+from pipeline.online import ExperimentSettings
 from pipeline.spec import UseCase
-from tasks.deploy import golden
 from tasks.deploy.experiment import experiment, log
-from tasks.deploy.judge import Golden
-from tasks.deploy.server import Server
+from tasks.deploy.judge import GoldenTally
+from tasks.deploy.server import UseCaseServer
 from tests.gateway_stand import Stand, stand, until
 from tests.tasks import killed
 
 EVENT_TIME = datetime(2013, 5, 1, tzinfo=UTC)
-DECLARED = Experiment(
+DECLARED = ExperimentSettings(
     mode="fixed", share=0.3, alpha=0.05, min_effect=0.0, min_events=300, max_events=3000, max_harm=0.3,
     max_error_share=0.02, max_degraded_share=0.1,
 )  # fmt: skip
@@ -44,7 +43,7 @@ class FakeGateway:
             raise Killed
         self.now = route
 
-    def records(self, _: str, since: datetime) -> list[Record]:
+    def records(self, _: str, since: datetime) -> list[GatewayRecord]:
         return [record for record in self.answered if record.at >= since]
 
 
@@ -55,13 +54,13 @@ def use_case(use_case) -> UseCase:
 
 @pytest.fixture
 def gateway(outside, monkeypatch) -> FakeGateway:
-    monkeypatch.setattr(experiment, "let_in", lambda *_: None)
+    monkeypatch.setattr(experiment, "admit_version", lambda *_: None)
     outside.__dict__["gateway"] = FakeGateway()
     return outside.gateway
 
 
 def start(use_case, outside, *, request_id: str = "run 1") -> str:
-    return experiment.start(use_case, "8", outside, actor="ada", request_id=request_id)
+    return experiment.start_experiment(use_case, "8", outside, actor="ada", request_id=request_id)
 
 
 def answer(
@@ -92,6 +91,11 @@ def answer(
         )
 
 
+def is_unsettled(use_case, outside) -> bool:
+    """Whether an experiment has the candidate's place."""
+    return log.find_unsettled_experiment(use_case, outside) is not None
+
+
 def looks(outside) -> list[dict]:
     return outside.warehouse.query("select * from experiment_looks order by look")
 
@@ -102,10 +106,10 @@ def ledger(outside) -> list[str]:
 
 
 def test_a_start_gives_the_treatment_its_share_once_and_is_in_the_ledger(use_case, outside, gateway):
-    assert not experiment.running(use_case, outside)
+    assert not is_unsettled(use_case, outside)
     assert start(use_case, outside) == start(use_case, outside) == "flights: version 8 against 7: goes on"
     assert gateway.now == Route("7", "8", 0.3)
-    assert experiment.running(use_case, outside)
+    assert is_unsettled(use_case, outside)
     assert ledger(outside) == ["experiment-start by ada"]
     assert [row["look"] for row in looks(outside)] == [0]
 
@@ -114,23 +118,23 @@ def test_a_harmful_treatment_is_stopped_and_the_stable_version_has_everyone_back
     start(use_case, outside)
     answer(outside, "7", 400, costly=0.05, seed=1)
     answer(outside, "8", 200, costly=0.30, seed=2)
-    said = experiment.look(use_case, outside)
+    said = experiment.judge_experiment(use_case, outside)
     assert "stopped-by-guardrail: harm" in said
     assert gateway.now == Route("7")
-    assert not experiment.running(use_case, outside)
+    assert not is_unsettled(use_case, outside)
     assert ledger(outside) == ["experiment-start by ada", "experiment-end by experiment"]
     [alert] = outside.warehouse.query("select tier, title, delivered_at from alerts")
     assert alert["tier"] == "critical"
     assert alert["title"].endswith("ended: stopped-by-guardrail")
     assert alert["delivered_at"] is not None
-    assert experiment.look(use_case, outside) is None
+    assert experiment.judge_experiment(use_case, outside) is None
 
 
 def test_a_better_treatment_is_said_to_be_and_promoted_by_nobody(use_case, outside, gateway):
     start(use_case, outside)
     answer(outside, "7", 800, costly=0.30, seed=1)
     answer(outside, "8", 400, costly=0.05, seed=2)
-    assert "treatment-better" in (said := experiment.look(use_case, outside))
+    assert "treatment-better" in (said := experiment.judge_experiment(use_case, outside))
     assert "flights.train" in said
     assert gateway.now == Route("7")
     assert outside.warehouse.query("select * from champions") == []
@@ -141,7 +145,7 @@ def test_the_healthy_twin_goes_on(use_case, outside, gateway):
     start(use_case, outside)
     answer(outside, "7", 800, costly=0.10, seed=1)
     answer(outside, "8", 400, costly=0.10, seed=2)
-    assert experiment.look(use_case, outside).endswith("goes on")
+    assert experiment.judge_experiment(use_case, outside).endswith("goes on")
     assert gateway.now == Route("7", "8", 0.3)
     [_, row] = looks(outside)
     assert (row["control_events"], row["treatment_events"]) == (800, 400)
@@ -153,12 +157,12 @@ def test_a_second_look_at_the_same_data_writes_nothing(use_case, outside, gatewa
     start(use_case, outside)
     answer(outside, "7", 50, costly=0.1, seed=1)
     answer(outside, "8", 50, costly=0.1, seed=2)
-    experiment.look(use_case, outside)
+    experiment.judge_experiment(use_case, outside)
     before = looks(outside)
-    experiment.look(use_case, outside)
+    experiment.judge_experiment(use_case, outside)
     assert looks(outside) == before
     answer(outside, "8", 1, costly=0.1, seed=3)
-    experiment.look(use_case, outside)
+    experiment.judge_experiment(use_case, outside)
     assert len(looks(outside)) == len(before) + 1
 
 
@@ -173,7 +177,7 @@ def test_an_event_counts_once_by_its_first_answer_and_not_before_the_start(use_c
         " feature_age_seconds, server_ms, request, features, answered_at + interval '1 minute'"
         " from online_answers where model_version = '8'"
     )
-    experiment.look(use_case, outside)
+    experiment.judge_experiment(use_case, outside)
     row = looks(outside)[-1]
     assert (row["control_events"], row["treatment_events"]) == (20, 10)
     assert (row["control_cost"], row["treatment_cost"]) == (0, 50)
@@ -187,13 +191,15 @@ def test_events_of_one_request_are_one_unit(use_case, outside, gateway):
         "update online_answers set request_id = 'all', position = split_part(entity_key, '-', 3)::int"
         " where model_version = '8'"
     )
-    experiment.look(use_case, outside)
+    experiment.judge_experiment(use_case, outside)
     assert (looks(outside)[-1]["control_units"], looks(outside)[-1]["treatment_units"]) == (20, 1)
 
 
-def records(n: int, *, status: int = 200, static: bool = False, start_id: int = 0) -> list[Record]:
+def records(n: int, *, status: int = 200, static: bool = False, start_id: int = 0) -> list[GatewayRecord]:
     return [
-        Record(f"r{start_id + i}", "flights", "test", "candidate", "8", status, 5.0, datetime.now(UTC), static=static)
+        GatewayRecord(
+            f"r{start_id + i}", "flights", "test", "candidate", "8", status, 5.0, datetime.now(UTC), static=static
+        )
         for i in range(n)
     ]
 
@@ -204,28 +210,28 @@ def test_errors_and_static_answers_stop_it_and_are_counted_on_after_the_gateway_
 ):
     start(use_case, outside)
     gateway.answered = records(100) + records(3, start_id=100, **how)
-    assert experiment.look(use_case, outside).endswith("goes on")
-    assert experiment.look(use_case, outside).endswith("goes on")
+    assert experiment.judge_experiment(use_case, outside).endswith("goes on")
+    assert experiment.judge_experiment(use_case, outside).endswith("goes on")
     assert (looks(outside)[-1]["requests"], looks(outside)[-1]["errors"]) == (103, 3)
     gateway.answered = records(20, start_id=200) + records(10, start_id=220, **how)
-    assert "errors: 13 of 133" in experiment.look(use_case, outside)
+    assert "errors: 13 of 133" in experiment.judge_experiment(use_case, outside)
     assert gateway.now == Route("7")
 
 
 def test_degraded_answers_stop_it(use_case, outside, gateway):
     start(use_case, outside)
     answer(outside, "8", 200, costly=0.0, seed=2, degraded=0.5)
-    assert "degraded answers" in experiment.look(use_case, outside)
+    assert "degraded answers" in experiment.judge_experiment(use_case, outside)
 
 
 def test_killed_before_the_gateway_was_told_the_next_look_tells_it(use_case, outside, gateway):
     gateway.dies = True
     with pytest.raises(Killed):
         start(use_case, outside)
-    assert experiment.running(use_case, outside)
+    assert is_unsettled(use_case, outside)
     assert gateway.now == Route("7")
     gateway.dies = False
-    experiment.look(use_case, outside)
+    experiment.judge_experiment(use_case, outside)
     assert gateway.now == Route("7", "8", 0.3)
     assert len(looks(outside)) == 1
 
@@ -236,12 +242,12 @@ def test_killed_at_the_end_the_place_is_taken_until_the_next_look_has_given_it_b
     answer(outside, "8", 200, costly=0.30, seed=2)
     gateway.dies = True
     with pytest.raises(Killed):
-        experiment.look(use_case, outside)
-    assert experiment.running(use_case, outside)
+        experiment.judge_experiment(use_case, outside)
+    assert is_unsettled(use_case, outside)
     with pytest.raises(ValueError, match="one experiment at a time"):
         start(use_case, outside, request_id="run 2")
     gateway.dies = False
-    assert "stopped-by-guardrail" in experiment.look(use_case, outside)
+    assert "stopped-by-guardrail" in experiment.judge_experiment(use_case, outside)
     assert gateway.now == Route("7")
     assert ledger(outside) == ["experiment-start by ada", "experiment-end by experiment"]
 
@@ -251,9 +257,9 @@ def test_a_route_that_the_gateway_lost_is_told_again(use_case, outside, gateway,
     start(use_case, outside)
     told = []
     monkeypatch.setattr(gateway, "set_route", lambda _, route: told.append(route))
-    experiment.look(use_case, outside)
+    experiment.judge_experiment(use_case, outside)
     gateway.now = Route("7")
-    experiment.stop(use_case, outside, actor="ada", reason="enough")
+    experiment.stop_experiment(use_case, outside, actor="ada", reason="enough")
     assert told == [Route("7", "8", 0.3), Route("7")]
 
 
@@ -261,15 +267,15 @@ def test_a_look_that_was_overtaken_writes_nothing(use_case, outside, gateway, mo
     start(use_case, outside)
     answer(outside, "7", 400, costly=0.05, seed=1)
     answer(outside, "8", 200, costly=0.30, seed=2)
-    events = log.events
+    events = log.read_events
 
     def overtaken(*arguments):
         outside.warehouse.begin("experiment/flights")
         return events(*arguments)
 
-    monkeypatch.setattr(log, "events", overtaken)
+    monkeypatch.setattr(log, "read_events", overtaken)
     with pytest.raises(FencedOut):
-        experiment.look(use_case, outside)
+        experiment.judge_experiment(use_case, outside)
     assert len(looks(outside)) == 1
     assert gateway.now == Route("7", "8", 0.3)
 
@@ -277,9 +283,9 @@ def test_a_look_that_was_overtaken_writes_nothing(use_case, outside, gateway, mo
 def test_whoever_changes_the_route_ends_the_experiment_and_keeps_the_route(use_case, outside, gateway):
     start(use_case, outside)
     gateway.now = Route("6")  # a rollback
-    assert "interrupted" in experiment.look(use_case, outside)
+    assert "interrupted" in experiment.judge_experiment(use_case, outside)
     assert gateway.now == Route("6")
-    assert not experiment.running(use_case, outside)
+    assert not is_unsettled(use_case, outside)
 
 
 def test_a_start_taken_up_again_leaves_a_route_alone_that_somebody_changed_meanwhile(use_case, outside, gateway):
@@ -289,16 +295,16 @@ def test_a_start_taken_up_again_leaves_a_route_alone_that_somebody_changed_meanw
     gateway.dies, gateway.now = False, Route("6")
     start(use_case, outside)
     assert gateway.now == Route("6")
-    assert "interrupted" in experiment.look(use_case, outside)
+    assert "interrupted" in experiment.judge_experiment(use_case, outside)
     assert gateway.now == Route("6")
 
 
 def test_a_person_stops_it_with_a_reason(use_case, outside, gateway):
-    assert experiment.stop(use_case, outside, actor="ada", reason="enough") is None
+    assert experiment.stop_experiment(use_case, outside, actor="ada", reason="enough") is None
     start(use_case, outside)
     with pytest.raises(ValueError, match="say why"):
-        experiment.stop(use_case, outside, actor="ada", reason=" ")
-    assert "ended as stopped: enough" in experiment.stop(use_case, outside, actor="ada", reason="enough")
+        experiment.stop_experiment(use_case, outside, actor="ada", reason=" ")
+    assert "ended as stopped: enough" in experiment.stop_experiment(use_case, outside, actor="ada", reason="enough")
     assert gateway.now == Route("7")
     assert ledger(outside) == ["experiment-start by ada", "experiment-end by ada"]
 
@@ -308,7 +314,7 @@ def test_what_was_declared_at_the_start_holds_to_the_end(use_case, outside, gate
     edited = use_case.model_copy(update={"experiment": DECLARED.model_copy(update={"max_harm": 9.0, "share": 0.5})})
     answer(outside, "7", 400, costly=0.05, seed=1)
     answer(outside, "8", 200, costly=0.30, seed=2)
-    assert "stopped-by-guardrail: harm" in experiment.look(edited, outside)
+    assert "stopped-by-guardrail: harm" in experiment.judge_experiment(edited, outside)
 
 
 def test_thompson_sampling_moves_the_share_and_an_event_keeps_the_share_it_was_asked_under(use_case, outside, gateway):
@@ -317,13 +323,13 @@ def test_thompson_sampling_moves_the_share_and_an_event_keeps_the_share_it_was_a
     start(use_case, outside)
     answer(outside, "7", 800, costly=0.14, seed=1)
     answer(outside, "8", 400, costly=0.10, seed=2)
-    assert experiment.look(use_case, outside).endswith("goes on")
+    assert experiment.judge_experiment(use_case, outside).endswith("goes on")
     share = looks(outside)[-1]["share"]
     assert 0.8 < share <= 0.95
     assert gateway.now == Route("7", "8", share)
     answer(outside, "8", 10, costly=0.1, seed=3)
-    trial = log.unsettled(use_case, outside)
-    found = log.events(trial, outside)
+    running = log.find_unsettled_experiment(use_case, outside)
+    found = log.read_events(running, outside)
     assert dict(zip(*np.unique(found.share, return_counts=True), strict=True)) == {0.3: 1200, share: 10}
 
 
@@ -340,7 +346,7 @@ def test_a_start_that_makes_no_sense_is_refused(use_case, outside, gateway, rout
     with pytest.raises(ValueError, match=because):
         start(use_case, outside)
     assert gateway.now == route
-    assert not experiment.running(use_case, outside)
+    assert not is_unsettled(use_case, outside)
 
 
 def test_a_start_without_a_declaration_or_a_gateway_is_refused(use_case, outside, gateway):
@@ -355,24 +361,24 @@ def test_a_version_that_does_not_answer_as_in_batch_answers_nobody(use_case, out
     def refuses(*_: object) -> None:
         raise ValueError("version 8 may not answer anyone")
 
-    monkeypatch.setattr(experiment, "let_in", refuses)
+    monkeypatch.setattr(experiment, "admit_version", refuses)
     with pytest.raises(ValueError, match="may not answer"):
         start(use_case, outside)
     assert gateway.now == Route("7")
-    assert not experiment.running(use_case, outside)
+    assert not is_unsettled(use_case, outside)
 
 
 @pytest.mark.parametrize(("difference", "allowed"), [(1e-7, True), (1e-2, False)])
 def test_a_version_is_let_in_when_real_rows_get_the_batchs_answers(use_case, outside, monkeypatch, difference, allowed):
     asked = []
-    seen = Golden(rows=256, wanted=256, max_difference=difference, worst="UA1", p99_ms=1.0)
-    monkeypatch.setattr(Server, "ensure", lambda _, version, sha256: asked.append((version, sha256)))
-    monkeypatch.setattr(golden, "look", lambda *_: (seen, {}))
+    seen = GoldenTally(rows=256, wanted=256, max_difference=difference, worst="UA1", p99_ms=1.0)
+    monkeypatch.setattr(UseCaseServer, "ensure_loaded", lambda _, version, sha256: asked.append((version, sha256)))
+    monkeypatch.setattr(experiment, "ask_golden_rows", lambda *_: (seen, {}))
     if allowed:
-        experiment.let_in(use_case, "8", outside)
+        experiment.admit_version(use_case, "8", outside)
     else:
         with pytest.raises(ValueError, match="version 8 may not answer anyone"):
-            experiment.let_in(use_case, "8", outside)
+            experiment.admit_version(use_case, "8", outside)
     assert asked == [("8", None)]
 
 
@@ -398,12 +404,12 @@ def test_a_deployment_under_way_refuses_the_start_and_its_end_lets_it(use_case, 
 
 STARTS = """
 from adapters import gateway_maps
-from pipeline.online import Experiment
-from tasks import experiment
-gateway_maps.Admin.say = die  # the gateway's file is written by now, its memory is not
-experiment.let_in = lambda *_: None
-use_case = use_cases(settings().params)["flights"].model_copy(update={"experiment": Experiment(**DECLARED)})
-experiment.start(use_case, "8", outside, actor="ada", request_id="run 1")
+from pipeline.online import ExperimentSettings
+from tasks.deploy.experiment import experiment
+gateway_maps.Admin.send_command = die  # the gateway's file is written by now, its memory is not
+experiment.admit_version = lambda *_: None
+use_case = use_cases(settings().params)["flights"].model_copy(update={"experiment": ExperimentSettings(**DECLARED)})
+experiment.start_experiment(use_case, "8", outside, actor="ada", request_id="run 1")
 """
 
 
@@ -423,9 +429,9 @@ def test_through_the_real_gateway_entities_keep_their_version_and_all_come_back_
     assert first == second
     treated = sum(slot == "candidate" for slot in first.values())
     assert 0.22 < treated / 600 < 0.38
-    experiment.look(use_case, outside)
+    experiment.judge_experiment(use_case, outside)
     assert (looks(outside)[-1]["requests"], looks(outside)[-1]["errors"]) == (2 * treated, 0)
-    experiment.stop(use_case, outside, actor="ada", reason="enough")
+    experiment.stop_experiment(use_case, outside, actor="ada", reason="enough")
     assert stood.gateway.route("flights") == Route("7")
     assert set(stood.ask_all("flights", entities[:100]).values()) == {"stable"}
 
@@ -438,7 +444,7 @@ def test_killed_between_the_gateways_file_and_its_memory_the_next_look_gives_the
     killed.run(settings, STARTS.replace("DECLARED", repr(DECLARED.model_dump())), killed=True)
     entities = [f"E{i}" for i in range(200)]
     assert set(stood.ask_all("flights", entities).values()) == {"stable"}
-    assert experiment.look(use_case, outside).endswith("goes on")
+    assert experiment.judge_experiment(use_case, outside).endswith("goes on")
     slots = list(stood.ask_all("flights", entities).values())
     assert 0.2 < slots.count("candidate") / 200 < 0.4
     assert ledger(outside) == ["experiment-start by ada"]

@@ -7,39 +7,40 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from pipeline.online import Experiment
+from pipeline.online import ExperimentSettings
 from tasks.deploy.experiment.sequential import (
-    Estimate,
-    Events,
-    Health,
-    Verdict,
-    cost_of,
-    decide,
-    estimate,
-    exceeds,
-    next_share,
-    radius,
-    units,
+    Conclusion,
+    CostEstimate,
+    ExperimentEvents,
+    ExperimentOutcome,
+    TreatmentHealth,
+    choose_next_share,
+    compute_radius,
+    conclude,
+    estimate_difference,
+    is_share_above,
+    join_units,
+    price_decisions,
 )
 
 MISSED, NEEDLESS = 5.0, 1.0
-Judge = Callable[[Experiment, Estimate | None, Health], Verdict]
-HEALTHY = Health(requests=1000, errors=0, answers=1000, degraded=0)
+Judge = Callable[[ExperimentSettings, CostEstimate | None, TreatmentHealth], Conclusion]
+HEALTHY = TreatmentHealth(requests=1000, errors=0, answers=1000, degraded=0)
 
 
-def declared(**changes) -> Experiment:
+def declared(**changes) -> ExperimentSettings:
     small = {
         "mode": "fixed", "share": 0.3, "alpha": 0.05, "min_effect": 0.18, "min_events": 300, "max_events": 2000,
         "max_harm": 0.3, "max_error_share": 0.02, "max_degraded_share": 0.1,
     }  # fmt: skip
-    return Experiment(**(small | changes))
+    return ExperimentSettings(**(small | changes))
 
 
 @dataclass(frozen=True)
 class Ended:
     """How a simulated experiment ended, and after how many events in all and of the treatment."""
 
-    decision: str
+    outcome: ExperimentOutcome | None
     events: int
     treated: int
     share: float
@@ -59,13 +60,13 @@ def world(draw: np.random.Generator, n: int, *, entities: int, lift: float, habi
     for extra in (0.0, lift):
         wrong = np.where(positive, np.clip(0.3 + extra / MISSED / base, 0, 1), 0.3)
         decision = (draws >= wrong) == positive
-        costs.append(cost_of(positive.astype(float), decision, missed=MISSED, needless=NEEDLESS))
+        costs.append(price_decisions(positive.astype(float), decision, missed=MISSED, needless=NEEDLESS))
     return entity, costs[0], costs[1], draw.random(entities)[entity]
 
 
 def simulate(
-    settings: Experiment, seed: int, *, lift: float = 0.0, entities: int = 1500, batch: int = 100,
-    habit: float = 0.08, judge: Judge = decide,
+    settings: ExperimentSettings, seed: int, *, lift: float = 0.0, entities: int = 1500, batch: int = 100,
+    habit: float = 0.08, judge: Judge = conclude,
 ) -> Ended:  # fmt: skip
     """One experiment, looked at after every batch until it ends."""
     draw = np.random.default_rng(seed)
@@ -76,21 +77,21 @@ def simulate(
         last = slice(end - batch, end)
         treated[last], share[last] = bucket[last] < now, now
         cost = np.where(treated[:end], changed[:end], calm[:end])
-        events = Events(treated=treated[:end], cost=cost, share=share[:end], unit=entity[:end])
-        found = estimate(events, greatest_cost=MISSED)
-        decision = judge(settings, found, HEALTHY).decision
-        if decision != "continue":
+        events = ExperimentEvents(treated=treated[:end], cost=cost, share=share[:end], unit=entity[:end])
+        found = estimate_difference(events, greatest_cost=MISSED)
+        outcome = judge(settings, found, HEALTHY).outcome
+        if outcome is not None:
             break
-        now = next_share(settings, found, share=now, greatest_cost=MISSED)
-    return Ended(decision, end, int(treated.sum()), now)
+        now = choose_next_share(settings, found, share=now, greatest_cost=MISSED)
+    return Ended(outcome, end, int(treated.sum()), now)
 
 
-def ends(runs: int, settings: Experiment, **how) -> list[Ended]:
+def ends(runs: int, settings: ExperimentSettings, **how) -> list[Ended]:
     return [simulate(settings, seed, **how) for seed in range(runs)]
 
 
-def share_of(found: list[Ended], *decisions: str) -> float:
-    return sum(end.decision in decisions for end in found) / len(found)
+def share_of(found: list[Ended], *outcomes: str | None) -> float:
+    return sum(end.outcome in outcomes for end in found) / len(found)
 
 
 DIFFERENCES = ("treatment-better", "control-better", "stopped-by-guardrail")
@@ -101,15 +102,15 @@ NULL = declared(min_effect=0.0, max_events=1500)
 def test_a_null_is_called_a_difference_in_at_most_alpha_of_experiments_looked_at_after_every_batch(mode):
     found = ends(150, NULL.model_copy(update={"mode": mode}))
     assert share_of(found, *DIFFERENCES) <= NULL.alpha
-    assert share_of(found, "undecided", "continue") >= 1 - NULL.alpha
+    assert share_of(found, "undecided", None) >= 1 - NULL.alpha
 
 
-def naive(settings: Experiment, found: Estimate | None, _: Health) -> Verdict:
+def naive(settings: ExperimentSettings, found: CostEstimate | None, _: TreatmentHealth) -> Conclusion:
     """The z-test that everyone knows, as if each look were the only one."""
     assert found is not None
     called = min(found.events) >= settings.min_events and abs(found.difference) > 1.96 * found.error
-    decision = "control-better" if found.difference > 0 else "treatment-better"
-    return Verdict(decision=decision if called else "continue", reason="", low=None, high=None)
+    outcome = ExperimentOutcome.CONTROL_BETTER if found.difference > 0 else ExperimentOutcome.TREATMENT_BETTER
+    return Conclusion(outcome=outcome if called else None, reason="", low=None, high=None)
 
 
 def test_sabotage_the_naive_z_test_repeated_at_every_look_calls_too_many_nulls_a_difference():
@@ -134,12 +135,12 @@ def test_a_harmful_arm_is_stopped_within_1000_requests_300_of_them_its_own():
 def test_entities_with_habits_do_not_make_a_difference_and_sabotage_events_taken_for_independent_do(monkeypatch):
     settings, how = declared(share=0.5, min_effect=0.0, max_events=3000), {"entities": 70, "habit": 0.35, "batch": 200}
     assert share_of(ends(100, settings, **how), *DIFFERENCES) <= settings.alpha
-    whole = Events
+    whole = ExperimentEvents
 
     def independent(**values):
         return whole(**(values | {"unit": np.arange(len(values["cost"]))}))
 
-    monkeypatch.setitem(globals(), "Events", independent)
+    monkeypatch.setitem(globals(), "ExperimentEvents", independent)
     assert share_of(ends(100, settings, **how), *DIFFERENCES) > 2 * settings.alpha
 
 
@@ -158,7 +159,9 @@ def test_a_share_that_moves_with_the_weather_is_no_difference_and_plain_means_wo
     share = np.repeat([0.1, 0.9], n // 2)
     cost = draw.random(n) * np.repeat([1.0, 3.0], n // 2)  # calm, then stormy; the same for both versions
     treated = draw.random(n) < share
-    found = estimate(Events(treated=treated, cost=cost, share=share, unit=np.arange(n)), greatest_cost=3.0)
+    found = estimate_difference(
+        ExperimentEvents(treated=treated, cost=cost, share=share, unit=np.arange(n)), greatest_cost=3.0
+    )
     assert abs(found.difference) < 3 * found.error < 0.15
     assert cost[treated].mean() - cost[~treated].mean() > 0.5
 
@@ -166,8 +169,8 @@ def test_a_share_that_moves_with_the_weather_is_no_difference_and_plain_means_wo
 def test_with_a_fixed_share_the_estimate_is_the_plain_difference_of_means():
     draw = np.random.default_rng(1)
     treated, cost = draw.random(5000) < 0.2, draw.exponential(1, 5000)
-    found = estimate(
-        Events(treated=treated, cost=cost, share=np.full(5000, 0.2), unit=np.arange(5000)), greatest_cost=5
+    found = estimate_difference(
+        ExperimentEvents(treated=treated, cost=cost, share=np.full(5000, 0.2), unit=np.arange(5000)), greatest_cost=5
     )
     assert found.difference == pytest.approx(cost[treated].mean() - cost[~treated].mean())
     plain = np.sqrt(cost[treated].var() / treated.sum() + cost[~treated].var() / (~treated).sum())
@@ -176,27 +179,29 @@ def test_with_a_fixed_share_the_estimate_is_the_plain_difference_of_means():
 
 
 def test_without_an_event_of_each_version_there_is_no_estimate_and_without_costs_no_certainty():
-    nothing = Events(treated=np.ones(5, bool), cost=np.ones(5), share=np.full(5, 0.5), unit=np.arange(5))
-    assert estimate(nothing, greatest_cost=5.0) is None
-    free = Events(treated=np.arange(200) % 2 == 0, cost=np.zeros(200), share=np.full(200, 0.5), unit=np.arange(200))
-    assert estimate(free, greatest_cost=5.0).error > 0.03
+    nothing = ExperimentEvents(treated=np.ones(5, bool), cost=np.ones(5), share=np.full(5, 0.5), unit=np.arange(5))
+    assert estimate_difference(nothing, greatest_cost=5.0) is None
+    free = ExperimentEvents(
+        treated=np.arange(200) % 2 == 0, cost=np.zeros(200), share=np.full(200, 0.5), unit=np.arange(200)
+    )
+    assert estimate_difference(free, greatest_cost=5.0).error > 0.03
 
 
 def test_events_that_share_an_entity_or_a_request_are_one_unit():
     entity = np.array([0, 0, 1, 2, 3, 4])
     request = np.array([0, 1, 1, 2, 2, 3])
-    found = units(entity, request)
+    found = join_units(entity, request)
     assert found[0] == found[1] == found[2]
     assert found[3] == found[4]
     assert len(set(found.tolist())) == 3
-    assert len(units(np.zeros(0, np.intp), np.zeros(0, np.intp))) == 0
+    assert len(join_units(np.zeros(0, np.intp), np.zeros(0, np.intp))) == 0
 
 
 def test_events_that_a_client_had_answered_as_one_entity_are_one_unit():
     entity, request = np.arange(6), np.arange(6)
     chosen_by = np.array([0, 0, -1, -1, 1, 1])
-    assert len(set(units(entity, request, chosen_by).tolist())) == 4
-    assert len(set(units(entity, request, np.full(6, -1)).tolist())) == 6
+    assert len(set(join_units(entity, request, chosen_by).tolist())) == 4
+    assert len(set(join_units(entity, request, np.full(6, -1)).tolist())) == 6
 
 
 def test_a_coarse_entity_id_calls_a_null_no_more_often_than_alpha_and_ignoring_it_does():
@@ -207,59 +212,78 @@ def test_a_coarse_entity_id_calls_a_null_no_more_often_than_alpha_and_ignoring_i
         treated = (rng.random(named_by) < 0.5)[chosen_by]
         cost = np.clip(rng.normal(0.8, 0.4, named_by)[chosen_by] + rng.normal(0, 0.5, 4000), 0, 5)
         event = np.arange(4000)
-        for name, unit in {"known": units(event, event, chosen_by), "ignored": units(event, event)}.items():
-            found = estimate(Events(treated=treated, cost=cost, share=np.full(4000, 0.5), unit=unit), greatest_cost=5.0)
-            called[name] += abs(found.difference) > radius(found, alpha=0.05, planned_size=4000)
+        for name, unit in {"known": join_units(event, event, chosen_by), "ignored": join_units(event, event)}.items():
+            found = estimate_difference(
+                ExperimentEvents(treated=treated, cost=cost, share=np.full(4000, 0.5), unit=unit), greatest_cost=5.0
+            )
+            called[name] += abs(found.difference) > compute_radius(found, alpha=0.05, planned_size=4000)
     assert called["known"] <= 3
     assert called["ignored"] > 20
 
 
 def test_a_wrong_decision_costs_what_was_declared():
-    cost = cost_of(np.array([1.0, 1, 0, 0]), np.array([False, True, True, False]), missed=MISSED, needless=NEEDLESS)
+    cost = price_decisions(
+        np.array([1.0, 1, 0, 0]), np.array([False, True, True, False]), missed=MISSED, needless=NEEDLESS
+    )
     assert cost.tolist() == [MISSED, 0, NEEDLESS, 0]
 
 
-def seen(difference: float, *, error: float = 0.02, events: int = 1000, units: int = 500) -> Estimate:
-    return Estimate(
+def seen(difference: float, *, error: float = 0.02, events: int = 1000, units: int = 500) -> CostEstimate:
+    return CostEstimate(
         events=(events, events), units=(units, units), costs=(1.0 * events, (1.0 + difference) * events),
         difference=difference, error=error, size=events / 2,
     )  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("found", "health", "decision", "because"),
+    ("found", "health", "outcome", "because"),
     [
-        (None, HEALTHY, "continue", "no event of both"),
-        (None, Health(requests=100, errors=90, answers=10, degraded=0), "stopped-by-guardrail", "errors: 90 of 100"),
-        (seen(-0.5, events=299), HEALTHY, "continue", "299 events"),
-        (seen(-0.5, units=29), HEALTHY, "continue", "29 units"),
+        (None, HEALTHY, None, "no event of both"),
+        (
+            None,
+            TreatmentHealth(requests=100, errors=90, answers=10, degraded=0),
+            "stopped-by-guardrail",
+            "errors: 90 of 100",
+        ),
+        (seen(-0.5, events=299), HEALTHY, None, "299 events"),
+        (seen(-0.5, units=29), HEALTHY, None, "29 units"),
         (seen(-0.2), HEALTHY, "treatment-better", "-0.2 an event"),
         (seen(+0.2), HEALTHY, "control-better", r"\+0.2 an event"),
         (seen(-0.02), HEALTHY, "undecided", "no difference that matters"),
-        (seen(-0.06, error=0.04), HEALTHY, "continue", "-0.06 an event"),
+        (seen(-0.06, error=0.04), HEALTHY, None, "-0.06 an event"),
         (seen(-0.06, error=0.04, events=2000), HEALTHY, "undecided", "the most it may take"),
         (seen(-0.25, error=0.04, events=2000), HEALTHY, "treatment-better", "-0.25 an event"),
         (seen(+0.35, events=150), HEALTHY, "stopped-by-guardrail", "harm"),
-        (seen(+0.25, events=150), HEALTHY, "continue", "150 events"),
-        (seen(+0.35, error=0.3, events=150), HEALTHY, "continue", "150 events"),
-        (seen(+0.9, events=99), HEALTHY, "continue", "99 events"),
-        (seen(-0.2), Health(requests=500, errors=40, answers=460, degraded=0), "stopped-by-guardrail", "errors"),
-        (seen(-0.2), Health(requests=500, errors=0, answers=500, degraded=90), "stopped-by-guardrail", "degraded"),
-        (seen(-0.2), Health(requests=500, errors=12, answers=500, degraded=55), "treatment-better", ""),
+        (seen(+0.25, events=150), HEALTHY, None, "150 events"),
+        (seen(+0.35, error=0.3, events=150), HEALTHY, None, "150 events"),
+        (seen(+0.9, events=99), HEALTHY, None, "99 events"),
+        (
+            seen(-0.2),
+            TreatmentHealth(requests=500, errors=40, answers=460, degraded=0),
+            "stopped-by-guardrail",
+            "errors",
+        ),
+        (
+            seen(-0.2),
+            TreatmentHealth(requests=500, errors=0, answers=500, degraded=90),
+            "stopped-by-guardrail",
+            "degraded",
+        ),
+        (seen(-0.2), TreatmentHealth(requests=500, errors=12, answers=500, degraded=55), "treatment-better", ""),
     ],
 )
-def test_what_is_decided(found, health, decision, because):
-    verdict = decide(declared(min_effect=0.12), found, health)
-    assert verdict.decision == decision
+def test_what_is_decided(found, health, outcome, because):
+    verdict = conclude(declared(min_effect=0.12), found, health)
+    assert verdict.outcome == outcome
     assert re.search(because, verdict.reason)
     assert (verdict.low is None) == (found is None)
 
 
 def test_the_interval_is_wider_than_the_one_for_a_single_look_and_narrows_with_events():
     found = seen(0.0)
-    assert radius(found, alpha=0.05, planned_size=500) > 1.96 * found.error
-    assert radius(found, alpha=0.05, planned_size=500) < radius(found, alpha=0.05, planned_size=50_000)
-    assert radius(found, alpha=0.05, planned_size=500) < radius(found, alpha=0.01, planned_size=500)
+    assert compute_radius(found, alpha=0.05, planned_size=500) > 1.96 * found.error
+    assert compute_radius(found, alpha=0.05, planned_size=500) < compute_radius(found, alpha=0.05, planned_size=50_000)
+    assert compute_radius(found, alpha=0.05, planned_size=500) < compute_radius(found, alpha=0.01, planned_size=500)
 
 
 @pytest.mark.parametrize(
@@ -268,25 +292,25 @@ def test_the_interval_is_wider_than_the_one_for_a_single_look_and_narrows_with_e
      (1, 1, 0.0, True), (0, 9, 0.0, False), (9, 9, 1.0, False)],
 )  # fmt: skip
 def test_a_share_is_stopped_when_it_is_surely_above_its_limit(count, of, limit, stopped):
-    assert exceeds(count, of, limit) is stopped
+    assert is_share_above(count, of, limit) is stopped
 
 
 def test_a_share_that_keeps_its_limit_is_seldom_stopped_however_often_it_is_asked_about():
     draw = np.random.default_rng(0)
     counts = np.cumsum(draw.random((300, 2000)) < 0.02, axis=1)[:, 49::50]
-    stopped = [any(exceeds(int(c), 50 * (i + 1), 0.02) for i, c in enumerate(row)) for row in counts]
+    stopped = [any(is_share_above(int(c), 50 * (i + 1), 0.02) for i, c in enumerate(row)) for row in counts]
     assert np.mean(stopped) <= 0.02
     counts = np.cumsum(draw.random((100, 500)) < 0.08, axis=1)[:, 49::50]
-    stopped = [any(exceeds(int(c), 50 * (i + 1), 0.02) for i, c in enumerate(row)) for row in counts]
+    stopped = [any(is_share_above(int(c), 50 * (i + 1), 0.02) for i, c in enumerate(row)) for row in counts]
     assert np.mean(stopped) >= 0.95
 
 
 def test_the_share_moves_only_in_thompson_mode_and_not_before_the_fewest_events():
     better = seen(-0.03)
-    assert next_share(declared(), better, share=0.3, greatest_cost=5.0) == 0.3
+    assert choose_next_share(declared(), better, share=0.3, greatest_cost=5.0) == 0.3
     moving = declared(mode="thompson")
-    assert next_share(moving, None, share=0.3, greatest_cost=5.0) == 0.3
-    assert next_share(moving, seen(-0.5, events=299), share=0.3, greatest_cost=5.0) == 0.3
-    assert next_share(moving, better, share=0.3, greatest_cost=5.0) == pytest.approx(0.933, abs=0.001)
-    assert next_share(moving, seen(-0.5), share=0.3, greatest_cost=5.0) == 0.95
-    assert next_share(moving, seen(+0.5), share=0.3, greatest_cost=5.0) == 0.05
+    assert choose_next_share(moving, None, share=0.3, greatest_cost=5.0) == 0.3
+    assert choose_next_share(moving, seen(-0.5, events=299), share=0.3, greatest_cost=5.0) == 0.3
+    assert choose_next_share(moving, better, share=0.3, greatest_cost=5.0) == pytest.approx(0.933, abs=0.001)
+    assert choose_next_share(moving, seen(-0.5), share=0.3, greatest_cost=5.0) == 0.95
+    assert choose_next_share(moving, seen(+0.5), share=0.3, greatest_cost=5.0) == 0.05

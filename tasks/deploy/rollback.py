@@ -5,15 +5,14 @@ from typing import TYPE_CHECKING
 
 from pipeline.spec import UseCase
 from tasks.deploy import deployments
-from tasks.deploy.deployments import Deployment
+from tasks.deploy.deployments import Deployment, DeploymentKind, DeploymentOutcome, DeploymentRequest, DeploymentStage
 from tasks.deploy.stages import Stages
 
 if TYPE_CHECKING:
     from adapters.connect import Outside
-    from tasks.deploy.deploy import Asked
 
 
-def put_back(use_case: UseCase, asked: "Asked", outside: "Outside") -> Deployment:
+def roll_back_route(use_case: UseCase, request: DeploymentRequest, outside: "Outside") -> Deployment:
     """Route everyone to a version, whatever is under way, which ends as superseded.
 
     It was kept registered; where the server has forgotten it, it is registered again first. If it does not answer, what
@@ -23,21 +22,26 @@ def put_back(use_case: UseCase, asked: "Asked", outside: "Outside") -> Deploymen
         ConnectionError: the server or the gateway is not there.
         FencedOut: somebody else has taken over.
     """
-    done = deployments.of_id(asked.deployment_id, outside)
+    done = deployments.find_deployment(request.deployment_id, outside)
     if done is not None and done.outcome is not None:
         return done
     fence = outside.warehouse.begin(f"deploy/{use_case.name}")  # who is at it may write no more
-    ongoing, serving = deployments.in_flight(use_case, outside), deployments.serving(use_case, outside)
+    ongoing = deployments.find_ongoing_deployment(use_case, outside)
+    serving = deployments.find_serving_deployment(use_case, outside)
     if done is None:
+        row = {
+            **asdict(request),
+            "use_case": use_case.name,
+            "kind": DeploymentKind.ROLLBACK,
+            "stage": DeploymentStage.FULL,
+            "previous_version": deployments.find_version_before(serving, request.version),
+        }
         with outside.warehouse.transaction(fence) as at:
             if ongoing is not None:
-                problem = f"version {asked.version} was put back: {asked.reason}"
-                deployments.finish(at, ongoing, "superseded", outside, problem=problem)
-            row = {"use_case": use_case.name, "kind": "rollback", "stage": "full"}
-            before = deployments.before(serving, asked.version)
-            deployments.open_row(at, {**asdict(asked), **row, "previous_version": before})
-    opened = deployments.of_id(asked.deployment_id, outside)
-    assert opened is not None
+                problem = f"version {request.version} was put back: {request.reason}"
+                deployments.finish_deployment(at, ongoing, DeploymentOutcome.SUPERSEDED, outside, problem=problem)
+            deployments.insert_deployment(at, row)
+    opened = deployments.require_deployment(request.deployment_id, outside)
     ended = Stages(use_case, outside, fence).run(opened)
     outside.alerts.flush()
     return ended

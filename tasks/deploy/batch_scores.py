@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Checked:
-    """How far logged scores are from the batch's; None: there were none to look at."""
+class ScoreCheck:
+    """How far logged scores are from the batch's; None: there were none."""
 
     answers: int
     requests: int
@@ -23,31 +23,33 @@ class Checked:
     worst: str | None  # the request that was furthest off
 
 
-NOTHING = Checked(answers=0, requests=0, max_difference=None, worst=None)
+NO_SCORES = ScoreCheck(answers=0, requests=0, max_difference=None, worst=None)
 
 
-def predictor(use_case: "UseCase", version: str, outside: "Outside") -> "Predictor":
+def load_batch_predictor(use_case: "UseCase", version: str, outside: "Outside") -> "Predictor":
     """The batch path of a registered version, its bundle verified."""
     from serving.predictor import Predictor
 
-    known = outside.registry.version(use_case.name, version)
-    return Predictor.load(outside.registry.download_bundle(use_case.name, version), sha256=known.bundle_sha256)
+    registered = outside.registry.version(use_case.name, version)
+    return Predictor.load(outside.registry.download_bundle(use_case.name, version), sha256=registered.bundle_sha256)
 
 
-def check(batch: "Predictor", answers: Sequence[Mapping[str, Any]]) -> Checked:
+def check_scores(batch: "Predictor", answers: Sequence[Mapping[str, Any]]) -> ScoreCheck:
     """Compare logged answers (`request_id`, `score`, `features`) of one version with its batch path."""
     if not answers:
-        return NOTHING
+        return NO_SCORES
     complete = [set(batch.columns) <= set(answer["features"] or {}) for answer in answers]
     whole = [answer for answer, is_whole in zip(answers, complete, strict=True) if is_whole]
-    expected = iter(batch.predict(table(batch, [answer["features"] for answer in whole])).tolist() if whole else ())
+    expected = iter(
+        batch.predict(tabulate_features(batch, [answer["features"] for answer in whole])).tolist() if whole else ()
+    )
     # An answer whose features were not logged cannot be vouched for; a score that is null or NaN is infinitely off.
     differences = [
-        _difference(answer["score"], next(expected)) if is_whole else math.inf
+        _measure_difference(answer["score"], next(expected)) if is_whole else math.inf
         for answer, is_whole in zip(answers, complete, strict=True)
     ]
     largest = max(differences)
-    return Checked(
+    return ScoreCheck(
         answers=len(answers),
         requests=len({answer["request_id"] for answer in answers}),
         max_difference=largest,
@@ -55,12 +57,12 @@ def check(batch: "Predictor", answers: Sequence[Mapping[str, Any]]) -> Checked:
     )
 
 
-def worse(one: Checked, other: Checked) -> Checked:
+def choose_worse(one: ScoreCheck, other: ScoreCheck) -> ScoreCheck:
     """The one of two that is further off."""
     return one if (one.max_difference or 0.0) > (other.max_difference or 0.0) else other
 
 
-def table(batch: "Predictor", features: Sequence[Mapping[str, Any]]) -> "pa.Table":
+def tabulate_features(batch: "Predictor", features: Sequence[Mapping[str, Any]]) -> "pa.Table":
     """Logged features as the columns that a model reads."""
     import pyarrow as pa
 
@@ -70,6 +72,6 @@ def table(batch: "Predictor", features: Sequence[Mapping[str, Any]]) -> "pa.Tabl
     return pa.table({**numbers, **texts})
 
 
-def _difference(score: float | None, expected: float) -> float:
+def _measure_difference(score: float | None, expected: float) -> float:
     difference = abs(score - expected) if score is not None else math.inf
     return difference if math.isfinite(difference) else math.inf
