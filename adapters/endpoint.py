@@ -2,7 +2,6 @@
 
 import http.client
 import json
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +10,10 @@ from urllib.parse import quote, urlencode, urlsplit
 
 from adapters.errors import Unavailable
 from adapters.model_store import Archive, Entry, ModelStore
+from adapters.retrying import wait_until
 
 _CALL_SECONDS = 30.0
 _READY_SECONDS = 120.0
-_POLL_SECONDS = 0.1
 _DRAIN_SECONDS = 10.0
 _BATCH_SECONDS = 2.0  # no batch takes longer: the store has `store_timeout_ms`, the rest is milliseconds
 
@@ -179,26 +178,32 @@ class Endpoint:
 
     def _drain(self, use_case: str, version: str) -> None:
         """Wait until what was asked is answered: the queue is seen empty, and a batch's time later it still is."""
-        deadline, empty = time.monotonic() + _DRAIN_SECONDS, 0
-        while empty < 2 and time.monotonic() < deadline:
+        queues: list[int] = []
+
+        def is_drained() -> bool:
             answer = self._manage("GET", f"/models/{quote(use_case)}/{quote(version)}")
             if answer.status == 404:
-                return
+                return True
             [model] = json.loads(_good(answer, f"queue of {use_case} {version}").body)
-            empty = empty + 1 if model["jobQueueStatus"]["pendingRequests"] == 0 else 0
-            time.sleep(_BATCH_SECONDS)  # the server does not tell what its workers have in their hands
+            queues.append(model["jobQueueStatus"]["pendingRequests"])
+            return queues[-3:] == [0, 0, 0]
+
+        # The server does not tell what its workers have in their hands: what was taken meanwhile is answered, too.
+        wait_until(is_drained, within_seconds=_DRAIN_SECONDS, every_seconds=_BATCH_SECONDS)
 
     def _await_ready(self, use_case: str, version: str, refused: Path) -> None:
-        deadline = time.monotonic() + self.ready_seconds
-        while not self.versions(use_case).get(version, False):
+        def is_ready() -> bool:
+            if ready := self.versions(use_case).get(version, False):
+                return ready
             if refused.exists():
                 raise ValueError(f"{use_case} {version} was refused by the server: {refused.read_text()}")
-            if time.monotonic() > deadline:
-                raise ValueError(
-                    f"{use_case} {version} did not come up within {self.ready_seconds:.0f} s: "
-                    "the reason is in the log of the part `torchserve`"
-                )
-            time.sleep(_POLL_SECONDS)  # the server offers nothing to wait on
+            return False
+
+        if not wait_until(is_ready, within_seconds=self.ready_seconds):  # the server offers nothing to wait on
+            raise ValueError(
+                f"{use_case} {version} did not come up within {self.ready_seconds:.0f} s: "
+                "the reason is in the log of the part `torchserve`"
+            )
 
     def _manage(self, method: str, path: str) -> _Answer:
         return _request(self.management_url, method, path, body=None, headers={}, timeout_seconds=_CALL_SECONDS)

@@ -6,14 +6,14 @@ ends what is under way. The route is moved inside the transaction that says so, 
 for longer than a kill between the two, which the next run or the watch mends.
 """
 
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from adapters.errors import FencedOut
+from adapters.retrying import wait_until
 from pipeline.handoffs import Release
 from pipeline.spec import UseCase
 from tasks.common.ledger import current
@@ -183,13 +183,14 @@ def roll_out(use_case: UseCase, request: DeploymentRequest, outside: "Outside") 
 @contextmanager
 def _wait_for_lock(use_case: UseCase, outside: "Outside") -> Iterator[bool]:
     """The lock, waited for a while; whether we have it."""
-    deadline = time.monotonic() + _WAIT_SECONDS
-    while True:
-        with outside.warehouse.alone(_name_lock(use_case)) as is_ours:
-            if is_ours or time.monotonic() >= deadline:
-                yield is_ours
-                return
-        time.sleep(_POLL_SECONDS)
+
+    def try_lock() -> ExitStack | None:
+        with ExitStack() as attempt:
+            is_ours = attempt.enter_context(outside.warehouse.alone(_name_lock(use_case)))
+            return attempt.pop_all() if is_ours else None
+
+    with wait_until(try_lock, within_seconds=_WAIT_SECONDS, every_seconds=_POLL_SECONDS) or nullcontext() as held:
+        yield held is not None
 
 
 def _advance(use_case: UseCase, request: DeploymentRequest, outside: "Outside", fence: "Fence") -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from adapters.retrying import retry_call
 from pipeline.handoffs import Snapshot
 from pipeline.partitions import Interval
 from pipeline.spec import UseCase
@@ -115,12 +116,14 @@ def _ask(
 
     A store that was slow once is asked again: its silence is not the version's.
     """
-    for _ in range(_TRIES):
+    silent = DegradedReason.STORE_SILENT
+
+    def ask_once() -> tuple[list[float], float]:
         began = time.perf_counter()
         answers = ask_version(use_case, version, events, outside, request_id=f"golden-{uuid.uuid4()}", slot=SLOT)
-        if not any(DegradedReason.STORE_SILENT in reason for answer in answers for reason in answer["reasons"]):
-            return [read_score(answer) for answer in answers], (time.perf_counter() - began) * 1000
-        time.sleep(_PAUSE_SECONDS)
-    raise FeaturesNotReady(
-        f"{use_case.name}: {DegradedReason.STORE_SILENT}, which says nothing about version {version}"
-    )
+        took_ms = (time.perf_counter() - began) * 1000
+        if any(silent in reason for answer in answers for reason in answer["reasons"]):
+            raise FeaturesNotReady(f"{use_case.name}: {silent}, which says nothing about version {version}")
+        return [read_score(answer) for answer in answers], took_ms
+
+    return retry_call(ask_once, errors=FeaturesNotReady, attempts=_TRIES, pause_seconds=_PAUSE_SECONDS)

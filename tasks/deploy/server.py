@@ -1,11 +1,11 @@
 """What a rollout does to the server and the gateway, in words of versions."""
 
 import json
-import time
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from adapters.errors import Corrupt, Missing
+from adapters.retrying import retry_call
 from pipeline.spec import UseCase
 from tasks.deploy.deployments import Deployment, find_ongoing_deployment
 from tasks.deploy.experiment.log import find_unsettled_experiment
@@ -28,6 +28,14 @@ _PROOFS = 10  # what was refused for a moment does not end a rollback
 
 class VersionRejected(ValueError):  # noqa: N818  # reads as the answer it is
     """The server cannot run this version; asking again would give the same."""
+
+
+class _VersionFails(VersionRejected):
+    """It may be a worker that was killed, which is back soon."""
+
+
+class WrongAnswer(ValueError):  # noqa: N818  # says what it is
+    """Everyone was routed to a version, and it does not answer."""
 
 
 def require_endpoint(outside: "Outside") -> "Endpoint":
@@ -53,19 +61,18 @@ def ask_version(
         VersionRejected: it refused the events, or fails on them though the server is there.
         ConnectionError: the server is not there, which says nothing about the version.
     """
-    for tried in range(1, _TRIES + 1):
+    server = require_endpoint(outside)
+
+    def ask_once() -> list[dict[str, Any]]:
         try:
-            answers = require_endpoint(outside).ask(use_case.name, version, events, request_id=request_id, slot=slot)
+            return list(server.ask(use_case.name, version, events, request_id=request_id, slot=slot))
         except ValueError as problem:
             raise VersionRejected(f"version {version} refused a real event: {problem}") from problem
         except ConnectionError as problem:
-            require_endpoint(outside).versions(use_case.name)  # raises where the server itself is gone
-            if tried == _TRIES:
-                raise VersionRejected(f"version {version} fails: {problem}") from problem
-            time.sleep(_PAUSE_SECONDS)
-        else:
-            return list(answers)
-    raise AssertionError("not reached")
+            server.versions(use_case.name)  # raises where the server itself is gone
+            raise _VersionFails(f"version {version} fails: {problem}") from problem
+
+    return retry_call(ask_once, errors=_VersionFails, attempts=_TRIES, pause_seconds=_PAUSE_SECONDS)
 
 
 def read_score(answer: dict[str, Any]) -> float:
@@ -154,30 +161,28 @@ class UseCaseServer:
 
         self._gateway.set_route(self._name, Route(stable, candidate, share))
 
-    def find_wrong_answer(self, version: str) -> str | None:
-        """Ask one real event through the gateway; what is wrong with the answer, None: it is this version's.
+    def prove_version(self, version: str) -> None:
+        """Ask one real event through the gateway until this version answers, while a worker may take to come back.
 
-        It is asked until this version answers, for as long as a worker may take to come back. Without any event ever
-        asked there is nothing to prove it by, which is a problem too.
+        Raises:
+            WrongAnswer: it did not, or no event was ever asked to prove it by.
         """
         event = self._find_example()
         if event is None:
-            return "there is no event to ask about"
-        wrong = self._ask_gateway(event, version)
-        for _ in range(_PROOFS - 1):
-            if wrong is None:
-                break
-            time.sleep(_PAUSE_SECONDS)
-            wrong = self._ask_gateway(event, version)
-        return wrong
+            raise WrongAnswer("there is no event to ask about")
+        retry_call(
+            lambda: self._require_answer(event, version),
+            errors=WrongAnswer,
+            attempts=_PROOFS,
+            pause_seconds=_PAUSE_SECONDS,
+        )
 
-    def _ask_gateway(self, event: dict[str, Any], version: str) -> str | None:
+    def _require_answer(self, event: dict[str, Any], version: str) -> None:
         reply = self._gateway.ask(self._name, event)
         if reply.status != 200 or not isinstance(reply.body, dict):
-            return f"the gateway answered {reply.status}: {str(reply.body)[:300]}"
+            raise WrongAnswer(f"the gateway answered {reply.status}: {str(reply.body)[:300]}")
         if str(reply.body.get("model_version")) != version:
-            return f"version {reply.body.get('model_version')} answered, not {version}"
-        return None
+            raise WrongAnswer(f"version {reply.body.get('model_version')} answered, not {version}")
 
     def _find_example(self) -> dict[str, Any] | None:
         """A real event that was asked when a version was let in."""

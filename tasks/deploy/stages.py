@@ -5,9 +5,11 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import cache
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 from adapters.errors import Corrupt, Missing
+from adapters.retrying import wait_until
 from pipeline.online import EndpointSettings
 from pipeline.spec import UseCase
 from tasks.common.ledger import current
@@ -17,7 +19,7 @@ from tasks.deploy.canary import AnswerChecker, tally_traffic
 from tasks.deploy.deployments import Deployment, DeploymentOutcome, DeploymentStage
 from tasks.deploy.golden import ask_golden_rows
 from tasks.deploy.judge import StageJudgement, StageResult, judge_canary, judge_golden, judge_shadow
-from tasks.deploy.server import UseCaseServer, VersionRejected, require_gateway
+from tasks.deploy.server import UseCaseServer, VersionRejected, WrongAnswer, require_gateway
 
 if TYPE_CHECKING:
     from adapters.connect import Outside
@@ -154,8 +156,10 @@ class Stages:
             return self.end(deployment, DeploymentOutcome.REFUSED, str(problem))
         with self._outside.warehouse.transaction(self._fence):
             self._server.set_route(deployment.version)
-        if wrong := self._server.find_wrong_answer(deployment.version):
-            return self.end(deployment, DeploymentOutcome.REVERTED, wrong)
+        try:
+            self._server.prove_version(deployment.version)
+        except WrongAnswer as problem:
+            return self.end(deployment, DeploymentOutcome.REVERTED, str(problem))
         self._server.publish(deployment.version)
         with self._outside.warehouse.transaction(self._fence) as at:
             deployments.finish_deployment(at, deployment, DeploymentOutcome.FULL, self._outside)
@@ -178,10 +182,15 @@ class Stages:
         """Look again until it is decided. The time counts while somebody looks: none passes between two tries."""
         self._server.ensure_loaded(deployment.version, deployment.archive_sha256)
         began = time.monotonic()
-        while (judgement := judge((time.monotonic() - began) / 60)).result is StageResult.WAIT:
-            if self._is_stale(deployment):
-                return StageJudgement(StageResult.WAIT, _NEW_CHAMPION)
-            time.sleep(POLL_SECONDS)
+
+        def judge_now() -> StageJudgement | None:
+            judgement = judge((time.monotonic() - began) / 60)
+            if judgement.result is not StageResult.WAIT:
+                return judgement
+            return StageJudgement(StageResult.WAIT, _NEW_CHAMPION) if self._is_stale(deployment) else None
+
+        judgement = wait_until(judge_now, within_seconds=inf, every_seconds=POLL_SECONDS)
+        assert judgement is not None
         return judgement
 
     def _is_stale(self, deployment: Deployment) -> bool:
