@@ -145,7 +145,7 @@ class Stand:
 
     def start(self) -> None:
         self.process = spawn_part(self.part, self.home.logs / "gateway.log")
-        until(lambda: self.part.healthy() or self.process is None or self.process.poll() is not None)
+        until(lambda: self.part.is_healthy() or self.process is None or self.process.poll() is not None)
         assert self.process.poll() is None, (self.home.logs / "gateway.log").read_text()
         until(self.serves)
 

@@ -1,4 +1,4 @@
-"""`python -m infra.local up|status|stop|clean|env|key|run`: the embedded stack from the command line."""
+"""`python -m infra.local up|status|stop|clean|env|key|revoke|run`: the embedded stack from the command line."""
 
 import argparse
 import os
@@ -87,13 +87,23 @@ def run_command(stack: Stack, command: list[str]) -> int:
 
 def issue_key(stack: Stack, client: str) -> int:
     """A new key for a client of the gateway, shown this once; the client's older ones hold no longer."""
-    found = stack.environment()
-    if "WINDSOCK_GATEWAY_URL" not in found:
-        raise ValueError("this stack has no gateway: `make status` says why")
-    url, admin = found["WINDSOCK_GATEWAY_URL"], found["WINDSOCK_GATEWAY_ADMIN"]
-    gateway = Gateway(url, admin, Path(found["WINDSOCK_GATEWAY_MAPS"]), found["WINDSOCK_GATEWAY_KEY"])
-    print(gateway.add_client(client))
+    print(_connect_gateway(stack).add_client(client))
     return 0
+
+
+def revoke_keys(stack: Stack, client: str) -> int:
+    """No key of this client holds any longer."""
+    _connect_gateway(stack).remove_client(client)
+    print(f"no key of {client} holds any longer")
+    return 0
+
+
+def _connect_gateway(stack: Stack) -> Gateway:
+    known = stack.environment()
+    if "WINDSOCK_GATEWAY_URL" not in known:
+        raise ValueError("this stack has no gateway: `make status` says why")
+    url, admin = known["WINDSOCK_GATEWAY_URL"], known["WINDSOCK_GATEWAY_ADMIN"]
+    return Gateway(url, admin, Path(known["WINDSOCK_GATEWAY_MAPS"]), known["WINDSOCK_GATEWAY_KEY"])
 
 
 def _run_verb(stack: Stack, verb: str, groups: tuple[str, ...], command: list[str]) -> int:
@@ -105,6 +115,8 @@ def _run_verb(stack: Stack, verb: str, groups: tuple[str, ...], command: list[st
         return run_command(stack, command)
     if verb == "key":
         return issue_key(stack, *command)
+    if verb == "revoke":
+        return revoke_keys(stack, *command)
     if verb == "stop":
         print("stopped" if stack.stop() else "no stack was running")
     elif verb == "clean":
@@ -118,13 +130,13 @@ def _run_verb(stack: Stack, verb: str, groups: tuple[str, ...], command: list[st
 def main(words: list[str]) -> int:
     """Exit status 0, or 1 with one line that says what to do."""
     parser = argparse.ArgumentParser(prog="python -m infra.local", description=__doc__)
-    parser.add_argument("verb", choices=["up", "status", "stop", "clean", "env", "key", "run"])
+    parser.add_argument("verb", choices=["up", "status", "stop", "clean", "env", "key", "revoke", "run"])
     parser.add_argument("--home", type=Path, default=default_home(), help="the state folder")
     parser.add_argument("--no-airflow", action="store_true", help="only the stores and MLflow")
     own, command = (words[: words.index("--")], words[words.index("--") + 1 :]) if "--" in words else (words, [])
     given = parser.parse_args(own)
-    if given.verb == "key" and len(command) != 1:
-        parser.error("expected one client: python -m infra.local key -- <client>")
+    if given.verb in {"key", "revoke"} and len(command) != 1:
+        parser.error(f"expected one client: python -m infra.local {given.verb} -- <client>")
     groups = tuple(name for name in GROUPS if name != "airflow" or not given.no_airflow)
     try:
         return _run_verb(Stack(given.home), given.verb, groups, command)

@@ -410,6 +410,9 @@ def test_the_supervisor_brings_a_killed_gateway_back_and_the_command_line_gives_
         os.kill(row.pid or 0, signal.SIGKILL)
         until(lambda: (now := stack.status()[0]).healthy and now.restarts == 1)
         assert gate.ask("flights", {"a": 1}, key=key).body["probability"] == 0.25
+        assert main(["revoke", "--home", str(stack.folder), "--", "dispatch"]) == 0
+        assert gate.ask("flights", {"a": 1}, key=key).status == 401
+        assert gate.ask("flights", {"a": 1}).body["probability"] == 0.25
     finally:
         stack.stop()
         shutil.rmtree(folder)
