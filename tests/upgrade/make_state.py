@@ -4,20 +4,19 @@
 
 A thin slice of the shipped flights goes through that commit's own steps: six weeks of history, a champion, a live week
 scored and decided on, a deployment, and a search that was interrupted. What the stores then hold becomes the archive:
-the dump of each database, the objects of S3, and the workspace of datasets.
+the dump of each database, the objects of S3, and the workspace of datasets; reports, docs, plots, caches and
+credentials are left out, and what of the source had landed.
 """
 
 import io
-import json
 import os
+import re
 import subprocess
 import sys
 import tarfile
 import tempfile
-from datetime import date, timedelta
 from pathlib import Path
 
-import boto3
 import yaml
 
 from infra.local import s3
@@ -26,6 +25,10 @@ from infra.local.postgres import binaries
 from infra.local.stack import Stack
 from pipeline.settings import REPOSITORY
 
+LEFT_OUT = re.compile(
+    r"^objects/lake/(reports|docs)/|/artifacts/plots/|/\.dvc/(cache|tmp)|config\.local|/\.git/(hooks|logs)|__pycache__"
+    r"|local/paths\.json$|/\.dvc-state/|/lock$"
+)
 CARRIERS = ("WN", "FL", "F9", "AS", "YV")
 STEPS = """
 from datetime import date, timedelta
@@ -46,9 +49,6 @@ with W.source.transaction() as at:
     at.execute("delete from weather where known_at >= '2013-03-04'")
     at.execute("delete from planes where tailnum not in (select tailnum from flights where tailnum is not null)")
     at.execute("delete from airports where faa not in (select dest from flights union select origin from flights)")
-with W.source.transaction() as at:
-    pass
-
 def take(week):
     validate.validate(U, ingest.land(U, week, W), W)
 
@@ -69,7 +69,8 @@ release = promote.promote(U, verdict, W, actor="state of 6d6a10f")
 assert release.outcome == "promoted", (release, verdict)
 with W.warehouse.transaction() as at:
     deployments.open_row(at, dict(
-        deployment_id=f"flights-{release.revision}-{release.champion_version}", request_id=f"release-{release.revision}",
+        deployment_id=f"flights-{release.revision}-{release.champion_version}",
+        request_id=f"release-{release.revision}",
         use_case="flights", kind="rollout", version=release.champion_version, revision=release.revision, stage="full",
         as_of=release.as_of, actor="state of 6d6a10f", reason="the champion was promoted", previous_version=None))
 opened = deployments.of_id(f"flights-{release.revision}-{release.champion_version}", W)
@@ -84,6 +85,9 @@ print(monitor.monitor(U, W))
 # A search for the next training that was interrupted after its first trial.
 tune.search(U, snapshot, utc(date(2013, 2, 18)), 1, W)
 print(tune.study_name(U, snapshot, utc(date(2013, 2, 18)), __import__("features").definition("flights")))
+with W.source.transaction() as at:
+    for table in ("flights", "movements", "weather"):
+        at.execute(f"delete from {table} where known_at < '2013-02-18'")
 """
 
 
@@ -145,6 +149,8 @@ def main(archive: Path) -> None:
         with tarfile.open(archive, "w:xz") as tar:
 
             def add(name: str, content: bytes) -> None:
+                if LEFT_OUT.search(name):
+                    return
                 entry = tarfile.TarInfo(name)
                 entry.size = len(content)
                 tar.addfile(entry, io.BytesIO(content))
@@ -174,8 +180,9 @@ def main(archive: Path) -> None:
                             client.get_object(Bucket=bucket, Key=entry["Key"])["Body"].read(),
                         )
             for path in sorted((folder / "home" / "workspaces").rglob("*")):
+                name = "workspaces/" + path.relative_to(folder / "home" / "workspaces").as_posix()
                 if path.is_file() and not path.is_symlink():
-                    add("workspaces/" + path.relative_to(folder / "home" / "workspaces").as_posix(), path.read_bytes())
+                    add(name, path.read_bytes())
     finally:
         stack.stop()
 

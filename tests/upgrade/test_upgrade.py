@@ -19,7 +19,7 @@ import pytest
 from adapters.connect import Outside
 from adapters.warehouse import Warehouse
 from infra.local import s3
-from infra.local.postgres import binaries
+from infra.local.postgres import find_postgres_programs
 from infra.local.stack import Stack
 from pipeline.partitions import utc
 from pipeline.settings import Settings, read_settings
@@ -56,12 +56,18 @@ def old_stack(state: Path) -> Iterator[Stack]:
         stack.start(("postgres", "s3"), owner=os.getpid())
         home = stack.home()
         for database in DATABASES:
-            psql = [str(binaries() / "psql"), "--quiet", "--set=ON_ERROR_STOP=1", "--dbname", home.dsn(database)]
+            psql = [
+                str(find_postgres_programs() / "psql"),
+                "--quiet",
+                "--set=ON_ERROR_STOP=1",
+                "--dbname",
+                home.dsn(database),
+            ]
             dump = (state / "state" / "databases" / f"{database}.sql").read_text()
             text = f"drop schema public cascade; create schema public; {dump}"
             environment = {"PATH": os.defpath, "LC_ALL": "C.UTF-8"}
             subprocess.run(psql, input=text, text=True, check=True, env=environment, stdout=subprocess.DEVNULL)
-        client = s3.client(home.url("s3"), home.secrets["s3_access"], home.secrets["s3_secret"])
+        client = s3.make_s3_client(home.url("s3"), home.secrets["s3_access"], home.secrets["s3_secret"])
         objects = state / "state" / "objects"
         for path in objects.rglob("*"):
             if path.is_file():
@@ -77,8 +83,10 @@ def old_stack(state: Path) -> Iterator[Stack]:
 
 @pytest.fixture(scope="module")
 def settings(old_stack: Stack, state: Path) -> Settings:
-    environment = old_stack.environment()
-    return read_settings({**environment, "WINDSOCK_PARAMS": str(state / "state" / "params.yaml")})
+    params = state / "state" / "params.yaml"
+    text = params.read_text()
+    params.write_text(text.replace("    history_days: 31\n", ""))  # as the changelog asks: it is refused now
+    return read_settings({**old_stack.environment(), "WINDSOCK_PARAMS": str(params)})
 
 
 @pytest.fixture(scope="module")
