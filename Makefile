@@ -58,7 +58,20 @@ check: env ## ruff, mypy, import contracts, docs are true
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-cache
+	@$(BIN)/python -m tests.architecture
 	@$(BIN)/python -m infra.docs --check
+
+# Without PINS: the newest of everything but torch, whose builds differ by where they come from.
+.PHONY: try-pins
+try-pins: env ## other pins in an environment of their own: PINS="duckdb==2.0.1 pyarrow==26.0.1" TESTS=tests/features
+	@rm -rf build/try-pins && mkdir -p build/try-pins
+	@if [ -n "$(PINS)" ]; then \
+		printf '%s\n' $(PINS) | cat - constraints.txt | awk -F'==' '!seen[tolower($$1)]++' > build/try-pins/constraints.txt; \
+	else grep -E '^torch==' constraints.txt > build/try-pins/constraints.txt; fi
+	@$(PYTHON) -m venv build/try-pins/venv
+	@$(BIN)/uv pip install --quiet --python build/try-pins/venv/bin/python --constraint build/try-pins/constraints.txt --editable '.[local,dev]'
+	@$(BIN)/uv pip check --python build/try-pins/venv/bin/python
+	@build/try-pins/venv/bin/python -m pytest --numprocesses $(or $(WORKERS),2) --dist loadfile --no-loadscope-reorder $(or $(TESTS),tests)
 
 .PHONY: docs
 docs: env ## write docs/dags.md from the DAGs' docstrings
