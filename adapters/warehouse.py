@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -44,14 +45,21 @@ class Upserted:
     unchanged: int
 
 
+class _Session(threading.local):
+    """A thread's connection while it waits for the next call: at most one; None outside of `Warehouse.session`."""
+
+    idle: list[connection] | None = None
+
+
 @dataclass(frozen=True)
 class Warehouse:
-    """One PostgreSQL database. Every call opens its own connection, so it may cross threads and forks."""
+    """One PostgreSQL database. Every call outside of a `session` opens its own connection, so it may cross forks."""
 
     dsn: str = field(repr=False)
     what: str = "warehouse"
     patience_seconds: float = 30.0  # a crashed server on a busy machine needs ten to come back
     code_sha: str = ""  # kept with what is written (0009_code.sql); empty: no code is kept
+    _session: _Session = field(default_factory=_Session, init=False, repr=False, compare=False)
 
     def retry_transaction(self, work: Callable[[], Result]) -> Result:
         """The result of `work`, a whole transaction of its own, retried while its failures are transient."""
@@ -68,16 +76,41 @@ class Warehouse:
         Raises:
             FencedOut: a later run of the same work has begun.
         """
-        opened = self.retry_transaction(self._connect)
-        try:
+        with self._connected() as opened, opened, opened.cursor(cursor_factory=DictCursor) as at:
             if snapshot:
-                opened.set_session(isolation_level="REPEATABLE READ", readonly=True)
-            with opened, opened.cursor(cursor_factory=DictCursor) as at:
-                if fence is not None:
-                    _hold(at, fence)
-                yield at
+                _take_snapshot(at)
+            if fence is not None:
+                _hold(at, fence)
+            yield at
+
+    @contextmanager
+    def session(self) -> Iterator[None]:
+        """Let the calls of this thread share one connection, for a step that makes many queries at once.
+
+        It is opened when first needed, and again where it broke. A transaction inside another has one of its own.
+        """
+        if self._session.idle is not None:  # the outer session goes on
+            yield
+            return
+        self._session.idle = []
+        try:
+            yield
         finally:
-            opened.close()
+            idle, self._session.idle = self._session.idle, None
+            for opened in idle:
+                opened.close()
+
+    @contextmanager
+    def _connected(self) -> Iterator[connection]:
+        idle = self._session.idle
+        opened = idle.pop() if idle else self.retry_transaction(self._connect)
+        try:
+            yield opened
+        finally:
+            if idle is None or idle or opened.closed:
+                opened.close()
+            else:
+                idle.append(opened)
 
     def begin(self, run_key: str) -> Fence:
         """Start a piece of work: whoever began it before may no longer commit."""
@@ -194,6 +227,10 @@ class Warehouse:
 
 def _rows(at: cursor) -> list[dict[str, Any]]:
     return [dict(row) for row in at.fetchall()]
+
+
+def _take_snapshot(at: cursor) -> None:
+    at.execute("set transaction isolation level repeatable read, read only")
 
 
 def _hold(at: cursor, fence: Fence) -> None:

@@ -65,9 +65,11 @@ def main() -> None:
     for _ in range(asked.rounds):
         with measured[PROFILED].timed():
             known = make_profile(reference, use_case)
-            measure_drift(known, judged)
+            measure_drift(known, judged, use_case.monitor)
         with measured[OURS].timed():
-            ours = {one.feature: one.value for one in measure_drift(known, judged) if one.measure == "psi"}
+            ours = {
+                one.feature: one.value for one in measure_drift(known, judged, use_case.monitor) if one.measure == "psi"
+            }
         with measured[THEIRS].timed():
             theirs = evidently(reference, judged, names)
     assert set(theirs) == set(names)

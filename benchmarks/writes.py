@@ -27,7 +27,7 @@ from psycopg2.extras import execute_values
 from adapters.warehouse import Warehouse
 from benchmarks.table import Measured, keep, table
 from infra.local.stack import Stack
-from tasks.score import KEY, write
+from tasks.score import KEY, write_predictions
 
 if TYPE_CHECKING:
     from psycopg2.extensions import cursor
@@ -61,7 +61,7 @@ def predictions(rows: int, *, version: str = VERSION) -> pa.Table:
 def ours(at: "cursor", rows: pa.Table) -> None:
     """What scoring a partition does."""
     first, last = (pc.min_max(rows["prediction_time"])[which].as_py() for which in ("min", "max"))
-    write(at, rows, ("flights", VERSION, first, last + timedelta(hours=1)), Warehouse(""))
+    write_predictions(at, rows, ("flights", VERSION, first, last + timedelta(hours=1)), Warehouse(""))
 
 
 def upsert(at: "cursor", rows: pa.Table) -> None:

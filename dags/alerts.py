@@ -17,7 +17,7 @@ from orchestration.defaults import default_args
 SCHEDULES = {"flush": "*/10 * * * *", "digest": "0 6 * * *"}
 
 
-def alerts(verb: str, cron: str) -> DAG:
+def make_alerts_dag(verb: str, cron: str) -> DAG:
     """One task that delivers, on its schedule."""
     dag = DAG(
         dag_id=f"alerts.{verb}",
@@ -43,4 +43,4 @@ def alerts(verb: str, cron: str) -> DAG:
 
 
 for declared_verb, declared_cron in SCHEDULES.items():
-    globals()[f"alerts_{declared_verb}"] = alerts(declared_verb, declared_cron)
+    globals()[f"alerts_{declared_verb}"] = make_alerts_dag(declared_verb, declared_cron)

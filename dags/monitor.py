@@ -22,33 +22,34 @@ from pipeline.handoffs import Drift
 from pipeline.spec import UseCase
 
 
-def monitor(use_case: UseCase) -> DAG:
+def make_monitor_dag(use_case: UseCase) -> DAG:
     """`monitor -> measure_online`, after scores."""
     dag = DAG(**dag_args(use_case, "monitor", __doc__), schedule=PartitionedAssetTimetable(assets=scores(use_case)))
 
     @task(task_id="monitor", execution_timeout=timedelta(hours=2))
-    def monitor_pending() -> list[Drift]:
+    def decide_partitions() -> list[Drift]:
         from adapters.connect import outside
-        from tasks.monitor import monitor as step
+        from tasks.monitor import monitor
 
-        decided = step.monitor(use_case, outside()) if step.pending(use_case, outside()) else []
+        undecided = monitor.find_undecided(use_case, outside())
+        decided = monitor.monitor_partitions(use_case, outside()) if undecided else []
         if not decided:
             raise AirflowSkipException("every partition that is scored, with all before it, has its decision")
         return decided
 
-    @task(execution_timeout=timedelta(hours=1), trigger_rule="none_failed")
-    def measure_online() -> int:
+    @task(task_id="measure_online", execution_timeout=timedelta(hours=1), trigger_rule="none_failed")
+    def measure_online_answers() -> int:
         from adapters.connect import outside
         from tasks.monitor import online_quality
 
         if use_case.endpoint is None:
             raise AirflowSkipException("nothing answers online")
-        return len(online_quality.measure(use_case, outside()))
+        return len(online_quality.measure_online_quality(use_case, outside()))
 
     with dag:
-        monitor_pending() >> measure_online()
+        decide_partitions() >> measure_online_answers()
     return dag
 
 
 for declared_use_case in declared():
-    globals()[f"{declared_use_case.name}_monitor"] = monitor(declared_use_case)
+    globals()[f"{declared_use_case.name}_monitor"] = make_monitor_dag(declared_use_case)

@@ -1,8 +1,8 @@
 """The floor under the asset events: work that is pending although nothing is working on it is started.
 
-**Steps.** `find` asks features, scores, monitoring and deployments, cheaply, whether something is pending, and leaves
-out what is running or queued already; `start` starts the rest. Usually there is nothing: an event that was lost, or a
-run that failed and was not cleared, is what this is for.
+**Steps.** `find` checks, by a few cheap queries, whether features, scores, monitoring or deployments have something
+pending, and leaves out what is running or queued already; `start` starts the rest. Usually there is nothing to start:
+this is for an event that was lost, and for a run that failed and was not cleared.
 
 **Started by** the clock, every ten minutes.
 
@@ -22,25 +22,25 @@ from pipeline.spec import UseCase
 EVERY_MINUTES = 10
 
 
-def reconcile(use_case: UseCase) -> DAG:
+def make_reconcile_dag(use_case: UseCase) -> DAG:
     """`find -> start`, one start per DAG with pending work."""
     schedule = CronTriggerTimetable(f"*/{EVERY_MINUTES} * * * *", timezone="UTC")
     dag = DAG(**dag_args(use_case, "reconcile", __doc__), schedule=schedule)
 
-    @task(execution_timeout=timedelta(minutes=10))
-    def find(ti: Any = None) -> list[str]:
+    @task(task_id="find", execution_timeout=timedelta(minutes=10))
+    def find_idle_dags(ti: Any = None) -> list[str]:
         from adapters.connect import outside
         from tasks import pending_work
 
-        dag_ids = [f"{use_case.name}.{verb}" for verb in pending_work.pending_verbs(use_case, outside())]
+        dag_ids = [f"{use_case.name}.{verb}" for verb in pending_work.find_pending_verbs(use_case, outside())]
         return [dag_id for dag_id in dag_ids if not ti.get_dr_count(dag_id=dag_id, states=["queued", "running"])]
 
     with dag:
         TriggerDagRunOperator.partial(task_id="start", execution_timeout=timedelta(minutes=5)).expand(
-            trigger_dag_id=find()
+            trigger_dag_id=find_idle_dags()
         )
     return dag
 
 
 for declared_use_case in declared():
-    globals()[f"{declared_use_case.name}_reconcile"] = reconcile(declared_use_case)
+    globals()[f"{declared_use_case.name}_reconcile"] = make_reconcile_dag(declared_use_case)

@@ -19,7 +19,8 @@ from airflow.sdk.exceptions import AirflowSkipException
 
 from orchestration.assets import declared
 from orchestration.defaults import dag_args
-from orchestration.sensors import WaitUntil
+from orchestration.sensors import PollOperator
+from pipeline.handoffs import retrain_run_id
 from pipeline.partitions import utc
 from pipeline.spec import UseCase
 
@@ -27,17 +28,17 @@ POLL_SECONDS = 2.0
 LONGEST_TRAINING_SECONDS = 48 * 3600.0
 
 
-def retrain(use_case: UseCase) -> DAG:
+def make_retrain_dag(use_case: UseCase) -> DAG:
     """`await_decision -> claim -> start_train -> close`."""
     first = utc(use_case.source.first_partition)  # a continuous DAG without a start date never starts
     dag = DAG(**dag_args(use_case, "retrain", __doc__), schedule="@continuous", start_date=first)
 
-    @task(execution_timeout=timedelta(minutes=10))
-    def claim() -> dict[str, str]:
+    @task(task_id="claim", execution_timeout=timedelta(minutes=10))
+    def claim_decision() -> dict[str, str]:
         from adapters.connect import outside
-        from tasks.monitor import retrain as step
+        from tasks.monitor import retrain
 
-        decision = step.claim(use_case, outside())
+        decision = retrain.claim_retrain(use_case, outside())
         if decision is None:
             raise AirflowSkipException("the decision was taken up elsewhere")
         return {
@@ -46,32 +47,32 @@ def retrain(use_case: UseCase) -> DAG:
             "reason": "; ".join(decision["reasons"]),
         }
 
-    @task.sensor(mode="reschedule", poke_interval=15, timeout=LONGEST_TRAINING_SECONDS, trigger_rule="all_done")
-    def close(claimed: dict[str, str] | None = None, ti: Any = None) -> bool:
+    @task.sensor(
+        task_id="close", mode="reschedule", poke_interval=15, timeout=LONGEST_TRAINING_SECONDS, trigger_rule="all_done"
+    )
+    def close_decision(claimed: dict[str, str] | None = None, ti: Any = None) -> bool:
         from adapters.connect import outside
-        from tasks.monitor import retrain as step
+        from tasks.monitor import retrain
 
         if claimed is None:
             return True
-        run_ids, unfinished = [f"retrain__{claimed['decision_id']}"], ["queued", "running"]
+        run_ids, unfinished = [retrain_run_id(claimed["decision_id"])], ["queued", "running"]
         if ti.get_dr_count(dag_id=f"{use_case.name}.train", run_ids=run_ids, states=unfinished):
             return False
-        step.finish(claimed["decision_id"], "failed", outside())  # changes nothing where the training closed it
+        # changes nothing where the training closed it
+        retrain.finish_retrain(claimed["decision_id"], retrain.TRAINING_FAILED, outside())
         return True
 
     with dag:
-        waited = WaitUntil(
-            task_id="await_decision",
-            question="retrain",
-            use_case=use_case.name,
-            every_seconds=POLL_SECONDS,
+        await_decision = PollOperator(
+            task_id="await_decision", poll="retrain", use_case=use_case.name, every_seconds=POLL_SECONDS
         )
-        claimed: Any = claim()
+        claimed: Any = claim_decision()
         decision = "ti.xcom_pull(task_ids='claim')"
         start = TriggerDagRunOperator(
             task_id="start_train",
             trigger_dag_id=f"{use_case.name}.train",
-            trigger_run_id=f"retrain__{{{{ {decision}['decision_id'] }}}}",
+            trigger_run_id=retrain_run_id(f"{{{{ {decision}['decision_id'] }}}}"),
             conf={key: f"{{{{ {decision}['{key}'] }}}}" for key in ("decision_id", "as_of", "reason")},
             skip_when_already_exists=True,
             wait_for_completion=True,
@@ -80,9 +81,9 @@ def retrain(use_case: UseCase) -> DAG:
             deferrable=True,
             poke_interval=2,
         )
-        waited >> claimed >> start >> close(claimed)
+        await_decision >> claimed >> start >> close_decision(claimed)
     return dag
 
 
 for declared_use_case in declared():
-    globals()[f"{declared_use_case.name}_retrain"] = retrain(declared_use_case)
+    globals()[f"{declared_use_case.name}_retrain"] = make_retrain_dag(declared_use_case)

@@ -1,9 +1,9 @@
 """Score every feature partition with the champion that was in force for it.
 
-**Steps.** `find` asks which partitions' (features, champion) were not scored yet; `score` predicts and writes them,
-each in one transaction. It is mapped: what is due after a backfill goes in shares of several partitions side by side,
-over as many workers as there are. With nothing to do, or before the first champion, it is skipped. Otherwise monitoring
-is woken, by each share.
+**Steps.** `find` lists the partitions whose features the champion in force has not scored yet; `score` predicts and
+writes them, each in one transaction. It is mapped: what is due after a backfill goes in shares of several partitions
+side by side, over as many workers as there are. With nothing to do, or before the first champion, it is skipped.
+Otherwise each share wakes monitoring.
 
 **Started by** a new version of the features, by the reconcile floor, or by hand. Every run does all pending work.
 
@@ -23,33 +23,33 @@ from pipeline.handoffs import Scores
 from pipeline.spec import UseCase
 
 
-def score(use_case: UseCase) -> DAG:
+def make_score_dag(use_case: UseCase) -> DAG:
     """`find -> score` (mapped), after features."""
     outlet = scores(use_case)
     dag = DAG(**dag_args(use_case, "score", __doc__), schedule=PartitionedAssetTimetable(assets=features(use_case)))
 
-    @task(execution_timeout=timedelta(minutes=10))
-    def find() -> list[list[str]]:
+    @task(task_id="find", execution_timeout=timedelta(minutes=10))
+    def find_shares() -> list[list[str]]:
         from adapters.connect import outside
-        from tasks import score as step
+        from tasks import score
 
-        return step.shares(use_case, outside())
+        return score.plan_shares(use_case, outside())
 
     @task(task_id="score", execution_timeout=timedelta(hours=4), outlets=[outlet])
     def score_share(partitions: list[str], outlet_events: Any = None) -> list[Scores]:
         from adapters.connect import outside
-        from tasks import score as step
+        from tasks import score
 
-        scored = step.score(use_case, outside(), partitions)
+        scored = score.score_partitions(use_case, outside(), partitions)
         if not scored:
             raise AirflowSkipException("another run has scored these partitions meanwhile")
         wake(outlet_events, outlet, f"{max(s.partition_start for s in scored):%Y-%m-%d}")
         return scored
 
     with dag:
-        score_share.expand(partitions=find())
+        score_share.expand(partitions=find_shares())
     return dag
 
 
 for declared_use_case in declared():
-    globals()[f"{declared_use_case.name}_score"] = score(declared_use_case)
+    globals()[f"{declared_use_case.name}_score"] = make_score_dag(declared_use_case)

@@ -149,7 +149,8 @@ def train(use_case: UseCase) -> DAG:
         from tasks.monitor import retrain
 
         if params["decision_id"] and not params["dry_run"]:
-            retrain.finish(params["decision_id"], release.outcome if release else "failed", outside())
+            outcome = release.outcome if release else retrain.TRAINING_FAILED
+            retrain.finish_retrain(params["decision_id"], outcome, outside())
 
     with dag:
         planned: Any = plan()  # XComArgs stand for the hand-offs

@@ -26,7 +26,7 @@ def alert_failure(context: Mapping[str, Any]) -> None:
     from tasks import failure
 
     instance = context["task_instance"]
-    failure.report(
+    failure.alert_task_failure(
         dag_id=instance.dag_id,
         task_id=instance.task_id,
         run_id=instance.run_id,

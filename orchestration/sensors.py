@@ -1,4 +1,4 @@
-"""Waiting for the database in the triggerer, without a worker slot."""
+"""Waiting for work in the database: the triggerer polls for it, without a worker slot."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -7,51 +7,52 @@ from typing import Any
 from airflow.sdk import BaseOperator
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-Question = Callable[[str], Any]  # a use case's name -> the answer (JSON), None: not yet
+Poll = Callable[[str], Any]  # a use case's name -> what there is (JSON), None: nothing yet
 
 
 def _find_retrain(use_case: str) -> dict[str, str] | None:
-    from tasks.pending_work import find_retrain
+    from adapters.connect import outside
+    from tasks.monitor.retrain import find_retrain
 
-    return find_retrain(use_case)
-
-
-# What may be waited for, by the key that a trigger carries to the triggerer's process.
-QUESTIONS: Mapping[str, Question] = {"retrain": _find_retrain}
+    return find_retrain(use_case, outside())
 
 
-class Until(BaseTrigger):
-    """Waits in the triggerer until one of QUESTIONS is answered about a use case, and hands its answer (JSON) on."""
+# What can be waited for, by the key that a trigger carries to the triggerer's process.
+POLLS: Mapping[str, Poll] = {"retrain": _find_retrain}
 
-    def __init__(self, *, question: str, use_case: str, every_seconds: float) -> None:
+
+class PollTrigger(BaseTrigger):
+    """Calls one of POLLS about a use case until it returns something, and hands that (JSON) on."""
+
+    def __init__(self, *, poll: str, use_case: str, every_seconds: float) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.question, self.use_case, self.every_seconds = question, use_case, every_seconds
+        self.poll, self.use_case, self.every_seconds = poll, use_case, every_seconds
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
-        """How the triggerer builds this again."""
-        arguments = {"question": self.question, "use_case": self.use_case, "every_seconds": self.every_seconds}
+        """How the triggerer makes this trigger again."""
+        arguments = {"poll": self.poll, "use_case": self.use_case, "every_seconds": self.every_seconds}
         return f"{type(self).__module__}.{type(self).__qualname__}", arguments
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        """Ask, in a thread, since the database driver blocks; wait; ask again."""
-        ask = QUESTIONS[self.question]
-        while (answer := await asyncio.to_thread(ask, self.use_case)) is None:
+        """Poll in a thread, since the database driver blocks."""
+        poll = POLLS[self.poll]
+        while (result := await asyncio.to_thread(poll, self.use_case)) is None:
             await asyncio.sleep(self.every_seconds)
-        yield TriggerEvent(answer)  # type: ignore[no-untyped-call]
+        yield TriggerEvent(result)  # type: ignore[no-untyped-call]
 
 
-class WaitUntil(BaseOperator):
-    """Defers at once to `Until`: no worker slot is held while waiting. Returns the answer."""
+class PollOperator(BaseOperator):
+    """Defers at once to a `PollTrigger`: no worker slot is held while waiting. Returns what the poll returned."""
 
-    def __init__(self, *, question: str, use_case: str, every_seconds: float, **arguments: Any) -> None:
+    def __init__(self, *, poll: str, use_case: str, every_seconds: float, **arguments: Any) -> None:
         super().__init__(**arguments)
-        self.question, self.use_case, self.every_seconds = question, use_case, every_seconds
+        self.poll, self.use_case, self.every_seconds = poll, use_case, every_seconds
 
     def execute(self, context: Any) -> None:  # noqa: ARG002
         """Hand over to the triggerer."""
-        trigger = Until(question=self.question, use_case=self.use_case, every_seconds=self.every_seconds)
+        trigger = PollTrigger(poll=self.poll, use_case=self.use_case, every_seconds=self.every_seconds)
         self.defer(trigger=trigger, method_name="answered")
 
     def answered(self, context: Any, event: Any) -> Any:  # noqa: ARG002
-        """The trigger's answer becomes this task's."""
+        """Return the trigger's result. Airflow keeps this method's name with every task that waits: do not rename."""
         return event

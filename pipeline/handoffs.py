@@ -121,3 +121,8 @@ class Drift:
     decision: str
     reasons: list[str]
     report_uri: str | None
+
+
+def retrain_run_id(decision_id: str) -> str:
+    """The id of the training run that answers a decision to retrain: starting it twice starts it once."""
+    return f"retrain__{decision_id}"

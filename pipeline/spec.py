@@ -127,11 +127,14 @@ class Limit(Block):
 
 
 class Monitor(Block):
-    """How drift and performance are measured, and when they lead to which decision."""
+    """How drift and performance are measured, and when they lead to which decision.
+
+    A change takes effect at the next monitoring. Two things are settled by a training, for as long as its model is
+    champion: the `bins`, and which of its weeks had `min_rows`.
+    """
 
     min_rows: int = Field(ge=500)
     bins: int = Field(ge=2)
-    calibration_quantile: Annotated[float, Field(gt=0.5, le=1)]
     threshold_margin: float = Field(ge=1)
     min_threshold_psi: float = Field(gt=0)
     persistence_breaches: int = Field(gt=0)

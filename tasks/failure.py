@@ -4,7 +4,7 @@ from adapters.connect import outside
 from tasks.common.errors import BadData
 
 
-def report(*, dag_id: str, task_id: str, run_id: str, error: BaseException | None, log_url: str) -> None:
+def alert_task_failure(*, dag_id: str, task_id: str, run_id: str, error: BaseException | None, log_url: str) -> None:
     """Raise a critical alert, one per run and task. Bad data has been reported, in more detail, where it was found."""
     if isinstance(error, BadData):
         return

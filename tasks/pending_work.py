@@ -1,30 +1,23 @@
-"""What work is waiting: cheap questions to the database, asked often."""
+"""Which steps have work waiting, found by few and cheap queries: `reconcile` repeats them every ten minutes."""
 
 from collections.abc import Callable
 
-from adapters.connect import Outside, outside
+from adapters.connect import Outside
 from pipeline.spec import UseCase
 
 
-def find_retrain(use_case_name: str) -> dict[str, str] | None:
-    """The decision to retrain that nobody answers yet, or None."""
-    found = outside().warehouse.query(
-        "select decision_id from retrains where use_case = %s and state in ('pending', 'running')", (use_case_name,)
-    )
-    return {"decision_id": found[0]["decision_id"]} if found else None
-
-
-def pending_verbs(use_case: UseCase, outside: Outside) -> list[str]:
-    """The steps that reconcile from the database and have something to do."""
-    from tasks import score
-    from tasks.build_features import build
+def find_pending_verbs(use_case: UseCase, outside: Outside) -> list[str]:
+    """The DAGs, by their verbs, that reconcile from the database and have something to do."""
+    from tasks.build_features.build import pending_partitions
     from tasks.deploy.deploy import find_undeployed
-    from tasks.monitor import monitor
+    from tasks.monitor.monitor import find_undecided
+    from tasks.score import find_unscored
 
-    steps: dict[str, Callable[[UseCase, Outside], object]] = {
-        "build_features": build.pending_partitions,
-        "score": score.pending,
-        "monitor": monitor.pending,
+    searches: dict[str, Callable[[UseCase, Outside], object]] = {
+        "build_features": pending_partitions,
+        "score": find_unscored,
+        "monitor": find_undecided,
         "deploy": find_undeployed,
     }
-    return [verb for verb, find_work in steps.items() if find_work(use_case, outside)]
+    with outside.warehouse.session():
+        return [verb for verb, search in searches.items() if search(use_case, outside)]

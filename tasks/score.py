@@ -11,11 +11,11 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from adapters.warehouse import Upserted
-from pipeline.handoffs import Scores, Snapshot
+from pipeline.handoffs import Scores
 from pipeline.partitions import Interval
 from pipeline.spec import UseCase
 from tasks.build_features import dataset
-from tasks.promote.promote import Champion, champion_for, current
+from tasks.common.ledger import Champion, champion_at, current, load_champions
 from tasks.train.feature_match import learnt_other_features
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ KEY = ("use_case", "model_version", "event_time", "entity_key")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Work:
+class UnscoredPartition:
     """One feature partition, what it was built from, and the champion it is pinned to."""
 
     partition: Interval
@@ -39,43 +39,46 @@ class Work:
     champion: Champion
 
 
-def pending(use_case: UseCase, outside: "Outside", keys: Collection[str] | None = None) -> list[Work]:
+def find_unscored(
+    use_case: UseCase, outside: "Outside", keys: Collection[str] | None = None
+) -> list[UnscoredPartition]:
     """Every partition (or of these) of the latest snapshot whose (inputs, champion in force) was not scored, in order.
 
     Without those of a retired champion that learnt other features than are defined now: it can never score them.
     """
-    snapshot = dataset.latest_snapshot(use_case, outside)
-    works = list(_pending(use_case, snapshot, outside, keys)) if snapshot else []
-    champion = current(use_case, outside)
-    retired = {work.champion.version for work in works if champion and work.champion.version != champion.version}
+    with outside.warehouse.session():
+        unscored, champion = list(_unscored(use_case, outside, keys)), current(use_case, outside)
+    versions = {each.champion.version for each in unscored}
+    retired = versions - {champion.version} if champion else set()
     foreign = {version for version in retired if learnt_other_features(use_case, version, outside)}
-    return [work for work in works if work.champion.version not in foreign]
+    return [each for each in unscored if each.champion.version not in foreign]
 
 
-def shares(use_case: UseCase, outside: "Outside") -> list[list[str]]:
-    """The keys of what is pending, oldest first, in shares that may be scored side by side."""
-    keys = [use_case.grid.key(work.partition) for work in pending(use_case, outside)]
+def plan_shares(use_case: UseCase, outside: "Outside") -> list[list[str]]:
+    """The keys of what is unscored, oldest first, in shares that may be scored side by side."""
+    keys = [use_case.grid.key(each.partition) for each in find_unscored(use_case, outside)]
     return [keys[i : i + _PARTITIONS_A_TASK] for i in range(0, len(keys), _PARTITIONS_A_TASK)]
 
 
-def score(use_case: UseCase, outside: "Outside", keys: Sequence[str] | None = None) -> list[Scores]:
-    """Score what is pending (or what of these partitions is), each in one transaction and under a fence of its own.
+def score_partitions(use_case: UseCase, outside: "Outside", keys: Sequence[str] | None = None) -> list[Scores]:
+    """Score what is unscored (or what of these partitions is), each in one transaction and under a fence of its own.
 
     Raises:
         FencedOut: scoring of a partition was begun again meanwhile; that run does the rest.
         ValueError: the champion learnt other features than are defined now.
     """
     if keys is None:
-        keys = [key for share in shares(use_case, outside) for key in share]
-    # before reading what is pending: an orphan knows old work
-    fences = {key: outside.warehouse.begin(f"score/{use_case.name}/{key}") for key in keys}
+        keys = [key for share in plan_shares(use_case, outside) for key in share]
+    with outside.warehouse.session():
+        # before reading what is unscored: an orphan knows old work
+        fences = {key: outside.warehouse.begin(f"score/{use_case.name}/{key}") for key in keys}
+        unscored = find_unscored(use_case, outside, keys)
     return [
-        score_partition(use_case, work, outside, fence=fences[use_case.grid.key(work.partition)])
-        for work in pending(use_case, outside, keys)
+        score_partition(use_case, each, outside, fence=fences[use_case.grid.key(each.partition)]) for each in unscored
     ]
 
 
-def score_partition(use_case: UseCase, work: Work, outside: "Outside", *, fence: "Fence") -> Scores:
+def score_partition(use_case: UseCase, unscored: UnscoredPartition, outside: "Outside", *, fence: "Fence") -> Scores:
     """Predict one partition and write its rows and its `scorings` row together, or neither.
 
     Raises:
@@ -84,24 +87,24 @@ def score_partition(use_case: UseCase, work: Work, outside: "Outside", *, fence:
     """
     from serving.predictor import Predictor
 
-    if learnt_other_features(use_case, work.champion.version, outside):
-        raise ValueError(_tell_to_train(use_case, work.champion.version, outside))
-    points = dataset.load_partition_points(work.snapshot_version, use_case, outside, partition=work.partition)
-    bundle = outside.registry.download_bundle(use_case.name, work.champion.version)
-    rows = predictions(use_case, work, points, Predictor.load(bundle).predict(points))
+    if learnt_other_features(use_case, unscored.champion.version, outside):
+        raise ValueError(_tell_to_train(use_case, unscored.champion.version, outside))
+    points = dataset.load_partition_points(unscored.snapshot_version, use_case, outside, partition=unscored.partition)
+    bundle = outside.registry.download_bundle(use_case.name, unscored.champion.version)
+    rows = make_predictions(use_case, unscored, points, Predictor.load(bundle).predict(points))
 
-    window = (use_case.name, work.champion.version, work.partition.start, work.partition.end)
+    window = (use_case.name, unscored.champion.version, unscored.partition.start, unscored.partition.end)
 
     def commit() -> Scores:
         with outside.warehouse.transaction(fence) as at:
-            written = write(at, rows, window, outside.warehouse)
-            outside.warehouse.upsert(at, "scorings", _scoring(use_case, work, rows.num_rows), _SCORING_KEY)
+            written = write_predictions(at, rows, window, outside.warehouse)
+            outside.warehouse.upsert(at, "scorings", _scoring(use_case, unscored, rows.num_rows), _SCORING_KEY)
             return Scores(
                 use_case=use_case.name,
-                partition_start=work.partition.start,
-                partition_end=work.partition.end,
-                model_version=work.champion.version,
-                snapshot_version=work.snapshot_version,
+                partition_start=unscored.partition.start,
+                partition_end=unscored.partition.end,
+                model_version=unscored.champion.version,
+                snapshot_version=unscored.snapshot_version,
                 rows=rows.num_rows,
                 inserted=written.inserted,
                 updated=written.updated,
@@ -110,7 +113,9 @@ def score_partition(use_case: UseCase, work: Work, outside: "Outside", *, fence:
     return outside.warehouse.retry_transaction(commit)
 
 
-def predictions(use_case: UseCase, work: Work, points: pa.Table, scores: NDArray[np.float64]) -> pa.Table:
+def make_predictions(
+    use_case: UseCase, unscored: UnscoredPartition, points: pa.Table, scores: NDArray[np.float64]
+) -> pa.Table:
     """The rows of `predictions` for feature points [n] and their scores [n]."""
     n = points.num_rows
     return pa.table(
@@ -118,15 +123,15 @@ def predictions(use_case: UseCase, work: Work, points: pa.Table, scores: NDArray
             "use_case": pa.repeat(use_case.name, n),
             "entity_key": points.column("entity_key"),
             "event_time": points.column("event_time"),
-            "model_version": pa.repeat(work.champion.version, n),
+            "model_version": pa.repeat(unscored.champion.version, n),
             "prediction_time": points.column("prediction_time"),
             "score": pa.array(scores, pa.float64()),
-            "snapshot_version": pa.repeat(work.snapshot_version, n),
+            "snapshot_version": pa.repeat(unscored.snapshot_version, n),
         }
     )
 
 
-def write(at: "cursor", rows: pa.Table, window: Window, warehouse: "Warehouse") -> Upserted:
+def write_predictions(at: "cursor", rows: pa.Table, window: Window, warehouse: "Warehouse") -> Upserted:
     """What differs, and what vanished goes. Straight in, which is far cheaper, where every row is to be written.
 
     That is so where this model scored nothing of the window yet, or all of it from another snapshot: such rows are
@@ -156,25 +161,27 @@ def _tell_to_train(use_case: UseCase, version: str, outside: "Outside") -> str:
     return text
 
 
+_SCORINGS = "select partition_start, model_version, inputs from scorings where use_case = %s"
+_LATEST_INPUTS = """
+select version, key, built ->> 'inputs' as inputs
+from (select version, index from snapshots where use_case = %s order by build_order desc limit 1) latest,
+    jsonb_each(index) as parts (key, built)
+order by key collate "C"
+"""
 _SCORING_KEY = ("use_case", "partition_start", "model_version")
 
 
-def _pending(use_case: UseCase, snapshot: Snapshot, outside: "Outside", keys: Collection[str] | None) -> Iterator[Work]:
-    [row] = outside.warehouse.query(
-        "select index from snapshots where use_case = %s and version = %s", (use_case.name, snapshot.version)
-    )
-    scored = outside.warehouse.query(
-        "select partition_start, model_version, inputs from scorings where use_case = %s", (use_case.name,)
-    )
-    done = {(s["partition_start"], s["model_version"], s["inputs"]) for s in scored}
-    for key, built in sorted(row["index"].items()):
-        if keys is not None and key not in keys:
+def _unscored(use_case: UseCase, outside: "Outside", keys: Collection[str] | None) -> Iterator[UnscoredPartition]:
+    champions, scorings = load_champions(use_case, outside), outside.warehouse.query(_SCORINGS, (use_case.name,))
+    scored = {(row["partition_start"], row["model_version"], row["inputs"]) for row in scorings}
+    for row in outside.warehouse.query(_LATEST_INPUTS, (use_case.name,)):
+        if keys is not None and row["key"] not in keys:
             continue
-        partition = use_case.grid.partition(key)
-        champion = champion_for(use_case, partition.start, outside)
-        if champion and (partition.start, champion.version, built["inputs"]) not in done:
-            yield Work(
-                partition=partition, inputs=built["inputs"], snapshot_version=snapshot.version, champion=champion
+        partition = use_case.grid.partition(row["key"])
+        champion = champion_at(champions, partition.start)
+        if champion and (partition.start, champion.version, row["inputs"]) not in scored:
+            yield UnscoredPartition(
+                partition=partition, inputs=row["inputs"], snapshot_version=row["version"], champion=champion
             )
 
 
@@ -191,15 +198,15 @@ _CLEAR = f"delete from predictions {_WINDOW}"  # noqa: S608  # our own text
 _FORGET = f"{_CLEAR} and (entity_key, event_time) not in (select * from unnest(%s::text[], %s::timestamptz[]))"  # noqa: S608
 
 
-def _scoring(use_case: UseCase, work: Work, rows: int) -> pa.Table:
-    start: datetime = work.partition.start
+def _scoring(use_case: UseCase, unscored: UnscoredPartition, rows: int) -> pa.Table:
+    start: datetime = unscored.partition.start
     return pa.table(
         {
             "use_case": [use_case.name],
             "partition_start": pa.array([start], pa.timestamp("us", "UTC")),
-            "model_version": [work.champion.version],
-            "inputs": [work.inputs],
-            "snapshot_version": [work.snapshot_version],
+            "model_version": [unscored.champion.version],
+            "inputs": [unscored.inputs],
+            "snapshot_version": [unscored.snapshot_version],
             "rows": pa.array([rows], pa.int64()),
         }
     )

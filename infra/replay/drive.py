@@ -160,7 +160,7 @@ class Replay:
         self._features(label, week.end)
         self.traffic.about(week)
         self._scores(label)
-        self.runs.work(label, "monitor", "monitoring", lambda: not monitor.pending(self.use_case, self.outside))
+        self.runs.work(label, "monitor", "monitoring", lambda: not monitor.find_undecided(self.use_case, self.outside))
 
     def _mend(self, week: Interval, *, label: str) -> None:
         """The feed's operator sends the true records; the partition is ingested again, beside the old one."""
@@ -182,4 +182,4 @@ class Replay:
         return reached is not None and reached >= until and not build.pending_partitions(self.use_case, self.outside)
 
     def _scores(self, label: str) -> None:
-        self.runs.work(label, "score", "scores", lambda: not score.pending(self.use_case, self.outside))
+        self.runs.work(label, "score", "scores", lambda: not score.find_unscored(self.use_case, self.outside))

@@ -1,10 +1,10 @@
-"""What training data looked like: bins, counts and thresholds of every feature, by which later partitions are judged.
+"""What training data looked like: bins and counts of every feature, and how far its own weeks strayed from them.
 
-A threshold per feature is calibrated on the training window itself: weather, season and rolling rates move every week
-while the model stays fine, and one fixed threshold would call all of that drift.
+Monitoring judges later partitions by it (tasks/monitor/drift.py). It keeps facts and no thresholds, so that a threshold
+follows params.yaml at the next monitoring.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,6 @@ NOT_FEATURES = frozenset({"entity_key", "event_time", "prediction_time", "label"
 _MIN_CATEGORY_SHARE = 0.005  # rarer categories are counted together: alone they are noise
 _MAX_CATEGORIES = 50
 _MIN_BLOCKS = 4  # fewer weeks than this say nothing about how weeks differ
-_WHOLLY_MISSING = 0.999  # a feature this empty is broken however empty it was in training
 
 
 def psi(expected: npt.ArrayLike, actual: npt.ArrayLike) -> Floats:
@@ -51,7 +50,7 @@ def make_profile(train_table: pa.Table, use_case: UseCase) -> dict[str, Any]:
     Args:
         train_table: the rows trained on, with their labels' times; every column but keys, times and label is a
             feature. With a column `score`, the model's predictions for these rows, prediction drift is measured too.
-        use_case: says how many bins, how blocks of time are cut, and how thresholds are drawn.
+        use_case: says how many bins, how blocks of time are cut, and how many rows a block needs to count.
 
     Raises:
         ValueError: no rows.
@@ -67,7 +66,6 @@ def make_profile(train_table: pa.Table, use_case: UseCase) -> dict[str, Any]:
         "known_by": pc.max(train_table["label_time"]).as_py().isoformat(),  # the newest label learned from
         "rows": train_table.num_rows,
         "blocks": int(blocks.max()) + 1,
-        "min_rows": use_case.monitor.min_rows,
         "features": {name: _feature_profile(train_table[name], blocks, use_case.monitor) for name in names},
     }
 
@@ -101,14 +99,12 @@ def _feature_profile(column: pa.ChunkedArray, blocks: Codes, monitor: Monitor) -
     counts = np.zeros((int(blocks.max()) + 1, width))
     np.add.at(counts, (blocks[present], codes[present]), 1)
     full = counts[counts.sum(axis=1) >= monitor.min_rows]
-    missing_share, block_psi = float(1 - present.mean()), _block_psi(full)
     return {
         **bins,
         "counts": counts.sum(axis=0).astype(int).tolist(),
-        "missing_share": missing_share,
-        "missing_threshold": _missing_threshold(present, blocks, monitor),
-        "block_psi": block_psi,
-        "threshold": _threshold(block_psi, monitor),
+        "missing_share": float(1 - present.mean()),
+        "worst_missing_share": _worst_missing_share(present, blocks, monitor.min_rows),
+        "block_psi": _block_psi(full),
         # A feature too sparse for any week of training is watched by its missing share alone.
         "watched": len(full) > 0,
     }
@@ -122,21 +118,11 @@ def _block_psi(counts: Floats) -> list[float]:
     return [round(float(value), 6) for value in corrected_psi(rest, counts)]
 
 
-def _threshold(block_psi: Sequence[float], monitor: Monitor) -> float:
-    if not block_psi:
-        return monitor.min_threshold_psi
-    # The next of n + 1 exchangeable weeks is the worst with probability 1 / (n + 1): a quantile of few is no bound.
-    worst = float(np.quantile(block_psi, monitor.calibration_quantile))
-    return max(monitor.min_threshold_psi, monitor.threshold_margin * worst)
-
-
-def _missing_threshold(present: npt.NDArray[np.bool_], blocks: Codes, monitor: Monitor) -> float:
-    """A jump over the whole window's share, and beyond what its worst week had: fog alone empties a pressure sensor."""
+def _worst_missing_share(present: npt.NDArray[np.bool_], blocks: Codes, min_rows: int) -> float:
+    """The largest missing share of a block with enough rows; 0 without such a block."""
     rows = np.bincount(blocks)
     shares = 1 - np.bincount(blocks, weights=present) / np.maximum(rows, 1)
-    worst = float(np.max(shares[rows >= monitor.min_rows], initial=0.0))
-    jump = float(1 - present.mean()) + monitor.broken_missing_share
-    return min(max(jump, monitor.threshold_margin * worst), _WHOLLY_MISSING)
+    return float(np.max(shares[rows >= min_rows], initial=0.0))
 
 
 def is_numeric(kind: pa.DataType) -> bool:

@@ -1,7 +1,7 @@
 """Who is champion, now and at any data time, and the append-only record of how it came to be."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -23,9 +23,9 @@ OUTCOMES: Mapping[str, str] = {
     "rollback": "rolled-back",
 }
 _CURRENT = "select version, previous_version, revision, as_of from champions where use_case = %s"
-_IN_FORCE = """
+_CHAMPIONS = """
 select model_version as version, evidence -> 'release' ->> 'previous_version' as previous_version, revision, as_of
-from ledger where use_case = %s and action in ('promote', 'rollback') and as_of <= %s order by entry desc limit 1
+from ledger where use_case = %s and action in ('promote', 'rollback') order by entry
 """
 
 
@@ -45,9 +45,14 @@ def current(use_case: UseCase, outside: "Outside") -> Champion | None:
     return _champion(use_case, outside.warehouse.query(_CURRENT, (use_case.name,)))
 
 
-def champion_for(use_case: UseCase, moment: datetime, outside: "Outside") -> Champion | None:
-    """The champion in force at a data time, by the ledger, so the same whenever it is asked; None before the first."""
-    return _champion(use_case, outside.warehouse.query(_IN_FORCE, (use_case.name, moment)))
+def load_champions(use_case: UseCase, outside: "Outside") -> list[Champion]:
+    """Every champion of the ledger, in the order in which they were put in force."""
+    return [Champion(use_case=use_case.name, **row) for row in outside.warehouse.query(_CHAMPIONS, (use_case.name,))]
+
+
+def champion_at(champions: Sequence[Champion], moment: datetime) -> Champion | None:
+    """The one in force at a data time, by the ledger and so the same for ever after; None before the first."""
+    return next((champion for champion in reversed(champions) if champion.as_of <= moment), None)
 
 
 def locked_champion(at: cursor, use_case: UseCase) -> Champion | None:

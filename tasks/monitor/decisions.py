@@ -1,4 +1,4 @@
-"""What monitoring found and decided, written together: measures, performance, decision, its retrain and its alert."""
+"""What monitoring observed and decided, written together: drift, performance, decision, its retrain and its alert."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -9,8 +9,17 @@ from psycopg2.extras import execute_values
 
 from pipeline.partitions import Interval
 from pipeline.spec import UseCase
-from tasks.monitor.performance import Measured
-from tasks.monitor.triage import Decision, Findings, Past, breached_features, broken_features
+from tasks.monitor.performance import WindowPerformance
+from tasks.monitor.triage import (
+    Action,
+    Decision,
+    Observation,
+    OtherDecision,
+    RetrainState,
+    breached_features,
+    broken_features,
+    unknown_features,
+)
 
 if TYPE_CHECKING:
     from psycopg2.extensions import cursor
@@ -23,18 +32,18 @@ _HISTORY = """
 select d.as_of, d.model_version, d.decision, d.evidence -> 'breached' as breached, r.state, r.outcome
 from decisions d left join retrains r using (decision_id) where d.use_case = %s
 """
-_TIERS: "dict[str, Tier]" = {"block": "critical", "alert": "warning", "retrain": "warning"}
-_TITLES = {"block": "broken feed", "alert": "needs a look", "retrain": "will be retrained"}
+_TIERS: "dict[Action, Tier]" = {Action.BLOCK: "critical", Action.ALERT: "warning", Action.RETRAIN: "warning"}
+_TITLES = {Action.BLOCK: "broken feed", Action.ALERT: "needs a look", Action.RETRAIN: "will be retrained"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
+class Examination:
     """Everything measured about one partition, before it is decided on."""
 
     partition: Interval
     snapshot_version: str
-    findings: Findings
-    performances: list[Measured]
+    observed: Observation
+    performances: list[WindowPerformance]
     report_uri: str | None
 
 
@@ -43,15 +52,24 @@ def decision_id(use_case: UseCase, as_of: datetime) -> str:
     return f"{use_case.name}-{as_of:%Y%m%dT%H%M}"
 
 
-def history(use_case: UseCase, outside: "Outside") -> list[Past]:
+def load_decisions(use_case: UseCase, outside: "Outside") -> list[OtherDecision]:
     """Every decision made so far, with the state of its retrain."""
     return [
-        Past(**{**row, "breached": frozenset(row["breached"])})
+        OtherDecision(
+            as_of=row["as_of"],
+            model_version=row["model_version"],
+            decision=Action(row["decision"]),
+            breached=frozenset(row["breached"]),
+            state=RetrainState(row["state"]) if row["state"] else None,
+            outcome=row["outcome"],
+        )
         for row in outside.warehouse.query(_HISTORY, (use_case.name,))
     ]
 
 
-def write(use_case: UseCase, found: Found, decision: Decision, outside: "Outside", *, fence: "Fence") -> None:
+def write_decision(
+    use_case: UseCase, examined: Examination, decision: Decision, outside: "Outside", *, fence: "Fence"
+) -> None:
     """Commit all of it, or nothing. Alerts are recorded here and delivered by whoever flushes them afterwards.
 
     Raises:
@@ -60,29 +78,37 @@ def write(use_case: UseCase, found: Found, decision: Decision, outside: "Outside
 
     def commit() -> None:
         with outside.warehouse.transaction(fence) as at:
-            _write_measures(at, use_case, found)
-            _write_performance(at, use_case, found)
-            _write_decision(at, use_case, found, decision)
-            _write_alert(at, use_case, found, decision, outside)
+            _write_drift(at, use_case, examined.observed)
+            _write_performances(at, use_case, examined.performances)
+            _write_decision(at, use_case, examined, decision)
+            _write_alert(at, use_case, examined, decision, outside)
 
     outside.warehouse.retry_transaction(commit)
 
 
-def _write_measures(at: "cursor", use_case: UseCase, found: Found) -> None:
-    f = found.findings
+def _write_drift(at: "cursor", use_case: UseCase, observed: Observation) -> None:
     execute_values(
         at,
         "insert into drift (use_case, as_of, model_version, feature, measure, value, threshold, status) values %s",
         [
-            (use_case.name, f.as_of, f.model_version, m.feature, m.measure, m.value, m.threshold, m.status)
-            for m in f.measures
+            (
+                use_case.name,
+                observed.as_of,
+                observed.model_version,
+                d.feature,
+                d.measure,
+                d.value,
+                d.threshold,
+                d.status,
+            )
+            for d in observed.drifts
         ],
     )
 
 
-def _write_performance(at: "cursor", use_case: UseCase, found: Found) -> None:
+def _write_performances(at: "cursor", use_case: UseCase, performances: list[WindowPerformance]) -> None:
     rows = []
-    for measured in found.performances:
+    for measured in performances:
         p, window = measured.performance, measured.window
         metrics = json.dumps(dict(p.metrics), allow_nan=False)
         rows.append((use_case.name, measured.model_version, window.start, window.end, measured.as_of,
@@ -95,50 +121,59 @@ def _write_performance(at: "cursor", use_case: UseCase, found: Found) -> None:
     )
 
 
-def _write_decision(at: "cursor", use_case: UseCase, found: Found, decision: Decision) -> None:
-    f, name = found.findings, decision_id(use_case, found.findings.as_of)
+def _write_decision(at: "cursor", use_case: UseCase, examined: Examination, decision: Decision) -> None:
+    observed, name = examined.observed, decision_id(use_case, examined.observed.as_of)
     at.execute(
         "insert into decisions (decision_id, use_case, as_of, model_version, decision, reasons, evidence)"
         " values (%s, %s, %s, %s, %s, %s, %s)",
-        (name, use_case.name, f.as_of, f.model_version, decision.decision, list(decision.reasons),
-         json.dumps(_evidence(found), allow_nan=False)),
+        (name, use_case.name, observed.as_of, observed.model_version, decision.decision, list(decision.reasons),
+         json.dumps(_evidence(examined, decision), allow_nan=False)),
     )  # fmt: skip
-    if decision.decision == "retrain":
+    if decision.decision == Action.RETRAIN:
         at.execute(
-            "insert into retrains (decision_id, use_case, state) values (%s, %s, 'pending')", (name, use_case.name)
+            "insert into retrains (decision_id, use_case, state) values (%s, %s, %s)",
+            (name, use_case.name, RetrainState.PENDING),
         )
 
 
-def _evidence(found: Found) -> dict[str, Any]:
-    f = found.findings
+def _evidence(examined: Examination, decision: Decision) -> dict[str, Any]:
+    observed = examined.observed
     return {
-        "partition": found.partition.start.isoformat(),
-        "snapshot_version": found.snapshot_version,
-        "breached": sorted(breached_features(f.measures)),
-        "broken": sorted(broken_features(f.measures)),
-        "unknown": sorted({m.feature for m in f.measures if m.status == "unknown"}),
-        "performance": {k: v for k, v in asdict(f.performance).items() if k != "reasons"},
-        "champion_cutoff": f.champion_cutoff.isoformat(),
-        "trained_rows": f.trained_rows,
-        "new_rows": f.new_rows,
-        "report_uri": found.report_uri,
+        "partition": examined.partition.start.isoformat(),
+        "snapshot_version": examined.snapshot_version,
+        "codes": list(decision.codes),
+        "breached": sorted(breached_features(observed.drifts)),
+        "broken": sorted(broken_features(observed.drifts)),
+        "unknown": unknown_features(observed.drifts),
+        "performance": {k: v for k, v in asdict(observed.performance).items() if k != "reasons"},
+        "champion_cutoff": observed.champion_cutoff.isoformat(),
+        "trained_rows": observed.trained_rows,
+        "new_rows": observed.new_rows,
+        "report_uri": examined.report_uri,
     }
 
 
-def _write_alert(at: "cursor", use_case: UseCase, found: Found, decision: Decision, outside: "Outside") -> None:
-    """Tell people what was decided; what no longer holds is over. A partition that came late ends nothing."""
-    f, fingerprint = found.findings, f"{use_case.name}.monitor.{{}}".format
-    at.execute("select 1 from decisions where use_case = %s and as_of > %s limit 1", (use_case.name, f.as_of))
+def _write_alert(
+    at: "cursor", use_case: UseCase, examined: Examination, decision: Decision, outside: "Outside"
+) -> None:
+    """Tell people what was decided; end the alerts of what no longer holds. A partition that came late ends none."""
+    observed, action = examined.observed, decision.decision
+    at.execute("select 1 from decisions where use_case = %s and as_of > %s limit 1", (use_case.name, observed.as_of))
     if at.fetchone() is None:
-        for other in _TIERS.keys() - {decision.decision}:
-            outside.alerts.resolve(fingerprint(other), at)
-    if decision.decision in _TIERS:
-        report = f"\nreport: {found.report_uri}" if found.report_uri else ""
+        for other in _TIERS.keys() - {action}:
+            outside.alerts.resolve(_fingerprint(use_case, other), at)
+    if action in _TIERS:
+        report = f"\nreport: {examined.report_uri}" if examined.report_uri else ""
+        about = f"model {observed.model_version} as of {observed.as_of:%Y-%m-%d}"
         outside.alerts.record(
             at,
-            tier=_TIERS[decision.decision],
+            tier=_TIERS[action],
             use_case=use_case.name,
-            fingerprint=fingerprint(decision.decision),
-            title=f"{use_case.name}: {_TITLES[decision.decision]}, model {f.model_version} as of {f.as_of:%Y-%m-%d}",
+            fingerprint=_fingerprint(use_case, action),
+            title=f"{use_case.name}: {_TITLES[action]}, {about}",
             body="\n".join(decision.reasons) + report,
         )
+
+
+def _fingerprint(use_case: UseCase, action: Action) -> str:
+    return f"{use_case.name}.monitor.{action}"

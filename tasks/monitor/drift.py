@@ -2,45 +2,83 @@
 
 The full-data PSI is ours: on 1M rows x 40 columns Evidently took 126 s and 3.6 GB, this takes 1.4 s. Evidently draws
 the report, from samples (tasks/monitor/drift_report.py). What each feature is held against is the profile that the
-champion's training left (tasks/build_features/profile.py).
+champion's training left (tasks/build_features/profile.py), by thresholds that follow params.yaml: weather, season and
+rolling rates move every week while the model stays fine, and one fixed threshold would call all of that drift.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from enum import StrEnum
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from pipeline.spec import Monitor
 from tasks.build_features.profile import Codes, bin_codes, corrected_psi, is_numeric, to_numbers
 
-Status = Literal["ok", "breach", "unknown"]
-
 SCORE = "score"  # a column of this name holds the model's own predictions
+_WORST_WEEK = 0.99  # quantile of the training weeks' PSI: with the few weeks of a training, practically the worst
+_WHOLLY_MISSING = 0.999  # a feature this empty is broken however empty it was in training
+
+
+class DriftMeasure(StrEnum):
+    """What of a feature is measured."""
+
+    PSI = "psi"
+    MISSING_SHARE = "missing_share"
+    SCORE_PSI = "score_psi"
+
+
+class DriftStatus(StrEnum):
+    """How a measured value stands to its threshold."""
+
+    OK = "ok"
+    BREACH = "breach"
+    UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measure:
+class FeatureDrift:
     """One measure of one feature; `value` None: it could not be measured, which is never healthy."""
 
     feature: str
-    measure: Literal["psi", "missing_share", "score_psi"]
+    measure: DriftMeasure
     value: float | None
     threshold: float
-    status: Status
+    status: DriftStatus
 
 
-def measure_drift(profile: Mapping[str, Any], table: pa.Table) -> list[Measure]:
-    """Every feature's PSI and missing share in a table, against the profile and its thresholds, in its order.
+def measure_drift(profile: Mapping[str, Any], table: pa.Table, monitor: Monitor) -> list[FeatureDrift]:
+    """Every feature's PSI and missing share in a table, against the profile, in its order.
 
     Fewer than `min_rows` rows, or values, make a measure unknown, never ok. A column not there is wholly missing.
     """
-    found: list[Measure] = []
+    drifts: list[FeatureDrift] = []
     for name, reference in profile["features"].items():
         column = table[name] if name in table.column_names else pa.nulls(table.num_rows, pa.string())
-        codes = bin_codes(column, reference)
-        found += _measures(name, reference, codes, profile["min_rows"])
-    return found
+        drifts += _measure_feature(name, reference, bin_codes(column, reference), monitor)
+    return drifts
+
+
+def psi_threshold(reference: Mapping[str, Any], monitor: Monitor) -> float:
+    """The PSI above which a profiled feature drifts: a margin over how far its own training weeks strayed."""
+    if not reference["block_psi"]:
+        return monitor.min_threshold_psi
+    # The next of n + 1 exchangeable weeks is the worst with probability 1 / (n + 1): a quantile of few is no bound.
+    worst = float(np.quantile(reference["block_psi"], _WORST_WEEK))
+    return max(monitor.min_threshold_psi, monitor.threshold_margin * worst)
+
+
+def missing_threshold(reference: Mapping[str, Any], monitor: Monitor) -> float:
+    """The missing share above which a profiled feature is broken.
+
+    A jump over the whole window's share, and beyond what its worst week had: fog alone empties a pressure sensor.
+    """
+    if "worst_missing_share" not in reference:  # an older profile has the threshold itself, and not what it came from
+        return float(reference["missing_threshold"])
+    jump = reference["missing_share"] + monitor.broken_missing_share
+    return float(min(max(jump, monitor.threshold_margin * reference["worst_missing_share"]), _WHOLLY_MISSING))
 
 
 def has_values(column: pa.ChunkedArray) -> bool:
@@ -50,23 +88,22 @@ def has_values(column: pa.ChunkedArray) -> bool:
     return bool(column.null_count < len(column))
 
 
-def _measures(name: str, reference: Mapping[str, Any], codes: Codes, min_rows: int) -> list[Measure]:
+def _measure_feature(name: str, reference: Mapping[str, Any], codes: Codes, monitor: Monitor) -> list[FeatureDrift]:
     present = codes[codes >= 0]
-    enough = len(codes) >= min_rows
+    enough = len(codes) >= monitor.min_rows
     share = float(1 - len(present) / len(codes)) if enough else None
-    found = [_judged(name, "missing_share", share, reference["missing_threshold"])]
+    missing = _judge(name, DriftMeasure.MISSING_SHARE, share, missing_threshold(reference, monitor))
     if not reference["watched"]:
-        return found
-    kind: Literal["psi", "score_psi"] = "score_psi" if name == SCORE else "psi"
+        return [missing]
     value = None
-    if enough and len(present) >= min_rows:
+    if enough and len(present) >= monitor.min_rows:
         counts = np.bincount(present, minlength=len(reference["counts"]))
         value = float(corrected_psi(reference["counts"], counts))
-    return [_judged(name, kind, value, reference["threshold"]), *found]
+    measure = DriftMeasure.SCORE_PSI if name == SCORE else DriftMeasure.PSI
+    return [_judge(name, measure, value, psi_threshold(reference, monitor)), missing]
 
 
-def _judged(
-    feature: str, measure: Literal["psi", "missing_share", "score_psi"], value: float | None, threshold: float
-) -> Measure:
-    status: Status = "unknown" if value is None else "breach" if value > threshold else "ok"
-    return Measure(feature=feature, measure=measure, value=value, threshold=threshold, status=status)
+def _judge(feature: str, measure: DriftMeasure, value: float | None, threshold: float) -> FeatureDrift:
+    breached = value is not None and value > threshold
+    status = DriftStatus.UNKNOWN if value is None else DriftStatus.BREACH if breached else DriftStatus.OK
+    return FeatureDrift(feature=feature, measure=measure, value=value, threshold=threshold, status=status)

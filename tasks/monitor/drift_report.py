@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.spec import UseCase
-from tasks.monitor.drift import has_values
+from pipeline.spec import Monitor, UseCase
+from tasks.monitor.drift import has_values, psi_threshold
 
 if TYPE_CHECKING:
     from adapters.connect import Outside
@@ -23,37 +23,39 @@ if TYPE_CHECKING:
 SAMPLE_ROWS = 5000  # 5 s for 55 features; Evidently's maintainers advise samples
 
 
-def sample(table: pa.Table, rows: int = SAMPLE_ROWS) -> pa.Table:
+def draw_sample(table: pa.Table, rows: int = SAMPLE_ROWS) -> pa.Table:
     """At most so many rows, evenly spread over the table, always the same ones."""
     if table.num_rows <= rows:
         return table
     return table.take(pa.array(np.linspace(0, table.num_rows - 1, rows).astype(np.int64)))
 
 
-def comparable(profile: dict[str, Any], reference: pa.Table, current: pa.Table) -> list[str]:
+def comparable_features(profile: dict[str, Any], reference: pa.Table, current: pa.Table) -> list[str]:
     """Profiled features with values on both sides; Evidently raises on others, which are broken and reported so."""
     shared = [n for n in profile["features"] if n in reference.column_names and n in current.column_names]
     return [name for name in shared if has_values(reference[name]) and has_values(current[name])]
 
 
-def build(profile: dict[str, Any], reference: pa.Table, current: pa.Table) -> tuple[str, dict[str, float]]:
+def draw_report(
+    profile: dict[str, Any], reference: pa.Table, current: pa.Table, monitor: Monitor
+) -> tuple[str, dict[str, float]]:
     """Evidently's report of two tables as (HTML, PSI by feature), each drawn down to a sample first."""
     from evidently import DataDefinition, Dataset, Report
     from evidently.presets import DataDriftPreset
 
-    names = comparable(profile, reference, current)
+    names = comparable_features(profile, reference, current)
     numeric = [name for name in names if profile["features"][name]["kind"] != "text"]
     definition = DataDefinition(
         numerical_columns=numeric, categorical_columns=[name for name in names if name not in numeric]
     )
-    frames = [sample(table.select(names)).to_pandas() for table in (current, reference)]
+    frames = [draw_sample(table.select(names)).to_pandas() for table in (current, reference)]
     for frame in frames:
         frame[numeric] = frame[numeric].astype("float64").replace([np.inf, -np.inf], np.nan)  # it raises on infinity
     datasets = [Dataset.from_pandas(frame, data_definition=definition) for frame in frames]
     preset = DataDriftPreset(
         columns=names,
         per_column_method=dict.fromkeys(names, "psi"),
-        per_column_threshold={name: profile["features"][name]["threshold"] for name in names},
+        per_column_threshold={name: psi_threshold(profile["features"][name], monitor) for name in names},
     )
     run = Report([preset]).run(*datasets)
     with tempfile.TemporaryDirectory() as scratch:
@@ -67,14 +69,14 @@ def _values(metrics: list[dict[str, Any]]) -> dict[str, float]:
     return {m["config"]["column"]: float(m["value"]) for m in metrics if "column" in m["config"]}
 
 
-def publish(
+def publish_report(
     use_case: UseCase, as_of: datetime, profile: dict[str, Any], tables: tuple[pa.Table, pa.Table], outside: "Outside"
 ) -> str | None:
     """Put the report of (reference, current), and its numbers, into the lake; its address, None if nothing compares."""
-    reference, current = (sample(table) for table in tables)
-    if not comparable(profile, reference, current):
+    reference, current = (draw_sample(table) for table in tables)
+    if not comparable_features(profile, reference, current):
         return None
-    html, values = build(profile, reference, current)
+    html, values = draw_report(profile, reference, current, use_case.monitor)
     folder = f"reports/{use_case.name}/{as_of:%Y-%m-%dT%H%M}"
     outside.lake.put_text(f"{folder}/drift.json", json.dumps(values, indent=1), "application/json")
     return outside.lake.put_text(f"{folder}/drift.html", html, "text/html; charset=utf-8")

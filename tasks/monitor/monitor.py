@@ -1,7 +1,7 @@
 """Watches the champion: drift of each scored partition, performance on matured labels, and one decision about both.
 
 Reconciles from the warehouse: every scored partition without a decision, oldest first, each as of its end. What was
-found, the decision, its retrain and its alert are written in one fenced transaction, so running again writes nothing.
+measured, the decision, its retrain and its alert are written in one fenced transaction: running again writes nothing.
 """
 
 from collections.abc import Iterator
@@ -16,9 +16,9 @@ from pipeline.partitions import Interval
 from pipeline.spec import UseCase
 from tasks import score
 from tasks.build_features import dataset
+from tasks.common.ledger import Champion, champion_at, load_champions
 from tasks.monitor import decisions, drift, drift_report, performance
-from tasks.monitor.triage import Decision, Findings, decide
-from tasks.promote.promote import Champion, champion_for
+from tasks.monitor.triage import Observation, make_decision
 
 if TYPE_CHECKING:
     from adapters.connect import Outside
@@ -36,7 +36,7 @@ select score from predictions where use_case = %s and model_version = %s and pre
 
 
 @dataclass(frozen=True, kw_only=True)
-class Work:
+class UndecidedPartition:
     """One scored partition to be decided on, and the champion that scored it."""
 
     partition: Interval
@@ -49,16 +49,17 @@ class Work:
         return self.partition.end
 
 
-def pending(use_case: UseCase, outside: "Outside") -> list[Work]:
+def find_undecided(use_case: UseCase, outside: "Outside") -> list[UndecidedPartition]:
     """Every partition scored by the champion in force at its start that has no decision yet, oldest first.
 
     None that follows one still to be scored: shares of a backfill end in any order, decisions rest on those before.
     """
-    return list(_pending(use_case, outside))
+    with outside.warehouse.session():
+        return list(_undecided(use_case, outside))
 
 
-def monitor(use_case: UseCase, outside: "Outside") -> list[Drift]:
-    """Decide on all that is pending, each partition in one transaction; nothing to do is an empty list.
+def monitor_partitions(use_case: UseCase, outside: "Outside") -> list[Drift]:
+    """Decide on all that is undecided, each partition in one transaction; nothing to do is an empty list.
 
     Raises:
         FencedOut: monitoring of this use case was begun again meanwhile; that run does the rest.
@@ -67,42 +68,54 @@ def monitor(use_case: UseCase, outside: "Outside") -> list[Drift]:
     fence = outside.warehouse.begin(f"monitor/{use_case.name}")
     profiles: dict[str, dict[str, Any]] = {}
     decided = []
-    for work in pending(use_case, outside):
-        version = work.champion.version
+    for undecided in find_undecided(use_case, outside):
+        version = undecided.champion.version
         if version not in profiles:
             profiles[version] = outside.registry.profile(use_case.name, version)
             _require_features(use_case, profiles[version], version)
-        found = examine(use_case, work, profiles[version], outside)
-        decision = decide(found.findings, decisions.history(use_case, outside), use_case.monitor)
-        decisions.write(use_case, found, decision, outside, fence=fence)
+        examined = examine_partition(use_case, undecided, profiles[version], outside)
+        history = decisions.load_decisions(use_case, outside)
+        decision = make_decision(examined.observed, history, use_case.monitor)
+        decisions.write_decision(use_case, examined, decision, outside, fence=fence)
         outside.alerts.flush()
-        decided.append(_handed_on(use_case, found, decision))
+        decided.append(
+            Drift(
+                use_case=use_case.name,
+                as_of=undecided.as_of,
+                model_version=version,
+                decision_id=decisions.decision_id(use_case, undecided.as_of),
+                decision=decision.decision.value,
+                reasons=list(decision.reasons),
+                report_uri=examined.report_uri,
+            )
+        )
     return decided
 
 
-def examine(use_case: UseCase, work: Work, profile: dict[str, Any], outside: "Outside") -> decisions.Found:
+def examine_partition(
+    use_case: UseCase, undecided: UndecidedPartition, profile: dict[str, Any], outside: "Outside"
+) -> decisions.Examination:
     """Measure one partition: data and prediction drift, performance, age, and the report people read."""
-    points = dataset.load_partition_points(work.snapshot_version, use_case, outside, partition=work.partition)
-    points = _with_scores(points, use_case, work, outside)
-    measures = drift.measure_drift(profile, points)
-    performances = performance.measure(use_case, work.champion.version, work.as_of, outside)
+    version, as_of = undecided.champion.version, undecided.as_of
+    points = _scored_points(use_case, undecided, outside)
+    performances = performance.measure_performance(use_case, version, as_of, outside)
     cutoff = datetime.fromisoformat(profile["known_by"]).astimezone(UTC)
-    findings = Findings(
-        as_of=work.as_of,
-        model_version=work.champion.version,
-        measures=measures,
+    observed = Observation(
+        as_of=as_of,
+        model_version=version,
+        drifts=drift.measure_drift(profile, points, use_case.monitor),
         performance=performances[0].performance,
         champion_cutoff=cutoff,
         trained_rows=profile["rows"],
-        new_rows=_new_rows(use_case, cutoff, work.as_of, outside),
-        rolled_back=_rolled_back(use_case, work.as_of, outside),
+        new_rows=_new_rows(use_case, cutoff, as_of, outside),
+        rolled_back=_rolled_back(use_case, as_of, outside),
     )
-    reference = _trained_on(use_case, work, profile, outside)
-    report_uri = drift_report.publish(use_case, work.as_of, profile, (reference, points), outside)
-    return decisions.Found(
-        partition=work.partition,
-        snapshot_version=work.snapshot_version,
-        findings=findings,
+    reference = _trained_on(use_case, undecided, profile, outside)
+    report_uri = drift_report.publish_report(use_case, as_of, profile, (reference, points), outside)
+    return decisions.Examination(
+        partition=undecided.partition,
+        snapshot_version=undecided.snapshot_version,
+        observed=observed,
         performances=performances,
         report_uri=report_uri,
     )
@@ -117,34 +130,38 @@ def _require_features(use_case: UseCase, profile: dict[str, Any], version: str) 
         )
 
 
-def _pending(use_case: UseCase, outside: "Outside") -> Iterator[Work]:
+def _undecided(use_case: UseCase, outside: "Outside") -> Iterator[UndecidedPartition]:
     length = timedelta(days=use_case.grid.days)
-    unscored = score.pending(use_case, outside)
+    unscored, champions = score.find_unscored(use_case, outside), load_champions(use_case, outside)
     for row in outside.warehouse.query(_SCORED, (use_case.name, length)):
         start = row["partition_start"].astimezone(UTC)
         if unscored and unscored[0].partition.start <= start:
             return
-        champion = champion_for(use_case, start, outside)
+        champion = champion_at(champions, start)
         if champion and champion.version == row["model_version"]:
-            yield Work(
+            yield UndecidedPartition(
                 partition=Interval(start, start + length), champion=champion, snapshot_version=row["snapshot_version"]
             )
 
 
-def _with_scores(points: pa.Table, use_case: UseCase, work: Work, outside: "Outside") -> pa.Table:
+def _scored_points(use_case: UseCase, undecided: UndecidedPartition, outside: "Outside") -> pa.Table:
     """The points with the champion's stored predictions; their distribution counts, not their order."""
-    window = (use_case.name, work.champion.version, work.partition.start, work.partition.end)
+    partition = undecided.partition
+    points = dataset.load_partition_points(undecided.snapshot_version, use_case, outside, partition=partition)
+    window = (use_case.name, undecided.champion.version, partition.start, partition.end)
     scores = [row["score"] for row in outside.warehouse.query(_SCORES, window)]
     if len(scores) != points.num_rows:  # rescored from another snapshot since: the next run sees both alike
-        raise RuntimeError(f"{work.partition}: {points.num_rows} points but {len(scores)} predictions; run again")
+        raise RuntimeError(f"{partition}: {points.num_rows} points but {len(scores)} predictions; run again")
     return points.append_column(drift.SCORE, pa.array(scores, pa.float64()))
 
 
-def _trained_on(use_case: UseCase, work: Work, profile: dict[str, Any], outside: "Outside") -> pa.Table:
+def _trained_on(
+    use_case: UseCase, undecided: UndecidedPartition, profile: dict[str, Any], outside: "Outside"
+) -> pa.Table:
     """The features of the champion's training window, as the snapshot that was scored has them."""
     start, last = (datetime.fromisoformat(profile[key]).astimezone(UTC) for key in ("start", "end"))
     end = last + timedelta(microseconds=1)
-    return dataset.load_points(work.snapshot_version, use_case, outside, start=start, end=end)
+    return dataset.load_points(undecided.snapshot_version, use_case, outside, start=start, end=end)
 
 
 def _new_rows(use_case: UseCase, cutoff: datetime, as_of: datetime, outside: "Outside") -> int:
@@ -162,16 +179,3 @@ def _rolled_back(use_case: UseCase, as_of: datetime, outside: "Outside") -> date
     )
     latest: datetime | None = row["latest"]
     return latest
-
-
-def _handed_on(use_case: UseCase, found: decisions.Found, decision: Decision) -> Drift:
-    f = found.findings
-    return Drift(
-        use_case=use_case.name,
-        as_of=f.as_of,
-        model_version=f.model_version,
-        decision_id=decisions.decision_id(use_case, f.as_of),
-        decision=decision.decision,
-        reasons=list(decision.reasons),
-        report_uri=found.report_uri,
-    )

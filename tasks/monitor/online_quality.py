@@ -2,7 +2,7 @@
 
 Measured by partition and model version as of the latest features, again whenever answers, labels or batch scores of a
 partition have changed since: a restatement is a new row. Answers are to equal the batch's scores where they were given
-on the very data that these were made from: history as fresh, neither late nor mended since. The others are shown.
+on the very data that these were made from: history as fresh, neither late nor corrected since. The others are shown.
 """
 
 import json
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from adapters.connect import Outside
 
 _PARTITIONS = 8  # the latest: practically every label has come by then
-# An event that was asked twice counts by its last answer.
+# An event that was asked about twice counts by its last answer.
 _SERVED = """
 with served as (
     select distinct on (entity_key, event_time, model_version) *
@@ -53,7 +53,7 @@ _KEY = ("use_case", "partition_start", "model_version", "measured_as_of")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Quality:
+class OnlineQuality:
     """One row of the table."""
 
     use_case: str
@@ -71,7 +71,7 @@ class Quality:
     seen: str
 
 
-def measure(use_case: UseCase, outside: "Outside") -> list[Quality]:
+def measure_online_quality(use_case: UseCase, outside: "Outside") -> list[OnlineQuality]:
     """Write what is new, and raise the alert on skew, or end it. Measuring again writes nothing."""
     snapshot = dataset.latest_snapshot(use_case, outside)
     if use_case.endpoint is None or snapshot is None:
@@ -79,18 +79,20 @@ def measure(use_case: UseCase, outside: "Outside") -> list[Quality]:
     end = snapshot.end.astimezone(UTC)
     first = max(snapshot.start.astimezone(UTC), end - _PARTITIONS * timedelta(days=use_case.grid.days))
     parts = use_case.grid.covering(Interval(first, end))
-    rows = [row for part in parts for row in measure_partition(use_case, part, end, outside)]
-    fresh = [row for row in rows if _is_news(row, outside)]
+    rows = [row for part in parts for row in measure_partition_quality(use_case, part, end, outside)]
+    fresh = [row for row in rows if _is_new(row, outside)]
     if fresh:
         columns = {name: [getattr(row, name) for row in fresh] for name in vars(fresh[0])}
         with outside.warehouse.transaction() as at:
             outside.warehouse.upsert(at, "online_quality", pa.table(columns), _KEY)
-            _tell(at, use_case, rows, outside)
+            _update_alert(at, use_case, rows, outside)
         outside.alerts.flush()
     return fresh
 
 
-def measure_partition(use_case: UseCase, partition: Interval, as_of: datetime, outside: "Outside") -> list[Quality]:
+def measure_partition_quality(
+    use_case: UseCase, partition: Interval, as_of: datetime, outside: "Outside"
+) -> list[OnlineQuality]:
     """Each version that answered events of a partition, by the labels known at a data time."""
     with outside.warehouse.transaction(snapshot=True) as at:
         inputs = [use_case.grid.key(partition), "inputs"]  # what the partition's features were made from
@@ -103,7 +105,7 @@ def measure_partition(use_case: UseCase, partition: Interval, as_of: datetime, o
     ]
 
 
-def _quality(use_case: UseCase, partition: Interval, as_of: datetime, rows: pa.Table) -> Quality:
+def _quality(use_case: UseCase, partition: Interval, as_of: datetime, rows: pa.Table) -> OnlineQuality:
     assert use_case.endpoint is not None
     labelled = rows.filter(rows["label"].is_valid())
     score, label = (labelled[name].to_numpy() for name in ("score", "label"))
@@ -111,7 +113,7 @@ def _quality(use_case: UseCase, partition: Interval, as_of: datetime, rows: pa.T
     difference = np.abs(scored["score"].to_numpy() - scored["batch_score"].to_numpy())
     stale = scored["stale"].to_numpy().astype(bool)
     equal = difference[~stale]
-    return Quality(
+    return OnlineQuality(
         use_case=use_case.name,
         partition_start=partition.start,
         model_version=rows["model_version"][0].as_py(),
@@ -128,12 +130,12 @@ def _quality(use_case: UseCase, partition: Interval, as_of: datetime, rows: pa.T
     )
 
 
-def _is_news(row: Quality, outside: "Outside") -> bool:
+def _is_new(row: OnlineQuality, outside: "Outside") -> bool:
     known = outside.warehouse.query(_KNOWN, (row.use_case, row.partition_start, row.model_version))
     return not known or known[0]["seen"] != row.seen
 
 
-def _tell(at: Any, use_case: UseCase, rows: list[Quality], outside: "Outside") -> None:
+def _update_alert(at: Any, use_case: UseCase, rows: list[OnlineQuality], outside: "Outside") -> None:
     """Skew in the latest partition that was compared is an alert; once there is none it is over."""
     compared = [row for row in rows if row.compared]
     latest = max((row.partition_start for row in compared), default=None)

@@ -52,7 +52,7 @@ order by w.window_start, w.model_version
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
+class WindowPerformance:
     """One row of the performance table."""
 
     model_version: str
@@ -70,7 +70,7 @@ def trailing_window(use_case: UseCase, as_of: datetime) -> Interval:
 
 def measure_window(
     use_case: UseCase, model_version: str, window: Interval, as_of: datetime, outside: "Outside"
-) -> Measured:
+) -> WindowPerformance:
     """One model version's performance on a window, by the labels known at a data time."""
     with outside.warehouse.transaction(snapshot=True) as at:
         params = (as_of, use_case.name, model_version, window.start, window.end)
@@ -84,14 +84,18 @@ def measure_window(
         monitor=use_case.monitor,
     )
     labels = str(sum(labelled["fingerprint"].to_pylist())) if labelled.num_rows else None
-    return Measured(model_version=model_version, window=window, as_of=as_of, performance=performance, labels=labels)
+    return WindowPerformance(
+        model_version=model_version, window=window, as_of=as_of, performance=performance, labels=labels
+    )
 
 
-def measure(use_case: UseCase, champion_version: str, as_of: datetime, outside: "Outside") -> list[Measured]:
+def measure_performance(
+    use_case: UseCase, champion_version: str, as_of: datetime, outside: "Outside"
+) -> list[WindowPerformance]:
     """The champion's performance first, then that of the others who predicted in its window, then the restatements."""
     window = trailing_window(use_case, as_of)
-    found = outside.warehouse.query(_VERSIONS, (use_case.name, window.start, window.end))
-    others = [row["model_version"] for row in found if row["model_version"] != champion_version]
+    rows = outside.warehouse.query(_VERSIONS, (use_case.name, window.start, window.end))
+    others = [row["model_version"] for row in rows if row["model_version"] != champion_version]
     now = [measure_window(use_case, version, window, as_of, outside) for version in (champion_version, *others)]
     params = {"use_case": use_case.name, "as_of": as_of, "window_end": window.end}
     late = [

@@ -1,43 +1,91 @@
-"""What to do about what monitoring found: ignore | alert | retrain | block. Pure, and by data time alone.
+"""What to do about what monitoring observed: ignore | alert | retrain | block. Pure, and by data time alone.
 
 A broken feed pages a person and never retrains: a model taught by broken data is worse than an old one. What is
 unknown is never healthy. A real shift, lost performance, age or much new data retrain, unless a guard says that
-retraining again would be a storm; then a person is told instead.
+retraining again would be a storm; then a person is told instead. The values of the enums are what is stored.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Literal
+from enum import StrEnum
 
 from pipeline.spec import Monitor
-from tasks.monitor.drift import Measure
-
-Verb = Literal["ignore", "alert", "retrain", "block"]
+from tasks.monitor.drift import DriftMeasure, DriftStatus, FeatureDrift
 
 REFUSALS = frozenset({"held", "need-more-data", "rejected"})  # release outcomes: the gate, or a person, said no
 _NAMED = 5  # features named in a reason; the rest are in the drift table
 
 
+class Action(StrEnum):
+    """What follows from a partition."""
+
+    IGNORE = "ignore"
+    ALERT = "alert"
+    RETRAIN = "retrain"
+    BLOCK = "block"
+
+
+class TriageCode(StrEnum):
+    """Why, for programs. People read the sentence that comes with it."""
+
+    QUIET = "quiet"
+    BROKEN_FEED = "broken-feed"
+    UNKNOWN = "unknown"
+    # what asks for a retrain
+    STRUCTURE = "structure"
+    DRIFT = "drift"
+    PERFORMANCE = "performance"
+    AGE = "age"
+    VOLUME = "volume"
+    # what forbids it
+    LATE_PARTITION = "late-partition"
+    IN_FLIGHT = "in-flight"
+    COOLDOWN = "cooldown"
+    BUDGET = "budget"
+    BREAKER = "breaker"
+
+
+class PerformanceStatus(StrEnum):
+    """How the champion's metrics stand to their limits."""
+
+    OK = "ok"
+    DEGRADED = "degraded"
+    UNKNOWN = "unknown"
+
+
+class RetrainState(StrEnum):
+    """How far a decision to retrain has come."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+
+
+IN_FLIGHT = (RetrainState.PENDING, RetrainState.RUNNING)
+CodedReason = tuple[TriageCode, str]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Performance:
-    """How the champion did on the labels that have matured; `status` is ok | degraded | unknown."""
+    """How the champion did on the labels that have matured."""
 
     predicted: int
     labelled: int
     coverage: float
     metrics: Mapping[str, float]
-    status: Literal["ok", "degraded", "unknown"]
+    status: PerformanceStatus
     reasons: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Findings:
-    """What was found about one partition, at its end, and about the champion that scored it."""
+class Observation:
+    """What was observed of one partition, at its end, and of the champion that scored it."""
 
     as_of: datetime
     model_version: str
-    measures: Sequence[Measure]
+    drifts: Sequence[FeatureDrift]
     performance: Performance
     champion_cutoff: datetime  # the newest label it learned from became known by then
     trained_rows: int
@@ -46,51 +94,58 @@ class Findings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Past:
+class OtherDecision:
     """An earlier (or, where partitions arrive out of order, later) decision."""
 
     as_of: datetime
     model_version: str
-    decision: str
+    decision: Action
     breached: frozenset[str]  # features whose PSI was over their thresholds
-    state: str | None = None  # of its retrain: pending | running | done | failed
+    state: RetrainState | None = None  # of its retrain
     outcome: str | None = None  # of its retrain
 
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """What to do, and why."""
+    """What to do and why: codes for programs, reasons for people."""
 
-    decision: Verb
+    decision: Action
+    codes: tuple[TriageCode, ...]
     reasons: tuple[str, ...]
 
 
-def decide(findings: Findings, history: Sequence[Past], monitor: Monitor) -> Decision:
+def make_decision(observed: Observation, history: Sequence[OtherDecision], monitor: Monitor) -> Decision:
     """The decision about a partition. `history` may be in any order and may hold decisions of other champions."""
-    if broken := broken_features(findings.measures):
-        reason = f"broken feed: {_named(broken)} far emptier than in any week of training"
-        return Decision(decision="block", reasons=(reason,))
-    unknown = _unknown(findings)
-    if all(measure.status == "unknown" for measure in findings.measures):  # nothing, or too few rows, to decide by
-        return Decision(decision="alert", reasons=unknown)
-    before = sorted((past for past in history if past.as_of < findings.as_of), key=lambda past: past.as_of)
-    triggers = _triggers(findings, before, monitor)
+    if broken := broken_features(observed.drifts):
+        sentence = f"broken feed: {_named(broken)} far emptier than in any week of training"
+        return _decision(Action.BLOCK, (TriageCode.BROKEN_FEED, sentence))
+    unknown = _unknown(observed)
+    if all(drift.status == DriftStatus.UNKNOWN for drift in observed.drifts):  # nothing, or too few rows, to decide by
+        return _decision(Action.ALERT, *unknown)
+    before = sorted((other for other in history if other.as_of < observed.as_of), key=lambda other: other.as_of)
+    triggers = _triggers(observed, before, monitor)
     if not triggers:
-        return Decision(decision="alert" if unknown else "ignore", reasons=unknown or (_quiet(findings),))
-    if guard := _guard(findings, history, before, monitor):
-        return Decision(decision="alert", reasons=(*triggers, *unknown, f"not retrained: {guard}"))
-    return Decision(decision="retrain", reasons=(*triggers, *unknown))
+        return _decision(Action.ALERT, *unknown) if unknown else _decision(Action.IGNORE, _quiet(observed))
+    if guard := _guard(observed, history, before, monitor):
+        code, sentence = guard
+        return _decision(Action.ALERT, *triggers, *unknown, (code, f"not retrained: {sentence}"))
+    return _decision(Action.RETRAIN, *triggers, *unknown)
+
+
+def _decision(action: Action, *because: CodedReason) -> Decision:
+    codes = dict.fromkeys(code for code, _ in because)
+    return Decision(decision=action, codes=tuple(codes), reasons=tuple(sentence for _, sentence in because))
 
 
 def judge_performance(*, predicted: int, labelled: int, metrics: Mapping[str, float], monitor: Monitor) -> Performance:
     """Whether metrics lie within their limits; unknown while too few of the predictions have a label."""
     coverage = labelled / predicted if predicted else 0.0
-    status: Literal["ok", "degraded", "unknown"] = "unknown"
+    status = PerformanceStatus.UNKNOWN
     reasons = _too_few(predicted, labelled, coverage, monitor)
     reasons += [f"performance unknown: no {name} could be computed" for name in monitor.limits if name not in metrics]
     if not reasons:
         reasons = _outside_limits(metrics, monitor)
-        status = "degraded" if reasons else "ok"
+        status = PerformanceStatus.DEGRADED if reasons else PerformanceStatus.OK
     return Performance(
         predicted=predicted,
         labelled=labelled,
@@ -101,14 +156,23 @@ def judge_performance(*, predicted: int, labelled: int, metrics: Mapping[str, fl
     )
 
 
-def broken_features(measures: Sequence[Measure]) -> list[str]:
+def broken_features(drifts: Sequence[FeatureDrift]) -> list[str]:
     """Features that are missing in far more rows than they were in training."""
-    return [m.feature for m in measures if m.measure == "missing_share" and m.status == "breach"]
+    return [d.feature for d in _breaches(drifts) if d.measure == DriftMeasure.MISSING_SHARE]
 
 
-def breached_features(measures: Sequence[Measure]) -> frozenset[str]:
+def breached_features(drifts: Sequence[FeatureDrift]) -> frozenset[str]:
     """Features, the score among them, whose PSI is over its threshold."""
-    return frozenset(m.feature for m in measures if m.measure != "missing_share" and m.status == "breach")
+    return frozenset(d.feature for d in _breaches(drifts) if d.measure != DriftMeasure.MISSING_SHARE)
+
+
+def unknown_features(drifts: Sequence[FeatureDrift]) -> list[str]:
+    """Features of which something could not be measured."""
+    return sorted({d.feature for d in drifts if d.status == DriftStatus.UNKNOWN})
+
+
+def _breaches(drifts: Sequence[FeatureDrift]) -> list[FeatureDrift]:
+    return [d for d in drifts if d.status == DriftStatus.BREACH]
 
 
 def _too_few(predicted: int, labelled: int, coverage: float, monitor: Monitor) -> list[str]:
@@ -119,88 +183,98 @@ def _too_few(predicted: int, labelled: int, coverage: float, monitor: Monitor) -
 
 
 def _outside_limits(metrics: Mapping[str, float], monitor: Monitor) -> list[str]:
-    found = []
+    outside = []
     for name, limit in monitor.limits.items():
         value = metrics[name]
         if limit.min is not None and not value >= limit.min:  # written so that NaN is outside
-            found.append(f"performance: {name} {value:.4f} is below {limit.min}")
+            outside.append(f"performance: {name} {value:.4f} is below {limit.min}")
         if limit.max is not None and not value <= limit.max:
-            found.append(f"performance: {name} {value:.4f} is above {limit.max}")
-    return found
+            outside.append(f"performance: {name} {value:.4f} is above {limit.max}")
+    return outside
 
 
-def _unknown(findings: Findings) -> tuple[str, ...]:
-    unknown = sorted({m.feature for m in findings.measures if m.status == "unknown"})
-    reasons = [f"unknown: {_named(unknown)} could not be measured"] if unknown else []
-    if not findings.measures:
-        reasons.append("unknown: no feature was measured")
-    if findings.performance.status == "unknown":
-        reasons += findings.performance.reasons
-    return tuple(reasons)
+def _unknown(observed: Observation) -> list[CodedReason]:
+    unknown = unknown_features(observed.drifts)
+    sentences = [f"unknown: {_named(unknown)} could not be measured"] if unknown else []
+    if not observed.drifts:
+        sentences.append("unknown: no feature was measured")
+    if observed.performance.status == PerformanceStatus.UNKNOWN:
+        sentences += observed.performance.reasons
+    return [(TriageCode.UNKNOWN, sentence) for sentence in sentences]
 
 
-def _triggers(findings: Findings, before: Sequence[Past], monitor: Monitor) -> tuple[str, ...]:
-    found = list(_drift_triggers(findings, before, monitor))
-    if findings.performance.status == "degraded":
-        found += findings.performance.reasons
-    age = findings.as_of - findings.champion_cutoff
+def _triggers(observed: Observation, before: Sequence[OtherDecision], monitor: Monitor) -> list[CodedReason]:
+    triggers = _drift_triggers(observed, before, monitor)
+    if observed.performance.status == PerformanceStatus.DEGRADED:
+        triggers += [(TriageCode.PERFORMANCE, sentence) for sentence in observed.performance.reasons]
+    age = observed.as_of - observed.champion_cutoff
     if age >= timedelta(days=monitor.max_age_days):
-        found.append(f"age: the champion learned nothing for {age.days} days, the limit is {monitor.max_age_days}")
-    share = findings.new_rows / max(findings.trained_rows, 1)
+        sentence = f"age: the champion learned nothing for {age.days} days, the limit is {monitor.max_age_days}"
+        triggers.append((TriageCode.AGE, sentence))
+    share = observed.new_rows / max(observed.trained_rows, 1)
     if share >= monitor.max_new_rows_share:
-        found.append(f"volume: {findings.new_rows} new labels, {share:.0%} of what the champion learned from")
-    return tuple(found)
+        sentence = f"volume: {observed.new_rows} new labels, {share:.0%} of what the champion learned from"
+        triggers.append((TriageCode.VOLUME, sentence))
+    return triggers
 
 
-def _drift_triggers(findings: Findings, before: Sequence[Past], monitor: Monitor) -> list[str]:
-    persistent = persistent_features(findings, before, monitor)
+def _drift_triggers(observed: Observation, before: Sequence[OtherDecision], monitor: Monitor) -> list[CodedReason]:
+    persistent = persistent_features(observed, before, monitor)
     structural = sorted(persistent & set(monitor.structural_features))
     often = f"in {monitor.persistence_breaches} of {monitor.persistence_of} partitions"
-    found = [f"drift of structure {often}: {_named(structural)}"] if structural else []
+    triggers = []
+    if structural:
+        triggers.append((TriageCode.STRUCTURE, f"drift of structure {often}: {_named(structural)}"))
     if len(persistent) >= monitor.min_drifted_features:
-        found.append(f"drift of {len(persistent)} features {often}: {_named(sorted(persistent))}")
-    return found
+        sentence = f"drift of {len(persistent)} features {often}: {_named(sorted(persistent))}"
+        triggers.append((TriageCode.DRIFT, sentence))
+    return triggers
 
 
-def persistent_features(findings: Findings, before: Sequence[Past], monitor: Monitor) -> frozenset[str]:
+def persistent_features(observed: Observation, before: Sequence[OtherDecision], monitor: Monitor) -> frozenset[str]:
     """Features over their thresholds now and in enough of the latest partitions that this champion scored."""
-    now = breached_features(findings.measures)
-    scored = [past for past in before if past.model_version == findings.model_version]
-    same = [frozenset() if past.decision == "block" else past.breached for past in scored]  # broken data is no drift
+    now = breached_features(observed.drifts)
+    scored = [other for other in before if other.model_version == observed.model_version]
+    # broken data is no drift
+    same = [frozenset() if other.decision == Action.BLOCK else other.breached for other in scored]
     latest = [now, *same[::-1][: monitor.persistence_of - 1]]
     return frozenset(f for f in now if sum(f in breached for breached in latest) >= monitor.persistence_breaches)
 
 
-def _guard(findings: Findings, history: Sequence[Past], before: Sequence[Past], monitor: Monitor) -> str | None:
+def _guard(
+    observed: Observation, history: Sequence[OtherDecision], before: Sequence[OtherDecision], monitor: Monitor
+) -> CodedReason | None:
     """Why retraining now would be a storm, or None."""
-    retrains = [past for past in before if past.decision == "retrain"]
-    if any(past.as_of > findings.as_of for past in history):
-        return "this partition came late, a newer one has been decided on"
-    if in_flight := [past for past in history if past.state in ("pending", "running")]:
-        return f"the retrain decided at {in_flight[0].as_of:%Y-%m-%d} is still in flight"
-    changes = [past.as_of for past in retrains] + ([findings.rolled_back] if findings.rolled_back else [])
-    if changes and findings.as_of - max(changes) < timedelta(days=monitor.cooldown_days):
-        return f"cooling down, {monitor.cooldown_days} days from the last retrain or rollback, {max(changes):%Y-%m-%d}"
-    month = [past for past in retrains if findings.as_of - past.as_of < timedelta(days=30)]
+    retrains = [other for other in before if other.decision == Action.RETRAIN]
+    if any(other.as_of > observed.as_of for other in history):
+        return TriageCode.LATE_PARTITION, "this partition came late, a newer one has been decided on"
+    if in_flight := [other for other in history if other.state in IN_FLIGHT]:
+        return TriageCode.IN_FLIGHT, f"the retrain decided at {in_flight[0].as_of:%Y-%m-%d} is still in flight"
+    changes = [other.as_of for other in retrains] + ([observed.rolled_back] if observed.rolled_back else [])
+    if changes and observed.as_of - max(changes) < timedelta(days=monitor.cooldown_days):
+        latest = f"{monitor.cooldown_days} days from the last retrain or rollback, {max(changes):%Y-%m-%d}"
+        return TriageCode.COOLDOWN, f"cooling down, {latest}"
+    month = [other for other in retrains if observed.as_of - other.as_of < timedelta(days=30)]
     if len(month) >= monitor.monthly_retrains:
-        return f"the budget of {monitor.monthly_retrains} retrains in 30 days is spent"
-    return _breaker(findings, retrains, monitor)
+        return TriageCode.BUDGET, f"the budget of {monitor.monthly_retrains} retrains in 30 days is spent"
+    return _breaker(observed, retrains, monitor)
 
 
-def _breaker(findings: Findings, retrains: Sequence[Past], monitor: Monitor) -> str | None:
-    latest = [past for past in retrains if past.state == "done"][-monitor.breaker_refusals :]
-    refused = len(latest) == monitor.breaker_refusals and all(past.outcome in REFUSALS for past in latest)
-    if refused and findings.as_of - latest[-1].as_of < timedelta(days=monitor.breaker_days):
-        return (
+def _breaker(observed: Observation, retrains: Sequence[OtherDecision], monitor: Monitor) -> CodedReason | None:
+    latest = [other for other in retrains if other.state == RetrainState.DONE][-monitor.breaker_refusals :]
+    refused = len(latest) == monitor.breaker_refusals and all(other.outcome in REFUSALS for other in latest)
+    if refused and observed.as_of - latest[-1].as_of < timedelta(days=monitor.breaker_days):
+        return TriageCode.BREAKER, (
             f"the last {monitor.breaker_refusals} retrained models were refused; "
             f"a person should look, or wait {monitor.breaker_days} days"
         )
     return None
 
 
-def _quiet(findings: Findings) -> str:
-    breached = sorted(breached_features(findings.measures))
-    return f"nothing persistent: {_named(breached)} over threshold" if breached else "nothing found"
+def _quiet(observed: Observation) -> CodedReason:
+    breached = sorted(breached_features(observed.drifts))
+    sentence = f"nothing persistent: {_named(breached)} over threshold" if breached else "nothing found"
+    return TriageCode.QUIET, sentence
 
 
 def _named(features: Sequence[str]) -> str:

@@ -18,7 +18,6 @@ from tasks.common.ledger import (
     OUTCOMES,
     Champion,
     champion_before,
-    champion_for,
     current,
     done_before,
     install,
@@ -31,7 +30,7 @@ from tasks.common.ledger import (
 if TYPE_CHECKING:
     from adapters.connect import Outside
 
-__all__ = ["Champion", "champion_for", "current", "promote", "reconcile_aliases", "resolve", "rollback"]
+__all__ = ["Champion", "current", "promote", "reconcile_aliases", "resolve", "rollback"]
 
 _NOBODY = {"", "anonymous", "none", "null", "unknown"}
 

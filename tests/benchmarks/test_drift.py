@@ -18,7 +18,11 @@ def test_both_find_the_feature_that_moved(use_case: UseCase) -> None:
     table = pa.table({"prediction_time": moment, "label_time": moment, "same": draw.normal(size=count), "moved": moved})
     reference, judged = halves(table, 5000)
     assert (reference.num_rows, judged.num_rows) == (5000, 5000)
-    ours = {m.feature: m.value for m in measure_drift(make_profile(reference, use_case), judged) if m.measure == "psi"}
+    ours = {
+        m.feature: m.value
+        for m in measure_drift(make_profile(reference, use_case), judged, use_case.monitor)
+        if m.measure == "psi"
+    }
     theirs = evidently(reference, judged, ["same", "moved"])
     for found in (ours, theirs):
         assert found["same"] is not None

@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psycopg2
@@ -98,24 +99,53 @@ def test_who_approved_is_who_answered(airflow_home: Path) -> None:
     assert answer(None, "run") == (None, "gate (run)")
 
 
-_ANSWERS: list[dict[str, str] | None] = []
+_RESULTS: list[dict[str, str] | None] = []
 
 
-def ask(use_case: str) -> dict[str, str] | None:
-    return _ANSWERS.pop(0)
+def poll_results(use_case: str) -> dict[str, str] | None:
+    return _RESULTS.pop(0)
 
 
-def test_the_trigger_asks_until_there_is_an_answer(airflow_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_trigger_polls_until_there_is_a_result(airflow_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from orchestration import sensors
-    from orchestration.sensors import Until
+    from orchestration.sensors import PollTrigger
 
-    async def first(trigger: Until) -> Any:
+    async def first(trigger: PollTrigger) -> Any:
         return await anext(trigger.run())
 
-    monkeypatch.setattr(sensors, "QUESTIONS", {"test": ask})
-    _ANSWERS[:] = [None, None, {"decision_id": "d"}]
-    trigger = Until(question="test", use_case="u", every_seconds=0.01)
+    monkeypatch.setattr(sensors, "POLLS", {"test": poll_results})
+    _RESULTS[:] = [None, None, {"decision_id": "d"}]
+    trigger = PollTrigger(poll="test", use_case="u", every_seconds=0.01)
     path, arguments = trigger.serialize()
-    assert path == "orchestration.sensors.Until"
-    assert asyncio.run(first(Until(**arguments))).payload == {"decision_id": "d"}
-    assert _ANSWERS == []
+    assert path == "orchestration.sensors.PollTrigger"
+    assert asyncio.run(first(PollTrigger(**arguments))).payload == {"decision_id": "d"}
+    assert _RESULTS == []
+
+
+def test_a_wait_that_an_earlier_version_left_begins_anew_within_seconds_and_alerts_nobody(
+    airflow_home: Path, bag: Any
+) -> None:
+    """The triggerer cannot import the class that its row names. That fails the task once, and its retry defers anew."""
+    from airflow.jobs.triggerer_job_runner import TriggerRunner
+    from airflow.sdk.bases.operator import TRIGGER_FAIL_REPR
+    from airflow.sdk.exceptions import TaskDeferralError, TaskDeferred
+
+    from orchestration.sensors import PollTrigger
+
+    runner = TriggerRunner()
+    runner.to_create.append(SimpleNamespace(id=7, classpath="pipeline.orchestration.Until"))
+    asyncio.run(runner.create_triggers())
+    [(trigger_id, error)] = runner.failed_triggers
+    assert trigger_id == 7
+    assert isinstance(error, ImportError)
+    waiting = bag.dags["flights.retrain"].get_task("await_decision")
+    with pytest.raises(TaskDeferralError) as failed:
+        waiting.resume_execution(TRIGGER_FAIL_REPR, {"error": "Trigger failure"}, {})
+    decision = waiting.retry_policy.evaluate(failed.value, 1, waiting.retries)
+    assert (decision.action.value, decision.retry_delay.total_seconds()) == ("retry", 5)  # callbacks: on failure only
+    assert waiting.on_retry_callback in (None, [])
+    with pytest.raises(TaskDeferred) as deferred:
+        waiting.execute({})
+    assert isinstance(deferred.value.trigger, PollTrigger)
+    # One whose trigger had fired already names the method to go on with.
+    assert waiting.resume_execution("answered", {"event": {"decision_id": "d"}}, {}) == {"decision_id": "d"}

@@ -36,8 +36,8 @@ def test_every_share_is_a_task_and_wakes_monitoring_once(
     from tasks import score
 
     monkeypatch.setattr(connect, "outside", lambda: None)
-    monkeypatch.setattr(score, "shares", lambda *_: shares)
-    monkeypatch.setattr(score, "score", lambda _use_case, _outside, keys: scored(keys))
+    monkeypatch.setattr(score, "plan_shares", lambda *_: shares)
+    monkeypatch.setattr(score, "score_partitions", lambda _use_case, _outside, keys: scored(keys))
     run = bag.dags["flights.score"].test()
     assert run.state == "success"
     states = {(task.task_id, task.map_index, task.state) for task in run.get_task_instances()}

@@ -41,16 +41,16 @@ def _live(week: Interval, *, broken: bool) -> None:
         incident.break_feed(WORLD.source, week, key)
     _ingest(week)
     build.build_snapshot(USE_CASE, WORLD)
-    score.score(USE_CASE, WORLD)
-    monitor.monitor(USE_CASE, WORLD)
-    if claimed := retrain.claim(USE_CASE, WORLD):
+    score.score_partitions(USE_CASE, WORLD)
+    monitor.monitor_partitions(USE_CASE, WORLD)
+    if claimed := retrain.claim_retrain(USE_CASE, WORLD):
         outcome = _train(week.end.date(), "; ".join(claimed["reasons"]), claimed["decision_id"])
-        retrain.finish(claimed["decision_id"], outcome, WORLD)
+        retrain.finish_retrain(claimed["decision_id"], outcome, WORLD)
     if broken:
         with incident.mending(WORLD.source, key):
             _ingest(week)
             build.build_snapshot(USE_CASE, WORLD)
-            score.score(USE_CASE, WORLD)
+            score.score_partitions(USE_CASE, WORLD)
 
 
 def main(train_until: date, weeks: int, broken: int) -> None:

@@ -17,7 +17,7 @@ from serving.predictor import Predictor
 from tasks import score as step
 from tasks.build_features import dataset
 from tasks.promote import promote
-from tasks.score import pending, score, shares
+from tasks.score import find_unscored, plan_shares, score_partitions
 from tests.models import synthetic
 from tests.models.test_training import CPU, recipe
 from tests.tasks import killed, planted
@@ -100,14 +100,14 @@ def rows_from(table: pa.Table, start: datetime, weeks: int) -> pa.Table:
 
 
 def test_without_features_or_a_champion_there_is_nothing_to_score(outside, use_case, models, table):
-    assert score(use_case, outside) == []
+    assert score_partitions(use_case, outside) == []
     planted.dataset(outside, use_case, table)
-    assert pending(use_case, outside) == []
-    assert score(use_case, outside) == []
+    assert find_unscored(use_case, outside) == []
+    assert score_partitions(use_case, outside) == []
 
 
 def test_partitions_from_the_first_champion_on_are_scored_as_the_predictor_answers(outside, use_case, champion, table):
-    scores = score(use_case, outside)
+    scores = score_partitions(use_case, outside)
     assert [s.partition_start for s in scores] == [FIRST, FIRST + WEEK]
     expected = rows_from(table, FIRST, 2)
     found = stored(outside)
@@ -123,67 +123,67 @@ def test_partitions_from_the_first_champion_on_are_scored_as_the_predictor_answe
 
 
 def test_scoring_again_writes_no_row(outside, use_case, champion):
-    score(use_case, outside)
+    score_partitions(use_case, outside)
     before = stored(outside), scorings(outside)
-    assert pending(use_case, outside) == []
-    assert score(use_case, outside) == []
+    assert find_unscored(use_case, outside) == []
+    assert score_partitions(use_case, outside) == []
     outside.warehouse.execute("delete from scorings")  # as if it had been forgotten that it was done
-    assert [(s.inserted, s.updated) for s in score(use_case, outside)] == [(0, 0), (0, 0)]
+    assert [(s.inserted, s.updated) for s in score_partitions(use_case, outside)] == [(0, 0), (0, 0)]
     assert (stored(outside), scorings(outside)) == before
 
 
 def test_predictions_of_the_same_events_asked_at_other_times_are_replaced_not_doubled(outside, use_case, champion):
-    score(use_case, outside)
+    score_partitions(use_case, outside)
     before = stored(outside, "entity_key, event_time, prediction_time, score")
     outside.warehouse.execute(  # as another lead would have left them: none lies in the partition's own time
         "update predictions set prediction_time = prediction_time - interval '90 days', score = 0 returning 1"
     )
     outside.warehouse.execute("delete from scorings")
-    assert [s.inserted for s in score(use_case, outside)] == [0, 0]
+    assert [s.inserted for s in score_partitions(use_case, outside)] == [0, 0]
     assert stored(outside, "entity_key, event_time, prediction_time, score") == before
 
 
 def test_a_later_champion_scores_later_partitions_and_leaves_earlier_ones(outside, use_case, champion, models):
-    score(use_case, outside)
+    score_partitions(use_case, outside)
     before = stored(outside)
     crown(outside, use_case, models[1], models[0], FIRST + WEEK)
-    [later] = score(use_case, outside)
+    [later] = score_partitions(use_case, outside)
     assert (later.partition_start, later.model_version) == (FIRST + WEEK, models[1])
     assert [row for row in stored(outside) if row["model_version"] == models[0]] == before
 
 
 def test_a_rebuilt_partition_is_scored_again_by_the_champion_of_its_time(outside, use_case, champion, models, table):
-    score(use_case, outside)
+    score_partitions(use_case, outside)
     crown(outside, use_case, models[1], models[0], FIRST + 2 * WEEK)
     pace = table.column("pace").to_numpy().copy()
     first_week = np.array([FIRST <= m < FIRST + WEEK for m in table.column("prediction_time").to_pylist()])
     pace[first_week] += 1
     planted.dataset(outside, use_case, table.set_column(table.column_names.index("pace"), "pace", pa.array(pace)))
-    [again] = score(use_case, outside)
+    [again] = score_partitions(use_case, outside)
     assert (again.partition_start, again.model_version) == (FIRST, models[0])
     assert (again.inserted, again.updated) == (0, again.rows)
 
 
 def test_points_that_a_rebuild_no_longer_has_lose_their_predictions(outside, use_case, champion, table):
     """What is stored equals what a run that never saw the old features would have stored."""
-    score(use_case, outside)
+    score_partitions(use_case, outside)
     gone = rows_from(table, FIRST, 1).column("entity_key").to_pylist()[:5]
     kept = table.filter(pa.compute.invert(pa.compute.is_in(table["entity_key"], pa.array(gone))))
     planted.dataset(outside, use_case, kept)
-    score(use_case, outside)
+    score_partitions(use_case, outside)
     keys = {row["entity_key"] for row in stored(outside)}
     assert keys == set(rows_from(kept, FIRST, 2).column("entity_key").to_pylist())
     assert not keys & set(gone)
 
 
 def test_by_day_the_same_predictions_are_made_as_by_week(outside, use_case, champion, table):
-    score(use_case, outside)
+    score_partitions(use_case, outside)
     by_week = stored(outside, "entity_key, event_time, model_version, score")
     outside.warehouse.execute("delete from scorings")
     outside.warehouse.execute("delete from predictions")
     daily = use_case.model_copy(update={"source": use_case.source.model_copy(update={"partition_days": 1})})
     planted.dataset(outside, daily, table)
-    assert len(score(daily, outside)) == 14
+    assert len(score_partitions(daily, outside)) == 14
     by_day = stored(outside, "entity_key, event_time, model_version, score")
     assert [row | {"score": 0} for row in by_day] == [row | {"score": 0} for row in by_week]
     np.testing.assert_allclose([r["score"] for r in by_day], [r["score"] for r in by_week], rtol=0, atol=1e-6)
@@ -207,7 +207,7 @@ if POINT == "after the commit":
         if work.__qualname__.startswith("score_partition"): die()
         return done
     Warehouse.retry_transaction = then_die
-score.score(case, outside)
+score.score_partitions(case, outside)
 """
 
 
@@ -217,34 +217,34 @@ def test_a_run_killed_at_any_point_and_run_again_leaves_the_same_rows(outside, u
     done = 1 if point == "after the commit" else 0
     assert len(scorings(outside)) == done
     assert bool(stored(outside)) == bool(done)
-    assert len(score(use_case, outside)) == 2 - done
+    assert len(score_partitions(use_case, outside)) == 2 - done
     interrupted = stored(outside, "entity_key, event_time, model_version, score")
     outside.warehouse.execute("delete from scorings")
     outside.warehouse.execute("delete from predictions")
-    score(use_case, outside)
+    score_partitions(use_case, outside)
     assert stored(outside, "entity_key, event_time, model_version, score") == interrupted
 
 
 def test_shares_scored_side_by_side_leave_what_one_run_leaves(outside, use_case, champion, monkeypatch):
     """Each writes its own partitions only, in any order, and is not fenced out by another's."""
     monkeypatch.setattr(step, "_PARTITIONS_A_TASK", 1)
-    first, second = shares(use_case, outside)
+    first, second = plan_shares(use_case, outside)
     assert (first, second) == (["2013-01-14"], ["2013-01-21"])
     read = dataset.load_partition_points
 
     def meanwhile(*arguments, **named):
         monkeypatch.setattr(step.dataset, "load_partition_points", read)
-        assert [s.partition_start for s in score(use_case, outside, second)] == [FIRST + WEEK]
+        assert [s.partition_start for s in score_partitions(use_case, outside, second)] == [FIRST + WEEK]
         return read(*arguments, **named)
 
     monkeypatch.setattr(step.dataset, "load_partition_points", meanwhile)
-    assert [s.partition_start for s in score(use_case, outside, first)] == [FIRST]
-    assert score(use_case, outside, first) == []
-    assert shares(use_case, outside) == []
+    assert [s.partition_start for s in score_partitions(use_case, outside, first)] == [FIRST]
+    assert score_partitions(use_case, outside, first) == []
+    assert plan_shares(use_case, outside) == []
     side_by_side = stored(outside, "entity_key, event_time, model_version, score")
     outside.warehouse.execute("delete from scorings")
     outside.warehouse.execute("delete from predictions")
-    score(use_case, outside)
+    score_partitions(use_case, outside)
     assert stored(outside, "entity_key, event_time, model_version, score") == side_by_side
 
 
@@ -254,12 +254,12 @@ def test_a_run_that_was_overtaken_may_not_commit(outside, use_case, champion, mo
 
     def overtaken(*arguments, **named):
         monkeypatch.setattr(step.dataset, "load_partition_points", read)
-        assert len(score(use_case, outside)) == 2
+        assert len(score_partitions(use_case, outside)) == 2
         return read(*arguments, **named)
 
     monkeypatch.setattr(step.dataset, "load_partition_points", overtaken)
     with pytest.raises(FencedOut):
-        score(use_case, outside)
+        score_partitions(use_case, outside)
     assert len(scorings(outside)) == 2
 
 
@@ -267,27 +267,27 @@ def test_an_orphan_that_read_what_was_pending_before_a_rebuild_may_not_commit_it
     outside, use_case, champion, table, monkeypatch
 ):
     """Its work is old, so its fence must be: taken before the work was read, not before each partition."""
-    read, keys = step.pending, [key for share in shares(use_case, outside) for key in share]
+    read, keys = step.find_unscored, [key for share in plan_shares(use_case, outside) for key in share]
 
     def overtaken(*arguments):
         old = read(*arguments)
-        monkeypatch.setattr(step, "pending", read)
+        monkeypatch.setattr(step, "find_unscored", read)
         planted.dataset(outside, use_case, table.set_column(0, "entity_key", pa.array(map(str, range(table.num_rows)))))
-        score(use_case, outside)
+        score_partitions(use_case, outside)
         return old
 
-    monkeypatch.setattr(step, "pending", overtaken)
+    monkeypatch.setattr(step, "find_unscored", overtaken)
     with pytest.raises(FencedOut):
-        score(use_case, outside, keys)
+        score_partitions(use_case, outside, keys)
     assert all(row["entity_key"].isdecimal() for row in stored(outside))
-    assert pending(use_case, outside) == []
+    assert find_unscored(use_case, outside) == []
 
 
 def test_a_champion_of_other_features_scores_nothing_and_says_to_train(outside, use_case, foreign, table):
     planted.dataset(outside, use_case, table)
     crown(outside, use_case, foreign, None, FIRST)
     with pytest.raises(ValueError, match=rf"learnt other features.*run {NAME}\.train"):
-        score(use_case, outside)
+        score_partitions(use_case, outside)
     assert (stored(outside), scorings(outside)) == ([], [])
     [alert] = outside.warehouse.query("select tier, title, body from alerts")
     assert alert["tier"] == "critical"
@@ -299,6 +299,6 @@ def test_after_a_retired_champion_of_other_features_its_successor_scores(outside
     planted.dataset(outside, use_case, table)
     crown(outside, use_case, foreign, None, FIRST)
     crown(outside, use_case, models[0], foreign, FIRST + WEEK)
-    assert [found.model_version for found in score(use_case, outside)] == [models[0]]
-    assert pending(use_case, outside) == []
+    assert [found.model_version for found in score_partitions(use_case, outside)] == [models[0]]
+    assert find_unscored(use_case, outside) == []
     assert outside.warehouse.query("select 1 from alerts") == []

@@ -1,6 +1,7 @@
 """Drift measures on made-up data: no false alarms, real shifts found, and nothing unknown called healthy."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -9,8 +10,18 @@ import pytest
 from pipeline.spec import UseCase
 from tasks.build_features import profile as profiling
 from tasks.monitor import drift, drift_report
-from tasks.monitor.triage import Findings, Past, Performance, breached_features, persistent_features
+from tasks.monitor.triage import (
+    Action,
+    Observation,
+    OtherDecision,
+    Performance,
+    PerformanceStatus,
+    breached_features,
+    persistent_features,
+)
 from tests.tasks.watched import NUMBERS, ROWS, TRAINING_WEEKS, emptied, monitored, points, training, week
+
+OLD_PROFILE = json.loads(Path(__file__).with_name("profile_6d6a10f.json").read_text())
 
 
 @pytest.fixture
@@ -18,7 +29,13 @@ def small(use_case: UseCase) -> UseCase:
     return monitored(use_case)
 
 
-def of(measures: list[drift.Measure], feature: str, measure: str = "psi") -> drift.Measure:
+def gappy(table: pa.Table, rows: int, column: str = "x0") -> pa.Table:
+    """The table without the first values of a column."""
+    values = pa.array([None] * rows + table[column].to_pylist()[rows:], pa.float64())
+    return table.set_column(table.column_names.index(column), column, values)
+
+
+def of(measures: list[drift.FeatureDrift], feature: str, measure: str = "psi") -> drift.FeatureDrift:
     return next(m for m in measures if (m.feature, m.measure) == (feature, measure))
 
 
@@ -42,7 +59,7 @@ def test_a_profile_is_json_and_survives_it(small: UseCase) -> None:
     profile = profiling.make_profile(training(), small)
     again = json.loads(json.dumps(profile, allow_nan=False))
     table = points(week(12), seed=5)
-    assert drift.measure_drift(again, table) == drift.measure_drift(profile, table)
+    assert drift.measure_drift(again, table, small.monitor) == drift.measure_drift(profile, table, small.monitor)
     assert again["blocks"] == TRAINING_WEEKS
     assert set(again["features"]) == {*NUMBERS, "carrier", "dest", "score"}
 
@@ -50,9 +67,10 @@ def test_a_profile_is_json_and_survives_it(small: UseCase) -> None:
 def test_the_training_data_itself_does_not_drift_but_shifted_data_does(small: UseCase) -> None:
     train = training()
     profile = profiling.make_profile(train, small)
-    assert {m.status for m in drift.measure_drift(profile, train)} == {"ok"}
-    assert of(drift.measure_drift(profile, train), "x0").value == 0  # the trap: data against itself always looks fine
-    shifted = drift.measure_drift(profile, points(week(12), seed=5, shift=1.0))
+    assert {m.status for m in drift.measure_drift(profile, train, small.monitor)} == {"ok"}
+    # the trap: data against itself always looks fine
+    assert of(drift.measure_drift(profile, train, small.monitor), "x0").value == 0
+    shifted = drift.measure_drift(profile, points(week(12), seed=5, shift=1.0), small.monitor)
     assert breached_features(shifted) == set(NUMBERS)
     assert of(shifted, "x0").value > 0.5
     assert of(shifted, "carrier").status == "ok"
@@ -64,25 +82,29 @@ def test_without_drift_at_most_5_percent_of_weeks_alarm(small: UseCase, week_eff
     alarms, breaches, weeks = 0, 0, 0
     for seed in range(1, 11):
         profile = profiling.make_profile(training(seed, week_effect=week_effect), small)
-        before: list[Past] = []
+        before: list[OtherDecision] = []
         for number in range(TRAINING_WEEKS, TRAINING_WEEKS + 10):
             table = points(week(number), seed=50_000 + 100 * seed + number, week_effect=week_effect)
-            found = findings(drift.measure_drift(profile, table), number)
-            breached = breached_features(found.measures)
+            found = findings(drift.measure_drift(profile, table, small.monitor), number)
+            breached = breached_features(found.drifts)
             alarms += len(persistent_features(found, before, small.monitor)) >= small.monitor.min_drifted_features
             breaches += len(breached)
-            before.append(Past(as_of=found.as_of, model_version="1", decision="ignore", breached=breached))
+            before.append(
+                OtherDecision(as_of=found.as_of, model_version="1", decision=Action.IGNORE, breached=breached)
+            )
             weeks += 1
     assert alarms <= 0.05 * weeks
     assert breaches <= 0.05 * weeks * (len(NUMBERS) + 2)
 
 
-def findings(measures: list[drift.Measure], number: int) -> Findings:
-    return Findings(
+def findings(measures: list[drift.FeatureDrift], number: int) -> Observation:
+    return Observation(
         as_of=week(number).end,
         model_version="1",
-        measures=measures,
-        performance=Performance(predicted=0, labelled=0, coverage=0, metrics={}, status="ok", reasons=()),
+        drifts=measures,
+        performance=Performance(
+            predicted=0, labelled=0, coverage=0, metrics={}, status=PerformanceStatus.OK, reasons=()
+        ),
         champion_cutoff=week(TRAINING_WEEKS).start,
         trained_rows=1,
         new_rows=0,
@@ -92,16 +114,66 @@ def findings(measures: list[drift.Measure], number: int) -> Findings:
 def test_a_restless_feature_gets_a_wider_threshold_than_a_calm_one(small: UseCase) -> None:
     calm = profiling.make_profile(training(), small)["features"]["x0"]
     restless = profiling.make_profile(training(week_effect=1.0), small)["features"]["x0"]
-    assert calm["threshold"] == small.monitor.min_threshold_psi
-    assert restless["threshold"] > 2 * small.monitor.min_threshold_psi
-    assert restless["threshold"] >= max(restless["block_psi"])
+    assert drift.psi_threshold(calm, small.monitor) == small.monitor.min_threshold_psi
+    assert drift.psi_threshold(restless, small.monitor) > 2 * small.monitor.min_threshold_psi
+    assert drift.psi_threshold(restless, small.monitor) >= max(restless["block_psi"])
+
+
+def test_a_profile_of_an_earlier_version_gives_the_thresholds_that_it_holds_to_the_bit(small: UseCase) -> None:
+    """Made by commit 6d6a10f of such data, with the same dials: what is computed now is what was stored then."""
+    features = OLD_PROFILE["features"]
+    stored = {name: (old["threshold"], old["missing_threshold"]) for name, old in features.items()}
+    now = {
+        name: (drift.psi_threshold(old, small.monitor), drift.missing_threshold(old, small.monitor))
+        for name, old in features.items()
+    }
+    assert now == stored
+    assert len({psi for psi, _ in stored.values()}) > 3
+    assert len({missing for _, missing in stored.values()}) == 3
+
+
+def test_a_profile_of_today_gives_the_thresholds_that_one_of_an_earlier_version_held(small: UseCase) -> None:
+    """The twin: the same training data, profiled now."""
+    train = gappy(training(week_effect=0.5), ROWS * 4 // 10, "x1")
+    train = train.append_column("rare", pa.array([1.0 if i % 10 == 0 else None for i in range(train.num_rows)]))
+    made = profiling.make_profile(train, small)["features"]
+    for name, old in OLD_PROFILE["features"].items():
+        assert drift.psi_threshold(made[name], small.monitor) == old["threshold"], name
+        assert drift.missing_threshold(made[name], small.monitor) == old["missing_threshold"], name
+        assert {key: made[name][key] for key in old.keys() & made[name].keys()} == {
+            key: value for key, value in old.items() if key not in ("threshold", "missing_threshold")
+        }
+
+
+def test_every_dial_but_the_bins_changes_the_next_measures_of_a_champion_trained_before(use_case: UseCase) -> None:
+    """Each column of numbers moves a little, and two are emptied a little, so that each dial decides about some."""
+    shipped = monitored(use_case, threshold_margin=1.0)
+    profile = profiling.make_profile(training(week_effect=0.2).drop_columns(["score"]), shipped)
+    table = gappy(gappy(points(week(12), seed=5, shift=0.6, rows=2 * ROWS), ROWS // 2), ROWS * 4 // 5, "x1")
+
+    def statuses(**dials: float) -> list[str]:
+        case = monitored(use_case, **{"threshold_margin": 1.0, **dials})
+        return [measure.status for measure in drift.measure_drift(profile, table, case.monitor)]
+
+    before = statuses()
+    for dials, count in (
+        ({"threshold_margin": 3.0}, -1),
+        ({"min_threshold_psi": 3.0}, -1),
+        ({"broken_missing_share": 0.1}, 1),
+        ({"broken_missing_share": 0.7}, -1),
+    ):
+        changed = statuses(**dials).count("breach") - before.count("breach")
+        assert changed * count > 0, dials
+    assert "unknown" not in before
+    assert set(statuses(min_rows=2 * ROWS + 1)) == {"unknown"}
 
 
 def test_too_few_rows_are_unknown_never_ok(small: UseCase) -> None:
     profile = profiling.make_profile(training(), small)
     for rows in (1, 200):
-        assert {m.status for m in drift.measure_drift(profile, points(week(12), seed=1, rows=rows))} == {"unknown"}
-    measures = drift.measure_drift(profile, points(week(12), seed=1).slice(0, 0))
+        measures = drift.measure_drift(profile, points(week(12), seed=1, rows=rows), small.monitor)
+        assert {m.status for m in measures} == {"unknown"}
+    measures = drift.measure_drift(profile, points(week(12), seed=1).slice(0, 0), small.monitor)
     assert {(m.value, m.status) for m in measures} == {(None, "unknown")}
 
 
@@ -109,19 +181,16 @@ def test_an_empty_feature_is_missing_and_its_psi_unknown(small: UseCase) -> None
     profile = profiling.make_profile(training(), small)
     gone = points(week(12), seed=1).drop_columns(["x1"])
     for table in (emptied(points(week(12), seed=1), "x1", "carrier"), gone):
-        measures = drift.measure_drift(profile, table)
+        measures = drift.measure_drift(profile, table, small.monitor)
         assert of(measures, "x1").status == "unknown"
         assert of(measures, "x1", "missing_share").status == "breach"
         assert of(measures, "x1", "missing_share").value == 1
         assert of(measures, "x2").status == "ok"
-    assert of(drift.measure_drift(profile, emptied(gone, "carrier")), "carrier", "missing_share").status == "breach"
+    measures = drift.measure_drift(profile, emptied(gone, "carrier"), small.monitor)
+    assert of(measures, "carrier", "missing_share").status == "breach"
 
 
 def test_a_feature_that_had_a_gappy_week_in_training_is_not_broken_by_another_one(small: UseCase) -> None:
-    def gappy(table: pa.Table, rows: int) -> pa.Table:
-        values = pa.array([None] * rows + table["x0"].to_pylist()[rows:], pa.float64())
-        return table.set_column(table.column_names.index("x0"), "x0", values)
-
     profile = profiling.make_profile(gappy(training(), ROWS * 4 // 10), small)
     for share, status in ((0.5, "ok"), (0.65, "breach")):
         measures = drift.measure_drift(profile, gappy(points(week(12), seed=1, rows=2 * ROWS), int(share * 2 * ROWS)))
@@ -153,18 +222,20 @@ def test_constant_and_two_valued_features_are_watched_too(small: UseCase) -> Non
     same = table.append_column("constant", pa.array(np.full(ROWS, 3.0))).append_column(
         "flag", pa.array(np.arange(ROWS) % 2)
     )
-    assert breached_features(drift.measure_drift(profile, same)) == frozenset()
+    assert breached_features(drift.measure_drift(profile, same, small.monitor)) == frozenset()
     moved = table.append_column("constant", pa.array(np.full(ROWS, 2.0))).append_column(
         "flag", pa.array(np.zeros(ROWS, dtype=int))
     )
-    assert breached_features(drift.measure_drift(profile, moved)) == {"constant", "flag"}
+    assert breached_features(drift.measure_drift(profile, moved, small.monitor)) == {"constant", "flag"}
 
 
 def test_a_new_category_is_drift(small: UseCase) -> None:
     profile = profiling.make_profile(training(), small)
     table = points(week(12), seed=1)
     carriers = pa.array(["ZZ"] * (ROWS // 3) + table["carrier"].to_pylist()[ROWS // 3 :])
-    measures = drift.measure_drift(profile, table.set_column(table.column_names.index("carrier"), "carrier", carriers))
+    measures = drift.measure_drift(
+        profile, table.set_column(table.column_names.index("carrier"), "carrier", carriers), small.monitor
+    )
     assert breached_features(measures) == {"carrier"}
 
 
@@ -181,7 +252,7 @@ def test_prediction_drift_is_a_measure_of_its_own(small: UseCase) -> None:
     profile = profiling.make_profile(training(), small)
     table = points(week(12), seed=1)
     moved = table.append_column("score", pa.array(np.random.default_rng(0).beta(6, 2, ROWS)))
-    assert of(drift.measure_drift(profile, moved), "score", "score_psi").status == "breach"
+    assert of(drift.measure_drift(profile, moved, small.monitor), "score", "score_psi").status == "breach"
 
 
 def test_no_training_rows_is_an_error_that_says_so(small: UseCase) -> None:
@@ -195,8 +266,8 @@ def test_our_psi_agrees_with_evidentlys_where_the_bins_are_the_same(small: UseCa
     shifted = pa.array(np.random.default_rng(3).choice(["AA", "UA", "B6"], ROWS, p=[0.2, 0.3, 0.5]))
     current = current.set_column(current.column_names.index("carrier"), "carrier", shifted)
     profile = profiling.make_profile(train, small)
-    html, theirs = drift_report.build(profile, train, current)
-    ours = {m.feature: m.value for m in drift.measure_drift(profile, current) if m.measure == "psi"}
+    html, theirs = drift_report.draw_report(profile, train, current, small.monitor)
+    ours = {m.feature: m.value for m in drift.measure_drift(profile, current, small.monitor) if m.measure == "psi"}
     assert theirs["carrier"] > 0.3
     assert ours["carrier"] == pytest.approx(theirs["carrier"], abs=0.01)
     assert set(theirs) == {*NUMBERS, "carrier", "dest"}
@@ -207,6 +278,6 @@ def test_evidentlys_report_survives_empty_and_infinite_columns(small: UseCase) -
     profile = profiling.make_profile(training(), small)
     current = emptied(points(week(12), seed=1), "x0", "carrier")
     current = current.set_column(4, "x1", pa.array([np.inf, *[0.5] * (ROWS - 1)]))
-    _, values = drift_report.build(profile, training(), current)
+    _, values = drift_report.draw_report(profile, training(), current, small.monitor)
     assert {"x0", "carrier"}.isdisjoint(values)
     assert "x1" in values

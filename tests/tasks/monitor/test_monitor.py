@@ -12,7 +12,7 @@ from adapters.errors import FencedOut
 from pipeline.spec import UseCase
 from tasks.build_features import profile as profiling
 from tasks.monitor import decisions, drift_report, monitor, performance
-from tasks.monitor.triage import Decision
+from tasks.monitor.triage import Action, Decision, TriageCode
 from tests.tasks import killed
 from tests.tasks.watched import NUMBERS, ROWS, WEEK, World, emptied, monitored, points, training, week
 
@@ -27,16 +27,16 @@ def world(use_case: UseCase, outside: Outside, tmp_path: Path) -> World:
 @pytest.fixture
 def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
     """Evidently takes seconds; what it draws is tested once."""
-    monkeypatch.setattr(drift_report, "publish", lambda *_: None)
+    monkeypatch.setattr(drift_report, "publish_report", lambda *_: None)
 
 
 def decided(world: World) -> list[str]:
-    return [found.decision for found in monitor.monitor(world.use_case, world.outside)]
+    return [found.decision for found in monitor.monitor_partitions(world.use_case, world.outside)]
 
 
 def test_a_healthy_week_is_ignored_with_measures_performance_and_a_report(world: World) -> None:
     world.score(10)
-    [found] = monitor.monitor(world.use_case, world.outside)
+    [found] = monitor.monitor_partitions(world.use_case, world.outside)
     assert (found.decision, found.as_of, found.model_version) == ("ignore", week(10).end, "1")
     assert found.decision_id == "flights-20130318T0000"
     measures = world.rows("drift")
@@ -58,7 +58,7 @@ def test_a_structural_feature_that_the_model_does_not_have_is_refused_by_name(wo
     with pytest.raises(
         ValueError, match=r"structural_features of flights names \['runway'\], which version 1 does not"
     ):
-        monitor.monitor(wrong, world.outside)
+        monitor.monitor_partitions(wrong, world.outside)
     assert world.rows("decisions") == []
     assert decided(world) == ["ignore"]
 
@@ -68,7 +68,7 @@ def test_running_again_writes_nothing(world: World, no_report: None) -> None:
         world.score(number, shift=shift)
     assert decided(world) == ["ignore", "ignore", "retrain"]
     before = {table: world.rows(table) for table in TABLES}
-    assert monitor.pending(world.use_case, world.outside) == []
+    assert monitor.find_undecided(world.use_case, world.outside) == []
     assert decided(world) == []
     assert {table: world.rows(table) for table in TABLES} == before
 
@@ -266,24 +266,24 @@ def test_a_new_champion_is_measured_by_its_own_profile_and_the_old_one_goes_on_b
 
 def test_a_partition_scored_by_another_than_the_champion_in_force_is_not_decided_on(world: World) -> None:
     world.score(10, version="7")
-    assert monitor.pending(world.use_case, world.outside) == []
+    assert monitor.find_undecided(world.use_case, world.outside) == []
 
 
 def test_before_the_first_champion_nothing_is_pending(world: World) -> None:
     world.score(9)
-    assert monitor.pending(world.use_case, world.outside) == []
+    assert monitor.find_undecided(world.use_case, world.outside) == []
 
 
 def test_a_run_that_was_overtaken_writes_nothing(world: World, no_report: None) -> None:
     world.score(10)
-    [work] = monitor.pending(world.use_case, world.outside)
+    [work] = monitor.find_undecided(world.use_case, world.outside)
     profile = world.outside.registry.profile("flights", "1")
-    found = monitor.examine(world.use_case, work, profile, world.outside)
+    found = monitor.examine_partition(world.use_case, work, profile, world.outside)
     fence = world.outside.warehouse.begin("monitor/flights")
     world.outside.warehouse.begin("monitor/flights")
-    decision = Decision(decision="block", reasons=("late orphan",))
+    decision = Decision(decision=Action.BLOCK, codes=(TriageCode.BROKEN_FEED,), reasons=("late orphan",))
     with pytest.raises(FencedOut):
-        decisions.write(world.use_case, found, decision, world.outside, fence=fence)
+        decisions.write_decision(world.use_case, found, decision, world.outside, fence=fence)
     assert [world.rows(table) for table in TABLES] == [[], [], [], [], []]
 
 
@@ -296,17 +296,17 @@ from tests.tasks.watched import Registry, Versions, monitored, training
 case = monitored(use_cases(settings().params)["flights"], limits={"auc": {"min": 0.5}})
 outside.__dict__["registry"] = Registry({"1": profiling.make_profile(training(), case)})
 outside.__dict__["versions"] = Versions(Path(FOLDER))
-drift_report.publish = lambda *_: None
-write, write_alert = decisions.write, decisions._write_alert
+drift_report.publish_report = lambda *_: None
+write, write_alert = decisions.write_decision, decisions._write_alert
 def write_and_die(case, found, decision, outside, *, fence):
     write(case, found, decision, outside, fence=fence)
     if decision.decision == "retrain": die()
 def die_before_the_alert(at, case, found, decision, outside):
     die() if decision.decision == "retrain" else write_alert(at, case, found, decision, outside)
 if POINT == "before the commit": decisions._write_alert = die_before_the_alert
-if POINT == "after the commit": decisions.write = write_and_die
-if POINT == "while measuring": drift.measure = die
-monitor.monitor(case, outside)
+if POINT == "after the commit": decisions.write_decision = write_and_die
+if POINT == "while measuring": drift.measure_drift = die
+monitor.monitor_partitions(case, outside)
 """
 
 

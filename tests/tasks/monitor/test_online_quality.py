@@ -54,8 +54,8 @@ def latest(room: Room) -> list[dict]:
 
 def test_each_partition_is_measured_once_and_agrees_with_the_batch(answered):
     label(answered, slice(0, 20))
-    found = online_quality.measure(answered.use_case, answered.outside)
-    assert online_quality.measure(answered.use_case, answered.outside) == []
+    found = online_quality.measure_online_quality(answered.use_case, answered.outside)
+    assert online_quality.measure_online_quality(answered.use_case, answered.outside) == []
     rows = latest(answered)
     assert len(found) == len(rows) >= 5
     assert sum(row["answers"] for row in rows) == 40
@@ -68,9 +68,9 @@ def test_each_partition_is_measured_once_and_agrees_with_the_batch(answered):
 
 def test_labels_that_come_later_restate_their_partitions_only(answered):
     label(answered, slice(0, 30))
-    online_quality.measure(answered.use_case, answered.outside)
+    online_quality.measure_online_quality(answered.use_case, answered.outside)
     label(answered, slice(30, 40))
-    later = online_quality.measure(answered.use_case, answered.outside)
+    later = online_quality.measure_online_quality(answered.use_case, answered.outside)
     assert 1 <= len(later) <= 3
     assert sum(row["labelled"] for row in latest(answered)) == 40
 
@@ -79,16 +79,16 @@ def test_answers_off_from_the_batch_on_fresh_features_are_told_until_they_agree(
     change = "update online_answers set score = score + %s where entity_key = %s"
     key = answered.table["entity_key"][39].as_py()
     answered.outside.warehouse.execute(change, (0.01, key))
-    online_quality.measure(answered.use_case, answered.outside)
+    online_quality.measure_online_quality(answered.use_case, answered.outside)
     assert alerts(answered) == [("warning", "flights.online.skew")]
     assert sum(row["beyond"] for row in latest(answered)) == 1
     answered.outside.warehouse.execute(change, (-0.01, key))
-    online_quality.measure(answered.use_case, answered.outside)
+    online_quality.measure_online_quality(answered.use_case, answered.outside)
     assert alerts(answered) == []
 
 
 def assert_shown_and_not_judged(answered: Room) -> None:
-    online_quality.measure(answered.use_case, answered.outside)
+    online_quality.measure_online_quality(answered.use_case, answered.outside)
     rows = latest(answered)
     assert sum(row["compared"] for row in rows) == 0
     assert max(row["max_stale_difference"] for row in rows) == pytest.approx(0.1, abs=1e-4)
@@ -116,5 +116,5 @@ def test_answers_given_before_a_partition_was_mended_are_shown_and_not_judged(an
 
 def test_metrics_are_json(answered):
     label(answered, slice(0, 40))
-    for row in online_quality.measure(answered.use_case, answered.outside):
+    for row in online_quality.measure_online_quality(answered.use_case, answered.outside):
         assert set(json.loads(row.metrics)) >= {"log_loss", "brier"}

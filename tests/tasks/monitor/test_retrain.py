@@ -7,6 +7,7 @@ import psycopg2.errors
 import pytest
 
 from adapters.connect import Outside
+from pipeline.handoffs import retrain_run_id
 from pipeline.spec import UseCase
 from tasks.monitor import drift_report, monitor, retrain
 from tests.tasks.watched import TRAINING_WEEKS, World, monitored
@@ -17,7 +18,7 @@ SMALL = {"limits": {"auc": {"min": 0.5}}, "cooldown_days": 14, "monthly_retrains
 
 @pytest.fixture(autouse=True)
 def _no_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(drift_report, "publish", lambda *_: None)
+    monkeypatch.setattr(drift_report, "publish_report", lambda *_: None)
 
 
 @pytest.fixture
@@ -32,12 +33,12 @@ def storm(world: World, outcome: str | None, weeks: int = STORM_WEEKS) -> list[i
         if number % 10 == 0:
             world.connect(Outside(world.outside.settings))  # all that is known is in the database
         world.score(number, shift=1.0)
-        [found] = monitor.monitor(world.use_case, world.outside)
-        claimed = retrain.claim(world.use_case, world.outside)
+        [found] = monitor.monitor_partitions(world.use_case, world.outside)
+        claimed = retrain.claim_retrain(world.use_case, world.outside)
         if claimed and found.decision == "retrain":
             retrained.append(number)
         if claimed and outcome:
-            retrain.finish(claimed["decision_id"], outcome, world.outside)
+            retrain.finish_retrain(claimed["decision_id"], outcome, world.outside)
     return retrained
 
 
@@ -71,7 +72,7 @@ def test_without_the_guards_the_same_storm_would_retrain_every_week(world: World
 def test_a_backlog_of_60_partitions_at_once_gives_one_retrain(world: World) -> None:
     for number in range(TRAINING_WEEKS, TRAINING_WEEKS + STORM_WEEKS):
         world.score(number, shift=1.0)
-    found = [drift.decision for drift in monitor.monitor(world.use_case, world.outside)]
+    found = [drift.decision for drift in monitor.monitor_partitions(world.use_case, world.outside)]
     assert len(found) == STORM_WEEKS
     assert found.count("retrain") == 1
     assert len(world.rows("retrains")) == 1
@@ -80,23 +81,23 @@ def test_a_backlog_of_60_partitions_at_once_gives_one_retrain(world: World) -> N
 def pending(world: World) -> str:
     for number in (10, 11):
         world.score(number, shift=1.0)
-    return monitor.monitor(world.use_case, world.outside)[-1].decision_id
+    return monitor.monitor_partitions(world.use_case, world.outside)[-1].decision_id
 
 
 def test_a_claim_takes_the_pending_decision_under_a_deterministic_run_id(world: World) -> None:
-    assert retrain.claim(world.use_case, world.outside) is None
+    assert retrain.claim_retrain(world.use_case, world.outside) is None
     decision_id = pending(world)
-    claimed = retrain.claim(world.use_case, world.outside)
+    claimed = retrain.claim_retrain(world.use_case, world.outside)
     assert claimed is not None
     assert (claimed["decision_id"], claimed["run_id"]) == (decision_id, f"retrain__{decision_id}")
-    assert claimed["run_id"] == retrain.run_id(decision_id)
+    assert claimed["run_id"] == retrain_run_id(decision_id)
     assert world.rows("retrains")[0]["state"] == "running"
 
 
 def test_an_orphaned_claim_is_handed_out_again_under_the_same_run_id_after_a_restart(world: World) -> None:
     pending(world)
-    first = retrain.claim(world.use_case, world.outside)
-    again = retrain.claim(world.use_case, Outside(world.outside.settings))
+    first = retrain.claim_retrain(world.use_case, world.outside)
+    again = retrain.claim_retrain(world.use_case, Outside(world.outside.settings))
     assert first == again
     assert len(world.rows("retrains")) == 1
 
@@ -104,34 +105,34 @@ def test_an_orphaned_claim_is_handed_out_again_under_the_same_run_id_after_a_res
 @pytest.mark.parametrize(("outcome", "state"), [("promoted", "done"), ("held", "done"), ("failed", "failed")])
 def test_finishing_closes_once(world: World, outcome: str, state: str) -> None:
     decision_id = pending(world)
-    retrain.claim(world.use_case, world.outside)
-    assert retrain.finish(decision_id, outcome, world.outside)
-    assert not retrain.finish(decision_id, "failed", world.outside)
+    retrain.claim_retrain(world.use_case, world.outside)
+    assert retrain.finish_retrain(decision_id, outcome, world.outside)
+    assert not retrain.finish_retrain(decision_id, "failed", world.outside)
     [row] = world.rows("retrains")
     assert (row["state"], row["outcome"]) == (state, outcome)
-    assert retrain.claim(world.use_case, world.outside) is None
-    assert retrain.in_flight(world.use_case, world.outside) is None
+    assert retrain.claim_retrain(world.use_case, world.outside) is None
+    assert retrain.find_retrain(world.use_case.name, world.outside) is None
 
 
 def test_a_failed_retrain_whose_training_was_resumed_is_closed_by_its_end(world: World) -> None:
     decision_id = pending(world)
-    retrain.claim(world.use_case, world.outside)
-    assert retrain.finish(decision_id, "failed", world.outside)
-    assert retrain.finish(decision_id, "promoted", world.outside)
-    assert not retrain.finish(decision_id, "held", world.outside)
+    retrain.claim_retrain(world.use_case, world.outside)
+    assert retrain.finish_retrain(decision_id, "failed", world.outside)
+    assert retrain.finish_retrain(decision_id, "promoted", world.outside)
+    assert not retrain.finish_retrain(decision_id, "held", world.outside)
     [row] = world.rows("retrains")
     assert (row["state"], row["outcome"]) == ("done", "promoted")
 
 
 def test_finishing_what_was_never_decided_is_an_error(world: World) -> None:
     with pytest.raises(ValueError, match="no decision"):
-        retrain.finish("flights-20990101T0000", "promoted", world.outside)
+        retrain.finish_retrain("flights-20990101T0000", "promoted", world.outside)
 
 
 def test_the_database_itself_refuses_a_second_retrain_in_flight(world: World) -> None:
     pending(world)
     world.score(12)
-    monitor.monitor(world.use_case, world.outside)
+    monitor.monitor_partitions(world.use_case, world.outside)
     second = (
         "insert into retrains (decision_id, use_case, state) values ('flights-20130401T0000', 'flights', 'pending')"
     )

@@ -4,13 +4,22 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 
 from pipeline.spec import Limit, Monitor, UseCase
-from tasks.monitor.drift import Measure
-from tasks.monitor.triage import Findings, Past, Performance, decide, judge_performance
+from tasks.monitor.drift import DriftMeasure, DriftStatus, FeatureDrift
+from tasks.monitor.triage import (
+    Action,
+    Observation,
+    OtherDecision,
+    Performance,
+    RetrainState,
+    TriageCode,
+    judge_performance,
+    make_decision,
+)
 
 AS_OF = datetime(2013, 5, 6, tzinfo=UTC)
 FEATURES = tuple(f"x{i}" for i in range(8))
@@ -42,30 +51,28 @@ def days(count: int) -> timedelta:
 
 def measured(
     drifted: Sequence[str] = (), *, missing: Sequence[str] = (), unknown: Sequence[str] = ()
-) -> tuple[Measure, ...]:
+) -> tuple[FeatureDrift, ...]:
     found = []
     for name in (*FEATURES, "carrier"):
-        status: Literal["ok", "breach", "unknown"] = (
-            "unknown" if name in (*missing, *unknown) else "breach" if name in drifted else "ok"
-        )
+        status = DriftStatus("unknown" if name in (*missing, *unknown) else "breach" if name in drifted else "ok")
         value = {"ok": 0.01, "breach": 0.9, "unknown": None}[status]
-        found.append(Measure(feature=name, measure="psi", value=value, threshold=0.2, status=status))
+        found.append(FeatureDrift(feature=name, measure=DriftMeasure.PSI, value=value, threshold=0.2, status=status))
         gone = name in missing
         found.append(
-            Measure(
+            FeatureDrift(
                 feature=name,
-                measure="missing_share",
+                measure=DriftMeasure.MISSING_SHARE,
                 value=1.0 if gone else 0.0,
                 threshold=0.3,
-                status="breach" if gone else "ok",
+                status=DriftStatus.BREACH if gone else DriftStatus.OK,
             )
         )
     return tuple(found)
 
 
-def blind() -> tuple[Measure, ...]:
+def blind() -> tuple[FeatureDrift, ...]:
     """A partition with too few rows to measure anything."""
-    return tuple(replace(measure, value=None, status="unknown") for measure in measured())
+    return tuple(replace(measure, value=None, status=DriftStatus.UNKNOWN) for measure in measured())
 
 
 def performance(monitor: Monitor, *, auc: float = 0.74, gap: float = 0.01, labelled: int = 9800) -> Performance:
@@ -73,10 +80,17 @@ def performance(monitor: Monitor, *, auc: float = 0.74, gap: float = 0.01, label
     return judge_performance(predicted=10_000, labelled=labelled, metrics=metrics, monitor=monitor)
 
 
-def past(weeks_ago: int, decision: str = "ignore", *, breached: Sequence[str] = (), **more: Any) -> Past:
+def past(weeks_ago: int, decision: str = "ignore", *, breached: Sequence[str] = (), **more: Any) -> OtherDecision:
     version = more.pop("model_version", "1")
-    as_of = AS_OF - 7 * days(weeks_ago)
-    return Past(as_of=as_of, model_version=version, decision=decision, breached=frozenset(breached), **more)
+    if state := more.pop("state", None):
+        more["state"] = RetrainState(state)
+    return OtherDecision(
+        as_of=AS_OF - 7 * days(weeks_ago),
+        model_version=version,
+        decision=Action(decision),
+        breached=frozenset(breached),
+        **more,
+    )
 
 
 @dataclass(frozen=True)
@@ -86,8 +100,8 @@ class Case:
     name: str
     decision: str
     reason: str
-    measures: tuple[Measure, ...] = field(default_factory=measured)
-    history: tuple[Past, ...] = ()
+    measures: tuple[FeatureDrift, ...] = field(default_factory=measured)
+    history: tuple[OtherDecision, ...] = ()
     performance: dict[str, Any] = field(default_factory=dict)
     findings: dict[str, Any] = field(default_factory=dict)
 
@@ -96,11 +110,11 @@ THREE = ("x0", "x1", "x2")
 DRIFT = {"measures": measured(THREE), "history": (past(1, breached=THREE),)}
 
 
-def drift_after(*history: Past) -> dict[str, Any]:
+def drift_after(*history: OtherDecision) -> dict[str, Any]:
     return {"measures": measured(THREE), "history": (past(1, breached=THREE), *history)}
 
 
-def done(weeks_ago: int, outcome: str) -> Past:
+def done(weeks_ago: int, outcome: str) -> OtherDecision:
     return past(weeks_ago, "retrain", state="done", outcome=outcome)
 
 
@@ -186,22 +200,48 @@ CASES = [
 ]  # fmt: skip
 
 
+# What each of the reasons above begins with, and the code that says so to programs.
+CODES = {
+    "nothing": TriageCode.QUIET,
+    "broken feed": TriageCode.BROKEN_FEED,
+    "unknown": TriageCode.UNKNOWN,
+    "no feature": TriageCode.UNKNOWN,
+    "performance unknown": TriageCode.UNKNOWN,
+    "drift": TriageCode.DRIFT,
+    "structure": TriageCode.STRUCTURE,
+    "auc": TriageCode.PERFORMANCE,
+    "calibration_gap": TriageCode.PERFORMANCE,
+    "age": TriageCode.AGE,
+    "volume": TriageCode.VOLUME,
+    "in flight": TriageCode.IN_FLIGHT,
+    "cooling down": TriageCode.COOLDOWN,
+    "budget": TriageCode.BUDGET,
+    "refused": TriageCode.BREAKER,
+    "came late": TriageCode.LATE_PARTITION,
+}
+
+
+def test_every_code_is_seen_in_the_table() -> None:
+    assert set(CODES.values()) == set(TriageCode)
+
+
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_the_decision_and_its_reason(case: Case, monitor: Monitor) -> None:
-    found = Findings(
+    found = Observation(
         as_of=AS_OF,
         model_version="1",
-        measures=case.measures,
+        drifts=case.measures,
         performance=performance(monitor, **case.performance),
         champion_cutoff=AS_OF - days(20),
         trained_rows=60_000,
         new_rows=20_000,
     )
     found = replace(found, **case.findings)
-    decision = decide(found, case.history, monitor)
+    decision = make_decision(found, case.history, monitor)
     assert decision.decision == case.decision, decision.reasons
     assert case.reason in "; ".join(decision.reasons)
-    assert decide(found, case.history[::-1], monitor) == decision  # whatever the order history comes in
+    assert next(code for word, code in CODES.items() if case.reason.startswith(word)) in decision.codes
+    assert make_decision(found, case.history[::-1], monitor) == decision  # whatever the order history comes in
 
 
 def test_a_metric_with_a_limit_that_could_not_be_computed_is_unknown(monitor: Monitor) -> None:

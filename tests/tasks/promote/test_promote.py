@@ -12,6 +12,7 @@ from adapters.connect import Outside
 from adapters.registry import Registry, RunRecord, folder_sha256
 from pipeline.handoffs import Verdict
 from pipeline.spec import UseCase
+from tasks.common.ledger import champion_at, load_champions
 from tasks.promote import promote
 from tests.tasks import killed
 
@@ -227,7 +228,7 @@ def test_the_champion_of_a_moment_is_read_from_the_ledger(outside, use_case, ver
     promote.promote(use_case, verdict(use_case, "3", "2", answer="hold", as_of=APRIL + 2 * WEEK), outside, actor="gate")
     promote.rollback(use_case, outside, actor="Ada", reason="late alarms", as_of=APRIL + 3 * WEEK)
     moments = [APRIL - WEEK, APRIL, APRIL + WEEK - timedelta(seconds=1), APRIL + WEEK, APRIL + 3 * WEEK]
-    found = [promote.champion_for(use_case, moment, outside) for moment in moments]
+    found = [champion_at(load_champions(use_case, outside), moment) for moment in moments]
     assert [c and c.version for c in found] == [None, "1", "1", "2", "1"]
     assert [c and c.previous_version for c in found] == [None, None, None, "1", None]
     assert [c and c.revision for c in found] == [None, 1, 1, 2, 3]
