@@ -1,36 +1,20 @@
 """The online server: versions beside each other, questions. All that knows TorchServe's API."""
 
-import http.client
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlencode, urlsplit
+from urllib.parse import quote, urlencode
 
-from adapters.errors import Unavailable
+from adapters.http import HttpReply, require_success, send_request
 from adapters.model_store import Archive, Entry, ModelStore
 from adapters.retrying import wait_until
 
 _CALL_SECONDS = 30.0
 _READY_SECONDS = 120.0
 _DRAIN_SECONDS = 10.0
+_SERVER = "the online server"
 _BATCH_SECONDS = 2.0  # no batch takes longer: the store has `store_timeout_ms`, the rest is milliseconds
-
-
-@dataclass(frozen=True)
-class _Answer:
-    status: int
-    body: bytes
-
-    @property
-    def message(self) -> str:
-        """What the server said, for people."""
-        try:
-            document = json.loads(self.body)
-        except ValueError:
-            return self.body.decode(errors="replace")[:200]
-        return str(document.get("message") or document.get("error") or document) if isinstance(document, dict) else ""
 
 
 @dataclass(frozen=True)
@@ -85,7 +69,7 @@ class Endpoint:
             return {}
         return {
             model["modelVersion"]: any(worker["status"] == "READY" for worker in model["workers"])
-            for model in json.loads(_good(answer, f"versions of {use_case}").body)
+            for model in require_success(answer, f"versions of {use_case}").json()
         }
 
     def ask(
@@ -108,15 +92,15 @@ class Endpoint:
         what = "explanations" if explain else "predictions"
         headers = {"Content-Type": "application/json", "X-Request-Id": request_id, "X-Windsock-Slot": slot}
         path = f"/{what}/{quote(use_case)}/{quote(version)}"
-        answer = _request(
-            self.inference_url,
+        reply = send_request(
             "POST",
-            path,
-            body=json.dumps(events),
+            self.inference_url + path,
+            server=_SERVER,
+            content=json.dumps(events).encode(),
             headers=headers,
             timeout_seconds=timeout_seconds,
         )
-        answers: list[dict[str, Any]] = json.loads(_good(answer, f"{use_case} {version}").body)
+        answers: list[dict[str, Any]] = require_success(reply, f"{use_case} {version}").json()
         return answers
 
     def retire(self, use_case: str, version: str) -> None:
@@ -131,7 +115,7 @@ class Endpoint:
         self._drain(use_case, version)
         answer = self._manage("DELETE", f"/models/{quote(use_case)}/{quote(version)}")
         if answer.status != 404:
-            _good(answer, f"retiring {use_case} {version}")
+            require_success(answer, f"retiring {use_case} {version}")
         self.store.forget(use_case, version)
 
     def make_default(self, use_case: str, version: str) -> None:
@@ -141,7 +125,7 @@ class Endpoint:
             ValueError: it is not there.
         """
         path = f"/models/{quote(use_case)}/{quote(version)}/set-default"
-        _good(self._manage("PUT", path), f"default of {use_case}")
+        require_success(self._manage("PUT", path), f"default of {use_case}")
         self.store.make_default(use_case, version)
 
     def _bring_up(self, entry: Entry, *, is_known: bool) -> None:
@@ -153,11 +137,11 @@ class Endpoint:
         options |= {"max_batch_delay": entry["max_batch_delay_ms"]}
         answer = self._manage("POST", f"/models?{urlencode(options)}")
         if answer.status != 409 or not is_known:  # else it is there, this one, without a worker that is ready: a crash
-            _good(answer, f"registering {use_case} {version}")
+            require_success(answer, f"registering {use_case} {version}")
         scale = urlencode({"min_worker": entry["workers"], "max_worker": entry["workers"]})
         path = f"/models/{quote(use_case)}/{quote(version)}"
         try:
-            _good(self._manage("PUT", f"{path}?{scale}"), f"workers of {use_case} {version}")
+            require_success(self._manage("PUT", f"{path}?{scale}"), f"workers of {use_case} {version}")
             self._await_ready(use_case, version, refused)
         except ValueError:
             self._manage("DELETE", path)
@@ -174,27 +158,27 @@ class Endpoint:
                 self.make_default(use_case, entry["version"])
         answer = self._manage("DELETE", f"/models/{quote(use_case)}/{quote(version)}")
         if answer.status != 404:
-            _good(answer, f"unloading {use_case} {version}, which is not in deployed.json")
+            require_success(answer, f"unloading {use_case} {version}, which is not in deployed.json")
 
     def _drain(self, use_case: str, version: str) -> None:
-        """Wait until what was asked is answered: the queue is seen empty, and a batch's time later it still is."""
+        """Wait until every request is answered: the queue is seen empty, and stays so for two batches' time."""
         queues: list[int] = []
 
         def is_drained() -> bool:
-            answer = self._manage("GET", f"/models/{quote(use_case)}/{quote(version)}")
-            if answer.status == 404:
+            reply = self._manage("GET", f"/models/{quote(use_case)}/{quote(version)}")
+            if reply.status == 404:
                 return True
-            [model] = json.loads(_good(answer, f"queue of {use_case} {version}").body)
+            [model] = require_success(reply, f"queue of {use_case} {version}").json()
             queues.append(model["jobQueueStatus"]["pendingRequests"])
             return queues[-3:] == [0, 0, 0]
 
-        # The server does not tell what its workers have in their hands: what was taken meanwhile is answered, too.
+        # The server does not tell which requests its workers hold: those taken meanwhile are answered, too.
         wait_until(is_drained, within_seconds=_DRAIN_SECONDS, every_seconds=_BATCH_SECONDS)
 
     def _await_ready(self, use_case: str, version: str, refused: Path) -> None:
         def is_ready() -> bool:
-            if ready := self.versions(use_case).get(version, False):
-                return ready
+            if self.versions(use_case).get(version, False):
+                return True
             if refused.exists():
                 raise ValueError(f"{use_case} {version} was refused by the server: {refused.read_text()}")
             return False
@@ -205,27 +189,5 @@ class Endpoint:
                 "the reason is in the log of the part `torchserve`"
             )
 
-    def _manage(self, method: str, path: str) -> _Answer:
-        return _request(self.management_url, method, path, body=None, headers={}, timeout_seconds=_CALL_SECONDS)
-
-
-def _good(answer: _Answer, what: str) -> _Answer:
-    if answer.status >= 500:
-        raise Unavailable(f"{what}: the server answered {answer.status}: {answer.message}")
-    if answer.status >= 400:
-        raise ValueError(f"{what}: the server answered {answer.status}: {answer.message}")
-    return answer
-
-
-def _request(
-    url: str, method: str, path: str, *, body: str | None, headers: Mapping[str, str], timeout_seconds: float
-) -> _Answer:
-    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=timeout_seconds)
-    try:
-        connection.request(method, path, body, dict(headers))
-        answer = connection.getresponse()
-        return _Answer(answer.status, answer.read())
-    except (OSError, http.client.HTTPException) as error:
-        raise Unavailable(f"the online server at {url} did not answer: {error!r}") from error
-    finally:
-        connection.close()
+    def _manage(self, method: str, path: str) -> HttpReply:
+        return send_request(method, self.management_url + path, server=_SERVER, timeout_seconds=_CALL_SECONDS)

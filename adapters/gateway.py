@@ -1,11 +1,9 @@
 """The gateway as the rollout sees it: which version answers whom, what was answered, and a client's way in."""
 
 import hashlib
-import http.client
 import json
 import re
 import secrets
-import urllib.parse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -13,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from adapters.gateway_maps import Admin, change_map, change_map_file, create_maps, read_map
+from adapters.http import send_request
 
 WHOLE = 10_000  # a share of 1 in the gateway's units
+_CALL_SECONDS = 60.0
 OPENAPI_BYTES = 100_000  # what fits into one of the gateway's buffers
 
 
@@ -226,20 +226,11 @@ class Gateway:
         return self._send("POST", path, json.dumps(events, default=str).encode(), headers)
 
     def _send(self, method: str, path: str, body: bytes, headers: Mapping[str, str]) -> GatewayReply:
-        address = urllib.parse.urlsplit(self.url)
-        kind = http.client.HTTPSConnection if address.scheme == "https" else http.client.HTTPConnection
-        connection = kind(address.hostname or "", address.port, timeout=60)
-        try:
-            connection.request(method, path, body, dict(headers))
-            answer = connection.getresponse()
-            text = answer.read()
-        except (OSError, http.client.HTTPException) as error:
-            raise ConnectionError(f"the gateway at {self.url} does not answer: {error}") from error
-        finally:
-            connection.close()
-        names = {name.lower(): value for name, value in answer.getheaders()}
-        is_json = names.get("content-type", "").startswith("application/json")
-        return GatewayReply(answer.status, names, json.loads(text) if is_json else text.decode(errors="replace"))
+        url = self.url + path
+        reply = send_request(
+            method, url, server="the gateway", content=body, headers=headers, timeout_seconds=_CALL_SECONDS
+        )
+        return GatewayReply(reply.status, reply.headers, reply.json() if reply.is_json else reply.text)
 
 
 def _read_microseconds(line: str) -> float:

@@ -5,11 +5,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
-import requests
-
+from adapters.errors import Unavailable
+from adapters.http import send_request
 from infra.doctor.finding import RESTART, Environment, Finding
 
 _URL, _SECRET = "AIRFLOW__CORE__EXECUTION_API_SERVER_URL", "AIRFLOW__API_AUTH__JWT_SECRET"
+_SERVER = "the api-server"
 
 
 def execution(environment: Environment) -> Iterator[Finding]:
@@ -20,12 +21,12 @@ def execution(environment: Environment) -> Iterator[Finding]:
         yield Finding(check="execution API", said=f"{_URL} is not set", change=change)
         return
     try:
-        answer = requests.get(f"{url.rstrip('/')}/health", timeout=60)
-    except requests.RequestException as error:
+        reply = send_request("GET", f"{url.rstrip('/')}/health", server=_SERVER, timeout_seconds=60)
+    except (Unavailable, ValueError) as error:
         change = f"start the api-server, or set {_URL} to an address of it that this container reaches"
-        yield Finding(check="execution API", said=f"{url}: {type(error).__name__}", change=change)
+        yield Finding(check="execution API", said=str(error), change=change)
         return
-    if not answer.ok or "json" not in answer.headers.get("Content-Type", ""):  # the page answers any other path
+    if reply.status >= 400 or not reply.is_json:  # the page answers any other path
         change = f"set {_URL} to <the api-server's address>/execution/: something else answers there"
         yield Finding(check="execution API", said=f"{url}: not the execution API", change=change)
         return
@@ -46,11 +47,12 @@ def _token(url: str, environment: Environment) -> Finding:
         said = (made.stderr.strip().splitlines() or [""])[-1]
         return Finding(check="JWT secret", said=said, change=f"set {_SECRET} where tasks run, {RESTART}")
     headers = {"Authorization": f"Bearer {made.stdout.split()[-1]}"}  # Airflow may have said something before
-    answer = requests.get(f"{url.rstrip('/')}/connections/windsock-doctor", headers=headers, timeout=60)
-    if answer.status_code in (401, 403):
+    connection = f"{url.rstrip('/')}/connections/windsock-doctor"
+    reply = send_request("GET", connection, server=_SERVER, headers=headers, timeout_seconds=60)
+    if reply.status in (401, 403):
         change = f"give {_SECRET} one value in every Airflow process, {RESTART}; a clock that is off does the same"
-        return Finding(check="JWT secret", said=f"the api-server refuses our token: {answer.text[:80]}", change=change)
-    if answer.status_code != 404:
+        return Finding(check="JWT secret", said=f"the api-server refuses our token: {reply.text[:80]}", change=change)
+    if reply.status != 404:
         change = "read the api-server's log"
-        return Finding(check="JWT secret", said=f"{answer.status_code}: {answer.text[:80]}", change=change)
+        return Finding(check="JWT secret", said=f"{reply.status}: {reply.text[:80]}", change=change)
     return Finding(check="JWT secret", said="the api-server takes tokens made here")

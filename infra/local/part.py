@@ -1,11 +1,13 @@
 """What a part of the stack is: a server process, or a step that runs once, and what it waits for."""
 
-import http.client
 import os
 import pwd
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from adapters.errors import Unavailable
+from adapters.http import send_request
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,11 +72,7 @@ def is_answered_ok(port: int, path: str, *, seconds: float = 5) -> bool:
 
 def fetch_status(port: int, path: str, *, seconds: float = 5) -> int | None:
     """The status with which a server on loopback answers a GET; None where it does not answer."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=seconds)
     try:
-        connection.request("GET", path)
-        return connection.getresponse().status
-    except (OSError, http.client.HTTPException):
+        return send_request("GET", f"http://127.0.0.1:{port}{path}", server="a part", timeout_seconds=seconds).status
+    except Unavailable:
         return None
-    finally:
-        connection.close()

@@ -1,12 +1,12 @@
 """The online server: TorchServe, java started directly, models from the model store; and the shipper of answers."""
 
-import http.client
-import json
 import signal
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from adapters.errors import Unavailable
+from adapters.http import send_request
 from infra.local import postgres
 from infra.local.home import Home, inherited_environment
 from infra.local.part import Part, SetUpStep, fetch_status, is_answered_ok
@@ -32,15 +32,11 @@ def online_dsn(home: Home) -> str:
 
 
 def _fetch_json(port: int, path: str) -> object:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
     try:
-        connection.request("GET", path)
-        answer = connection.getresponse()
-        return json.loads(answer.read()) if answer.status == 200 else None
-    except (OSError, http.client.HTTPException, ValueError):
+        reply = send_request("GET", f"http://127.0.0.1:{port}{path}", server="TorchServe", timeout_seconds=5)
+        return reply.json() if reply.status == 200 else None
+    except (Unavailable, ValueError):
         return None
-    finally:
-        connection.close()
 
 
 def _are_all_ready(port: int) -> bool:

@@ -1,12 +1,15 @@
 """The few calls of Airflow's REST API that the replay makes, patient with a server that is being restarted."""
 
-import time
+import json
 from datetime import datetime
 from typing import Any
 from urllib.parse import quote
 
-import requests
+from adapters.errors import Unavailable
+from adapters.http import HttpReply, send_request
+from adapters.retrying import retry_call
 
+_PAUSE_SECONDS = 0.5
 _ACTIVE = ("queued", "running", "deferred", "scheduled")
 
 
@@ -25,7 +28,7 @@ class AirflowApi:
         self._base_url = base_url.rstrip("/")
         self._credentials = {"username": user, "password": password}
         self._patience_seconds = patience_seconds
-        self._session = requests.Session()
+        self._token: str | None = None
 
     def unpause(self, dag_id: str) -> None:
         """Let a DAG's runs start."""
@@ -84,31 +87,39 @@ class AirflowApi:
     def _call(
         self, method: str, path: str, body: dict[str, Any] | None = None, *, accept: tuple[int, ...] = ()
     ) -> dict[str, Any]:
-        deadline = time.monotonic() + self._patience_seconds
-        while True:
-            problem = ""
-            try:
-                if "Authorization" not in self._session.headers:
-                    self._log_in()
-                answer = self._session.request(method, self._base_url + path, json=body, timeout=30)
-            except (requests.ConnectionError, requests.Timeout) as error:
-                problem = f"no answer ({type(error).__name__})"
-            else:
-                if answer.ok or answer.status_code in accept:
-                    return dict(answer.json()) if answer.content else {}
-                problem = f"{answer.status_code} {answer.text[:500]}"
-                if answer.status_code == 401:  # the token has expired
-                    del self._session.headers["Authorization"]
-                elif answer.status_code < 500:
-                    raise AirflowError(f"Airflow refused {method} {path}: {problem}")
-            if time.monotonic() > deadline:
-                raise AirflowError(f"{method} {path}: {problem} for {self._patience_seconds:.0f} s; see `make status`")
-            time.sleep(0.5)
+        try:
+            reply = retry_call(
+                lambda: self._call_once(method, path, body),
+                errors=Unavailable,
+                within_seconds=self._patience_seconds,
+                pause_seconds=_PAUSE_SECONDS,
+            )
+        except Unavailable as error:
+            limit = f"{self._patience_seconds:.0f} s"
+            raise AirflowError(f"{method} {path}: {error}, for {limit}; see `make status`") from error
+        if reply.status >= 400 and reply.status not in accept:
+            raise AirflowError(f"Airflow refused {method} {path}: {reply.status} {reply.text[:500]}")
+        return dict(reply.json()) if reply.content else {}
 
-    def _log_in(self) -> None:
-        answer = self._session.post(self._base_url + "/auth/token", json=self._credentials, timeout=30)
-        if answer.status_code >= 500:
-            raise requests.ConnectionError(f"the login was answered {answer.status_code}")
-        if not answer.ok:
-            raise AirflowError(f"Airflow refused the login of {self._credentials['username']}: {answer.status_code}")
-        self._session.headers["Authorization"] = f"Bearer {answer.json()['access_token']}"
+    def _call_once(self, method: str, path: str, body: dict[str, Any] | None) -> HttpReply:
+        """The answer that stands, logged in; Unavailable where the next call may get another."""
+        self._token = self._token or self._log_in()
+        reply = self._send(method, path, body, {"Authorization": f"Bearer {self._token}"})
+        if reply.status == 401:
+            self._token = None  # it has expired
+        if reply.status == 401 or reply.status >= 500:
+            raise Unavailable(f"{reply.status} {reply.text[:500]}")
+        return reply
+
+    def _log_in(self) -> str:
+        reply = self._send("POST", "/auth/token", self._credentials, {})
+        if reply.status >= 500:
+            raise Unavailable(f"the login was answered {reply.status}")
+        if reply.status >= 400:
+            raise AirflowError(f"Airflow refused the login of {self._credentials['username']}: {reply.status}")
+        return str(reply.json()["access_token"])
+
+    def _send(self, method: str, path: str, body: dict[str, Any] | None, headers: dict[str, str]) -> HttpReply:
+        content = None if body is None else json.dumps(body).encode()
+        headers = headers | {"Content-Type": "application/json"}
+        return send_request(method, self._base_url + path, server="Airflow", content=content, headers=headers)
