@@ -47,6 +47,10 @@ demo: env ## replay a real year through the real DAGs (WEEKS=8), ending with rep
 test: env ## every test, against the real servers of embedded stacks on free ports; WORKERS=2
 	@$(BIN)/python -m pytest --numprocesses $(or $(WORKERS),2) --dist loadfile --no-loadscope-reorder
 
+.PHONY: test-fast
+test-fast: env ## the tests that start no process; WORKERS=2
+	@$(BIN)/python -m pytest -m 'not process' --numprocesses $(or $(WORKERS),2) --dist worksteal
+
 .PHONY: test-spark
 test-spark: env ## install the extra `spark`, and hold its features to DuckDB's (needs Java 17 or 21)
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[local,dev,spark]'

@@ -17,23 +17,47 @@ from infra.local import postgres, s3
 from infra.local.stack import Stack
 from pipeline.settings import REPOSITORY, Settings
 from pipeline.spec import UseCase, use_cases
+from tests.processes import (  # noqa: F401  # pytest takes them from here
+    pytest_collection_modifyitems,
+    pytest_configure,
+    pytest_runtest_call,
+    pytest_runtest_setup,
+)
 
 if TYPE_CHECKING:
     from adapters.connect import Outside
 
 TEMPLATE = "warehouse_template"
+# Databases that a test fills as it likes: one of each a stack, emptied after each test, for a copy of a whole
+# database costs more than most tests do.
+EMPTIED = {"source": "source_of_a_test", "optuna": "studies_of_a_test"}
+RAM_DISK, RAM_DISK_NEEDS_BYTES = Path("/dev/shm"), 4_000_000_000  # noqa: S108  # a folder of its own, made by mkdtemp
+# A server that ends with its tests need not outlive the machine. A crash of PostgreSQL itself loses nothing by these.
+CARELESS = {"fsync": "off", "full_page_writes": "off", "max_wal_size": "256MB"}
 _WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
 os.environ["WINDSOCK_PORTS"] = f"{20000 + 1500 * (_WORKER % 8)}-{21500 + 1500 * (_WORKER % 8)}"
 
 
-def start_stack(*parts: str) -> Iterator[Stack]:
+def _find_ram_disk() -> Path | None:
+    """Where files need no disk; None where there is no such place, or too little of it."""
+    has_room = RAM_DISK.is_dir() and shutil.disk_usage(RAM_DISK).free >= RAM_DISK_NEEDS_BYTES
+    return RAM_DISK if has_room else None
+
+
+def start_stack(*parts: str, parent: Path | None = None) -> Iterator[Stack]:
     """A stack in a folder of its own, which ends with this process however that ends."""
-    folder = Path(tempfile.mkdtemp(prefix="windsock-test-"))
+    folder = Path(tempfile.mkdtemp(prefix="windsock-test-", dir=parent))
     folder.chmod(0o755)  # PostgreSQL runs as nobody when the tests run as root
     stack = Stack(folder / "home")
     try:
         stack.start(parts, owner=os.getpid())
+        options = [
+            sql.SQL("alter system set {} = {}").format(sql.Identifier(k), sql.Literal(v)) for k, v in CARELESS.items()
+        ]
+        _administer(stack, *options, sql.SQL("select pg_reload_conf()"))
         _make_template(stack)
+        for owner, name in EMPTIED.items():
+            make_database(stack, name, owner)
         yield stack
     finally:
         stack.stop()
@@ -42,19 +66,24 @@ def start_stack(*parts: str) -> Iterator[Stack]:
 
 
 @pytest.fixture(scope="session")
-def stack() -> Iterator[Stack]:
-    """PostgreSQL and S3."""
-    yield from start_stack("postgres", "s3")
+def processes() -> None:
+    """Says that whoever uses it starts processes: `make test-fast` leaves it out."""
 
 
 @pytest.fixture(scope="session")
-def mlflow_stack() -> Iterator[Stack]:
+def stack(processes: None) -> Iterator[Stack]:
+    """PostgreSQL and S3."""
+    yield from start_stack("postgres", "s3", parent=_find_ram_disk())
+
+
+@pytest.fixture(scope="session")
+def mlflow_stack(processes: None) -> Iterator[Stack]:
     """PostgreSQL, S3 and MLflow. A test that asks for it has its `settings` and `outside` on it."""
-    yield from start_stack("postgres", "s3", "mlflow")
+    yield from start_stack("postgres", "s3", "mlflow", parent=_find_ram_disk())
 
 
-def _administer(stack: Stack, *statements: sql.Composed) -> None:
-    connection = psycopg2.connect(stack.home().admin_dsn)
+def _administer(stack: Stack, *statements: sql.Composable, database: str = "postgres") -> None:
+    connection = psycopg2.connect(stack.home().admin_dsn, dbname=database)
     connection.autocommit = True
     try:
         with connection.cursor() as cursor:
@@ -82,20 +111,38 @@ def drop_database(stack: Stack, name: str) -> None:
     _administer(stack, sql.SQL("drop database if exists {} with (force)").format(sql.Identifier(name)))
 
 
+_EMPTY = """do $$ declare made text; begin
+    for made in select nspname from pg_namespace where nspname !~ '^pg_' and nspname <> 'information_schema' loop
+        execute format('drop schema %I cascade', made);
+    end loop;
+    create schema public authorization pg_database_owner;
+    grant usage on schema public to public;
+end $$"""
+
+
+def empty_database(stack: Stack, name: str) -> None:
+    """Remove all that a test left in a database, whoever is still connected: it is as new."""
+    _administer(stack, _end_connections(name))
+    _administer(stack, sql.SQL(_EMPTY), database=name)
+
+
+def _end_connections(database: str) -> sql.Composed:
+    query = "select pg_terminate_backend(pid, 5000) from pg_stat_activity where datname = {}"
+    return sql.SQL(query).format(sql.Literal(database))
+
+
 def _make_template(stack: Stack) -> None:
     address = make_database(stack, TEMPLATE, "warehouse")
     Warehouse(address).migrate()
     _administer(  # a connection that is still open would make every copy fail
         stack,
         sql.SQL("alter database {} with allow_connections false is_template true").format(sql.Identifier(TEMPLATE)),
-        sql.SQL("select pg_terminate_backend(pid) from pg_stat_activity where datname = {}").format(
-            sql.Literal(TEMPLATE)
-        ),
+        _end_connections(TEMPLATE),
     )
 
 
 @pytest.fixture
-def running_stack(request: pytest.FixtureRequest) -> Stack:
+def running_stack(processes: None, request: pytest.FixtureRequest) -> Stack:
     """The stack of this test: the largest one it asks for."""
     found: Stack = request.getfixturevalue("mlflow_stack" if "mlflow_stack" in request.fixturenames else "stack")
     return found
@@ -110,14 +157,18 @@ def settings(running_stack: Stack, tmp_path: Path) -> Iterator[Settings]:
     buckets = [f"lake-{tag}", f"dvc-{tag}"]
     for bucket in buckets:
         store.create_bucket(Bucket=bucket)
-    databases = [f"{role}_{tag}" for role in ("warehouse", "source", "optuna")]
+    warehouse = f"warehouse_{tag}"
+
+    def emptied(owner: str) -> str:
+        return postgres.postgres_dsn(home.ports["postgres"], EMPTIED[owner], owner, home.secrets[owner])
+
     yield Settings(
         home=tmp_path / "home",
         params=REPOSITORY / "params.yaml",
         code_sha="0" * 40,
-        warehouse_dsn=make_database(running_stack, databases[0], "warehouse", TEMPLATE),
-        source_dsn=make_database(running_stack, databases[1], "source"),
-        studies_dsn=make_database(running_stack, databases[2], "optuna"),
+        warehouse_dsn=make_database(running_stack, warehouse, "warehouse", TEMPLATE),
+        source_dsn=emptied("source"),
+        studies_dsn=emptied("optuna"),
         s3_endpoint=home.url("s3"),
         s3_access_key=keys[0],
         s3_secret_key=keys[1],
@@ -129,8 +180,9 @@ def settings(running_stack: Stack, tmp_path: Path) -> Iterator[Settings]:
         slack_channel="#windsock",
         slack_api=None,
     )
-    for name in databases:
-        drop_database(running_stack, name)
+    drop_database(running_stack, warehouse)
+    for name in EMPTIED.values():
+        empty_database(running_stack, name)
     for bucket in buckets:
         store.delete_bucket(Bucket=bucket)  # the server is set to delete what is in it, too
 

@@ -23,6 +23,7 @@ def tracked_folders() -> set[str]:
     return {line.partition("/")[0] for line in listed.splitlines() if "/" in line and not line.startswith(".")}
 
 
+@pytest.mark.usefixtures("processes")
 def test_the_readme_shows_every_folder_of_the_repository() -> None:
     tree = README.partition("## The tree")[2].partition("```")[2].partition("```")[0]
     assert set(re.findall(r"^([a-z]+)/ ", tree, flags=re.MULTILINE)) == tracked_folders()

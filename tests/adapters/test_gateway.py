@@ -23,7 +23,7 @@ NOWHERE = "127.0.0.1:1"  # nobody listens on port 1
 
 
 @pytest.fixture(scope="module")
-def running() -> Iterator[Stand]:
+def running(processes: None) -> Iterator[Stand]:
     yield from stand()
 
 

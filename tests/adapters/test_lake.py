@@ -204,7 +204,7 @@ def test_an_empty_table_keeps_its_schema() -> None:
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
+def small_disk(processes: None, tmp_path: Path) -> Iterator[Path]:
     """A file system of 64 kB."""
     folder = tmp_path / "small"
     folder.mkdir()

@@ -85,7 +85,7 @@ class Live:
 
 
 @pytest.fixture(scope="module")
-def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+def live(processes: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     params = tmp_path_factory.mktemp("params") / "params.yaml"
     text = (REPOSITORY / "params.yaml").read_text()
     assert "risk: low " in text

@@ -107,16 +107,18 @@ def test_on_kubernetes_trainings_name_the_pod_that_the_scheduler_mounts(bag: Any
     }
 
 
-def test_all_dags_parse_within_half_a_second_and_load_nothing_heavy(airflow_home: Path) -> None:
-    """Beyond Airflow's own import, in a process that has loaded nothing else."""
+def test_all_dags_parse_in_a_fraction_of_airflows_own_import_and_load_nothing_heavy(airflow_home: Path) -> None:
+    """In a process that has loaded nothing else, both in processor time: a faster machine does both faster."""
     script = f"""
 import json, sys, time
+began = time.process_time()
 from airflow.dag_processing.dagbag import DagBag
 folder = {str(REPOSITORY / "dags")!r}
-began = time.process_time()
+imported = time.process_time()
 bag = DagBag(folder, collect_dags=False)
 bag.collect_dags(folder)
-print(json.dumps([time.process_time() - began, len(bag.dags), sorted({{n.partition('.')[0] for n in sys.modules}})]))
+share = (time.process_time() - imported) / (imported - began)
+print(json.dumps([share, len(bag.dags), sorted({{n.partition('.')[0] for n in sys.modules}})]))
 """
     environment = {
         k: v for k, v in os.environ.items() if not k.startswith("WINDSOCK") and k != "PYTHONDONTWRITEBYTECODE"
@@ -126,12 +128,13 @@ print(json.dumps([time.process_time() - began, len(bag.dags), sorted({{n.partiti
         command = [sys.executable, "-c", script]
         done = subprocess.run(command, env=environment, cwd=REPOSITORY, capture_output=True, text=True, check=True)
         answers.append(json.loads(done.stdout.splitlines()[-1]))
-    seconds, dags, modules = answers[-1]
+    share, dags, modules = answers[-1]
     assert dags == len(VERBS) + 2
     assert not HEAVY & set(modules)
-    assert seconds <= 0.5
+    assert share <= 0.25
 
 
+@pytest.mark.usefixtures("processes")
 def test_the_name_of_the_use_case_occurs_only_where_it_is_declared() -> None:
     found = subprocess.run(
         ["git", "grep", "-lw", "flights", "--", "*.py", "*.yaml", "*.toml", "*.sql"],

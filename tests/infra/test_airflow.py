@@ -44,7 +44,7 @@ def until(true: Callable[[], bool], seconds: float = 120) -> None:
 
 
 @pytest.fixture(scope="module")
-def airflow_stack() -> Iterator[Stack]:
+def airflow_stack(processes: None) -> Iterator[Stack]:
     """Everything. It takes half a minute to start, and a quarter of a processor as long as it runs."""
     yield from start_stack(*GROUPS)
 

@@ -44,7 +44,7 @@ for name, address, ports in (word.split("=") for word in sys.argv[1:]):
 
 
 @pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Composed]:
+def stack(processes: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Composed]:
     with composed(PROJECT, tmp_path_factory.mktemp("compose"), {"WEEKS": "1"}) as found:
         yield found
 

@@ -77,6 +77,7 @@ def test_comments_stay_and_what_is_no_assignment_is_refused() -> None:
         parse_assignments("SECRET\n")
 
 
+@pytest.mark.usefixtures("processes")
 def test_it_is_written_before_anything_is_installed() -> None:
     bare = [
         sys.executable,

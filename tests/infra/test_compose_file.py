@@ -126,11 +126,13 @@ def schema_check(path: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.usefixtures("processes")
 def test_it_is_what_the_compose_specification_allows() -> None:
     done = schema_check(FILE)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.usefixtures("processes")
 def test_a_misspelt_key_is_not(tmp_path: Path) -> None:
     (tmp_path / FILE.name).write_text(TEXT.replace("mem_limit: 3g", "memory_limit: 3g"))
     done = schema_check(tmp_path / FILE.name)
@@ -138,6 +140,7 @@ def test_a_misspelt_key_is_not(tmp_path: Path) -> None:
     assert "memory_limit" in done.stdout + done.stderr
 
 
+@pytest.mark.usefixtures("processes")
 def test_compose_itself_takes_it(tmp_path: Path) -> None:
     if shutil.which("docker") is None or subprocess.run(["docker", "compose", "version"], check=False).returncode:
         pytest.skip("docker compose is not installed here")

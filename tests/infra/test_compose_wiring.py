@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import pytest
 import yaml
 
 from infra.local.home import inherited_environment
@@ -120,6 +121,7 @@ def test_the_demo_begins_when_all_that_the_loop_needs_is_well(compose: Compose) 
     assert {name for name, one in services.items() if "profiles" not in one} - waited == {"exporter", "prometheus"}
 
 
+@pytest.mark.usefixtures("processes")
 def test_the_executor_of_the_workers_can_be_loaded_with_the_versions_we_pin(tmp_path: Path) -> None:
     """No resolver knows which Celery the provider can be imported with."""
     command = [sys.executable, "-c", "import airflow.providers.celery.executors.celery_executor_utils"]

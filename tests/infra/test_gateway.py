@@ -32,12 +32,12 @@ PREDICT = "/v1/flights/predict"
 
 
 @pytest.fixture(scope="module")
-def running() -> Iterator[Stand]:
+def running(processes: None) -> Iterator[Stand]:
     yield from stand()
 
 
 @pytest.fixture(scope="module")
-def strict() -> Iterator[Stand]:
+def strict(processes: None) -> Iterator[Stand]:
     """Small limits, so that they can be met."""
     yield from stand(
         GATEWAY_RATE="40",

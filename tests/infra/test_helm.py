@@ -80,7 +80,7 @@ def values() -> Values:
 
 
 @pytest.fixture(scope="module")
-def pods(tmp_path_factory: pytest.TempPathFactory) -> Pods:
+def pods(processes: None, tmp_path_factory: pytest.TempPathFactory) -> Pods:
     return rendered(tmp_path_factory.mktemp("chart"), FILE.read_text())
 
 
@@ -97,6 +97,7 @@ def test_values_that_break_one_are_named(values: Values, pods: Pods, fault: str)
     assert complaint in complaints(broken, pods)
 
 
+@pytest.mark.usefixtures("processes")
 @pytest.mark.parametrize("fault", POD_SABOTAGE)
 def test_a_pod_that_breaks_one_is_named(tmp_path: Path, fault: str) -> None:
     old, new, complaint = POD_SABOTAGE[fault]
@@ -134,6 +135,7 @@ def test_kubernetes_knows_every_key_of_the_pods(pods: Pods) -> None:
     assert known(misspelt) != misspelt
 
 
+@pytest.mark.usefixtures("processes")
 def test_the_chart_takes_the_values() -> None:
     """The chart brings a schema of its values, to which Helm holds them."""
     chart = os.environ.get("WINDSOCK_HELM_CHART")

@@ -37,11 +37,13 @@ def hadolint(path: Path) -> tuple[int, str]:
     return done.returncode, done.stdout
 
 
+@pytest.mark.usefixtures("processes")
 @pytest.mark.parametrize("path", DOCKERFILES, ids=NAMES.get)
 def test_hadolint_has_nothing_to_say(path: Path) -> None:
     assert hadolint(path) == (0, "")
 
 
+@pytest.mark.usefixtures("processes")
 def test_hadolint_says_so_where_a_base_is_not_pinned(tmp_path: Path) -> None:
     (tmp_path / "Dockerfile").write_text("FROM python\nUSER 10001:10001\n")
     assert "DL3006" in hadolint(tmp_path / "Dockerfile")[1]

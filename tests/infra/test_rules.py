@@ -156,12 +156,14 @@ def promtool(folder: Path, alert: str, series: dict[str, Any], labels: list[dict
     return done.stdout + done.stderr if done.returncode else ""
 
 
+@pytest.mark.usefixtures("processes")
 @pytest.mark.parametrize(("alert", "series", "labels"), FIRES)
 def test_it_fires(alert: str, series: dict[str, Any], labels: dict[str, str], tmp_path: Path) -> None:
     [severity] = [rule["labels"]["severity"] for rule in RULES if rule["alert"] == alert]
     assert promtool(tmp_path, alert, series, [{**labels, "severity": severity}]) == ""
 
 
+@pytest.mark.usefixtures("processes")
 @pytest.mark.parametrize(("alert", "series"), SILENT)
 def test_it_stays_silent(alert: str, series: dict[str, Any], tmp_path: Path) -> None:
     assert promtool(tmp_path, alert, series, []) == ""
@@ -183,11 +185,13 @@ def problems(configuration: Path) -> str:
     return done.stdout + done.stderr if done.returncode else ""
 
 
+@pytest.mark.usefixtures("processes")
 def test_the_configuration_is_one_that_prometheus_takes_with_these_rules() -> None:
     assert yaml.safe_load((FOLDER / "prometheus.yaml").read_text())["rule_files"] == ["rules.yaml"]
     assert problems(FOLDER / "prometheus.yaml") == ""
 
 
+@pytest.mark.usefixtures("processes")
 def test_an_alertmanager_as_the_page_says_is_taken_and_misspelt_it_is_not(compose: Compose, tmp_path: Path) -> None:
     alerting, beside = re.findall(r"```yaml\n(.*?)```", (REPOSITORY / "docs" / "monitoring.md").read_text(), re.DOTALL)
     ours, both = (FOLDER / "prometheus.yaml").read_text(), tmp_path / "prometheus.yaml"

@@ -30,7 +30,7 @@ from tests.conftest import start_stack
 
 
 @pytest.fixture(scope="module")
-def own() -> Iterator[Stack]:
+def own(processes: None) -> Iterator[Stack]:
     """A stack that tests may hurt."""
     yield from start_stack("postgres", "s3")
 
@@ -224,6 +224,7 @@ def test_stop_leaves_no_process_and_a_start_finds_ports_and_data_again(own: Stac
     assert store(own).get_object(Bucket="lake", Key="over/stop")["Body"].read() == b"here"
 
 
+@pytest.mark.usefixtures("processes")
 def test_a_process_holds_its_ports_until_its_last_thread_has_ended() -> None:
     code = (
         "import ctypes, socket, threading, time; held = socket.create_server(('127.0.0.1', 0))\n"
@@ -243,6 +244,7 @@ def test_a_process_holds_its_ports_until_its_last_thread_has_ended() -> None:
         assert is_port_free(port)
 
 
+@pytest.mark.usefixtures("processes")
 def test_a_stack_ends_with_its_owner_and_on_sigterm(fresh: Stack) -> None:
     code = (
         "import os, sys; from pathlib import Path; from infra.local.stack import Stack\n"
@@ -285,6 +287,7 @@ def test_clean_deletes_the_state(fresh: Stack) -> None:
         fresh.home()
 
 
+@pytest.mark.usefixtures("processes")
 def test_a_pid_that_was_used_again_is_not_killed() -> None:
     stranger = subprocess.Popen(["sleep", "60"], start_new_session=True)
     try:

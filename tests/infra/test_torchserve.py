@@ -38,7 +38,7 @@ pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture(scope="module")
-def online() -> Iterator[Stack]:
+def online(processes: None) -> Iterator[Stack]:
     yield from start_stack("postgres", "torchserve")
 
 

@@ -198,6 +198,7 @@ def large(count: int, network: str) -> tuple[list[Member], TrainingRows]:
     return [start_member(wide, encoder, on, seed=1) for _ in range(count)], on
 
 
+@pytest.mark.usefixtures("processes")
 @pytest.mark.parametrize("network", NETWORKS)
 def test_the_memory_a_member_needs_is_predicted(network):
     few, many = (8, 32) if network == "mlp" else (2, 10)

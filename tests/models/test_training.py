@@ -84,6 +84,7 @@ def test_the_same_seed_gives_the_same_weights_bit_for_bit_whatever_the_thread_co
         torch.set_num_threads(before)
 
 
+@pytest.mark.usefixtures("processes")
 def test_another_process_gives_the_same_weights_bit_for_bit():
     code = (
         "import hashlib; from tests.models.test_training import *;"

@@ -47,6 +47,7 @@ def test_only_three_packages_go_in() -> None:
     assert sources == {*PACKAGES, "constraints.txt", "serving/requirements.txt", "build/wheel[s]/*.whl", "/opt/venv"}
 
 
+@pytest.mark.usefixtures("processes")
 def test_what_the_three_packages_import_is_in_the_image_and_nothing_besides() -> None:
     served = {path for package in PACKAGES for path in (REPOSITORY / package).rglob("*.py")} - OFFLINE
     wanted = {name for path in served for name in imported(path)}
@@ -55,6 +56,7 @@ def test_what_the_three_packages_import_is_in_the_image_and_nothing_besides() ->
     assert {WHEELS.get(name, name) for name in wanted} | UNSEEN == held
 
 
+@pytest.mark.usefixtures("processes")
 def test_the_health_check_needs_the_standard_library_only() -> None:
     bare = [sys.executable, "-S", "-c"]  # without the installed packages
     assert not subprocess.run([*bare, "import serving.health"], cwd=REPOSITORY, check=False).returncode
@@ -89,7 +91,7 @@ def until(true: Callable[[], bool], seconds: float = 120) -> None:
 
 
 @pytest.fixture(scope="module")
-def image() -> str:
+def image(processes: None) -> str:
     if not os.environ.get("WINDSOCK_TEST_IMAGE"):
         pytest.skip("builds an image of a gigabyte: `make test-image` runs this")
     try:
@@ -202,6 +204,7 @@ def test_a_tampered_archive_is_not_served_and_the_container_is_not_healthy(serve
     assert not served.healthy()
 
 
+@pytest.mark.usefixtures("processes")
 @pytest.mark.image
 def test_it_adds_little_more_than_a_gigabyte_to_its_base(image: str) -> None:
     base = next(rest.split()[0] for word, rest in instructions(DOCKERFILE) if word == "FROM")

@@ -168,6 +168,7 @@ def test_what_was_refused_takes_no_room(tmp_path):
     log.close()
 
 
+@pytest.mark.usefixtures("processes")
 def test_a_session_is_over_when_its_process_is_dead_and_not_before(tmp_path):
     code = f"""
 import os, signal, sys

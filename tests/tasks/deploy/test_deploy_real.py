@@ -82,7 +82,7 @@ class Real:
 
 
 @pytest.fixture(scope="module")
-def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Real]:
+def real(processes: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Real]:
     """Version 1 answers everyone."""
     folder = tmp_path_factory.mktemp("real")
     for stack in start_stack("postgres", "torchserve", "gateway"):
