@@ -9,7 +9,7 @@ import optuna
 from adapters.connect import Outside
 from adapters.warehouse import Fence
 from pipeline.spec import UseCase
-from tasks.train.search import Trainer
+from tasks.train.trainer import Trainer
 from tasks.train.trials import Search
 
 

@@ -31,8 +31,8 @@ from models.population import Member, Population
 from models.training import FitConfig, TrainingRows, best_device
 from pipeline.settings import REPOSITORY
 from pipeline.spec import UseCase, use_cases
-from tasks.train.search import Trainer
-from tasks.train.study import Params, attempt_of
+from tasks.train.study import Params, read_attempt
+from tasks.train.trainer import Trainer
 
 FEATURES, BATCH_ROWS, UNITS, LAYERS = 40, 1024, 64, 2
 RUNGS, KEEP_SHARE = (1, 2), 0.5
@@ -65,7 +65,7 @@ def synthetic(rows: int, seed: int = 7) -> TrainingRows:
     return TrainingRows.on(best_device(), x.astype(np.float32), no_codes, label.astype(np.float64))
 
 
-def ask(study: optuna.Study) -> tuple[optuna.Trial, dict[str, float]]:
+def ask_trial(study: optuna.Study) -> tuple[optuna.Trial, dict[str, float]]:
     """The next configuration."""
     trial = study.ask()
     return trial, {name: trial.suggest_float(name, *bounds, log=bounds[0] > 0) for name, bounds in BOUNDS.items()}
@@ -127,7 +127,7 @@ class Sequential:
         torch.set_num_threads(before)
 
     def _trial(self, epochs: int) -> None:
-        trial, params = ask(self.study)
+        trial, params = ask_trial(self.study)
         torch.manual_seed(SEED)
         network, config = plain_network(params["dropout"]).to(self.device), settings(params, epochs, SEED)
         optimiser = torch.optim.AdamW(network.parameters(), weight_decay=config.weight_decay, fused=True)
@@ -171,12 +171,12 @@ def together(
     """Ours, by the product's own search: all asked for at once; the AUC of each trial that went through."""
     source, study = new_study(), optuna.create_study()
     for _ in range(trials):
-        study.enqueue_trial(ask(source)[1])
+        study.enqueue_trial(ask_trial(source)[1])
     rungs = (*(rung for rung in RUNGS if halving and rung < epochs), epochs)
     case = use_case(trials, epochs, rungs)
     with contextlib.redirect_stdout(io.StringIO()):  # trial by trial: the baselines say nothing either
         alone.search(case, study, Resident(case, train, validation, threads=threads), trials)
-    attempts = [attempt_of(trial) for trial in study.get_trials(states=[optuna.trial.TrialState.COMPLETE])]
+    attempts = [read_attempt(trial) for trial in study.get_trials(states=[optuna.trial.TrialState.COMPLETE])]
     return [-attempt.losses[-1] for attempt in attempts if attempt and attempt.losses[-1] is not None]
 
 

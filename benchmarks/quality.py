@@ -36,9 +36,9 @@ from pipeline.partitions import Interval
 from pipeline.settings import REPOSITORY
 from pipeline.spec import UseCase, use_cases
 from serving.predictor import Predictor
-from tasks.train.search import Trainer, parts, recipe
 from tasks.train.split import Split
-from tasks.train.study import StudyResult, result
+from tasks.train.study import StudyResult, summarise_study
+from tasks.train.trainer import Trainer, make_recipe, split_rows
 
 Floats = NDArray[np.float64]
 START, END = datetime(2013, 1, 8, tzinfo=UTC), datetime(2013, 4, 1, tzinfo=UTC)
@@ -77,13 +77,13 @@ def search(use_case: UseCase, train: pa.Table, moments: Split, trials: int) -> S
     study = optuna.create_study(study_name="quality")
     trainer = Trainer(use_case, features.definition(use_case.name), train, moments)
     alone.search(use_case, study, trainer, trials)
-    return result(study)
+    return summarise_study(study)
 
 
 def ours(use_case: UseCase, train: pa.Table, test: pa.Table, found: StudyResult, *, seeds: int) -> list[Floats]:
     """Each refitted member's scores of the test rows."""
     definition = features.definition(use_case.name)
-    plan = recipe(use_case, definition, found.best_params, epochs=found.best_epochs)
+    plan = make_recipe(use_case, definition, found.best_params, epochs=found.best_epochs)
     ensemble = fit_ensemble(replace(plan, seeds=tuple(range(seeds))), train, best_device())
     return [
         Predictor(Bundle(card={}, encoder=ensemble.encoder, members=(member,))).predict(test)
@@ -112,7 +112,7 @@ def lightgbm(use_case: UseCase, train: pa.Table, test: pa.Table, moments: Split,
             "feature_fraction": 0.7, "bagging_fraction": 0.8, "bagging_freq": 1, "lambda_l2": 5.0,
             "seed": seed, "num_threads": 2, "verbose": -1,
         }  # fmt: skip
-        fitted, judged = (dataset(part) for part in parts(train, moments))
+        fitted, judged = (dataset(part) for part in split_rows(train, moments))
         stopping = lgb.early_stopping(60, verbose=False)
         rounds = lgb.train(settings, fitted, 2000, valid_sets=[judged], callbacks=[stopping]).best_iteration
         model = lgb.train(settings, dataset(train), rounds)

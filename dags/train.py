@@ -104,7 +104,7 @@ def train(use_case: UseCase) -> DAG:
         from tasks.train import search as step
 
         snapshot, as_of = planned["snapshot"], planned["as_of"]
-        step.search(use_case, snapshot, as_of, params["trials"], outside(), worker=worker)
+        step.run_search(use_case, snapshot, as_of, params["trials"], outside(), worker=worker)
 
     @task(execution_timeout=timedelta(hours=12), **ACCELERATOR)
     def refit(planned: dict[str, Any], params: Any = None) -> Candidate:
@@ -113,7 +113,7 @@ def train(use_case: UseCase) -> DAG:
         from tasks.train import search
 
         snapshot, as_of = planned["snapshot"], planned["as_of"]
-        study = search.found(use_case, snapshot, as_of, outside())
+        study = search.load_study_result(use_case, snapshot, as_of, outside())
         reason, decision_id = params["reason"], params["decision_id"]
         return step.refit(use_case, snapshot, study, as_of, reason, decision_id, outside())
 

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 
 from pipeline.spec import UseCase
 from tasks.common.command import choose_use_case, report_mistakes
-from tasks.train.search import parts
 from tasks.train.split import split
+from tasks.train.trainer import split_rows
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -107,7 +107,7 @@ def _validation_problems(
     from models.training import best_device
     from serving.predictor import Predictor
 
-    train, validation = parts(rows, split(use_case, as_of))
+    train, validation = split_rows(rows, split(use_case, as_of))
     if not train.num_rows or not validation.num_rows:
         return ["no training or no validation rows: the validation metrics cannot be measured again"]
     one = fit_ensemble(replace(recipe, seeds=recipe.seeds[:1]), train, best_device())
@@ -134,12 +134,12 @@ def _about_code(trained_at: str, code_sha: str, *, allowed: bool) -> list[str]:
 
 
 def _warnings(original: "Bundle", features_digest: str) -> list[str]:
-    from tasks.train.record import versions
+    from tasks.train.record import library_versions
 
     found = []
     if original.card["features"]["digest"] != features_digest:
         found.append("the feature definition has changed since; the restored data is of the old one")
-    now = versions()
+    now = library_versions()
     return found + [
         f"trained with {name} {then}, this is {now[name]}"
         for name, then in original.card["versions"].items()

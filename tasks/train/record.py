@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 from adapters.registry import RunRecord
 from models import bundle
-from tasks.train.report import draw
-from tasks.train.study import open_study, trial_table
+from tasks.train.report import draw_training_report
+from tasks.train.study import open_study, tabulate_trials
 
 if TYPE_CHECKING:
     from adapters.connect import Outside
-    from tasks.train.refit import Job, Trained
+    from tasks.train.job import TrainingJob, TrainingResult
 
 
-def record(job: "Job", trained: "Trained", folder: Path, outside: "Outside") -> RunRecord:
+def write_run_record(job: "TrainingJob", trained: "TrainingResult", folder: Path, outside: "Outside") -> RunRecord:
     """Write the run's artifacts into a folder, and say what goes beside them."""
     sha256 = bundle.write_bundle(
         folder / "bundle",
@@ -26,17 +26,17 @@ def record(job: "Job", trained: "Trained", folder: Path, outside: "Outside") -> 
         use_case=job.use_case.name,
         features_digest=job.definition.digest(),
         definition=json.dumps(asdict(job.definition), indent=1, sort_keys=True, default=str),
-        recipe=job.plan.to_document(),
-        data=data(job, trained.rows),
+        recipe=job.recipe.to_document(),
+        data=describe_rows(job, trained.rows),
         metrics={f"validation_{name}": value for name, value in trained.metrics.items()},
-        versions=versions(),
+        versions=library_versions(),
     )
-    trials = trial_table(open_study(job.study.study_name, job.use_case, outside))
+    trials = tabulate_trials(open_study(job.study.study_name, job.use_case, outside))
     best = min((t for t in trials if t["params"] == job.study.best_params), key=lambda t: t["trial"], default=None)
     metric = job.use_case.train.metric
-    curves = {f"training_loss_seed_{s}": c for s, c in zip(job.plan.seeds, trained.ensemble.curves, strict=True)}
+    curves = {f"training_loss_seed_{s}": c for s, c in zip(job.recipe.seeds, trained.ensemble.curves, strict=True)}
     search_curve = {} if best is None else {f"validation {metric} (search)": best["losses"]}
-    draw(
+    draw_training_report(
         folder / "plots",
         trained.report,
         title=f"{job.use_case.title}, as of {job.as_of:%Y-%m-%d}",
@@ -49,7 +49,12 @@ def record(job: "Job", trained: "Trained", folder: Path, outside: "Outside") -> 
         key=job.key,
         name=f"{job.as_of:%Y-%m-%d} {job.decision_id or job.reason}"[:200],
         dataset_version=job.snapshot.version,
-        params={**job.study.best_params, "epochs": job.plan.epochs, "seeds": str(job.plan.seeds), "rows": trained.rows},
+        params={
+            **job.study.best_params,
+            "epochs": job.recipe.epochs,
+            "seeds": str(job.recipe.seeds),
+            "rows": trained.rows,
+        },
         tags=_tags(job, outside),
         metrics=_metrics(job, trained),
         curves=curves,
@@ -58,7 +63,7 @@ def record(job: "Job", trained: "Trained", folder: Path, outside: "Outside") -> 
     )
 
 
-def _write_texts(job: "Job", trained: "Trained", folder: Path, trials: list[dict[str, Any]]) -> None:
+def _write_texts(job: "TrainingJob", trained: "TrainingResult", folder: Path, trials: list[dict[str, Any]]) -> None:
     texts: Mapping[str, Any] = {
         "monitoring/profile.json": trained.profile,
         "search/trials.json": trials,
@@ -72,7 +77,7 @@ def _write_texts(job: "Job", trained: "Trained", folder: Path, trials: list[dict
     (folder / "environment.txt").write_text("\n".join([f"# Python {platform.python_version()}", *installed, ""]))
 
 
-def data(job: "Job", rows: int) -> dict[str, Any]:
+def describe_rows(job: "TrainingJob", rows: int) -> dict[str, Any]:
     """Which rows, so that they can be had again. No clock and no code version: the same model has the same bytes."""
     return {
         "snapshot_version": job.snapshot.version,
@@ -83,7 +88,7 @@ def data(job: "Job", rows: int) -> dict[str, Any]:
     }
 
 
-def _metrics(job: "Job", trained: "Trained") -> dict[str, float]:
+def _metrics(job: "TrainingJob", trained: "TrainingResult") -> dict[str, float]:
     energies = {"search_energy_joules": job.study.energy_joules, "refit_energy_joules": trained.energy_joules}
     return {
         **{name: joules for name, joules in energies.items() if joules is not None},
@@ -95,7 +100,7 @@ def _metrics(job: "Job", trained: "Trained") -> dict[str, float]:
     }
 
 
-def _tags(job: "Job", outside: "Outside") -> dict[str, str]:
+def _tags(job: "TrainingJob", outside: "Outside") -> dict[str, str]:
     return {
         "mlflow.source.git.commit": outside.settings.code_sha,
         "windsock.code_sha": outside.settings.code_sha,
@@ -119,6 +124,6 @@ def device_name() -> str:
     return str(torch.cuda.get_device_name()) if torch.cuda.is_available() else f"cpu {platform.machine()}"
 
 
-def versions() -> dict[str, str]:
+def library_versions() -> dict[str, str]:
     """What the weights' last bits may depend on."""
     return {"python": platform.python_version(), **{name: metadata.version(name) for name in ("numpy", "torch")}}

@@ -4,11 +4,9 @@ What the training rows cannot say about themselves is measured before: the same 
 validation rows gives the validation metrics, the plots and the importances.
 """
 
-import hashlib
-import json
 import tempfile
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,54 +16,20 @@ import pyarrow as pa
 from pipeline.handoffs import Candidate, Snapshot
 from pipeline.spec import UseCase
 from tasks.common.energy import Meter
-from tasks.train.search import parts, recipe, require_rows
-from tasks.train.split import Split, split
+from tasks.train.job import TrainingJob, TrainingResult
+from tasks.train.split import split
 from tasks.train.study import StudyResult
+from tasks.train.trainer import make_recipe, require_rows, split_rows
 
 if TYPE_CHECKING:
     from adapters.connect import Outside
     from adapters.registry import Version
     from adapters.warehouse import Fence
-    from features import FeatureSet
-    from models.ensemble import Ensemble, Recipe
+    from models.ensemble import Ensemble
     from serving.predictor import Predictor
-    from tasks.train.report import Report
+    from tasks.train.report import TrainingReport
 
 _IMPORTANCE_ROWS = 4000
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """One piece of training work. `key` tells it from every other, and is the same for a retry."""
-
-    use_case: UseCase
-    snapshot: Snapshot
-    study: StudyResult
-    as_of: datetime
-    reason: str
-    decision_id: str | None
-    definition: "FeatureSet"
-    moments: Split
-    plan: "Recipe"
-
-    @property
-    def key(self) -> str:
-        """A digest of what was asked for."""
-        asked = [self.study.study_name, self.as_of.isoformat(), self.reason, self.decision_id, self.plan.to_document()]
-        return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trained:
-    """What training gave: the ensemble, and what the same configuration showed on validation rows."""
-
-    ensemble: "Ensemble"
-    metrics: dict[str, float]
-    report: "Report"
-    profile: dict[str, Any]
-    rows: int
-    seconds: float
-    energy_joules: float | None
 
 
 def refit(  # noqa: PLR0917  # the order is that of the flow: what, from what, when, why
@@ -87,7 +51,7 @@ def refit(  # noqa: PLR0917  # the order is that of the flow: what, from what, w
 
     definition = features.definition(use_case.name)
     seeds = tuple(use_case.seed + i for i in range(use_case.train.ensemble_seeds))
-    job = Job(
+    job = TrainingJob(
         use_case=use_case,
         snapshot=snapshot,
         study=study,
@@ -96,12 +60,12 @@ def refit(  # noqa: PLR0917  # the order is that of the flow: what, from what, w
         decision_id=decision_id,
         definition=definition,
         moments=split(use_case, as_of),
-        plan=replace(recipe(use_case, definition, study.best_params, epochs=study.best_epochs), seeds=seeds),
+        recipe=replace(make_recipe(use_case, definition, study.best_params, epochs=study.best_epochs), seeds=seeds),
     )
     fence = outside.warehouse.begin(f"refit/{use_case.name}/{job.key}")
     version = outside.registry.find(use_case.name, job.key)
     if version is None:
-        version = _work(job, fence, outside)
+        version = _train_and_register(job, fence, outside)
     else:  # by an earlier try, which may have died before its costs were committed
         metrics = outside.registry.metrics(use_case.name, version.version)
         with outside.warehouse.transaction(fence) as cursor:
@@ -109,12 +73,12 @@ def refit(  # noqa: PLR0917  # the order is that of the flow: what, from what, w
     return _candidate(job, version)
 
 
-def _work(job: Job, fence: "Fence", outside: "Outside") -> "Version":
-    from tasks.train.record import record
+def _train_and_register(job: TrainingJob, fence: "Fence", outside: "Outside") -> "Version":
+    from tasks.train.record import write_run_record
 
     trained = _train(job, outside)
     with tempfile.TemporaryDirectory() as scratch:
-        run_id = outside.registry.log_run(record(job, trained, Path(scratch), outside))
+        run_id = outside.registry.log_run(write_run_record(job, trained, Path(scratch), outside))
     # Registering while the fence is held: an overtaken process cannot add a second version.
     with outside.warehouse.transaction(fence) as cursor:
         version = outside.registry.register(job.use_case.name, run_id)
@@ -122,7 +86,9 @@ def _work(job: Job, fence: "Fence", outside: "Outside") -> "Version":
     return version
 
 
-def _write_costs(cursor: Any, job: Job, version: "Version", refit_seconds: float, refit_joules: float | None) -> None:
+def _write_costs(
+    cursor: Any, job: TrainingJob, version: "Version", refit_seconds: float, refit_joules: float | None
+) -> None:
     """What the version cost, once; the device is the one that trained it, whoever writes this."""
     for step, seconds, joules, trials in (
         ("search", job.study.seconds, job.study.energy_joules, job.study.trials),
@@ -135,7 +101,7 @@ def _write_costs(cursor: Any, job: Job, version: "Version", refit_seconds: float
         )
 
 
-def _train(job: Job, outside: "Outside") -> Trained:
+def _train(job: TrainingJob, outside: "Outside") -> TrainingResult:
     from models.ensemble import fit_ensemble
     from models.training import best_device, deterministic
     from tasks.build_features import dataset, profile
@@ -145,11 +111,11 @@ def _train(job: Job, outside: "Outside") -> Trained:
     start, cutoff = job.snapshot.start, job.moments.cutoff
     rows = dataset.load_rows(job.snapshot.version, job.use_case, outside, start=start, end=cutoff, known_by=cutoff)
     require_rows(job.use_case, rows, job.moments)
-    with deterministic(job.plan.threads):
+    with deterministic(job.recipe.threads):
         metrics, report = _validate(job, rows)
-        ensemble = fit_ensemble(job.plan, rows, device)
+        ensemble = fit_ensemble(job.recipe, rows, device)
         scored = rows.append_column("score", pa.array(_predictor(ensemble).predict(rows)))
-    return Trained(
+    return TrainingResult(
         ensemble=ensemble,
         metrics=metrics,
         report=report,
@@ -160,18 +126,18 @@ def _train(job: Job, outside: "Outside") -> Trained:
     )
 
 
-def _validate(job: Job, rows: pa.Table) -> tuple[dict[str, float], "Report"]:
+def _validate(job: TrainingJob, rows: pa.Table) -> tuple[dict[str, float], "TrainingReport"]:
     """Metrics and report of the first seed fitted without the validation rows, on the validation rows."""
     from models.ensemble import fit_ensemble, labels
     from models.metrics import compute_metrics
     from models.training import best_device
-    from tasks.train.report import Report, calibration, importances, slices
+    from tasks.train.report import TrainingReport, calibration, importances, slices
 
-    train, validation = parts(rows, job.moments)
-    one = replace(job.plan, seeds=job.plan.seeds[:1])
+    train, validation = split_rows(rows, job.moments)
+    one = replace(job.recipe, seeds=job.recipe.seeds[:1])
     predictor = _predictor(fit_ensemble(one, train, best_device()))
     score, label, metric = predictor.predict(validation), labels(validation), job.use_case.train.metric
-    report = Report(
+    report = TrainingReport(
         calibration=calibration(score, label),
         slices=slices(metric, validation, score, label, job.use_case.gate.slices),
         importances=importances(
@@ -179,7 +145,7 @@ def _validate(job: Job, rows: pa.Table) -> tuple[dict[str, float], "Report"]:
             predictor.predict,
             validation,
             label,
-            columns=(*job.plan.numeric, *job.plan.categorical),
+            columns=(*job.recipe.numeric, *job.recipe.categorical),
             rows=_IMPORTANCE_ROWS,
             seed=job.use_case.seed,
         ),
@@ -194,7 +160,7 @@ def _predictor(ensemble: "Ensemble") -> "Predictor":
     return Predictor(Bundle(card={}, encoder=ensemble.encoder, members=ensemble.members))
 
 
-def _candidate(job: Job, version: "Version") -> Candidate:
+def _candidate(job: TrainingJob, version: "Version") -> Candidate:
     return Candidate(
         use_case=job.use_case.name,
         model_version=version.version,

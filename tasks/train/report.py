@@ -21,7 +21,7 @@ _MIN_SLICE_ROWS = 100
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
+class TrainingReport:
     """Numbers behind the plots, as JSON values."""
 
     calibration: list[dict[str, float]]
@@ -78,8 +78,8 @@ def importances(
     return sorted(losses, key=lambda entry: -entry["loss"])
 
 
-def draw(
-    folder: Path, report: Report, *, title: str, metric: str, curves: Mapping[str, Sequence[float | None]]
+def draw_training_report(
+    folder: Path, report: TrainingReport, *, title: str, metric: str, curves: Mapping[str, Sequence[float | None]]
 ) -> None:
     """Write calibration.png, slices.png, importances.png and curves.png into a folder."""
     folder.mkdir(parents=True, exist_ok=True)

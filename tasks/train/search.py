@@ -1,41 +1,28 @@
 """The search for a configuration: on validation rows only, and with the same best however often it was killed."""
 
-import os
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-import pyarrow as pa
-
 from pipeline.handoffs import Snapshot
 from pipeline.spec import UseCase
-from tasks.train.split import Split, split
-from tasks.train.study import Params, StudyResult, finished_trials, open_study, result
+from tasks.train.split import split
+from tasks.train.study import StudyResult, list_finished_trials, open_study, summarise_study
 from tasks.train.study_name import find_study_name
+from tasks.train.trainer import Trainer, require_rows
 from tasks.train.trials import Search
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from adapters.connect import Outside
-    from features import FeatureSet
-    from models.ensemble import Recipe
-    from models.population import Member
-
-# Of each sum: split another way it gives other bits. More processors train more chunks of a population at a time, each
-# on one thread, and change no bit; threads within these small products waited for each other ten times as long as they
-# worked (docs/decisions/0006).
-THREADS = 1
 
 
-def search(
+def run_search(
     use_case: UseCase, snapshot: Snapshot, as_of: datetime, trials: int, outside: "Outside", *, worker: int = 0
 ) -> None:
     """Search until the study has exactly `trials` trials, many at a time; goes on where a killed search stopped.
 
     Several workers, each with a number of its own, may share a study and its budget: whoever has room asks. A worker
-    that was killed is to be run again, under its number; its trials are nobody else's. What was found is for `found` to
-    say, once all have ended: a worker may end before any trial has.
+    that was killed is to be run again, under its number; its trials are nobody else's. `load_study_result` says
+    what was found, once all have ended: a worker may end before any trial has.
 
     Raises:
         ValueError: too few rows before the cut-off.
@@ -52,7 +39,7 @@ def search(
     moments = split(use_case, as_of)
     fence = outside.warehouse.begin(f"search/{name}/{worker}")
     study = open_study(name, use_case, outside)
-    if len(finished_trials(study)) >= trials:
+    if len(list_finished_trials(study)) >= trials:
         return
     rows = dataset.load_rows(
         snapshot.version, use_case, outside, start=snapshot.start, end=moments.cutoff, known_by=moments.cutoff
@@ -62,103 +49,10 @@ def search(
     Search(use_case, study, trainer, trials, worker, fence, outside).run()
 
 
-def found(use_case: UseCase, snapshot: Snapshot, as_of: datetime, outside: "Outside") -> StudyResult:
+def load_study_result(use_case: UseCase, snapshot: Snapshot, as_of: datetime, outside: "Outside") -> StudyResult:
     """What all workers of a search have found.
 
     Raises:
         ValueError: no trial that converged.
     """
-    return result(open_study(find_study_name(use_case, snapshot, as_of, outside), use_case, outside))
-
-
-def require_rows(use_case: UseCase, rows: pa.Table, moments: Split) -> None:
-    """ValueError unless the rows before the cut-off are enough to train on."""
-    if rows.num_rows < use_case.train.min_rows:
-        raise ValueError(
-            f"{use_case.name}: {rows.num_rows} labelled rows before the cut-off {moments.cutoff:%Y-%m-%d %H:%M}, "
-            f"train.min_rows asks for {use_case.train.min_rows}; backfill more partitions or train at a later data time"
-        )
-
-
-def parts(rows: pa.Table, moments: Split) -> tuple[pa.Table, pa.Table]:
-    """(training rows, validation rows): labels known by `train_end`; predictions made from then on."""
-    import pyarrow.compute as pc
-
-    train_end = pa.scalar(moments.train_end, rows.schema.field("label_time").type)
-    return (
-        rows.filter(pc.less_equal(rows["label_time"], train_end)),
-        rows.filter(pc.greater_equal(rows["prediction_time"], train_end)),
-    )
-
-
-def recipe(use_case: UseCase, definition: "FeatureSet", params: Params, *, epochs: int) -> "Recipe":
-    """The recipe of one network at a configuration, seeded by the use case."""
-    from models.ensemble import Recipe
-
-    return Recipe(
-        kind=use_case.target.kind,
-        numeric=definition.numeric,
-        categorical=definition.categorical,
-        network=params["network"],
-        hidden_units=int(params["hidden_units"]),
-        layers=int(params["layers"]),
-        dropout=params["dropout"],
-        learning_rate=params["learning_rate"],
-        weight_decay=params["weight_decay"],
-        label_smoothing=params["label_smoothing"],
-        batch_rows=use_case.train.batch_rows,
-        schedule_epochs=use_case.train.rungs[-1],
-        epochs=epochs,
-        seeds=(use_case.seed,),
-        threads=THREADS,
-    )
-
-
-class Trainer:
-    """The search's rows, encoded once and resident on the device, and the networks that are trained on them."""
-
-    def __init__(self, use_case: UseCase, definition: "FeatureSet", rows: pa.Table, moments: Split) -> None:
-        from models.encoder import Encoder
-        from models.ensemble import rows_of
-        from models.population import Population
-        from models.training import best_device
-
-        self._use_case = use_case
-        self._definition = definition
-        train, validation = parts(rows, moments)
-        if not train.num_rows or not validation.num_rows:
-            raise ValueError(
-                f"{use_case.name}: {train.num_rows} training and {validation.num_rows} validation rows around "
-                f"{moments.train_end:%Y-%m-%d %H:%M}; both are needed"
-            )
-        self._encoder = Encoder.fit(train, numeric=definition.numeric, categorical=definition.categorical)
-        self.device = best_device()
-        self._train = rows_of(self._encoder, train, self.device)
-        self._validation = rows_of(self._encoder, validation, self.device)
-        self._label = self._validation.label.double().cpu().numpy()
-        self._population = Population(self._train, threads=len(os.sched_getaffinity(0)))
-
-    def begin(self, params: Params) -> "Member":
-        """A network of this configuration that has not taken a step."""
-        from models.ensemble import start_member
-
-        asked = recipe(self._use_case, self._definition, params, epochs=self._use_case.train.rungs[-1])
-        return start_member(asked, self._encoder, self._train, seed=self._use_case.seed)
-
-    def train_epoch(self, members: "list[Member]") -> list[float | None]:
-        """Train each for an epoch; each one's validation loss, None where it is not finite."""
-        from models.training import deterministic
-
-        with deterministic(THREADS):
-            self._population.train_epoch(members)
-            return [self._loss(score) for score in self._population.scores(members, self._validation)]
-
-    def _loss(self, score: "NDArray[np.float64]") -> float | None:
-        import numpy as np
-
-        from models.metrics import compute_metric, to_loss
-
-        if not np.isfinite(score).all():
-            return None
-        metric = self._use_case.train.metric
-        return to_loss(metric, compute_metric(metric, score, self._label))
+    return summarise_study(open_study(find_study_name(use_case, snapshot, as_of, outside), use_case, outside))

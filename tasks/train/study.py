@@ -45,14 +45,14 @@ class Attempt:
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """Which worker asked for a trial, after how many epochs of its search, and the how manieth of the study it is."""
+    """Which worker asked for a trial, after how many epochs of its own search, and its number in the study, from 0."""
 
     worker: int
     tick: int
     place: int
 
 
-def suggest(trial: "optuna.Trial", train: Train) -> Params:
+def suggest_params(trial: "optuna.Trial", train: Train) -> Params:
     """A point of the search space."""
 
     def between(name: str, bounds: tuple[float, float]) -> float:
@@ -69,7 +69,7 @@ def suggest(trial: "optuna.Trial", train: Train) -> Params:
     }
 
 
-def middle(train: Train) -> Params:
+def middle_params(train: Train) -> Params:
     """The first trial: the middle of every range, so that even a search of one is sensible."""
 
     def mean(low: float, high: float) -> float:
@@ -86,7 +86,7 @@ def middle(train: Train) -> Params:
     }
 
 
-def reached(losses: list[float | None], epochs: int) -> float:
+def best_loss_by(losses: list[float | None], epochs: int) -> float:
     """The best loss after that many epochs; infinite if there was none by then."""
     return min((loss for loss in losses[:epochs] if loss is not None), default=math.inf)
 
@@ -135,14 +135,14 @@ def _open_storage(outside: "Outside") -> "optuna.storages.RDBStorage":
     )
 
 
-def finished_trials(study: "optuna.Study") -> "list[optuna.trial.FrozenTrial]":
+def list_finished_trials(study: "optuna.Study") -> "list[optuna.trial.FrozenTrial]":
     """The trials that count against the budget: complete or pruned, in order."""
     from optuna.trial import TrialState
 
     return study.get_trials(deepcopy=False, states=[TrialState.COMPLETE, TrialState.PRUNED])  # type: ignore[no-any-return]
 
 
-def claims(study: "optuna.Study") -> "list[tuple[Claim, optuna.trial.FrozenTrial]]":
+def list_claims(study: "optuna.Study") -> "list[tuple[Claim, optuna.trial.FrozenTrial]]":
     """The trials that count against the budget, finished or not, each with who asked for it and when."""
     from optuna.trial import TrialState
 
@@ -150,7 +150,7 @@ def claims(study: "optuna.Study") -> "list[tuple[Claim, optuna.trial.FrozenTrial
     return [(Claim(**trial.user_attrs[_CLAIM]), trial) for trial in counted if _CLAIM in trial.user_attrs]
 
 
-def fail_half_asked(study: "optuna.Study") -> None:
+def fail_unclaimed_trials(study: "optuna.Study") -> None:
     """Mark as failed what a process left that died while asking. Only for who holds the lock under which all ask."""
     from optuna.trial import TrialState
 
@@ -159,7 +159,7 @@ def fail_half_asked(study: "optuna.Study") -> None:
             study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
 
 
-def ask(study: "optuna.Study", use_case: UseCase, claim: Claim) -> "tuple[Claim, optuna.trial.FrozenTrial]":
+def ask_trial(study: "optuna.Study", use_case: UseCase, claim: Claim) -> "tuple[Claim, optuna.trial.FrozenTrial]":
     """One more trial. Its parameters follow from the finished trials and its place; what still runs sways nothing."""
     import optuna
 
@@ -170,9 +170,9 @@ def ask(study: "optuna.Study", use_case: UseCase, claim: Claim) -> "tuple[Claim,
         constant_liar=False,
     )
     if claim.place == 0 and not study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.WAITING]):
-        study.enqueue_trial(middle(use_case.train))
+        study.enqueue_trial(middle_params(use_case.train))
     trial = study.ask()
-    suggest(trial, use_case.train)
+    suggest_params(trial, use_case.train)
     trial.set_user_attr(_CLAIM, asdict(claim))  # last: without it the trial was never asked for
     return claim, study.get_trials(deepcopy=False)[trial.number]
 
@@ -185,7 +185,7 @@ def report_rung(study: "optuna.Study", trial: "optuna.trial.FrozenTrial", rung: 
         optuna.trial.Trial(study, trial._trial_id).report(loss, rung)  # noqa: SLF001 (a trial begun by a dead process)
 
 
-def record(study: "optuna.Study", trial: "optuna.trial.FrozenTrial", attempt: Attempt) -> None:
+def finish_trial(study: "optuna.Study", trial: "optuna.trial.FrozenTrial", attempt: Attempt) -> None:
     """Finish a trial, complete or pruned."""
     import optuna
 
@@ -196,16 +196,16 @@ def record(study: "optuna.Study", trial: "optuna.trial.FrozenTrial", attempt: At
         study.tell(trial.number, attempt.losses[attempt.best_epoch - 1])
 
 
-def attempt_of(trial: "optuna.trial.FrozenTrial") -> Attempt | None:
+def read_attempt(trial: "optuna.trial.FrozenTrial") -> Attempt | None:
     """How a finished trial went; None while it runs."""
     return Attempt(**trial.user_attrs[_ATTEMPT]) if trial.state.is_finished() else None
 
 
-def trial_table(study: "optuna.Study") -> list[dict[str, Any]]:
+def tabulate_trials(study: "optuna.Study") -> list[dict[str, Any]]:
     """What was tried and how it went, one entry a finished trial, as JSON values."""
     return [
         {"trial": i, "state": t.state.name, "params": t.params, **t.user_attrs[_ATTEMPT]}
-        for i, t in enumerate(finished_trials(study), start=1)
+        for i, t in enumerate(list_finished_trials(study), start=1)
     ]
 
 
@@ -213,10 +213,10 @@ def _best_loss(entry: dict[str, Any]) -> float:
     return float(entry["losses"][entry["best_epoch"] - 1]) if entry["best_epoch"] else math.inf
 
 
-def announce(study: "optuna.Study", number: int, trials: int, metric: str) -> None:
+def print_trial(study: "optuna.Study", number: int, trials: int, metric: str) -> None:
     """Print how a trial went that has just finished."""
-    table = trial_table(study)
-    at = [trial.number for trial in finished_trials(study)].index(number)
+    table = tabulate_trials(study)
+    at = [trial.number for trial in list_finished_trials(study)].index(number)
     entry, best = table[at], _best_loss(table[at])
     print(
         f"trial {len(table)}/{trials} {entry['state'].lower():8} {metric} {abs(best):.4f} at epoch "
@@ -225,11 +225,11 @@ def announce(study: "optuna.Study", number: int, trials: int, metric: str) -> No
     )
 
 
-def result(study: "optuna.Study") -> StudyResult:
+def summarise_study(study: "optuna.Study") -> StudyResult:
     """The best complete trial of a study; the earliest of equals."""
     from models.metrics import METRICS
 
-    table = trial_table(study)
+    table = tabulate_trials(study)
     complete = [entry for entry in table if entry["state"] == "COMPLETE"]
     if not complete:
         raise ValueError(f"{study.study_name}: none of {len(table)} trials converged; lower train.learning_rate")

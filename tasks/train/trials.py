@@ -17,14 +17,14 @@ from tasks.common.energy import Meter
 from tasks.train.study import (
     Attempt,
     Claim,
-    announce,
-    ask,
-    attempt_of,
-    claims,
-    fail_half_asked,
+    ask_trial,
+    best_loss_by,
+    fail_unclaimed_trials,
+    finish_trial,
     keeps_up,
-    reached,
-    record,
+    list_claims,
+    print_trial,
+    read_attempt,
     report_rung,
 )
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from adapters.warehouse import Fence
     from models.population import Member
     from models.training import TrainingProgress
-    from tasks.train.search import Trainer
+    from tasks.train.trainer import Trainer
 
 
 @dataclass(kw_only=True)
@@ -84,8 +84,8 @@ class Search:
 
     def run(self) -> None:
         """Tick by tick, until nothing is left to train or to ask for."""
-        for claim, trial in claims(self.study):
-            attempt = attempt_of(trial)
+        for claim, trial in list_claims(self.study):
+            attempt = read_attempt(trial)
             if attempt is not None:
                 self.ended.append((claim, attempt))
             elif claim.worker == self.worker:
@@ -114,17 +114,17 @@ class Search:
             return
         with self.outside.warehouse.transaction(self.fence) as cursor:
             cursor.execute("select pg_advisory_xact_lock(hashtext('search'), hashtext(%s))", (self.study.study_name,))
-            fail_half_asked(self.study)
-            asked = claims(self.study)
+            fail_unclaimed_trials(self.study)
+            asked = list_claims(self.study)
             self._hear_of_others(asked)
             self.asked_for = max(len(asked), min(self.trials, len(asked) + room))
             for place in range(len(asked), self.asked_for):
                 claim = Claim(worker=self.worker, tick=tick, place=place)
-                self.running.append(self._begun(*ask(self.study, self.use_case, claim)))
+                self.running.append(self._begun(*ask_trial(self.study, self.use_case, claim)))
 
     def _hear_of_others(self, asked: "list[tuple[Claim, optuna.trial.FrozenTrial]]") -> None:
         own = [(claim, attempt) for claim, attempt in self.ended if claim.worker == self.worker]
-        heard = [(claim, attempt_of(trial)) for claim, trial in asked if claim.worker != self.worker]
+        heard = [(claim, read_attempt(trial)) for claim, trial in asked if claim.worker != self.worker]
         self.ended = own + [(claim, attempt) for claim, attempt in heard if attempt is not None]
 
     def _occupied(self, tick: int) -> int:
@@ -158,7 +158,7 @@ class Search:
     def _keeps_up(self, one: Running, rung: int, tick: int) -> bool:
         """Whether a trial is among the best share of those that had reached a rung by a tick."""
         there = [
-            (reached(losses, rung), claim.place)
+            (best_loss_by(losses, rung), claim.place)
             for claim, losses in (
                 *((r.claim, r.progress.losses) for r in self.running if r is not one),
                 *((claim, attempt.losses) for claim, attempt in self.ended),
@@ -171,7 +171,7 @@ class Search:
         """Tell. Telling holds the fence, so that a search which was overtaken changes nothing."""
         attempt = one.attempt(pruned=pruned)
         with self.outside.warehouse.transaction(self.fence):
-            record(self.study, one.trial, attempt)
+            finish_trial(self.study, one.trial, attempt)
         self.running.remove(one)
         self.ended.append((one.claim, attempt))
-        announce(self.study, one.trial.number, self.trials, self.use_case.train.metric)
+        print_trial(self.study, one.trial.number, self.trials, self.use_case.train.metric)

@@ -28,8 +28,8 @@ def _ingest(week: Interval) -> None:
 def _train(as_of: date, reason: str, decision_id: str | None = None) -> str:
     snapshot, moment = dataset.latest_snapshot(USE_CASE, WORLD), utc(as_of)
     assert snapshot is not None
-    search.search(USE_CASE, snapshot, moment, USE_CASE.train.trials, WORLD)
-    study = search.found(USE_CASE, snapshot, moment, WORLD)
+    search.run_search(USE_CASE, snapshot, moment, USE_CASE.train.trials, WORLD)
+    study = search.load_study_result(USE_CASE, snapshot, moment, WORLD)
     candidate = refit.refit(USE_CASE, snapshot, study, moment, reason, decision_id, WORLD)
     verdict = evaluate.judge(USE_CASE, candidate, WORLD)
     return promote.promote(USE_CASE, verdict, WORLD, actor="straight").outcome

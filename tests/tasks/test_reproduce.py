@@ -18,8 +18,8 @@ def rows(monkeypatch):
 
 def test_the_drill_a_registered_model_is_reproduced_and_what_differs_is_said(mlflow_stack, rows, outside, monkeypatch):
     case = toy.use_case().model_copy(update={"seed": int(outside.settings.lake_bucket[-7:], 16)})
-    search.search(case, toy.SNAPSHOT, toy.AS_OF, 2, outside)
-    study = search.found(case, toy.SNAPSHOT, toy.AS_OF, outside)
+    search.run_search(case, toy.SNAPSHOT, toy.AS_OF, 2, outside)
+    study = search.load_study_result(case, toy.SNAPSHOT, toy.AS_OF, outside)
     version = refit(case, toy.SNAPSHOT, study, toy.AS_OF, "drill", None, outside).model_version
 
     same = reproduction.reproduce(case, version, outside)

@@ -32,8 +32,8 @@ def case(settings):
 
 @pytest.fixture
 def study(mlflow_stack, case, outside):
-    search.search(case, toy.SNAPSHOT, toy.AS_OF, 2, outside)
-    return search.found(case, toy.SNAPSHOT, toy.AS_OF, outside)
+    search.run_search(case, toy.SNAPSHOT, toy.AS_OF, 2, outside)
+    return search.load_study_result(case, toy.SNAPSHOT, toy.AS_OF, outside)
 
 
 def candidate(case, study, outside, reason="drift", decision_id="toy-20130210T0000"):
@@ -73,8 +73,8 @@ def test_a_candidate_is_registered_with_all_that_explains_it_and_its_bundle_answ
 
 def test_energy_that_can_be_read_is_kept_with_the_run_and_in_the_ledger(mlflow_stack, case, outside, monkeypatch):
     monkeypatch.setattr(Meter, "joules", lambda _: 3.0)
-    search.search(case, toy.SNAPSHOT, toy.AS_OF, 2, outside)
-    study = search.found(case, toy.SNAPSHOT, toy.AS_OF, outside)
+    search.run_search(case, toy.SNAPSHOT, toy.AS_OF, 2, outside)
+    study = search.load_study_result(case, toy.SNAPSHOT, toy.AS_OF, outside)
     assert study.energy_joules is not None
     assert study.energy_joules >= 3.0
     found = candidate(case, study, outside)
@@ -115,8 +115,8 @@ from tasks.train.refit import refit
 from tests.tasks import toy
 toy.install()
 case = toy.use_case().model_copy(update={"seed": SEED})
-search.search(case, toy.SNAPSHOT, toy.AS_OF, 2, outside)
-study = search.found(case, toy.SNAPSHOT, toy.AS_OF, outside)
+search.run_search(case, toy.SNAPSHOT, toy.AS_OF, 2, outside)
+study = search.load_study_result(case, toy.SNAPSHOT, toy.AS_OF, outside)
 register = Registry.register
 def registered_and_gone(*arguments):
     register(*arguments)

@@ -14,8 +14,9 @@ from tasks.train import search as tune
 from tasks.train import study as studies
 from tasks.train import trials
 from tasks.train.split import split
-from tasks.train.study import keeps_up, middle
+from tasks.train.study import keeps_up, middle_params
 from tasks.train.study_name import find_study_name
+from tasks.train.trainer import Trainer, split_rows
 from tasks.train.trials import Search
 from tests.models import synthetic
 from tests.tasks import killed, toy
@@ -28,8 +29,8 @@ def rows(monkeypatch):
 
 
 def search(outside, trials=5, **train):
-    tune.search(toy.use_case(**train), toy.SNAPSHOT, toy.AS_OF, trials, outside)
-    return tune.found(toy.use_case(**train), toy.SNAPSHOT, toy.AS_OF, outside)
+    tune.run_search(toy.use_case(**train), toy.SNAPSHOT, toy.AS_OF, trials, outside)
+    return tune.load_study_result(toy.use_case(**train), toy.SNAPSHOT, toy.AS_OF, outside)
 
 
 def best(found) -> dict:
@@ -37,7 +38,7 @@ def best(found) -> dict:
 
 
 def trials_of(found, outside) -> list[dict]:
-    table = studies.trial_table(studies.open_study(found.study_name, toy.use_case(), outside))
+    table = studies.tabulate_trials(studies.open_study(found.study_name, toy.use_case(), outside))
     return [{name: value for name, value in entry.items() if name != "seconds"} for entry in table]
 
 
@@ -54,7 +55,8 @@ import os
 from tests.tasks import toy
 from tasks.train import search
 toy.install()
-search.search(toy.use_case(), toy.SNAPSHOT, toy.AS_OF, 6, Outside(read_settings(os.environ)), worker=int(sys.argv[1]))
+outside = Outside(read_settings(os.environ))
+search.run_search(toy.use_case(), toy.SNAPSHOT, toy.AS_OF, 6, outside, worker=int(sys.argv[1]))
 """
 
 
@@ -99,7 +101,7 @@ def test_what_a_dead_process_left_running_is_failed_and_sways_nothing(outside):
     search(outside, trials=2)
     study = studies.open_study(alone.study_name, toy.use_case(), outside)
     for _ in range(3):
-        studies.suggest(study.ask(), toy.use_case().train)  # died here
+        studies.suggest_params(study.ask(), toy.use_case().train)  # died here
     resumed = search(outside)
     assert best(resumed) == best(alone)
     states = [trial.state.name for trial in study.get_trials()]
@@ -116,7 +118,7 @@ def test_two_workers_share_a_study_and_its_exact_budget(outside, settings):
     asked = claims_of(found, outside)
     assert sorted(claim.place for claim, _ in asked) == list(range(6))
     assert {trial.state.is_finished() for _, trial in asked} == {True}
-    together = tune.found(toy.use_case(), toy.SNAPSHOT, toy.AS_OF, outside)
+    together = tune.load_study_result(toy.use_case(), toy.SNAPSHOT, toy.AS_OF, outside)
     assert (together.trials, together.study_name) == (6, found.study_name)
     assert together.best_value <= found.best_value, "what this worker saw at its own end, or better"
 
@@ -127,8 +129,8 @@ def test_a_worker_that_died_leaves_its_trials_to_its_next_run_and_to_nobody_else
     left = [claim for claim, trial in claims_of(found, outside) if not trial.state.is_finished()]
     assert {claim.worker for claim in left} == {1}
     assert found.trials == 6 - len(left) < 6
-    tune.search(toy.use_case(), toy.SNAPSHOT, toy.AS_OF, 6, outside, worker=1)
-    again = tune.found(toy.use_case(), toy.SNAPSHOT, toy.AS_OF, outside)
+    tune.run_search(toy.use_case(), toy.SNAPSHOT, toy.AS_OF, 6, outside, worker=1)
+    again = tune.load_study_result(toy.use_case(), toy.SNAPSHOT, toy.AS_OF, outside)
     assert again.trials == 6
     assert again.best_value <= found.best_value
 
@@ -138,14 +140,14 @@ def test_a_worker_for_whom_no_trial_is_left_ends_in_peace_before_any_has_ended(o
     with monkeypatch.context() as patched:
         patched.setattr(Search, "_train", dying(Search._train, 0))
         with pytest.raises(KeyboardInterrupt):
-            tune.search(case, toy.SNAPSHOT, toy.AS_OF, 2, outside)  # asked for both, and trains them
-    tune.search(case, toy.SNAPSHOT, toy.AS_OF, 2, outside, worker=1)
+            tune.run_search(case, toy.SNAPSHOT, toy.AS_OF, 2, outside)  # asked for both, and trains them
+    tune.run_search(case, toy.SNAPSHOT, toy.AS_OF, 2, outside, worker=1)
     with pytest.raises(ValueError, match="none of 0 trials converged"):
-        tune.found(case, toy.SNAPSHOT, toy.AS_OF, outside)
+        tune.load_study_result(case, toy.SNAPSHOT, toy.AS_OF, outside)
 
 
 def claims_of(found, outside) -> list:
-    return studies.claims(studies.open_study(found.study_name, toy.use_case(), outside))
+    return studies.list_claims(studies.open_study(found.study_name, toy.use_case(), outside))
 
 
 def test_room_is_filled_with_new_trials_while_others_go_on(outside):
@@ -154,7 +156,7 @@ def test_room_is_filled_with_new_trials_while_others_go_on(outside):
     ticks = [claim.tick for claim in sorted(claims, key=lambda claim: claim.place)]
     assert ticks[:3] == [0, 0, 0]
     assert 1 in ticks[3:], "at the first rung some ended, and were replaced there and then"
-    attempts = [studies.attempt_of(trial) for _, trial in claims_of(found, outside)]
+    attempts = [studies.read_attempt(trial) for _, trial in claims_of(found, outside)]
     busy = [sum(c.tick <= t < c.tick + a.epochs for c, a in zip(claims, attempts, strict=True)) for t in range(12)]
     assert max(busy) == toy.use_case().train.trials_at_once
 
@@ -162,7 +164,7 @@ def test_room_is_filled_with_new_trials_while_others_go_on(outside):
 def test_killed_between_the_asks_of_a_batch_and_between_its_tells_all_ends_the_same(outside, monkeypatch):
     alone = search(outside, trials=6)
     kept = trials_of(alone, outside)
-    for name in ("ask", "record", "report_rung"):
+    for name in ("ask_trial", "finish_trial", "report_rung"):
         for after in (2, 4):
             forget(alone, outside)
             with monkeypatch.context() as patched:
@@ -199,14 +201,14 @@ def test_a_larger_budget_goes_on_with_the_same_study(outside):
 
 
 def test_an_overtaken_search_can_not_tell(outside, monkeypatch):
-    train_epoch = tune.Trainer.train_epoch
+    train_epoch = Trainer.train_epoch
 
     def overtaken(self, members):
         study = find_study_name(toy.use_case(), toy.SNAPSHOT, toy.AS_OF, outside)
         outside.warehouse.begin(f"search/{study}/0")
         return train_epoch(self, members)
 
-    monkeypatch.setattr(tune.Trainer, "train_epoch", overtaken)
+    monkeypatch.setattr(Trainer, "train_epoch", overtaken)
     with pytest.raises(FencedOut):
         search(outside)
 
@@ -230,13 +232,13 @@ def test_too_few_rows_is_said_with_the_setting_to_look_at(outside):
 
 def test_a_training_beyond_the_features_is_refused(outside):
     with pytest.raises(ValueError, match="features reach to"):
-        tune.search(toy.use_case(), toy.SNAPSHOT, toy.AS_OF + timedelta(days=7), 2, outside)
+        tune.run_search(toy.use_case(), toy.SNAPSHOT, toy.AS_OF + timedelta(days=7), 2, outside)
 
 
 def test_no_label_known_after_the_part_it_belongs_to_is_used():
     moments = split(toy.use_case(), toy.AS_OF)
     table = synthetic.table()
-    train, validation = tune.parts(table, moments)
+    train, validation = split_rows(table, moments)
     assert max(train["label_time"].to_pylist()) <= moments.train_end
     assert min(validation["prediction_time"].to_pylist()) >= moments.train_end
     assert moments.train_end < moments.cutoff < moments.holdout_start < moments.holdout_end < toy.AS_OF
@@ -257,6 +259,6 @@ def test_of_equals_the_first_keeps_up():
 
 def test_the_first_trial_is_the_middle_of_the_space():
     train = toy.use_case(hidden_units=(8, 16, 32), dropout=(0.0, 0.4), learning_rate=(1e-4, 1e-2)).train
-    assert middle(train)["hidden_units"] == 16
-    assert middle(train)["dropout"] == 0.2
-    assert middle(train)["learning_rate"] == pytest.approx(1e-3)
+    assert middle_params(train)["hidden_units"] == 16
+    assert middle_params(train)["dropout"] == 0.2
+    assert middle_params(train)["learning_rate"] == pytest.approx(1e-3)

@@ -7,11 +7,11 @@ import pytest
 
 import features
 from tasks.build_features import dataset
-from tasks.train import refit, search, study_name
-from tasks.train.search import recipe
+from tasks.train import job, search, study_name
 from tasks.train.split import split
 from tasks.train.study import StudyResult, list_study_names, open_study
 from tasks.train.study_name import find_study_name, name_study
+from tasks.train.trainer import make_recipe
 from tests.tasks import toy
 
 TRAIN = {
@@ -54,12 +54,12 @@ def search_as_before(name, trials, outside, monkeypatch):
     """A search that keeps its study under a name, as the code of 6d6a10f did."""
     with monkeypatch.context() as patched:
         patched.setattr(search, "find_study_name", lambda *_: name)
-        search.search(fixed_case(), toy.SNAPSHOT, toy.AS_OF, trials, outside)
+        search.run_search(fixed_case(), toy.SNAPSHOT, toy.AS_OF, trials, outside)
 
 
 def search_now(trials, outside, **train):
-    search.search(fixed_case(**train), toy.SNAPSHOT, toy.AS_OF, trials, outside)
-    return search.found(fixed_case(**train), toy.SNAPSHOT, toy.AS_OF, outside)
+    search.run_search(fixed_case(**train), toy.SNAPSHOT, toy.AS_OF, trials, outside)
+    return search.load_study_result(fixed_case(**train), toy.SNAPSHOT, toy.AS_OF, outside)
 
 
 def without_times(result):
@@ -164,7 +164,7 @@ def test_a_refit_of_an_old_study_has_the_key_that_it_had_so_that_a_retry_finds_w
         study_name=OLD_NAME, best_params=PARAMS, best_value=0.5, best_epochs=3, trials=3, seconds=1.0,
         energy_joules=None,
     )  # fmt: skip
-    job = refit.Job(
+    work = job.TrainingJob(
         use_case=case,
         snapshot=toy.SNAPSHOT,
         study=study,
@@ -173,6 +173,6 @@ def test_a_refit_of_an_old_study_has_the_key_that_it_had_so_that_a_retry_finds_w
         decision_id="toy-20130210T0000",
         definition=definition,
         moments=split(case, toy.AS_OF),
-        plan=replace(recipe(case, definition, PARAMS, epochs=3), seeds=(2013, 2014)),
+        recipe=replace(make_recipe(case, definition, PARAMS, epochs=3), seeds=(2013, 2014)),
     )
-    assert job.key == OLD_KEY
+    assert work.key == OLD_KEY
