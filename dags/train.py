@@ -23,7 +23,7 @@ from airflow.sdk.exceptions import AirflowSkipException
 from orchestration.assets import declared
 from orchestration.defaults import ACCELERATOR, dag_args, rollout_time
 from orchestration.parameters import MOMENT, read_moment
-from pipeline.handoffs import Candidate, Release, Verdict
+from pipeline.handoffs import Candidate, Release, ReleaseOutcome, Verdict
 from pipeline.spec import UseCase
 
 APPROVE, REJECT = "Approve", "Reject"
@@ -122,7 +122,7 @@ def train(use_case: UseCase) -> DAG:
         from adapters.connect import outside
         from tasks.promote import evaluate as step
 
-        return step.judge(use_case, candidate, outside())
+        return step.judge_candidate(use_case, candidate, outside())
 
     @task(execution_timeout=timedelta(minutes=10), trigger_rule="none_failed")
     def promote(verdict: Verdict, response: Any = None, params: Any = None, dag_run: Any = None) -> Release:
@@ -138,7 +138,7 @@ def train(use_case: UseCase) -> DAG:
         from adapters.connect import outside
         from tasks.deploy import deploy as step
 
-        if release.outcome != "promoted":
+        if release.outcome != ReleaseOutcome.PROMOTED:
             raise AirflowSkipException(f"{release.outcome}: the champion stays")
         return step.deploy_release(use_case, release, outside())
 

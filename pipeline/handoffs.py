@@ -2,6 +2,27 @@
 
 from dataclasses import dataclass
 from datetime import datetime
+from enum import StrEnum
+
+
+class VerdictAnswer(StrEnum):
+    """What the gate answers; the values are stored in evidence and in the ledger."""
+
+    PROMOTE = "promote"
+    HOLD = "hold"
+    NEED_MORE_DATA = "need-more-data"
+
+
+class ReleaseOutcome(StrEnum):
+    """What promotion did; the values are stored in the ledger and with the decision that asked for the training."""
+
+    PROMOTED = "promoted"
+    HELD = "held"
+    NEED_MORE_DATA = "need-more-data"
+    SUPERSEDED = "superseded"
+    REJECTED = "rejected"
+    ROLLED_BACK = "rolled-back"
+    DRY_RUN = "dry-run"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +87,7 @@ class Candidate:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """The gate's answer about a candidate: promote | hold | need-more-data, against a champion (None: the first)."""
+    """The gate's answer about a candidate, against a champion (None: the first). `answer` is a `VerdictAnswer`."""
 
     verdict_id: str
     use_case: str
@@ -85,7 +106,7 @@ class Verdict:
 
 @dataclass(frozen=True, kw_only=True)
 class Release:
-    """What promotion did: promoted | held | need-more-data | superseded | rejected | rolled-back | dry-run."""
+    """What promotion did. `outcome` is a `ReleaseOutcome`, or what an experiment in the ledger came to."""
 
     use_case: str
     outcome: str

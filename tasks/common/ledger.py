@@ -4,23 +4,37 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from psycopg2.extensions import cursor
 
-from pipeline.handoffs import Release
+from pipeline.handoffs import Release, ReleaseOutcome
 from pipeline.spec import UseCase
 
 if TYPE_CHECKING:
     from adapters.connect import Outside
 
-OUTCOMES: Mapping[str, str] = {
-    "promote": "promoted",
-    "hold": "held",
-    "need-more-data": "need-more-data",
-    "superseded": "superseded",
-    "reject": "rejected",
-    "rollback": "rolled-back",
+
+class LedgerAction(StrEnum):
+    """What an entry about who serves is of; the values are stored."""
+
+    PROMOTE = "promote"
+    HOLD = "hold"
+    NEED_MORE_DATA = "need-more-data"
+    SUPERSEDED = "superseded"
+    REJECT = "reject"
+    ROLLBACK = "rollback"
+    APPROVE = "approve"
+
+
+OUTCOMES: Mapping[LedgerAction, ReleaseOutcome] = {
+    LedgerAction.PROMOTE: ReleaseOutcome.PROMOTED,
+    LedgerAction.HOLD: ReleaseOutcome.HELD,
+    LedgerAction.NEED_MORE_DATA: ReleaseOutcome.NEED_MORE_DATA,
+    LedgerAction.SUPERSEDED: ReleaseOutcome.SUPERSEDED,
+    LedgerAction.REJECT: ReleaseOutcome.REJECTED,
+    LedgerAction.ROLLBACK: ReleaseOutcome.ROLLED_BACK,
 }
 _CURRENT = "select version, previous_version, revision, as_of from champions where use_case = %s"
 _CHAMPIONS = """
@@ -126,7 +140,8 @@ def record(
 def done_before(at: cursor, key: str) -> Release | None:
     """What was done about a verdict or request before."""
     at.execute(
-        "select evidence -> 'release' from ledger where verdict_id = %s and action = any(%s)", (key, list(OUTCOMES))
+        "select evidence -> 'release' from ledger where verdict_id = %s and action = any(%s)",
+        (key, list(OUTCOMES)),
     )
     row = at.fetchone()
     return Release(**{**row[0], "as_of": datetime.fromisoformat(row[0]["as_of"])}) if row else None

@@ -13,13 +13,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.handoffs import Candidate, Verdict
+from pipeline.handoffs import Candidate, Verdict, VerdictAnswer
 from pipeline.spec import UseCase
 from tasks.build_features import dataset
 from tasks.promote import promote
 from tasks.promote.gate import Judgement, decide
-from tasks.promote.gate_checks import Rows, Scored, Setting
-from tasks.promote.gate_plot import draw
+from tasks.promote.gate_checks import HoldoutRows, Scored, Setting
+from tasks.promote.gate_plot import draw_judgement
 from tasks.train.feature_match import learnt_other_features
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ _LATENCY_CALLS = 30
 _SUSPICIOUS = {"leak-alarm", "scores-not-finite", "scores-not-probabilities", "holdout-overlaps-training"}
 
 
-def judge(use_case: UseCase, candidate: Candidate, outside: "Outside") -> Verdict:
+def judge_candidate(use_case: UseCase, candidate: Candidate, outside: "Outside") -> Verdict:
     """The gate's verdict on a candidate. Judging the same pair on the same data again gives the stored verdict.
 
     A champion whose feature definition is no longer today's is judged as if there were none, and a person must approve.
@@ -61,22 +61,24 @@ def judge(use_case: UseCase, candidate: Candidate, outside: "Outside") -> Verdic
         latency_ms=ours.latency_ms,
         seed=int(verdict_id[-8:], 16) ^ use_case.seed,
     )
-    found = decide(setting, frozen_rows(use_case, table), ours.scored, theirs.scored if theirs else None)
+    judgement = decide(setting, frozen_rows(use_case, table), ours.scored, theirs.scored if theirs else None)
     if foreign:
-        found = _not_compared(found, opponent)
-    verdict = _verdict(use_case, candidate, opponent, found, verdict_id)
-    verdict = replace(verdict, needs_approval=verdict.needs_approval or (foreign and found.answer == "promote"))
-    _warn(use_case, verdict, found, outside)
-    return _store(use_case, verdict, candidate, found, outside)
+        judgement = _not_compared(judgement, opponent)
+    verdict = _verdict(use_case, candidate, opponent, judgement, verdict_id)
+    verdict = replace(
+        verdict, needs_approval=verdict.needs_approval or (foreign and judgement.answer == VerdictAnswer.PROMOTE)
+    )
+    _warn(use_case, verdict, judgement, outside)
+    return _store(use_case, verdict, candidate, judgement, outside)
 
 
-def frozen_rows(use_case: UseCase, table: pa.Table) -> Rows:
+def frozen_rows(use_case: UseCase, table: pa.Table) -> HoldoutRows:
     """A labelled table as the gate wants it; missing slice values are a slice of their own."""
     absent = [name for name in use_case.gate.slices if name not in table.column_names]
     if absent:
         raise ValueError(f"gate.slices of {use_case.name} names {absent}, which are not columns of its features")
     slices = {name: pc.fill_null(table.column(name).cast(pa.string()), "(missing)") for name in use_case.gate.slices}
-    return Rows(
+    return HoldoutRows(
         prediction_time=table.column("prediction_time").to_numpy().astype("datetime64[us]"),
         label=table.column("label").to_numpy().astype(np.float64),
         slices={name: np.asarray(column.to_pylist(), dtype=np.str_) for name, column in slices.items()},
@@ -86,11 +88,11 @@ def frozen_rows(use_case: UseCase, table: pa.Table) -> Rows:
 
 def fingerprint(table: pa.Table) -> str:
     """SHA-256 over which rows there are, in order, and their labels."""
-    told = hashlib.sha256("\n".join(table.column("entity_key").to_pylist()).encode())
+    digest = hashlib.sha256("\n".join(table.column("entity_key").to_pylist()).encode())
     for name in ("event_time", "prediction_time"):
-        told.update(table.column(name).to_numpy().astype("datetime64[us]").tobytes())
-    told.update(table.column("label").to_numpy().astype(np.float64).tobytes())
-    return told.hexdigest()
+        digest.update(table.column(name).to_numpy().astype("datetime64[us]").tobytes())
+    digest.update(table.column("label").to_numpy().astype(np.float64).tobytes())
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,44 +169,44 @@ def _verdict_id(use_case: UseCase, candidate: Candidate, opponent: str | None) -
     return f"{use_case.name}-{candidate.model_version}-vs-{opponent or 'none'}-{digest}"
 
 
-def _not_compared(found: Judgement, opponent: str | None) -> Judgement:
+def _not_compared(judgement: Judgement, opponent: str | None) -> Judgement:
     """The judgement, saying that the champion could not be asked."""
     text = (
         f"champion {opponent} learnt other features than are defined now and cannot answer these rows:"
         " judged against the best constant, so a person must approve"
     )
-    codes, reasons = [*found.codes, "champion-of-other-features"], [*found.reasons, text]
-    evidence = {**found.evidence, "codes": codes, "reasons": reasons, "champion_unusable": text}
-    return replace(found, codes=codes, reasons=reasons, evidence=evidence)
+    codes, reasons = [*judgement.codes, "champion-of-other-features"], [*judgement.reasons, text]
+    evidence = {**judgement.evidence, "codes": codes, "reasons": reasons, "champion_unusable": text}
+    return replace(judgement, codes=codes, reasons=reasons, evidence=evidence)
 
 
 def _verdict(
-    use_case: UseCase, candidate: Candidate, opponent: str | None, found: Judgement, verdict_id: str
+    use_case: UseCase, candidate: Candidate, opponent: str | None, judgement: Judgement, verdict_id: str
 ) -> Verdict:
     return Verdict(
         verdict_id=verdict_id,
         use_case=use_case.name,
         candidate_version=candidate.model_version,
         champion_version=opponent,
-        answer=found.answer,
-        reasons=found.reasons,
-        effect=found.evidence.get("effect", {}).get("value"),
-        effect_low=found.evidence.get("effect", {}).get("low"),
-        effect_high=found.evidence.get("effect", {}).get("high"),
+        answer=judgement.answer,
+        reasons=judgement.reasons,
+        effect=judgement.evidence.get("effect", {}).get("value"),
+        effect_low=judgement.evidence.get("effect", {}).get("low"),
+        effect_high=judgement.evidence.get("effect", {}).get("high"),
         evidence_uri="",
         as_of=candidate.as_of,
-        needs_approval=found.answer == "promote" and use_case.risk == "high",
+        needs_approval=judgement.answer == VerdictAnswer.PROMOTE and use_case.risk == "high",
         decision_id=candidate.decision_id,
     )
 
 
-def _warn(use_case: UseCase, verdict: Verdict, found: Judgement, outside: "Outside") -> None:
+def _warn(use_case: UseCase, verdict: Verdict, judgement: Judgement, outside: "Outside") -> None:
     """A candidate that is suspicious, not merely no better, is told to people at once."""
-    if _SUSPICIOUS & set(found.codes):
+    if _SUSPICIOUS & set(judgement.codes):
         outside.alerts.raise_alert(
             "critical",
             use_case.name,
-            f"{use_case.name}/gate/{'+'.join(sorted(_SUSPICIOUS & set(found.codes)))}",
+            f"{use_case.name}/gate/{'+'.join(sorted(_SUSPICIOUS & set(judgement.codes)))}",
             f"{use_case.title}: candidate {verdict.candidate_version} was refused",
             "; ".join(verdict.reasons),
         )
@@ -214,15 +216,17 @@ def _prefix(use_case: UseCase, verdict_id: str) -> str:
     return f"evidence/{use_case.name}/{verdict_id}"
 
 
-def _store(use_case: UseCase, verdict: Verdict, candidate: Candidate, found: Judgement, outside: "Outside") -> Verdict:
+def _store(
+    use_case: UseCase, verdict: Verdict, candidate: Candidate, judgement: Judgement, outside: "Outside"
+) -> Verdict:
     prefix, image = _prefix(use_case, verdict.verdict_id), io.BytesIO()
-    draw(found, use_case.title, image)
+    draw_judgement(judgement, use_case.title, image)
     plot = outside.lake.put(prefix, image.getvalue(), ".png")
     document = {
         "verdict": {**asdict(verdict), "as_of": verdict.as_of.isoformat()},
         "snapshot_version": candidate.snapshot_version,
         "plot_uri": plot.uri,
-        **found.evidence,
+        **judgement.evidence,
     }
     outside.lake.put(prefix, json.dumps(document, indent=1, sort_keys=True, allow_nan=False).encode(), ".json")
     stored = _stored(use_case, verdict.verdict_id, outside)
@@ -235,5 +239,5 @@ def _stored(use_case: UseCase, verdict_id: str, outside: "Outside") -> Verdict |
     written = [uri for uri in outside.lake.list(_prefix(use_case, verdict_id) + "/") if uri.endswith(".json")]
     if not written:
         return None
-    said = json.loads(outside.lake.read(written[0]))["verdict"]
-    return Verdict(**{**said, "as_of": datetime.fromisoformat(said["as_of"]), "evidence_uri": written[0]})
+    document = json.loads(outside.lake.read(written[0]))["verdict"]
+    return Verdict(**{**document, "as_of": datetime.fromisoformat(document["as_of"]), "evidence_uri": written[0]})

@@ -9,7 +9,7 @@ Without the second, a challenger that is the champion with other seeds passed 5 
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -17,16 +17,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.fields import METRICS, RANKINGS
+from pipeline.handoffs import VerdictAnswer
 from pipeline.spec import Gate
 from tasks.promote.bootstrap import Effect, Floats, compare, compute_for_gate, holm
 from tasks.promote.gate_checks import (
+    HoldoutRows,
     Reason,
-    Rows,
     Scored,
     Setting,
     bad_scores,
+    check_candidate,
     not_better,
-    objections,
     overlaps,
     too_little,
 )
@@ -36,9 +37,9 @@ _SLICE_TAIL_RESAMPLES = 20  # resamples that must fall beyond the strictest slic
 
 @dataclass(frozen=True, kw_only=True)
 class Judgement:
-    """promote | hold | need-more-data; `codes` name the reasons for machines, `replicates` are for the plot."""
+    """The gate's answer; `codes` name the reasons for machines, `replicates` are for the plot."""
 
-    answer: str
+    answer: VerdictAnswer
     codes: list[str]
     reasons: list[str]
     effect: float | None
@@ -48,7 +49,7 @@ class Judgement:
     replicates: Floats
 
 
-def decide(setting: Setting, rows: Rows, candidate: Scored, champion: Scored | None) -> Judgement:
+def decide(setting: Setting, rows: HoldoutRows, candidate: Scored, champion: Scored | None) -> Judgement:
     """Judge a candidate against the champion or, where there is none, against the best constant prediction.
 
     Raises:
@@ -59,14 +60,14 @@ def decide(setting: Setting, rows: Rows, candidate: Scored, champion: Scored | N
     evidence = _facts(setting, rows, candidate, champion)
     unusable = [*overlaps(setting, rows, candidate, champion), *bad_scores(setting.kind, candidate, champion)]
     if unusable:
-        return _judgement("hold", unusable, evidence)
+        return _judgement(VerdictAnswer.HOLD, unusable, evidence)
     missing = too_little(setting, rows)
     if missing:
-        return _judgement("need-more-data", missing, evidence)
-    return _measured(setting, rows, candidate, champion or constant(setting, rows), evidence)
+        return _judgement(VerdictAnswer.NEED_MORE_DATA, missing, evidence)
+    return _weigh_effect(setting, rows, candidate, champion or constant(setting, rows), evidence)
 
 
-def constant(setting: Setting, rows: Rows) -> Scored:
+def constant(setting: Setting, rows: HoldoutRows) -> Scored:
     """The opponent of a first champion: the constant that fits these very rows best, so the hardest one to beat."""
     best = np.median(rows.label) if setting.gate.metric == "mae" else rows.label.mean()
     return Scored(
@@ -83,7 +84,7 @@ def seed_error(metric: str, label: Floats, members: Floats | None) -> float:
     return math.sqrt((n - 1) / n * float(((without - without.mean()) ** 2).sum()))
 
 
-def _seed_luck(setting: Setting, rows: Rows, candidate: Scored, champion: Scored) -> tuple[float, float]:
+def _seed_luck(setting: Setting, rows: HoldoutRows, candidate: Scored, champion: Scored) -> tuple[float, float]:
     """Standard error of the effect from both ensembles' seeds, and the one-sided width it asks for.
 
     Few members, few degrees of freedom: Student's t, with Welch's (1947, Biometrika 34:28).
@@ -102,7 +103,9 @@ def _seed_luck(setting: Setting, rows: Rows, candidate: Scored, champion: Scored
     return math.sqrt(total), float(t.ppf(setting.gate.confidence, freedom)) * math.sqrt(total)
 
 
-def _measured(setting: Setting, rows: Rows, candidate: Scored, champion: Scored, evidence: dict[str, Any]) -> Judgement:
+def _weigh_effect(
+    setting: Setting, rows: HoldoutRows, candidate: Scored, champion: Scored, evidence: dict[str, Any]
+) -> Judgement:
     gate = setting.gate
     effect = _compare(setting, rows, candidate, champion, mask=np.ones(len(rows.label), bool), resamples=gate.resamples)
     spread, luck = _seed_luck(setting, rows, candidate, champion)
@@ -131,18 +134,16 @@ def _measured(setting: Setting, rows: Rows, candidate: Scored, champion: Scored,
             "value": compute_for_gate(gate.leak_alarm.metric, candidate.scores, rows.label),
         },
     }
-    against = [*not_better(setting, effect, low), *objections(setting, evidence)]
+    against = [*not_better(setting, effect, low), *check_candidate(setting, evidence)]
     if np.array_equal(candidate.scores, champion.scores):
         against.append(("identical", "both models answer the same on every row"))
     sure = f"better by {effect.value:+.5f} {gate.metric}, surely more than {low:+.5f} (needed {gate.min_effect})"
-    answer = "hold" if against else "promote"
-    found = _judgement(answer, against or [("better", sure)], evidence)
-    return Judgement(
-        **{**vars(found), "effect": effect.value, "low": low, "high": high, "replicates": effect.replicates}
-    )
+    answer = VerdictAnswer.HOLD if against else VerdictAnswer.PROMOTE
+    judgement = _judgement(answer, against or [("better", sure)], evidence)
+    return replace(judgement, effect=effect.value, low=low, high=high, replicates=effect.replicates)
 
 
-def slice_table(setting: Setting, rows: Rows, candidate: Scored, champion: Scored) -> list[dict[str, Any]]:
+def slice_table(setting: Setting, rows: HoldoutRows, candidate: Scored, champion: Scored) -> list[dict[str, Any]]:
     """Every slice with its effect; it fails where the candidate is surely more than `max_slice_loss` worse.
 
     Family-wise over all slices (Holm), so that asking about twenty slices does not refuse every candidate.
@@ -166,7 +167,7 @@ def slice_table(setting: Setting, rows: Rows, candidate: Scored, champion: Score
 
 
 def _compare(
-    setting: Setting, rows: Rows, candidate: Scored, champion: Scored, *, mask: NDArray[np.bool_], resamples: int
+    setting: Setting, rows: HoldoutRows, candidate: Scored, champion: Scored, *, mask: NDArray[np.bool_], resamples: int
 ) -> Effect:
     return compare(
         setting.gate.metric,
@@ -180,14 +181,14 @@ def _compare(
     )
 
 
-def _enough(rows: Rows, mask: NDArray[np.bool_], gate: Gate) -> bool:
+def _enough(rows: HoldoutRows, mask: NDArray[np.bool_], gate: Gate) -> bool:
     """Whether a slice can be tested: days enough, and a metric that is defined there."""
     label = rows.label[mask]
     both_classes = gate.metric not in RANKINGS or 0 < label.mean() < 1
     return len(np.unique(rows.day[mask])) >= gate.min_days and both_classes
 
 
-def _facts(setting: Setting, rows: Rows, candidate: Scored, champion: Scored | None) -> dict[str, Any]:
+def _facts(setting: Setting, rows: HoldoutRows, candidate: Scored, champion: Scored | None) -> dict[str, Any]:
     days = np.unique(rows.day)
     return {
         "candidate": {"version": candidate.version, "cutoff": candidate.cutoff.isoformat()},
@@ -204,7 +205,7 @@ def _facts(setting: Setting, rows: Rows, candidate: Scored, champion: Scored | N
     }
 
 
-def _judgement(answer: str, reasons: list[Reason], evidence: dict[str, Any]) -> Judgement:
+def _judgement(answer: VerdictAnswer, reasons: list[Reason], evidence: dict[str, Any]) -> Judgement:
     codes, texts = [code for code, _ in reasons], [text for _, text in reasons]
     return Judgement(
         answer=answer,

@@ -1,4 +1,4 @@
-"""What the gate is given, and what it may have against a candidate: one function for each kind of objection."""
+"""What the gate is given, and what it may have against a candidate: one function for each kind of check."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -17,7 +17,7 @@ Reason = tuple[str, str]  # a code for machines, a text for people
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rows:
+class HoldoutRows:
     """The frozen holdout: prediction times (datetime64, UTC) [n], labels [n] and the slice columns as text [n]."""
 
     prediction_time: NDArray[np.datetime64]
@@ -53,7 +53,7 @@ class Setting:
     seed: int
 
 
-def overlaps(setting: Setting, rows: Rows, candidate: Scored, champion: Scored | None) -> Iterator[Reason]:
+def overlaps(setting: Setting, rows: HoldoutRows, candidate: Scored, champion: Scored | None) -> Iterator[Reason]:
     """Rows that either model has learnt from, so that it may know their answers."""
     start = setting.holdout_start
     for role, model in (("candidate", candidate), ("champion", champion)):
@@ -80,17 +80,17 @@ def bad_scores(kind: Kind, candidate: Scored, champion: Scored | None) -> Iterat
             yield "scores-not-probabilities", f"scores of the {role} (version {model.version}) leave [0, 1]"
 
 
-def too_little(setting: Setting, rows: Rows) -> list[Reason]:
+def too_little(setting: Setting, rows: HoldoutRows) -> list[Reason]:
     """Why the rows are too few, or too alike, to tell."""
     gate, n, days = setting.gate, len(rows.label), len(np.unique(rows.day))
-    found: list[Reason] = []
+    reasons: list[Reason] = []
     if n < gate.min_rows:
-        found.append(("too-few-rows", f"{n} labelled rows, {gate.min_rows} are needed"))
+        reasons.append(("too-few-rows", f"{n} labelled rows, {gate.min_rows} are needed"))
     if days < gate.min_days:
-        found.append(("too-few-days", f"rows of {days} days, {gate.min_days} are needed"))
+        reasons.append(("too-few-days", f"rows of {days} days, {gate.min_days} are needed"))
     if setting.kind == "binary" and n and len(np.unique(rows.label)) < 2:
-        found.append(("one-class", f"all {n} labels are {rows.label[0]:g}"))
-    return found
+        reasons.append(("one-class", f"all {n} labels are {rows.label[0]:g}"))
+    return reasons
 
 
 def not_better(setting: Setting, effect: Effect, low: float) -> Iterator[Reason]:
@@ -106,7 +106,7 @@ def not_better(setting: Setting, effect: Effect, low: float) -> Iterator[Reason]
         yield "not-surely-better", text
 
 
-def objections(setting: Setting, evidence: Mapping[str, Any]) -> Iterator[Reason]:
+def check_candidate(setting: Setting, evidence: Mapping[str, Any]) -> Iterator[Reason]:
     """What stands against a candidate however much better it is overall."""
     gate = setting.gate
     for row in evidence["slices"]:

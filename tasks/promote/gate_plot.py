@@ -4,36 +4,39 @@ from typing import IO
 
 import numpy as np
 
+from pipeline.handoffs import VerdictAnswer
 from tasks.promote.gate import Judgement
 
 _GOOD, _BAD, _QUIET = "#2a7f62", "#b3392f", "#8a8f98"
 _MOST_SLICES = 24
 
 
-def draw(found: Judgement, title: str, target: IO[bytes]) -> None:
+def draw_judgement(judgement: Judgement, title: str, target: IO[bytes]) -> None:
     """Write a PNG: the distribution of the effect with its bound, and every tested slice with its interval."""
     from matplotlib.figure import Figure  # not pyplot: it keeps figures, and looks for a screen
 
-    rows = sorted((r for r in found.evidence.get("slices", []) if r["tested"]), key=lambda r: -r["rows"])[:_MOST_SLICES]
+    rows = sorted((r for r in judgement.evidence.get("slices", []) if r["tested"]), key=lambda r: -r["rows"])[
+        :_MOST_SLICES
+    ]
     figure = Figure(figsize=(8.4, max(3.0, 1.4 + 0.2 * len(rows))), dpi=110, layout="constrained")
-    colour = _GOOD if found.answer == "promote" else _BAD
-    figure.suptitle(f"{title}: {found.answer}", fontsize=11, color=colour, fontweight="bold")
-    if found.effect is None:
-        figure.text(0.5, 0.5, "\n".join(found.reasons), ha="center", va="center", fontsize=9, wrap=True)
+    colour = _GOOD if judgement.answer == VerdictAnswer.PROMOTE else _BAD
+    figure.suptitle(f"{title}: {judgement.answer}", fontsize=11, color=colour, fontweight="bold")
+    if judgement.effect is None:
+        figure.text(0.5, 0.5, "\n".join(judgement.reasons), ha="center", va="center", fontsize=9, wrap=True)
     else:
         left, right = figure.subplots(1, 2)
-        _distribution(left, found)
-        _slices(right, rows, found.evidence["effect"]["metric"])
+        _distribution(left, judgement)
+        _slices(right, rows, judgement.evidence["effect"]["metric"])
     figure.savefig(target, format="png", metadata={"Software": None})
 
 
-def _distribution(axes, found: Judgement) -> None:  # type: ignore[no-untyped-def]  # matplotlib ships no types
-    metric, needed = found.evidence["effect"]["metric"], found.evidence["thresholds"]["min_effect"]
-    axes.hist(found.replicates[np.isfinite(found.replicates)], bins=40, color="#c9d6df")
+def _distribution(axes, judgement: Judgement) -> None:  # type: ignore[no-untyped-def]  # matplotlib ships no types
+    metric, needed = judgement.evidence["effect"]["metric"], judgement.evidence["thresholds"]["min_effect"]
+    axes.hist(judgement.replicates[np.isfinite(judgement.replicates)], bins=40, color="#c9d6df")
     axes.axvline(needed, color="black", linestyle=":", linewidth=1, label=f"needed {needed:g}")
-    axes.axvline(found.effect, color=_QUIET, linewidth=1.4, label=f"effect {found.effect:+.4f}")
-    colour = _GOOD if found.low is not None and found.low > needed else _BAD
-    axes.axvline(found.low, color=colour, linewidth=1.8, label=f"surely above {found.low:+.4f}")
+    axes.axvline(judgement.effect, color=_QUIET, linewidth=1.4, label=f"effect {judgement.effect:+.4f}")
+    colour = _GOOD if judgement.low is not None and judgement.low > needed else _BAD
+    axes.axvline(judgement.low, color=colour, linewidth=1.8, label=f"surely above {judgement.low:+.4f}")
     axes.set_xlabel(f"better by ({metric}), over resampled days", fontsize=8)
     axes.set_yticks([])
     axes.tick_params(labelsize=8)

@@ -6,17 +6,18 @@ same lock, and read back; a kill in between is mended by the next call. With MLf
 """
 
 import hashlib
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime
 from typing import TYPE_CHECKING
 
 from psycopg2.extensions import cursor
 
-from pipeline.handoffs import Release, Verdict
+from pipeline.handoffs import Release, ReleaseOutcome, Verdict, VerdictAnswer
 from pipeline.spec import UseCase
 from tasks.common.ledger import (
     OUTCOMES,
     Champion,
+    LedgerAction,
     champion_before,
     current,
     done_before,
@@ -35,20 +36,20 @@ __all__ = ["Champion", "current", "promote", "reconcile_aliases", "resolve", "ro
 _NOBODY = {"", "anonymous", "none", "null", "unknown"}
 
 
-def resolve(verdict: Verdict, champion: Champion | None, *, approved: bool | None) -> tuple[str, str]:
+def resolve(verdict: Verdict, champion: Champion | None, *, approved: bool | None) -> tuple[LedgerAction, str]:
     """The ledger action that follows from a verdict, and its reason. Pure."""
     because = "; ".join(verdict.reasons)
-    if verdict.answer != "promote":
-        return verdict.answer, because
+    if verdict.answer != VerdictAnswer.PROMOTE:
+        return LedgerAction(verdict.answer), because
     if approved is False or (verdict.needs_approval and approved is None):
-        return "reject", f"not approved{' in time' if approved is None else ''}; the gate said: {because}"
+        return LedgerAction.REJECT, f"not approved{' in time' if approved is None else ''}; the gate said: {because}"
     version = champion.version if champion else None
     if version != verdict.champion_version:
         judged = f"version {verdict.champion_version}" if verdict.champion_version else "no champion"
-        return "superseded", f"judged against {judged}, but version {version} serves now: judge it again"
+        return LedgerAction.SUPERSEDED, f"judged against {judged}, but version {version} serves now: judge it again"
     if champion and verdict.as_of < champion.as_of:
-        return "superseded", f"asked for as of {verdict.as_of}, but the champion is as of {champion.as_of}"
-    return "promote", because
+        return LedgerAction.SUPERSEDED, f"asked for as of {verdict.as_of}, but the champion is as of {champion.as_of}"
+    return LedgerAction.PROMOTE, because
 
 
 def promote(
@@ -64,7 +65,7 @@ def promote(
 
     Args:
         use_case: whose champion it is.
-        verdict: of `tasks.promote.evaluate.judge`.
+        verdict: of `tasks.promote.evaluate.judge_candidate`.
         outside: the outside world.
         actor: who or what acts; whoever approved, where approval is needed.
         approved: what that person said; None when nobody was asked or nobody answered.
@@ -76,9 +77,9 @@ def promote(
     """
     verdict = _checked(use_case, verdict, actor=actor, approved=approved)
     if dry_run:
-        return release_of(use_case, "dry-run", current(use_case, outside), verdict.as_of, actor)
+        return release_of(use_case, ReleaseOutcome.DRY_RUN, current(use_case, outside), verdict.as_of, actor)
     reconcile_aliases(use_case, outside)
-    if verdict.answer == "promote":
+    if verdict.answer == VerdictAnswer.PROMOTE:
         outside.registry.version(use_case.name, verdict.candidate_version)  # it is there, or nothing happens
 
     def commit() -> Release:
@@ -86,7 +87,7 @@ def promote(
             return _follow(at, use_case, verdict, actor=actor, approved=approved)
 
     release = outside.warehouse.retry_transaction(commit)
-    if release.outcome == "promoted":
+    if release.outcome == ReleaseOutcome.PROMOTED:
         reconcile_aliases(use_case, outside)
     return release
 
@@ -136,13 +137,13 @@ def _checked(use_case: UseCase, verdict: Verdict, *, actor: str, approved: bool 
         raise ValueError(f"the verdict is about {verdict.use_case}, not {use_case.name}")
     if not actor.strip():
         raise ValueError("the ledger names who acted: actor is empty")
-    needs_approval = verdict.answer == "promote" and (verdict.needs_approval or use_case.risk == "high")
+    needs_approval = verdict.answer == VerdictAnswer.PROMOTE and (verdict.needs_approval or use_case.risk == "high")
     if needs_approval and approved and (actor.strip().lower() in _NOBODY or actor.startswith("nobody")):
         raise ValueError(
             f"approved by {actor!r}: high risk needs a named person. In Airflow, give people users of their own"
             " (simple_auth_manager_all_admins records everyone as Anonymous), then clear this task"
         )
-    return Verdict(**{**vars(verdict), "needs_approval": needs_approval})
+    return replace(verdict, needs_approval=needs_approval)
 
 
 def _follow(at: cursor, use_case: UseCase, verdict: Verdict, *, actor: str, approved: bool | None) -> Release:
@@ -153,7 +154,7 @@ def _follow(at: cursor, use_case: UseCase, verdict: Verdict, *, actor: str, appr
     action, reason = resolve(verdict, champion, approved=approved)
     before = champion.version if champion else None
     after = champion
-    if action == "promote":
+    if action == LedgerAction.PROMOTE:
         after = Champion(
             use_case=use_case.name,
             version=verdict.candidate_version,
@@ -163,7 +164,7 @@ def _follow(at: cursor, use_case: UseCase, verdict: Verdict, *, actor: str, appr
         )
         install(at, after, champion)
     release = release_of(use_case, OUTCOMES[action], after, verdict.as_of, actor)
-    actions = ["approve", action] if verdict.needs_approval and approved else [action]
+    actions = [LedgerAction.APPROVE, action] if verdict.needs_approval and approved else [action]
     for each in actions:
         record(
             at,
@@ -171,7 +172,7 @@ def _follow(at: cursor, use_case: UseCase, verdict: Verdict, *, actor: str, appr
             release,
             model_version=verdict.candidate_version,
             before=before,
-            changed=each == "promote",
+            changed=each == LedgerAction.PROMOTE,
             reason=reason,
             evidence={"verdict": plain(asdict(verdict))},
             key=verdict.verdict_id,
@@ -197,10 +198,10 @@ def _put_back(at: cursor, use_case: UseCase, *, actor: str, reason: str, as_of: 
         as_of=as_of,
     )
     install(at, after, champion)
-    release = release_of(use_case, OUTCOMES["rollback"], after, as_of, actor)
+    release = release_of(use_case, OUTCOMES[LedgerAction.ROLLBACK], after, as_of, actor)
     record(
         at,
-        "rollback",
+        LedgerAction.ROLLBACK,
         release,
         model_version=restored,
         before=champion.version,

@@ -31,7 +31,7 @@ def _train(as_of: date, reason: str, decision_id: str | None = None) -> str:
     search.run_search(USE_CASE, snapshot, moment, USE_CASE.train.trials, WORLD)
     study = search.load_study_result(USE_CASE, snapshot, moment, WORLD)
     candidate = refit.refit(USE_CASE, snapshot, study, moment, reason, decision_id, WORLD)
-    verdict = evaluate.judge(USE_CASE, candidate, WORLD)
+    verdict = evaluate.judge_candidate(USE_CASE, candidate, WORLD)
     return promote.promote(USE_CASE, verdict, WORLD, actor="straight").outcome
 
 

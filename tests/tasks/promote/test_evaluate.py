@@ -15,7 +15,7 @@ from pipeline.spec import LeakAlarm
 from serving.predictor import Predictor
 from tasks.build_features import dataset
 from tasks.promote import promote
-from tasks.promote.evaluate import fingerprint, frozen_rows, judge
+from tasks.promote.evaluate import fingerprint, frozen_rows, judge_candidate
 from tasks.train.split import split
 from tests.models import synthetic
 from tests.models.test_training import CPU, recipe
@@ -92,30 +92,30 @@ def follow(use_case, verdict, outside):
 
 
 def test_a_first_champion_then_equals_and_worse_ones_held_then_all_asked_again(outside, use_case, candidates):
-    first = judge(use_case, candidates["good"], outside)
+    first = judge_candidate(use_case, candidates["good"], outside)
     assert (first.answer, first.champion_version, first.needs_approval) == ("promote", None, False)
     assert follow(use_case, first, outside) == "promoted"
 
     for kind in ("twin", "noise"):
-        verdict = judge(use_case, candidates[kind], outside)
+        verdict = judge_candidate(use_case, candidates[kind], outside)
         assert (verdict.answer, verdict.champion_version) == ("hold", first.candidate_version), kind
         assert follow(use_case, verdict, outside) == "held"
 
     objects = outside.lake.list("evidence/")
     assert [uri.rsplit(".")[-1] for uri in objects].count("json") == 3
-    assert judge(use_case, candidates["good"], outside) == first, "though it is the champion now"
-    assert judge(use_case, candidates["noise"], outside).answer == "hold"
+    assert judge_candidate(use_case, candidates["good"], outside) == first, "though it is the champion now"
+    assert judge_candidate(use_case, candidates["noise"], outside).answer == "hold"
     assert outside.lake.list("evidence/") == objects
     with pytest.raises(ValueError, match="against itself"):
-        judge(use_case, replace(candidates["good"], snapshot_version="another"), outside)
+        judge_candidate(use_case, replace(candidates["good"], snapshot_version="another"), outside)
 
 
 def test_a_better_challenger_replaces_a_poor_champion(outside, use_case, candidates):
-    poor = judge(use_case, candidates["noise"], outside)
+    poor = judge_candidate(use_case, candidates["noise"], outside)
     assert poor.answer == "hold", "noise does not beat the base rate"
     forced = replace(poor, answer="promote")  # as if someone had let it pass
     assert follow(use_case, forced, outside) == "promoted"
-    verdict = judge(use_case, candidates["good"], outside)
+    verdict = judge_candidate(use_case, candidates["good"], outside)
     assert (verdict.answer, verdict.champion_version) == ("promote", candidates["noise"].model_version)
     assert verdict.effect > verdict.effect_low > use_case.gate.min_effect
 
@@ -125,9 +125,9 @@ def test_a_champion_of_other_features_cannot_be_compared_so_a_person_must_approv
     outside, use_case, candidates, champion
 ):
     """Two champions of the same weights: one learnt today's features, the other those of a definition since changed."""
-    forced = replace(judge(use_case, candidates[champion], outside), answer="promote")
+    forced = replace(judge_candidate(use_case, candidates[champion], outside), answer="promote")
     assert follow(use_case, forced, outside) == "promoted"
-    verdict = judge(use_case, candidates["good"], outside)
+    verdict = judge_candidate(use_case, candidates["good"], outside)
     assert (verdict.answer, verdict.champion_version) == ("promote", candidates[champion].model_version)
     found = evidence(outside, verdict)
     told = champion == "foreign"
@@ -137,7 +137,9 @@ def test_a_champion_of_other_features_cannot_be_compared_so_a_person_must_approv
     assert ("constant" in found["metrics"]) is told
     assert found["reasons"] == verdict.reasons
     assert follow(use_case, verdict, outside) == ("rejected" if told else "promoted")
-    assert not judge(use_case, candidates["leaky"], outside).needs_approval, "nobody is asked about what is held"
+    assert not judge_candidate(use_case, candidates["leaky"], outside).needs_approval, (
+        "nobody is asked about what is held"
+    )
 
 
 _CHILD = """
@@ -157,7 +159,7 @@ if POINT == "between plot and evidence":
     Lake.put = lambda self, prefix, data, suffix: die() if suffix == ".json" else put(self, prefix, data, suffix)
 if POINT == "after the evidence": Lake.put = put_and_die
 snapshot = dataset.latest_snapshot(case, outside)
-evaluate.judge(case, planted.candidate(outside.registry, case, VERSION, snapshot, AS_OF), outside)
+evaluate.judge_candidate(case, planted.candidate(outside.registry, case, VERSION, snapshot, AS_OF), outside)
 """
 
 
@@ -166,7 +168,7 @@ evaluate.judge(case, planted.candidate(outside.registry, case, VERSION, snapshot
 )
 def test_a_judgement_killed_at_any_point_and_asked_again_is_the_same(outside, use_case, candidates, point, left):
     def judged():
-        verdict = judge(use_case, candidates["good"], outside)
+        verdict = judge_candidate(use_case, candidates["good"], outside)
         objects = outside.lake.list("evidence/")
         assert len(objects) == 2, "a plot and a document"
         found = evidence(outside, verdict)
@@ -183,7 +185,7 @@ def test_a_judgement_killed_at_any_point_and_asked_again_is_the_same(outside, us
 
 
 def test_the_evidence_says_what_was_measured_on_which_rows(outside, use_case, candidates):
-    verdict = judge(use_case, candidates["good"], outside)
+    verdict = judge_candidate(use_case, candidates["good"], outside)
     found, moments = evidence(outside, verdict), split(use_case, AS_OF)
     rows = dataset.load_rows(
         candidates["good"].snapshot_version, use_case, outside,
@@ -204,12 +206,12 @@ def test_the_evidence_says_what_was_measured_on_which_rows(outside, use_case, ca
 
 
 def test_a_leaked_label_is_refused_with_a_critical_alert_and_its_twin_is_not(outside, use_case, candidates):
-    verdict = judge(use_case, candidates["leaky"], outside)
+    verdict = judge_candidate(use_case, candidates["leaky"], outside)
     assert verdict.answer == "hold"
     assert "too good to be true" in " ".join(verdict.reasons)
     [alert] = outside.warehouse.query("select tier, fingerprint from alerts")
     assert alert == {"tier": "critical", "fingerprint": f"{NAME}/gate/leak-alarm"}
-    assert judge(use_case, candidates["good"], outside).answer == "promote"
+    assert judge_candidate(use_case, candidates["good"], outside).answer == "promote"
     assert len(outside.warehouse.query("select * from alerts")) == 1
 
 
@@ -217,7 +219,7 @@ def test_a_leaked_label_is_refused_with_a_critical_alert_and_its_twin_is_not(out
 def test_a_holdout_that_reaches_into_training_is_refused(outside, use_case, candidates, early_days, answer):
     asked = candidates["good"]
     early = replace(asked, holdout_start=asked.holdout_start - timedelta(days=early_days))
-    verdict = judge(use_case, early, outside)
+    verdict = judge_candidate(use_case, early, outside)
     assert verdict.answer == answer
     assert len(outside.warehouse.query("select * from alerts where tier = 'critical'")) == (answer == "hold")
 
@@ -226,25 +228,25 @@ def test_a_holdout_without_rows_asks_for_more_data(outside, use_case, candidates
     later = timedelta(days=400)
     asked = candidates["good"]
     empty = replace(asked, holdout_start=asked.holdout_start + later, holdout_end=asked.holdout_end + later)
-    assert judge(use_case, empty, outside).answer == "need-more-data"
+    assert judge_candidate(use_case, empty, outside).answer == "need-more-data"
 
 
 def test_high_risk_asks_for_approval_of_winners_only(outside, use_case, candidates):
     high = use_case.model_copy(update={"risk": "high"})
-    assert judge(high, candidates["good"], outside).needs_approval
-    assert not judge(high, candidates["noise"], outside).needs_approval
+    assert judge_candidate(high, candidates["good"], outside).needs_approval
+    assert not judge_candidate(high, candidates["noise"], outside).needs_approval
 
 
 def test_another_threshold_is_another_verdict(outside, use_case, candidates):
     strict = use_case.model_copy(update={"gate": use_case.gate.model_copy(update={"max_calibration_gap": 1e-9})})
-    lenient, refused = (judge(case, candidates["good"], outside) for case in (use_case, strict))
+    lenient, refused = (judge_candidate(case, candidates["good"], outside) for case in (use_case, strict))
     assert (lenient.answer, refused.answer) == ("promote", "hold")
     assert lenient.verdict_id != refused.verdict_id
 
 
 def test_a_bundle_that_is_not_the_one_named_is_refused(outside, use_case, candidates):
     with pytest.raises(ValueError, match="digest"):
-        judge(use_case, replace(candidates["good"], bundle_sha256="0" * 64), outside)
+        judge_candidate(use_case, replace(candidates["good"], bundle_sha256="0" * 64), outside)
 
 
 def test_a_slice_that_is_no_feature_is_named(use_case, table):

@@ -12,7 +12,7 @@ from pipeline.fields import METRICS
 from pipeline.spec import Gate, LeakAlarm
 from tasks.promote import bootstrap
 from tasks.promote.gate import Judgement, constant, decide, slice_table
-from tasks.promote.gate_checks import Rows, Scored, Setting, objections
+from tasks.promote.gate_checks import HoldoutRows, Scored, Setting, check_candidate
 
 START = datetime(2013, 6, 3, tzinfo=UTC)
 CUTOFF = START - timedelta(days=1)
@@ -64,7 +64,7 @@ class World:
             "carrier": np.char.add("C", self.carrier.astype(str)),
             "origin": np.array(["EWR", "JFK"])[self.hour % 2],
         }
-        self.rows = Rows(prediction_time=time, label=label, slices=slices, fingerprint="f" * 64)
+        self.rows = HoldoutRows(prediction_time=time, label=label, slices=slices, fingerprint="f" * 64)
 
     def model(self, version, sigma=0.1, *, stale=0.0, bias=0.0):
         """An ensemble of three whose members err by carrier, hour and row, all with the standard deviation `sigma`.
@@ -210,7 +210,7 @@ def test_a_holdout_that_overlaps_the_training_of_either_model_is_refused(role, l
 @pytest.mark.parametrize(("value", "alarm"), [(0.7, False), (float("nan"), True), (float("-inf"), True)])
 def test_a_leak_alarm_that_cannot_be_measured_is_an_alarm(value, alarm):
     evidence = {"slices": [], "calibration_gap": 0.0, "leak_alarm": {"value": value}}
-    assert [code for code, _ in objections(SETTING, evidence)] == (["leak-alarm"] if alarm else [])
+    assert [code for code, _ in check_candidate(SETTING, evidence)] == (["leak-alarm"] if alarm else [])
 
 
 def test_rows_from_before_the_holdout_are_refused():
