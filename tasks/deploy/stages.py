@@ -86,7 +86,7 @@ class Stages:
         """Not this one: what answered goes on answering, alone, and the version leaves the server."""
         serving = deployments.find_serving_deployment(self._use_case, self._outside)
         with self._outside.warehouse.transaction(self._fence) as at:
-            stage = {deployment.stage: evidence} if evidence else {}
+            stage = {str(deployment.stage): evidence} if evidence else {}
             deployments.finish_deployment(at, deployment, outcome, self._outside, problem=problem, evidence=stage)
             self._server.set_route(serving.version if serving else None)
         self._server.retire_others(serving)
