@@ -14,6 +14,8 @@ from infra.compose.env import fill_template
 from infra.settings import parse_assignments
 from pipeline.settings import REPOSITORY
 
+pytestmark = pytest.mark.usefixtures("processes")  # the env file names the code, which git knows
+
 TEMPLATE = (REPOSITORY / ".env.example").read_text()
 SHA = "a" * 40
 
@@ -77,7 +79,6 @@ def test_comments_stay_and_what_is_no_assignment_is_refused() -> None:
         parse_assignments("SECRET\n")
 
 
-@pytest.mark.usefixtures("processes")
 def test_it_is_written_before_anything_is_installed() -> None:
     bare = [
         sys.executable,
