@@ -90,7 +90,7 @@ def main() -> None:
         try:
             stack.start(("postgres",))
             source = Warehouse(stack.home().dsn("source"))
-            flights_source.load(source.dsn)
+            flights_source.load_flights(source.dsn)
             repeat(source, asked.rows)
             contents: dict[str, bytes] = {}
             for _ in range(asked.rounds):

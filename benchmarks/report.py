@@ -14,7 +14,7 @@ import numpy as np
 from jinja2 import Environment
 from matplotlib.figure import Figure
 
-from infra.replay.plots import LIVE, STYLE, svg
+from infra.replay.plots import LIVE, STYLE, render_svg
 
 _PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Benchmarks</title>
 <style>body{font:15px/1.5 system-ui,sans-serif;max-width:1000px;margin:2em auto;padding:0 1em}
@@ -48,7 +48,7 @@ def picture(measured: list[dict[str, Any]]) -> str:
         axes.annotate(
             f"{value / min(medians):.2f}x", (value + beyond, place), xytext=(6, -3), textcoords="offset points"
         )
-    return svg(figure)
+    return render_svg(figure)
 
 
 def section(document: dict[str, Any]) -> dict[str, Any]:

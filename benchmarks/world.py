@@ -130,7 +130,7 @@ def _ingest(use_case: UseCase, outside: Outside) -> None:
     """History in the lake, features of it, and the online store; nothing where it is there."""
     if dataset.latest_snapshot(use_case, outside) is None:
         print(f"{WEEKS} weeks of flights are loaded, and features made of them", flush=True)
-        flights_source.load(outside.settings.source_dsn)
+        flights_source.load_flights(outside.settings.source_dsn)
         first = use_case.grid.partition(str(use_case.grid.first)).start
         for week in use_case.grid.covering(Interval(first, first + WEEKS * timedelta(days=use_case.grid.days))):
             validate.validate_batch(use_case, land.land_partition(use_case, week, outside), outside)

@@ -23,7 +23,7 @@ Generated from the DAG files by `python -m infra.docs`; do not edit. There is on
 """
 
 
-def schedule(timetable: Any) -> str:
+def describe_schedule(timetable: Any) -> str:
     """When a DAG runs, in words."""
     kind = type(timetable).__name__
     if asset := getattr(timetable, "asset_condition", None):
@@ -33,7 +33,7 @@ def schedule(timetable: Any) -> str:
     return {"NullTimetable": "by hand, or by another DAG", "ContinuousTimetable": "always, one run after another"}[kind]
 
 
-def parameters(dag: Any) -> list[str]:
+def list_parameters(dag: Any) -> list[str]:
     """One line per parameter of a DAG's form."""
     lines = []
     for name in dag.params:
@@ -44,29 +44,29 @@ def parameters(dag: Any) -> list[str]:
     return lines
 
 
-def facts(dag: Any) -> list[str]:
+def list_facts(dag: Any) -> list[str]:
     """What a DAG is, as a list."""
     pools = sorted({task.pool for task in dag.tasks} - {"default_pool"})
     return [
-        f"- Schedule: {schedule(dag.timetable)}",
+        f"- Schedule: {describe_schedule(dag.timetable)}",
         f"- Tasks: {', '.join(f'`{task.task_id}`' for task in dag.topological_sort())}",
         f"- Tags: {', '.join(sorted(dag.tags))}",
         *([f"- Pools: {', '.join(pools)}"] if pools else []),
     ]
 
 
-def section(runbook: str, dags: Sequence[Any]) -> str:
+def render_section(runbook: str, dags: Sequence[Any]) -> str:
     """The DAGs of one file: their facts, the runbook they share, their form."""
     lines: list[str] = []
     for dag in dags:
-        lines += [f"## {dag.dag_id}", "", *facts(dag), ""]
+        lines += [f"## {dag.dag_id}", "", *list_facts(dag), ""]
     lines.append(runbook.strip())
-    if form := parameters(dags[0]):
+    if form := list_parameters(dags[0]):
         lines += ["", "**Parameters**", "", *form]
     return "\n".join(lines) + "\n"
 
 
-def page() -> str:
+def render_page() -> str:
     """The whole page, for the first use case of params.yaml."""
     from airflow.dag_processing.dagbag import DagBag  # noqa: PLC0415  # seconds, and not needed for --help
 
@@ -76,7 +76,7 @@ def page() -> str:
     if bag.import_errors:
         raise ValueError("\n".join(f"{Path(file).name}: {error}" for file, error in bag.import_errors.items()))
     shown = [dag for dag_id, dag in sorted(bag.dags.items()) if dag_id.partition(".")[0] in (first, "alerts")]
-    sections = [section(runbook, list(dags)) for runbook, dags in groupby(shown, key=lambda dag: dag.doc_md)]
+    sections = [render_section(runbook, list(dags)) for runbook, dags in groupby(shown, key=lambda dag: dag.doc_md)]
     return "\n".join([_HEAD.format(use_case=first), *sections])
 
 
@@ -88,7 +88,7 @@ def main() -> int:
     logging.disable(logging.WARNING)
     with tempfile.TemporaryDirectory() as folder:
         os.environ["AIRFLOW_HOME"] = folder  # where Airflow, once imported, makes its folders
-        written, generated = PAGE.read_text() if PAGE.exists() else "", page()
+        written, generated = PAGE.read_text() if PAGE.exists() else "", render_page()
     if not check:
         PAGE.write_text(generated)
         return 0

@@ -1,10 +1,8 @@
-"""Secrets, the files that hold them, and the commit of the code, with nothing but Python: before any is installed."""
+"""Fresh secrets, and the commit of the code, with nothing but Python: before anything is installed."""
 
 import base64
-import os
 import secrets
 import subprocess
-from pathlib import Path
 
 from pipeline.settings import REPOSITORY
 
@@ -16,14 +14,6 @@ def _fernet_key() -> str:
 def make_secret(name: str) -> str:
     """A fresh secret of the kind that its user expects."""
     return _fernet_key() if name == "fernet" else secrets.token_hex({"admin": 8, "jwt": 32}.get(name, 24))
-
-
-def write_private(path: Path, text: str) -> None:
-    """A file only its owner may read, replaced at once; never for a moment readable by others."""
-    fresh = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
-    with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(text)
-    fresh.replace(path)
 
 
 def read_code_sha() -> str:

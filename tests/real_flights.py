@@ -13,7 +13,7 @@ import pyarrow.csv
 
 from adapters.warehouse import Warehouse
 from expectations import suites
-from infra.replay.flights_source import create_tables, export
+from infra.replay.flights_source import create_source_tables, export_tables
 from pipeline.partitions import Interval
 from tasks.ingest.check import to_canonical
 
@@ -27,7 +27,7 @@ def _year() -> duckdb.DuckDBPyConnection:
     db = duckdb.connect()
     db.execute("set timezone = 'UTC'")
     with tempfile.TemporaryDirectory() as folder:
-        for table, path in export(Path(folder)).items():
+        for table, path in export_tables(Path(folder)).items():
             columns = {name: _TYPES[column.kind] for name, column in suites("flights")[table].columns.items()}
             rows = db.read_csv(str(path), columns=columns, header=True)  # type: ignore[arg-type]  # a dict will do
             rows.create(table)
@@ -49,7 +49,7 @@ def real_rows(table: str, partition: Interval) -> pa.Table:
 
 def fill(source: Warehouse, partition: Interval, *tables: str) -> None:
     """Create the operator's tables, and fill some (or all) with the real rows that became known in a partition."""
-    create_tables(source)
+    create_source_tables(source)
     with source.transaction() as at:
         for table in tables or suites("flights"):
             sink = io.BytesIO()

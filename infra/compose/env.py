@@ -6,7 +6,8 @@ import subprocess
 import sys
 from collections.abc import Mapping
 
-from infra.private import make_secret, read_code_sha, write_private
+from adapters.files import write_atomically
+from infra.private import make_secret, read_code_sha
 from infra.settings import parse_assignments
 from pipeline.settings import REPOSITORY
 
@@ -53,7 +54,7 @@ def main() -> int:
         )
         return 1
     known = parse_assignments(path.read_text()) if path.exists() else {}
-    write_private(path, fill_template((REPOSITORY / ".env.example").read_text(), known, read_code_sha()))
+    write_atomically(path, fill_template((REPOSITORY / ".env.example").read_text(), known, read_code_sha()).encode())
     print(f"{path.name} is {'up to date' if known else 'written, with fresh secrets'}")
     return 0
 

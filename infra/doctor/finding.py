@@ -8,21 +8,21 @@ Environment = Mapping[str, str]
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One check's result: `said` is what was seen; `change` is what to do about it, empty where all is well."""
+    """One check's result: what was observed, and what to do about it: nothing where all is well."""
 
     check: str
-    said: str
-    change: str = ""
+    observation: str
+    remedy: str = ""
 
     @property
-    def well(self) -> bool:
+    def is_ok(self) -> bool:
         """Whether nothing has to be changed."""
-        return not self.change
+        return not self.remedy
 
     def __str__(self) -> str:
         """One line, and a second with what to change."""
-        head = f"{'ok' if self.well else 'WRONG':<6} {self.check:<16} {self.said}"
-        return head if self.well else f"{head}\n{'':<6} {'':<16} -> {self.change}"
+        head = f"{'ok' if self.is_ok else 'WRONG':<6} {self.check:<16} {self.observation}"
+        return head if self.is_ok else f"{head}\n{'':<6} {'':<16} -> {self.remedy}"
 
 
 RESTART = "then `docker compose up --detach --wait`; embedded: `make stop`, `make up`"

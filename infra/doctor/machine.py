@@ -7,40 +7,40 @@ from pathlib import Path
 
 from infra.doctor.finding import Finding
 
-ROOM_BYTES = 5_000_000_000
+DISK_BYTES = 5_000_000_000
 MEMORY_BYTES = 6_000_000_000  # the stack at rest takes 3, one training 2
 _DEVICES = ("nvidiactl", "nvidia0")
 
 
-def room(folder: Path) -> Finding:
+def check_disk(folder: Path) -> Finding:
     """Whether a folder's disk has room for images, data and logs."""
     free = shutil.disk_usage(folder).free
-    said = f"{free / 1e9:.1f} GB free in {folder}"
-    if free >= ROOM_BYTES:
-        return Finding(check="disk", said=said)
-    change = f"make room for {ROOM_BYTES / 1e9:.0f} GB: `docker system df`, `make clean`, or another disk"
-    return Finding(check="disk", said=said, change=change)
+    observation = f"{free / 1e9:.1f} GB free in {folder}"
+    if free >= DISK_BYTES:
+        return Finding(check="disk", observation=observation)
+    remedy = f"make room for {DISK_BYTES / 1e9:.0f} GB: `docker system df`, `make clean`, or another disk"
+    return Finding(check="disk", observation=observation, remedy=remedy)
 
 
-def memory(available_bytes: int) -> Finding:
+def check_memory(available_bytes: int) -> Finding:
     """Whether there is memory for the stack and a training."""
-    said = f"{available_bytes / 1e9:.1f} GB"
+    observation = f"{available_bytes / 1e9:.1f} GB"
     if available_bytes >= MEMORY_BYTES:
-        return Finding(check="memory", said=said)
-    change = f"give it {MEMORY_BYTES / 1e9:.0f} GB (TASKS_MEMORY in .env; the engine's own limit): tasks die of less"
-    return Finding(check="memory", said=said, change=change)
+        return Finding(check="memory", observation=observation)
+    remedy = f"give it {MEMORY_BYTES / 1e9:.0f} GB (TASKS_MEMORY in .env; the engine's own limit): tasks die of less"
+    return Finding(check="memory", observation=observation, remedy=remedy)
 
 
-def total_memory(root: Path = Path("/")) -> int:
+def read_memory_limit(root: Path = Path("/")) -> int:
     """Bytes of memory that this process may see used: the machine's, or its container's limit."""
     lines = (root / "proc/meminfo").read_text().splitlines()
     machine = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemTotal:"))
     limits = [root / "sys/fs/cgroup/memory.max", root / "sys/fs/cgroup/memory/memory.limit_in_bytes"]
-    said = [path.read_text().strip() for path in limits if path.exists()]
-    return min([machine, *(int(limit) for limit in said if limit.isdecimal())])
+    texts = [path.read_text().strip() for path in limits if path.exists()]
+    return min([machine, *(int(limit) for limit in texts if limit.isdecimal())])
 
 
-def ports(wanted: Mapping[str, int]) -> Iterator[Finding]:
+def check_ports(wanted: Mapping[str, int]) -> Iterator[Finding]:
     """Whether the ports that a stack is about to take are free."""
     for name, port in wanted.items():
         with socket.socket() as probe:
@@ -48,13 +48,13 @@ def ports(wanted: Mapping[str, int]) -> Iterator[Finding]:
             try:
                 probe.bind(("127.0.0.1", port))
             except OSError as error:
-                change = f"end who has it (`ss -ltnp sport = :{port}`), or set {name} in .env"
-                yield Finding(check="port", said=f"{port} ({name}): {error.strerror}", change=change)
+                remedy = f"end who has it (`ss -ltnp sport = :{port}`), or set {name} in .env"
+                yield Finding(check="port", observation=f"{port} ({name}): {error.strerror}", remedy=remedy)
             else:
-                yield Finding(check="port", said=f"{port} ({name}) is free")
+                yield Finding(check="port", observation=f"{port} ({name}) is free")
 
 
-def accelerator(devices: Path, *, usable: bool) -> Finding:
+def check_gpu(devices: Path, *, usable: bool) -> Finding:
     """Whether a GPU that is there can be used.
 
     Args:
@@ -63,8 +63,8 @@ def accelerator(devices: Path, *, usable: bool) -> Finding:
     """
     there = any((devices / name).exists() for name in _DEVICES)
     if usable:
-        return Finding(check="GPU", said="torch uses it")
+        return Finding(check="GPU", observation="torch uses it")
     if not there:
-        return Finding(check="GPU", said="none: trainings run on the processor")
-    change = "install torch's CUDA build (no CPU wheel in PIP_FIND_LINKS, no CPU index) and a driver that it supports"
-    return Finding(check="GPU", said="a device is here, and torch cannot use it", change=change)
+        return Finding(check="GPU", observation="none: trainings run on the processor")
+    remedy = "install torch's CUDA build (no CPU wheel in PIP_FIND_LINKS, no CPU index) and a driver that it supports"
+    return Finding(check="GPU", observation="a device is here, and torch cannot use it", remedy=remedy)

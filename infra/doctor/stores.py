@@ -17,7 +17,7 @@ SKEW_SECONDS = 5.0  # Airflow's tokens are refused beyond 10 s, S3's signatures 
 _DSNS = ("WINDSOCK_WAREHOUSE_DSN", "WINDSOCK_SOURCE_DSN", "WINDSOCK_STUDIES_DSN")
 
 
-def databases(environment: Environment) -> Iterator[Finding]:
+def check_databases(environment: Environment) -> Iterator[Finding]:
     """Whether each database lets its role in, and what time it is there."""
     for name in _DSNS:
         address = urlsplit(environment[name])
@@ -26,15 +26,15 @@ def databases(environment: Environment) -> Iterator[Finding]:
             ahead = _ahead_of_us(environment[name])
         except psycopg2.OperationalError as error:
             reason = str(error).strip().splitlines()[-1]
-            change = (
+            remedy = (
                 f"set the role's password as in {name}: the set-up does, so {RESTART.removeprefix('then ')}"
                 if "password authentication" in reason
                 else f"PostgreSQL is not where {name} says: start it, or change that"
             )
-            yield Finding(check=check, said=f"{place}: {reason}", change=change)
+            yield Finding(check=check, observation=f"{place}: {reason}", remedy=remedy)
         else:
-            yield Finding(check=check, said=f"{place} lets {address.username} in")
-            yield clock(f"PostgreSQL of {check}", ahead)
+            yield Finding(check=check, observation=f"{place} lets {address.username} in")
+            yield check_clock(f"PostgreSQL of {check}", ahead)
 
 
 def _ahead_of_us(dsn: str) -> float:
@@ -49,16 +49,16 @@ def _ahead_of_us(dsn: str) -> float:
         connection.close()
 
 
-def clock(whose: str, ahead_seconds: float) -> Finding:
+def check_clock(whose: str, ahead_seconds: float) -> Finding:
     """Whether two clocks agree."""
-    said = f"{abs(ahead_seconds):.1f} s {'ahead of' if ahead_seconds > 0 else 'behind'} this machine's: {whose}"
+    observation = f"{abs(ahead_seconds):.1f} s {'ahead of' if ahead_seconds > 0 else 'behind'} this machine's: {whose}"
     if abs(ahead_seconds) <= SKEW_SECONDS:
-        return Finding(check="clock", said=said)
-    change = "set both machines' clocks (chrony, systemd-timesyncd): tokens and signatures carry the time"
-    return Finding(check="clock", said=said, change=change)
+        return Finding(check="clock", observation=observation)
+    remedy = "set both machines' clocks (chrony, systemd-timesyncd): tokens and signatures carry the time"
+    return Finding(check="clock", observation=observation, remedy=remedy)
 
 
-def objects(environment: Environment) -> Iterator[Finding]:
+def check_buckets(environment: Environment) -> Iterator[Finding]:
     """Whether the keys open both buckets, for reading and for writing, and what time it is there."""
     endpoint = environment["WINDSOCK_S3_ENDPOINT"]
     keys = (environment["AWS_ACCESS_KEY_ID"], environment["AWS_SECRET_ACCESS_KEY"])
@@ -67,42 +67,44 @@ def objects(environment: Environment) -> Iterator[Finding]:
     for name in ("WINDSOCK_LAKE_BUCKET", "WINDSOCK_VERSIONS_BUCKET"):
         bucket = environment[name]
         try:
-            said = store.put_object(Bucket=bucket, Key=key, Body=content)
+            stored = store.put_object(Bucket=bucket, Key=key, Body=content)
             read = store.get_object(Bucket=bucket, Key=key)["Body"].read()
             store.delete_object(Bucket=bucket, Key=key)
         except ClientError as error:
             code = error.response["Error"]["Code"]
-            yield Finding(check=f"bucket {bucket}", said=f"{endpoint}: {code}", change=_s3_change(code, name))
+            yield Finding(
+                check=f"bucket {bucket}", observation=f"{endpoint}: {code}", remedy=_choose_s3_remedy(code, name)
+            )
         except BotoCoreError as error:
-            change = "S3 is not where WINDSOCK_S3_ENDPOINT says: start it, or change that"
-            yield Finding(check=f"bucket {bucket}", said=f"{endpoint}: {error}", change=change)
+            remedy = "S3 is not where WINDSOCK_S3_ENDPOINT says: start it, or change that"
+            yield Finding(check=f"bucket {bucket}", observation=f"{endpoint}: {error}", remedy=remedy)
         else:
             assert read == content
-            yield Finding(check=f"bucket {bucket}", said=f"{endpoint} keeps what it is given")
-            dated = parsedate_to_datetime(said["ResponseMetadata"]["HTTPHeaders"]["date"])
-            yield clock(f"S3 of bucket {bucket}", dated.timestamp() + 0.5 - time.time())  # it tells whole seconds
+            yield Finding(check=f"bucket {bucket}", observation=f"{endpoint} keeps what it is given")
+            dated = parsedate_to_datetime(stored["ResponseMetadata"]["HTTPHeaders"]["date"])
+            yield check_clock(f"S3 of bucket {bucket}", dated.timestamp() + 0.5 - time.time())  # it tells whole seconds
 
 
-def _s3_change(code: str, name: str) -> str:
+def _choose_s3_remedy(code: str, name: str) -> str:
     if code == "NoSuchBucket":
         return f"make the bucket that {name} names: the set-up does, so {RESTART.removeprefix('then ')}"
     return f"AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY are not the server's: give both sides the same, {RESTART}"
 
 
-def tracking(environment: Environment) -> Iterator[Finding]:
+def check_mlflow(environment: Environment) -> Iterator[Finding]:
     """Whether MLflow answers under the name by which tasks call it."""
     url = environment["MLFLOW_TRACKING_URI"]
     try:
         answer = requests.get(f"{url}/api/2.0/mlflow/experiments/search?max_results=1", timeout=15)
     except requests.RequestException as error:
-        change = "MLflow is not where MLFLOW_TRACKING_URI says: start it, or change that"
-        yield Finding(check="MLflow", said=f"{url}: {type(error).__name__}", change=change)
+        remedy = "MLflow is not where MLFLOW_TRACKING_URI says: start it, or change that"
+        yield Finding(check="MLflow", observation=f"{url}: {type(error).__name__}", remedy=remedy)
         return
     if answer.ok:
-        yield Finding(check="MLflow", said=f"{url} answers from its database")
+        yield Finding(check="MLflow", observation=f"{url} answers from its database")
     elif answer.status_code == 403:
-        change = f"add {urlsplit(url).netloc} to the server's MLFLOW_SERVER_ALLOWED_HOSTS, {RESTART}"
-        yield Finding(check="MLflow", said=f"{url}: {answer.text.strip()[:100]}", change=change)
+        remedy = f"add {urlsplit(url).netloc} to the server's MLFLOW_SERVER_ALLOWED_HOSTS, {RESTART}"
+        yield Finding(check="MLflow", observation=f"{url}: {answer.text.strip()[:100]}", remedy=remedy)
     else:
-        change = "read MLflow's log: its database is away, or of another version"
-        yield Finding(check="MLflow", said=f"{url}: {answer.status_code}", change=change)
+        remedy = "read MLflow's log: its database is away, or of another version"
+        yield Finding(check="MLflow", observation=f"{url}: {answer.status_code}", remedy=remedy)

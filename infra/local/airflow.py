@@ -12,10 +12,10 @@ from pathlib import Path
 
 import psycopg2
 
+from adapters.files import write_atomically
 from infra import settings as common
 from infra.local.home import Home
 from infra.local.part import Part, SetUpStep, fetch_status, is_answered_ok
-from infra.private import write_private
 from pipeline.settings import REPOSITORY
 
 # Which row of Airflow's job table beats while the server works; the api-server answers for itself.
@@ -66,7 +66,7 @@ def prepare_airflow_home(folder: Path, password: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     # Airflow writes a full airflow.cfg where there is none, and four processes starting at once would race for it.
     (folder / "airflow.cfg").touch()
-    write_private(folder / PASSWORDS, json.dumps({"admin": password}))
+    write_atomically(folder / PASSWORDS, json.dumps({"admin": password}).encode())
 
 
 def _prepare(home: Home) -> None:

@@ -3,10 +3,11 @@
 from collections.abc import Collection
 from pathlib import Path
 
+from adapters.files import write_atomically
 from infra import settings as common
 from infra.local import gateway, postgres, torchserve
 from infra.local.home import Home
-from infra.private import read_code_sha, write_private
+from infra.private import read_code_sha
 
 
 def make_environment(home: Home, groups: Collection[str]) -> dict[str, str]:
@@ -44,5 +45,7 @@ def make_environment(home: Home, groups: Collection[str]) -> dict[str, str]:
 def write_env_file(home: Home, groups: Collection[str]) -> Path:
     """The env file: KEY=VALUE, one a line, readable by its owner only."""
     path = home.folder / "env"
-    write_private(path, "".join(f"{name}={value}\n" for name, value in make_environment(home, groups).items()))
+    write_atomically(
+        path, "".join(f"{name}={value}\n" for name, value in make_environment(home, groups).items()).encode()
+    )
     return path

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from adapters.files import write_atomically
 from infra.local import ports as port_numbers
 from infra.local import postgres
-from infra.private import make_secret, write_private
+from infra.private import make_secret
 
 # Settings of other installations, which would silently change this one.
 _FOREIGN = ("AIRFLOW", "_AIRFLOW", "MLFLOW_", "AWS_", "PG", "DVC_", "WINDSOCK_", "OTEL_")
@@ -65,7 +66,7 @@ def _keep_secrets(path: Path) -> dict[str, str]:
     known: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}
     complete = {name: known.get(name) or make_secret(name) for name in _SECRETS}
     if complete != known:
-        write_private(path, json.dumps(complete, indent=1))
+        write_atomically(path, json.dumps(complete, indent=1).encode())
     return complete
 
 

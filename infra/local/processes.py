@@ -4,7 +4,6 @@ import contextlib
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import psutil
 
+from adapters.retrying import wait_until
 from infra.local.part import Part
 
 MARKER = "WINDSOCK_PART"  # in the environment of everything a part starts: <stack>/<part>
@@ -100,10 +100,9 @@ def _send(processes: Iterable[psutil.Process], number: int) -> None:
 
 def wait_until_ended(processes: list[psutil.Process], seconds: float) -> list[psutil.Process]:
     """Wait until all have ended, at most so long; returns those that have not."""
-    deadline = time.monotonic() + seconds
-    while (left := [p for p in processes if _is_running(p)]) and time.monotonic() < deadline:
-        time.sleep(0.02)  # they are not our children: there is nothing to wait on
-    return left
+    # They are not our children: there is nothing to wait on.
+    wait_until(lambda: not any(_is_running(p) for p in processes), within_seconds=seconds, every_seconds=0.02)
+    return [p for p in processes if _is_running(p)]
 
 
 def end_part(leader: ProcessIdentity | None, marker: str, *, first: int = signal.SIGTERM, seconds: float = 20) -> None:

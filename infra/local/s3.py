@@ -12,6 +12,7 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
+from adapters.files import write_atomically
 from infra.local.part import Part, fetch_status, is_answered_ok
 
 BUCKETS = ("lake", "dvc", "mlflow")
@@ -50,10 +51,9 @@ def create_buckets(endpoint: str, access_key: str, secret_key: str) -> None:
 
 
 def _write_identities(path: Path, access_key: str, secret_key: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     keys = [{"accessKey": access_key, "secretKey": secret_key}]
-    path.touch(mode=0o600)
-    path.write_text(json.dumps({"identities": [{"name": "windsock", "credentials": keys, "actions": ["Admin"]}]}))
+    identities = [{"name": "windsock", "credentials": keys, "actions": ["Admin"]}]
+    write_atomically(path, json.dumps({"identities": identities}).encode())
 
 
 def plan_s3(

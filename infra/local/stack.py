@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 import psutil
 
+from adapters.retrying import wait_until
 from infra.local import plan, postgres
 from infra.local.environment import make_environment, write_env_file
 from infra.local.home import Home, inherited_environment, open_home
@@ -134,11 +134,13 @@ class Stack:
 
     def _join_start(self) -> None:
         """Wait while another process starts this stack."""
-        deadline = time.monotonic() + START_SECONDS
-        while self.state()["parts"].get("stack", {}).get("state") != "up":
-            if not self.running or time.monotonic() > deadline:
-                raise ValueError(f"the stack in {self.folder} did not come up: see {self.folder / 'logs'}")
-            time.sleep(0.2)  # the report goes to the one who started it
+        # The report goes to the one who started it.
+        wait_until(lambda: self._is_up() or not self.running, within_seconds=START_SECONDS, every_seconds=0.2)
+        if not self._is_up():
+            raise ValueError(f"the stack in {self.folder} did not come up: see {self.folder / 'logs'}")
+
+    def _is_up(self) -> bool:
+        return bool(self.state()["parts"].get("stack", {}).get("state") == "up")
 
     def _launch(self, parts: tuple[str, ...], owner: int | None, *, usual_ports: bool) -> Iterator[dict[str, Any]]:
         self._reap()

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from adapters.files import write_atomically
 from infra.local.home import Home
 from infra.local.processes import ProcessIdentity, end_part, find_members
 
@@ -66,9 +67,7 @@ class StateRecorder:
             event = json.dumps({"name": name, "seconds": seconds, "state": self.parts[name]["state"], **change})
             with contextlib.suppress(OSError):  # a full disk or a reader who left must not take the stack down
                 print(event, flush=True)
-                fresh = self._path.with_suffix(".json.new")
-                fresh.write_text(json.dumps(self._state, indent=1))
-                fresh.replace(self._path)
+                write_atomically(self._path, json.dumps(self._state, indent=1).encode())
             self._send(event)
 
     def _send(self, event: str) -> None:

@@ -19,7 +19,7 @@ from prometheus_client.core import CollectorRegistry, CounterMetricFamily, Gauge
 from prometheus_client.registry import Collector
 
 from adapters.warehouse import Warehouse
-from infra.prometheus.queries import QUERIES, SLICES, Query
+from infra.prometheus.queries import QUERIES, SLICES, MetricQuery
 from pipeline.settings import REPOSITORY
 from pipeline.spec import UseCase, use_cases
 
@@ -33,7 +33,7 @@ _CLEAN_UNTIL = "select use_case, max(partition_start) as newest from batches whe
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)  # a registry keeps it by identity
-class Numbers(Collector):
+class WarehouseCollector(Collector):
     """All numbers of the warehouse, and the limits they are judged by."""
 
     warehouse: Warehouse
@@ -48,14 +48,14 @@ class Numbers(Collector):
             newest = {row[0]: row[1] for row in at.fetchall()}
             sliced = [(name, slice_) for name, use_case in self.declared.items() for slice_ in use_case.gate.slices]
             at.execute(SLICES.sql, ([name for name, _ in sliced], [slice_ for _, slice_ in sliced]))
-            found = families(SLICES, at.fetchall())
+            found = make_families(SLICES, at.fetchall())
             for query in QUERIES:
                 at.execute(query.sql)
-                found += families(query, at.fetchall())
-        yield from (*_champions(champions), *limits(self.declared, newest), *found)
+                found += make_families(query, at.fetchall())
+        yield from (*_champions(champions), *make_limits(self.declared, newest), *found)
 
 
-def families(query: Query, rows: list[Any]) -> list[Metric]:
+def make_families(query: MetricQuery, rows: list[Any]) -> list[Metric]:
     """The metrics of a query's rows."""
     made: list[Metric] = []
     for name, says in query.metrics.items():
@@ -73,10 +73,10 @@ def _champions(rows: list[Any]) -> list[Metric]:
         "champion_present": "1 where a use case of params.yaml has a champion, else 0",
         "champion_as_of_timestamp_seconds": "Data time from which the champion holds",
     }
-    return families(Query(says, ("use_case",), ""), rows)
+    return make_families(MetricQuery(says, ("use_case",), ""), rows)
 
 
-def limits(declared: Mapping[str, UseCase], newest: Mapping[str, datetime]) -> list[Metric]:
+def make_limits(declared: Mapping[str, UseCase], newest: Mapping[str, datetime]) -> list[Metric]:
     """What params.yaml says the numbers have to keep to; `newest` is the start of each newest clean partition."""
     of_use_case, of_table, of_error = [], [], []
     for name, u in declared.items():
@@ -106,17 +106,17 @@ def limits(declared: Mapping[str, UseCase], newest: Mapping[str, datetime]) -> l
     share = {"quarantined_share_limit": "Share of quarantined rows from which a partition is blocked"}
     cost = {"error_cost": "What a wrong decision costs, in the unit of params.yaml"}
     return [
-        *families(Query(said, ("use_case",), ""), of_use_case),
-        *families(Query(share, ("use_case", "table"), ""), of_table),
-        *families(Query(cost, ("use_case", "outcome"), ""), of_error),
+        *make_families(MetricQuery(said, ("use_case",), ""), of_use_case),
+        *make_families(MetricQuery(share, ("use_case", "table"), ""), of_table),
+        *make_families(MetricQuery(cost, ("use_case", "outcome"), ""), of_error),
     ]
 
 
-def registry(dsn: str, params: Path) -> CollectorRegistry:
+def make_registry(dsn: str, params: Path) -> CollectorRegistry:
     """What is answered to a scrape."""
     found = CollectorRegistry(auto_describe=False)  # or it would read the warehouse to learn its own names
     warehouse = Warehouse(dsn, patience_seconds=_PATIENCE_SECONDS)
-    found.register(Numbers(warehouse=warehouse, declared=use_cases(params)))
+    found.register(WarehouseCollector(warehouse=warehouse, declared=use_cases(params)))
     return found
 
 
@@ -127,7 +127,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=9187)
     chosen = parser.parse_args()
     params = Path(os.environ.get("WINDSOCK_PARAMS") or REPOSITORY / "params.yaml")
-    numbers = registry(os.environ["WINDSOCK_OBSERVER_DSN"], params)
+    numbers = make_registry(os.environ["WINDSOCK_OBSERVER_DSN"], params)
     server, _ = start_http_server(chosen.port, chosen.address, registry=numbers)
     print(f"metrics on http://{chosen.address}:{chosen.port}/metrics", flush=True)
     ended = threading.Event()

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Query:
+class MetricQuery:
     """Rows of labels and values: a column `x` is the metric `windsock_x`, a counter if it ends in `_total`."""
 
     metrics: Mapping[str, str]  # column -> what it says, and its unit; a null is no sample
@@ -40,7 +40,7 @@ order by use_case, entity_key, event_time, answered_at desc
 """
 
 QUERIES = (
-    Query(
+    MetricQuery(
         {
             "feed_clean_until_timestamp_seconds": "End of the newest clean partition, in data time",
             "feed_validated_timestamp_seconds": "When the newest clean partition was found so, by the clock",
@@ -63,7 +63,7 @@ QUERIES = (
         from feeds join reached using (use_case)
         """,
     ),
-    Query(
+    MetricQuery(
         {"quarantined_share": "Rows of the newest clean partition that were quarantined, of all its rows"},
         ("use_case", "table"),
         f"""
@@ -73,7 +73,7 @@ QUERIES = (
         from current where status = 'clean' order by use_case, table_name, partition_start desc
         """,
     ),
-    Query(
+    MetricQuery(
         {"quarantined_rows": "Rows that wait in quarantine for a correction"},
         ("use_case", "table"),
         """
@@ -81,7 +81,7 @@ QUERIES = (
         from quarantine where status = 'quarantined' group by 1, 2
         """,
     ),
-    Query(
+    MetricQuery(
         {
             "drift": "How far a feature, or the score, is from the champion's training data: PSI, or share missing",
             "drift_threshold": "The calibrated threshold of that measure",
@@ -92,7 +92,7 @@ QUERIES = (
         from drift where (use_case, as_of) in (select use_case, max(as_of) from drift group by 1)
         """,
     ),
-    Query(
+    MetricQuery(
         {"drift_unknown": "Measures of the newest partition that could not be taken, which is never healthy"},
         ("use_case",),
         """
@@ -100,7 +100,7 @@ QUERIES = (
         from drift where (use_case, as_of) in (select use_case, max(as_of) from drift group by 1) group by 1
         """,
     ),
-    Query(
+    MetricQuery(
         {
             "label_coverage": "Share of a version's predictions in the newest window whose label is known",
             "predicted_rows": "Its predictions in that window",
@@ -113,7 +113,7 @@ QUERIES = (
         from ({_NEWEST_WINDOW}) as newest
         """,
     ),
-    Query(
+    MetricQuery(
         {"performance": "A metric of a version in the newest window with enough labels"},
         ("use_case", "model_version", "metric"),
         f"""
@@ -121,7 +121,7 @@ QUERIES = (
         from ({_NEWEST_MEASURED}) as newest, jsonb_each_text(metrics)
         """,
     ),
-    Query(
+    MetricQuery(
         {"first_performance": "The same metric in the first window of that version that had enough labels"},
         ("use_case", "model_version", "metric"),
         f"""
@@ -130,7 +130,7 @@ QUERIES = (
             jsonb_each_text(first.metrics)
         """,
     ),
-    Query(
+    MetricQuery(
         {"decisions_total": "Decisions of monitoring, one a partition"},
         ("use_case", "decision"),
         """
@@ -139,7 +139,7 @@ QUERIES = (
         left join decisions d using (use_case, decision) group by 1, 2
         """,
     ),
-    Query(
+    MetricQuery(
         {"retrains_30_days": "Decisions to retrain in the newest 30 days, of data time"},
         ("use_case",),
         """
@@ -149,12 +149,12 @@ QUERIES = (
         where d.as_of > newest - interval '30 days' group by 1
         """,
     ),
-    Query(
+    MetricQuery(
         {"ledger_entries_total": "Promotions, refusals, rollouts and rollbacks"},
         ("use_case", "action"),
         "select use_case, action, count(*) as ledger_entries_total from ledger group by 1, 2",
     ),
-    Query(
+    MetricQuery(
         {"alerts_total": "Alerts that were raised", "open_alerts": "Alerts that are not resolved"},
         ("use_case", "tier"),
         """
@@ -163,7 +163,7 @@ QUERIES = (
         from alerts group by 1, 2
         """,
     ),
-    Query(
+    MetricQuery(
         {"training_seconds_total": "Time that training took", "trials_total": "Configurations that were tried"},
         ("use_case", "step", "device"),
         """
@@ -171,7 +171,7 @@ QUERIES = (
         from costs group by 1, 2, 3
         """,
     ),
-    Query(
+    MetricQuery(
         {
             "online_looked_timestamp_seconds": "When `watch` last looked at what answers, or since when that does",
             "online_p99_seconds": "99 % of the newest requests were answered within, by the gateway",
@@ -190,7 +190,7 @@ QUERIES = (
         from newest full join answering using (use_case)
         """,
     ),
-    Query(
+    MetricQuery(
         {"decided_events": "Events answered online in the newest 28 days of outcomes, by what came of the decision"},
         ("use_case", "model_version", "outcome"),
         f"""
@@ -199,7 +199,7 @@ QUERIES = (
         from ({_ANSWERED}) as answered where decision is not null group by 1, 2, 3
         """,
     ),
-    Query(
+    MetricQuery(
         {
             "postgres_connections": "Connections to a database",
             "postgres_commits_total": "Transactions that were committed",
@@ -213,7 +213,7 @@ QUERIES = (
         from pg_stat_database where datname is not null
         """,
     ),
-    Query(
+    MetricQuery(
         {
             "postgres_connections_limit": "Connections the server allows in all",
             "warehouse_bytes": "Size of the warehouse on disk",
@@ -226,7 +226,7 @@ QUERIES = (
     ),
 )
 # Of the use cases and the features by which their gates look at slices: two lists, side by side.
-SLICES = Query(
+SLICES = MetricQuery(
     {
         "slice_events": "Events answered online in the same days, of a slice",
         "slice_squared_error": "Mean squared difference of answer and label: of probabilities, the Brier score",

@@ -16,13 +16,13 @@ from infra.local.__main__ import default_home
 from infra.local.stack import Stack
 from infra.replay import flights_source, online, report
 from infra.replay.api import AirflowApi, AirflowError
-from infra.replay.drive import Plan, Replay
-from infra.replay.incident import Incident, manifest
-from infra.replay.measures import Week
-from infra.replay.online import Online
-from infra.replay.progress import Progress
+from infra.replay.drive import Replay, ReplayPlan
+from infra.replay.incident import Incident, list_incidents
+from infra.replay.measures import ReplayedWeek
+from infra.replay.online import OnlineSummary
+from infra.replay.progress import ReplayProgress
 from infra.replay.state import ReplayError
-from infra.replay.traffic import Asked
+from infra.replay.traffic import TrafficTally
 from pipeline.spec import UseCase, use_cases
 
 USE_CASE = "flights"
@@ -48,7 +48,7 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _plan(use_case: UseCase, arguments: argparse.Namespace) -> Plan:
+def _plan(use_case: UseCase, arguments: argparse.Namespace) -> ReplayPlan:
     """The asked-for weeks, which must lie in the data; the incident is in week 6 where there is one, else the last."""
     first_as_of = use_case.grid.partition(str(arguments.train_until)).start
     last = use_case.source.last_partition
@@ -56,10 +56,10 @@ def _plan(use_case: UseCase, arguments: argparse.Namespace) -> Plan:
     if not 1 <= arguments.weeks <= most:
         raise ValueError(f"--weeks {arguments.weeks}: the data holds {most} weeks from {first_as_of:%d %b %Y} on")
     broken = min(6, arguments.weeks) if arguments.incident_week is None else arguments.incident_week
-    return Plan(first_as_of=first_as_of, weeks=arguments.weeks, incident_week=broken or None)
+    return ReplayPlan(first_as_of=first_as_of, weeks=arguments.weeks, incident_week=broken or None)
 
 
-def _start(stack: Stack, progress: Progress) -> None:
+def _start(stack: Stack, progress: ReplayProgress) -> None:
     """The embedded stack, and this process told where it is."""
     progress.say("stack", "starting PostgreSQL, S3, MLflow and Airflow")
     started = stack.start(
@@ -69,23 +69,23 @@ def _start(stack: Stack, progress: Progress) -> None:
     os.environ.update(stack.environment())
 
 
-def _replay(arguments: argparse.Namespace, progress: Progress) -> None:
+def _replay(arguments: argparse.Namespace, progress: ReplayProgress) -> None:
     world = outside()
     use_case = use_cases(world.settings.params)[USE_CASE]
     plan = _plan(use_case, arguments)
-    rows = flights_source.load(world.settings.source_dsn)
+    rows = flights_source.load_flights(world.settings.source_dsn)
     progress.say("source", ", ".join(f"{count:,} {table}" for table, count in rows.items()))
     airflow, user, password = (os.environ[f"AIRFLOW_{name}"] for name in ("URL", "ADMIN_USER", "ADMIN_PASSWORD"))
     api = AirflowApi(airflow, user=user, password=password)
     replay = Replay(use_case=use_case, outside=world, api=api, progress=progress)
     replay.run(plan)
-    asked = replay.traffic.asked
-    served = online.closing(use_case, world)
-    weeks = report.write(use_case, world, to=arguments.report, served=served)
-    print("\n" + report.summary(weeks) + "\n")
-    print(report.served_summary(served, asked) + "\n")
-    _judge(weeks, manifest(world.source))
-    _judge_online(use_case, served, asked)
+    tally = replay.traffic.tally
+    served = online.summarise_online(use_case, world)
+    weeks = report.write_report(use_case, world, to=arguments.report, served=served)
+    print("\n" + report.format_weeks(weeks) + "\n")
+    print(report.format_online(served, tally) + "\n")
+    _check_promises(weeks, list_incidents(world.source))
+    _check_online(use_case, served, tally)
     print(f"report     {arguments.report.resolve()}")
     print(f"Airflow    {os.environ['AIRFLOW_PAGE']}   login {user} / {password}")
     print(f"MLflow     {os.environ['MLFLOW_PAGE']}")
@@ -95,7 +95,7 @@ def _replay(arguments: argparse.Namespace, progress: Progress) -> None:
         print(f"Grafana    {os.environ['GRAFANA_PAGE']}   login admin / SECRET_GRAFANA of .env")
 
 
-def _judge(weeks: list[Week], incidents: list[Incident]) -> None:
+def _check_promises(weeks: list[ReplayedWeek], incidents: list[Incident]) -> None:
     """What the demo promises, checked on what it measured."""
     for broken in incidents:
         for week in weeks:
@@ -105,21 +105,21 @@ def _judge(weeks: list[Week], incidents: list[Incident]) -> None:
         raise ReplayError("no retrain was judged in the whole replay")
 
 
-def _judge_online(use_case: UseCase, served: Online | None, asked: Asked) -> None:
+def _check_online(use_case: UseCase, served: OnlineSummary | None, tally: TrafficTally) -> None:
     if served is None or use_case.endpoint is None:
         return
     if not served.parity.holds(use_case.endpoint.rollout.tolerance):
         raise ReplayError(f"online does not say what batch says: {served.parity}")
-    if asked.failed or asked.static:
-        bad = f"{asked.failed} failed, {asked.static} were answered by the gateway alone"
-        raise ReplayError(f"of {asked.requests} online requests {bad}; see {use_case.name}.watch in Airflow")
-    if asked.weeks and not asked.requests:
+    if tally.failed or tally.static:
+        bad = f"{tally.failed} failed, {tally.static} were answered by the gateway alone"
+        raise ReplayError(f"of {tally.requests} online requests {bad}; see {use_case.name}.watch in Airflow")
+    if tally.weeks and not tally.requests:
         raise ReplayError("nobody asked online while the weeks went by: the requests could not be made")
 
 
 def main() -> int:
     """Exit status 0 if the loop did everything, 1 with the reason otherwise, 130 on Ctrl-C (the stack is stopped)."""
-    arguments, progress = _arguments(), Progress()
+    arguments, progress = _arguments(), ReplayProgress()
     stack = None if arguments.running else Stack(arguments.home)
     try:
         if stack is not None:

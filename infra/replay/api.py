@@ -1,4 +1,4 @@
-"""The few calls of Airflow's REST API that the replay makes, patient with a server that is being restarted."""
+"""The few calls of Airflow's REST API that the replay makes, repeated while the server is being restarted."""
 
 import json
 from datetime import datetime
@@ -34,14 +34,14 @@ class AirflowApi:
         """Let a DAG's runs start."""
         self._call("PATCH", f"/api/v2/dags/{dag_id}", {"is_paused": False})
 
-    def dag_ids(self) -> list[str]:
+    def list_dag_ids(self) -> list[str]:
         """Every DAG the dag-processor has parsed."""
         return sorted(dag["dag_id"] for dag in self._call("GET", "/api/v2/dags?limit=200")["dags"])
 
-    def import_errors(self) -> list[str]:
+    def list_import_errors(self) -> list[str]:
         """DAG files that do not parse, with the last line of why."""
-        found = self._call("GET", "/api/v2/importErrors")["import_errors"]
-        return [f"{error['filename']}: {error['stack_trace'].strip().splitlines()[-1]}" for error in found]
+        errors = self._call("GET", "/api/v2/importErrors")["import_errors"]
+        return [f"{error['filename']}: {error['stack_trace'].strip().splitlines()[-1]}" for error in errors]
 
     def backfill(self, dag_id: str, first: datetime, last: datetime, *, at_once: int) -> None:
         """Create runs for every partition that starts in [first, last]; existing successful ones are left alone.
@@ -64,25 +64,24 @@ class AirflowApi:
         body = {"dag_run_id": run_id, "logical_date": None, "conf": conf or {}, "partition_key": partition_key}
         self._call("POST", f"/api/v2/dags/{dag_id}/dagRuns", body, accept=(409,))
 
-    def runs(self, dag_id: str) -> list[dict[str, Any]]:
+    def list_runs(self, dag_id: str) -> list[dict[str, Any]]:
         """The latest runs of a DAG, newest first."""
-        found = self._call("GET", f"/api/v2/dags/{dag_id}/dagRuns?limit=100&order_by=-run_after")["dag_runs"]
-        return list(found)
+        return list(self._call("GET", f"/api/v2/dags/{dag_id}/dagRuns?limit=100&order_by=-run_after")["dag_runs"])
 
-    def run_state(self, dag_id: str, run_id: str) -> str | None:
+    def find_run_state(self, dag_id: str, run_id: str) -> str | None:
         """The state of one run; None where there is no such run."""
-        found = self._call("GET", f"/api/v2/dags/{dag_id}/dagRuns/{quote(run_id, safe='')}", accept=(404,))
-        state = found.get("state")
+        run = self._call("GET", f"/api/v2/dags/{dag_id}/dagRuns/{quote(run_id, safe='')}", accept=(404,))
+        state = run.get("state")
         return str(state) if state else None
 
-    def active(self, dag_id: str) -> int:
+    def count_active_runs(self, dag_id: str) -> int:
         """How many runs of a DAG have not ended."""
-        return sum(run["state"] in _ACTIVE for run in self.runs(dag_id))
+        return sum(run["state"] in _ACTIVE for run in self.list_runs(dag_id))
 
-    def failed_tasks(self, dag_id: str, run_id: str) -> list[str]:
+    def list_failed_tasks(self, dag_id: str, run_id: str) -> list[str]:
         """The tasks of a run that failed."""
-        found = self._call("GET", f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances")["task_instances"]
-        return [task["task_id"] for task in found if task["state"] == "failed"]
+        tasks = self._call("GET", f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances")["task_instances"]
+        return [task["task_id"] for task in tasks if task["state"] == "failed"]
 
     def _call(
         self, method: str, path: str, body: dict[str, Any] | None = None, *, accept: tuple[int, ...] = ()

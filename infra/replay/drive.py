@@ -10,9 +10,9 @@ from datetime import datetime, timedelta
 from adapters.connect import Outside
 from infra.replay import incident
 from infra.replay.api import AirflowApi
-from infra.replay.progress import Progress
+from infra.replay.progress import ReplayProgress
 from infra.replay.runs import Runs
-from infra.replay.state import ReplayError, State
+from infra.replay.state import ReplayError, ReplayState
 from infra.replay.traffic import Traffic
 from pipeline.partitions import Interval
 from pipeline.spec import UseCase
@@ -38,7 +38,7 @@ VERBS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class ReplayPlan:
     """What to replay: history up to `first_as_of` trains the first champion; then `weeks` partitions as if live."""
 
     first_as_of: datetime
@@ -49,137 +49,138 @@ class Plan:
 class Replay:
     """One replay of one use case against a running stack."""
 
-    def __init__(self, *, use_case: UseCase, outside: Outside, api: AirflowApi, progress: Progress) -> None:
+    def __init__(self, *, use_case: UseCase, outside: Outside, api: AirflowApi, progress: ReplayProgress) -> None:
         self.use_case, self.outside, self.api, self.progress = use_case, outside, api, progress
-        self.state = State(use_case=use_case, outside=outside)
+        self.state = ReplayState(use_case=use_case, outside=outside)
         self.runs = Runs(api=api, state=self.state, progress=progress)
         self.traffic = Traffic(use_case, outside)
 
-    def run(self, plan: Plan) -> None:
+    def run(self, plan: ReplayPlan) -> None:
         """History, first champion, then week by week.
 
         Raises:
             ReplayError: where a stage ends in failure, or does not end.
         """
-        if self._nothing_to_do(plan):
+        weeks = self._list_weeks(plan)
+        if self._is_done(weeks):
             self.progress.say("replay", "every week is decided and every retrain judged: there is nothing to do")
             return
         self._open_dags()
-        self._history(plan.first_as_of)
-        self._first_champion(plan.first_as_of)
+        self._load_history(plan.first_as_of)
+        self._train_first_champion(plan.first_as_of)
         with self.traffic:
-            for number, week in enumerate(self._weeks(plan), start=1):
-                self._week(
+            for number, week in enumerate(weeks, start=1):
+                self._play_week(
                     week,
                     label=f"week {number}/{plan.weeks}",
-                    breaking=number == plan.incident_week and not incident.manifest(self.outside.source),
+                    breaking=number == plan.incident_week and not incident.list_incidents(self.outside.source),
                 )
 
-    def _weeks(self, plan: Plan) -> list[Interval]:
+    def _list_weeks(self, plan: ReplayPlan) -> list[Interval]:
         length = timedelta(days=self.use_case.grid.days)
         starts = [plan.first_as_of + number * length for number in range(plan.weeks)]
         return [Interval(start, start + length) for start in starts]
 
-    def _nothing_to_do(self, plan: Plan) -> bool:
-        mended = all(known.state == "mended" for known in incident.manifest(self.outside.source))
-        return mended and all(self.state.settled(week) for week in self._weeks(plan))
+    def _is_done(self, weeks: list[Interval]) -> bool:
+        mended = all(known.state == "mended" for known in incident.list_incidents(self.outside.source))
+        return mended and all(self.state.is_settled(week) for week in weeks)
 
     def _open_dags(self) -> None:
         wanted = {"alerts.flush", "alerts.digest", *(self.runs.dag(verb) for verb in VERBS)}
 
-        def parsed() -> bool:
-            if errors := self.api.import_errors():
+        def are_parsed() -> bool:
+            if errors := self.api.list_import_errors():
                 raise ReplayError("a DAG file does not parse:\n" + "\n".join(errors))
-            return wanted <= set(self.api.dag_ids())
+            return wanted <= set(self.api.list_dag_ids())
 
-        self.runs.until("airflow", "the DAG files to be parsed", parsed)
+        self.runs.wait_for("airflow", "the DAG files to be parsed", are_parsed)
         for dag_id in sorted(wanted - {self.runs.dag("build_features")}):
             self.api.unpause(dag_id)
 
-    def _history(self, until: datetime) -> None:
+    def _load_history(self, until: datetime) -> None:
         grid = self.use_case.grid
         weeks = grid.covering(Interval(grid.partition(str(grid.first)).start, until))
 
-        def landed() -> bool:
-            clean = self.state.clean_partitions()
-            return all(week.start in clean for week in weeks)
+        def is_landed() -> bool:
+            return {week.start for week in weeks} <= self.state.list_clean_partitions()
 
-        def words() -> str:
-            return (
-                f"the backfill: {len(self.state.clean_partitions())} of {len(weeks)} weeks are ingested and validated"
-            )
+        def describe_backfill() -> str:
+            clean = len(self.state.list_clean_partitions())
+            return f"the backfill: {clean} of {len(weeks)} weeks are ingested and validated"
 
         def backfill() -> None:
             self.api.backfill(self.runs.dag("ingest"), weeks[0].start, weeks[-1].start, at_once=2)
 
-        if not landed():
+        if not is_landed():
             self.progress.say("history", f"backfill of {len(weeks)} weeks from {weeks[0].start:%d %b %Y}")
-            if not self.api.active(self.runs.dag("ingest")):
+            if not self.api.count_active_runs(self.runs.dag("ingest")):
                 backfill()
-            self.runs.work("history", "ingest", words, landed, wake=backfill)
+            self.runs.finish_work("history", "ingest", describe_backfill, is_landed, wake=backfill)
         # Opened only now, so that history is built in one go and not once a week.
         self.api.unpause(self.runs.dag("build_features"))
-        if not self._built(until):
+        if not self._is_built(until):
             self.api.trigger(self.runs.dag("build_features"), f"history__{until:%Y-%m-%d}")
-        self._features("history", until)
+        self._build_features("history", until)
         self.progress.say("history", f"{len(weeks)} weeks ingested, validated and built into features")
 
-    def _first_champion(self, as_of: datetime) -> None:
+    def _train_first_champion(self, as_of: datetime) -> None:
         if promote.current(self.use_case, self.outside) is not None:
             return
         self.progress.say("first champion", f"search, refit and judgement as of {as_of:%d %b}")
         conf = {"as_of": f"{as_of:%Y-%m-%d}", "reason": "first champion"}
         self.runs.run_to_end("first champion", "train", f"first__{as_of:%Y-%m-%d}", conf=conf)
-        entry = self.state.verdict(None)
+        entry = self.state.find_ledger_entry(None)
         if promote.current(self.use_case, self.outside) is None:
             raise ReplayError(f"the first candidate was not promoted: {entry['reason']}")
         self.progress.say("first champion", f"version {entry['model_version']} promoted: {entry['reason']}")
 
-    def _week(self, week: Interval, *, label: str, breaking: bool) -> None:
-        if not self.state.settled(week):
-            self._live(week, label=label, breaking=breaking)
-        decision = self.state.decision(week)
+    def _play_week(self, week: Interval, *, label: str, breaking: bool) -> None:
+        if not self.state.is_settled(week):
+            self._play_live(week, label=label, breaking=breaking)
+        decision = self.state.find_decision(week)
         if decision is None:
             raise ReplayError(f"{label}: monitoring had nothing to decide on; was the week scored?")
         reasons = "; ".join(decision["reasons"])
-        scored = self.state.scored(week)
+        scored = self.state.describe_scoring(week)
         self.progress.say(label, f"{week.start:%d %b}: {scored}; {decision['decision']}: {reasons}")
         if decision["decision"] == "retrain":
-            self.runs.until(label, "the retrain it asked for", lambda: self.state.settled(week))
-            entry = self.state.verdict(decision["decision_id"])
+            self.runs.wait_for(label, "the retrain it asked for", lambda: self.state.is_settled(week))
+            entry = self.state.find_ledger_entry(decision["decision_id"])
             self.progress.say(label, f"retrain: {entry['action']} version {entry['model_version']}: {entry['reason']}")
-        self._mend(week, label=label)
+        self._repair(week, label=label)
 
-    def _live(self, week: Interval, *, label: str, breaking: bool) -> None:
+    def _play_live(self, week: Interval, *, label: str, breaking: bool) -> None:
         key = self.use_case.grid.key(week)
         if breaking:
-            found = incident.break_feed(self.outside.source, week, key)
-            self.progress.say(label, f"{week.start:%d %b}: INJECTED: {found.what} ({found.rows} rows)")
-        if week.start not in self.state.clean_partitions():
+            broken = incident.break_feed(self.outside.source, week, key)
+            self.progress.say(label, f"{week.start:%d %b}: INJECTED: {broken.what} ({broken.rows} rows)")
+        if week.start not in self.state.list_clean_partitions():
             self.runs.run_to_end(label, "ingest", f"replay__{key}", partition_key=key)
-        self._features(label, week.end)
-        self.traffic.about(week)
-        self._scores(label)
-        self.runs.work(label, "monitor", "monitoring", lambda: not monitor.find_undecided(self.use_case, self.outside))
+        self._build_features(label, week.end)
+        self.traffic.ask_about(week)
+        self._write_scores(label)
+        self.runs.finish_work(
+            label, "monitor", "monitoring", lambda: not monitor.find_undecided(self.use_case, self.outside)
+        )
 
-    def _mend(self, week: Interval, *, label: str) -> None:
+    def _repair(self, week: Interval, *, label: str) -> None:
         """The feed's operator sends the true records; the partition is ingested again, beside the old one."""
         key = self.use_case.grid.key(week)
-        known = incident.manifest(self.outside.source)
+        known = incident.list_incidents(self.outside.source)
         if key not in {one.partition_key for one in known if one.state == "broken"}:
             return
-        with incident.mending(self.outside.source, key):
+        with incident.restored_feed(self.outside.source, key):
             self.runs.run_to_end(label, "ingest", f"mend__{key}", partition_key=key)
-            self._features(label, week.end)
-            self._scores(label)
+            self._build_features(label, week.end)
+            self._write_scores(label)
         self.progress.say(label, f"{week.start:%d %b}: feed mended; ingested again, features and scores restated")
 
-    def _features(self, label: str, until: datetime) -> None:
-        self.runs.work(label, "build_features", "features", lambda: self._built(until))
+    def _build_features(self, label: str, until: datetime) -> None:
+        self.runs.finish_work(label, "build_features", "features", lambda: self._is_built(until))
 
-    def _built(self, until: datetime) -> bool:
+    def _is_built(self, until: datetime) -> bool:
         reached = self.state.built_until()
         return reached is not None and reached >= until and not build.pending_partitions(self.use_case, self.outside)
 
-    def _scores(self, label: str) -> None:
-        self.runs.work(label, "score", "scores", lambda: not score.find_unscored(self.use_case, self.outside))
+    def _write_scores(self, label: str) -> None:
+        self.runs.finish_work(label, "score", "scores", lambda: not score.find_unscored(self.use_case, self.outside))

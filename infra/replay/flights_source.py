@@ -107,12 +107,12 @@ create table if not exists airlines (carrier text not null, name text, known_at 
 """
 
 
-def create_tables(source: Warehouse) -> None:
+def create_source_tables(source: Warehouse) -> None:
     """The operator's tables, empty."""
     source.execute(_CREATE)
 
 
-def load(dsn: str) -> dict[str, int]:
+def load_flights(dsn: str) -> dict[str, int]:
     """Create and fill the operator's tables, all or none; the rows each holds. A second run changes nothing.
 
     No constraint guards the tables: an operator's database promises nothing, and validation must not rely on it.
@@ -129,7 +129,7 @@ def load(dsn: str) -> dict[str, int]:
             return _counts(at)
         at.execute(_CREATE)
         with tempfile.TemporaryDirectory() as folder:
-            for table, path in export(Path(folder)).items():
+            for table, path in export_tables(Path(folder)).items():
                 with path.open("rb") as file:
                     at.copy_expert(
                         sql.SQL("copy {} from stdin (format csv, header)").format(sql.Identifier(table)), file
@@ -139,7 +139,7 @@ def load(dsn: str) -> dict[str, int]:
         return _counts(at)
 
 
-def export(folder: Path) -> dict[str, Path]:
+def export_tables(folder: Path) -> dict[str, Path]:
     """Each table of the operator as a CSV file in `folder`, made from the package's files by DuckDB."""
     paths = {table: folder / f"{table}.csv" for table in _SELECTS}
     with duckdb.connect() as db:

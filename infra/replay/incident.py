@@ -34,10 +34,10 @@ class Incident:
     state: str  # broken | mended
 
 
-def manifest(source: Warehouse) -> list[Incident]:
+def list_incidents(source: Warehouse) -> list[Incident]:
     """The incidents injected so far."""
-    [found] = source.query("select to_regclass('injected_incidents') is not null as there")
-    rows = source.query("select * from injected_incidents order by partition_key") if found["there"] else []
+    [manifest] = source.query("select to_regclass('injected_incidents') is not null as there")
+    rows = source.query("select * from injected_incidents order by partition_key") if manifest["there"] else []
     return [Incident(**row) for row in rows]
 
 
@@ -63,22 +63,22 @@ def break_feed(source: Warehouse, week: Interval, partition_key: str) -> Inciden
     )
     empty = sql.SQL("update {} set {} where known_at >= %s and known_at < %s").format(sql.Identifier(TABLE), blanks)
 
-    def work() -> None:
+    def change_feed() -> None:
         with source.transaction() as cursor:
             cursor.execute(_MANIFEST)
             cursor.execute("select from injected_incidents where partition_key = %s", (partition_key,))
             if cursor.fetchone() is None:
                 cursor.execute(keep, (week.start, week.end))
                 cursor.execute(empty, (week.start, week.end))
-                told = (partition_key, TABLE, _WHAT, cursor.rowcount)
-                cursor.execute("insert into injected_incidents values (%s, %s, %s, %s, 'broken')", told)
+                recorded = (partition_key, TABLE, _WHAT, cursor.rowcount)
+                cursor.execute("insert into injected_incidents values (%s, %s, %s, %s, 'broken')", recorded)
 
-    source.retry_transaction(work)
-    return next(known for known in manifest(source) if known.partition_key == partition_key)
+    source.retry_transaction(change_feed)
+    return next(known for known in list_incidents(source) if known.partition_key == partition_key)
 
 
 @contextmanager
-def mending(source: Warehouse, partition_key: str) -> Iterator[None]:
+def restored_feed(source: Warehouse, partition_key: str) -> Iterator[None]:
     """Put the true records of the broken week back, as the feed's operator would; mended once the block has ended."""
     assignments = sql.SQL(", ").join(
         sql.SQL("{0} = backup.{0}").format(sql.Identifier(name)) for name in _measurements(source)
@@ -87,10 +87,10 @@ def mending(source: Warehouse, partition_key: str) -> Iterator[None]:
         sql.Identifier(TABLE), assignments, _backup_name(partition_key), sql.SQL("w.observed_at = backup.observed_at")
     )
 
-    def work() -> None:
+    def change_feed() -> None:
         with source.transaction() as cursor:
             cursor.execute(statement)
 
-    source.retry_transaction(work)
+    source.retry_transaction(change_feed)
     yield
     source.execute("update injected_incidents set state = 'mended' where partition_key = %s", (partition_key,))

@@ -16,7 +16,7 @@ from tasks.build_features import dataset
 
 
 @dataclass(frozen=True, kw_only=True)
-class Week:
+class ReplayedWeek:
     """One replayed partition: how the frozen first champion and the live one did on the same labelled rows."""
 
     start: datetime
@@ -42,7 +42,7 @@ def _live_scores(
     return {(row["entity_key"], row["event_time"]): row["score"] for row in rows}
 
 
-def _metrics(names: tuple[str, ...], labels: np.ndarray, scores: np.ndarray) -> dict[str, float]:
+def _score_metrics(names: tuple[str, ...], labels: np.ndarray, scores: np.ndarray) -> dict[str, float]:
     return {name: float(metrics.compute_metric(name, scores, labels)) for name in names}
 
 
@@ -54,13 +54,13 @@ def _decisions(use_case: UseCase, outside: Outside) -> dict[datetime, dict[str, 
     return {row["as_of"]: row for row in rows}
 
 
-def weeks(use_case: UseCase, outside: Outside) -> list[Week]:
+def compare_weeks(use_case: UseCase, outside: Outside) -> list[ReplayedWeek]:
     """Every decided partition, oldest first, with metrics on the labels known by the latest snapshot's end."""
     snapshot = dataset.latest_snapshot(use_case, outside)
     if snapshot is None:
         return []
     names = ("log_loss", "auc") if use_case.target.kind == "binary" else ("mae", "rmse")
-    frozen = Predictor.load(outside.registry.download_bundle(use_case.name, first_champion(use_case, outside)))
+    frozen = Predictor.load(outside.registry.download_bundle(use_case.name, find_first_champion(use_case, outside)))
     found = []
     for as_of, decision in sorted(_decisions(use_case, outside).items()):
         week = Interval(as_of - timedelta(days=use_case.grid.days), as_of)
@@ -74,14 +74,14 @@ def weeks(use_case: UseCase, outside: Outside) -> list[Week]:
             raise ReplayError(f"{len(missing)} labelled rows of {week} have no prediction, such as {missing[0]}")
         labels = table["label"].to_numpy()
         found.append(
-            Week(
+            ReplayedWeek(
                 start=week.start,
                 end=week.end,
                 rows=len(scores),
                 labelled=len(keys),
                 live_version=decision["model_version"],
-                frozen=_metrics(names, labels, frozen.predict(table)),
-                live=_metrics(names, labels, np.array([scores[key] for key in keys])),
+                frozen=_score_metrics(names, labels, frozen.predict(table)),
+                live=_score_metrics(names, labels, np.array([scores[key] for key in keys])),
                 decision=decision["decision"],
                 reasons=list(decision["reasons"]),
                 retrain_outcome=decision["outcome"],
@@ -90,7 +90,7 @@ def weeks(use_case: UseCase, outside: Outside) -> list[Week]:
     return found
 
 
-def first_champion(use_case: UseCase, outside: Outside) -> str:
+def find_first_champion(use_case: UseCase, outside: Outside) -> str:
     """The model version of the first promotion."""
     rows = outside.warehouse.query(
         "select model_version from ledger where use_case = %s and action = 'promote' order by entry limit 1",
@@ -101,17 +101,17 @@ def first_champion(use_case: UseCase, outside: Outside) -> str:
     return str(rows[0]["model_version"])
 
 
-def ledger(use_case: UseCase, outside: Outside) -> list[dict[str, Any]]:
+def list_ledger_entries(use_case: UseCase, outside: Outside) -> list[dict[str, Any]]:
     """Every promotion and refusal, in order."""
     return outside.warehouse.query("select * from ledger where use_case = %s order by entry", (use_case.name,))
 
 
-def alerts(use_case: UseCase, outside: Outside) -> list[dict[str, Any]]:
+def list_alerts(use_case: UseCase, outside: Outside) -> list[dict[str, Any]]:
     """Every alert, in order."""
     return outside.warehouse.query("select * from alerts where use_case = %s order by alert_id", (use_case.name,))
 
 
-def drift_ratios(use_case: UseCase, outside: Outside) -> tuple[list[datetime], dict[str, list[float]]]:
+def list_drift_ratios(use_case: UseCase, outside: Outside) -> tuple[list[datetime], dict[str, list[float]]]:
     """Week starts and, per feature, PSI over its calibrated threshold (NaN where it could not be measured)."""
     rows = outside.warehouse.query(
         "select as_of, feature, value, threshold from drift where use_case = %s and measure = 'psi' order by as_of",

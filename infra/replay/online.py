@@ -1,6 +1,5 @@
 """The online server at the end of a replay: one request and its answer, and how training, batch and online agree."""
 
-import time
 import uuid
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 import features
 from adapters.connect import Outside
 from adapters.gateway import Gateway
+from adapters.retrying import retry_call, wait_until
 from infra.replay.state import ReplayError
 from pipeline.spec import UseCase
 from serving.reasons import DegradedReason
@@ -34,6 +34,10 @@ from online_answers where use_case = %s and slot in ('stable', 'candidate') grou
 """
 
 
+class _StoreSilentError(ReplayError):
+    """The feature store did not answer in time."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Parity:
     """The same real events through every door. Differences are the largest over all rows (and features)."""
@@ -42,18 +46,18 @@ class Parity:
     version: str
     features_compared: int
     numbers_difference: float
-    words_differing: int
+    categories_differing: int
     score_difference: float
     degraded: int
 
     def holds(self, tolerance: float) -> bool:
         """Whether online says what training and batch say."""
         largest = np.max([self.numbers_difference, self.score_difference])  # a NaN stays one, and is within nothing
-        return bool(self.rows > 0 and not self.words_differing and largest <= tolerance)
+        return bool(self.rows > 0 and not self.categories_differing and largest <= tolerance)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Online:
+class OnlineSummary:
     """What the report shows of the online server."""
 
     request: dict[str, Any]
@@ -62,7 +66,7 @@ class Online:
     answered: list[dict[str, Any]]
 
 
-def closing(use_case: UseCase, outside: Outside, *, rows: int = ROWS) -> Online | None:
+def summarise_online(use_case: UseCase, outside: Outside, *, rows: int = ROWS) -> OnlineSummary | None:
     """Ask real events of the latest partitions through the gateway, and compare; None where there is no gateway.
 
     Raises:
@@ -71,9 +75,9 @@ def closing(use_case: UseCase, outside: Outside, *, rows: int = ROWS) -> Online 
     if outside.gateway is None or use_case.endpoint is None:
         return None
     points, events = choose_golden_rows(use_case, outside, rows)
-    answers, asked = _ask(use_case, outside.gateway, events)
-    online = _logged(use_case, outside, asked)
-    return Online(
+    answers, keys = _ask_events(use_case, outside.gateway, events)
+    online = _load_logged(use_case, outside, keys)
+    return OnlineSummary(
         request=events[0],
         answer=answers[0],
         parity=_compare(use_case, outside, points, online, answers),
@@ -81,48 +85,54 @@ def closing(use_case: UseCase, outside: Outside, *, rows: int = ROWS) -> Online 
     )
 
 
-def _ask(
+def _ask_events(
     use_case: UseCase, gateway: Gateway, events: list[dict[str, Any]]
 ) -> tuple[list[dict[str, Any]], list[tuple[str, int]]]:
     """Every event's answer, and the request and position under which it is logged."""
     name = f"parity-{uuid.uuid4().hex}"
     answers: list[dict[str, Any]] = []
-    asked: list[tuple[str, int]] = []
+    keys: list[tuple[str, int]] = []
     for first in range(0, len(events), _EVENTS_AT_ONCE):
-        said, request_id = _ask_patiently(use_case, gateway, events[first : first + _EVENTS_AT_ONCE], f"{name}-{first}")
-        answers += said
-        asked += [(request_id, position) for position in range(len(said))]
-    return answers, asked
+        chunk = events[first : first + _EVENTS_AT_ONCE]
+        chunk_answers, request_id = _ask_patiently(use_case, gateway, chunk, f"{name}-{first}")
+        answers += chunk_answers
+        keys += [(request_id, position) for position in range(len(chunk_answers))]
+    return answers, keys
 
 
 def _ask_patiently(
     use_case: UseCase, gateway: Gateway, events: list[dict[str, Any]], name: str
 ) -> tuple[list[dict[str, Any]], str]:
     """Ask again where the store was silent: history nobody asked for yet may take longer than an answer may."""
-    for attempt in range(_ATTEMPTS):
-        request_id = f"{name}-{attempt}"
+    request_ids = (f"{name}-{attempt}" for attempt in range(_ATTEMPTS))
+
+    def ask() -> tuple[list[dict[str, Any]], str]:
+        request_id = next(request_ids)
         reply = gateway.ask(use_case.name, events, request_id=request_id)
         if reply.status != 200 or not isinstance(reply.body, list):
             raise ReplayError(f"{len(events)} events were answered with {reply.status}: {str(reply.body)[:300]}")
-        if not any(DegradedReason.STORE_SILENT in answer["reasons"] for answer in reply.body):
-            return reply.body, request_id
-        time.sleep(_STORE_REST_SECONDS)
-    raise ReplayError(f"the feature store did not answer {len(events)} events in {_ATTEMPTS} attempts")
+        if any(DegradedReason.STORE_SILENT in answer["reasons"] for answer in reply.body):
+            raise _StoreSilentError(f"the feature store did not answer {len(events)} events in {_ATTEMPTS} attempts")
+        return reply.body, request_id
+
+    return retry_call(ask, errors=_StoreSilentError, attempts=_ATTEMPTS, pause_seconds=_STORE_REST_SECONDS)
 
 
-def _logged(use_case: UseCase, outside: Outside, asked: list[tuple[str, int]]) -> list[dict[str, Any]]:
+def _load_logged(use_case: UseCase, outside: Outside, keys: list[tuple[str, int]]) -> list[dict[str, Any]]:
     """The features each answer was computed from, as they reached the warehouse."""
-    deadline = time.monotonic() + LOGGED_WITHIN_SECONDS
-    name = asked[0][0].rsplit("-", 2)[0]
-    while True:
+    name = keys[0][0].rsplit("-", 2)[0]
+    logged: dict[tuple[str, int], dict[str, Any]] = {}
+
+    def is_complete() -> bool:
         rows = outside.warehouse.query(_LOGGED, (use_case.name, f"{name}-%"))
-        found = {(row["request_id"], row["position"]): row["features"] for row in rows}
-        if found.keys() >= set(asked):
-            return [found[key] for key in asked]
-        if time.monotonic() > deadline:
-            late = f"{len(set(asked) - found.keys())} of {len(asked)} answers"
-            raise ReplayError(f"{late} did not reach the warehouse in {LOGGED_WITHIN_SECONDS:.0f} s: the shipper's log")
-        time.sleep(_POLL_SECONDS)  # they come within a second of the answer
+        logged.update({(row["request_id"], row["position"]): row["features"] for row in rows})
+        return logged.keys() >= set(keys)
+
+    # They come within a second of the answer.
+    if not wait_until(is_complete, within_seconds=LOGGED_WITHIN_SECONDS, every_seconds=_POLL_SECONDS):
+        late = f"{len(set(keys) - logged.keys())} of {len(keys)} answers"
+        raise ReplayError(f"{late} did not reach the warehouse in {LOGGED_WITHIN_SECONDS:.0f} s: the shipper's log")
+    return [logged[key] for key in keys]
 
 
 def _compare(
@@ -134,7 +144,7 @@ def _compare(
 ) -> Parity:
     definition, version = features.definition(use_case.name), answers[0]["model_version"]
     numbers = max(_largest(points[name], [row.get(name) for row in online]) for name in definition.numeric)
-    words = sum(
+    categories = sum(
         batch != row.get(name)
         for name in definition.categorical
         for batch, row in zip(points[name].to_pylist(), online, strict=True)
@@ -146,7 +156,7 @@ def _compare(
         version=version,
         features_compared=len(definition.numeric) + len(definition.categorical),
         numbers_difference=numbers,
-        words_differing=words,
+        categories_differing=categories,
         score_difference=float(np.max(np.abs(batch - np.array([answer[key] for answer in answers])))),
         degraded=sum(answer["degraded"] for answer in answers),
     )

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from infra.replay.measures import Week
+from infra.replay.measures import ReplayedWeek
 
 STYLE = {
     "font.size": 9,
@@ -25,7 +25,7 @@ MARKS = {
 }
 
 
-def mark(week: Week) -> str | None:
+def choose_mark(week: ReplayedWeek) -> str | None:
     """Which mark a week carries."""
     if week.decision == "block":
         return "blocked"
@@ -34,26 +34,26 @@ def mark(week: Week) -> str | None:
     return "promoted" if week.retrain_outcome == "promoted" else "refused"
 
 
-def svg(figure: Figure) -> str:
+def render_svg(figure: Figure) -> str:
     """A figure as an element of a page."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", bbox_inches="tight")
     return buffer.getvalue()[buffer.getvalue().index("<svg") :]
 
 
-def _labels(weeks: list[Week]) -> list[str]:
+def _labels(weeks: list[ReplayedWeek]) -> list[str]:
     return [f"{week.start.day} {week.start:%b}" for week in weeks]
 
 
-def _place_marks(axes: Axes, weeks: list[Week], heights: list[float]) -> None:
+def _place_marks(axes: Axes, weeks: list[ReplayedWeek], heights: list[float]) -> None:
     for name, (marker, colour, label) in MARKS.items():
-        places = [index for index, week in enumerate(weeks) if mark(week) == name]
+        places = [index for index, week in enumerate(weeks) if choose_mark(week) == name]
         if places:
             axes.scatter(places, [heights[i] for i in places], marker=marker, color=colour, s=70, zorder=3, label=label)
 
 
 @mpl.rc_context(STYLE)
-def metric_plot(weeks: list[Week], metric: str, title: str) -> str:
+def plot_metric(weeks: list[ReplayedWeek], metric: str, title: str) -> str:
     """The weekly metric of the frozen first champion and of the live champion, with the marks of what happened."""
     figure = Figure(figsize=(9, 2.9))
     axes = figure.subplots()
@@ -69,11 +69,11 @@ def metric_plot(weeks: list[Week], metric: str, title: str) -> str:
     axes.set_title(title, loc="left", fontweight="bold")
     axes.grid(axis="y", alpha=0.25)
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
-    return svg(figure)
+    return render_svg(figure)
 
 
 @mpl.rc_context(STYLE)
-def drift_plot(weeks: list[datetime], ratios: dict[str, list[float]], *, most: int = 14) -> str:
+def plot_drift(weeks: list[datetime], ratios: dict[str, list[float]], *, most: int = 14) -> str:
     """PSI over its calibrated threshold, the features that went furthest, week by week; 1 is the threshold."""
     table = np.array([ratios[name] for name in ratios])
     height = np.where(np.isnan(table), np.inf, table).max(axis=1)  # what could not be measured goes first
@@ -94,4 +94,4 @@ def drift_plot(weeks: list[datetime], ratios: dict[str, list[float]], *, most: i
     for row, column in np.argwhere(table[order] > 1):
         axes.text(column, row, f"{table[order][row, column]:.1f}", ha="center", va="center", fontsize=7)
     figure.colorbar(image, ax=axes, fraction=0.025, pad=0.02)
-    return svg(figure)
+    return render_svg(figure)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 
 @dataclass(kw_only=True)
-class Progress:
+class ReplayProgress:
     """Prints `[mm:ss] stage  what happened`.
 
     What is being waited on is one line rewritten in place on a terminal; in a log, a line each time it has changed,

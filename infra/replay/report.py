@@ -8,9 +8,9 @@ from jinja2 import Environment, FileSystemLoader, select_autoescape
 
 from adapters.connect import Outside
 from infra.replay import incident, measures, plots
-from infra.replay.measures import Week
-from infra.replay.online import Online
-from infra.replay.traffic import Asked
+from infra.replay.measures import ReplayedWeek
+from infra.replay.online import OnlineSummary
+from infra.replay.traffic import TrafficTally
 from pipeline.spec import UseCase
 
 TITLES = {
@@ -21,14 +21,14 @@ TITLES = {
 }
 
 
-def write(use_case: UseCase, outside: Outside, *, to: Path, served: Online | None) -> list[Week]:
+def write_report(use_case: UseCase, outside: Outside, *, to: Path, served: OnlineSummary | None) -> list[ReplayedWeek]:
     """Write the report page; returns the weeks it shows."""
-    weeks = measures.weeks(use_case, outside)
+    weeks = measures.compare_weeks(use_case, outside)
     if not weeks:
         raise ValueError(f"{use_case.name}: no week has been decided yet: there is nothing to report")
     names = list(weeks[0].live)
-    starts, ratios = measures.drift_ratios(use_case, outside)
-    ledger = measures.ledger(use_case, outside)
+    starts, ratios = measures.list_drift_ratios(use_case, outside)
+    ledger = measures.list_ledger_entries(use_case, outside)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=select_autoescape(["j2", "html"])
     )
@@ -37,10 +37,10 @@ def write(use_case: UseCase, outside: Outside, *, to: Path, served: Online | Non
         weeks=weeks,
         metric_names=names,
         facts=_facts(weeks, names),
-        pictures=[*(plots.metric_plot(weeks, name, TITLES[name]) for name in names), plots.drift_plot(starts, ratios)],
+        pictures=[*(plots.plot_metric(weeks, name, TITLES[name]) for name in names), plots.plot_drift(starts, ratios)],
         ledger=ledger,
-        incidents=incident.manifest(outside.source),
-        alerts=measures.alerts(use_case, outside),
+        incidents=incident.list_incidents(outside.source),
+        alerts=measures.list_alerts(use_case, outside),
         served=served,
         exchange=served and [json.dumps(part, indent=2) for part in (served.request, served.answer)],
     )
@@ -48,16 +48,19 @@ def write(use_case: UseCase, outside: Outside, *, to: Path, served: Online | Non
     return weeks
 
 
-def pooled(weeks: list[Week], model: str, name: str) -> float:
+def pool_metric(weeks: list[ReplayedWeek], model: str, name: str) -> float:
     """The mean of a weekly metric, weighted by labelled rows."""
     return float(np.average([getattr(week, model)[name] for week in weeks], weights=[week.labelled for week in weeks]))
 
 
-def _facts(weeks: list[Week], names: list[str]) -> list[tuple[str, str]]:
+def _facts(weeks: list[ReplayedWeek], names: list[str]) -> list[tuple[str, str]]:
     outcomes = [week.retrain_outcome for week in weeks if week.retrain_outcome is not None]
     return [
         *(
-            (f"{name}, frozen / live", f"{pooled(weeks, 'frozen', name):.4f} / {pooled(weeks, 'live', name):.4f}")
+            (
+                f"{name}, frozen / live",
+                f"{pool_metric(weeks, 'frozen', name):.4f} / {pool_metric(weeks, 'live', name):.4f}",
+            )
             for name in names
         ),
         ("retrains", str(len(outcomes))),
@@ -67,7 +70,7 @@ def _facts(weeks: list[Week], names: list[str]) -> list[tuple[str, str]]:
     ]
 
 
-def summary(weeks: list[Week]) -> str:
+def format_weeks(weeks: list[ReplayedWeek]) -> str:
     """The closing table, as text."""
     names = list(weeks[0].live)
     head = (
@@ -84,14 +87,14 @@ def summary(weeks: list[Week]) -> str:
     return "\n".join([head, *lines])
 
 
-def served_summary(served: Online | None, asked: Asked) -> str:
+def format_online(served: OnlineSummary | None, tally: TrafficTally) -> str:
     """What was answered online, as text."""
     if served is None:
         return "online     nothing: this stack has no gateway (README: HAProxy), so the models scored in batch only"
     parity = served.parity
     lines = [f"version {row['model_version']} {row['answers']:,}" for row in served.answered]
     asking = (
-        f"{asked.requests:,} requests while the weeks went by, {asked.failed} failed, {asked.static} by the gateway"
+        f"{tally.requests:,} requests while the weeks went by, {tally.failed} failed, {tally.static} by the gateway"
     )
     doors = f"{parity.rows:,} real events, {parity.features_compared} features: training = batch = online"
     largest = f"at most {parity.numbers_difference:.1e} apart, scores {parity.score_difference:.1e}"

@@ -4,12 +4,13 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import count
-from time import monotonic, sleep
+from time import monotonic
 from typing import Any
 
+from adapters.retrying import wait_until
 from infra.replay.api import AirflowApi
-from infra.replay.progress import Progress
-from infra.replay.state import ReplayError, State
+from infra.replay.progress import ReplayProgress
+from infra.replay.state import ReplayError, ReplayState
 
 POLL_SECONDS = 0.5
 STAGE_LIMIT = timedelta(minutes=30)
@@ -20,28 +21,33 @@ MAX_ATTEMPTS = 5
 class Runs:
     """The runs of one use case's DAGs."""
 
-    def __init__(self, *, api: AirflowApi, state: State, progress: Progress) -> None:
+    def __init__(self, *, api: AirflowApi, state: ReplayState, progress: ReplayProgress) -> None:
         self.api, self.state, self.progress = api, state, progress
 
     def dag(self, verb: str) -> str:
         """The id of a verb's DAG."""
         return f"{self.state.use_case.name}.{verb}"
 
-    def until(self, label: str, what: str | Callable[[], str], done: Callable[[], bool]) -> None:
-        """Wait until `done`; `what` is waited for, in words that may change meanwhile.
+    def wait_for(self, label: str, what: str | Callable[[], str], done: Callable[[], bool]) -> None:
+        """Wait until `done`; `what` says what for, in words that may change meanwhile.
 
         Raises:
             ReplayError: when it takes longer than a stage may.
         """
-        deadline = monotonic() + STAGE_LIMIT.total_seconds()
-        while not done():
-            words = what() if callable(what) else what
-            if monotonic() > deadline:
-                raise ReplayError(f"{label}: waited {STAGE_LIMIT} for {words}; look at the Airflow page")
-            self.progress.waiting(label, f"waiting for {words}")
-            sleep(POLL_SECONDS)
+        words = ""
 
-    def work(
+        def is_done() -> bool:
+            nonlocal words
+            if done():
+                return True
+            words = what() if callable(what) else what
+            self.progress.waiting(label, f"waiting for {words}")
+            return False
+
+        if not wait_until(is_done, within_seconds=STAGE_LIMIT.total_seconds(), every_seconds=POLL_SECONDS):
+            raise ReplayError(f"{label}: waited {STAGE_LIMIT} for {words}; look at the Airflow page")
+
+    def finish_work(
         self,
         label: str,
         verb: str,
@@ -54,11 +60,11 @@ class Runs:
         attempts = 0
         idle_since: float | None = None
 
-        def settled() -> bool:
+        def is_settled() -> bool:
             nonlocal attempts, idle_since
             if done():
                 return True
-            if self.api.active(self.dag(verb)):
+            if self.api.count_active_runs(self.dag(verb)):
                 idle_since = None
             elif idle_since is None:
                 idle_since = monotonic()
@@ -68,7 +74,7 @@ class Runs:
                 (wake or partial(self._wake, verb))()
             return False
 
-        self.until(label, what, settled)
+        self.wait_for(label, what, is_settled)
 
     def run_to_end(
         self,
@@ -89,7 +95,7 @@ class Runs:
         for attempt, name in enumerate(unfailed, start=1):
             if self._state_of(verb, name) is None:
                 self.api.trigger(self.dag(verb), name, conf=conf, partition_key=partition_key)
-            self.until(label, f"{verb} {name}", partial(self._ended, verb, name))
+            self.wait_for(label, f"{verb} {name}", partial(self._ended, verb, name))
             if self._state_of(verb, name) == "success":
                 return
             self._raise_if_stuck(label, verb, attempt)
@@ -101,14 +107,16 @@ class Runs:
         return self._state_of(verb, run_id) in ("success", "failed")
 
     def _state_of(self, verb: str, run_id: str) -> str | None:
-        return self.api.run_state(self.dag(verb), run_id)
+        return self.api.find_run_state(self.dag(verb), run_id)
 
     def _raise_if_stuck(self, label: str, verb: str, attempts: int) -> None:
-        if verb == "ingest" and (problem := self.state.blocked()):
+        if verb == "ingest" and (problem := self.state.describe_blocked()):
             raise ReplayError(f"{label}: {problem}")
         if attempts < MAX_ATTEMPTS:
             return
-        failed = next((run["dag_run_id"] for run in self.api.runs(self.dag(verb)) if run["state"] == "failed"), None)
-        tasks = self.api.failed_tasks(self.dag(verb), failed) if failed else []
+        failed = next(
+            (run["dag_run_id"] for run in self.api.list_runs(self.dag(verb)) if run["state"] == "failed"), None
+        )
+        tasks = self.api.list_failed_tasks(self.dag(verb), failed) if failed else []
         where = f"run {failed} failed in {', '.join(tasks)}" if failed else "no run failed"
         raise ReplayError(f"{label}: {self.dag(verb)} did not finish in {attempts} attempts ({where}); see its log")

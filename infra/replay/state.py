@@ -9,42 +9,37 @@ from pipeline.partitions import Interval
 from pipeline.spec import UseCase
 from tasks.common.ledger import OUTCOMES
 
+# Each table's partitions as last delivered. It stands before a question about them.
+_CURRENT = """
+with current as (
+select distinct on (table_name, partition_start) table_name, partition_start, status, problem
+from batches where use_case = %s order by table_name, partition_start, version desc
+)
+"""
+
 
 class ReplayError(RuntimeError):
     """The loop did not do what it promises; the message says where to look."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class State:
+class ReplayState:
     """Questions about one use case, each answered from what is durable."""
 
     use_case: UseCase
     outside: Outside
 
-    def clean_partitions(self) -> set[datetime]:
+    def list_clean_partitions(self) -> set[datetime]:
         """Starts of the partitions whose tables are all validated in their current version."""
         rows = self._query(
-            """
-            select partition_start from batches b where use_case = %s and status = 'clean' and version =
-                (select max(version) from batches where (use_case, table_name, partition_start) =
-                    (b.use_case, b.table_name, b.partition_start))
-            group by partition_start having count(*) = %s
-            """,
+            _CURRENT + "select partition_start from current where status = 'clean' group by 1 having count(*) = %s",
             len(self.use_case.source.tables),
         )
         return {row["partition_start"] for row in rows}
 
-    def blocked(self) -> str | None:
+    def describe_blocked(self) -> str | None:
         """What validation stopped, in its current version, in words."""
-        rows = self._query(
-            """
-            select table_name, partition_start, problem from batches b
-            where use_case = %s and status = 'blocked' and version =
-                (select max(version) from batches where (use_case, table_name, partition_start) =
-                    (b.use_case, b.table_name, b.partition_start))
-            order by partition_start
-            """
-        )
+        rows = self._query(_CURRENT + "select * from current where status = 'blocked' order by partition_start")
         return (
             "; ".join(f"{r['table_name']} of {r['partition_start']:%d %b} was blocked: {r['problem']}" for r in rows)
             or None
@@ -57,18 +52,18 @@ class State:
         ]
         return moment
 
-    def decision(self, week: Interval) -> dict[str, Any] | None:
+    def find_decision(self, week: Interval) -> dict[str, Any] | None:
         """What monitoring concluded at a week's end."""
         rows = self._query("select * from decisions where use_case = %s and as_of = %s", week.end)
         return rows[0] if rows else None
 
-    def settled(self, week: Interval) -> bool:
+    def is_settled(self, week: Interval) -> bool:
         """Whether a week is decided and, where it asked for a retrain, that retrain has ended.
 
         Raises:
             ReplayError: when the retrain failed.
         """
-        decision = self.decision(week)
+        decision = self.find_decision(week)
         if decision is None or decision["decision"] != "retrain":
             return decision is not None
         rows = self._query(
@@ -80,14 +75,14 @@ class State:
             )
         return bool(rows[0]["state"] == "done")
 
-    def scored(self, week: Interval) -> str:
+    def describe_scoring(self, week: Interval) -> str:
         """How many rows of a week were scored by which version, in words."""
         rows = self._query(
             "select model_version, rows from scorings where use_case = %s and partition_start = %s", week.start
         )
         return ", ".join(f"{row['rows']:,} rows scored by version {row['model_version']}" for row in rows)
 
-    def verdict(self, decision_id: str | None) -> dict[str, Any]:
+    def find_ledger_entry(self, decision_id: str | None) -> dict[str, Any]:
         """The ledger entry of the training that answered a decision; without one, the first entry.
 
         Raises:

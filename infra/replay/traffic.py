@@ -15,34 +15,34 @@ from tasks.deploy.golden import rebuild_requests
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
-    """How it went so far: weeks asked about, requests, those not answered, those the gateway answered itself."""
+class TrafficTally:
+    """Weeks asked about, requests made, those that failed, and those that the gateway answered itself."""
 
     weeks: int = 0
     requests: int = 0
     failed: int = 0
     static: int = 0
 
-    def and_one(self, status: int | None, *, static: bool) -> "Asked":
+    def with_request(self, status: int | None, *, static: bool) -> "TrafficTally":
         """One request more."""
         failed = self.failed + (status != 200)
         return replace(self, requests=self.requests + 1, failed=failed, static=self.static + static)
 
 
 class Traffic:
-    """A thread that asks at an even pace, from `about` on, until the block ends. Without a gateway it does nothing."""
+    """A thread that asks at an even pace, from `ask_about` until the block ends. Without a gateway it does nothing."""
 
     def __init__(self, use_case: UseCase, outside: Outside, *, per_second: float = 30) -> None:
         self._use_case, self._outside, self._per_second = use_case, outside, per_second
         self._events: Sequence[Mapping[str, Any]] = ()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._ask_on, name="traffic", daemon=True)
-        self._weeks, self._asked = 0, Asked()  # each written by one thread only
+        self._weeks, self._tally = 0, TrafficTally()  # each written by one thread only
 
     @property
-    def asked(self) -> Asked:
-        """How it went so far."""
-        return replace(self._asked, weeks=self._weeks)
+    def tally(self) -> TrafficTally:
+        """The counts so far."""
+        return replace(self._tally, weeks=self._weeks)
 
     def __enter__(self) -> "Traffic":
         """Start, silent until there is something to ask about."""
@@ -58,7 +58,7 @@ class Traffic:
         if self._thread.is_alive():
             self._thread.join()
 
-    def about(self, week: Interval) -> None:
+    def ask_about(self, week: Interval) -> None:
         """From now on ask about this week's events."""
         snapshot = dataset.latest_snapshot(self._use_case, self._outside)
         if self._outside.gateway is not None and snapshot is not None:
@@ -79,7 +79,7 @@ class Traffic:
         try:
             reply = gateway.ask(self._use_case.name, event)
         except ConnectionError:
-            self._asked = self._asked.and_one(None, static=False)
+            self._tally = self._tally.with_request(None, static=False)
             return
         static = isinstance(reply.body, dict) and bool(reply.body.get("fallback"))
-        self._asked = self._asked.and_one(reply.status, static=static)
+        self._tally = self._tally.with_request(reply.status, static=static)

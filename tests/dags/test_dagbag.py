@@ -148,6 +148,6 @@ def test_the_name_of_the_use_case_occurs_only_where_it_is_declared() -> None:
 
 
 def test_the_dag_page_is_up_to_date(airflow_home: Path) -> None:
-    from infra.docs import PAGE, page
+    from infra.docs import PAGE, render_page
 
-    assert PAGE.read_text() == page(), "run `python -m infra.docs`"
+    assert PAGE.read_text() == render_page(), "run `python -m infra.docs`"

@@ -47,7 +47,7 @@ def _live(week: Interval, *, broken: bool) -> None:
         outcome = _train(week.end.date(), "; ".join(claimed["reasons"]), claimed["decision_id"])
         retrain.finish_retrain(claimed["decision_id"], outcome, WORLD)
     if broken:
-        with incident.mending(WORLD.source, key):
+        with incident.restored_feed(WORLD.source, key):
             _ingest(week)
             build.build_snapshot(USE_CASE, WORLD)
             score.score_partitions(USE_CASE, WORLD)
@@ -55,7 +55,7 @@ def _live(week: Interval, *, broken: bool) -> None:
 
 def main(train_until: date, weeks: int, broken: int) -> None:
     """History, first champion, live weeks."""
-    flights_source.load(WORLD.settings.source_dsn)
+    flights_source.load_flights(WORLD.settings.source_dsn)
     for week in USE_CASE.grid.covering(
         Interval(USE_CASE.grid.partition(str(USE_CASE.grid.first)).start, utc(train_until))
     ):

@@ -16,7 +16,7 @@ import torch
 
 from adapters.connect import Outside
 from infra.compose import health
-from infra.doctor.airflow import execution
+from infra.doctor.airflow import check_execution_api
 from infra.local.__main__ import main
 from infra.local.airflow import JOBS, airflow_settings
 from infra.local.plan import GROUPS
@@ -179,29 +179,29 @@ def tasks(airflow_stack: Stack) -> Environment:
 
 
 def test_an_api_server_that_takes_our_tokens_is_left_alone(tasks: Environment) -> None:
-    assert [finding.check for finding in execution(tasks)] == ["execution API", "JWT secret"]
-    assert wrong(execution(tasks)) == []
+    assert [finding.check for finding in check_execution_api(tasks)] == ["execution API", "JWT secret"]
+    assert wrong(check_execution_api(tasks)) == []
 
 
 def test_what_airflow_says_before_the_token_is_no_part_of_it(tasks: Environment) -> None:
     """Without the profile `monitoring` there is no StatsD, which every process of Airflow mentions."""
     silent = {"AIRFLOW__METRICS__STATSD_ON": "True", "AIRFLOW__METRICS__STATSD_HOST": "nowhere.invalid"}
-    assert wrong(execution({**tasks, **silent})) == []
+    assert wrong(check_execution_api({**tasks, **silent})) == []
 
 
 def test_a_secret_that_is_not_the_api_server_s(tasks: Environment) -> None:
-    [said] = wrong(execution({**tasks, "AIRFLOW__API_AUTH__JWT_SECRET": "0" * 64}))
+    [said] = wrong(check_execution_api({**tasks, "AIRFLOW__API_AUTH__JWT_SECRET": "0" * 64}))
     assert "give AIRFLOW__API_AUTH__JWT_SECRET one value in every Airflow process" in said
 
 
 def test_an_execution_address_that_leads_elsewhere(tasks: Environment) -> None:
     name = "AIRFLOW__CORE__EXECUTION_API_SERVER_URL"
     root = tasks[name].removesuffix("execution/")
-    [elsewhere] = wrong(execution({**tasks, name: f"{root}nowhere/"}))
+    [elsewhere] = wrong(check_execution_api({**tasks, name: f"{root}nowhere/"}))
     assert "something else answers there" in elsewhere
-    [unset] = wrong(execution({**tasks, name: ""}))
+    [unset] = wrong(check_execution_api({**tasks, name: ""}))
     assert f"set {name} to" in unset
-    [silent] = wrong(execution({**tasks, name: f"http://{nobody()}/execution/"}))
+    [silent] = wrong(check_execution_api({**tasks, name: f"http://{nobody()}/execution/"}))
     assert "start the api-server" in silent
 
 

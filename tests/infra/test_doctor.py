@@ -26,7 +26,7 @@ def environment(settings: Settings) -> Environment:
 
 
 def wrong(findings: Iterable[Finding]) -> list[str]:
-    return [str(finding) for finding in findings if not finding.well]
+    return [str(finding) for finding in findings if not finding.is_ok]
 
 
 def nobody() -> str:
@@ -34,7 +34,7 @@ def nobody() -> str:
 
 
 def test_stores_that_are_right_are_left_alone(environment: Environment) -> None:
-    found = [*stores.databases(environment), *stores.objects(environment)]
+    found = [*stores.check_databases(environment), *stores.check_buckets(environment)]
     assert wrong(found) == []
     counted = Counter(finding.check.partition(" ")[0] for finding in found)
     assert counted == {"database": 3, "clock": 5, "bucket": 2}
@@ -44,71 +44,71 @@ def test_a_password_that_is_not_the_database_s(environment: Environment) -> None
     right = environment["WINDSOCK_SOURCE_DSN"]
     user = right.partition("//")[2].partition(":")[0]
     environment["WINDSOCK_SOURCE_DSN"] = f"postgresql://{user}:guessed@{right.partition('@')[2]}"
-    [said] = wrong(stores.databases(environment))
+    [said] = wrong(stores.check_databases(environment))
     assert "set the role's password as in WINDSOCK_SOURCE_DSN" in said
     assert "guessed" not in said
 
 
 def test_a_database_that_is_not_there(environment: Environment) -> None:
     environment["WINDSOCK_WAREHOUSE_DSN"] = f"postgresql://warehouse:x@{nobody()}/warehouse"
-    [said] = wrong(stores.databases(environment))
+    [said] = wrong(stores.check_databases(environment))
     assert "PostgreSQL is not where WINDSOCK_WAREHOUSE_DSN says" in said
 
 
 @pytest.mark.parametrize(("ahead_seconds", "well"), [(0.4, True), (-4.9, True), (6.0, False), (-3600.0, False)])
 def test_clocks_that_disagree(ahead_seconds: float, *, well: bool) -> None:
-    found = stores.clock("PostgreSQL", ahead_seconds)
-    assert found.well is well
-    assert ("ahead of" in found.said) is (ahead_seconds > 0)
+    found = stores.check_clock("PostgreSQL", ahead_seconds)
+    assert found.is_ok is well
+    assert ("ahead of" in found.observation) is (ahead_seconds > 0)
 
 
 def test_keys_that_are_not_the_store_s(environment: Environment) -> None:
     environment["AWS_SECRET_ACCESS_KEY"] = "guessed"
-    said = wrong(stores.objects(environment))
+    said = wrong(stores.check_buckets(environment))
     assert len(said) == 2
     assert all("SignatureDoesNotMatch" in one and "AWS_SECRET_ACCESS_KEY are not the server's" in one for one in said)
 
 
 def test_a_bucket_that_was_never_made(environment: Environment) -> None:
     environment["WINDSOCK_VERSIONS_BUCKET"] = "nowhere"
-    [said] = wrong(stores.objects(environment))
+    [said] = wrong(stores.check_buckets(environment))
     assert "make the bucket that WINDSOCK_VERSIONS_BUCKET names" in said
 
 
 def test_a_store_that_is_not_there(environment: Environment) -> None:
     environment["WINDSOCK_S3_ENDPOINT"] = f"http://{nobody()}"
-    said = wrong(stores.objects(environment))
+    said = wrong(stores.check_buckets(environment))
     assert len(said) == 2
     assert all("S3 is not where WINDSOCK_S3_ENDPOINT says" in one for one in said)
 
 
 def test_mlflow_that_answers_is_left_alone(mlflow_stack: Stack, environment: Environment) -> None:
-    assert wrong(stores.tracking(environment)) == []
+    assert wrong(stores.check_mlflow(environment)) == []
 
 
 def test_mlflow_called_by_a_name_it_does_not_know(mlflow_stack: Stack, environment: Environment) -> None:
     port = environment["MLFLOW_TRACKING_URI"].rpartition(":")[2]
-    [said] = wrong(stores.tracking({**environment, "MLFLOW_TRACKING_URI": f"http://0.0.0.0:{port}"}))
+    [said] = wrong(stores.check_mlflow({**environment, "MLFLOW_TRACKING_URI": f"http://0.0.0.0:{port}"}))
     assert f"add 0.0.0.0:{port} to the server's MLFLOW_SERVER_ALLOWED_HOSTS" in said
 
 
 def test_mlflow_that_is_not_there(environment: Environment) -> None:
-    [said] = wrong(stores.tracking({**environment, "MLFLOW_TRACKING_URI": f"http://{nobody()}"}))
+    [said] = wrong(stores.check_mlflow({**environment, "MLFLOW_TRACKING_URI": f"http://{nobody()}"}))
     assert "MLflow is not where MLFLOW_TRACKING_URI says" in said
 
 
 @pytest.mark.parametrize(("free", "change"), [(6 * 10**9, ""), (4 * 10**9, "make room")])
 def test_a_disk_without_room(free: int, change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine.shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
-    found = machine.room(tmp_path)
-    assert found.well is not bool(change)
-    assert change in found.change
+    found = machine.check_disk(tmp_path)
+    assert found.is_ok is not bool(change)
+    assert change in found.remedy
 
 
 def test_a_machine_without_memory() -> None:
-    assert machine.memory(8_000_000_000).well
-    assert "TASKS_MEMORY" in machine.memory(2_000_000_000).change
-    assert machine.total_memory() > 100_000_000
+    assert machine.check_memory(8_000_000_000).is_ok
+    assert "TASKS_MEMORY" in machine.check_memory(2_000_000_000).remedy
+    assert machine.read_memory_limit() > 100_000_000
 
 
 @pytest.mark.parametrize(("limit", "total"), [("max", 8 * 2**30), (str(2**30), 2**30), (None, 8 * 2**30)])
@@ -118,7 +118,7 @@ def test_a_container_has_the_memory_that_it_is_given(limit: str | None, total: i
     (tmp_path / "sys/fs/cgroup").mkdir(parents=True)
     if limit is not None:
         (tmp_path / "sys/fs/cgroup/memory.max").write_text(f"{limit}\n")
-    assert machine.total_memory(tmp_path) == total
+    assert machine.read_memory_limit(tmp_path) == total
 
 
 def test_a_port_that_another_has() -> None:
@@ -126,19 +126,19 @@ def test_a_port_that_another_has() -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        [said] = wrong(machine.ports({"MLFLOW_PORT": port}))
+        [said] = wrong(machine.check_ports({"MLFLOW_PORT": port}))
     assert "or set MLFLOW_PORT in .env" in said
-    assert wrong(machine.ports({"MLFLOW_PORT": find_free_port(set())})) == []
+    assert wrong(machine.check_ports({"MLFLOW_PORT": find_free_port(set())})) == []
 
 
 def test_a_gpu_that_torch_cannot_use(tmp_path: Path) -> None:
-    assert machine.accelerator(tmp_path, usable=False).well
+    assert machine.check_gpu(tmp_path, usable=False).is_ok
     (tmp_path / "nvidia0").touch()
-    assert machine.accelerator(tmp_path, usable=True).well
-    assert "CUDA build" in machine.accelerator(tmp_path, usable=False).change
+    assert machine.check_gpu(tmp_path, usable=True).is_ok
+    assert "CUDA build" in machine.check_gpu(tmp_path, usable=False).remedy
 
 
-WELL, UNWELL = Finding(check="a", said="is well"), Finding(check="b", said="is not", change="mend it")
+WELL, UNWELL = Finding(check="a", observation="is well"), Finding(check="b", observation="is not", remedy="mend it")
 
 
 @pytest.mark.parametrize(
@@ -148,18 +148,18 @@ WELL, UNWELL = Finding(check="a", said="is well"), Finding(check="b", said="is n
 def test_it_ends_with_0_only_where_nothing_has_to_be_changed(
     machine_s: list[Finding], stack_s: list[Finding], code: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(doctor, "here", lambda _: iter(machine_s))
-    monkeypatch.setattr(doctor, "stack", lambda _: iter(stack_s))
+    monkeypatch.setattr(doctor, "check_machine", lambda _: iter(machine_s))
+    monkeypatch.setattr(doctor, "check_stack", lambda _: iter(stack_s))
     monkeypatch.setattr(doctor.sys, "argv", ["doctor", "--running"])
     monkeypatch.setenv("WINDSOCK_HOME", str(tmp_path))
     assert doctor.main() == code
 
 
-@pytest.mark.parametrize("unwell", [None, "_told", "_embedded", "_composed"])
+@pytest.mark.parametrize("unwell", [None, "_report", "_check_embedded", "_check_composed"])
 def test_without_a_stack_named_machine_embedded_and_composed_all_count(
     unwell: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("_told", "_embedded", "_composed"):
+    for name in ("_report", "_check_embedded", "_check_composed"):
         monkeypatch.setattr(doctor, name, lambda *_, well=name != unwell, **__: well)
     monkeypatch.setattr(doctor.sys, "argv", ["doctor"])
     assert doctor.main() == (unwell is not None)
@@ -176,8 +176,8 @@ def test_what_is_said_in_the_container_counts(
     (tmp_path / ".env").touch()
     monkeypatch.setattr(doctor, "REPOSITORY", tmp_path)
     monkeypatch.setattr(doctor.shutil, "which", lambda _: "docker")
-    monkeypatch.setattr(doctor, "compose", lambda verb, *_: answers[verb])
-    assert doctor._composed(ports=True) is well
+    monkeypatch.setattr(doctor, "run_compose", lambda verb, *_: answers[verb])
+    assert doctor._check_composed(ports=True) is well
     assert "said there" in capsys.readouterr().out
 
 
@@ -193,10 +193,10 @@ def test_ports_that_are_not_set_are_the_usual_ones_and_those_of_the_embedded_sta
     (tmp_path / ".env").write_text("AIRFLOW_PORT=\nMLFLOW_PORT=5001\n")
     monkeypatch.setattr(doctor, "REPOSITORY", tmp_path)
     monkeypatch.setattr(doctor.shutil, "which", lambda _: "docker")
-    monkeypatch.setattr(doctor, "compose", lambda *_: subprocess.CompletedProcess([], 0, stdout=""))
-    monkeypatch.setattr(doctor.machine, "ports", ports)
-    assert doctor._composed(ports=False)
-    assert not doctor._composed(ports=True)
+    monkeypatch.setattr(doctor, "run_compose", lambda *_: subprocess.CompletedProcess([], 0, stdout=""))
+    monkeypatch.setattr(doctor.machine, "check_ports", ports)
+    assert doctor._check_composed(ports=False)
+    assert not doctor._check_composed(ports=True)
     assert asked == [{"AIRFLOW_PORT": 8080, "MLFLOW_PORT": 5001, "GATEWAY_PORT": 8088, "GRAFANA_PORT": 3000}]
 
 
@@ -212,15 +212,15 @@ def test_ports_that_are_not_set_are_the_usual_ones_and_those_of_the_embedded_sta
     ],
 )
 def test_tasks_that_nobody_takes(told: Environment, change: str) -> None:
-    found = doctor.runners(told)
-    assert found.well is not bool(change)
-    assert change in found.change
+    found = doctor.check_executor(told)
+    assert found.is_ok is not bool(change)
+    assert change in found.remedy
 
 
 def test_a_stack_is_asked_for_all_of_its_stores_and_for_airflow(environment: Environment) -> None:
     away = f"http://{nobody()}"
     told = {"MLFLOW_TRACKING_URI": away, "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": away}
-    found = {f.check.partition(" ")[0]: f.well for f in doctor.stack({**environment, **told})}
+    found = {f.check.partition(" ")[0]: f.is_ok for f in doctor.check_stack({**environment, **told})}
     assert found == {"database": True, "clock": True, "bucket": True, "MLflow": False, "execution": False}
 
 
@@ -234,6 +234,6 @@ def test_a_stack_is_asked_for_all_of_its_stores_and_for_airflow(environment: Env
     ],
 )
 def test_containers_that_do_not_run_together(code: int, running: str, change: str) -> None:
-    found = doctor.containers(subprocess.CompletedProcess([], code, stdout=running))
-    assert found.well is not bool(change)
-    assert change in found.change
+    found = doctor.check_containers(subprocess.CompletedProcess([], code, stdout=running))
+    assert found.is_ok is not bool(change)
+    assert change in found.remedy

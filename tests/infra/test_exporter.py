@@ -11,7 +11,7 @@ from prometheus_client import start_http_server
 from adapters.connect import Outside
 from infra.local import postgres
 from infra.local.stack import Stack
-from infra.prometheus.exporter import registry
+from infra.prometheus.exporter import make_registry
 from pipeline.settings import REPOSITORY, Settings
 
 FLIGHTS = {"use_case": "flights"}
@@ -78,7 +78,7 @@ def observer(outside: Outside, settings: Settings, stack: Stack) -> str:
 
 def test_it_says_the_newest_of_everything(outside: Outside, observer: str) -> None:
     outside.warehouse.execute(PLANTED)
-    numbers = registry(observer, PARAMS)
+    numbers = make_registry(observer, PARAMS)
 
     def value(name: str, **labels: str) -> float | None:
         return numbers.get_sample_value(f"windsock_{name}", labels)
@@ -100,7 +100,7 @@ def test_it_says_the_newest_of_everything(outside: Outside, observer: str) -> No
 
 def test_what_could_not_be_measured_is_no_sample_and_counted_as_unknown(outside: Outside, observer: str) -> None:
     outside.warehouse.execute(PLANTED)
-    numbers = registry(observer, PARAMS)
+    numbers = make_registry(observer, PARAMS)
     wind = {**OF_VERSION, "feature": "wind", "measure": "psi"}
     assert numbers.get_sample_value("windsock_drift", wind) is None
     assert numbers.get_sample_value("windsock_drift_threshold", wind) == 0.2
@@ -108,7 +108,7 @@ def test_what_could_not_be_measured_is_no_sample_and_counted_as_unknown(outside:
 
 
 def test_a_use_case_that_has_no_champion_says_so_before_anything_else_is_there(observer: str) -> None:
-    assert registry(observer, PARAMS).get_sample_value("windsock_champion_present", FLIGHTS) == 0
+    assert make_registry(observer, PARAMS).get_sample_value("windsock_champion_present", FLIGHTS) == 0
 
 
 def test_a_feed_is_as_old_as_its_newest_clean_content(outside: Outside, observer: str) -> None:
@@ -117,7 +117,7 @@ def test_a_feed_is_as_old_as_its_newest_clean_content(outside: Outside, observer
     batch(outside, "weather", "2013-01-07", status="blocked")
     batch(outside, "weather", "2013-01-07", version=2)  # mended
     batch(outside, "weather", "2013-01-14", status="blocked")
-    numbers = registry(observer, PARAMS)
+    numbers = make_registry(observer, PARAMS)
     weather = {**FLIGHTS, "table": "weather"}
     assert numbers.get_sample_value("windsock_feed_behind_seconds", weather) == 7 * 86400
     assert numbers.get_sample_value("windsock_feed_blocked_partitions", weather) == 1
@@ -134,7 +134,7 @@ def test_an_old_partition_that_is_mended_makes_no_feed_younger(outside: Outside,
         "update batches set validated_at = '2026-02-01 00:00+00' where partition_start < '2013-01-14'"
     )
     weather = {**FLIGHTS, "table": "weather"}
-    value = registry(observer, PARAMS).get_sample_value("windsock_feed_validated_timestamp_seconds", weather)
+    value = make_registry(observer, PARAMS).get_sample_value("windsock_feed_validated_timestamp_seconds", weather)
     assert value == 1767225600
 
 
@@ -144,13 +144,13 @@ def test_what_answers_and_was_never_looked_at_is_as_old_as_its_deployment(outsid
         " as_of, finished_at) values ('d', 'flights', 'rollout', '1', 1, 'done', 'full', 'test', '', '2013-04-01+00',"
         " '2026-01-01 00:00+00')"
     )
-    numbers, labels = registry(observer, PARAMS), {**FLIGHTS, "model_version": ""}
+    numbers, labels = make_registry(observer, PARAMS), {**FLIGHTS, "model_version": ""}
     assert numbers.get_sample_value("windsock_online_looked_timestamp_seconds", labels) == 1767225600
     assert numbers.get_sample_value("windsock_online_p99_seconds", labels) is None
 
 
 def test_more_partitions_are_expected_until_the_source_has_ended(outside: Outside, observer: str) -> None:
-    numbers = registry(observer, PARAMS)
+    numbers = make_registry(observer, PARAMS)
     batch(outside, "flights", "2013-12-16")
     assert numbers.get_sample_value("windsock_partition_seconds", FLIGHTS) == 7 * 86400
     batch(outside, "flights", "2013-12-23")
@@ -164,7 +164,7 @@ def test_decisions_are_counted_by_what_came_of_them_in_all_and_by_slice(outside:
     answer(outside, "missed", "2013-03-02 00:00+00", score=0.1, decision=False, label=1)
     answer(outside, "shadow", "2013-03-02 00:00+00", score=0.9, decision=True, label=1, slot="shadow")
     answer(outside, "undecided", "2013-03-02 00:00+00", score=0.5, decision=None, label=1)
-    numbers = registry(observer, PARAMS)
+    numbers = make_registry(observer, PARAMS)
     found = {
         o: numbers.get_sample_value("windsock_decided_events", {**OF_VERSION, "outcome": o})
         for o in ("hit", "missed", "needless", "quiet")
@@ -197,7 +197,7 @@ def test_its_role_may_neither_read_rows_nor_write(observer: str, statement: str)
 
 @pytest.fixture
 def scraped(observer: str) -> Iterator[str]:
-    server, thread = start_http_server(0, "127.0.0.1", registry=registry(observer, PARAMS))
+    server, thread = start_http_server(0, "127.0.0.1", registry=make_registry(observer, PARAMS))
     yield f"http://127.0.0.1:{server.server_port}/metrics"
     server.shutdown()
     server.server_close()

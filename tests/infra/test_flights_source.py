@@ -9,7 +9,7 @@ import pytest
 
 from adapters.warehouse import Warehouse
 from infra.local.stack import Stack
-from infra.replay.flights_source import load
+from infra.replay.flights_source import load_flights
 from tests.conftest import drop_database, make_database
 
 NAME = "source_of_flights"
@@ -18,7 +18,7 @@ NAME = "source_of_flights"
 @pytest.fixture(scope="module")
 def source(stack: Stack) -> Iterator[Warehouse]:
     database = Warehouse(make_database(stack, NAME, "source"))
-    load(database.dsn)
+    load_flights(database.dsn)
     yield database
     drop_database(stack, NAME)
 
@@ -31,7 +31,7 @@ def one(source: Warehouse, query: str) -> object:
 
 def test_everything_is_loaded_once(source: Warehouse, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    assert load(source.dsn) == {
+    assert load_flights(source.dsn) == {
         "flights": 336_776,
         "movements": 665_297,
         "weather": 26_115,

@@ -82,6 +82,7 @@ def copied(path: Path) -> set[str]:
 
 def test_each_image_holds_the_packages_that_it_runs() -> None:
     packages = {path.parent.name for path in REPOSITORY.glob("*/__init__.py")} - {"tests", "benchmarks"}
+    assert {f"!{name}" for name in packages} <= set(lines(REPOSITORY / ".dockerignore"))
     airflow = REPOSITORY / "infra" / "airflow" / "Dockerfile"
     assert packages <= copied(airflow)
     assert any(re.search("install .* git ", rest) for word, rest in instructions(airflow) if word == "RUN")  # DVC's

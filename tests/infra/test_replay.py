@@ -8,20 +8,20 @@ import pytest
 
 from adapters.connect import Outside
 from infra.replay import flights_source, incident, plots
-from infra.replay.__main__ import _judge, _judge_online
-from infra.replay.measures import Week, _metrics
-from infra.replay.online import Online, Parity
-from infra.replay.state import ReplayError, State
-from infra.replay.traffic import Asked
+from infra.replay.__main__ import _check_online, _check_promises
+from infra.replay.measures import ReplayedWeek, _score_metrics
+from infra.replay.online import OnlineSummary, Parity
+from infra.replay.state import ReplayError, ReplayState
+from infra.replay.traffic import TrafficTally
 from pipeline.partitions import Interval
 from pipeline.spec import UseCase
 
 WEEK = Interval(datetime(2013, 1, 7, tzinfo=UTC), datetime(2013, 1, 14, tzinfo=UTC))
 
 
-def week(decision: str, outcome: str | None = None) -> Week:
+def week(decision: str, outcome: str | None = None) -> ReplayedWeek:
     measured = {"log_loss": 0.4, "auc": 0.7}
-    return Week(
+    return ReplayedWeek(
         start=WEEK.start,
         end=WEEK.end,
         rows=10,
@@ -38,13 +38,15 @@ def week(decision: str, outcome: str | None = None) -> Week:
 def test_a_perfect_ranking_has_auc_one_and_a_better_score_a_lower_log_loss() -> None:
     label = np.array([0.0, 0.0, 1.0, 1.0])
     good, bad = np.array([0.1, 0.2, 0.8, 0.9]), np.array([0.4, 0.6, 0.5, 0.6])
-    assert _metrics(("auc",), label, good) == {"auc": 1.0}
-    assert _metrics(("log_loss",), label, good)["log_loss"] < _metrics(("log_loss",), label, bad)["log_loss"]
+    assert _score_metrics(("auc",), label, good) == {"auc": 1.0}
+    assert (
+        _score_metrics(("log_loss",), label, good)["log_loss"] < _score_metrics(("log_loss",), label, bad)["log_loss"]
+    )
 
 
 def test_a_broken_feed_empties_one_week_once_and_is_mended_to_what_was_there(outside: Outside) -> None:
-    assert incident.manifest(outside.source) == []
-    flights_source.create_tables(outside.source)
+    assert incident.list_incidents(outside.source) == []
+    flights_source.create_source_tables(outside.source)
     with outside.source.transaction() as at:
         at.execute(
             "insert into weather (origin, observed_at, temp_f, known_at) values "
@@ -55,9 +57,9 @@ def test_a_broken_feed_empties_one_week_once_and_is_mended_to_what_was_there(out
     first = incident.break_feed(outside.source, WEEK, "2013-01-07")
     assert incident.break_feed(outside.source, WEEK, "2013-01-07") == first
     assert [row["temp_f"] for row in outside.source.query("select * from weather order by known_at")] == [None, 41]
-    with incident.mending(outside.source, "2013-01-07"):
+    with incident.restored_feed(outside.source, "2013-01-07"):
         assert outside.source.query("select * from weather order by known_at") == before
-    assert [known.state for known in incident.manifest(outside.source)] == ["mended"]
+    assert [known.state for known in incident.list_incidents(outside.source)] == ["mended"]
 
 
 def test_the_verdict_on_a_retrain_is_the_gates_and_not_a_step_of_what_follows(
@@ -76,8 +78,8 @@ def test_the_verdict_on_a_retrain_is_the_gates_and_not_a_step_of_what_follows(
                 "values (%s, %s, '2', %s, 'test', %s, '{}')",
                 (use_case.name, action, WEEK.end, reason),
             )
-    state = State(use_case=use_case, outside=outside)
-    assert [state.verdict(decision)["reason"] for decision in ("d", None)] == ["better", "not better"]
+    state = ReplayState(use_case=use_case, outside=outside)
+    assert [state.find_ledger_entry(decision)["reason"] for decision in ("d", None)] == ["better", "not better"]
 
 
 BROKEN = incident.Incident(partition_key="2013-01-07", table_name="weather", what="empty", rows=1, state="mended")
@@ -86,24 +88,24 @@ BROKEN = incident.Incident(partition_key="2013-01-07", table_name="weather", wha
 @pytest.mark.parametrize("decision", ["ignore", "alert", "retrain"])
 def test_the_demo_fails_where_the_broken_feed_was_not_blocked(decision: str) -> None:
     with pytest.raises(ReplayError, match=f"broken feed of 2013-01-07 led to '{decision}'"):
-        _judge([week(decision)], [BROKEN])
-    _judge([week("block")], [BROKEN])
+        _check_promises([week(decision)], [BROKEN])
+    _check_promises([week("block")], [BROKEN])
 
 
-def test_the_demo_fails_where_no_retrain_was_judged_in_eight_weeks() -> None:
+def test_the_demo_fails_where_no_retrain_was_check_promisesd_in_eight_weeks() -> None:
     with pytest.raises(ReplayError, match="no retrain was judged"):
-        _judge([week("ignore")] * 8, [])
-    _judge([*[week("ignore")] * 7, week("retrain", "held")], [])
+        _check_promises([week("ignore")] * 8, [])
+    _check_promises([*[week("ignore")] * 7, week("retrain", "held")], [])
 
 
 def test_what_could_not_be_measured_is_shown_first() -> None:
-    picture = plots.drift_plot([WEEK.start], {"steady": [0.1], "gone": [math.nan]}, most=1)
+    picture = plots.plot_drift([WEEK.start], {"steady": [0.1], "gone": [math.nan]}, most=1)
     assert "gone" in picture
     assert "steady" not in picture
 
 
 def parity(**changes: float) -> Parity:
-    same = {"rows": 1000, "features_compared": 55, "numbers_difference": 0.0, "words_differing": 0}
+    same = {"rows": 1000, "features_compared": 55, "numbers_difference": 0.0, "categories_differing": 0}
     return Parity(version="1", degraded=0, **{**same, "score_difference": 1e-7, **changes})  # type: ignore[arg-type]
 
 
@@ -114,7 +116,7 @@ def parity(**changes: float) -> Parity:
         ({"score_difference": 2e-5}, False),
         ({"score_difference": math.nan}, False),
         ({"numbers_difference": math.inf}, False),
-        ({"words_differing": 1}, False),
+        ({"categories_differing": 1}, False),
         ({"rows": 0}, False),
     ],
 )
@@ -125,14 +127,14 @@ def test_parity_holds_only_where_something_was_compared_and_nothing_differs(chan
 @pytest.mark.parametrize(
     "asked",
     [
-        Asked(weeks=2, requests=100, failed=1),
-        Asked(weeks=2, requests=100, static=1),
-        Asked(weeks=2),
+        TrafficTally(weeks=2, requests=100, failed=1),
+        TrafficTally(weeks=2, requests=100, static=1),
+        TrafficTally(weeks=2),
     ],
 )
-def test_a_request_without_a_models_answer_or_no_request_at_all_fails_the_demo(use_case, asked: Asked) -> None:
-    served = Online(request={}, answer={}, parity=parity(), answered=[])
-    _judge_online(use_case, served, Asked(weeks=2, requests=100))
-    _judge_online(use_case, served, Asked())
+def test_a_request_without_a_models_answer_or_no_request_at_all_fails_the_demo(use_case, asked: TrafficTally) -> None:
+    served = OnlineSummary(request={}, answer={}, parity=parity(), answered=[])
+    _check_online(use_case, served, TrafficTally(weeks=2, requests=100))
+    _check_online(use_case, served, TrafficTally())
     with pytest.raises(ReplayError):
-        _judge_online(use_case, served, asked)
+        _check_online(use_case, served, asked)

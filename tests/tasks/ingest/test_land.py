@@ -16,7 +16,7 @@ from adapters.errors import Corrupt, FencedOut, Refused
 from adapters.parquet import from_bytes
 from adapters.warehouse import Warehouse
 from infra.local.stack import Stack
-from infra.replay.flights_source import create_tables
+from infra.replay.flights_source import create_source_tables
 from pipeline.handoffs import Batch
 from pipeline.partitions import Interval
 from pipeline.settings import REPOSITORY
@@ -39,7 +39,7 @@ def partition(use_case: UseCase) -> Interval:
 @pytest.fixture(autouse=True)
 def rows(outside: Outside) -> None:
     """Three weeks of hourly weather and flights; the rest of the tables is empty."""
-    create_tables(outside.source)
+    create_source_tables(outside.source)
     outside.source.execute(
         "insert into weather (origin, observed_at, temp_f, known_at)"
         " select o, t, extract(hour from t), t + interval '10 minutes' from unnest(array['JFK', 'EWR']) o,"
