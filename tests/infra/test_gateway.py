@@ -470,6 +470,19 @@ def test_a_failed_download_leaves_nothing_behind(tmp_path: Path, monkeypatch: py
     assert list((tmp_path / "home").iterdir()) == []
 
 
+def test_a_program_is_found_in_the_sbin_beside_a_bin_on_the_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Debian keeps servers there, and leaves it out of an ordinary user's PATH."""
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    assert system_programs.find_program("haproxy", tmp_path / "home") is None
+    (tmp_path / "sbin").mkdir()
+    (tmp_path / "sbin" / "haproxy").touch(mode=0o755)
+    found = system_programs.find_program("haproxy", tmp_path / "home")
+    assert found is not None
+    assert found.path == str(tmp_path / "sbin" / "haproxy")
+
+
 ONLINE = ("WINDSOCK_GATEWAY_", "WINDSOCK_INFERENCE_", "WINDSOCK_MANAGEMENT_", "WINDSOCK_MODEL_STORE")
 
 
@@ -480,14 +493,13 @@ def names_online_parts(environment: Mapping[str, str]) -> bool:
 @pytest.fixture
 def machine_with_haproxy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
     """A new state folder on a machine that has a program of this name, as after `apt-get install haproxy`."""
-    (tmp_path / "sbin").mkdir()
     (tmp_path / "bin").mkdir()
-    (tmp_path / "sbin" / "haproxy").touch(mode=0o755)
+    (tmp_path / "bin" / "haproxy").touch(mode=0o755)
     monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
     home = open_home(tmp_path / "home", usual=False, choose_ports=True)
     found = system_programs.find_program("haproxy", home.folder)
     assert found is not None
-    assert found.path == str(tmp_path / "sbin" / "haproxy")
+    assert found.path == str(tmp_path / "bin" / "haproxy")
     return home
 
 
