@@ -4,10 +4,11 @@ import contextlib
 import fcntl
 import os
 import re
-import secrets
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from adapters.files import write_atomically
 
 NAMES = ("keys", "versions", "weights", "fallback", "openapi")
 SECONDS = 10
@@ -22,11 +23,8 @@ def read_map(path: Path) -> dict[str, str]:
 
 def write_map(path: Path, entries: dict[str, str]) -> None:
     """Replace a map file at once. Keys are nobody else's business; the rest is read by whoever runs the gateway."""
-    fresh = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
-    mode = 0o600 if path.name == "keys.map" else 0o644
-    with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w") as file:
-        file.write("".join(f"{key} {value}\n" for key, value in entries.items()))
-    fresh.replace(path)
+    text = "".join(f"{key} {value}\n" for key, value in entries.items())
+    write_atomically(path, text.encode(), mode=0o600 if path.name == "keys.map" else 0o644)
 
 
 def create_maps(folder: Path) -> None:

@@ -4,13 +4,14 @@ import fcntl
 import hashlib
 import io
 import json
-import os
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from adapters.files import write_atomically
 
 _HANDLER = "serving.handler:handle"  # of the server's own checkout: an archive holds no code
 _DIGEST_IN_NAME = 12  # characters of the SHA-256
@@ -60,7 +61,7 @@ class ModelStore:
         sha256 = hashlib.sha256(content).hexdigest()
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{use_case}-{version}-{sha256[:_DIGEST_IN_NAME]}.mar"
-        _replace(path, content)
+        write_atomically(path, content, mode=0o644)
         return Archive(use_case=use_case, version=version, path=path, sha256=sha256)
 
     def entries(self) -> list[Entry]:
@@ -115,7 +116,8 @@ class ModelStore:
             fcntl.flock(lock, fcntl.LOCK_EX)
             entries = self.entries()
             yield entries
-            _replace(self.folder / "deployed.json", json.dumps({"versions": entries}, indent=1).encode())
+            text = json.dumps({"versions": entries}, indent=1)
+            write_atomically(self.folder / "deployed.json", text.encode(), mode=0o644)
 
 
 def _pack(bundle: Path, options: Mapping[str, Any]) -> bytes:
@@ -131,16 +133,6 @@ def _pack(bundle: Path, options: Mapping[str, Any]) -> bytes:
         for name in sorted(files):
             archive.writestr(zipfile.ZipInfo(name, _EPOCH), files[name])
     return sink.getvalue()
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file that is there whole or not at all."""
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    with fresh.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(path)
 
 
 def _is(entry: Entry, use_case: str, version: str) -> bool:

@@ -10,7 +10,6 @@ inputs are not fit and trying again would give the same, `adapters.errors.REFUSA
 import hashlib
 import json
 import logging
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
@@ -75,7 +74,7 @@ def make_dataset(use_case: str, folder: Path) -> None:
         points, labels = build_interval(features, tables, interval, lead, engine=parameters["engine"])
         index |= {w.key: _store(w, points, labels, output) for w in together}
     _remove_others(output, index)
-    _write(output / "index.json", json.dumps(index, indent=1, sort_keys=True).encode())
+    write_atomically(output / "index.json", json.dumps(index, indent=1, sort_keys=True).encode(), mode=0o644)
 
 
 def _store(wanted: WantedPartition, points: pa.Table, labels: pa.Table, output: Path) -> dict[str, Any]:
@@ -85,7 +84,7 @@ def _store(wanted: WantedPartition, points: pa.Table, labels: pa.Table, output: 
     }
     contents = {name: to_bytes(part) for name, part in parts.items()}
     for name, content in contents.items():
-        _write(output / name / f"{wanted.key}.parquet", content)
+        write_atomically(output / name / f"{wanted.key}.parquet", content, mode=0o644)
     return {
         "start": wanted.interval.start.isoformat(),
         "end": wanted.interval.end.isoformat(),
@@ -101,16 +100,6 @@ def _remove_others(output: Path, index: Mapping[str, Any]) -> None:
     for path in output.glob("*/*"):
         if path.suffix != ".parquet" or path.stem not in index:
             path.unlink()  # a partition that is no longer wanted, or half a file of a run that was killed
-
-
-def _write(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
 
 
 if __name__ == "__main__":
