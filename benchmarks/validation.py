@@ -21,7 +21,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from benchmarks.table import Measured, keep, table
-from expectations import Expect, content_expectations, delivery_expectations, expect_rows, suites
+from expectations import suites
+from expectations.vocabulary import Expect, content_expectations, delivery_expectations, expect_rows
 from pipeline.partitions import Interval
 from pipeline.settings import REPOSITORY
 from pipeline.spec import use_cases

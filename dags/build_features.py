@@ -23,7 +23,7 @@ from pipeline.handoffs import Snapshot
 from pipeline.spec import UseCase
 
 
-def build_features(use_case: UseCase) -> DAG:
+def make_build_features_dag(use_case: UseCase) -> DAG:
     """`build -> refresh_online`, after clean data."""
     outlet = features(use_case)
     schedule = PartitionedAssetTimetable(assets=clean_data(use_case))
@@ -57,4 +57,4 @@ def build_features(use_case: UseCase) -> DAG:
 
 
 for declared_use_case in declared():
-    globals()[f"{declared_use_case.name}_build_features"] = build_features(declared_use_case)
+    globals()[f"{declared_use_case.name}_build_features"] = make_build_features_dag(declared_use_case)

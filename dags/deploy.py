@@ -21,7 +21,7 @@ from orchestration.parameters import read_actor
 from pipeline.spec import UseCase
 
 
-def deploy(use_case: UseCase) -> DAG:
+def make_deploy_dag(use_case: UseCase) -> DAG:
     """`deploy`."""
     params = {
         "version": Param(
@@ -58,4 +58,4 @@ def deploy(use_case: UseCase) -> DAG:
 
 
 for declared_use_case in declared():
-    globals()[f"{declared_use_case.name}_deploy"] = deploy(declared_use_case)
+    globals()[f"{declared_use_case.name}_deploy"] = make_deploy_dag(declared_use_case)

@@ -24,7 +24,7 @@ from pipeline.spec import UseCase
 EVERY_MINUTES = 10
 
 
-def experiment(use_case: UseCase) -> DAG:
+def make_experiment_dag(use_case: UseCase) -> DAG:
     """`experiment`, on the clock and by hand."""
     params = {
         "action": Param("look", type="string", enum=["look", "start", "stop"], title="Action"),
@@ -68,4 +68,4 @@ def experiment(use_case: UseCase) -> DAG:
 
 
 for declared_use_case in declared():
-    globals()[f"{declared_use_case.name}_experiment"] = experiment(declared_use_case)
+    globals()[f"{declared_use_case.name}_experiment"] = make_experiment_dag(declared_use_case)

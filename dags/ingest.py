@@ -25,7 +25,7 @@ from pipeline.handoffs import Batch
 from pipeline.spec import UseCase
 
 
-def ingest(use_case: UseCase) -> DAG:
+def make_ingest_dag(use_case: UseCase) -> DAG:
     """`land -> validate` for one partition."""
     clean = clean_data(use_case)
     # A partition is taken when it has ended: the run at the start of the next one is about this one. No start_date:
@@ -66,4 +66,4 @@ def ingest(use_case: UseCase) -> DAG:
 
 
 for declared_use_case in declared():
-    globals()[f"{declared_use_case.name}_ingest"] = ingest(declared_use_case)
+    globals()[f"{declared_use_case.name}_ingest"] = make_ingest_dag(declared_use_case)

@@ -21,7 +21,7 @@ from pipeline.handoffs import Batch
 from pipeline.spec import UseCase
 
 
-def replay_quarantine(use_case: UseCase) -> DAG:
+def make_replay_quarantine_dag(use_case: UseCase) -> DAG:
     """`replay`."""
     clean = clean_data(use_case)
     params = {
@@ -53,4 +53,4 @@ def replay_quarantine(use_case: UseCase) -> DAG:
 
 
 for declared_use_case in declared():
-    globals()[f"{declared_use_case.name}_replay_quarantine"] = replay_quarantine(declared_use_case)
+    globals()[f"{declared_use_case.name}_replay_quarantine"] = make_replay_quarantine_dag(declared_use_case)

@@ -21,7 +21,7 @@ from pipeline.handoffs import Release
 from pipeline.spec import UseCase
 
 
-def rollback(use_case: UseCase) -> DAG:
+def make_rollback_dag(use_case: UseCase) -> DAG:
     """`rollback -> deploy`."""
     params = {
         "reason": Param(type="string", minLength=3, title="Reason", description="Why; it goes into the ledger."),
@@ -44,7 +44,9 @@ def rollback(use_case: UseCase) -> DAG:
         snapshot = dataset.latest_snapshot(use_case, outside())
         as_of = read_moment(use_case, params["as_of"], snapshot.end if snapshot else None)
         who, run_id = read_actor(dag_run), dag_run.run_id  # the run id makes a retry of this task the same rollback
-        return promote.rollback(use_case, outside(), actor=who, reason=params["reason"], as_of=as_of, request_id=run_id)
+        return promote.roll_back_champion(
+            use_case, outside(), actor=who, reason=params["reason"], as_of=as_of, request_id=run_id
+        )
 
     @task(execution_timeout=timedelta(minutes=30))
     def deploy(release: Release) -> str:
@@ -59,4 +61,4 @@ def rollback(use_case: UseCase) -> DAG:
 
 
 for declared_use_case in declared():
-    globals()[f"{declared_use_case.name}_rollback"] = rollback(declared_use_case)
+    globals()[f"{declared_use_case.name}_rollback"] = make_rollback_dag(declared_use_case)

@@ -84,7 +84,7 @@ def answer(response: dict[str, Any] | None, run_id: str) -> tuple[bool | None, s
     return response["chosen_options"] == [APPROVE], user["name"] if user else "nobody (approval expired)"
 
 
-def train(use_case: UseCase) -> DAG:
+def make_train_dag(use_case: UseCase) -> DAG:
     """`plan -> tune -> refit -> evaluate -> approval -> promote -> deploy`, then `finish` in every case."""
     dag = DAG(**dag_args(use_case, "train", __doc__), schedule=None, params=form(use_case))
 
@@ -165,4 +165,4 @@ def train(use_case: UseCase) -> DAG:
 
 
 for declared_use_case in declared():
-    globals()[f"{declared_use_case.name}_train"] = train(declared_use_case)
+    globals()[f"{declared_use_case.name}_train"] = make_train_dag(declared_use_case)

@@ -18,7 +18,7 @@ from orchestration.defaults import dag_args
 from pipeline.spec import UseCase
 
 
-def watch(use_case: UseCase) -> DAG:
+def make_watch_dag(use_case: UseCase) -> DAG:
     """`watch`, every minute."""
     schedule = CronTriggerTimetable("* * * * *", timezone="UTC") if use_case.endpoint else None
     dag = DAG(**dag_args(use_case, "watch", __doc__), schedule=schedule)
@@ -36,4 +36,4 @@ def watch(use_case: UseCase) -> DAG:
 
 
 for declared_use_case in declared():
-    globals()[f"{declared_use_case.name}_watch"] = watch(declared_use_case)
+    globals()[f"{declared_use_case.name}_watch"] = make_watch_dag(declared_use_case)

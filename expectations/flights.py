@@ -3,7 +3,7 @@
 Bounds come from the year 2013 (in comments: the extremes seen), with room to spare: for broken rows, not rare ones.
 """
 
-from expectations import DeclaredColumn, Suite, between, expect_rows, matching, not_before
+from expectations.vocabulary import DeclaredColumn, Suite, between, expect_rows, matching, not_before
 
 TEXT = DeclaredColumn(kind="text", nullable=False)
 INTEGER = DeclaredColumn(kind="integer", nullable=False)

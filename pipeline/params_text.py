@@ -9,6 +9,7 @@ from pydantic import ValidationError
 _REMOVED_KEYS = {
     "history_days": "a feature definition says itself how far it looks back; delete this line",
     "event_time": "nothing read it; delete it",
+    "calibration_quantile": "threshold_margin alone says how far above its worst week a feature may move; delete it",
 }
 
 

@@ -22,7 +22,7 @@ from infra.replay.measures import ReplayedWeek
 from infra.replay.online import OnlineSummary
 from infra.replay.progress import ReplayProgress
 from infra.replay.state import ReplayError
-from infra.replay.traffic import TrafficTally
+from infra.replay.traffic import ClientTally
 from pipeline.spec import UseCase, use_cases
 
 USE_CASE = "flights"
@@ -105,7 +105,7 @@ def _check_promises(weeks: list[ReplayedWeek], incidents: list[Incident]) -> Non
         raise ReplayError("no retrain was judged in the whole replay")
 
 
-def _check_online(use_case: UseCase, served: OnlineSummary | None, tally: TrafficTally) -> None:
+def _check_online(use_case: UseCase, served: OnlineSummary | None, tally: ClientTally) -> None:
     if served is None or use_case.endpoint is None:
         return
     if not served.parity.holds(use_case.endpoint.rollout.tolerance):

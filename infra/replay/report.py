@@ -10,7 +10,7 @@ from adapters.connect import Outside
 from infra.replay import incident, measures, plots
 from infra.replay.measures import ReplayedWeek
 from infra.replay.online import OnlineSummary
-from infra.replay.traffic import TrafficTally
+from infra.replay.traffic import ClientTally
 from pipeline.spec import UseCase
 
 TITLES = {
@@ -87,7 +87,7 @@ def format_weeks(weeks: list[ReplayedWeek]) -> str:
     return "\n".join([head, *lines])
 
 
-def format_online(served: OnlineSummary | None, tally: TrafficTally) -> str:
+def format_online(served: OnlineSummary | None, tally: ClientTally) -> str:
     """What was answered online, as text."""
     if served is None:
         return "online     nothing: this stack has no gateway (README: HAProxy), so the models scored in batch only"

@@ -15,7 +15,7 @@ from tasks.deploy.golden import rebuild_requests
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrafficTally:
+class ClientTally:
     """Weeks asked about, requests made, those that failed, and those that the gateway answered itself."""
 
     weeks: int = 0
@@ -23,7 +23,7 @@ class TrafficTally:
     failed: int = 0
     static: int = 0
 
-    def with_request(self, status: int | None, *, static: bool) -> "TrafficTally":
+    def with_request(self, status: int | None, *, static: bool) -> "ClientTally":
         """One request more."""
         failed = self.failed + (status != 200)
         return replace(self, requests=self.requests + 1, failed=failed, static=self.static + static)
@@ -37,10 +37,10 @@ class Traffic:
         self._events: Sequence[Mapping[str, Any]] = ()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._ask_on, name="traffic", daemon=True)
-        self._weeks, self._tally = 0, TrafficTally()  # each written by one thread only
+        self._weeks, self._tally = 0, ClientTally()  # each written by one thread only
 
     @property
-    def tally(self) -> TrafficTally:
+    def tally(self) -> ClientTally:
         """The counts so far."""
         return replace(self._tally, weeks=self._weeks)
 

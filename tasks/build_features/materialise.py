@@ -97,7 +97,7 @@ def _store(wanted: WantedPartition, points: pa.Table, labels: pa.Table, output: 
 
 
 def _remove_others(output: Path, index: Mapping[str, Any]) -> None:
-    for path in output.glob("*/*"):
+    for path in (*output.glob("*/*"), *output.glob(".partial-*")):
         if path.suffix != ".parquet" or path.stem not in index:
             path.unlink()  # a partition that is no longer wanted, or half a file of a run that was killed
 

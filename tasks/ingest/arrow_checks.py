@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from expectations import Expect
+from expectations.vocabulary import Expect
 
 ERRORS = (pa.ArrowException, KeyError, TypeError, re.error)  # what an expectation that does not fit its columns raises
 _SHOWN = 20  # examples in a result

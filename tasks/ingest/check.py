@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from expectations import Expect, Kind, Suite, content_expectations, delivery_expectations
+from expectations.vocabulary import Expect, Kind, Suite, content_expectations, delivery_expectations
 from pipeline.partitions import Interval
 from pipeline.source import Table
 from tasks.ingest.suite_run import SuiteRun, run_suite

@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from expectations import DeclaredColumn, Suite
+from expectations.vocabulary import DeclaredColumn, Suite
 
 Values = Mapping[str, Any]
 

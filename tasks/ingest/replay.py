@@ -15,7 +15,8 @@ from adapters.connect import Outside
 from adapters.lake import Stored
 from adapters.parquet import from_bytes
 from adapters.warehouse import Fence
-from expectations import Expect, content_expectations, delivery_expectations, suites, unique_key
+from expectations import suites
+from expectations.vocabulary import Expect, content_expectations, delivery_expectations, unique_key
 from pipeline.handoffs import Batch, TableBatch
 from pipeline.partitions import Interval
 from pipeline.spec import UseCase

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from expectations import Expect
+from expectations.vocabulary import Expect
 from tasks.ingest import arrow_checks
 
 if TYPE_CHECKING:

@@ -92,7 +92,7 @@ def promote(
     return release
 
 
-def rollback(
+def roll_back_champion(
     use_case: UseCase, outside: "Outside", *, actor: str, reason: str, as_of: datetime, request_id: str | None = None
 ) -> Release:
     """Put the previous champion back, from data time `as_of` on.

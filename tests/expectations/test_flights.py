@@ -7,7 +7,8 @@ from datetime import timedelta
 import pyarrow as pa
 import pytest
 
-from expectations import content_expectations, suites
+from expectations import suites
+from expectations.vocabulary import content_expectations
 from pipeline.partitions import Interval
 from pipeline.spec import UseCase
 from tasks.ingest.check import check_table

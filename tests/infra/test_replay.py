@@ -12,7 +12,7 @@ from infra.replay.__main__ import _check_online, _check_promises
 from infra.replay.measures import ReplayedWeek, _score_metrics
 from infra.replay.online import OnlineSummary, Parity
 from infra.replay.state import ReplayError, ReplayState
-from infra.replay.traffic import TrafficTally
+from infra.replay.traffic import ClientTally
 from pipeline.partitions import Interval
 from pipeline.spec import UseCase
 
@@ -127,14 +127,14 @@ def test_parity_holds_only_where_something_was_compared_and_nothing_differs(chan
 @pytest.mark.parametrize(
     "asked",
     [
-        TrafficTally(weeks=2, requests=100, failed=1),
-        TrafficTally(weeks=2, requests=100, static=1),
-        TrafficTally(weeks=2),
+        ClientTally(weeks=2, requests=100, failed=1),
+        ClientTally(weeks=2, requests=100, static=1),
+        ClientTally(weeks=2),
     ],
 )
-def test_a_request_without_a_models_answer_or_no_request_at_all_fails_the_demo(use_case, asked: TrafficTally) -> None:
+def test_a_request_without_a_models_answer_or_no_request_at_all_fails_the_demo(use_case, asked: ClientTally) -> None:
     served = OnlineSummary(request={}, answer={}, parity=parity(), answered=[])
-    _check_online(use_case, served, TrafficTally(weeks=2, requests=100))
-    _check_online(use_case, served, TrafficTally())
+    _check_online(use_case, served, ClientTally(weeks=2, requests=100))
+    _check_online(use_case, served, ClientTally())
     with pytest.raises(ReplayError):
         _check_online(use_case, served, asked)

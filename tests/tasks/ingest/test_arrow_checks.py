@@ -6,7 +6,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from expectations import (
+from expectations import suites
+from expectations.vocabulary import (
     Expect,
     between,
     content_expectations,
@@ -14,7 +15,6 @@ from expectations import (
     expect_rows,
     matching,
     not_before,
-    suites,
 )
 from pipeline.spec import UseCase
 from tasks.ingest import arrow_checks, suite_run

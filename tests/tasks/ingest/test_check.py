@@ -6,7 +6,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from expectations import Expect, Suite, suites
+from expectations import suites
+from expectations.vocabulary import Expect, Suite
 from pipeline.partitions import Interval
 from pipeline.source import Table
 from pipeline.spec import UseCase

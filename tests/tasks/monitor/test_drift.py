@@ -12,8 +12,8 @@ from tasks.build_features import profile as profiling
 from tasks.monitor import drift, drift_report
 from tasks.monitor.triage import (
     Action,
-    Observation,
     OtherDecision,
+    PartitionObservation,
     Performance,
     PerformanceStatus,
     breached_features,
@@ -97,8 +97,8 @@ def test_without_drift_at_most_5_percent_of_weeks_alarm(small: UseCase, week_eff
     assert breaches <= 0.05 * weeks * (len(NUMBERS) + 2)
 
 
-def findings(measures: list[drift.FeatureDrift], number: int) -> Observation:
-    return Observation(
+def findings(measures: list[drift.FeatureDrift], number: int) -> PartitionObservation:
+    return PartitionObservation(
         as_of=week(number).end,
         model_version="1",
         drifts=measures,

@@ -12,8 +12,8 @@ from pipeline.spec import Limit, Monitor, UseCase
 from tasks.monitor.drift import DriftMeasure, DriftStatus, FeatureDrift
 from tasks.monitor.triage import (
     Action,
-    Observation,
     OtherDecision,
+    PartitionObservation,
     Performance,
     RetrainState,
     TriageCode,
@@ -227,7 +227,7 @@ def test_every_code_is_seen_in_the_table() -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_the_decision_and_its_reason(case: Case, monitor: Monitor) -> None:
-    found = Observation(
+    found = PartitionObservation(
         as_of=AS_OF,
         model_version="1",
         drifts=case.measures,

@@ -197,28 +197,30 @@ def test_rollback_puts_the_previous_champion_back_and_then_the_one_before_it(out
         champion = str(n) if n else None
         promote.promote(use_case, verdict(use_case, candidate, champion, as_of=APRIL + n * WEEK), outside, actor="gate")
     when = APRIL + 3 * WEEK
-    back = promote.rollback(use_case, outside, actor="Ada", reason="late alarms", as_of=when)
+    back = promote.roll_back_champion(use_case, outside, actor="Ada", reason="late alarms", as_of=when)
     assert (back.outcome, back.champion_version, back.previous_version, back.revision) == ("rolled-back", "2", "1", 4)
     assert outside.registry.aliases(use_case.name) == {"champion": "2", "previous_champion": "1"}
-    retried = promote.rollback(use_case, outside, actor="Ada", reason="late alarms", as_of=when)
+    retried = promote.roll_back_champion(use_case, outside, actor="Ada", reason="late alarms", as_of=when)
     assert retried == back, "a retried task does not go back twice"
-    once_more = promote.rollback(use_case, outside, actor="Ada", reason="late alarms", as_of=when, request_id="run 2")
+    once_more = promote.roll_back_champion(
+        use_case, outside, actor="Ada", reason="late alarms", as_of=when, request_id="run 2"
+    )
     assert (once_more.champion_version, once_more.previous_version) == ("1", None)
     assert outside.registry.aliases(use_case.name) == {"champion": "1"}
     with pytest.raises(ValueError, match="no previous champion"):
-        promote.rollback(use_case, outside, actor="Ada", reason="again", as_of=when)
+        promote.roll_back_champion(use_case, outside, actor="Ada", reason="again", as_of=when)
     assert [action for action, _, _ in ledger(outside, use_case)] == ["promote"] * 3 + ["rollback"] * 2
 
 
 def test_rollback_needs_a_champion_a_name_a_reason_and_a_time_not_before_the_champion(outside, use_case, versions):
     with pytest.raises(ValueError, match="no previous champion"):
-        promote.rollback(use_case, outside, actor="Ada", reason="why not", as_of=APRIL)
+        promote.roll_back_champion(use_case, outside, actor="Ada", reason="why not", as_of=APRIL)
     promote.promote(use_case, verdict(use_case, "1", None), outside, actor="gate")
     promote.promote(use_case, verdict(use_case, "2", "1", as_of=APRIL + WEEK), outside, actor="gate")
     with pytest.raises(ValueError, match="named person"):
-        promote.rollback(use_case, outside, actor="Anonymous", reason="why not", as_of=APRIL + WEEK)
+        promote.roll_back_champion(use_case, outside, actor="Anonymous", reason="why not", as_of=APRIL + WEEK)
     with pytest.raises(ValueError, match="not yet"):
-        promote.rollback(use_case, outside, actor="Ada", reason="why not", as_of=APRIL)
+        promote.roll_back_champion(use_case, outside, actor="Ada", reason="why not", as_of=APRIL)
     assert promote.current(use_case, outside).version == "2"
 
 
@@ -226,7 +228,7 @@ def test_the_champion_of_a_moment_is_read_from_the_ledger(outside, use_case, ver
     promote.promote(use_case, verdict(use_case, "1", None), outside, actor="gate")
     promote.promote(use_case, verdict(use_case, "2", "1", as_of=APRIL + WEEK), outside, actor="gate")
     promote.promote(use_case, verdict(use_case, "3", "2", answer="hold", as_of=APRIL + 2 * WEEK), outside, actor="gate")
-    promote.rollback(use_case, outside, actor="Ada", reason="late alarms", as_of=APRIL + 3 * WEEK)
+    promote.roll_back_champion(use_case, outside, actor="Ada", reason="late alarms", as_of=APRIL + 3 * WEEK)
     moments = [APRIL - WEEK, APRIL, APRIL + WEEK - timedelta(seconds=1), APRIL + WEEK, APRIL + 3 * WEEK]
     found = [champion_at(load_champions(use_case, outside), moment) for moment in moments]
     assert [c and c.version for c in found] == [None, "1", "1", "2", "1"]
