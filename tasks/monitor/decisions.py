@@ -14,7 +14,7 @@ from tasks.monitor.triage import (
     Action,
     Decision,
     OtherDecision,
-    PartitionObservation,
+    Observed,
     RetrainState,
     breached_features,
     broken_features,
@@ -42,7 +42,7 @@ class Examination:
 
     partition: Interval
     snapshot_version: str
-    observed: PartitionObservation
+    observed: Observed
     performances: list[WindowPerformance]
     report_uri: str | None
 
@@ -86,7 +86,7 @@ def write_decision(
     outside.warehouse.retry_transaction(commit)
 
 
-def _write_drift(at: "cursor", use_case: UseCase, observed: PartitionObservation) -> None:
+def _write_drift(at: "cursor", use_case: UseCase, observed: Observed) -> None:
     execute_values(
         at,
         "insert into drift (use_case, as_of, model_version, feature, measure, value, threshold, status) values %s",

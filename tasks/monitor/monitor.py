@@ -18,7 +18,7 @@ from tasks import score
 from tasks.build_features import dataset
 from tasks.common.ledger import Champion, champion_at, load_champions
 from tasks.monitor import decisions, drift, drift_report, performance
-from tasks.monitor.triage import PartitionObservation, make_decision
+from tasks.monitor.triage import Observed, make_decision
 
 if TYPE_CHECKING:
     from adapters.connect import Outside
@@ -100,7 +100,7 @@ def examine_partition(
     points = _scored_points(use_case, undecided, outside)
     performances = performance.measure_performance(use_case, version, as_of, outside)
     cutoff = datetime.fromisoformat(profile["known_by"]).astimezone(UTC)
-    observed = PartitionObservation(
+    observed = Observed(
         as_of=as_of,
         model_version=version,
         drifts=drift.measure_drift(profile, points, use_case.monitor),

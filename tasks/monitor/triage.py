@@ -80,7 +80,7 @@ class Performance:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PartitionObservation:
+class Observed:
     """What was observed of one partition, at its end, and of the champion that scored it."""
 
     as_of: datetime
@@ -114,7 +114,7 @@ class Decision:
     reasons: tuple[str, ...]
 
 
-def make_decision(observed: PartitionObservation, history: Sequence[OtherDecision], monitor: Monitor) -> Decision:
+def make_decision(observed: Observed, history: Sequence[OtherDecision], monitor: Monitor) -> Decision:
     """The decision about a partition. `history` may be in any order and may hold decisions of other champions."""
     if broken := broken_features(observed.drifts):
         sentence = f"broken feed: {_named(broken)} far emptier than in any week of training"
@@ -193,7 +193,7 @@ def _outside_limits(metrics: Mapping[str, float], monitor: Monitor) -> list[str]
     return outside
 
 
-def _unknown(observed: PartitionObservation) -> list[CodedReason]:
+def _unknown(observed: Observed) -> list[CodedReason]:
     unknown = unknown_features(observed.drifts)
     sentences = [f"unknown: {_named(unknown)} could not be measured"] if unknown else []
     if not observed.drifts:
@@ -203,7 +203,7 @@ def _unknown(observed: PartitionObservation) -> list[CodedReason]:
     return [(TriageCode.UNKNOWN, sentence) for sentence in sentences]
 
 
-def _triggers(observed: PartitionObservation, before: Sequence[OtherDecision], monitor: Monitor) -> list[CodedReason]:
+def _triggers(observed: Observed, before: Sequence[OtherDecision], monitor: Monitor) -> list[CodedReason]:
     triggers = _drift_triggers(observed, before, monitor)
     if observed.performance.status == PerformanceStatus.DEGRADED:
         triggers += [(TriageCode.PERFORMANCE, sentence) for sentence in observed.performance.reasons]
@@ -219,7 +219,7 @@ def _triggers(observed: PartitionObservation, before: Sequence[OtherDecision], m
 
 
 def _drift_triggers(
-    observed: PartitionObservation, before: Sequence[OtherDecision], monitor: Monitor
+    observed: Observed, before: Sequence[OtherDecision], monitor: Monitor
 ) -> list[CodedReason]:
     persistent = persistent_features(observed, before, monitor)
     structural = sorted(persistent & set(monitor.structural_features))
@@ -234,7 +234,7 @@ def _drift_triggers(
 
 
 def persistent_features(
-    observed: PartitionObservation, before: Sequence[OtherDecision], monitor: Monitor
+    observed: Observed, before: Sequence[OtherDecision], monitor: Monitor
 ) -> frozenset[str]:
     """Features over their thresholds now and in enough of the latest partitions that this champion scored."""
     now = breached_features(observed.drifts)
@@ -246,7 +246,7 @@ def persistent_features(
 
 
 def _guard(
-    observed: PartitionObservation, history: Sequence[OtherDecision], before: Sequence[OtherDecision], monitor: Monitor
+    observed: Observed, history: Sequence[OtherDecision], before: Sequence[OtherDecision], monitor: Monitor
 ) -> CodedReason | None:
     """Why retraining now would be a storm, or None."""
     retrains = [other for other in before if other.decision == Action.RETRAIN]
@@ -264,7 +264,7 @@ def _guard(
     return _breaker(observed, retrains, monitor)
 
 
-def _breaker(observed: PartitionObservation, retrains: Sequence[OtherDecision], monitor: Monitor) -> CodedReason | None:
+def _breaker(observed: Observed, retrains: Sequence[OtherDecision], monitor: Monitor) -> CodedReason | None:
     latest = [other for other in retrains if other.state == RetrainState.DONE][-monitor.breaker_refusals :]
     refused = len(latest) == monitor.breaker_refusals and all(other.outcome in REFUSALS for other in latest)
     if refused and observed.as_of - latest[-1].as_of < timedelta(days=monitor.breaker_days):
@@ -275,7 +275,7 @@ def _breaker(observed: PartitionObservation, retrains: Sequence[OtherDecision], 
     return None
 
 
-def _quiet(observed: PartitionObservation) -> CodedReason:
+def _quiet(observed: Observed) -> CodedReason:
     breached = sorted(breached_features(observed.drifts))
     sentence = f"nothing persistent: {_named(breached)} over threshold" if breached else "nothing found"
     return TriageCode.QUIET, sentence

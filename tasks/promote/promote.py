@@ -31,7 +31,7 @@ from tasks.common.ledger import (
 if TYPE_CHECKING:
     from adapters.connect import Outside
 
-__all__ = ["Champion", "current", "promote", "reconcile_aliases", "resolve", "rollback"]
+__all__ = ["Champion", "current", "promote", "reconcile_aliases", "resolve", "roll_back_champion"]
 
 _NOBODY = {"", "anonymous", "none", "null", "unknown"}
 

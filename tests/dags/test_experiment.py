@@ -49,12 +49,12 @@ def test_a_stop_hands_on_who_and_why(act):
 
 
 def test_it_looks_every_ten_minutes_by_itself_where_an_experiment_is_declared(bag):
-    from dags.experiment import experiment
+    from dags.experiment import make_experiment_dag
     from orchestration.assets import declared
 
     [flights] = [one for one in declared() if one.name == "flights"]
     rule = SimpleNamespace(share=0.2)
-    dag = experiment(flights.model_copy(update={"experiment": rule}))
+    dag = make_experiment_dag(flights.model_copy(update={"experiment": rule}))
     assert dag.timetable.expression == "*/10 * * * *"
     assert dag.params["action"] == "look"
-    assert experiment(flights.model_copy(update={"experiment": None})).schedule is None
+    assert make_experiment_dag(flights.model_copy(update={"experiment": None})).schedule is None

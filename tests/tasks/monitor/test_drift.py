@@ -13,7 +13,7 @@ from tasks.monitor import drift, drift_report
 from tasks.monitor.triage import (
     Action,
     OtherDecision,
-    PartitionObservation,
+    Observed,
     Performance,
     PerformanceStatus,
     breached_features,
@@ -97,8 +97,8 @@ def test_without_drift_at_most_5_percent_of_weeks_alarm(small: UseCase, week_eff
     assert breaches <= 0.05 * weeks * (len(NUMBERS) + 2)
 
 
-def findings(measures: list[drift.FeatureDrift], number: int) -> PartitionObservation:
-    return PartitionObservation(
+def findings(measures: list[drift.FeatureDrift], number: int) -> Observed:
+    return Observed(
         as_of=week(number).end,
         model_version="1",
         drifts=measures,

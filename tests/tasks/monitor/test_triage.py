@@ -13,7 +13,7 @@ from tasks.monitor.drift import DriftMeasure, DriftStatus, FeatureDrift
 from tasks.monitor.triage import (
     Action,
     OtherDecision,
-    PartitionObservation,
+    Observed,
     Performance,
     RetrainState,
     TriageCode,
@@ -227,7 +227,7 @@ def test_every_code_is_seen_in_the_table() -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_the_decision_and_its_reason(case: Case, monitor: Monitor) -> None:
-    found = PartitionObservation(
+    found = Observed(
         as_of=AS_OF,
         model_version="1",
         drifts=case.measures,
