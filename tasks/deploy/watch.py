@@ -25,6 +25,7 @@ from tasks.deploy.reconcile import reconcile_server
 from tasks.deploy.server import require_endpoint, require_gateway
 
 if TYPE_CHECKING:
+    from adapters.alerts import Tier
     from adapters.connect import Outside
     from adapters.gateway import GatewayRecord
 
@@ -171,7 +172,7 @@ def _alert_about(
         if what is None:
             resolve_online_alert(use_case, outside, trouble)
         else:
-            tier = "critical" if trouble is OnlineTrouble.SERVER else "warning"
+            tier: Tier = "critical" if trouble is OnlineTrouble.SERVER else "warning"
             raise_online_alert(use_case, outside, trouble, title=what[0], body=body, tier=tier)
     return [": ".join(what) for what in troubles.values() if what]
 

@@ -13,8 +13,8 @@ from tasks.monitor.performance import WindowPerformance
 from tasks.monitor.triage import (
     Action,
     Decision,
-    OtherDecision,
     Observed,
+    OtherDecision,
     RetrainState,
     breached_features,
     broken_features,

@@ -218,9 +218,7 @@ def _triggers(observed: Observed, before: Sequence[OtherDecision], monitor: Moni
     return triggers
 
 
-def _drift_triggers(
-    observed: Observed, before: Sequence[OtherDecision], monitor: Monitor
-) -> list[CodedReason]:
+def _drift_triggers(observed: Observed, before: Sequence[OtherDecision], monitor: Monitor) -> list[CodedReason]:
     persistent = persistent_features(observed, before, monitor)
     structural = sorted(persistent & set(monitor.structural_features))
     often = f"in {monitor.persistence_breaches} of {monitor.persistence_of} partitions"
@@ -233,9 +231,7 @@ def _drift_triggers(
     return triggers
 
 
-def persistent_features(
-    observed: Observed, before: Sequence[OtherDecision], monitor: Monitor
-) -> frozenset[str]:
+def persistent_features(observed: Observed, before: Sequence[OtherDecision], monitor: Monitor) -> frozenset[str]:
     """Features over their thresholds now and in enough of the latest partitions that this champion scored."""
     now = breached_features(observed.drifts)
     scored = [other for other in before if other.model_version == observed.model_version]

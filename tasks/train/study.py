@@ -111,7 +111,7 @@ def list_study_names(outside: "Outside") -> list[str]:
     """The names of all studies in Postgres, the oldest first."""
     import optuna
 
-    return optuna.get_all_study_names(_open_storage(outside))
+    return list(optuna.get_all_study_names(_open_storage(outside)))
 
 
 def _open_storage(outside: "Outside") -> "optuna.storages.RDBStorage":

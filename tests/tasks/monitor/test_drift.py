@@ -12,8 +12,8 @@ from tasks.build_features import profile as profiling
 from tasks.monitor import drift, drift_report
 from tasks.monitor.triage import (
     Action,
-    OtherDecision,
     Observed,
+    OtherDecision,
     Performance,
     PerformanceStatus,
     breached_features,

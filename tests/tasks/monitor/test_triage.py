@@ -12,8 +12,8 @@ from pipeline.spec import Limit, Monitor, UseCase
 from tasks.monitor.drift import DriftMeasure, DriftStatus, FeatureDrift
 from tasks.monitor.triage import (
     Action,
-    OtherDecision,
     Observed,
+    OtherDecision,
     Performance,
     RetrainState,
     TriageCode,
