@@ -144,7 +144,8 @@ def test_a_champion_of_other_features_cannot_be_compared_so_a_person_must_approv
 
 _CHILD = """
 from adapters.lake import Lake
-from tasks import dataset, evaluate
+from tasks.build_features import dataset
+from tasks.promote import evaluate
 from tests.tasks import planted
 from tests.tasks.promote.test_evaluate import AS_OF, GATE
 planted.define(NAME)

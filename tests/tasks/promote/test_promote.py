@@ -238,7 +238,7 @@ def test_the_champion_of_a_moment_is_read_from_the_ledger(outside, use_case, ver
 
 _KILLED_BEFORE_THE_ALIASES = """
 from tests.tasks.promote.test_promote import verdict
-from tasks import promote
+from tasks.promote import promote
 from adapters.registry import Registry
 Registry.set_aliases = die
 case = use_cases(settings().params)["flights"].model_copy(update={"name": NAME})
