@@ -2,7 +2,6 @@
 
 import hashlib
 import re
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,9 +15,11 @@ from botocore.exceptions import ClientError, IncompleteReadError, ReadTimeoutErr
 
 from adapters.errors import Corrupt, Refused
 from adapters.files import write_atomically
+from adapters.retrying import retry_call
 
 _READ_ATTEMPTS = 4  # of a body that broke off or arrived changed; everything else botocore retries itself
 _CONFLICT_ATTEMPTS = 5
+_PAUSES = {"pause_seconds": 0.1, "pause_factor": 2.0}
 _CONFIG = Config(
     signature_version="s3v4",
     s3={"addressing_style": "path"},
@@ -28,6 +29,10 @@ _CONFIG = Config(
 )
 _ADDRESSED = re.compile(r"/([0-9a-f]{64})(\.[a-z0-9]+)?$")
 _REFUSALS = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "403", "NoSuchBucket"}
+
+
+class _ContendedError(ClientError):
+    """Another put of the same key is under way."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,20 +97,16 @@ class Lake:
             Corrupt: the bytes are not those that were written.
             FileNotFoundError: there is no such object.
         """
-        expected = sha256 or _hash_in(uri)
-        for attempt in range(_READ_ATTEMPTS):
-            last = attempt == _READ_ATTEMPTS - 1
-            try:
-                data = self._get(self._key(uri))
-            except (IncompleteReadError, ReadTimeoutError, ResponseStreamingError):
-                if last:
-                    raise
-            else:
-                if expected is None or hashlib.sha256(data).hexdigest() == expected:
-                    return data
-            if not last:
-                time.sleep(0.1 * 2**attempt)
-        raise Corrupt(f"{uri}: its bytes do not have SHA-256 {expected}; it was changed or damaged in the store")
+        errors = (Corrupt, IncompleteReadError, ReadTimeoutError, ResponseStreamingError)
+        return retry_call(
+            lambda: self._read_once(uri, sha256 or _hash_in(uri)), errors=errors, attempts=_READ_ATTEMPTS, **_PAUSES
+        )
+
+    def _read_once(self, uri: str, expected: str | None) -> bytes:
+        data = self._get(self._key(uri))
+        if expected is not None and hashlib.sha256(data).hexdigest() != expected:
+            raise Corrupt(f"{uri}: its bytes do not have SHA-256 {expected}; it was changed or damaged in the store")
+        return data
 
     def local(self, uri: str) -> Path:
         """A verified local copy of a content-addressed object, fetched when absent or damaged."""
@@ -147,20 +148,23 @@ class Lake:
             return bytes(self.client.get_object(Bucket=self.bucket, Key=key)["Body"].read())
 
     def _put_if_absent(self, key: str, data: bytes) -> bool:
-        for attempt in range(_CONFLICT_ATTEMPTS):
-            try:
-                with self._translated(key):
-                    self.client.put_object(Bucket=self.bucket, Key=key, Body=data, IfNoneMatch="*")
-            except ClientError as error:
-                status = error.response["ResponseMetadata"]["HTTPStatusCode"]
-                if status == 412:
-                    return False
-                if status != 409 or attempt == _CONFLICT_ATTEMPTS - 1:  # 409: another put of this key is under way
-                    raise
-                time.sleep(0.1 * 2**attempt)
-            else:
-                return True
-        raise AssertionError("unreachable")
+        return retry_call(
+            lambda: self._put_once(key, data), errors=_ContendedError, attempts=_CONFLICT_ATTEMPTS, **_PAUSES
+        )
+
+    def _put_once(self, key: str, data: bytes) -> bool:
+        try:
+            with self._translated(key):
+                self.client.put_object(Bucket=self.bucket, Key=key, Body=data, IfNoneMatch="*")
+        except ClientError as error:
+            status = error.response["ResponseMetadata"]["HTTPStatusCode"]
+            if status == 409:  # another put of this key is under way
+                raise _ContendedError(error.response, error.operation_name) from error
+            if status != 412:
+                raise
+        else:
+            return True
+        return False
 
     @contextmanager
     def _translated(self, key: str) -> Iterator[None]:
