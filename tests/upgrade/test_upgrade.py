@@ -5,6 +5,7 @@ slice of flights, a champion, a scored and decided week, a deployment, and a sea
 """
 
 import os
+import re
 import shutil
 import subprocess
 import tarfile
@@ -49,7 +50,7 @@ def state() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def old_stack(state: Path) -> Iterator[Stack]:
+def old_stack(processes: None, state: Path) -> Iterator[Stack]:
     """PostgreSQL, S3, MLflow and the workspace of datasets, as they were left."""
     stack = Stack(state / "home")
     try:
@@ -85,7 +86,8 @@ def old_stack(state: Path) -> Iterator[Stack]:
 def settings(old_stack: Stack, state: Path) -> Settings:
     params = state / "state" / "params.yaml"
     text = params.read_text()
-    params.write_text(text.replace("    history_days: 31\n", ""))  # as the changelog asks: it is refused now
+    text = re.sub(r"^ +(history_days|calibration_quantile|event_time):.*\n", "", text, flags=re.MULTILINE)
+    params.write_text(text)  # without the keys that the changelog asks to delete
     return read_settings({**old_stack.environment(), "WINDSOCK_PARAMS": str(params)})
 
 
@@ -106,7 +108,7 @@ def rows(outside: Outside, query: str) -> list[dict[str, Any]]:
 def test_the_last_partition_was_made_with_what_would_make_it_today(use_case, outside):
     assert build.pending_partitions(use_case, outside) == []
     assert online_features.find_unreached_snapshot(use_case, outside) is None
-    assert pending_work.pending_verbs(use_case, outside) == []
+    assert pending_work.find_pending_verbs(use_case, outside) == []
 
 
 def test_every_version_can_be_read_and_made_again_to_the_same_hash(use_case, outside):
@@ -124,9 +126,9 @@ def test_every_version_can_be_read_and_made_again_to_the_same_hash(use_case, out
 def test_the_interrupted_search_goes_on_and_its_study_keeps_its_name(use_case, outside):
     snapshot = dataset.latest_snapshot(use_case, outside)
     before = _studies(outside)
-    search.search(use_case, snapshot, NEXT_AS_OF, 2, outside)
+    search.run_search(use_case, snapshot, NEXT_AS_OF, 2, outside)
     assert _studies(outside) == before
-    result = search.found(use_case, snapshot, NEXT_AS_OF, outside)
+    result = search.load_study_result(use_case, snapshot, NEXT_AS_OF, outside)
     assert (result.trials, result.study_name in before) == (2, True)
 
 
@@ -140,15 +142,15 @@ def test_a_retry_of_the_champions_training_finds_it_and_registers_no_second_vers
     snapshot = dataset.find_snapshot(
         rows(outside, "select version from snapshots order by build_order")[0]["version"], use_case, outside
     )
-    study = search.found(use_case, snapshot, CHAMPION_AS_OF, outside)
+    study = search.load_study_result(use_case, snapshot, CHAMPION_AS_OF, outside)
     candidate = refit.refit(use_case, snapshot, study, CHAMPION_AS_OF, "first champion", None, outside)
     assert candidate.model_version == "1"
 
 
 def test_what_answers_is_known(use_case, outside):
-    serving = deployments.serving(use_case, outside)
+    serving = deployments.find_serving_deployment(use_case, outside)
     assert (serving.version, serving.outcome, serving.stage) == ("1", "full", "done")
-    assert "version 1 answers everyone" in serving.sentence()
+    assert "version 1 answers everyone" in serving.describe()
 
 
 def test_a_week_more_is_taken_built_scored_and_decided_on_and_nothing_else_changes(use_case, outside):
@@ -156,15 +158,15 @@ def test_a_week_more_is_taken_built_scored_and_decided_on_and_nothing_else_chang
     before, entries = rows(outside, kept), rows(outside, "select * from ledger order by entry")
     made = rows(outside, "select index from snapshots order by build_order desc limit 1")[0]["index"]
     week = use_case.grid.partition(NEXT_WEEK)
-    validate.validate(use_case, land.land(use_case, week, outside), outside)
+    validate.validate_batch(use_case, land.land_partition(use_case, week, outside), outside)
     assert build.pending_partitions(use_case, outside) == [NEXT_WEEK]
-    build.build(use_case, outside)
+    build.build_snapshot(use_case, outside)
     index = rows(outside, "select index from snapshots order by build_order desc limit 1")[0]["index"]
     assert {key: entry for key, entry in index.items() if key != NEXT_WEEK} == made
 
-    [scored] = score.score(use_case, outside)
+    [scored] = score.score_partitions(use_case, outside)
     assert (scored.partition_start, scored.model_version, scored.updated) == (week.start, "1", 0)
-    [decided] = monitor.monitor(use_case, outside)
+    [decided] = monitor.monitor_partitions(use_case, outside)
     assert decided.as_of == week.end
     assert rows(outside, f"{kept} where event_time < '{NEXT_WEEK}'") == before
     assert rows(outside, "select * from ledger order by entry")[: len(entries)] == entries
@@ -174,6 +176,6 @@ def test_the_source_is_landed_as_it_was(use_case, outside):
     """Landing a week again finds the very object that 6d6a10f put there, where its rows are still in the source."""
     batches = rows(outside, "select count(*) as number from batches")
     week = use_case.grid.partition(NEXT_WEEK)
-    again = land.land(use_case, week, outside)
+    again = land.land_partition(use_case, week, outside)
     assert rows(outside, "select count(*) as number from batches") == batches
     assert {table.table for table in again.tables} == set(use_case.source.tables)
