@@ -15,9 +15,9 @@ def act(bag: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     from tasks.deploy.experiment import experiment
 
     monkeypatch.setattr(connect, "outside", lambda: "outside")
-    monkeypatch.setattr(experiment, "start", lambda *a, **k: f"start {a[0].name} {a[1]} {sorted(k.items())}")
-    monkeypatch.setattr(experiment, "stop", lambda *a, **k: f"stop {a[0].name} {sorted(k.items())}")
-    monkeypatch.setattr(experiment, "look", lambda *a: f"look {a[0].name}")
+    monkeypatch.setattr(experiment, "start_experiment", lambda *a, **k: f"start {a[0].name} {a[1]} {sorted(k.items())}")
+    monkeypatch.setattr(experiment, "stop_experiment", lambda *a, **k: f"stop {a[0].name} {sorted(k.items())}")
+    monkeypatch.setattr(experiment, "judge_experiment", lambda *a: f"look {a[0].name}")
     function = bag.dags["flights.experiment"].get_task("experiment").python_callable
 
     def call(**params: str | None) -> Any:
@@ -32,7 +32,7 @@ def test_by_default_it_looks_and_with_nothing_running_it_is_skipped(act, monkeyp
     from tasks.deploy.experiment import experiment
 
     assert act() == "look flights"
-    monkeypatch.setattr(experiment, "look", lambda *_: None)
+    monkeypatch.setattr(experiment, "judge_experiment", lambda *_: None)
     with pytest.raises(AirflowSkipException):
         act()
 
