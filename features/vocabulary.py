@@ -6,7 +6,7 @@ Each is data, compiled twice: to SQL over a history (`features.engine`), and to 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, cast, get_args
 
 ColumnKind = Literal["varchar", "bigint", "double", "timestamp"]  # of sources, in SQL's words; requests use the same
 
@@ -19,12 +19,15 @@ class SourceTable:
     timeless: bool = False
 
 
-def declare_source(
-    *, varchar: str = "", bigint: str = "", double: str = "", timestamp: str = "", timeless: bool = False
-) -> SourceTable:
-    """A source declared by type: `declare_source(bigint="flight", varchar="carrier origin")`."""
-    names: dict[ColumnKind, str] = {"varchar": varchar, "bigint": bigint, "double": double, "timestamp": timestamp}
-    return SourceTable(columns={name: kind for kind in names for name in names[kind].split()}, timeless=timeless)
+def declare_source(*, timeless: bool = False, **names: str) -> SourceTable:
+    """A source declared by type: `declare_source(bigint="flight", varchar="carrier origin")`.
+
+    The order of the columns is in the definition's digest, and breaks ties between versions of a record.
+    """
+    if unknown := names.keys() - get_args(ColumnKind):
+        raise ValueError(f"expected kinds of columns among {get_args(ColumnKind)}, got {sorted(unknown)}")
+    kinds = cast("dict[ColumnKind, str]", names)
+    return SourceTable(columns={name: kind for kind in kinds for name in kinds[kind].split()}, timeless=timeless)
 
 
 @dataclass(frozen=True, kw_only=True)

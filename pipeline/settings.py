@@ -66,14 +66,19 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
         slack_webhook=environment.get("SLACK_WEBHOOK_URL") or None,
         slack_channel=environment.get("SLACK_CHANNEL") or "#windsock",
         slack_api=environment.get("SLACK_API_URL") or None,
-        inference_url=environment.get("WINDSOCK_INFERENCE_URL") or None,
-        management_url=environment.get("WINDSOCK_MANAGEMENT_URL") or None,
+        inference_url=_url(environment, "WINDSOCK_INFERENCE_URL"),
+        management_url=_url(environment, "WINDSOCK_MANAGEMENT_URL"),
         model_store=_path(environment, "WINDSOCK_MODEL_STORE"),
-        gateway_url=environment.get("WINDSOCK_GATEWAY_URL") or None,
+        gateway_url=_url(environment, "WINDSOCK_GATEWAY_URL"),
         gateway_admin=environment.get("WINDSOCK_GATEWAY_ADMIN") or None,
         gateway_maps=_path(environment, "WINDSOCK_GATEWAY_MAPS"),
         gateway_key=environment.get("WINDSOCK_GATEWAY_KEY") or None,
     )
+
+
+def _url(environment: Mapping[str, str], name: str) -> str | None:
+    """Without a slash at its end: paths are put behind it."""
+    return environment.get(name, "").rstrip("/") or None
 
 
 def _path(environment: Mapping[str, str], name: str) -> Path | None:

@@ -97,7 +97,7 @@ def _store(wanted: WantedPartition, points: pa.Table, labels: pa.Table, output: 
 
 
 def _remove_others(output: Path, index: Mapping[str, Any]) -> None:
-    for path in (*output.glob("*/*"), *output.glob(".partial-*")):
+    for path in (*output.glob("*/*"), *output.glob(".partial-*"), *output.glob("*.partial")):
         if path.suffix != ".parquet" or path.stem not in index:
             path.unlink()  # a partition that is no longer wanted, or half a file of a run that was killed
 
@@ -106,6 +106,8 @@ if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         make_dataset(sys.argv[1], Path.cwd())
+    except (pa.ArrowException, UnicodeError, json.JSONDecodeError):  # a damaged file, which is fetched again
+        raise
     except ValueError as error:
         write_atomically(Path(REFUSAL), str(error).encode())
         raise

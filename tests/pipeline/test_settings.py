@@ -45,3 +45,7 @@ def test_no_secret_is_in_the_words_for_settings():
     assert (found.s3_secret_key, found.slack_token) == ("hush5", "hush6")
     assert "hush" not in repr(found)
     assert "hush" not in str(found)
+
+
+def test_a_slash_at_the_end_of_an_address_changes_nothing():
+    assert read_settings(ENVIRONMENT | {"WINDSOCK_GATEWAY_URL": "http://h:1/"}).gateway_url == "http://h:1"

@@ -193,9 +193,11 @@ def test_an_empty_feature_is_missing_and_its_psi_unknown(small: UseCase) -> None
 def test_a_feature_that_had_a_gappy_week_in_training_is_not_broken_by_another_one(small: UseCase) -> None:
     profile = profiling.make_profile(gappy(training(), ROWS * 4 // 10), small)
     for share, status in ((0.5, "ok"), (0.65, "breach")):
-        measures = drift.measure_drift(profile, gappy(points(week(12), seed=1, rows=2 * ROWS), int(share * 2 * ROWS)))
+        gaps = gappy(points(week(12), seed=1, rows=2 * ROWS), int(share * 2 * ROWS))
+        measures = drift.measure_drift(profile, gaps, small.monitor)
         assert of(measures, "x0", "missing_share").status == status
-    whole = drift.measure_drift(profiling.make_profile(training(), small), gappy(points(week(12), seed=1), ROWS // 2))
+    gaps = gappy(points(week(12), seed=1), ROWS // 2)
+    whole = drift.measure_drift(profiling.make_profile(training(), small), gaps, small.monitor)
     assert of(whole, "x0", "missing_share").status == "breach"
 
 
@@ -206,7 +208,7 @@ def test_nan_and_infinity_count_as_missing(small: UseCase) -> None:
         values = table["x0"].to_numpy().copy()
         values[: ROWS // 10] = odd
         measures = drift.measure_drift(
-            profiling.make_profile(train, small), table.set_column(3, "x0", pa.array(values))
+            profiling.make_profile(train, small), table.set_column(3, "x0", pa.array(values)), small.monitor
         )
         assert of(measures, "x0", "missing_share").value == pytest.approx(0.1)
         assert of(measures, "x0", "missing_share").status == "ok"
@@ -244,7 +246,7 @@ def test_a_feature_too_sparse_to_judge_is_watched_by_its_missing_share_alone(sma
         return table.append_column("rare", pa.array([1.0 if i % 10 == 0 else None for i in range(table.num_rows)]))
 
     profile = profiling.make_profile(sparse(training()), small)
-    measures = drift.measure_drift(profile, sparse(points(week(12), seed=1)))
+    measures = drift.measure_drift(profile, sparse(points(week(12), seed=1)), small.monitor)
     assert [(m.measure, m.status) for m in measures if m.feature == "rare"] == [("missing_share", "ok")]
 
 
