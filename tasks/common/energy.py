@@ -23,7 +23,7 @@ class Meter:
         object.__setattr__(self, "_before", self._read())
 
     def joules(self) -> float | None:
-        """Joules since; None where nothing can be read. A counter is read often enough to have gone round once."""
+        """Joules since; None where nothing can be read. A counter is taken to have overflowed at most once since."""
         now = self._read()
         if self.device != "cpu" or not now or now.keys() != self._before.keys():
             return None

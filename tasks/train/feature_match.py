@@ -1,4 +1,4 @@
-"""Which features a model learnt from: a definition that changed since gives its columns another meaning, silently."""
+"""Whether a model learnt today's features: where their definition has changed since, its columns mean other things."""
 
 from typing import TYPE_CHECKING
 

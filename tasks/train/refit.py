@@ -1,7 +1,7 @@
 """The candidate: an ensemble of seeds at the best configuration, fitted on every row up to the cut-off, and registered.
 
-What the training rows cannot say about themselves is measured before: the same configuration fitted without the
-validation rows gives the validation metrics, the plots and the importances.
+The candidate has seen the validation rows, so they cannot measure it. The same configuration is therefore fitted once
+more, before it and without them: that fit gives the validation metrics, the plots and the importances.
 """
 
 import tempfile

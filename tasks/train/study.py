@@ -28,7 +28,7 @@ class StudyResult:
     best_epochs: int
     trials: int
     seconds: float
-    energy_joules: float | None  # None: this machine's cannot be read
+    energy_joules: float | None  # None: this machine has no readable energy counter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +151,7 @@ def list_claims(study: "optuna.Study") -> "list[tuple[Claim, optuna.trial.Frozen
 
 
 def fail_unclaimed_trials(study: "optuna.Study") -> None:
-    """Mark as failed what a process left that died while asking. Only for who holds the lock under which all ask."""
+    """Mark as failed the trials of processes that died while asking. The caller holds the lock under which all ask."""
     from optuna.trial import TrialState
 
     for trial in study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
@@ -160,7 +160,7 @@ def fail_unclaimed_trials(study: "optuna.Study") -> None:
 
 
 def ask_trial(study: "optuna.Study", use_case: UseCase, claim: Claim) -> "tuple[Claim, optuna.trial.FrozenTrial]":
-    """One more trial. Its parameters follow from the finished trials and its place; what still runs sways nothing."""
+    """One more trial. Its parameters follow from its place and the finished trials; running trials do not count."""
     import optuna
 
     study.sampler = optuna.samplers.TPESampler(
@@ -173,12 +173,12 @@ def ask_trial(study: "optuna.Study", use_case: UseCase, claim: Claim) -> "tuple[
         study.enqueue_trial(middle_params(use_case.train))
     trial = study.ask()
     suggest_params(trial, use_case.train)
-    trial.set_user_attr(_CLAIM, asdict(claim))  # last: without it the trial was never asked for
+    trial.set_user_attr(_CLAIM, asdict(claim))  # last: a trial without a claim does not count
     return claim, study.get_trials(deepcopy=False)[trial.number]
 
 
 def report_rung(study: "optuna.Study", trial: "optuna.trial.FrozenTrial", rung: int, loss: float) -> None:
-    """Tell the study, which is asked for more before this trial ends, how it stands; once."""
+    """Record in the study, once, the best loss that a running trial had at a rung."""
     import optuna
 
     if math.isfinite(loss) and rung not in trial.intermediate_values:

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from models.ensemble import Recipe
     from models.population import Member
 
-# Of each sum: split another way it gives other bits. More processors train more chunks of a population at a time, each
-# on one thread, and change no bit; threads within these small products waited for each other ten times as long as they
-# worked (docs/decisions/0006).
+# Threads within one sum: split over another number of threads, a sum gives other last bits. More processors train more
+# chunks of a population at a time, each on one thread, and change no bit. Threads within these small products waited
+# for each other ten times as long as they worked (docs/decisions/0006).
 THREADS = 1
 
 
@@ -94,8 +94,8 @@ class Trainer:
         """A network of this configuration that has not taken a step."""
         from models.ensemble import start_member
 
-        asked = make_recipe(self._use_case, self._definition, params, epochs=self._use_case.train.rungs[-1])
-        return start_member(asked, self._encoder, self._train, seed=self._use_case.seed)
+        recipe = make_recipe(self._use_case, self._definition, params, epochs=self._use_case.train.rungs[-1])
+        return start_member(recipe, self._encoder, self._train, seed=self._use_case.seed)
 
     def train_epoch(self, members: "list[Member]") -> list[float | None]:
         """Train each for an epoch; each one's validation loss, None where it is not finite."""

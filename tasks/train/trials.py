@@ -1,11 +1,11 @@
-"""The trials of a search, trained together: asked for in batches, judged at rungs, told, and replaced by new ones.
+"""The trials of a search, trained together: asked for in batches, judged at rungs, reported to the study, replaced.
 
-Everything here happens in the search's own time, counted in epochs ("ticks"), not in the clock's. A trial asked for at
-tick t ends its e-th epoch at tick t + e; at a tick every trial at a rung is judged among all that had reached that rung
-by then, and only after all of a tick's ends were told is the room they leave asked for again, the sampler seeded by the
-new trial's place. So a search that was killed goes through the same ticks again: what was told is not trained again,
-what was running is (networks in training are not kept), and all ends as if nothing had happened. Where other workers
-share the study, their results reach this one by the clock, and it still ends with the exact budget.
+Time is counted in epochs ("ticks"), not by the clock. A trial asked for at tick t ends its e-th epoch at tick t + e. At
+each tick, every trial at a rung is judged among all that had reached that rung by then; the results of all that end are
+written to the study; and only then are new trials asked for in their place, the sampler seeded by the number of the new
+trial. So a search that was killed goes through the same ticks again: finished trials are not trained again, running
+ones are (networks in training are not kept), and the result is the same. Where other workers share the study, their
+results arrive by the clock, so the path may differ; the budget is still kept exactly.
 """
 
 import time
@@ -78,7 +78,7 @@ class Search:
     worker: int
     fence: "Fence"
     outside: "Outside"
-    asked_for: int = 0  # trials of the study, as far as this worker has heard
+    asked_for: int = 0  # trials of the study, by all workers, when this one last looked
     running: list[Running] = field(default_factory=list)
     ended: list[tuple[Claim, Attempt]] = field(default_factory=list)
 
@@ -115,17 +115,17 @@ class Search:
         with self.outside.warehouse.transaction(self.fence) as cursor:
             cursor.execute("select pg_advisory_xact_lock(hashtext('search'), hashtext(%s))", (self.study.study_name,))
             fail_unclaimed_trials(self.study)
-            asked = list_claims(self.study)
-            self._hear_of_others(asked)
-            self.asked_for = max(len(asked), min(self.trials, len(asked) + room))
-            for place in range(len(asked), self.asked_for):
+            claimed = list_claims(self.study)
+            self._load_ended_by_others(claimed)
+            self.asked_for = max(len(claimed), min(self.trials, len(claimed) + room))
+            for place in range(len(claimed), self.asked_for):
                 claim = Claim(worker=self.worker, tick=tick, place=place)
                 self.running.append(self._begun(*ask_trial(self.study, self.use_case, claim)))
 
-    def _hear_of_others(self, asked: "list[tuple[Claim, optuna.trial.FrozenTrial]]") -> None:
+    def _load_ended_by_others(self, claimed: "list[tuple[Claim, optuna.trial.FrozenTrial]]") -> None:
         own = [(claim, attempt) for claim, attempt in self.ended if claim.worker == self.worker]
-        heard = [(claim, read_attempt(trial)) for claim, trial in asked if claim.worker != self.worker]
-        self.ended = own + [(claim, attempt) for claim, attempt in heard if attempt is not None]
+        others = [(claim, read_attempt(trial)) for claim, trial in claimed if claim.worker != self.worker]
+        self.ended = own + [(claim, attempt) for claim, attempt in others if attempt is not None]
 
     def _occupied(self, tick: int) -> int:
         """How many trials of this worker are under way after a tick, those included that a dead process has ended."""
@@ -141,9 +141,9 @@ class Search:
             one.charge(seconds / len(those), None if joules is None else joules / len(those))
 
     def _judge(self, tick: int) -> None:
-        """End the trials whose time has come at a tick."""
+        """End the trials that are done, diverged or behind at a tick; those without a usable result count as pruned."""
         train = self.use_case.train
-        verdicts = []
+        ending = []
         for one in self.running:
             epoch, diverged = len(one.progress.losses), one.progress.diverged
             if epoch in train.rungs:
@@ -151,8 +151,8 @@ class Search:
             behind = epoch in train.rungs[:-1] and not self._keeps_up(one, epoch, tick)
             done = epoch == train.rungs[-1] or one.progress.exhausted(train.patience_epochs)
             if diverged or behind or done:
-                verdicts.append((one, diverged or behind or one.progress.best_epoch == 0))
-        for one, pruned in verdicts:
+                ending.append((one, diverged or behind or one.progress.best_epoch == 0))
+        for one, pruned in ending:
             self._end(one, pruned=pruned)
 
     def _keeps_up(self, one: Running, rung: int, tick: int) -> bool:
@@ -168,7 +168,7 @@ class Search:
         return keeps_up((one.progress.best_loss, one.claim.place), there, self.use_case.train.keep_share)
 
     def _end(self, one: Running, *, pruned: bool) -> None:
-        """Tell. Telling holds the fence, so that a search which was overtaken changes nothing."""
+        """Write a trial's end to the study, under the fence: a search that was overtaken changes nothing."""
         attempt = one.attempt(pruned=pruned)
         with self.outside.warehouse.transaction(self.fence):
             finish_trial(self.study, one.trial, attempt)
