@@ -94,7 +94,7 @@ class LeakAlarm(Block):
 
 
 class Gate(Block):
-    """When a candidate may replace the champion. Effects are champion minus candidate, in units of the metric."""
+    """When a candidate may replace the champion. A positive effect is the candidate's gain, in the metric's units."""
 
     metric: Metric
     min_effect: float = Field(ge=0)

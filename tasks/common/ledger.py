@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class LedgerAction(StrEnum):
-    """What an entry about who serves is of; the values are stored."""
+    """What an entry about the champion records; the values are stored."""
 
     PROMOTE = "promote"
     HOLD = "hold"
@@ -148,7 +148,7 @@ def done_before(at: cursor, key: str) -> Release | None:
 
 
 def release_of(use_case: UseCase, outcome: str, champion: Champion | None, as_of: datetime, actor: str) -> Release:
-    """What promotion answers, with the champion as it is afterwards."""
+    """The release that says what was done, with the champion as it is afterwards."""
     return Release(
         use_case=use_case.name,
         outcome=outcome,

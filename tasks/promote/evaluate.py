@@ -68,7 +68,7 @@ def judge_candidate(use_case: UseCase, candidate: Candidate, outside: "Outside")
     verdict = replace(
         verdict, needs_approval=verdict.needs_approval or (foreign and judgement.answer == VerdictAnswer.PROMOTE)
     )
-    _warn(use_case, verdict, judgement, outside)
+    _alert_suspicious(use_case, verdict, judgement, outside)
     return _store(use_case, verdict, candidate, judgement, outside)
 
 
@@ -200,8 +200,8 @@ def _verdict(
     )
 
 
-def _warn(use_case: UseCase, verdict: Verdict, judgement: Judgement, outside: "Outside") -> None:
-    """A candidate that is suspicious, not merely no better, is told to people at once."""
+def _alert_suspicious(use_case: UseCase, verdict: Verdict, judgement: Judgement, outside: "Outside") -> None:
+    """Raise a critical alert about a candidate that is suspicious and not merely no better."""
     if _SUSPICIOUS & set(judgement.codes):
         outside.alerts.raise_alert(
             "critical",

@@ -106,6 +106,7 @@ def _seed_luck(setting: Setting, rows: HoldoutRows, candidate: Scored, champion:
 def _weigh_effect(
     setting: Setting, rows: HoldoutRows, candidate: Scored, champion: Scored, evidence: dict[str, Any]
 ) -> Judgement:
+    """Compare with the champion, or with the best constant in its place."""
     gate = setting.gate
     effect = _compare(setting, rows, candidate, champion, mask=np.ones(len(rows.label), bool), resamples=gate.resamples)
     spread, luck = _seed_luck(setting, rows, candidate, champion)

@@ -42,7 +42,8 @@ def resolve(verdict: Verdict, champion: Champion | None, *, approved: bool | Non
     if verdict.answer != VerdictAnswer.PROMOTE:
         return LedgerAction(verdict.answer), because
     if approved is False or (verdict.needs_approval and approved is None):
-        return LedgerAction.REJECT, f"not approved{' in time' if approved is None else ''}; the gate said: {because}"
+        refusal = "nobody approved it" if approved is None else "not approved"
+        return LedgerAction.REJECT, f"{refusal}; the gate said: {because}"
     version = champion.version if champion else None
     if version != verdict.champion_version:
         judged = f"version {verdict.champion_version}" if verdict.champion_version else "no champion"
@@ -68,7 +69,7 @@ def promote(
         verdict: of `tasks.promote.evaluate.judge_candidate`.
         outside: the outside world.
         actor: who or what acts; whoever approved, where approval is needed.
-        approved: what that person said; None when nobody was asked or nobody answered.
+        approved: what that person said; None when nobody was asked. An approval that expired is a False.
         dry_run: write nothing.
 
     Raises:
@@ -80,7 +81,7 @@ def promote(
         return release_of(use_case, ReleaseOutcome.DRY_RUN, current(use_case, outside), verdict.as_of, actor)
     reconcile_aliases(use_case, outside)
     if verdict.answer == VerdictAnswer.PROMOTE:
-        outside.registry.version(use_case.name, verdict.candidate_version)  # it is there, or nothing happens
+        outside.registry.version(use_case.name, verdict.candidate_version)  # raises unless it is registered
 
     def commit() -> Release:
         with outside.warehouse.transaction() as at:
@@ -111,7 +112,7 @@ def roll_back_champion(
 
     def commit() -> Release:
         with outside.warehouse.transaction() as at:
-            return _put_back(at, use_case, actor=actor, reason=reason, as_of=as_of, key=key)
+            return _restore_previous(at, use_case, actor=actor, reason=reason, as_of=as_of, key=key)
 
     release = outside.warehouse.retry_transaction(commit)
     reconcile_aliases(use_case, outside)
@@ -180,7 +181,7 @@ def _follow(at: cursor, use_case: UseCase, verdict: Verdict, *, actor: str, appr
     return release
 
 
-def _put_back(at: cursor, use_case: UseCase, *, actor: str, reason: str, as_of: datetime, key: str) -> Release:
+def _restore_previous(at: cursor, use_case: UseCase, *, actor: str, reason: str, as_of: datetime, key: str) -> Release:
     champion = locked_champion(at, use_case)
     done = done_before(at, key)
     if done is not None:
