@@ -42,9 +42,10 @@ class UnscoredPartition:
 def find_unscored(
     use_case: UseCase, outside: "Outside", keys: Collection[str] | None = None
 ) -> list[UnscoredPartition]:
-    """Every partition (or of these) of the latest snapshot whose (inputs, champion in force) was not scored, in order.
+    """The partitions of the latest snapshot whose inputs the champion in force has not scored, in order.
 
-    Without those of a retired champion that learnt other features than are defined now: it can never score them.
+    `keys` limits them to these. Left out is what a retired champion would score that learnt other features than are
+    defined now: it never can.
     """
     with outside.warehouse.session():
         unscored, champion = list(_unscored(use_case, outside, keys)), current(use_case, outside)
@@ -70,7 +71,7 @@ def score_partitions(use_case: UseCase, outside: "Outside", keys: Sequence[str] 
     if keys is None:
         keys = [key for share in plan_shares(use_case, outside) for key in share]
     with outside.warehouse.session():
-        # before reading what is unscored: an orphan knows old work
+        # before reading what is unscored: whoever read it earlier may write no more
         fences = {key: outside.warehouse.begin(f"score/{use_case.name}/{key}") for key in keys}
         unscored = find_unscored(use_case, outside, keys)
     return [
@@ -88,7 +89,7 @@ def score_partition(use_case: UseCase, unscored: UnscoredPartition, outside: "Ou
     from serving.predictor import Predictor
 
     if learnt_other_features(use_case, unscored.champion.version, outside):
-        raise ValueError(_tell_to_train(use_case, unscored.champion.version, outside))
+        raise ValueError(_alert_other_features(use_case, unscored.champion.version, outside))
     points = dataset.load_partition_points(unscored.snapshot_version, use_case, outside, partition=unscored.partition)
     bundle = outside.registry.download_bundle(use_case.name, unscored.champion.version)
     rows = make_predictions(use_case, unscored, points, Predictor.load(bundle).predict(points))
@@ -132,26 +133,27 @@ def make_predictions(
 
 
 def write_predictions(at: "cursor", rows: pa.Table, window: Window, warehouse: "Warehouse") -> Upserted:
-    """What differs, and what vanished goes. Straight in, which is far cheaper, where every row is to be written.
+    """Make the stored rows of a window equal to these: write what differs, delete what is no longer there.
 
-    That is so where this model scored nothing of the window yet, or all of it from another snapshot: such rows are
-    replaced, and counted as updated by their number.
+    Where this model scored nothing of the window yet, or all of it from another snapshot, every row is to be written.
+    Then the stored ones are deleted and these inserted, which is far cheaper; as many as were stored count as updated.
     """
     stored, same = _counts(at, window, rows)
     if same == 0:
         if stored:
-            at.execute(_CLEAR, window)
+            at.execute(_DELETE, window)
         if warehouse.insert(at, "predictions", rows, KEY):
             updated = min(stored, rows.num_rows)
             return Upserted(inserted=rows.num_rows - updated, updated=updated, unchanged=0)
     written = warehouse.upsert(at, "predictions", rows, KEY)
     if _counts(at, window, rows)[0] > rows.num_rows:  # a rebuild no longer has every point
         keys, times = (rows.column(name).to_pylist() for name in ("entity_key", "event_time"))
-        at.execute(_FORGET, (*window, keys, times))
+        at.execute(_DELETE_GONE, (*window, keys, times))
     return written
 
 
-def _tell_to_train(use_case: UseCase, version: str, outside: "Outside") -> str:
+def _alert_other_features(use_case: UseCase, version: str, outside: "Outside") -> str:
+    """Raise the alert that nothing can be scored; the sentence that says why."""
     text = (
         f"champion {version} of {use_case.name} learnt other features than features/ defines now, so it must not"
         f" score them: run {use_case.name}.train, or put the old definition back"
@@ -194,8 +196,8 @@ def _counts(at: "cursor", window: Window, rows: pa.Table) -> tuple[int, int]:
 
 _WINDOW = "where use_case = %s and model_version = %s and prediction_time >= %s and prediction_time < %s"
 _COUNTS = f"select count(*), count(*) filter (where snapshot_version = any(%s)) from predictions {_WINDOW}"  # noqa: S608
-_CLEAR = f"delete from predictions {_WINDOW}"  # noqa: S608  # our own text
-_FORGET = f"{_CLEAR} and (entity_key, event_time) not in (select * from unnest(%s::text[], %s::timestamptz[]))"  # noqa: S608
+_DELETE = f"delete from predictions {_WINDOW}"  # noqa: S608  # our own text
+_DELETE_GONE = f"{_DELETE} and (entity_key, event_time) not in (select * from unnest(%s::text[], %s::timestamptz[]))"  # noqa: S608
 
 
 def _scoring(use_case: UseCase, unscored: UnscoredPartition, rows: int) -> pa.Table:
