@@ -52,7 +52,8 @@ class UndecidedPartition:
 def find_undecided(use_case: UseCase, outside: "Outside") -> list[UndecidedPartition]:
     """Every partition scored by the champion in force at its start that has no decision yet, oldest first.
 
-    None that follows one still to be scored: shares of a backfill end in any order, decisions rest on those before.
+    It stops before the first partition still to be scored. Shares of a backfill end in any order, and a decision uses
+    those before it.
     """
     with outside.warehouse.session():
         return list(_undecided(use_case, outside))
@@ -99,18 +100,18 @@ def examine_partition(
     version, as_of = undecided.champion.version, undecided.as_of
     points = _scored_points(use_case, undecided, outside)
     performances = performance.measure_performance(use_case, version, as_of, outside)
-    cutoff = datetime.fromisoformat(profile["known_by"]).astimezone(UTC)
+    learnt_until = datetime.fromisoformat(profile["known_by"]).astimezone(UTC)  # at or just before the split's cutoff
     observed = Observed(
         as_of=as_of,
         model_version=version,
         drifts=drift.measure_drift(profile, points, use_case.monitor),
         performance=performances[0].performance,
-        champion_cutoff=cutoff,
+        champion_cutoff=learnt_until,
         trained_rows=profile["rows"],
-        new_rows=_new_rows(use_case, cutoff, as_of, outside),
-        rolled_back=_rolled_back(use_case, as_of, outside),
+        new_rows=_count_new_labels(use_case, learnt_until, as_of, outside),
+        rolled_back=_find_latest_rollback(use_case, as_of, outside),
     )
-    reference = _trained_on(use_case, undecided, profile, outside)
+    reference = _load_training_window(use_case, undecided, profile, outside)
     report_uri = drift_report.publish_report(use_case, as_of, profile, (reference, points), outside)
     return decisions.Examination(
         partition=undecided.partition,
@@ -145,34 +146,34 @@ def _undecided(use_case: UseCase, outside: "Outside") -> Iterator[UndecidedParti
 
 
 def _scored_points(use_case: UseCase, undecided: UndecidedPartition, outside: "Outside") -> pa.Table:
-    """The points with the champion's stored predictions; their distribution counts, not their order."""
+    """The points, with the champion's stored predictions as a column; only each column's distribution is used."""
     partition = undecided.partition
     points = dataset.load_partition_points(undecided.snapshot_version, use_case, outside, partition=partition)
     window = (use_case.name, undecided.champion.version, partition.start, partition.end)
     scores = [row["score"] for row in outside.warehouse.query(_SCORES, window)]
-    if len(scores) != points.num_rows:  # rescored from another snapshot since: the next run sees both alike
+    if len(scores) != points.num_rows:  # scored again since, from another snapshot; the next run reads that one
         raise RuntimeError(f"{partition}: {points.num_rows} points but {len(scores)} predictions; run again")
     return points.append_column(drift.SCORE, pa.array(scores, pa.float64()))
 
 
-def _trained_on(
+def _load_training_window(
     use_case: UseCase, undecided: UndecidedPartition, profile: dict[str, Any], outside: "Outside"
 ) -> pa.Table:
-    """The features of the champion's training window, as the snapshot that was scored has them."""
+    """The points of the champion's training window, from the snapshot that was scored: not its fitted rows."""
     start, last = (datetime.fromisoformat(profile[key]).astimezone(UTC) for key in ("start", "end"))
     end = last + timedelta(microseconds=1)
     return dataset.load_points(undecided.snapshot_version, use_case, outside, start=start, end=end)
 
 
-def _new_rows(use_case: UseCase, cutoff: datetime, as_of: datetime, outside: "Outside") -> int:
+def _count_new_labels(use_case: UseCase, learnt_until: datetime, as_of: datetime, outside: "Outside") -> int:
     [row] = outside.warehouse.query(
         "select count(*) as n from outcomes where use_case = %s and label_time > %s and label_time <= %s",
-        (use_case.name, cutoff, as_of),
+        (use_case.name, learnt_until, as_of),
     )
     return int(row["n"])
 
 
-def _rolled_back(use_case: UseCase, as_of: datetime, outside: "Outside") -> datetime | None:
+def _find_latest_rollback(use_case: UseCase, as_of: datetime, outside: "Outside") -> datetime | None:
     [row] = outside.warehouse.query(
         "select max(as_of) as latest from ledger where use_case = %s and action = 'rollback' and as_of <= %s",
         (use_case.name, as_of),

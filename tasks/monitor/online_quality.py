@@ -1,8 +1,9 @@
-"""How well the online answers did: metrics on matured labels, and how far they are from the batch's scores.
+"""How well the online answers did: metrics on matured labels, and how far they are from the batch scores.
 
 Measured by partition and model version as of the latest features, again whenever answers, labels or batch scores of a
-partition have changed since: a restatement is a new row. Answers are to equal the batch's scores where they were given
-on the very data that these were made from: history as fresh, neither late nor corrected since. The others are shown.
+partition have changed since: a restatement is a new row. An answer must equal the batch score where both were
+made from the same data: history as fresh, with nothing late or corrected since. For the others (stale) the difference
+is only recorded.
 """
 
 import json
@@ -54,7 +55,7 @@ _KEY = ("use_case", "partition_start", "model_version", "measured_as_of")
 
 @dataclass(frozen=True, kw_only=True)
 class OnlineQuality:
-    """One row of the table."""
+    """One row of the table `online_quality`; `seen` is a fingerprint of what it was made from."""
 
     use_case: str
     partition_start: datetime

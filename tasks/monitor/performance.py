@@ -59,7 +59,7 @@ class WindowPerformance:
     window: Interval
     as_of: datetime
     performance: Performance
-    labels: str | None  # names the labels it was measured by; None without any
+    labels: str | None  # a fingerprint of the labels it was measured with; None without any
 
 
 def trailing_window(use_case: UseCase, as_of: datetime) -> Interval:

@@ -27,12 +27,12 @@ class Action(StrEnum):
 
 
 class TriageCode(StrEnum):
-    """Why, for programs. People read the sentence that comes with it."""
+    """Why, as a code for programs; the sentence beside it is for people."""
 
     QUIET = "quiet"
     BROKEN_FEED = "broken-feed"
     UNKNOWN = "unknown"
-    # what asks for a retrain
+    # what asks for a retrain; STRUCTURE is drift of a feature of `monitor.structural_features`
     STRUCTURE = "structure"
     DRIFT = "drift"
     PERFORMANCE = "performance"
