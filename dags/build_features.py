@@ -5,7 +5,7 @@ rebuilds exactly those, records the new version and refreshes the outcomes. With
 nothing downstream runs. Otherwise scoring is woken. Where there is an endpoint, `refresh_online` then brings the online
 store to the latest version, also when only the store was behind.
 
-**Started by** ingest and by quarantine replays, once a partition, by the reconcile floor, or by hand. Which event
+**Started by** ingest and by quarantine replays, once a partition, by `reconcile`, or by hand. Which event
 started a run does not matter: every run does all pending work.
 
 **To resume** run it again. The same clean data gives the same version.

@@ -5,7 +5,7 @@ answered as in batch; mirrors requests to it; gives it a small share of the enti
 waits for a number of requests. Without them it holds: the version leaves, the old one goes on answering, and a warning
 says so. What goes wrong is reverted by itself.
 
-**Started by** `train`, which calls the same step; by the reconcile floor, for a champion that is not at the server and
+**Started by** `train`, which calls the same step; by `reconcile`, for a champion that is not at the server and
 was not turned away there; or by hand with the form.
 
 **To resume** clear the failed task, or run it again: it goes on at the stage it had reached.

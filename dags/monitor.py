@@ -6,7 +6,7 @@ the labels that have matured, triage, decision. A decision to retrain is picked 
 ends as skipped. `measure_online` joins what was answered online with outcomes and batch scores, where there is an
 endpoint.
 
-**Started by** new scores, by the reconcile floor, or by hand. Every run does all pending work.
+**Started by** new scores, by `reconcile`, or by hand. Every run does all pending work.
 
 **To resume** run it again: there is one decision per use case and data time.
 """
@@ -34,7 +34,7 @@ def make_monitor_dag(use_case: UseCase) -> DAG:
         undecided = monitor.find_undecided(use_case, outside())
         decided = monitor.monitor_partitions(use_case, outside()) if undecided else []
         if not decided:
-            raise AirflowSkipException("every partition that is scored, with all before it, has its decision")
+            raise AirflowSkipException("every partition up to the first unscored one has its decision")
         return decided
 
     @task(task_id="measure_online", execution_timeout=timedelta(hours=1), trigger_rule="none_failed")

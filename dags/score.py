@@ -1,11 +1,11 @@
 """Score every feature partition with the champion that was in force for it.
 
 **Steps.** `find` lists the partitions whose features the champion in force has not scored yet; `score` predicts and
-writes them, each in one transaction. It is mapped: what is due after a backfill goes in shares of several partitions
-side by side, over as many workers as there are. With nothing to do, or before the first champion, it is skipped.
-Otherwise each share wakes monitoring.
+writes them, each in one transaction. It is mapped: after a backfill the partitions are divided into
+shares of several each, which are scored side by side, over as many workers as there are. With nothing to do, or before
+the first champion, it is skipped. Otherwise each share wakes monitoring.
 
-**Started by** a new version of the features, by the reconcile floor, or by hand. Every run does all pending work.
+**Started by** a new version of the features, by `reconcile`, or by hand. Every run does all pending work.
 
 **To resume** run it again, or clear the share that failed: a prediction's key is (use case, model version, event time,
 entity), so nothing is doubled.

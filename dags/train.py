@@ -3,12 +3,12 @@
 **Steps.** `plan` fixes the features and the data time; `tune`, a task a worker (`train.workers`), searches on the
 validation days only (one Optuna study in Postgres, so that a killed search goes on where it was); `refit` trains the
 best configuration and registers the candidate; `evaluate` compares it with the champion on the same holdout rows; where
-the candidate won and the use case's risk is high, or the champion could not be compared with, `approval` waits for a
-person (Required Actions, in the Airflow UI; no answer in time is a rejection) and skips itself otherwise; `promote`
-follows the verdict and writes the ledger; `deploy` brings the champion to the endpoint, where there is one, by the
-stages of `deploy`; `finish` closes the retrain decision, whatever happened.
+the candidate won, and the use case's risk is high or the champion learnt other features and could not be compared,
+`approval` waits for a person (Required Actions, in the Airflow UI; no answer in time is a rejection), else it skips;
+`promote` follows the verdict and writes the ledger; `deploy` brings the champion to the endpoint, where there is one,
+by the stages of `deploy`; `finish` closes the retrain decision that asked for this, if one did, whatever happened.
 
-**Started by** `retrain`, once a decision, or by hand with the form.
+**Started by** `retrain`, once for each decision, or by hand with the form.
 
 **To resume** clear the failed task: the search keeps its trials, and a verdict is promoted at most once.
 """
@@ -157,9 +157,9 @@ def make_train_dag(use_case: UseCase) -> DAG:
         candidate: Any = refit(planned)
         tune.partial(planned=planned).expand(worker=list(range(use_case.train.workers))) >> candidate
         verdict: Any = evaluate(candidate)
-        asked = approval(use_case)
-        verdict >> asked
-        release: Any = promote(verdict, asked.output)
+        approved = approval(use_case)
+        verdict >> approved
+        release: Any = promote(verdict, approved.output)
         deploy(release) >> finish(release)
     return dag
 
