@@ -168,7 +168,7 @@ def test_a_week_more_is_taken_built_scored_and_decided_on_and_nothing_else_chang
     assert (scored.partition_start, scored.model_version, scored.updated) == (week.start, "1", 0)
     [decided] = monitor.monitor_partitions(use_case, outside)
     assert decided.as_of == week.end
-    assert rows(outside, f"{kept} where event_time < '{NEXT_WEEK}'") == before
+    assert rows(outside, f"{kept} where prediction_time < '{NEXT_WEEK} 00:00+00'") == before
     assert rows(outside, "select * from ledger order by entry")[: len(entries)] == entries
 
 
