@@ -23,11 +23,10 @@ from infra.local.state_file import quote_log_end
 from pipeline.settings import REPOSITORY
 from tests.e2e.observed import observed, unhealthy_rules, without_data
 
-# Generous: on a machine three times as slow as a quiet one it takes three quarters of an hour.
+# The only limit of the loop. Generous: it takes a quarter of an hour on a quiet machine, and some are four times as slow.
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("processes"), pytest.mark.timeout(4000)]
 TRAIN_UNTIL, WEEKS, BROKEN = "2013-02-25", 3, 2
 NOTHING = "select 1 where false"
-LIMIT_SECONDS = 1500
 
 # What must be the same however the loop came to its end. Times of day, run ids and addresses may differ.
 COMPARED = {
@@ -132,11 +131,9 @@ def disturb(stack: Stack, replay: "subprocess.Popen[bytes]") -> list[str]:
         ),
     ]
     killed = []
-    deadline = time.monotonic() + LIMIT_SECONDS
     for part, moment, reached in steps:
         while not reached():
             assert replay.poll() is None, f"the replay ended before {part} was killed {moment}"
-            assert time.monotonic() < deadline, f"never came to: {moment}\n{ends(stack)}"
             time.sleep(0.5)
         kill(stack, part)
         killed.append(f"{part} {moment}")
@@ -160,8 +157,8 @@ def disturbed(folder: Path, environment: dict[str, str]) -> Iterator[dict[str, A
         replay = subprocess.Popen(command, env=environment, cwd=folder, stdout=log, stderr=subprocess.STDOUT)
         try:
             killed = disturb(stack, replay)
-            code = replay.wait(LIMIT_SECONDS)
-            again = subprocess.run(command, env=environment, cwd=folder, capture_output=True, check=False, timeout=300)
+            code = replay.wait()
+            again = subprocess.run(command, env=environment, cwd=folder, capture_output=True, check=False)
             restarts = {row.part: row.restarts for row in stack.status()}
             yield {
                 "code": code,
@@ -173,6 +170,7 @@ def disturbed(folder: Path, environment: dict[str, str]) -> Iterator[dict[str, A
                 "stack": stack,
             }
         finally:
+            print(ends(stack))  # shown where the limit was reached
             replay.kill()
             stack.stop()
 
