@@ -13,19 +13,16 @@ import math
 import sys
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import TYPE_CHECKING
 
+import pyarrow as pa
+
+from adapters.connect import Outside
+from models.bundle import Bundle
+from models.ensemble import Ensemble, Recipe
 from pipeline.spec import UseCase
 from tasks.common.command import choose_use_case, report_mistakes
 from tasks.train.split import split
 from tasks.train.trainer import split_rows
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-    from adapters.connect import Outside
-    from models.bundle import Bundle
-    from models.ensemble import Ensemble, Recipe
 
 TOLERANCE = 1e-4  # of a weight, absolute: another processor or library sums in another order
 SCORE_TOLERANCE = 1e-4
@@ -67,7 +64,7 @@ class Reproduction:
 
 
 def reproduce(
-    use_case: UseCase, model_version: str, outside: "Outside", *, allow_other_code: bool = False
+    use_case: UseCase, model_version: str, outside: Outside, *, allow_other_code: bool = False
 ) -> Reproduction:
     """Retrain a model version from its record and compare. Changes nothing anywhere.
 
@@ -98,7 +95,7 @@ def reproduce(
 
 
 def _validation_problems(
-    use_case: UseCase, recipe: "Recipe", rows: "pa.Table", recorded: dict[str, float], *, as_of: datetime
+    use_case: UseCase, recipe: Recipe, rows: pa.Table, recorded: dict[str, float], *, as_of: datetime
 ) -> list[str]:
     """Where the recorded validation metrics are not those of the first seed fitted without the validation rows."""
     from models.bundle import Bundle
@@ -133,7 +130,7 @@ def _about_code(trained_at: str, code_sha: str, *, allowed: bool) -> list[str]:
     return []
 
 
-def _warnings(original: "Bundle", features_digest: str) -> list[str]:
+def _warnings(original: Bundle, features_digest: str) -> list[str]:
     from tasks.train.record import library_versions
 
     found = []
@@ -150,9 +147,9 @@ def _warnings(original: "Bundle", features_digest: str) -> list[str]:
 def _compare(
     use_case: UseCase,
     model_version: str,
-    original: "Bundle",
-    again: "Ensemble",
-    rows: "pa.Table",
+    original: Bundle,
+    again: Ensemble,
+    rows: pa.Table,
     *,
     warnings: list[str],
     problems: list[str],
@@ -188,7 +185,7 @@ def _compare(
     )
 
 
-def weight_differences(original: "Bundle", again: "Ensemble") -> tuple[float, bool]:
+def weight_differences(original: Bundle, again: Ensemble) -> tuple[float, bool]:
     """(largest absolute difference of a weight, whether all are bit for bit equal); another shape is infinitely far."""
     import torch
 

@@ -3,26 +3,21 @@
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
+from psycopg2.extensions import cursor
 
-from adapters.warehouse import Upserted
+from adapters.connect import Outside
+from adapters.warehouse import Fence, Upserted, Warehouse
 from pipeline.handoffs import Scores
 from pipeline.partitions import Interval
 from pipeline.spec import UseCase
 from tasks.build_features import dataset
 from tasks.common.ledger import Champion, champion_at, current, load_champions
 from tasks.train.feature_match import learnt_other_features
-
-if TYPE_CHECKING:
-    from psycopg2.extensions import cursor
-
-    from adapters.connect import Outside
-    from adapters.warehouse import Fence, Warehouse
 
 Window = tuple[str, str, datetime, datetime]  # use case, model version, [start, end) of prediction_time
 _PARTITIONS_A_TASK = 16  # a task takes seconds to start, a partition a fraction of one to score
@@ -39,9 +34,7 @@ class UnscoredPartition:
     champion: Champion
 
 
-def find_unscored(
-    use_case: UseCase, outside: "Outside", keys: Collection[str] | None = None
-) -> list[UnscoredPartition]:
+def find_unscored(use_case: UseCase, outside: Outside, keys: Collection[str] | None = None) -> list[UnscoredPartition]:
     """The partitions of the latest snapshot whose inputs the champion in force has not scored, in order.
 
     `keys` limits them to these. Left out is what a retired champion would score that learnt other features than are
@@ -55,13 +48,13 @@ def find_unscored(
     return [each for each in unscored if each.champion.version not in foreign]
 
 
-def plan_shares(use_case: UseCase, outside: "Outside") -> list[list[str]]:
+def plan_shares(use_case: UseCase, outside: Outside) -> list[list[str]]:
     """The keys of what is unscored, oldest first, in shares that may be scored side by side."""
     keys = [use_case.grid.key(each.partition) for each in find_unscored(use_case, outside)]
     return [keys[i : i + _PARTITIONS_A_TASK] for i in range(0, len(keys), _PARTITIONS_A_TASK)]
 
 
-def score_partitions(use_case: UseCase, outside: "Outside", keys: Sequence[str] | None = None) -> list[Scores]:
+def score_partitions(use_case: UseCase, outside: Outside, keys: Sequence[str] | None = None) -> list[Scores]:
     """Score what is unscored (or what of these partitions is), each in one transaction and under a fence of its own.
 
     Raises:
@@ -79,7 +72,7 @@ def score_partitions(use_case: UseCase, outside: "Outside", keys: Sequence[str] 
     ]
 
 
-def score_partition(use_case: UseCase, unscored: UnscoredPartition, outside: "Outside", *, fence: "Fence") -> Scores:
+def score_partition(use_case: UseCase, unscored: UnscoredPartition, outside: Outside, *, fence: Fence) -> Scores:
     """Predict one partition and write its rows and its `scorings` row together, or neither.
 
     Raises:
@@ -132,7 +125,7 @@ def make_predictions(
     )
 
 
-def write_predictions(at: "cursor", rows: pa.Table, window: Window, warehouse: "Warehouse") -> Upserted:
+def write_predictions(at: cursor, rows: pa.Table, window: Window, warehouse: Warehouse) -> Upserted:
     """Make the stored rows of a window equal to these: write what differs, delete what is no longer there.
 
     Where this model scored nothing of the window yet, or all of it from another snapshot, every row is to be written.
@@ -152,7 +145,7 @@ def write_predictions(at: "cursor", rows: pa.Table, window: Window, warehouse: "
     return written
 
 
-def _alert_other_features(use_case: UseCase, version: str, outside: "Outside") -> str:
+def _alert_other_features(use_case: UseCase, version: str, outside: Outside) -> str:
     """Raise the alert that nothing can be scored; the sentence that says why."""
     text = (
         f"champion {version} of {use_case.name} learnt other features than features/ defines now, so it must not"
@@ -173,7 +166,7 @@ order by key collate "C"
 _SCORING_KEY = ("use_case", "partition_start", "model_version")
 
 
-def _unscored(use_case: UseCase, outside: "Outside", keys: Collection[str] | None) -> Iterator[UnscoredPartition]:
+def _unscored(use_case: UseCase, outside: Outside, keys: Collection[str] | None) -> Iterator[UnscoredPartition]:
     champions, scorings = load_champions(use_case, outside), outside.warehouse.query(_SCORINGS, (use_case.name,))
     scored = {(row["partition_start"], row["model_version"], row["inputs"]) for row in scorings}
     for row in outside.warehouse.query(_LATEST_INPUTS, (use_case.name,)):
@@ -187,7 +180,7 @@ def _unscored(use_case: UseCase, outside: "Outside", keys: Collection[str] | Non
             )
 
 
-def _counts(at: "cursor", window: Window, rows: pa.Table) -> tuple[int, int]:
+def _counts(at: cursor, window: Window, rows: pa.Table) -> tuple[int, int]:
     """How many rows are stored of the window, and how many of them from one of the snapshots of `rows`."""
     at.execute(_COUNTS, (pc.unique(rows["snapshot_version"]).to_pylist(), *window))
     stored, same = at.fetchone() or (0, 0)

@@ -13,23 +13,20 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
+from psycopg2.extensions import cursor
 
+from adapters.connect import Outside
+from adapters.versions import Built
+from features import FeatureSet
 from pipeline.handoffs import Snapshot
 from pipeline.partitions import Interval
 from pipeline.settings import REPOSITORY
 from pipeline.spec import UseCase
 from tasks.build_features import dataset
 from tasks.build_features.manifest import CleanObject, Manifest, WantedPartition, find_stale
-
-if TYPE_CHECKING:
-    from psycopg2.extensions import cursor
-
-    from adapters.connect import Outside
-    from adapters.versions import Built
-    from features import FeatureSet
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +52,7 @@ where use_case = %s and (gone.entity_key, gone.event_time) = (outcomes.entity_ke
 
 
 def make_manifest(
-    use_case: UseCase, definition: "FeatureSet", clean: Mapping[str, Mapping[Interval, CleanObject]]
+    use_case: UseCase, definition: FeatureSet, clean: Mapping[str, Mapping[Interval, CleanObject]]
 ) -> Manifest:
     """What each partition that can be made is made from, given each table's current clean content."""
     objects = {name: tuple(item for _, item in sorted(clean.get(name, {}).items())) for name in definition.sources}
@@ -66,12 +63,12 @@ def make_manifest(
     return replace(empty, partitions=wanted)
 
 
-def pending_partitions(use_case: UseCase, outside: "Outside") -> list[str]:
+def pending_partitions(use_case: UseCase, outside: Outside) -> list[str]:
     """The keys of the partitions to make: new, or changed since the latest snapshot. Oldest first."""
     return _changed(_current_manifest(use_case, outside), _latest_index(use_case, outside))
 
 
-def build_snapshot(use_case: UseCase, outside: "Outside") -> Snapshot | None:
+def build_snapshot(use_case: UseCase, outside: Outside) -> Snapshot | None:
     """Make what is pending, keep it as a new version, and bring `outcomes` up to date; None: nothing was pending.
 
     Raises:
@@ -100,7 +97,7 @@ def build_snapshot(use_case: UseCase, outside: "Outside") -> Snapshot | None:
 
 
 def _wanted(
-    use_case: UseCase, definition: "FeatureSet", manifest: Manifest, partition: Interval, code: list[Any]
+    use_case: UseCase, definition: FeatureSet, manifest: Manifest, partition: Interval, code: list[Any]
 ) -> WantedPartition:
     first = use_case.grid.partition(str(use_case.grid.first)).start
     reads, gaps = {}, []
@@ -116,7 +113,7 @@ def _wanted(
     )
 
 
-def _current_manifest(use_case: UseCase, outside: "Outside") -> Manifest:
+def _current_manifest(use_case: UseCase, outside: Outside) -> Manifest:
     import features
 
     clean: dict[str, dict[Interval, CleanObject]] = defaultdict(dict)
@@ -128,7 +125,7 @@ def _current_manifest(use_case: UseCase, outside: "Outside") -> Manifest:
     return make_manifest(use_case, features.definition(use_case.name), clean)
 
 
-def _latest_index(use_case: UseCase, outside: "Outside") -> dict[str, dict[str, Any]]:
+def _latest_index(use_case: UseCase, outside: Outside) -> dict[str, dict[str, Any]]:
     query = "select index from snapshots where use_case = %s order by build_order desc limit 1"
     rows = outside.warehouse.query(query, (use_case.name,))
     return dict(rows[0]["index"]) if rows else {}
@@ -142,7 +139,7 @@ def _labels(entry: Mapping[str, Any]) -> str | None:
     return entry.get("labels_sha256")
 
 
-def _run_stage(use_case: UseCase, manifest: Manifest, outside: "Outside") -> "Built":
+def _run_stage(use_case: UseCase, manifest: Manifest, outside: Outside) -> Built:
     import features
 
     # Parameters as they were understood, not as they were typed: DVC cannot read YAML's dates.
@@ -161,15 +158,15 @@ def _run_stage(use_case: UseCase, manifest: Manifest, outside: "Outside") -> "Bu
     return outside.versions.repro(use_case.name, inputs, {"paths.json": local_paths(uris, outside)})
 
 
-def local_paths(uris: Iterable[str], outside: "Outside") -> bytes:
+def local_paths(uris: Iterable[str], outside: Outside) -> bytes:
     """Where objects lie on this machine, as a stage reads it; they are fetched."""
     return json.dumps({uri: str(outside.lake.local(uri)) for uri in sorted(uris)}, indent=1).encode()
 
 
 def _write_outcomes(
-    at: "cursor",
+    at: cursor,
     use_case: UseCase,
-    outside: "Outside",
+    outside: Outside,
     *,
     files: Mapping[str, Path],
     keys: Iterable[str],
@@ -195,7 +192,7 @@ def _write_outcomes(
     at.execute(_FORGET, (*(gone[name].to_pylist() for name in ("entity_key", "event_time")), use_case.name))
 
 
-def _row(use_case: UseCase, built: "Built", index: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def _row(use_case: UseCase, built: Built, index: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     return {
         "use_case": use_case.name,
         "version": built.version,

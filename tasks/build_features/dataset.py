@@ -5,16 +5,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pyarrow as pa
+
+from adapters.connect import Outside
 from pipeline.handoffs import Snapshot
 from pipeline.partitions import Interval
 from pipeline.spec import UseCase
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-    from adapters.connect import Outside
 
 _POINTS = """
 select * from read_parquet($points) where prediction_time >= $start and prediction_time < $end
@@ -55,13 +53,13 @@ class Dataset:
         return [str(self.files[f"{kind}/{key}.parquet"]) for key in keys or [min(self.partitions)]]
 
 
-def latest_snapshot(use_case: UseCase, outside: "Outside") -> Snapshot | None:
+def latest_snapshot(use_case: UseCase, outside: Outside) -> Snapshot | None:
     """The version built last; None before the first."""
     rows = outside.warehouse.query(f"{_SNAPSHOTS} order by build_order desc limit 1", (use_case.name,))
     return Snapshot(use_case=use_case.name, **rows[0]) if rows else None
 
 
-def find_snapshot(version: str, use_case: UseCase, outside: "Outside") -> Snapshot:
+def find_snapshot(version: str, use_case: UseCase, outside: Outside) -> Snapshot:
     """A version that was built.
 
     Raises:
@@ -76,12 +74,12 @@ def find_snapshot(version: str, use_case: UseCase, outside: "Outside") -> Snapsh
 def load_rows(
     snapshot_version: str,
     use_case: UseCase,
-    outside: "Outside",
+    outside: Outside,
     *,
     start: datetime,
     end: datetime,
     known_by: datetime,
-) -> "pa.Table":
+) -> pa.Table:
     """Labelled rows: points with prediction_time in [start, end) whose label was known by a moment.
 
     Columns: those of the points, then label and label_time; ordered by prediction_time, entity_key, event_time.
@@ -98,21 +96,21 @@ def load_rows(
 
 
 def load_points(
-    snapshot_version: str, use_case: UseCase, outside: "Outside", *, start: datetime, end: datetime
-) -> "pa.Table":
+    snapshot_version: str, use_case: UseCase, outside: Outside, *, start: datetime, end: datetime
+) -> pa.Table:
     """Rows to predict, labelled or not: prediction_time in [start, end), in the order of `load_rows`."""
     opened = _open(snapshot_version, use_case, outside)
     return _query(_POINTS, points=opened.paths("points", start, end), start=start, end=end)
 
 
 def load_partition_points(
-    snapshot_version: str, use_case: UseCase, outside: "Outside", *, partition: Interval
-) -> "pa.Table":
+    snapshot_version: str, use_case: UseCase, outside: Outside, *, partition: Interval
+) -> pa.Table:
     """Rows to predict of one partition."""
     return load_points(snapshot_version, use_case, outside, start=partition.start, end=partition.end)
 
 
-def latest_labels(every: Sequence[Path], changed: Sequence[Path], others: "pa.Table") -> "pa.Table":
+def latest_labels(every: Sequence[Path], changed: Sequence[Path], others: pa.Table) -> pa.Table:
     """The last telling in `every` label file for each key in `changed` ones, and for `others` (same two key columns).
 
     Columns: entity_key, event_time, label, label_time; the last two are null for a key that no file tells of.
@@ -120,7 +118,7 @@ def latest_labels(every: Sequence[Path], changed: Sequence[Path], others: "pa.Ta
     return _query(_LATEST, others=others, every=[str(path) for path in every], changed=[str(path) for path in changed])
 
 
-def _open(version: str, use_case: UseCase, outside: "Outside") -> Dataset:
+def _open(version: str, use_case: UseCase, outside: Outside) -> Dataset:
     files = outside.versions.files(use_case.name, version)
     index = json.loads(files["index.json"].read_text())
     partitions = {key: _interval(entry) for key, entry in index.items()}
@@ -131,7 +129,7 @@ def _interval(entry: dict[str, Any]) -> Interval:
     return Interval(datetime.fromisoformat(entry["start"]), datetime.fromisoformat(entry["end"]))
 
 
-def _query(sql: str, others: "pa.Table | None" = None, **parameters: object) -> "pa.Table":
+def _query(sql: str, others: pa.Table | None = None, **parameters: object) -> pa.Table:
     import duckdb
 
     with duckdb.connect() as connection:

@@ -10,22 +10,19 @@ from dataclasses import dataclass
 from datetime import timedelta
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import psycopg2.extras
+import pyarrow as pa
+from psycopg2.extensions import cursor
 
+from adapters.connect import Outside
+from features import FeatureSet
 from pipeline.handoffs import Snapshot
 from pipeline.partitions import Interval
 from pipeline.spec import UseCase
 from tasks.build_features import dataset
 from tasks.build_features.manifest import clean_files
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-    from psycopg2.extensions import cursor
-
-    from adapters.connect import Outside
-    from features import FeatureSet
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +66,7 @@ class Refreshed:
     unchanged: int
 
 
-def find_unreached_snapshot(use_case: UseCase, outside: "Outside") -> Snapshot | None:
+def find_unreached_snapshot(use_case: UseCase, outside: Outside) -> Snapshot | None:
     """The snapshot the store has yet to reach; None: it is there, or there is no endpoint, or nothing was built."""
     import features
 
@@ -83,7 +80,7 @@ def find_unreached_snapshot(use_case: UseCase, outside: "Outside") -> Snapshot |
     return None if state and state[0]["snapshot_version"] == latest.version else latest
 
 
-def refresh_store(use_case: UseCase, snapshot: Snapshot, outside: "Outside") -> Refreshed:
+def refresh_store(use_case: UseCase, snapshot: Snapshot, outside: Outside) -> Refreshed:
     """Bring the store to a snapshot, from the clean objects it was made from; an older one changes nothing.
 
     Raises:
@@ -107,7 +104,7 @@ def refresh_store(use_case: UseCase, snapshot: Snapshot, outside: "Outside") -> 
 
 
 def pack_all_series(
-    definition: "FeatureSet", tables: Mapping[str, Sequence[Path]], kept: Interval, lead: timedelta
+    definition: FeatureSet, tables: Mapping[str, Sequence[Path]], kept: Interval, lead: timedelta
 ) -> Iterator[tuple[str, bytes]]:
     """Every series of a definition: the text of its key, and its bytes."""
     from features.series import extract_series
@@ -122,7 +119,7 @@ def pack_all_series(
             yield text, packer.payload(text, start, stop)
 
 
-def _starts(table: "pa.Table", key: Sequence[str]) -> "pa.Array":
+def _starts(table: pa.Table, key: Sequence[str]) -> pa.Array:
     """The rows with which a new key begins."""
     import numpy as np
     import pyarrow as pa
@@ -138,14 +135,14 @@ def _starts(table: "pa.Table", key: Sequence[str]) -> "pa.Array":
     return pa.array(np.flatnonzero(begins), pa.int64())
 
 
-def _key_values(column: "pa.ChunkedArray") -> list[Any]:
+def _key_values(column: pa.ChunkedArray) -> list[Any]:
     import pyarrow as pa
 
     return list((column.cast(pa.int64()) if pa.types.is_timestamp(column.type) else column).to_pylist())
 
 
 def _write(
-    at: "cursor", use_case: UseCase, snapshot: Snapshot, *, digest: str, kept: Interval, series: Mapping[str, bytes]
+    at: cursor, use_case: UseCase, snapshot: Snapshot, *, digest: str, kept: Interval, series: Mapping[str, bytes]
 ) -> Refreshed:
     at.execute(_STATE, (use_case.name, digest))
     state = at.fetchone()

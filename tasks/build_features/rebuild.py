@@ -8,19 +8,16 @@ out has the hash by which the version is known. What S3 lacks of it is stored th
 
 import argparse
 import sys
-from typing import TYPE_CHECKING
 
+from adapters.connect import Outside
 from pipeline.handoffs import Snapshot
 from tasks.build_features import dataset
 from tasks.build_features.build import local_paths
 from tasks.build_features.manifest import committed_manifest
 from tasks.common.command import choose_use_case, report_mistakes
 
-if TYPE_CHECKING:
-    from adapters.connect import Outside
 
-
-def rebuild_version(snapshot: Snapshot, outside: "Outside") -> str:
+def rebuild_version(snapshot: Snapshot, outside: Outside) -> str:
     """Make a past version again, from the clean objects and the feature code committed with it; returns its hash."""
     uris = {item.uri for items in committed_manifest(snapshot, outside).objects.values() for item in items}
     local = {"paths.json": local_paths(uris, outside)}

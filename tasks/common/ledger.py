@@ -5,15 +5,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from psycopg2.extensions import cursor
 
+from adapters.connect import Outside
 from pipeline.handoffs import Release, ReleaseOutcome
 from pipeline.spec import UseCase
-
-if TYPE_CHECKING:
-    from adapters.connect import Outside
 
 
 class LedgerAction(StrEnum):
@@ -54,12 +52,12 @@ class Champion:
     as_of: datetime
 
 
-def current(use_case: UseCase, outside: "Outside") -> Champion | None:
+def current(use_case: UseCase, outside: Outside) -> Champion | None:
     """The champion now; None before the first."""
     return _champion(use_case, outside.warehouse.query(_CURRENT, (use_case.name,)))
 
 
-def load_champions(use_case: UseCase, outside: "Outside") -> list[Champion]:
+def load_champions(use_case: UseCase, outside: Outside) -> list[Champion]:
     """Every champion of the ledger, in the order in which they were put in force."""
     return [Champion(use_case=use_case.name, **row) for row in outside.warehouse.query(_CHAMPIONS, (use_case.name,))]
 

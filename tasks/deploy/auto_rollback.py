@@ -4,8 +4,8 @@ import time
 import uuid
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING
 
+from adapters.connect import Outside
 from adapters.errors import FencedOut
 from pipeline.spec import UseCase
 from tasks.common.ledger import current
@@ -15,9 +15,6 @@ from tasks.deploy.judge import StageJudgement, is_too_slow
 from tasks.deploy.online_alerts import OnlineTrouble, raise_online_alert
 from tasks.deploy.rollback import roll_back_route
 from tasks.deploy.server import VersionRejected, ask_version
-
-if TYPE_CHECKING:
-    from adapters.connect import Outside
 
 _PROBES = 20
 _PROBE = """
@@ -44,7 +41,7 @@ class RollbackRefusal:
     detail: str = ""
 
 
-def react_to_breach(use_case: UseCase, serving: Deployment, judgement: StageJudgement, outside: "Outside") -> str:
+def react_to_breach(use_case: UseCase, serving: Deployment, judgement: StageJudgement, outside: Outside) -> str:
     """Roll back where that helps, else call a person; what was done, in a sentence."""
     if refusal := _find_refusal(use_case, serving, judgement, outside):
         why = refusal.reason.format(serving.previous_version)
@@ -67,7 +64,7 @@ def react_to_breach(use_case: UseCase, serving: Deployment, judgement: StageJudg
     return _roll_back(use_case, serving.version, request, outside)
 
 
-def resume_auto_rollback(use_case: UseCase, outside: "Outside") -> list[str]:
+def resume_auto_rollback(use_case: UseCase, outside: Outside) -> list[str]:
     """Go on with a rollback of ours that was killed; nobody else does."""
     ongoing = deployments.find_ongoing_deployment(use_case, outside)
     if ongoing is None or not ongoing.is_auto_rollback:
@@ -75,7 +72,7 @@ def resume_auto_rollback(use_case: UseCase, outside: "Outside") -> list[str]:
     return [_roll_back(use_case, str(ongoing.previous_version), ongoing.request, outside)]
 
 
-def _roll_back(use_case: UseCase, bad: str, request: DeploymentRequest, outside: "Outside") -> str:
+def _roll_back(use_case: UseCase, bad: str, request: DeploymentRequest, outside: Outside) -> str:
     """Put the version before back, and say what became of it."""
     try:
         ended = roll_back_route(use_case, request, outside)
@@ -96,7 +93,7 @@ def _roll_back(use_case: UseCase, bad: str, request: DeploymentRequest, outside:
 
 
 def _find_refusal(
-    use_case: UseCase, serving: Deployment, judgement: StageJudgement, outside: "Outside"
+    use_case: UseCase, serving: Deployment, judgement: StageJudgement, outside: Outside
 ) -> RollbackRefusal | None:
     """Why going back would not help; None where it would."""
     if serving.kind is DeploymentKind.ROLLBACK:
@@ -113,7 +110,7 @@ def _find_refusal(
 
 
 def _probe_version(
-    use_case: UseCase, version: str, judgement: StageJudgement, outside: "Outside"
+    use_case: UseCase, version: str, judgement: StageJudgement, outside: Outside
 ) -> RollbackRefusal | None:
     """What is wrong with a version when it is asked what was asked last; None: going back to it helps."""
     assert use_case.endpoint is not None

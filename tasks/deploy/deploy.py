@@ -10,10 +10,11 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict
 from enum import StrEnum
-from typing import TYPE_CHECKING
 
+from adapters.connect import Outside
 from adapters.errors import FencedOut
 from adapters.retrying import wait_until
+from adapters.warehouse import Fence
 from pipeline.handoffs import Release
 from pipeline.spec import UseCase
 from tasks.common.ledger import current
@@ -28,10 +29,6 @@ from tasks.deploy.deployments import (
 from tasks.deploy.experiment.log import find_unsettled_experiment
 from tasks.deploy.rollback import roll_back_route
 from tasks.deploy.stages import Stages
-
-if TYPE_CHECKING:
-    from adapters.connect import Outside
-    from adapters.warehouse import Fence
 
 _WAIT_SECONDS, _POLL_SECONDS = 60.0, 0.5  # the watch has the lock for a moment, too
 
@@ -52,7 +49,7 @@ def describe_obstacle(obstacle: Obstacle, use_case: UseCase, version: str | None
     return f"{use_case.name}: {obstacle.format(serves=serves, version=version, use_case=use_case.name)}"
 
 
-def find_missing_part(use_case: UseCase, outside: "Outside") -> Obstacle | None:
+def find_missing_part(use_case: UseCase, outside: Outside) -> Obstacle | None:
     """What there would have to be first; None where there is an endpoint and a server to bring a version to."""
     if use_case.endpoint is None:
         return Obstacle.NO_ENDPOINT
@@ -61,7 +58,7 @@ def find_missing_part(use_case: UseCase, outside: "Outside") -> Obstacle | None:
     return None
 
 
-def deploy_release(use_case: UseCase, release: Release, outside: "Outside") -> str:
+def deploy_release(use_case: UseCase, release: Release, outside: Outside) -> str:
     """Follow a release: a promotion by stages, a rollback at once. One sentence that says what became of it.
 
     Called again it goes on where it was, or says how it ended.
@@ -90,7 +87,7 @@ def deploy_release(use_case: UseCase, release: Release, outside: "Outside") -> s
 
 def start_deployment(
     use_case: UseCase,
-    outside: "Outside",
+    outside: Outside,
     *,
     request_id: str,
     actor: str,
@@ -141,7 +138,7 @@ def start_deployment(
     return _report(roll_out(use_case, request, outside))
 
 
-def find_undeployed(use_case: UseCase, outside: "Outside") -> list[str]:
+def find_undeployed(use_case: UseCase, outside: Outside) -> list[str]:
     """The champion's version where it is not at the server and was not turned away there, and nobody is at it."""
     champion = current(use_case, outside)
     if champion is None or find_missing_part(use_case, outside):
@@ -157,7 +154,7 @@ def find_undeployed(use_case: UseCase, outside: "Outside") -> list[str]:
         return [champion.version] if nobody_is_at_it else []
 
 
-def roll_out(use_case: UseCase, request: DeploymentRequest, outside: "Outside") -> str:
+def roll_out(use_case: UseCase, request: DeploymentRequest, outside: Outside) -> str:
     """Take a version through its stages, or go on with the one that is on its way.
 
     Raises:
@@ -181,7 +178,7 @@ def roll_out(use_case: UseCase, request: DeploymentRequest, outside: "Outside") 
 
 
 @contextmanager
-def _wait_for_lock(use_case: UseCase, outside: "Outside") -> Iterator[bool]:
+def _wait_for_lock(use_case: UseCase, outside: Outside) -> Iterator[bool]:
     """The lock, waited for a while; whether we have it."""
 
     def try_lock() -> ExitStack | None:
@@ -193,7 +190,7 @@ def _wait_for_lock(use_case: UseCase, outside: "Outside") -> Iterator[bool]:
         yield held is not None
 
 
-def _advance(use_case: UseCase, request: DeploymentRequest, outside: "Outside", fence: "Fence") -> str:
+def _advance(use_case: UseCase, request: DeploymentRequest, outside: Outside, fence: Fence) -> str:
     """Run the stages that are left, if it is this version's turn."""
     done = deployments.find_deployment(request.deployment_id, outside)
     if done is not None and done.outcome is not None:
@@ -204,7 +201,7 @@ def _advance(use_case: UseCase, request: DeploymentRequest, outside: "Outside", 
     return stages.run(_take_up(use_case, request, outside, fence, stages)).describe()
 
 
-def _find_obstacle(use_case: UseCase, request: DeploymentRequest, outside: "Outside") -> Obstacle | None:
+def _find_obstacle(use_case: UseCase, request: DeploymentRequest, outside: Outside) -> Obstacle | None:
     champion = current(use_case, outside)
     if champion is None or champion.revision != request.revision:
         return Obstacle.OTHER_CHAMPION
@@ -214,7 +211,7 @@ def _find_obstacle(use_case: UseCase, request: DeploymentRequest, outside: "Outs
 
 
 def _take_up(
-    use_case: UseCase, request: DeploymentRequest, outside: "Outside", fence: "Fence", stages: Stages
+    use_case: UseCase, request: DeploymentRequest, outside: Outside, fence: Fence, stages: Stages
 ) -> Deployment:
     """The deployment to go on with, or a new one in the place of what nobody goes on with."""
     ongoing = deployments.find_ongoing_deployment(use_case, outside)
@@ -242,7 +239,7 @@ def _take_up(
     return deployments.require_deployment(request.deployment_id, outside)
 
 
-def _require_promoted(use_case: UseCase, version: str, outside: "Outside") -> None:
+def _require_promoted(use_case: UseCase, version: str, outside: Outside) -> None:
     found = outside.warehouse.query(
         "select 1 from ledger where use_case = %s and action = 'promote' and model_version = %s limit 1",
         (use_case.name, version),

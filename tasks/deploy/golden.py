@@ -4,10 +4,12 @@ import time
 import uuid
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
+from adapters.connect import Outside
 from adapters.retrying import retry_call
 from pipeline.handoffs import Snapshot
 from pipeline.partitions import Interval
@@ -17,11 +19,6 @@ from tasks.build_features import dataset
 from tasks.deploy.batch_scores import load_batch_predictor
 from tasks.deploy.judge import GoldenTally, compute_p99
 from tasks.deploy.server import ask_version, read_score
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-    from adapters.connect import Outside
 
 SLOT = "golden"
 _MOST_AT_ONCE = 64  # history that nobody asked for yet takes its time
@@ -33,7 +30,7 @@ class FeaturesNotReady(ConnectionError):  # noqa: N818  # says what the matter i
     """The online features are not there, which says nothing about the version; the same call may succeed later."""
 
 
-def ask_golden_rows(use_case: UseCase, version: str, outside: "Outside") -> tuple[GoldenTally, dict[str, Any]]:
+def ask_golden_rows(use_case: UseCase, version: str, outside: Outside) -> tuple[GoldenTally, dict[str, Any]]:
     """How a registered version answers real rows, all of them in lists and then one by one; and one of the events.
 
     Raises:
@@ -64,7 +61,7 @@ def ask_golden_rows(use_case: UseCase, version: str, outside: "Outside") -> tupl
     return tally, events[0]
 
 
-def choose_golden_rows(use_case: UseCase, outside: "Outside", wanted: int) -> tuple["pa.Table", list[dict[str, Any]]]:
+def choose_golden_rows(use_case: UseCase, outside: Outside, wanted: int) -> tuple[pa.Table, list[dict[str, Any]]]:
     """Feature rows that the online store answers exactly, spread evenly over them, and the requests that ask for them.
 
     Raises:
@@ -89,7 +86,7 @@ def choose_golden_rows(use_case: UseCase, outside: "Outside", wanted: int) -> tu
 
 
 def rebuild_requests(
-    use_case: UseCase, snapshot: Snapshot, outside: "Outside", interval: Interval
+    use_case: UseCase, snapshot: Snapshot, outside: Outside, interval: Interval
 ) -> dict[tuple[str, datetime], dict[str, Any]]:
     """What a client would have sent for each row, by the row's key, from the clean objects the snapshot was made of."""
     import features
@@ -109,9 +106,7 @@ def _event(row: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
     return {name: moments.get(name, row[name]) for name in names if row[name] is not None}
 
 
-def _ask(
-    use_case: UseCase, version: str, events: list[dict[str, Any]], outside: "Outside"
-) -> tuple[list[float], float]:
+def _ask(use_case: UseCase, version: str, events: list[dict[str, Any]], outside: Outside) -> tuple[list[float], float]:
     """Scores on looked-up features, and the milliseconds they took.
 
     A store that was slow once is asked again: its silence is not the version's.

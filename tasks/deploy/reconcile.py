@@ -1,17 +1,14 @@
 """Puts right what a kill between two steps has left: the route and the server follow the table of deployments."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from adapters.connect import Outside
 from adapters.errors import FencedOut
 from adapters.warehouse import Fence
 from pipeline.spec import UseCase
 from tasks.deploy.deployments import DeploymentKind, find_ongoing_deployment, find_serving_deployment
 from tasks.deploy.experiment.log import find_unsettled_experiment
 from tasks.deploy.server import UseCaseServer, VersionRejected, require_gateway
-
-if TYPE_CHECKING:
-    from adapters.connect import Outside
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +19,7 @@ class Reconciliation:
     failed: tuple[str, ...] = ()
 
 
-def reconcile_server(use_case: UseCase, outside: "Outside") -> Reconciliation:
+def reconcile_server(use_case: UseCase, outside: Outside) -> Reconciliation:
     """Let the route be what the table says, unless somebody is deploying.
 
     A canary whose process is gone gets no more requests: nobody would notice if it failed. It goes on when the
@@ -42,12 +39,12 @@ def reconcile_server(use_case: UseCase, outside: "Outside") -> Reconciliation:
             return Reconciliation(failed=(str(problem),))
 
 
-def _is_rolling_back(use_case: UseCase, outside: "Outside") -> bool:
+def _is_rolling_back(use_case: UseCase, outside: Outside) -> bool:
     ongoing = find_ongoing_deployment(use_case, outside)
     return ongoing is not None and ongoing.kind is DeploymentKind.ROLLBACK
 
 
-def _load_versions(use_case: UseCase, outside: "Outside") -> tuple[list[str], list[str]]:
+def _load_versions(use_case: UseCase, outside: Outside) -> tuple[list[str], list[str]]:
     """What answers, and what would come back, is loaded; what was, and what could not be."""
     serving = find_serving_deployment(use_case, outside)
     changed: list[str] = []
@@ -69,7 +66,7 @@ def _load_versions(use_case: UseCase, outside: "Outside") -> tuple[list[str], li
     return changed, failed
 
 
-def _correct_route(use_case: UseCase, outside: "Outside") -> list[str]:
+def _correct_route(use_case: UseCase, outside: Outside) -> list[str]:
     from adapters.gateway import Route
 
     rows = outside.warehouse.query("select epoch from fences where run_key = %s", (f"deploy/{use_case.name}",))

@@ -1,18 +1,15 @@
 """Back to a version that answered before, at once: it asks nobody and waits for nobody, and a request proves it."""
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING
 
+from adapters.connect import Outside
 from pipeline.spec import UseCase
 from tasks.deploy import deployments
 from tasks.deploy.deployments import Deployment, DeploymentKind, DeploymentOutcome, DeploymentRequest, DeploymentStage
 from tasks.deploy.stages import Stages
 
-if TYPE_CHECKING:
-    from adapters.connect import Outside
 
-
-def roll_back_route(use_case: UseCase, request: DeploymentRequest, outside: "Outside") -> Deployment:
+def roll_back_route(use_case: UseCase, request: DeploymentRequest, outside: Outside) -> Deployment:
     """Route everyone to a version, whatever is under way, which ends as superseded.
 
     It was kept registered; where the server has forgotten it, it is registered again first. If it does not answer, what

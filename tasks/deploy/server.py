@@ -2,19 +2,17 @@
 
 import json
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from adapters.connect import Outside
+from adapters.endpoint import Endpoint
 from adapters.errors import Corrupt, Missing
+from adapters.gateway import Gateway
+from adapters.model_store import Archive
 from adapters.retrying import retry_call
 from pipeline.spec import UseCase
 from tasks.deploy.deployments import Deployment, find_ongoing_deployment
 from tasks.deploy.experiment.log import find_unsettled_experiment
-
-if TYPE_CHECKING:
-    from adapters.connect import Outside
-    from adapters.endpoint import Endpoint
-    from adapters.gateway import Gateway
-    from adapters.model_store import Archive
 
 _EXAMPLE = """
 select evidence -> 'golden' -> 'example' as event from deployments
@@ -38,14 +36,14 @@ class WrongAnswer(ValueError):  # noqa: N818  # says what it is
     """Everyone was routed to a version, and it does not answer."""
 
 
-def require_endpoint(outside: "Outside") -> "Endpoint":
+def require_endpoint(outside: Outside) -> Endpoint:
     """The online server of this installation."""
     if outside.endpoint is None:
         raise ValueError("this installation has no online server")
     return outside.endpoint
 
 
-def require_gateway(outside: "Outside") -> "Gateway":
+def require_gateway(outside: Outside) -> Gateway:
     """The gateway of this installation."""
     if outside.gateway is None:
         raise ValueError("this installation has no gateway")
@@ -53,7 +51,7 @@ def require_gateway(outside: "Outside") -> "Gateway":
 
 
 def ask_version(
-    use_case: UseCase, version: str, events: list[dict[str, Any]], outside: "Outside", *, request_id: str, slot: str
+    use_case: UseCase, version: str, events: list[dict[str, Any]], outside: Outside, *, request_id: str, slot: str
 ) -> list[dict[str, Any]]:
     """A version's answers, past the gateway.
 
@@ -83,20 +81,20 @@ def read_score(answer: dict[str, Any]) -> float:
 class UseCaseServer:
     """The endpoint and the gateway of one use case."""
 
-    def __init__(self, use_case: UseCase, outside: "Outside") -> None:
+    def __init__(self, use_case: UseCase, outside: Outside) -> None:
         assert use_case.endpoint is not None
         self._name, self._use_case, self._outside = use_case.name, use_case, outside
         self._online = use_case.endpoint
 
     @cached_property
-    def _endpoint(self) -> "Endpoint":
+    def _endpoint(self) -> Endpoint:
         return require_endpoint(self._outside)
 
     @cached_property
-    def _gateway(self) -> "Gateway":
+    def _gateway(self) -> Gateway:
         return require_gateway(self._outside)
 
-    def make_archive(self, version: str) -> "Archive":
+    def make_archive(self, version: str) -> Archive:
         """A version's archive in the store; the same version gives the same bytes.
 
         Raises:
@@ -125,7 +123,7 @@ class UseCaseServer:
             options=self._options(),
         )
 
-    def register(self, archive: "Archive") -> None:
+    def register(self, archive: Archive) -> None:
         """Load an archive beside what runs; back when it answers.
 
         Raises:

@@ -2,19 +2,17 @@
 
 from dataclasses import dataclass
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from psycopg2.extras import execute_values
 
+from adapters.connect import Outside
+from adapters.warehouse import Fence
+from pipeline.spec import UseCase
+from tasks.deploy.canary import AnswerChecker
+from tasks.deploy.deployments import Deployment
 from tasks.deploy.judge import ShadowTally
 from tasks.deploy.server import VersionRejected, ask_version, read_score
-
-if TYPE_CHECKING:
-    from adapters.connect import Outside
-    from adapters.warehouse import Fence
-    from pipeline.spec import UseCase
-    from tasks.deploy.canary import AnswerChecker
-    from tasks.deploy.deployments import Deployment
 
 SLOT = "shadow"
 # Whole requests, oldest first, that were answered to somebody and not mirrored yet. Of a client that uses one id again
@@ -53,12 +51,12 @@ class ShadowComparison:
 
 
 def mirror_requests(
-    use_case: "UseCase",
-    deployment: "Deployment",
-    outside: "Outside",
+    use_case: UseCase,
+    deployment: Deployment,
+    outside: Outside,
     *,
-    fence: "Fence",
-    checker: "AnswerChecker",
+    fence: Fence,
+    checker: AnswerChecker,
 ) -> ShadowComparison:
     """Mirror what is new, up to what is wanted, and say how it stands.
 
@@ -79,7 +77,7 @@ def mirror_requests(
     return ShadowComparison(tally=tally, versus_stable=summary)
 
 
-def _mirror(use_case: "UseCase", deployment: "Deployment", outside: "Outside", fence: "Fence") -> str | None:
+def _mirror(use_case: UseCase, deployment: Deployment, outside: Outside, fence: Fence) -> str | None:
     """Ask the new version the same; the first reason it gave for not answering."""
     endpoint = use_case.endpoint
     assert endpoint is not None

@@ -6,10 +6,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import cache
 from math import inf
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from adapters.connect import Outside
 from adapters.errors import Corrupt, Missing
+from adapters.gateway import GatewayRecord
 from adapters.retrying import wait_until
+from adapters.warehouse import Fence
 from pipeline.online import EndpointSettings
 from pipeline.spec import UseCase
 from tasks.common.ledger import current
@@ -20,11 +23,6 @@ from tasks.deploy.deployments import Deployment, DeploymentOutcome, DeploymentSt
 from tasks.deploy.golden import ask_golden_rows
 from tasks.deploy.judge import StageJudgement, StageResult, judge_canary, judge_golden, judge_shadow
 from tasks.deploy.server import UseCaseServer, VersionRejected, WrongAnswer, require_gateway
-
-if TYPE_CHECKING:
-    from adapters.connect import Outside
-    from adapters.gateway import GatewayRecord
-    from adapters.warehouse import Fence
 
 POLL_SECONDS = 1.0
 _NEW_CHAMPION = "the champion has changed meanwhile"
@@ -48,7 +46,7 @@ def next_stage(stage: DeploymentStage, *, is_first: bool) -> DeploymentStage:
 class Stages:
     """One process's work on the deployments of a use case, under its fence."""
 
-    def __init__(self, use_case: UseCase, outside: "Outside", fence: "Fence") -> None:
+    def __init__(self, use_case: UseCase, outside: Outside, fence: Fence) -> None:
         assert use_case.endpoint is not None
         self._use_case, self._outside, self._fence = use_case, outside, fence
         self._endpoint: EndpointSettings = use_case.endpoint

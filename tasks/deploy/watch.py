@@ -8,9 +8,12 @@ the table in disagreement: that is mended here, too, unless somebody is at it.
 
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from adapters.alerts import Tier
+from adapters.connect import Outside
 from adapters.errors import Corrupt, Missing
+from adapters.gateway import GatewayRecord
 from pipeline.online import Rollout
 from pipeline.spec import UseCase
 from serving.reasons import DegradedReason
@@ -23,11 +26,6 @@ from tasks.deploy.judge import StageJudgement, StageResult, judge_stable
 from tasks.deploy.online_alerts import OnlineTrouble, raise_online_alert, resolve_online_alert
 from tasks.deploy.reconcile import reconcile_server
 from tasks.deploy.server import require_endpoint, require_gateway
-
-if TYPE_CHECKING:
-    from adapters.alerts import Tier
-    from adapters.connect import Outside
-    from adapters.gateway import GatewayRecord
 
 _FIRST_LOOK = timedelta(minutes=5)
 _OVERLAP = timedelta(seconds=15)  # an answer may reach the log that much later
@@ -60,7 +58,7 @@ class WatchLook:
     lost: int
 
 
-def watch_online(use_case: UseCase, outside: "Outside") -> str:
+def watch_online(use_case: UseCase, outside: Outside) -> str:
     """Look once; one sentence about it."""
     if missing := find_missing_part(use_case, outside):
         return _report(describe_obstacle(missing, use_case, None))
@@ -84,7 +82,7 @@ def watch_online(use_case: UseCase, outside: "Outside") -> str:
     return _report(f"{use_case.name}: {judgement.reason}" + "".join(f"; {finding}" for finding in findings))
 
 
-def _reconcile(use_case: UseCase, outside: "Outside") -> list[str]:
+def _reconcile(use_case: UseCase, outside: Outside) -> list[str]:
     reconciled = reconcile_server(use_case, outside)
     if reconciled.failed:
         title = "the server or the route could not be put right"
@@ -95,7 +93,7 @@ def _reconcile(use_case: UseCase, outside: "Outside") -> list[str]:
     return [*reconciled.changed, *reconciled.failed]
 
 
-def _look_once(use_case: UseCase, serving: Deployment, outside: "Outside") -> tuple[WatchLook, StageJudgement, int]:
+def _look_once(use_case: UseCase, serving: Deployment, outside: Outside) -> tuple[WatchLook, StageJudgement, int]:
     assert use_case.endpoint is not None
     assert serving.finished_at is not None
     rollout = use_case.endpoint.rollout
@@ -125,7 +123,7 @@ def _look_once(use_case: UseCase, serving: Deployment, outside: "Outside") -> tu
     return look, judge_stable(rollout, tally), last[0]["lost"] if last else 0
 
 
-def _check_answers(use_case: UseCase, serving: Deployment, since: datetime, outside: "Outside") -> ScoreCheck:
+def _check_answers(use_case: UseCase, serving: Deployment, since: datetime, outside: Outside) -> ScoreCheck:
     try:
         checked = check_latest_answers(use_case, serving.version, since, outside, most=_MOST_CHECKED)
     except (Corrupt, Missing) as problem:  # the server has its own copy, made before
@@ -139,9 +137,7 @@ def _check_answers(use_case: UseCase, serving: Deployment, since: datetime, outs
     return checked
 
 
-def choose_recent(
-    records: "list[GatewayRecord]", version: str, since: datetime, rollout: Rollout
-) -> "list[GatewayRecord]":
+def choose_recent(records: list[GatewayRecord], version: str, since: datetime, rollout: Rollout) -> list[GatewayRecord]:
     """The stable version's requests since a moment, and earlier ones only as far as it takes to judge."""
     of_version = (r for r in records if r.version == version and r.slot == "stable" and is_about_version(r))
     ours = sorted(of_version, key=lambda record: record.at)
@@ -150,7 +146,7 @@ def choose_recent(
 
 
 def _alert_about(
-    use_case: UseCase, serving: Deployment, look: WatchLook, lost_before: int, outside: "Outside"
+    use_case: UseCase, serving: Deployment, look: WatchLook, lost_before: int, outside: Outside
 ) -> list[str]:
     """Alerts about what no rollback mends; those that no longer hold are over."""
     assert use_case.endpoint is not None
@@ -177,7 +173,7 @@ def _alert_about(
     return [": ".join(what) for what in troubles.values() if what]
 
 
-def _find_server_trouble(use_case: UseCase, serving: Deployment, outside: "Outside") -> tuple[str, str] | None:
+def _find_server_trouble(use_case: UseCase, serving: Deployment, outside: Outside) -> tuple[str, str] | None:
     try:
         ready = require_endpoint(outside).versions(use_case.name).get(serving.version)
     except ConnectionError as problem:
@@ -185,7 +181,7 @@ def _find_server_trouble(use_case: UseCase, serving: Deployment, outside: "Outsi
     return None if ready else ("what answers has no worker that is ready", f"version {serving.version}")
 
 
-def _write_look(look: WatchLook, findings: list[str], outside: "Outside") -> None:
+def _write_look(look: WatchLook, findings: list[str], outside: Outside) -> None:
     values: dict[str, Any] = {**asdict(look), "findings": findings}
     names, places = ", ".join(values), ", ".join(["%s"] * len(values))
     statement = f"insert into online_watch ({names}) values ({places})"  # noqa: S608  # our names

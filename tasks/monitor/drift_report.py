@@ -9,16 +9,14 @@ import json
 import tempfile
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from adapters.connect import Outside
 from pipeline.spec import Monitor, UseCase
 from tasks.monitor.drift import has_values, psi_threshold
-
-if TYPE_CHECKING:
-    from adapters.connect import Outside
 
 SAMPLE_ROWS = 5000  # 5 s for 55 features; Evidently's maintainers advise samples
 
@@ -70,7 +68,7 @@ def _values(metrics: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def publish_report(
-    use_case: UseCase, as_of: datetime, profile: dict[str, Any], tables: tuple[pa.Table, pa.Table], outside: "Outside"
+    use_case: UseCase, as_of: datetime, profile: dict[str, Any], tables: tuple[pa.Table, pa.Table], outside: Outside
 ) -> str | None:
     """Put the report of (reference, current), and its numbers, into the lake; its address, None if nothing compares."""
     reference, current = (draw_sample(table) for table in tables)

@@ -7,10 +7,11 @@ measured, the decision, its retrain and its alert are written in one fenced tran
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 
+from adapters.connect import Outside
 from pipeline.handoffs import Drift
 from pipeline.partitions import Interval
 from pipeline.spec import UseCase
@@ -19,9 +20,6 @@ from tasks.build_features import dataset
 from tasks.common.ledger import Champion, champion_at, load_champions
 from tasks.monitor import decisions, drift, drift_report, performance
 from tasks.monitor.triage import Observed, make_decision
-
-if TYPE_CHECKING:
-    from adapters.connect import Outside
 
 _SCORED = """
 select s.partition_start, s.model_version, s.snapshot_version from scorings s
@@ -49,7 +47,7 @@ class UndecidedPartition:
         return self.partition.end
 
 
-def find_undecided(use_case: UseCase, outside: "Outside") -> list[UndecidedPartition]:
+def find_undecided(use_case: UseCase, outside: Outside) -> list[UndecidedPartition]:
     """Every partition scored by the champion in force at its start that has no decision yet, oldest first.
 
     It stops before the first partition still to be scored. Shares of a backfill end in any order, and a decision uses
@@ -59,7 +57,7 @@ def find_undecided(use_case: UseCase, outside: "Outside") -> list[UndecidedParti
         return list(_undecided(use_case, outside))
 
 
-def monitor_partitions(use_case: UseCase, outside: "Outside") -> list[Drift]:
+def monitor_partitions(use_case: UseCase, outside: Outside) -> list[Drift]:
     """Decide on all that is undecided, each partition in one transaction; nothing to do is an empty list.
 
     Raises:
@@ -94,7 +92,7 @@ def monitor_partitions(use_case: UseCase, outside: "Outside") -> list[Drift]:
 
 
 def examine_partition(
-    use_case: UseCase, undecided: UndecidedPartition, profile: dict[str, Any], outside: "Outside"
+    use_case: UseCase, undecided: UndecidedPartition, profile: dict[str, Any], outside: Outside
 ) -> decisions.Examination:
     """Measure one partition: data and prediction drift, performance, age, and the report people read."""
     version, as_of = undecided.champion.version, undecided.as_of
@@ -131,7 +129,7 @@ def _require_features(use_case: UseCase, profile: dict[str, Any], version: str) 
         )
 
 
-def _undecided(use_case: UseCase, outside: "Outside") -> Iterator[UndecidedPartition]:
+def _undecided(use_case: UseCase, outside: Outside) -> Iterator[UndecidedPartition]:
     length = timedelta(days=use_case.grid.days)
     unscored, champions = score.find_unscored(use_case, outside), load_champions(use_case, outside)
     for row in outside.warehouse.query(_SCORED, (use_case.name, length)):
@@ -145,7 +143,7 @@ def _undecided(use_case: UseCase, outside: "Outside") -> Iterator[UndecidedParti
             )
 
 
-def _scored_points(use_case: UseCase, undecided: UndecidedPartition, outside: "Outside") -> pa.Table:
+def _scored_points(use_case: UseCase, undecided: UndecidedPartition, outside: Outside) -> pa.Table:
     """The points, with the champion's stored predictions as a column; only each column's distribution is used."""
     partition = undecided.partition
     points = dataset.load_partition_points(undecided.snapshot_version, use_case, outside, partition=partition)
@@ -157,7 +155,7 @@ def _scored_points(use_case: UseCase, undecided: UndecidedPartition, outside: "O
 
 
 def _load_training_window(
-    use_case: UseCase, undecided: UndecidedPartition, profile: dict[str, Any], outside: "Outside"
+    use_case: UseCase, undecided: UndecidedPartition, profile: dict[str, Any], outside: Outside
 ) -> pa.Table:
     """The points of the champion's training window, from the snapshot that was scored: not its fitted rows."""
     start, last = (datetime.fromisoformat(profile[key]).astimezone(UTC) for key in ("start", "end"))
@@ -165,7 +163,7 @@ def _load_training_window(
     return dataset.load_points(undecided.snapshot_version, use_case, outside, start=start, end=end)
 
 
-def _count_new_labels(use_case: UseCase, learnt_until: datetime, as_of: datetime, outside: "Outside") -> int:
+def _count_new_labels(use_case: UseCase, learnt_until: datetime, as_of: datetime, outside: Outside) -> int:
     [row] = outside.warehouse.query(
         "select count(*) as n from outcomes where use_case = %s and label_time > %s and label_time <= %s",
         (use_case.name, learnt_until, as_of),
@@ -173,7 +171,7 @@ def _count_new_labels(use_case: UseCase, learnt_until: datetime, as_of: datetime
     return int(row["n"])
 
 
-def _find_latest_rollback(use_case: UseCase, as_of: datetime, outside: "Outside") -> datetime | None:
+def _find_latest_rollback(use_case: UseCase, as_of: datetime, outside: Outside) -> datetime | None:
     [row] = outside.warehouse.query(
         "select max(as_of) as latest from ledger where use_case = %s and action = 'rollback' and as_of <= %s",
         (use_case.name, as_of),

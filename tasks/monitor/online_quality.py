@@ -9,19 +9,17 @@ is only recorded.
 import json
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from adapters.connect import Outside
 from models.metrics import compute_metrics
 from pipeline.partitions import Interval
 from pipeline.spec import UseCase
 from tasks.build_features import dataset
-
-if TYPE_CHECKING:
-    from adapters.connect import Outside
 
 _PARTITIONS = 8  # the latest: practically every label has come by then
 # An event that was asked about twice counts by its last answer.
@@ -72,7 +70,7 @@ class OnlineQuality:
     seen: str
 
 
-def measure_online_quality(use_case: UseCase, outside: "Outside") -> list[OnlineQuality]:
+def measure_online_quality(use_case: UseCase, outside: Outside) -> list[OnlineQuality]:
     """Write what is new, and raise the alert on skew, or end it. Measuring again writes nothing."""
     snapshot = dataset.latest_snapshot(use_case, outside)
     if use_case.endpoint is None or snapshot is None:
@@ -92,7 +90,7 @@ def measure_online_quality(use_case: UseCase, outside: "Outside") -> list[Online
 
 
 def measure_partition_quality(
-    use_case: UseCase, partition: Interval, as_of: datetime, outside: "Outside"
+    use_case: UseCase, partition: Interval, as_of: datetime, outside: Outside
 ) -> list[OnlineQuality]:
     """Each version that answered events of a partition, by the labels known at a data time."""
     with outside.warehouse.transaction(snapshot=True) as at:
@@ -131,12 +129,12 @@ def _quality(use_case: UseCase, partition: Interval, as_of: datetime, rows: pa.T
     )
 
 
-def _is_new(row: OnlineQuality, outside: "Outside") -> bool:
+def _is_new(row: OnlineQuality, outside: Outside) -> bool:
     known = outside.warehouse.query(_KNOWN, (row.use_case, row.partition_start, row.model_version))
     return not known or known[0]["seen"] != row.seen
 
 
-def _update_alert(at: Any, use_case: UseCase, rows: list[OnlineQuality], outside: "Outside") -> None:
+def _update_alert(at: Any, use_case: UseCase, rows: list[OnlineQuality], outside: Outside) -> None:
     """Skew in the latest partition that was compared is an alert; once there is none it is over."""
     compared = [row for row in rows if row.compared]
     latest = max((row.partition_start for row in compared), default=None)

@@ -6,15 +6,12 @@ Labels that come later still are not dropped: the windows they fall into are mea
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
 
+from adapters.connect import Outside
 from models.metrics import compute_metrics
 from pipeline.partitions import Interval
 from pipeline.spec import UseCase
 from tasks.monitor.triage import Performance, judge_performance
-
-if TYPE_CHECKING:
-    from adapters.connect import Outside
 
 _VERSIONS = """
 select distinct model_version from predictions
@@ -69,7 +66,7 @@ def trailing_window(use_case: UseCase, as_of: datetime) -> Interval:
 
 
 def measure_window(
-    use_case: UseCase, model_version: str, window: Interval, as_of: datetime, outside: "Outside"
+    use_case: UseCase, model_version: str, window: Interval, as_of: datetime, outside: Outside
 ) -> WindowPerformance:
     """One model version's performance on a window, by the labels known at a data time."""
     with outside.warehouse.transaction(snapshot=True) as at:
@@ -90,7 +87,7 @@ def measure_window(
 
 
 def measure_performance(
-    use_case: UseCase, champion_version: str, as_of: datetime, outside: "Outside"
+    use_case: UseCase, champion_version: str, as_of: datetime, outside: Outside
 ) -> list[WindowPerformance]:
     """The champion's performance first, then that of the others who predicted in its window, then the restatements."""
     window = trailing_window(use_case, as_of)

@@ -7,12 +7,13 @@ import statistics
 import time
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from adapters.connect import Outside
 from pipeline.handoffs import Candidate, Verdict, VerdictAnswer
 from pipeline.spec import UseCase
 from tasks.build_features import dataset
@@ -22,14 +23,11 @@ from tasks.promote.gate_checks import HoldoutRows, Scored, Setting
 from tasks.promote.gate_plot import draw_judgement
 from tasks.train.feature_match import learnt_other_features
 
-if TYPE_CHECKING:
-    from adapters.connect import Outside
-
 _LATENCY_CALLS = 30
 _SUSPICIOUS = {"leak-alarm", "scores-not-finite", "scores-not-probabilities", "holdout-overlaps-training"}
 
 
-def judge_candidate(use_case: UseCase, candidate: Candidate, outside: "Outside") -> Verdict:
+def judge_candidate(use_case: UseCase, candidate: Candidate, outside: Outside) -> Verdict:
     """The gate's verdict on a candidate. Judging the same pair on the same data again gives the stored verdict.
 
     A champion whose feature definition is no longer today's is judged as if there were none, and a person must approve.
@@ -104,7 +102,7 @@ class Answers:
 
 
 def _answers(
-    use_case: UseCase, version: str, table: pa.Table, outside: "Outside", *, sha256: str | None = None
+    use_case: UseCase, version: str, table: pa.Table, outside: Outside, *, sha256: str | None = None
 ) -> Answers:
     """Everything comes out of `serving.predictor`: the ensemble, each member alone, and one row alone."""
     from models.bundle import load_bundle
@@ -146,7 +144,7 @@ def latency_ms(predictor: Any, table: pa.Table) -> float:
     return statistics.median(seconds) * 1000
 
 
-def _opponent(use_case: UseCase, candidate: Candidate, outside: "Outside") -> str | None:
+def _opponent(use_case: UseCase, candidate: Candidate, outside: Outside) -> str | None:
     """Whom to judge against: the champion or, where that is this candidate already, the one before it."""
     champion = promote.current(use_case, outside)
     if champion is None or champion.version != candidate.model_version:
@@ -200,7 +198,7 @@ def _verdict(
     )
 
 
-def _alert_suspicious(use_case: UseCase, verdict: Verdict, judgement: Judgement, outside: "Outside") -> None:
+def _alert_suspicious(use_case: UseCase, verdict: Verdict, judgement: Judgement, outside: Outside) -> None:
     """Raise a critical alert about a candidate that is suspicious and not merely no better."""
     if _SUSPICIOUS & set(judgement.codes):
         outside.alerts.raise_alert(
@@ -217,7 +215,7 @@ def _prefix(use_case: UseCase, verdict_id: str) -> str:
 
 
 def _store(
-    use_case: UseCase, verdict: Verdict, candidate: Candidate, judgement: Judgement, outside: "Outside"
+    use_case: UseCase, verdict: Verdict, candidate: Candidate, judgement: Judgement, outside: Outside
 ) -> Verdict:
     prefix, image = _prefix(use_case, verdict.verdict_id), io.BytesIO()
     draw_judgement(judgement, use_case.title, image)
@@ -234,7 +232,7 @@ def _store(
     return stored
 
 
-def _stored(use_case: UseCase, verdict_id: str, outside: "Outside") -> Verdict | None:
+def _stored(use_case: UseCase, verdict_id: str, outside: Outside) -> Verdict | None:
     """The verdict as first written; of two written at once (they differ in latency alone) everyone takes the same."""
     written = [uri for uri in outside.lake.list(_prefix(use_case, verdict_id) + "/") if uri.endswith(".json")]
     if not written:

@@ -8,10 +8,10 @@ same lock, and read back; a kill in between is mended by the next call. With MLf
 import hashlib
 from dataclasses import asdict, replace
 from datetime import datetime
-from typing import TYPE_CHECKING
 
 from psycopg2.extensions import cursor
 
+from adapters.connect import Outside
 from pipeline.handoffs import Release, ReleaseOutcome, Verdict, VerdictAnswer
 from pipeline.spec import UseCase
 from tasks.common.ledger import (
@@ -27,9 +27,6 @@ from tasks.common.ledger import (
     record,
     release_of,
 )
-
-if TYPE_CHECKING:
-    from adapters.connect import Outside
 
 __all__ = ["Champion", "current", "promote", "reconcile_aliases", "resolve", "roll_back_champion"]
 
@@ -56,7 +53,7 @@ def resolve(verdict: Verdict, champion: Champion | None, *, approved: bool | Non
 def promote(
     use_case: UseCase,
     verdict: Verdict,
-    outside: "Outside",
+    outside: Outside,
     *,
     actor: str,
     approved: bool | None = None,
@@ -94,7 +91,7 @@ def promote(
 
 
 def roll_back_champion(
-    use_case: UseCase, outside: "Outside", *, actor: str, reason: str, as_of: datetime, request_id: str | None = None
+    use_case: UseCase, outside: Outside, *, actor: str, reason: str, as_of: datetime, request_id: str | None = None
 ) -> Release:
     """Put the previous champion back, from data time `as_of` on.
 
@@ -119,7 +116,7 @@ def roll_back_champion(
     return release
 
 
-def reconcile_aliases(use_case: UseCase, outside: "Outside") -> bool:
+def reconcile_aliases(use_case: UseCase, outside: Outside) -> bool:
     """Make the registry's aliases say what the `champions` row says; whether they had to be changed."""
     with outside.warehouse.transaction() as at:
         champion = locked_champion(at, use_case)

@@ -1,15 +1,11 @@
 """Whether a model learnt today's features: where their definition has changed since, its columns mean other things."""
 
-from typing import TYPE_CHECKING
-
 import features
+from adapters.connect import Outside
 from pipeline.spec import UseCase
 
-if TYPE_CHECKING:
-    from adapters.connect import Outside
 
-
-def learnt_other_features(use_case: UseCase, version: str, outside: "Outside") -> bool:
+def learnt_other_features(use_case: UseCase, version: str, outside: Outside) -> bool:
     """Whether a model version's feature definition is another than today's, so that it can answer no row of today.
 
     Raises:

@@ -9,25 +9,23 @@ import time
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 
+from adapters.connect import Outside
+from adapters.registry import Version
+from adapters.warehouse import Fence
+from models.ensemble import Ensemble
 from pipeline.handoffs import Candidate, Snapshot
 from pipeline.spec import UseCase
+from serving.predictor import Predictor
 from tasks.common.energy import Meter
 from tasks.train.job import TrainingJob, TrainingResult
+from tasks.train.report import TrainingReport
 from tasks.train.split import split
 from tasks.train.study import StudyResult
 from tasks.train.trainer import make_recipe, require_rows, split_rows
-
-if TYPE_CHECKING:
-    from adapters.connect import Outside
-    from adapters.registry import Version
-    from adapters.warehouse import Fence
-    from models.ensemble import Ensemble
-    from serving.predictor import Predictor
-    from tasks.train.report import TrainingReport
 
 _IMPORTANCE_ROWS = 4000
 
@@ -39,7 +37,7 @@ def refit(  # noqa: PLR0917  # the order is that of the flow: what, from what, w
     as_of: datetime,
     reason: str,
     decision_id: str | None,
-    outside: "Outside",
+    outside: Outside,
 ) -> Candidate:
     """Train, record and register the candidate of a study. A retry finds what is registered and trains nothing.
 
@@ -73,7 +71,7 @@ def refit(  # noqa: PLR0917  # the order is that of the flow: what, from what, w
     return _candidate(job, version)
 
 
-def _train_and_register(job: TrainingJob, fence: "Fence", outside: "Outside") -> "Version":
+def _train_and_register(job: TrainingJob, fence: Fence, outside: Outside) -> Version:
     from tasks.train.record import write_run_record
 
     trained = _train(job, outside)
@@ -87,7 +85,7 @@ def _train_and_register(job: TrainingJob, fence: "Fence", outside: "Outside") ->
 
 
 def _write_costs(
-    cursor: Any, job: TrainingJob, version: "Version", refit_seconds: float, refit_joules: float | None
+    cursor: Any, job: TrainingJob, version: Version, refit_seconds: float, refit_joules: float | None
 ) -> None:
     """What the version cost, once; the device is the one that trained it, whoever writes this."""
     for step, seconds, joules, trials in (
@@ -101,7 +99,7 @@ def _write_costs(
         )
 
 
-def _train(job: TrainingJob, outside: "Outside") -> TrainingResult:
+def _train(job: TrainingJob, outside: Outside) -> TrainingResult:
     from models.ensemble import fit_ensemble
     from models.training import best_device, deterministic
     from tasks.build_features import dataset, profile
@@ -126,7 +124,7 @@ def _train(job: TrainingJob, outside: "Outside") -> TrainingResult:
     )
 
 
-def _validate(job: TrainingJob, rows: pa.Table) -> tuple[dict[str, float], "TrainingReport"]:
+def _validate(job: TrainingJob, rows: pa.Table) -> tuple[dict[str, float], TrainingReport]:
     """Metrics and report of the first seed fitted without the validation rows, on the validation rows."""
     from models.ensemble import fit_ensemble, labels
     from models.metrics import compute_metrics
@@ -153,14 +151,14 @@ def _validate(job: TrainingJob, rows: pa.Table) -> tuple[dict[str, float], "Trai
     return compute_metrics(job.use_case.target.kind, score, label), report
 
 
-def _predictor(ensemble: "Ensemble") -> "Predictor":
+def _predictor(ensemble: Ensemble) -> Predictor:
     from models.bundle import Bundle
     from serving.predictor import Predictor
 
     return Predictor(Bundle(card={}, encoder=ensemble.encoder, members=ensemble.members))
 
 
-def _candidate(job: TrainingJob, version: "Version") -> Candidate:
+def _candidate(job: TrainingJob, version: Version) -> Candidate:
     return Candidate(
         use_case=job.use_case.name,
         model_version=version.version,

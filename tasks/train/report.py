@@ -3,16 +3,14 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from models.metrics import compute_metric, to_loss
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 Floats = NDArray[np.float64]
 _BINS = 10
@@ -96,13 +94,13 @@ def draw_training_report(
         figure.savefig(folder / f"{name}.png", dpi=110)
 
 
-def _figure(height: float = 4.0) -> "Figure":
+def _figure(height: float = 4.0) -> Figure:
     from matplotlib.figure import Figure
 
     return Figure(figsize=(7, height), layout="constrained")
 
 
-def _calibration(groups: Sequence[Mapping[str, float]]) -> "Figure":
+def _calibration(groups: Sequence[Mapping[str, float]]) -> Figure:
     figure = _figure()
     axes = figure.subplots()
     score, label = [g["score"] for g in groups], [g["label"] for g in groups]
@@ -114,7 +112,7 @@ def _calibration(groups: Sequence[Mapping[str, float]]) -> "Figure":
     return figure
 
 
-def _bars(bars: Mapping[str, float], label: str) -> "Figure":
+def _bars(bars: Mapping[str, float], label: str) -> Figure:
     figure = _figure(height=1.2 + 0.24 * max(len(bars), 1))
     axes = figure.subplots()
     axes.barh(list(bars), list(bars.values()), color="tab:blue")
@@ -124,7 +122,7 @@ def _bars(bars: Mapping[str, float], label: str) -> "Figure":
     return figure
 
 
-def _curves(curves: Mapping[str, Sequence[float | None]]) -> "Figure":
+def _curves(curves: Mapping[str, Sequence[float | None]]) -> Figure:
     figure = _figure()
     axes = figure.subplots()
     for name, values in curves.items():

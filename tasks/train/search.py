@@ -1,8 +1,8 @@
 """The search for a configuration: on validation rows only, and with the same best however often it was killed."""
 
 from datetime import datetime
-from typing import TYPE_CHECKING
 
+from adapters.connect import Outside
 from pipeline.handoffs import Snapshot
 from pipeline.spec import UseCase
 from tasks.train.split import split
@@ -11,12 +11,9 @@ from tasks.train.study_name import find_study_name
 from tasks.train.trainer import Trainer, require_rows
 from tasks.train.trials import Search
 
-if TYPE_CHECKING:
-    from adapters.connect import Outside
-
 
 def run_search(
-    use_case: UseCase, snapshot: Snapshot, as_of: datetime, trials: int, outside: "Outside", *, worker: int = 0
+    use_case: UseCase, snapshot: Snapshot, as_of: datetime, trials: int, outside: Outside, *, worker: int = 0
 ) -> None:
     """Search until the study has exactly `trials` trials, many at a time; goes on where a killed search stopped.
 
@@ -49,7 +46,7 @@ def run_search(
     Search(use_case, study, trainer, trials, worker, fence, outside).run()
 
 
-def load_study_result(use_case: UseCase, snapshot: Snapshot, as_of: datetime, outside: "Outside") -> StudyResult:
+def load_study_result(use_case: UseCase, snapshot: Snapshot, as_of: datetime, outside: Outside) -> StudyResult:
     """What all workers of a search have found.
 
     Raises:

@@ -3,14 +3,12 @@
 import json
 import math
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import optuna
+
+from adapters.connect import Outside
 from pipeline.spec import Train, UseCase
-
-if TYPE_CHECKING:
-    import optuna
-
-    from adapters.connect import Outside
 
 Params = dict[str, Any]  # numbers, and the network's name
 _ATTEMPT = "attempt"  # the name under which a trial keeps how it went
@@ -52,7 +50,7 @@ class Claim:
     place: int
 
 
-def suggest_params(trial: "optuna.Trial", train: Train) -> Params:
+def suggest_params(trial: optuna.Trial, train: Train) -> Params:
     """A point of the search space."""
 
     def between(name: str, bounds: tuple[float, float]) -> float:
@@ -98,7 +96,7 @@ def keeps_up(own: tuple[float, int], others: list[tuple[float, int]], keep_share
     )
 
 
-def open_study(name: str, use_case: UseCase, outside: "Outside") -> "optuna.Study":
+def open_study(name: str, use_case: UseCase, outside: Outside) -> optuna.Study:
     """The study of this name in Postgres, made when there is none. Its objective is a loss: smaller is better."""
     import optuna
 
@@ -107,14 +105,14 @@ def open_study(name: str, use_case: UseCase, outside: "Outside") -> "optuna.Stud
     return study
 
 
-def list_study_names(outside: "Outside") -> list[str]:
+def list_study_names(outside: Outside) -> list[str]:
     """The names of all studies in Postgres, the oldest first."""
     import optuna
 
     return list(optuna.get_all_study_names(_open_storage(outside)))
 
 
-def _open_storage(outside: "Outside") -> "optuna.storages.RDBStorage":
+def _open_storage(outside: Outside) -> optuna.storages.RDBStorage:
     import optuna
     from psycopg2.extensions import parse_dsn
     from sqlalchemy import URL
@@ -135,14 +133,14 @@ def _open_storage(outside: "Outside") -> "optuna.storages.RDBStorage":
     )
 
 
-def list_finished_trials(study: "optuna.Study") -> "list[optuna.trial.FrozenTrial]":
+def list_finished_trials(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
     """The trials that count against the budget: complete or pruned, in order."""
     from optuna.trial import TrialState
 
     return study.get_trials(deepcopy=False, states=[TrialState.COMPLETE, TrialState.PRUNED])  # type: ignore[no-any-return]
 
 
-def list_claims(study: "optuna.Study") -> "list[tuple[Claim, optuna.trial.FrozenTrial]]":
+def list_claims(study: optuna.Study) -> list[tuple[Claim, optuna.trial.FrozenTrial]]:
     """The trials that count against the budget, finished or not, each with who asked for it and when."""
     from optuna.trial import TrialState
 
@@ -150,7 +148,7 @@ def list_claims(study: "optuna.Study") -> "list[tuple[Claim, optuna.trial.Frozen
     return [(Claim(**trial.user_attrs[_CLAIM]), trial) for trial in counted if _CLAIM in trial.user_attrs]
 
 
-def fail_unclaimed_trials(study: "optuna.Study") -> None:
+def fail_unclaimed_trials(study: optuna.Study) -> None:
     """Mark as failed the trials of processes that died while asking. The caller holds the lock under which all ask."""
     from optuna.trial import TrialState
 
@@ -159,7 +157,7 @@ def fail_unclaimed_trials(study: "optuna.Study") -> None:
             study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
 
 
-def ask_trial(study: "optuna.Study", use_case: UseCase, claim: Claim) -> "tuple[Claim, optuna.trial.FrozenTrial]":
+def ask_trial(study: optuna.Study, use_case: UseCase, claim: Claim) -> tuple[Claim, optuna.trial.FrozenTrial]:
     """One more trial. Its parameters follow from its place and the finished trials; running trials do not count."""
     import optuna
 
@@ -177,7 +175,7 @@ def ask_trial(study: "optuna.Study", use_case: UseCase, claim: Claim) -> "tuple[
     return claim, study.get_trials(deepcopy=False)[trial.number]
 
 
-def report_rung(study: "optuna.Study", trial: "optuna.trial.FrozenTrial", rung: int, loss: float) -> None:
+def report_rung(study: optuna.Study, trial: optuna.trial.FrozenTrial, rung: int, loss: float) -> None:
     """Record in the study, once, the best loss that a running trial had at a rung."""
     import optuna
 
@@ -185,7 +183,7 @@ def report_rung(study: "optuna.Study", trial: "optuna.trial.FrozenTrial", rung: 
         optuna.trial.Trial(study, trial._trial_id).report(loss, rung)  # noqa: SLF001 (a trial begun by a dead process)
 
 
-def finish_trial(study: "optuna.Study", trial: "optuna.trial.FrozenTrial", attempt: Attempt) -> None:
+def finish_trial(study: optuna.Study, trial: optuna.trial.FrozenTrial, attempt: Attempt) -> None:
     """Finish a trial, complete or pruned."""
     import optuna
 
@@ -196,12 +194,12 @@ def finish_trial(study: "optuna.Study", trial: "optuna.trial.FrozenTrial", attem
         study.tell(trial.number, attempt.losses[attempt.best_epoch - 1])
 
 
-def read_attempt(trial: "optuna.trial.FrozenTrial") -> Attempt | None:
+def read_attempt(trial: optuna.trial.FrozenTrial) -> Attempt | None:
     """How a finished trial went; None while it runs."""
     return Attempt(**trial.user_attrs[_ATTEMPT]) if trial.state.is_finished() else None
 
 
-def tabulate_trials(study: "optuna.Study") -> list[dict[str, Any]]:
+def tabulate_trials(study: optuna.Study) -> list[dict[str, Any]]:
     """What was tried and how it went, one entry a finished trial, as JSON values."""
     return [
         {"trial": i, "state": t.state.name, "params": t.params, **t.user_attrs[_ATTEMPT]}
@@ -213,7 +211,7 @@ def _best_loss(entry: dict[str, Any]) -> float:
     return float(entry["losses"][entry["best_epoch"] - 1]) if entry["best_epoch"] else math.inf
 
 
-def print_trial(study: "optuna.Study", number: int, trials: int, metric: str) -> None:
+def print_trial(study: optuna.Study, number: int, trials: int, metric: str) -> None:
     """Print how a trial went that has just finished."""
     table = tabulate_trials(study)
     at = [trial.number for trial in list_finished_trials(study)].index(number)
@@ -225,7 +223,7 @@ def print_trial(study: "optuna.Study", number: int, trials: int, metric: str) ->
     )
 
 
-def summarise_study(study: "optuna.Study") -> StudyResult:
+def summarise_study(study: optuna.Study) -> StudyResult:
     """The best complete trial of a study; the earliest of equals."""
     from models.metrics import METRICS
 

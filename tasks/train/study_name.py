@@ -4,16 +4,13 @@ import hashlib
 import json
 from dataclasses import astuple
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
 
+from adapters.connect import Outside
+from features import FeatureSet
 from pipeline.handoffs import Snapshot
 from pipeline.spec import UseCase
 from tasks.train.split import split
 from tasks.train.study import list_study_names
-
-if TYPE_CHECKING:
-    from adapters.connect import Outside
-    from features import FeatureSet
 
 # Raise it with a change of code after which a trial of the same parameters ends otherwise (a network, the encoder, the
 # sampler, halving, the split): searches then start afresh. A module that is moved or renamed is no such change.
@@ -28,7 +25,7 @@ _REVISION_OF_OLD_NAMES = 1
 _WORKERS_IN_OLD_NAMES = range(1, 65)
 
 
-def name_study(use_case: UseCase, snapshot: Snapshot, as_of: datetime, definition: "FeatureSet") -> str:
+def name_study(use_case: UseCase, snapshot: Snapshot, as_of: datetime, definition: FeatureSet) -> str:
     """Today's name: use case, data, data time, revision and feature definition, parameters."""
     parameters = {
         "train": use_case.train.model_dump(mode="json", exclude=_NOT_OF_A_TRIAL),
@@ -40,7 +37,7 @@ def name_study(use_case: UseCase, snapshot: Snapshot, as_of: datetime, definitio
     return f"{_prefix(use_case, snapshot, as_of)}{SEARCH_REVISION}-{definition.digest()[:12]}/{digest[:12]}"
 
 
-def find_study_name(use_case: UseCase, snapshot: Snapshot, as_of: datetime, outside: "Outside") -> str:
+def find_study_name(use_case: UseCase, snapshot: Snapshot, as_of: datetime, outside: Outside) -> str:
     """The name of the study to go on with: today's or, where only that exists, the newest with an old name.
 
     It is the same for every worker and for whoever reads the result: a search begun under an old name keeps it.

@@ -3,16 +3,15 @@
 import os
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from pipeline.spec import UseCase
 from tasks.train.split import Split
 from tasks.train.study import Params
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from features import FeatureSet
     from models.ensemble import Recipe
     from models.population import Member
@@ -105,7 +104,7 @@ class Trainer:
             self._population.train_epoch(members)
             return [self._loss(score) for score in self._population.scores(members, self._validation)]
 
-    def _loss(self, score: "NDArray[np.float64]") -> float | None:
+    def _loss(self, score: NDArray[np.float64]) -> float | None:
         import numpy as np
 
         from models.metrics import compute_metric, to_loss

@@ -11,10 +11,12 @@ An experiment never promotes: it says what it saw. Ending it gives the stable ve
 
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
 
 from psycopg2.extensions import cursor
 
+from adapters.connect import Outside
+from adapters.gateway import Gateway, Route
+from adapters.warehouse import Fence
 from pipeline.online import Costs, ExperimentSettings
 from pipeline.spec import UseCase
 from tasks.deploy.deployments import find_ongoing_deployment, find_serving_deployment
@@ -31,13 +33,8 @@ from tasks.deploy.golden import ask_golden_rows
 from tasks.deploy.judge import StageResult, judge_golden
 from tasks.deploy.server import UseCaseServer
 
-if TYPE_CHECKING:
-    from adapters.connect import Outside
-    from adapters.gateway import Gateway, Route
-    from adapters.warehouse import Fence
 
-
-def start_experiment(use_case: UseCase, treatment: str, outside: "Outside", *, actor: str, request_id: str) -> str:
+def start_experiment(use_case: UseCase, treatment: str, outside: Outside, *, actor: str, request_id: str) -> str:
     """Give a version its declared share, beside the stable one. One sentence that says how it stands.
 
     Asked again with the same `request_id` it starts nothing.
@@ -65,7 +62,7 @@ def start_experiment(use_case: UseCase, treatment: str, outside: "Outside", *, a
     return _settle(use_case, experiment_id, outside, fence)
 
 
-def judge_experiment(use_case: UseCase, outside: "Outside", *, actor: str = "experiment") -> str | None:
+def judge_experiment(use_case: UseCase, outside: Outside, *, actor: str = "experiment") -> str | None:
     """Judge the running experiment by what is known now; None where there is none.
 
     Looking again at the same data writes nothing.
@@ -82,7 +79,7 @@ def judge_experiment(use_case: UseCase, outside: "Outside", *, actor: str = "exp
     return _settle(use_case, experiment.experiment_id, outside, fence)
 
 
-def stop_experiment(use_case: UseCase, outside: "Outside", *, actor: str, reason: str) -> str | None:
+def stop_experiment(use_case: UseCase, outside: Outside, *, actor: str, reason: str) -> str | None:
     """End the running experiment without a conclusion; None where there is none."""
     if not reason.strip():
         raise ValueError("say why the experiment is stopped: the ledger keeps it")
@@ -98,7 +95,7 @@ def stop_experiment(use_case: UseCase, outside: "Outside", *, actor: str, reason
     return _settle(use_case, experiment.experiment_id, outside, fence)
 
 
-def admit_version(use_case: UseCase, version: str, outside: "Outside") -> None:
+def admit_version(use_case: UseCase, version: str, outside: Outside) -> None:
     """Register a version at the server, and see that it answers real rows there as it does in batch.
 
     Raises:
@@ -112,7 +109,7 @@ def admit_version(use_case: UseCase, version: str, outside: "Outside") -> None:
         raise ValueError(f"version {version} may not answer anyone: {judgement.reason}")
 
 
-def _require_declared(use_case: UseCase, outside: "Outside") -> tuple[ExperimentSettings, Costs, "Gateway"]:
+def _require_declared(use_case: UseCase, outside: Outside) -> tuple[ExperimentSettings, Costs, Gateway]:
     if use_case.experiment is None or use_case.endpoint is None or use_case.endpoint.costs is None:
         raise ValueError(f"declare {use_case.name}.experiment and endpoint.costs in params.yaml first")
     if outside.gateway is None:
@@ -120,7 +117,7 @@ def _require_declared(use_case: UseCase, outside: "Outside") -> tuple[Experiment
     return use_case.experiment, use_case.endpoint.costs, outside.gateway
 
 
-def _require_free(use_case: UseCase, outside: "Outside", *, mine: bool) -> None:
+def _require_free(use_case: UseCase, outside: Outside, *, mine: bool) -> None:
     if not mine or find_ongoing_deployment(use_case, outside) is not None:
         raise ValueError(f"a deployment of {use_case.name} is under way: start the experiment once it has ended")
     other = log.find_unsettled_experiment(use_case, outside)
@@ -128,7 +125,7 @@ def _require_free(use_case: UseCase, outside: "Outside", *, mine: bool) -> None:
         raise ValueError(f"one experiment at a time: version {other.treatment} is under one, stop it first")
 
 
-def _require_comparable(use_case: UseCase, treatment: str, route: "Route", outside: "Outside") -> str:
+def _require_comparable(use_case: UseCase, treatment: str, route: Route, outside: Outside) -> str:
     """The control: the version that answers everyone."""
     if route.stable is None:
         raise ValueError(f"nothing answers for {use_case.name} yet: deploy a champion first")
@@ -144,7 +141,7 @@ def _require_comparable(use_case: UseCase, treatment: str, route: "Route", outsi
     return route.stable
 
 
-def _judge_once(use_case: UseCase, experiment: Experiment, outside: "Outside", fence: "Fence", *, actor: str) -> None:
+def _judge_once(use_case: UseCase, experiment: Experiment, outside: Outside, fence: Fence, *, actor: str) -> None:
     assert outside.gateway is not None
     last, route = log.read_last_look(experiment, outside), outside.gateway.route(use_case.name)
     was_routed = last["look"] > 0 or last["routed_at"] is not None
@@ -181,7 +178,7 @@ def _judge_once(use_case: UseCase, experiment: Experiment, outside: "Outside", f
             )
 
 
-def _observe(experiment: Experiment, until: datetime, requests: int, errors: int, outside: "Outside") -> Observation:
+def _observe(experiment: Experiment, until: datetime, requests: int, errors: int, outside: Outside) -> Observation:
     """What is known now; the gateway keeps only its latest records, so its counts go on from the look before."""
     assert outside.gateway is not None
     new = [
@@ -202,7 +199,7 @@ def _observe(experiment: Experiment, until: datetime, requests: int, errors: int
     )
 
 
-def _settle(use_case: UseCase, experiment_id: str, outside: "Outside", fence: "Fence") -> str:
+def _settle(use_case: UseCase, experiment_id: str, outside: Outside, fence: Fence) -> str:
     """Make the gateway's route what the tables say, and tell people."""
     experiment = log.find_experiment(experiment_id, outside)
     assert experiment is not None
@@ -221,7 +218,7 @@ def _settle(use_case: UseCase, experiment_id: str, outside: "Outside", fence: "F
     return sentence
 
 
-def _give_share(at: cursor, experiment: Experiment, outside: "Outside", gateway: "Gateway") -> None:
+def _give_share(at: cursor, experiment: Experiment, outside: Outside, gateway: Gateway) -> None:
     """Tell the gateway the share, also where it is said to have it: its file may know it, and its memory not."""
     last, route = log.read_last_look(experiment, outside), gateway.route(experiment.use_case)
     if route.stable != experiment.control:
@@ -234,7 +231,7 @@ def _give_share(at: cursor, experiment: Experiment, outside: "Outside", gateway:
     )
 
 
-def _take_share_back(at: cursor, experiment: Experiment, gateway: "Gateway") -> None:
+def _take_share_back(at: cursor, experiment: Experiment, gateway: Gateway) -> None:
     """Give the stable version everyone, whichever it is by now, and the candidate's place to whoever wants it."""
     route = gateway.route(experiment.use_case)
     if route.candidate in {None, experiment.treatment}:
@@ -244,7 +241,7 @@ def _take_share_back(at: cursor, experiment: Experiment, gateway: "Gateway") -> 
     )
 
 
-def _unload_others(use_case: UseCase, outside: "Outside") -> None:
+def _unload_others(use_case: UseCase, outside: Outside) -> None:
     """What answers nobody any more leaves the server, except what a rollback would bring back."""
     serving = find_serving_deployment(use_case, outside)
     if serving is not None and outside.endpoint is not None:
