@@ -14,13 +14,21 @@ import sys
 from dataclasses import dataclass, replace
 from datetime import datetime
 
+import numpy as np
 import pyarrow as pa
+import torch
 
+import features
 from adapters.connect import Outside
-from models.bundle import Bundle
-from models.ensemble import Ensemble, Recipe
+from models.bundle import Bundle, load_bundle
+from models.ensemble import Ensemble, Recipe, fit_ensemble, labels
+from models.metrics import compute_metrics
+from models.training import best_device
 from pipeline.spec import UseCase
-from tasks.common.command import choose_use_case, report_mistakes
+from serving.predictor import Predictor
+from tasks.build_features import dataset
+from tasks.common.command import parse_command, report_mistakes
+from tasks.train.record import library_versions
 from tasks.train.split import split
 from tasks.train.trainer import split_rows
 
@@ -51,13 +59,10 @@ class Reproduction:
     def lines(self) -> list[str]:
         """The result in words."""
         likeness = "bit for bit" if self.bitwise_equal else f"weights within {self.max_weight_difference:.1e}"
-        head = f"{self.use_case} version {self.model_version}: " + (f"reproduced, {likeness}" if self.ok else "DIFFERS")
-        pairs = [f"{k}: {v:.6f} then, {self.reproduced_metrics[k]:.6f} now" for k, v in self.metrics.items()]
-        scores = f"largest difference of a prediction: {self.max_score_difference:.1e}"
         return [
-            head,
-            scores,
-            *pairs,
+            f"{self.use_case} version {self.model_version}: " + (f"reproduced, {likeness}" if self.ok else "DIFFERS"),
+            f"largest difference of a prediction: {self.max_score_difference:.1e}",
+            *(f"{k}: {v:.6f} then, {self.reproduced_metrics[k]:.6f} now" for k, v in self.metrics.items()),
             *(f"warning: {w}" for w in self.warnings),
             *(f"problem: {p}" for p in self.problems),
         ]
@@ -72,12 +77,6 @@ def reproduce(
         ValueError: there is no such version, its data version is gone, or it was trained by the code of another commit.
         adapters.errors.Corrupt: the stored bundle is not the registered one.
     """
-    import features
-    from models.bundle import load_bundle
-    from models.ensemble import Recipe, fit_ensemble
-    from models.training import best_device
-    from tasks.build_features import dataset
-
     version = outside.registry.version(use_case.name, model_version)
     about_code = _about_code(version.tags["windsock.code_sha"], outside.settings.code_sha, allowed=allow_other_code)
     original = load_bundle(outside.registry.download_bundle(use_case.name, model_version), sha256=version.bundle_sha256)
@@ -89,21 +88,21 @@ def reproduce(
     )
     recorded = outside.registry.metrics(use_case.name, model_version)
     problems += _validation_problems(use_case, recipe, rows, recorded, as_of=datetime.fromisoformat(data["as_of"]))
-    again = fit_ensemble(recipe, rows, best_device())
-    warnings = [*about_code, *_warnings(original, features.definition(use_case.name).digest())]
-    return _compare(use_case, model_version, original, again, rows, warnings=warnings, problems=problems)
+    return _compare(
+        use_case,
+        model_version,
+        original,
+        fit_ensemble(recipe, rows, best_device()),
+        rows,
+        warnings=[*about_code, *_warnings(original, features.definition(use_case.name).digest())],
+        problems=problems,
+    )
 
 
 def _validation_problems(
     use_case: UseCase, recipe: Recipe, rows: pa.Table, recorded: dict[str, float], *, as_of: datetime
 ) -> list[str]:
     """Where the recorded validation metrics are not those of the first seed fitted without the validation rows."""
-    from models.bundle import Bundle
-    from models.ensemble import fit_ensemble, labels
-    from models.metrics import compute_metrics
-    from models.training import best_device
-    from serving.predictor import Predictor
-
     train, validation = split_rows(rows, split(use_case, as_of))
     if not train.num_rows or not validation.num_rows:
         return ["no training or no validation rows: the validation metrics cannot be measured again"]
@@ -131,11 +130,8 @@ def _about_code(trained_at: str, code_sha: str, *, allowed: bool) -> list[str]:
 
 
 def _warnings(original: Bundle, features_digest: str) -> list[str]:
-    from tasks.train.record import library_versions
-
-    found = []
-    if original.card["features"]["digest"] != features_digest:
-        found.append("the feature definition has changed since; the restored data is of the old one")
+    changed = "the feature definition has changed since; the restored data is of the old one"
+    found = [changed] if original.card["features"]["digest"] != features_digest else []
     now = library_versions()
     return found + [
         f"trained with {name} {then}, this is {now[name]}"
@@ -154,13 +150,6 @@ def _compare(
     warnings: list[str],
     problems: list[str],
 ) -> Reproduction:
-    import numpy as np
-
-    from models.bundle import Bundle
-    from models.ensemble import labels
-    from models.metrics import compute_metrics
-    from serving.predictor import Predictor
-
     kind, label = use_case.target.kind, labels(rows)
     now = Bundle(card=original.card, encoder=again.encoder, members=again.members)
     scores = [Predictor(model).predict(rows) for model in (original, now)]
@@ -187,8 +176,6 @@ def _compare(
 
 def weight_differences(original: Bundle, again: Ensemble) -> tuple[float, bool]:
     """(largest absolute difference of a weight, whether all are bit for bit equal); another shape is infinitely far."""
-    import torch
-
     pairs = [
         (tensor, theirs.state_dict().get(name))
         for ours, theirs in zip(original.members, again.members, strict=True)
@@ -196,22 +183,21 @@ def weight_differences(original: Bundle, again: Ensemble) -> tuple[float, bool]:
     ]
     if any(b is None or a.shape != b.shape for a, b in pairs):
         return float("inf"), False
-    largest = max(float((a.double() - b.double()).abs().max()) for a, b in pairs if b is not None and a.numel())
-    return largest, all(b is not None and torch.equal(a, b) for a, b in pairs)
+    return (
+        max(float((a.double() - b.double()).abs().max()) for a, b in pairs if b is not None and a.numel()),
+        all(b is not None and torch.equal(a, b) for a, b in pairs),
+    )
 
 
 @report_mistakes
 def main(arguments: list[str]) -> int:
     """The command line; 0: reproduced, 1: differs, 2: cannot be tried or compared."""
-    from adapters.connect import outside
-
     parser = argparse.ArgumentParser(prog="python -m tasks.reproduce", description="Train a registered model again.")
     parser.add_argument("use_case")
     parser.add_argument("model_version")
     parser.add_argument("--allow-other-code", action="store_true", help="compare though the code is of another commit")
-    options, world = parser.parse_args(arguments), outside()
-    use_case = choose_use_case(options.use_case, world.settings.params)
-    reproduction = reproduce(use_case, options.model_version, world, allow_other_code=options.allow_other_code)
+    options, use_case, outside = parse_command(parser, arguments)
+    reproduction = reproduce(use_case, options.model_version, outside, allow_other_code=options.allow_other_code)
     print("\n".join(reproduction.lines()))
     return 0 if reproduction.ok else 1
 

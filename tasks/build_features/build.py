@@ -15,12 +15,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import yaml
 from psycopg2.extensions import cursor
 
+import features
 from adapters.connect import Outside
 from adapters.versions import Built
-from features import FeatureSet
 from pipeline.handoffs import Snapshot
 from pipeline.partitions import Interval
 from pipeline.settings import REPOSITORY
@@ -52,15 +54,15 @@ where use_case = %s and (gone.entity_key, gone.event_time) = (outcomes.entity_ke
 
 
 def make_manifest(
-    use_case: UseCase, definition: FeatureSet, clean: Mapping[str, Mapping[Interval, CleanObject]]
+    use_case: UseCase, definition: features.FeatureSet, clean: Mapping[str, Mapping[Interval, CleanObject]]
 ) -> Manifest:
     """What each partition that can be made is made from, given each table's current clean content."""
     objects = {name: tuple(item for _, item in sorted(clean.get(name, {}).items())) for name in definition.sources}
     empty = Manifest(reach=definition.look_back, objects=objects, partitions=())
     ready = set.intersection(*(set(clean.get(name, {})) for name in use_case.source.tables))
     code = [definition.digest(), use_case.time.lead_minutes]
-    wanted = tuple(_wanted(use_case, definition, empty, partition, code) for partition in sorted(ready))
-    return replace(empty, partitions=wanted)
+    wanted = (_wanted(use_case, definition, empty, partition, code) for partition in sorted(ready))
+    return replace(empty, partitions=tuple(wanted))
 
 
 def pending_partitions(use_case: UseCase, outside: Outside) -> list[str]:
@@ -84,7 +86,7 @@ def build_snapshot(use_case: UseCase, outside: Outside) -> Snapshot | None:
     built = _run_stage(use_case, manifest, outside)
     files = outside.versions.files(use_case.name, built.version)
     index = json.loads(files["index.json"].read_text())
-    relabelled = [key for key, entry in index.items() if _labels(entry) != _labels(before.get(key, {}))]
+    relabelled = [k for k, e in index.items() if e.get("labels_sha256") != before.get(k, {}).get("labels_sha256")]
 
     def commit() -> None:
         with outside.warehouse.transaction(fence) as at:
@@ -97,7 +99,7 @@ def build_snapshot(use_case: UseCase, outside: Outside) -> Snapshot | None:
 
 
 def _wanted(
-    use_case: UseCase, definition: FeatureSet, manifest: Manifest, partition: Interval, code: list[Any]
+    use_case: UseCase, definition: features.FeatureSet, manifest: Manifest, partition: Interval, code: list[Any]
 ) -> WantedPartition:
     first = use_case.grid.partition(str(use_case.grid.first)).start
     reads, gaps = {}, []
@@ -107,15 +109,15 @@ def _wanted(
         reads[table] = [[item.key, item.sha256] for item in items]
         gaps += [f"{table}/{use_case.grid.key(part)}" for part in missing]
     content = json.dumps([*code, str(partition), reads], sort_keys=True)
-    inputs = hashlib.sha256(content.encode()).hexdigest()
     return WantedPartition(
-        key=use_case.grid.key(partition), interval=partition, inputs=inputs, gaps=tuple(sorted(gaps))
+        key=use_case.grid.key(partition),
+        interval=partition,
+        inputs=hashlib.sha256(content.encode()).hexdigest(),
+        gaps=tuple(sorted(gaps)),
     )
 
 
 def _current_manifest(use_case: UseCase, outside: Outside) -> Manifest:
-    import features
-
     clean: dict[str, dict[Interval, CleanObject]] = defaultdict(dict)
     for row in outside.warehouse.query(_CLEAN, (use_case.name,)):
         part = Interval(row["partition_start"], row["partition_end"])
@@ -126,8 +128,9 @@ def _current_manifest(use_case: UseCase, outside: Outside) -> Manifest:
 
 
 def _latest_index(use_case: UseCase, outside: Outside) -> dict[str, dict[str, Any]]:
-    query = "select index from snapshots where use_case = %s order by build_order desc limit 1"
-    rows = outside.warehouse.query(query, (use_case.name,))
+    rows = outside.warehouse.query(
+        "select index from snapshots where use_case = %s order by build_order desc limit 1", (use_case.name,)
+    )
     return dict(rows[0]["index"]) if rows else {}
 
 
@@ -135,18 +138,11 @@ def _changed(manifest: Manifest, index: Mapping[str, Mapping[str, Any]]) -> list
     return [w.key for w in manifest.partitions if w.inputs != index.get(w.key, {}).get("inputs")]
 
 
-def _labels(entry: Mapping[str, Any]) -> str | None:
-    return entry.get("labels_sha256")
-
-
 def _run_stage(use_case: UseCase, manifest: Manifest, outside: Outside) -> Built:
-    import features
-
-    # Parameters as they were understood, not as they were typed: DVC cannot read YAML's dates.
-    parameters = yaml.safe_dump({use_case.name: use_case.model_dump(mode="json")}, sort_keys=True)
     code = [REPOSITORY / "dvc.yaml", *sorted((REPOSITORY / "features").glob("*.py"))]
     inputs = {str(path.relative_to(REPOSITORY)): path.read_bytes() for path in code} | {
-        "params.yaml": parameters.encode(),
+        # Parameters as they were understood, not as they were typed: DVC cannot read YAML's dates.
+        "params.yaml": yaml.safe_dump({use_case.name: use_case.model_dump(mode="json")}, sort_keys=True).encode(),
         f"inputs/{use_case.name}.json": manifest.to_json(),
     }
     uris = {
@@ -176,9 +172,6 @@ def _write_outcomes(
 
     So an older label never replaces a newer one, and is back when the newer one is withdrawn.
     """
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
     parts = [use_case.grid.partition(key) for key in sorted(relabelled)]
     if not parts:
         return
@@ -186,7 +179,7 @@ def _write_outcomes(
     where = ([part.start for part in parts], [part.end for part in parts], use_case.name)
     labels = dataset.latest_labels(every, changed, outside.warehouse.copy_out(_LABELLED, where, at=at))
     present = labels.filter(pc.is_valid(labels["label"]))
-    named = present.add_column(0, "use_case", pa.array([use_case.name] * present.num_rows, pa.string()))
+    named = present.add_column(0, "use_case", pa.repeat(use_case.name, present.num_rows))
     outside.warehouse.upsert(at, "outcomes", named, ("use_case", "entity_key", "event_time"))
     gone = labels.filter(pc.is_null(labels["label"]))
     at.execute(_FORGET, (*(gone[name].to_pylist() for name in ("entity_key", "event_time")), use_case.name))

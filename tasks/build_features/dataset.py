@@ -99,8 +99,8 @@ def load_points(
     snapshot_version: str, use_case: UseCase, outside: Outside, *, start: datetime, end: datetime
 ) -> pa.Table:
     """Rows to predict, labelled or not: prediction_time in [start, end), in the order of `load_rows`."""
-    opened = _open(snapshot_version, use_case, outside)
-    return _query(_POINTS, points=opened.paths("points", start, end), start=start, end=end)
+    points = _open(snapshot_version, use_case, outside).paths("points", start, end)
+    return _query(_POINTS, points=points, start=start, end=end)
 
 
 def load_partition_points(
@@ -121,8 +121,7 @@ def latest_labels(every: Sequence[Path], changed: Sequence[Path], others: pa.Tab
 def _open(version: str, use_case: UseCase, outside: Outside) -> Dataset:
     files = outside.versions.files(use_case.name, version)
     index = json.loads(files["index.json"].read_text())
-    partitions = {key: _interval(entry) for key, entry in index.items()}
-    return Dataset(partitions=partitions, files=files)
+    return Dataset(partitions={key: _interval(entry) for key, entry in index.items()}, files=files)
 
 
 def _interval(entry: dict[str, Any]) -> Interval:

@@ -46,12 +46,12 @@ class Manifest:
 
     def inputs_of(self, interval: Interval, sources: Mapping[str, "SourceTable"]) -> dict[str, list[CleanObject]]:
         """What an interval is made from, by table: its history; of a timeless table all that came before its end."""
-        since = interval.start - self.reach
         return {
             table: [
                 item
                 for item in self.objects[table]
-                if item.interval.start < interval.end and (source.timeless or item.interval.end > since)
+                if item.interval.start < interval.end
+                and (source.timeless or item.interval.end > interval.start - self.reach)
             ]
             for table, source in sources.items()
         }
@@ -80,8 +80,10 @@ class Manifest:
 
 def _plain(item: CleanObject | WantedPartition) -> dict[str, Any]:
     """Without its interval's class: start and end as text."""
-    fields = {name: value for name, value in vars(item).items() if name != "interval"}
-    return fields | {"start": item.interval.start.isoformat(), "end": item.interval.end.isoformat()}
+    return {name: value for name, value in vars(item).items() if name != "interval"} | {
+        "start": item.interval.start.isoformat(),
+        "end": item.interval.end.isoformat(),
+    }
 
 
 def _typed(item: dict[str, Any]) -> dict[str, Any]:
@@ -123,6 +125,5 @@ def clean_files(snapshot: Snapshot, interval: Interval, outside: "Outside") -> d
     """The clean objects that a version's features of an interval were made from, by table, as files of this machine."""
     import features
 
-    sources = features.definition(snapshot.use_case).sources
-    inputs = committed_manifest(snapshot, outside).inputs_of(interval, sources)
+    inputs = committed_manifest(snapshot, outside).inputs_of(interval, features.definition(snapshot.use_case).sources)
     return {table: [outside.lake.local(item.uri) for item in items] for table, items in inputs.items()}

@@ -9,15 +9,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from hashlib import sha256
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psycopg2.extras
 import pyarrow as pa
+import pyarrow.compute as pc
 from psycopg2.extensions import cursor
 
+import features
 from adapters.connect import Outside
-from features import FeatureSet
 from pipeline.handoffs import Snapshot
 from pipeline.partitions import Interval
 from pipeline.spec import UseCase
@@ -43,7 +46,7 @@ on conflict (use_case, definition, key) do update set payload = excluded.payload
 
 _ADVANCE = """
 insert into online_state (use_case, definition, since, as_of, snapshot_version, revision)
-values (%(use_case)s, %(definition)s, %(since)s, %(as_of)s, %(version)s, 1)
+values (%s, %s, %s, %s, %s, 1)
 on conflict (use_case, definition) do update set since = excluded.since, as_of = excluded.as_of,
     snapshot_version = excluded.snapshot_version, revision = online_state.revision + 1, refreshed_at = now()"""
 
@@ -68,15 +71,10 @@ class Refreshed:
 
 def find_unreached_snapshot(use_case: UseCase, outside: Outside) -> Snapshot | None:
     """The snapshot the store has yet to reach; None: it is there, or there is no endpoint, or nothing was built."""
-    import features
-
-    if use_case.endpoint is None:
-        return None
-    latest = dataset.latest_snapshot(use_case, outside)
+    latest = dataset.latest_snapshot(use_case, outside) if use_case.endpoint else None
     if latest is None:
         return None
-    digest = features.definition(use_case.name).digest()
-    state = outside.warehouse.query(_STATE, (use_case.name, digest))
+    state = outside.warehouse.query(_STATE, (use_case.name, features.definition(use_case.name).digest()))
     return None if state and state[0]["snapshot_version"] == latest.version else latest
 
 
@@ -87,8 +85,6 @@ def refresh_store(use_case: UseCase, snapshot: Snapshot, outside: Outside) -> Re
         ValueError: a clean table lacks what the features read.
         FencedOut: a later refresh has begun, and will do this work.
     """
-    import features
-
     definition = features.definition(use_case.name)
     fence = outside.warehouse.begin(f"{use_case.name}/online_features")
     kept = Interval(snapshot.end - timedelta(days=_PARTITIONS_KEPT * use_case.source.partition_days), snapshot.end)
@@ -104,7 +100,7 @@ def refresh_store(use_case: UseCase, snapshot: Snapshot, outside: Outside) -> Re
 
 
 def pack_all_series(
-    definition: FeatureSet, tables: Mapping[str, Sequence[Path]], kept: Interval, lead: timedelta
+    definition: features.FeatureSet, tables: Mapping[str, Sequence[Path]], kept: Interval, lead: timedelta
 ) -> Iterator[tuple[str, bytes]]:
     """Every series of a definition: the text of its key, and its bytes."""
     from features.series import extract_series
@@ -113,18 +109,13 @@ def pack_all_series(
     for item, table in extract_series(definition, tables, kept, lead):
         packer, starts = SeriesPacker.of(table.select(list(item.stored))), _starts(table, item.key)
         keys = zip(*(_key_values(table[name].take(starts)) for name in item.key), strict=True) if item.key else [()]
-        stops = [*starts.to_pylist()[1:], table.num_rows]
-        for key, start, stop in zip(keys, starts.to_pylist(), stops, strict=False):
+        for key, (start, stop) in zip(keys, pairwise([*starts.to_pylist(), table.num_rows]), strict=False):
             text = item.key_text(key)
             yield text, packer.payload(text, start, stop)
 
 
 def _starts(table: pa.Table, key: Sequence[str]) -> pa.Array:
     """The rows with which a new key begins."""
-    import numpy as np
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
     if not table.num_rows:
         return pa.array([], pa.int64())
     begins = np.zeros(table.num_rows, np.bool_)
@@ -136,8 +127,6 @@ def _starts(table: pa.Table, key: Sequence[str]) -> pa.Array:
 
 
 def _key_values(column: pa.ChunkedArray) -> list[Any]:
-    import pyarrow as pa
-
     return list((column.cast(pa.int64()) if pa.types.is_timestamp(column.type) else column).to_pylist())
 
 
@@ -159,7 +148,6 @@ def _write(
     psycopg2.extras.execute_values(at, _WRITE, changed, page_size=_PAGE_ROWS)
     at.execute("delete from online_series where use_case = %s and definition = %s and key = any(%s)", (*where, gone))
     if changed or gone or state is None or state[0] != snapshot.version:
-        values = {"use_case": use_case.name, "definition": digest, "version": snapshot.version}
-        at.execute(_ADVANCE, values | {"since": kept.start, "as_of": kept.end})
+        at.execute(_ADVANCE, (*where, kept.start, kept.end, snapshot.version))
         at.execute(_RETIRE, (*where, _DEFINITIONS_KEPT - 1, use_case.name, use_case.name))
     return Refreshed(written=len(changed), deleted=len(gone), unchanged=len(series) - len(changed))

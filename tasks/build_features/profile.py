@@ -58,7 +58,6 @@ def make_profile(train_table: pa.Table, use_case: UseCase) -> dict[str, Any]:
     if train_table.num_rows == 0:
         raise ValueError(f"{use_case.name}: no training rows to take a monitoring profile of")
     blocks = _blocks(train_table, use_case)
-    names = [name for name in train_table.column_names if name not in NOT_FEATURES]
     times = pc.min_max(train_table["prediction_time"]).as_py()
     return {
         "start": times["min"].isoformat(),
@@ -66,7 +65,11 @@ def make_profile(train_table: pa.Table, use_case: UseCase) -> dict[str, Any]:
         "known_by": pc.max(train_table["label_time"]).as_py().isoformat(),  # the newest label learned from
         "rows": train_table.num_rows,
         "blocks": int(blocks.max()) + 1,
-        "features": {name: _feature_profile(train_table[name], blocks, use_case.monitor) for name in names},
+        "features": {
+            name: _feature_profile(train_table[name], blocks, use_case.monitor)
+            for name in train_table.column_names
+            if name not in NOT_FEATURES
+        },
     }
 
 
@@ -78,25 +81,19 @@ def _smooth(counts: Floats) -> Floats:
 
 def _blocks(table: pa.Table, use_case: UseCase) -> Codes:
     """Number of the grid partition each row lies in, counted from the first that has rows."""
-    seconds = _seconds(table["prediction_time"])
-    origin = utc(use_case.grid.first).timestamp()
-    numbers: Codes = ((seconds - origin) // (use_case.grid.days * 86400)).astype(np.int64)
+    microseconds = pc.cast(pc.cast(table["prediction_time"], pa.timestamp("us", tz="UTC")), pa.int64())
+    since_first = np.asarray(microseconds, dtype=np.float64) / 1e6 - utc(use_case.grid.first).timestamp()
+    numbers: Codes = (since_first // (use_case.grid.days * 86400)).astype(np.int64)
     first: np.int64 = numbers.min()
     return numbers - first
-
-
-def _seconds(column: pa.ChunkedArray) -> Floats:
-    microseconds = pc.cast(pc.cast(column, pa.timestamp("us", tz="UTC")), pa.int64()).to_numpy()
-    seconds: Floats = microseconds.astype(np.float64) / 1e6
-    return seconds
 
 
 def _feature_profile(column: pa.ChunkedArray, blocks: Codes, monitor: Monitor) -> dict[str, Any]:
     bins = _bins(column, monitor.bins)
     codes = bin_codes(column, bins)
     present = codes >= 0
-    width = _width(bins)
-    counts = np.zeros((int(blocks.max()) + 1, width))
+    # One bin more: edges part the line into that many, and values and categories have `other`.
+    counts = np.zeros((int(blocks.max()) + 1, len(bins["values"]) + 1))
     np.add.at(counts, (blocks[present], codes[present]), 1)
     full = counts[counts.sum(axis=1) >= monitor.min_rows]
     return {
@@ -142,18 +139,13 @@ def _bins(column: pa.ChunkedArray, bins: int) -> dict[str, Any]:
     distinct = np.unique(numbers)
     if len(distinct) <= bins:
         return {"kind": "values", "values": distinct.tolist()}
-    edges = np.unique(np.quantile(numbers, np.linspace(0, 1, bins + 1)[1:-1], method="lower"))
-    return {"kind": "edges", "values": edges.tolist()}
-
-
-def _width(bins: Mapping[str, Any]) -> int:
-    return len(bins["values"]) + 1  # edges make one bin more; values and categories have `other`
+    edges = np.quantile(numbers, np.linspace(0, 1, bins + 1)[1:-1], method="lower")
+    return {"kind": "edges", "values": np.unique(edges).tolist()}
 
 
 def to_numbers(column: pa.ChunkedArray) -> Floats:
     """A numeric column as float64, NaN where it is null."""
-    numbers: Floats = pc.fill_null(pc.cast(column, pa.float64(), safe=False), np.nan).to_numpy().astype(np.float64)
-    return numbers
+    return np.asarray(pc.fill_null(pc.cast(column, pa.float64(), safe=False), np.nan), dtype=np.float64)
 
 
 def bin_codes(column: pa.ChunkedArray | pa.Array, bins: Mapping[str, Any]) -> Codes:
@@ -162,12 +154,10 @@ def bin_codes(column: pa.ChunkedArray | pa.Array, bins: Mapping[str, Any]) -> Co
     if bins["kind"] == "text":
         text = pc.cast(column, pa.string())
         index = pc.index_in(text, value_set=pa.array(values, pa.string()))
-        codes = pc.if_else(pc.is_valid(text), pc.fill_null(index, len(values)), -1)
-        return np.asarray(codes, dtype=np.int64)
+        return np.asarray(pc.if_else(pc.is_valid(text), pc.fill_null(index, len(values)), -1), dtype=np.int64)
     numbers = to_numbers(column)
     cut = np.asarray(values, dtype=np.float64)
     found = np.searchsorted(cut, numbers, side="left")  # the bin (edge[i-1], edge[i]]
     if bins["kind"] == "values":
-        same = np.isin(numbers, cut)
-        found = np.where(same, found, len(values))
+        found = np.where(np.isin(numbers, cut), found, len(values))
     return np.where(np.isfinite(numbers), found, -1).astype(np.int64)

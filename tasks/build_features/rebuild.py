@@ -14,7 +14,7 @@ from pipeline.handoffs import Snapshot
 from tasks.build_features import dataset
 from tasks.build_features.build import local_paths
 from tasks.build_features.manifest import committed_manifest
-from tasks.common.command import choose_use_case, report_mistakes
+from tasks.common.command import parse_command, report_mistakes
 
 
 def rebuild_version(snapshot: Snapshot, outside: Outside) -> str:
@@ -27,14 +27,11 @@ def rebuild_version(snapshot: Snapshot, outside: Outside) -> str:
 @report_mistakes
 def main(arguments: list[str]) -> int:
     """The command line; 0: the same hash, 1: another, 2: there is no such version, or its inputs are refused."""
-    from adapters.connect import outside
-
     parser = argparse.ArgumentParser(prog="python -m tasks.build_features.rebuild", description=__doc__.split("\n")[0])
     parser.add_argument("use_case")
     parser.add_argument("version")
-    options, world = parser.parse_args(arguments), outside()
-    use_case = choose_use_case(options.use_case, world.settings.params)
-    rebuilt = rebuild_version(dataset.find_snapshot(options.version, use_case, world), world)
+    options, use_case, outside = parse_command(parser, arguments)
+    rebuilt = rebuild_version(dataset.find_snapshot(options.version, use_case, outside), outside)
     same = rebuilt == options.version
     print(f"{use_case.name} version {options.version}: {'rebuilt, the same hash' if same else f'DIFFERS: {rebuilt}'}")
     return 0 if same else 1

@@ -1,23 +1,29 @@
 """What the steps that people start from the command line share: which use case, and how a mistake ends."""
 
+import argparse
 import functools
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
+from adapters import connect
 from pipeline.spec import UseCase, use_cases
 
 
-def choose_use_case(name: str, params: Path) -> UseCase:
-    """The use case of that name.
+def parse_command(
+    parser: argparse.ArgumentParser, arguments: list[str]
+) -> tuple[argparse.Namespace, UseCase, connect.Outside]:
+    """What was asked for, the use case that it names, and the outside world.
 
     Raises:
-        ValueError: there is none; says which there are.
+        ValueError: there is no such use case; says which there are.
     """
-    known = use_cases(params)
-    if name not in known:
-        raise ValueError(f"no use case {name!r} in {params}; there are: {', '.join(known)}")
-    return known[name]
+    options, outside = parser.parse_args(arguments), connect.outside()
+    known = use_cases(outside.settings.params)
+    if options.use_case not in known:
+        raise ValueError(
+            f"no use case {options.use_case!r} in {outside.settings.params}; there are: {', '.join(known)}"
+        )
+    return options, known[options.use_case], outside
 
 
 def report_mistakes(command: Callable[[list[str]], int]) -> Callable[[list[str]], int]:

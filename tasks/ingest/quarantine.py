@@ -22,7 +22,7 @@ from adapters.parquet import ordered, to_bytes
 from pipeline.handoffs import Batch, TableBatch
 from pipeline.partitions import Interval
 from pipeline.spec import UseCase
-from tasks.common.command import choose_use_case, report_mistakes
+from tasks.common.command import parse_command, report_mistakes
 from tasks.ingest.check import CheckedTable
 
 _INSERT = """
@@ -98,18 +98,15 @@ def check_table_name(table: str, use_case: UseCase) -> str:
 @report_mistakes
 def main(arguments: list[str]) -> int:
     """The command line; 0: printed, and be it nothing, 2: there is no such use case, table or partition."""
-    from adapters.connect import outside
-
     parser = argparse.ArgumentParser(
         prog="python -m tasks.ingest.quarantine", description="Print the quarantined rows."
     )
     parser.add_argument("use_case")
     parser.add_argument("--table")
     parser.add_argument("--partition", help="the day it starts, such as 2013-01-07")
-    options, world = parser.parse_args(arguments), outside()
-    use_case = choose_use_case(options.use_case, world.settings.params)
+    options, use_case, outside = parse_command(parser, arguments)
     partition = use_case.grid.partition(options.partition) if options.partition else None
-    for row in list_quarantined(use_case, world, table=options.table, partition=partition):
+    for row in list_quarantined(use_case, outside, table=options.table, partition=partition):
         print(json.dumps(row, default=str))
     return 0
 

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import optuna
+from optuna.trial import FrozenTrial, Trial, TrialState
 
 from adapters.connect import Outside
 from pipeline.spec import Train, UseCase
@@ -50,7 +51,7 @@ class Claim:
     place: int
 
 
-def suggest_params(trial: optuna.Trial, train: Train) -> Params:
+def suggest_params(trial: Trial, train: Train) -> Params:
     """A point of the search space."""
 
     def between(name: str, bounds: tuple[float, float]) -> float:
@@ -98,8 +99,6 @@ def keeps_up(own: tuple[float, int], others: list[tuple[float, int]], keep_share
 
 def open_study(name: str, use_case: UseCase, outside: Outside) -> optuna.Study:
     """The study of this name in Postgres, made when there is none. Its objective is a loss: smaller is better."""
-    import optuna
-
     study = optuna.create_study(study_name=name, storage=_open_storage(outside), load_if_exists=True)
     study.set_user_attr("metric", use_case.train.metric)
     return study
@@ -107,67 +106,60 @@ def open_study(name: str, use_case: UseCase, outside: Outside) -> optuna.Study:
 
 def list_study_names(outside: Outside) -> list[str]:
     """The names of all studies in Postgres, the oldest first."""
-    import optuna
-
     return list(optuna.get_all_study_names(_open_storage(outside)))
 
 
 def _open_storage(outside: Outside) -> optuna.storages.RDBStorage:
-    import optuna
     from psycopg2.extensions import parse_dsn
     from sqlalchemy import URL
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     dsn = parse_dsn(outside.settings.studies_dsn)
-    url = URL.create(
-        "postgresql+psycopg2",
-        username=dsn.get("user"),
-        password=dsn.get("password"),
-        host=dsn.get("host"),
-        port=int(dsn["port"]) if "port" in dsn else None,
-        database=dsn["dbname"],
-    )
     return optuna.storages.RDBStorage(
-        url.render_as_string(hide_password=False),
+        URL.create(
+            "postgresql+psycopg2",
+            username=dsn.get("user"),
+            password=dsn.get("password"),
+            host=dsn.get("host"),
+            port=int(dsn["port"]) if "port" in dsn else None,
+            database=dsn["dbname"],
+        ).render_as_string(hide_password=False),
         engine_kwargs={"pool_pre_ping": True, "pool_size": 2, "connect_args": {"connect_timeout": 10}},
     )
 
 
-def list_finished_trials(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
+def list_finished_trials(study: optuna.Study) -> list[FrozenTrial]:
     """The trials that count against the budget: complete or pruned, in order."""
-    from optuna.trial import TrialState
-
     return study.get_trials(deepcopy=False, states=[TrialState.COMPLETE, TrialState.PRUNED])  # type: ignore[no-any-return]
 
 
-def list_claims(study: optuna.Study) -> list[tuple[Claim, optuna.trial.FrozenTrial]]:
+def list_claims(study: optuna.Study) -> list[tuple[Claim, FrozenTrial]]:
     """The trials that count against the budget, finished or not, each with who asked for it and when."""
-    from optuna.trial import TrialState
-
-    counted = study.get_trials(deepcopy=False, states=[TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING])
-    return [(Claim(**trial.user_attrs[_CLAIM]), trial) for trial in counted if _CLAIM in trial.user_attrs]
+    return [
+        (Claim(**trial.user_attrs[_CLAIM]), trial)
+        for trial in study.get_trials(
+            deepcopy=False, states=[TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING]
+        )
+        if _CLAIM in trial.user_attrs
+    ]
 
 
 def fail_unclaimed_trials(study: optuna.Study) -> None:
     """Mark as failed the trials of processes that died while asking. The caller holds the lock under which all ask."""
-    from optuna.trial import TrialState
-
     for trial in study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
         if _CLAIM not in trial.user_attrs:
             study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
 
 
-def ask_trial(study: optuna.Study, use_case: UseCase, claim: Claim) -> tuple[Claim, optuna.trial.FrozenTrial]:
+def ask_trial(study: optuna.Study, use_case: UseCase, claim: Claim) -> tuple[Claim, FrozenTrial]:
     """One more trial. Its parameters follow from its place and the finished trials; running trials do not count."""
-    import optuna
-
     study.sampler = optuna.samplers.TPESampler(
         seed=(use_case.seed * 1009 + claim.place) % 2**32,
         n_startup_trials=_WARM_UP_TRIALS,
         multivariate=True,
         constant_liar=False,
     )
-    if claim.place == 0 and not study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.WAITING]):
+    if claim.place == 0 and not study.get_trials(deepcopy=False, states=[TrialState.WAITING]):
         study.enqueue_trial(middle_params(use_case.train))
     trial = study.ask()
     suggest_params(trial, use_case.train)
@@ -175,26 +167,22 @@ def ask_trial(study: optuna.Study, use_case: UseCase, claim: Claim) -> tuple[Cla
     return claim, study.get_trials(deepcopy=False)[trial.number]
 
 
-def report_rung(study: optuna.Study, trial: optuna.trial.FrozenTrial, rung: int, loss: float) -> None:
+def report_rung(study: optuna.Study, trial: FrozenTrial, rung: int, loss: float) -> None:
     """Record in the study, once, the best loss that a running trial had at a rung."""
-    import optuna
-
     if math.isfinite(loss) and rung not in trial.intermediate_values:
-        optuna.trial.Trial(study, trial._trial_id).report(loss, rung)  # noqa: SLF001 (a trial begun by a dead process)
+        Trial(study, trial._trial_id).report(loss, rung)  # noqa: SLF001 (a trial begun by a dead process)
 
 
-def finish_trial(study: optuna.Study, trial: optuna.trial.FrozenTrial, attempt: Attempt) -> None:
+def finish_trial(study: optuna.Study, trial: FrozenTrial, attempt: Attempt) -> None:
     """Finish a trial, complete or pruned."""
-    import optuna
-
-    optuna.trial.Trial(study, trial._trial_id).set_user_attr(_ATTEMPT, asdict(attempt))  # noqa: SLF001 (as above)
+    Trial(study, trial._trial_id).set_user_attr(_ATTEMPT, asdict(attempt))  # noqa: SLF001 (as above)
     if attempt.pruned:
-        study.tell(trial.number, state=optuna.trial.TrialState.PRUNED)
+        study.tell(trial.number, state=TrialState.PRUNED)
     else:
         study.tell(trial.number, attempt.losses[attempt.best_epoch - 1])
 
 
-def read_attempt(trial: optuna.trial.FrozenTrial) -> Attempt | None:
+def read_attempt(trial: FrozenTrial) -> Attempt | None:
     """How a finished trial went; None while it runs."""
     return Attempt(**trial.user_attrs[_ATTEMPT]) if trial.state.is_finished() else None
 
@@ -214,10 +202,9 @@ def _best_loss(entry: dict[str, Any]) -> float:
 def print_trial(study: optuna.Study, number: int, trials: int, metric: str) -> None:
     """Print how a trial went that has just finished."""
     table = tabulate_trials(study)
-    at = [trial.number for trial in list_finished_trials(study)].index(number)
-    entry, best = table[at], _best_loss(table[at])
+    entry = table[[trial.number for trial in list_finished_trials(study)].index(number)]
     print(
-        f"trial {len(table)}/{trials} {entry['state'].lower():8} {metric} {abs(best):.4f} at epoch "
+        f"trial {len(table)}/{trials} {entry['state'].lower():8} {metric} {abs(_best_loss(entry)):.4f} at epoch "
         f"{entry['best_epoch']} of {entry['epochs']}, {entry['seconds']:.1f} s  {json.dumps(entry['params'])}",
         flush=True,
     )
