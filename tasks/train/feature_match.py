@@ -13,5 +13,5 @@ def learnt_other_features(use_case: UseCase, version: str, outside: Outside) -> 
     """
     from models.bundle import load_bundle
 
-    card = load_bundle(outside.registry.download_bundle(use_case.name, version)).card
-    return bool(card["features"]["digest"] != features.definition(use_case.name).digest())
+    bundle = load_bundle(outside.registry.download_bundle(use_case.name, version))
+    return bool(bundle.card["features"]["digest"] != features.definition(use_case.name).digest())

@@ -1,24 +1,64 @@
-"""What a training run leaves behind: bundle, profile, plots, trials, environment, parameters, tags and metrics."""
+"""A training run and what it leaves behind: bundle, profile, plots, trials, environment, parameters, metrics, tags."""
 
+import hashlib
 import json
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from datetime import datetime
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
+
+from adapters.connect import Outside
 from adapters.registry import RunRecord
+from features import FeatureSet
 from models import bundle
-from tasks.train.report import draw_training_report
-from tasks.train.study import open_study, tabulate_trials
+from models.ensemble import Ensemble, Recipe
+from pipeline.handoffs import Snapshot
+from pipeline.spec import UseCase
+from tasks.train.report import TrainingReport, draw_training_report
+from tasks.train.split import Split
+from tasks.train.study import StudyResult, open_study, tabulate_trials
 
-if TYPE_CHECKING:
-    from adapters.connect import Outside
-    from tasks.train.job import TrainingJob, TrainingResult
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingJob:
+    """One piece of training work. `key` tells it from every other, and is the same for a retry."""
+
+    use_case: UseCase
+    snapshot: Snapshot
+    study: StudyResult
+    as_of: datetime
+    reason: str
+    decision_id: str | None
+    definition: FeatureSet
+    moments: Split
+    recipe: Recipe
+
+    @property
+    def key(self) -> str:
+        """A digest of what was asked for."""
+        request = [self.study.study_name, self.as_of.isoformat(), self.reason, self.decision_id]
+        return hashlib.sha256(json.dumps([*request, self.recipe.to_document()], sort_keys=True).encode()).hexdigest()
 
 
-def write_run_record(job: "TrainingJob", trained: "TrainingResult", folder: Path, outside: "Outside") -> RunRecord:
+@dataclass(frozen=True, kw_only=True)
+class TrainingResult:
+    """What training gave: the ensemble, and what the same configuration showed on validation rows."""
+
+    ensemble: Ensemble
+    metrics: dict[str, float]
+    report: TrainingReport
+    profile: dict[str, Any]
+    rows: int
+    seconds: float
+    energy_joules: float | None
+
+
+def write_run_record(job: TrainingJob, trained: TrainingResult, folder: Path, outside: Outside) -> RunRecord:
     """Write the run's artifacts into a folder, and say what goes beside them."""
     sha256 = bundle.write_bundle(
         folder / "bundle",
@@ -63,11 +103,11 @@ def write_run_record(job: "TrainingJob", trained: "TrainingResult", folder: Path
     )
 
 
-def _write_texts(job: "TrainingJob", trained: "TrainingResult", folder: Path, trials: list[dict[str, Any]]) -> None:
+def _write_texts(job: TrainingJob, trained: TrainingResult, folder: Path, trials: list[dict[str, Any]]) -> None:
     texts: Mapping[str, Any] = {
         "monitoring/profile.json": trained.profile,
         "search/trials.json": trials,
-        "report.json": trained.report.to_document(),
+        "report.json": asdict(trained.report),
         "use_case.json": job.use_case.model_dump(mode="json"),
     }
     for name, document in texts.items():
@@ -77,7 +117,7 @@ def _write_texts(job: "TrainingJob", trained: "TrainingResult", folder: Path, tr
     (folder / "environment.txt").write_text("\n".join([f"# Python {platform.python_version()}", *installed, ""]))
 
 
-def describe_rows(job: "TrainingJob", rows: int) -> dict[str, Any]:
+def describe_rows(job: TrainingJob, rows: int) -> dict[str, Any]:
     """Which rows, so that they can be had again. No clock and no code version: the same model has the same bytes."""
     return {
         "snapshot_version": job.snapshot.version,
@@ -88,7 +128,7 @@ def describe_rows(job: "TrainingJob", rows: int) -> dict[str, Any]:
     }
 
 
-def _metrics(job: "TrainingJob", trained: "TrainingResult") -> dict[str, float]:
+def _metrics(job: TrainingJob, trained: TrainingResult) -> dict[str, float]:
     energies = {"search_energy_joules": job.study.energy_joules, "refit_energy_joules": trained.energy_joules}
     return {
         **{name: joules for name, joules in energies.items() if joules is not None},
@@ -100,7 +140,7 @@ def _metrics(job: "TrainingJob", trained: "TrainingResult") -> dict[str, float]:
     }
 
 
-def _tags(job: "TrainingJob", outside: "Outside") -> dict[str, str]:
+def _tags(job: TrainingJob, outside: Outside) -> dict[str, str]:
     return {
         "mlflow.source.git.commit": outside.settings.code_sha,
         "windsock.code_sha": outside.settings.code_sha,
@@ -119,8 +159,6 @@ def _tags(job: "TrainingJob", outside: "Outside") -> dict[str, str]:
 
 def device_name() -> str:
     """What trains here, in words."""
-    import torch
-
     return str(torch.cuda.get_device_name()) if torch.cuda.is_available() else f"cpu {platform.machine()}"
 
 

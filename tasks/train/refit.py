@@ -13,16 +13,21 @@ from typing import Any
 
 import pyarrow as pa
 
+import features
 from adapters.connect import Outside
 from adapters.registry import Version
 from adapters.warehouse import Fence
-from models.ensemble import Ensemble
+from models.bundle import Bundle
+from models.ensemble import Ensemble, fit_ensemble, labels
+from models.metrics import compute_metrics
+from models.training import best_device, deterministic
 from pipeline.handoffs import Candidate, Snapshot
 from pipeline.spec import UseCase
 from serving.predictor import Predictor
+from tasks.build_features import dataset, profile
 from tasks.common.energy import Meter
-from tasks.train.job import TrainingJob, TrainingResult
-from tasks.train.report import TrainingReport
+from tasks.train.record import TrainingJob, TrainingResult, write_run_record
+from tasks.train.report import TrainingReport, calibration, importances, slices
 from tasks.train.split import split
 from tasks.train.study import StudyResult
 from tasks.train.trainer import make_recipe, require_rows, split_rows
@@ -45,8 +50,6 @@ def refit(  # noqa: PLR0917  # the order is that of the flow: what, from what, w
         FencedOut: a later refit of the same work has begun.
         adapters.errors.Unavailable: MLflow does not answer; the same call may succeed later.
     """
-    import features
-
     definition = features.definition(use_case.name)
     seeds = tuple(use_case.seed + i for i in range(use_case.train.ensemble_seeds))
     job = TrainingJob(
@@ -72,8 +75,6 @@ def refit(  # noqa: PLR0917  # the order is that of the flow: what, from what, w
 
 
 def _train_and_register(job: TrainingJob, fence: Fence, outside: Outside) -> Version:
-    from tasks.train.record import write_run_record
-
     trained = _train(job, outside)
     with tempfile.TemporaryDirectory() as scratch:
         run_id = outside.registry.log_run(write_run_record(job, trained, Path(scratch), outside))
@@ -100,10 +101,6 @@ def _write_costs(
 
 
 def _train(job: TrainingJob, outside: Outside) -> TrainingResult:
-    from models.ensemble import fit_ensemble
-    from models.training import best_device, deterministic
-    from tasks.build_features import dataset, profile
-
     device = best_device()
     began, meter = time.monotonic(), Meter(device.type)
     start, cutoff = job.snapshot.start, job.moments.cutoff
@@ -126,14 +123,8 @@ def _train(job: TrainingJob, outside: Outside) -> TrainingResult:
 
 def _validate(job: TrainingJob, rows: pa.Table) -> tuple[dict[str, float], TrainingReport]:
     """Metrics and report of the first seed fitted without the validation rows, on the validation rows."""
-    from models.ensemble import fit_ensemble, labels
-    from models.metrics import compute_metrics
-    from models.training import best_device
-    from tasks.train.report import TrainingReport, calibration, importances, slices
-
     train, validation = split_rows(rows, job.moments)
-    one = replace(job.recipe, seeds=job.recipe.seeds[:1])
-    predictor = _predictor(fit_ensemble(one, train, best_device()))
+    predictor = _predictor(fit_ensemble(replace(job.recipe, seeds=job.recipe.seeds[:1]), train, best_device()))
     score, label, metric = predictor.predict(validation), labels(validation), job.use_case.train.metric
     report = TrainingReport(
         calibration=calibration(score, label),
@@ -152,9 +143,6 @@ def _validate(job: TrainingJob, rows: pa.Table) -> tuple[dict[str, float], Train
 
 
 def _predictor(ensemble: Ensemble) -> Predictor:
-    from models.bundle import Bundle
-    from serving.predictor import Predictor
-
     return Predictor(Bundle(card={}, encoder=ensemble.encoder, members=ensemble.members))
 
 

@@ -26,10 +26,6 @@ class TrainingReport:
     slices: list[dict[str, Any]]
     importances: list[dict[str, Any]]
 
-    def to_document(self) -> dict[str, Any]:
-        """As JSON values."""
-        return {"calibration": self.calibration, "slices": self.slices, "importances": self.importances}
-
 
 def calibration(score: Floats, label: Floats) -> list[dict[str, float]]:
     """Mean score and mean label of ten equally large groups of rows, ordered by score."""
@@ -45,8 +41,14 @@ def slices(metric: str, table: pa.Table, score: Floats, label: Floats, columns: 
         for value in np.unique(values):
             rows = values == value
             if rows.sum() >= _MIN_SLICE_ROWS and len(np.unique(label[rows])) > 1:
-                result = compute_metric(metric, score[rows], label[rows])
-                found.append({"column": column, "value": str(value), "rows": int(rows.sum()), metric: result})
+                found.append(
+                    {
+                        "column": column,
+                        "value": str(value),
+                        "rows": int(rows.sum()),
+                        metric: compute_metric(metric, score[rows], label[rows]),
+                    }
+                )
     return found
 
 
@@ -81,12 +83,13 @@ def draw_training_report(
 ) -> None:
     """Write calibration.png, slices.png, importances.png and curves.png into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    top = report.importances[:_SHOWN]
     bars = {f"{s['column']} = {s['value']}  ({s['rows']:,} rows)": s[metric] for s in report.slices}
     figures = {
         "calibration": _calibration(report.calibration),
         "slices": _bars(bars, metric),
-        "importances": _bars({e["feature"]: e["loss"] for e in top}, f"{metric} lost when shuffled"),
+        "importances": _bars(
+            {e["feature"]: e["loss"] for e in report.importances[:_SHOWN]}, f"{metric} lost when shuffled"
+        ),
         "curves": _curves(curves),
     }
     for name, figure in figures.items():
@@ -94,15 +97,14 @@ def draw_training_report(
         figure.savefig(folder / f"{name}.png", dpi=110)
 
 
-def _figure(height: float = 4.0) -> Figure:
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(7, height), layout="constrained")
+def _figure(height: float = 4.0) -> tuple[Figure, Any]:
+    """A figure and its axes."""
+    figure = Figure(figsize=(7, height), layout="constrained")
+    return figure, figure.subplots()
 
 
 def _calibration(groups: Sequence[Mapping[str, float]]) -> Figure:
-    figure = _figure()
-    axes = figure.subplots()
+    figure, axes = _figure()
     score, label = [g["score"] for g in groups], [g["label"] for g in groups]
     ends = [min(score + label), max(score + label)]
     axes.plot(ends, ends, color="0.7", linestyle="--", label="ideal")
@@ -113,8 +115,7 @@ def _calibration(groups: Sequence[Mapping[str, float]]) -> Figure:
 
 
 def _bars(bars: Mapping[str, float], label: str) -> Figure:
-    figure = _figure(height=1.2 + 0.24 * max(len(bars), 1))
-    axes = figure.subplots()
+    figure, axes = _figure(height=1.2 + 0.24 * max(len(bars), 1))
     axes.barh(list(bars), list(bars.values()), color="tab:blue")
     axes.invert_yaxis()
     axes.tick_params(axis="y", labelsize=8)
@@ -123,8 +124,7 @@ def _bars(bars: Mapping[str, float], label: str) -> Figure:
 
 
 def _curves(curves: Mapping[str, Sequence[float | None]]) -> Figure:
-    figure = _figure()
-    axes = figure.subplots()
+    figure, axes = _figure()
     for name, values in curves.items():
         points = [np.nan if value is None else value for value in values]
         axes.plot(range(1, len(points) + 1), points, marker=".", label=name)

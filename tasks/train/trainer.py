@@ -105,8 +105,6 @@ class Trainer:
             return [self._loss(score) for score in self._population.scores(members, self._validation)]
 
     def _loss(self, score: NDArray[np.float64]) -> float | None:
-        import numpy as np
-
         from models.metrics import compute_metric, to_loss
 
         if not np.isfinite(score).all():

@@ -123,14 +123,18 @@ class Search:
                 self.running.append(self._begun(*ask_trial(self.study, self.use_case, claim)))
 
     def _load_ended_by_others(self, claimed: "list[tuple[Claim, optuna.trial.FrozenTrial]]") -> None:
-        own = [(claim, attempt) for claim, attempt in self.ended if claim.worker == self.worker]
         others = [(claim, read_attempt(trial)) for claim, trial in claimed if claim.worker != self.worker]
-        self.ended = own + [(claim, attempt) for claim, attempt in others if attempt is not None]
+        self.ended = [
+            *((claim, attempt) for claim, attempt in self.ended if claim.worker == self.worker),
+            *((claim, attempt) for claim, attempt in others if attempt is not None),
+        ]
 
     def _occupied(self, tick: int) -> int:
         """How many trials of this worker are under way after a tick, those included that a dead process has ended."""
-        of_ended = sum(c.worker == self.worker and c.tick <= tick < c.tick + a.epochs for c, a in self.ended)
-        return len(self.running) + of_ended
+        return len(self.running) + sum(
+            claim.worker == self.worker and claim.tick <= tick < claim.tick + attempt.epochs
+            for claim, attempt in self.ended
+        )
 
     def _train(self, those: list[Running]) -> None:
         began, meter = time.monotonic(), Meter(self.trainer.device.type)
