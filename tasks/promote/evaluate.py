@@ -5,7 +5,7 @@ import io
 import json
 import statistics
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -18,6 +18,7 @@ from pipeline.handoffs import Candidate, Verdict, VerdictAnswer
 from pipeline.spec import UseCase
 from tasks.build_features import dataset
 from tasks.promote import promote
+from tasks.promote.bootstrap import Floats
 from tasks.promote.gate import Judgement, decide
 from tasks.promote.gate_checks import HoldoutRows, Scored, Setting
 from tasks.promote.gate_plot import draw_judgement
@@ -37,8 +38,7 @@ def judge_candidate(use_case: UseCase, candidate: Candidate, outside: Outside) -
     """
     opponent = _opponent(use_case, candidate, outside)
     verdict_id = _verdict_id(use_case, candidate, opponent)
-    stored = _stored(use_case, verdict_id, outside)
-    if stored is not None:
+    if stored := _stored(use_case, verdict_id, outside):
         return stored
     table = dataset.load_rows(
         candidate.snapshot_version,
@@ -48,23 +48,22 @@ def judge_candidate(use_case: UseCase, candidate: Candidate, outside: Outside) -
         end=candidate.holdout_end,
         known_by=candidate.as_of,
     )
-    ours = _answers(use_case, candidate.model_version, table, outside, sha256=candidate.bundle_sha256)
+    ours, predictor = _answers(use_case, candidate.model_version, table, outside, sha256=candidate.bundle_sha256)
     foreign = opponent is not None and learnt_other_features(use_case, opponent, outside)
-    theirs = _answers(use_case, opponent, table, outside) if opponent and not foreign else None
+    theirs = _answers(use_case, opponent, table, outside)[0] if opponent and not foreign else None
     setting = Setting(
         gate=use_case.gate,
         kind=use_case.target.kind,
         holdout_start=candidate.holdout_start,
         label_delay=use_case.time.label_delay,
-        latency_ms=ours.latency_ms,
+        latency_ms=latency_ms(predictor, table),
         seed=int(verdict_id[-8:], 16) ^ use_case.seed,
     )
-    judgement = decide(setting, frozen_rows(use_case, table), ours.scored, theirs.scored if theirs else None)
+    judgement = decide(setting, frozen_rows(use_case, table), ours, theirs)
     if foreign:
         judgement = _not_compared(judgement, opponent)
-    verdict = _verdict(use_case, candidate, opponent, judgement, verdict_id)
-    verdict = replace(
-        verdict, needs_approval=verdict.needs_approval or (foreign and judgement.answer == VerdictAnswer.PROMOTE)
+    verdict = _verdict(
+        use_case, candidate, opponent, judgement, verdict_id, is_risky=use_case.risk == "high" or foreign
     )
     _alert_suspicious(use_case, verdict, judgement, outside)
     return _store(use_case, verdict, candidate, judgement, outside)
@@ -72,14 +71,15 @@ def judge_candidate(use_case: UseCase, candidate: Candidate, outside: Outside) -
 
 def frozen_rows(use_case: UseCase, table: pa.Table) -> HoldoutRows:
     """A labelled table as the gate wants it; missing slice values are a slice of their own."""
-    absent = [name for name in use_case.gate.slices if name not in table.column_names]
-    if absent:
+    if absent := [name for name in use_case.gate.slices if name not in table.column_names]:
         raise ValueError(f"gate.slices of {use_case.name} names {absent}, which are not columns of its features")
-    slices = {name: pc.fill_null(table.column(name).cast(pa.string()), "(missing)") for name in use_case.gate.slices}
     return HoldoutRows(
         prediction_time=table.column("prediction_time").to_numpy().astype("datetime64[us]"),
         label=table.column("label").to_numpy().astype(np.float64),
-        slices={name: np.asarray(column.to_pylist(), dtype=np.str_) for name, column in slices.items()},
+        slices={
+            name: np.asarray(pc.fill_null(table[name].cast(pa.string()), "(missing)").to_pylist(), dtype=np.str_)
+            for name in use_case.gate.slices
+        },
         fingerprint=fingerprint(table),
     )
 
@@ -93,43 +93,33 @@ def fingerprint(table: pa.Table) -> str:
     return digest.hexdigest()
 
 
-@dataclass(frozen=True, kw_only=True)
-class Answers:
-    """A model's scores of the holdout, and how long it takes for one row alone (median, milliseconds)."""
-
-    scored: Scored
-    latency_ms: float
-
-
 def _answers(
     use_case: UseCase, version: str, table: pa.Table, outside: Outside, *, sha256: str | None = None
-) -> Answers:
-    """Everything comes out of `serving.predictor`: the ensemble, each member alone, and one row alone."""
+) -> tuple[Scored, Any]:
+    """The scores of the ensemble and of each member alone, all by `serving.predictor`; and the ensemble's predictor."""
     from models.bundle import load_bundle
     from serving.predictor import Predictor
 
     bundle = load_bundle(outside.registry.download_bundle(use_case.name, version), sha256=sha256)
     whole = Predictor(bundle)
     alone = [Predictor(replace(bundle, members=(member,))) for member in bundle.members]
-    cutoff = datetime.fromisoformat(bundle.card["data"]["cutoff"]).astimezone(UTC)
     scored = Scored(
         version=version,
-        cutoff=cutoff,
+        cutoff=datetime.fromisoformat(bundle.card["data"]["cutoff"]).astimezone(UTC),
         scores=_scores(whole, table),
         members=np.array([_scores(member, table) for member in alone]),
     )
-    return Answers(scored=scored, latency_ms=latency_ms(whole, table))
+    return scored, whole
 
 
-def _scores(predictor: Any, table: pa.Table) -> np.ndarray[Any, np.dtype[np.float64]]:
+def _scores(predictor: Any, table: pa.Table) -> Floats:
     """Scores [n]; NaN for all where the predictor refuses to answer with NaN, so that the gate says so."""
     if table.num_rows == 0:
         return np.zeros(0)
     try:
-        answers: np.ndarray[Any, np.dtype[np.float64]] = predictor.predict(table)
+        return np.asarray(predictor.predict(table), dtype=np.float64)
     except ArithmeticError:
         return np.full(table.num_rows, np.nan)
-    return answers
 
 
 def latency_ms(predictor: Any, table: pa.Table) -> float:
@@ -179,7 +169,13 @@ def _not_compared(judgement: Judgement, opponent: str | None) -> Judgement:
 
 
 def _verdict(
-    use_case: UseCase, candidate: Candidate, opponent: str | None, judgement: Judgement, verdict_id: str
+    use_case: UseCase,
+    candidate: Candidate,
+    opponent: str | None,
+    judgement: Judgement,
+    verdict_id: str,
+    *,
+    is_risky: bool,
 ) -> Verdict:
     return Verdict(
         verdict_id=verdict_id,
@@ -193,7 +189,7 @@ def _verdict(
         effect_high=judgement.evidence.get("effect", {}).get("high"),
         evidence_uri="",
         as_of=candidate.as_of,
-        needs_approval=judgement.answer == VerdictAnswer.PROMOTE and use_case.risk == "high",
+        needs_approval=judgement.answer == VerdictAnswer.PROMOTE and is_risky,
         decision_id=candidate.decision_id,
     )
 

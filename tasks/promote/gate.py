@@ -58,11 +58,9 @@ def decide(setting: Setting, rows: HoldoutRows, candidate: Scored, champion: Sco
     if champion is not None and champion.version == candidate.version:
         raise ValueError(f"version {candidate.version} is the champion already; judging it against itself says nothing")
     evidence = _facts(setting, rows, candidate, champion)
-    unusable = [*overlaps(setting, rows, candidate, champion), *bad_scores(setting.kind, candidate, champion)]
-    if unusable:
+    if unusable := [*overlaps(setting, rows, candidate, champion), *bad_scores(setting.kind, candidate, champion)]:
         return _judgement(VerdictAnswer.HOLD, unusable, evidence)
-    missing = too_little(setting, rows)
-    if missing:
+    if missing := [*too_little(setting, rows)]:
         return _judgement(VerdictAnswer.NEED_MORE_DATA, missing, evidence)
     return _weigh_effect(setting, rows, candidate, champion or constant(setting, rows), evidence)
 
@@ -112,7 +110,6 @@ def _weigh_effect(
     spread, luck = _seed_luck(setting, rows, candidate, champion)
     low = effect.value - math.hypot(effect.value - effect.low, luck)
     high = effect.value + math.hypot(effect.high - effect.value, luck)
-    slices = slice_table(setting, rows, candidate, champion)
     evidence |= {
         "effect": {
             "metric": gate.metric,
@@ -128,7 +125,7 @@ def _weigh_effect(
             model.version: {m: compute_for_gate(m, model.scores, rows.label) for m in METRICS[setting.kind]}
             for model in (candidate, champion)
         },
-        "slices": slices,
+        "slices": slice_table(setting, rows, candidate, champion),
         "calibration_gap": abs(float(candidate.scores.mean() - rows.label.mean())),
         "leak_alarm": {
             "metric": gate.leak_alarm.metric,
@@ -139,8 +136,9 @@ def _weigh_effect(
     if np.array_equal(candidate.scores, champion.scores):
         against.append(("identical", "both models answer the same on every row"))
     sure = f"better by {effect.value:+.5f} {gate.metric}, surely more than {low:+.5f} (needed {gate.min_effect})"
-    answer = VerdictAnswer.HOLD if against else VerdictAnswer.PROMOTE
-    judgement = _judgement(answer, against or [("better", sure)], evidence)
+    judgement = _judgement(
+        VerdictAnswer.HOLD if against else VerdictAnswer.PROMOTE, against or [("better", sure)], evidence
+    )
     return replace(judgement, effect=effect.value, low=low, high=high, replicates=effect.replicates)
 
 
@@ -184,8 +182,7 @@ def _compare(
 
 def _enough(rows: HoldoutRows, mask: NDArray[np.bool_], gate: Gate) -> bool:
     """Whether a slice can be tested: days enough, and a metric that is defined there."""
-    label = rows.label[mask]
-    both_classes = gate.metric not in RANKINGS or 0 < label.mean() < 1
+    both_classes = gate.metric not in RANKINGS or 0 < rows.label[mask].mean() < 1
     return len(np.unique(rows.day[mask])) >= gate.min_days and both_classes
 
 

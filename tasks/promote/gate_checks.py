@@ -58,11 +58,13 @@ def overlaps(setting: Setting, rows: HoldoutRows, candidate: Scored, champion: S
     start = setting.holdout_start
     for role, model in (("candidate", candidate), ("champion", champion)):
         if model is not None and start < model.cutoff + setting.label_delay:
-            text = (
-                f"the holdout starts {start:%Y-%m-%d %H:%M}, but the {role} (version {model.version}) has learnt from"
-                f" labels up to {model.cutoff:%Y-%m-%d %H:%M}, which mature within {setting.label_delay}"
+            yield (
+                "holdout-overlaps-training",
+                (
+                    f"the holdout starts {start:%Y-%m-%d %H:%M}, but the {role} (version {model.version}) has learnt"
+                    f" from labels up to {model.cutoff:%Y-%m-%d %H:%M}, which mature within {setting.label_delay}"
+                ),
             )
-            yield "holdout-overlaps-training", text
     first = np.datetime64(start.replace(tzinfo=None), "us")
     if len(rows.label) and rows.prediction_time.min() < first:
         yield "rows-outside-holdout", f"a row was predicted at {rows.prediction_time.min()}, before {first}"
@@ -73,24 +75,21 @@ def bad_scores(kind: Kind, candidate: Scored, champion: Scored | None) -> Iterat
     for role, model in (("candidate", candidate), ("champion", champion)):
         if model is None:
             continue
-        bad = int(np.count_nonzero(~np.isfinite(model.scores)))
-        if bad:
+        if bad := int(np.count_nonzero(~np.isfinite(model.scores))):
             yield "scores-not-finite", f"{bad} scores of the {role} (version {model.version}) are NaN or infinite"
         elif kind == "binary" and len(model.scores) and (model.scores.min() < 0 or model.scores.max() > 1):
             yield "scores-not-probabilities", f"scores of the {role} (version {model.version}) leave [0, 1]"
 
 
-def too_little(setting: Setting, rows: HoldoutRows) -> list[Reason]:
+def too_little(setting: Setting, rows: HoldoutRows) -> Iterator[Reason]:
     """Why the rows are too few, or too alike, to tell."""
     gate, n, days = setting.gate, len(rows.label), len(np.unique(rows.day))
-    reasons: list[Reason] = []
     if n < gate.min_rows:
-        reasons.append(("too-few-rows", f"{n} labelled rows, {gate.min_rows} are needed"))
+        yield "too-few-rows", f"{n} labelled rows, {gate.min_rows} are needed"
     if days < gate.min_days:
-        reasons.append(("too-few-days", f"rows of {days} days, {gate.min_days} are needed"))
+        yield "too-few-days", f"rows of {days} days, {gate.min_days} are needed"
     if setting.kind == "binary" and n and len(np.unique(rows.label)) < 2:
-        reasons.append(("one-class", f"all {n} labels are {rows.label[0]:g}"))
-    return reasons
+        yield "one-class", f"all {n} labels are {rows.label[0]:g}"
 
 
 def not_better(setting: Setting, effect: Effect, low: float) -> Iterator[Reason]:
@@ -99,11 +98,13 @@ def not_better(setting: Setting, effect: Effect, low: float) -> Iterator[Reason]
     if effect.value <= gate.min_effect:
         yield "not-better", f"effect {effect.value:+.5f} {gate.metric}, more than {gate.min_effect} is needed"
     elif not low > gate.min_effect:
-        text = (
-            f"effect {effect.value:+.5f} {gate.metric}, but it may be as little as {low:+.5f}"
-            f" ({gate.confidence:.0%} sure); more than {gate.min_effect} is needed"
+        yield (
+            "not-surely-better",
+            (
+                f"effect {effect.value:+.5f} {gate.metric}, but it may be as little as {low:+.5f}"
+                f" ({gate.confidence:.0%} sure); more than {gate.min_effect} is needed"
+            ),
         )
-        yield "not-surely-better", text
 
 
 def check_candidate(setting: Setting, evidence: Mapping[str, Any]) -> Iterator[Reason]:
@@ -111,11 +112,13 @@ def check_candidate(setting: Setting, evidence: Mapping[str, Any]) -> Iterator[R
     gate = setting.gate
     for row in evidence["slices"]:
         if row.get("failed"):
-            text = (
-                f"{row['column']} = {row['value']}: worse by {-row['effect']:.5f} {gate.metric} on {row['rows']} rows,"
-                f" surely more than {gate.max_slice_loss} (adjusted p {row['p_adjusted']:.4f})"
+            yield (
+                "slice-worse",
+                (
+                    f"{row['column']} = {row['value']}: worse by {-row['effect']:.5f} {gate.metric} on {row['rows']}"
+                    f" rows, surely more than {gate.max_slice_loss} (adjusted p {row['p_adjusted']:.4f})"
+                ),
             )
-            yield "slice-worse", text
     if evidence["calibration_gap"] > gate.max_calibration_gap:
         yield "miscalibrated", f"calibration gap {evidence['calibration_gap']:.4f} is above {gate.max_calibration_gap}"
     if not setting.latency_ms <= gate.max_latency_ms:

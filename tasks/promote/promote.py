@@ -146,8 +146,7 @@ def _checked(use_case: UseCase, verdict: Verdict, *, actor: str, approved: bool 
 
 def _follow(at: cursor, use_case: UseCase, verdict: Verdict, *, actor: str, approved: bool | None) -> Release:
     champion = locked_champion(at, use_case)
-    done = done_before(at, verdict.verdict_id)
-    if done is not None:
+    if done := done_before(at, verdict.verdict_id):
         return done
     action, reason = resolve(verdict, champion, approved=approved)
     before = champion.version if champion else None
@@ -162,8 +161,7 @@ def _follow(at: cursor, use_case: UseCase, verdict: Verdict, *, actor: str, appr
         )
         install(at, after, champion)
     release = release_of(use_case, OUTCOMES[action], after, verdict.as_of, actor)
-    actions = [LedgerAction.APPROVE, action] if verdict.needs_approval and approved else [action]
-    for each in actions:
+    for each in [LedgerAction.APPROVE, action] if verdict.needs_approval and approved else [action]:
         record(
             at,
             each,
@@ -180,8 +178,7 @@ def _follow(at: cursor, use_case: UseCase, verdict: Verdict, *, actor: str, appr
 
 def _restore_previous(at: cursor, use_case: UseCase, *, actor: str, reason: str, as_of: datetime, key: str) -> Release:
     champion = locked_champion(at, use_case)
-    done = done_before(at, key)
-    if done is not None:
+    if done := done_before(at, key):
         return done
     if champion is None or champion.previous_version is None:
         raise ValueError(f"{use_case.name} has no previous champion to go back to")
