@@ -13,8 +13,8 @@ from tasks.deploy import deployments
 from tasks.deploy.deployments import Deployment, DeploymentKind, DeploymentOutcome, DeploymentRequest
 from tasks.deploy.judge import StageJudgement, is_too_slow
 from tasks.deploy.online_alerts import OnlineTrouble, raise_online_alert
-from tasks.deploy.rollback import roll_back_route
 from tasks.deploy.server import VersionRejected, ask_version
+from tasks.deploy.stages import roll_back_route
 
 _PROBES = 20
 _PROBE = """
@@ -45,9 +45,13 @@ def react_to_breach(use_case: UseCase, serving: Deployment, judgement: StageJudg
     """Roll back where that helps, else call a person; what was done, in a sentence."""
     if refusal := _find_refusal(use_case, serving, judgement, outside):
         why = refusal.reason.format(serving.previous_version)
-        title = f"version {serving.version} does not answer well"
-        body = f"not rolled back: {why}; online_watch has the numbers of each look"
-        raise_online_alert(use_case, outside, OnlineTrouble.STABLE, title=title, body=body)
+        raise_online_alert(
+            use_case,
+            outside,
+            OnlineTrouble.STABLE,
+            title=f"version {serving.version} does not answer well",
+            body=f"not rolled back: {why}; online_watch has the numbers of each look",
+        )
         return f"{judgement.reason}; not rolled back: {why}{refusal.detail}"
     champion = current(use_case, outside)
     assert champion is not None
@@ -69,7 +73,7 @@ def resume_auto_rollback(use_case: UseCase, outside: Outside) -> list[str]:
     ongoing = deployments.find_ongoing_deployment(use_case, outside)
     if ongoing is None or not ongoing.is_auto_rollback:
         return []
-    return [_roll_back(use_case, str(ongoing.previous_version), ongoing.request, outside)]
+    return [_roll_back(use_case, str(ongoing.previous_version), ongoing, outside)]
 
 
 def _roll_back(use_case: UseCase, bad: str, request: DeploymentRequest, outside: Outside) -> str:
@@ -84,11 +88,21 @@ def _roll_back(use_case: UseCase, bad: str, request: DeploymentRequest, outside:
         raise_online_alert(use_case, outside, OnlineTrouble.STABLE, title=title, body=body)
         return f"{title}: {problem}"
     if ended.outcome is DeploymentOutcome.FULL:
-        title, body = f"version {bad} was taken back", f"{request.reason}\n{ended.describe()}"
-        raise_online_alert(use_case, outside, OnlineTrouble.REVERTED, title=title, body=body)
+        raise_online_alert(
+            use_case,
+            outside,
+            OnlineTrouble.REVERTED,
+            title=f"version {bad} was taken back",
+            body=f"{request.reason}\n{ended.describe()}",
+        )
     else:
-        title = f"version {bad} does not answer well, and could not be taken back"
-        raise_online_alert(use_case, outside, OnlineTrouble.STABLE, title=title, body=ended.describe())
+        raise_online_alert(
+            use_case,
+            outside,
+            OnlineTrouble.STABLE,
+            title=f"version {bad} does not answer well, and could not be taken back",
+            body=ended.describe(),
+        )
     return ended.describe()
 
 

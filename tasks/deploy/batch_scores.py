@@ -5,11 +5,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    import pyarrow as pa
+import pyarrow as pa
 
-    from adapters.connect import Outside
-    from pipeline.spec import UseCase
+from adapters.connect import Outside
+from pipeline.spec import UseCase
+
+if TYPE_CHECKING:
     from serving.predictor import Predictor
 
 
@@ -20,13 +21,12 @@ class ScoreCheck:
     answers: int
     requests: int
     max_difference: float | None
-    worst: str | None  # the request that was furthest off
 
 
-NO_SCORES = ScoreCheck(answers=0, requests=0, max_difference=None, worst=None)
+NO_SCORES = ScoreCheck(answers=0, requests=0, max_difference=None)
 
 
-def load_batch_predictor(use_case: "UseCase", version: str, outside: "Outside") -> "Predictor":
+def load_batch_predictor(use_case: UseCase, version: str, outside: Outside) -> "Predictor":
     """The batch path of a registered version, its bundle verified."""
     from serving.predictor import Predictor
 
@@ -48,28 +48,23 @@ def check_scores(batch: "Predictor", answers: Sequence[Mapping[str, Any]]) -> Sc
         _measure_difference(answer["score"], next(expected)) if is_whole else math.inf
         for answer, is_whole in zip(answers, complete, strict=True)
     ]
-    largest = max(differences)
     return ScoreCheck(
         answers=len(answers),
         requests=len({answer["request_id"] for answer in answers}),
-        max_difference=largest,
-        worst=answers[differences.index(largest)]["request_id"],
+        max_difference=max(differences),
     )
 
 
-def choose_worse(one: ScoreCheck, other: ScoreCheck) -> ScoreCheck:
-    """The one of two that is further off."""
-    return one if (one.max_difference or 0.0) > (other.max_difference or 0.0) else other
-
-
-def tabulate_features(batch: "Predictor", features: Sequence[Mapping[str, Any]]) -> "pa.Table":
+def tabulate_features(batch: "Predictor", features: Sequence[Mapping[str, Any]]) -> pa.Table:
     """Logged features as the columns that a model reads."""
-    import pyarrow as pa
-
-    named = batch.card["features"]
-    numbers = {name: pa.array([row[name] for row in features], pa.float64()) for name in named["numeric"]}
-    texts = {name: pa.array([row[name] for row in features], pa.string()) for name in named["categorical"]}
-    return pa.table({**numbers, **texts})
+    kinds = {"numeric": pa.float64(), "categorical": pa.string()}
+    return pa.table(
+        {
+            name: pa.array([row[name] for row in features], kind)
+            for which, kind in kinds.items()
+            for name in batch.card["features"][which]
+        }
+    )
 
 
 def _measure_difference(score: float | None, expected: float) -> float:

@@ -1,11 +1,10 @@
 """What one version answered to real requests: by the gateway's records, and by the prediction log."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from tasks.deploy.batch_scores import NO_SCORES, ScoreCheck, check_scores, choose_worse, load_batch_predictor
+from tasks.deploy.batch_scores import NO_SCORES, ScoreCheck, check_scores, load_batch_predictor
 from tasks.deploy.judge import TrafficTally, compute_p99
 
 if TYPE_CHECKING:
@@ -49,15 +48,15 @@ class AnswerChecker:
     def check(self) -> ScoreCheck:
         """What all of the stage's answers so far came to."""
         d = self._deployment
-        params = (d.use_case, d.version, self._slot, self._since, _MOST_AT_ONCE)
-        rows = self._outside.warehouse.query(_NEW, params)
+        rows = self._outside.warehouse.query(_NEW, (d.use_case, d.version, self._slot, self._since, _MOST_AT_ONCE))
         fresh = [row for row in rows if _key(row) not in self._seen]
         if fresh:  # a model is not loaded for nothing
             self._seen.update(map(_key, fresh))
-            self._total = replace(
-                choose_worse(self._total, check_scores(self._load_predictor(), fresh)),
+            checked = check_scores(self._load_predictor(), fresh)
+            self._total = ScoreCheck(
                 answers=len(self._seen),
                 requests=len({request_id for request_id, *_ in self._seen}),
+                max_difference=max(self._total.max_difference or 0.0, checked.max_difference or 0.0),
             )
             self._since = max(self._since, fresh[-1]["answered_at"] - _OVERLAP)
         return self._total

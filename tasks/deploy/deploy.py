@@ -27,8 +27,7 @@ from tasks.deploy.deployments import (
     DeploymentStage,
 )
 from tasks.deploy.experiment.log import find_unsettled_experiment
-from tasks.deploy.rollback import roll_back_route
-from tasks.deploy.stages import Stages
+from tasks.deploy.stages import Stages, roll_back_route
 
 _WAIT_SECONDS, _POLL_SECONDS = 60.0, 0.5  # the watch has the lock for a moment, too
 
@@ -68,9 +67,9 @@ def deploy_release(use_case: UseCase, release: Release, outside: Outside) -> str
     """
     version = release.champion_version
     if missing := find_missing_part(use_case, outside):
-        return _report(describe_obstacle(missing, use_case, version))
+        return print_sentence(describe_obstacle(missing, use_case, version))
     if version is None:
-        return _report(describe_obstacle(Obstacle.NO_CHAMPION, use_case, version))
+        return print_sentence(describe_obstacle(Obstacle.NO_CHAMPION, use_case, version))
     request = DeploymentRequest(
         deployment_id=_name_deployment(use_case, release.revision, version),
         request_id=f"release-{release.revision}",
@@ -81,8 +80,8 @@ def deploy_release(use_case: UseCase, release: Release, outside: Outside) -> str
         reason=f"the champion was {release.outcome}",
     )
     if release.outcome == "rolled-back":
-        return _report(roll_back_route(use_case, request, outside).describe())
-    return _report(roll_out(use_case, request, outside))
+        return print_sentence(roll_back_route(use_case, request, outside).describe())
+    return print_sentence(roll_out(use_case, request, outside))
 
 
 def start_deployment(
@@ -112,18 +111,18 @@ def start_deployment(
     """
     champion = current(use_case, outside)
     if missing := find_missing_part(use_case, outside):
-        return _report(describe_obstacle(missing, use_case, champion.version if champion else None))
+        return print_sentence(describe_obstacle(missing, use_case, champion.version if champion else None))
     if champion is None:
-        return _report(describe_obstacle(Obstacle.NO_CHAMPION, use_case, None))
+        return print_sentence(describe_obstacle(Obstacle.NO_CHAMPION, use_case, None))
     done = deployments.find_deployment_of_request(use_case, request_id, outside)
     if done is not None and done.outcome is not None:
-        return _report(done.describe())
+        return print_sentence(done.describe())
     chosen = version or champion.version
     _require_promoted(use_case, chosen, outside)
     before = deployments.find_finished_deployment(use_case, champion.revision, chosen, outside)
     if before is not None and not again and version is None:
-        is_full = before.outcome is DeploymentOutcome.FULL
-        return _report(before.describe() + ("" if is_full else "; set `again` to try it once more"))
+        advice = "" if before.outcome is DeploymentOutcome.FULL else "; set `again` to try it once more"
+        return print_sentence(before.describe() + advice)
     by_release = _name_deployment(use_case, champion.revision, chosen)
     is_new = deployments.find_deployment(by_release, outside) is None
     request = DeploymentRequest(
@@ -135,7 +134,7 @@ def start_deployment(
         actor=actor,
         reason=reason,
     )
-    return _report(roll_out(use_case, request, outside))
+    return print_sentence(roll_out(use_case, request, outside))
 
 
 def find_undeployed(use_case: UseCase, outside: Outside) -> list[str]:
@@ -222,8 +221,7 @@ def _take_up(
             deployments.update_deployment(at, ongoing, request_id=request.request_id)
         return deployments.require_deployment(ongoing.deployment_id, outside)
     if ongoing is not None:  # its process is gone, or we would not have the lock
-        problem = f"version {request.version} is to be deployed"
-        stages.end(ongoing, DeploymentOutcome.SUPERSEDED, problem)
+        stages.end(ongoing, DeploymentOutcome.SUPERSEDED, f"version {request.version} is to be deployed")
     serving = deployments.find_serving_deployment(use_case, outside)
     # Where it became champion again nothing is left but the proof.
     is_serving = serving is not None and serving.version == request.version
@@ -240,11 +238,10 @@ def _take_up(
 
 
 def _require_promoted(use_case: UseCase, version: str, outside: Outside) -> None:
-    found = outside.warehouse.query(
+    if not outside.warehouse.query(
         "select 1 from ledger where use_case = %s and action = 'promote' and model_version = %s limit 1",
         (use_case.name, version),
-    )
-    if not found:
+    ):
         raise ValueError(
             f"version {version} of {use_case.name} was never promoted, so the gate has not let it in: run"
             f" {use_case.name}.train, or name a version that was champion"
@@ -259,6 +256,7 @@ def _name_lock(use_case: UseCase) -> str:
     return f"deploy/{use_case.name}"
 
 
-def _report(sentence: str) -> str:
+def print_sentence(sentence: str) -> str:
+    """Print it, and hand it on."""
     print(sentence)  # a task's log is its standard output
     return sentence

@@ -53,13 +53,6 @@ class DeploymentOutcome(StrEnum):
     SUPERSEDED = "superseded"  # another version is to answer
 
 
-_ACTIONS = {
-    DeploymentOutcome.FULL: "deploy",
-    DeploymentOutcome.REFUSED: "deploy-refused",
-    DeploymentOutcome.HELD: "deploy-held",
-    DeploymentOutcome.REVERTED: "deploy-reverted",
-    DeploymentOutcome.SUPERSEDED: "deploy-superseded",
-}
 _TIERS: Mapping[DeploymentOutcome, "Tier"] = {
     DeploymentOutcome.REFUSED: "critical",
     DeploymentOutcome.REVERTED: "critical",
@@ -81,24 +74,17 @@ class DeploymentRequest:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Deployment:
-    """One row: a version's way to the server. `outcome` is None while it is under way."""
+class Deployment(DeploymentRequest):
+    """One row: what was asked for, and the version's way to the server. `outcome` is None while it is under way."""
 
-    deployment_id: str
-    request_id: str | None
     use_case: str
     kind: DeploymentKind
-    version: str
     previous_version: str | None
-    revision: int
     stage: DeploymentStage
     outcome: DeploymentOutcome | None
     archive_sha256: str | None
     evidence: Mapping[str, Any]
     problem: str | None
-    actor: str
-    reason: str
-    as_of: datetime
     started_at: datetime
     stage_since: datetime
     finished_at: datetime | None
@@ -112,19 +98,6 @@ class Deployment:
     def auto_rollback_id(self) -> str:
         """What the watch's rollback of this deployment is called."""
         return f"{_AUTO_ROLLBACK}{self.deployment_id}"
-
-    @property
-    def request(self) -> DeploymentRequest:
-        """What was asked for when it began."""
-        return DeploymentRequest(
-            deployment_id=self.deployment_id,
-            request_id=self.request_id or self.deployment_id,
-            version=self.version,
-            revision=self.revision,
-            as_of=self.as_of,
-            actor=self.actor,
-            reason=self.reason,
-        )
 
     def is_for(self, request: DeploymentRequest) -> bool:
         """Whether it brings the same version after the same change of champion."""
@@ -180,29 +153,31 @@ def find_version_before(serving: Deployment | None, version: str) -> str | None:
 
 def find_finished_deployment(use_case: UseCase, revision: int, version: str, outside: "Outside") -> Deployment | None:
     """The last finished way of a version since it became champion; a superseded one counts for nothing."""
-    where = "use_case = %s and revision = %s and version = %s and outcome <> 'superseded'"
-    return _one(where, (use_case.name, revision, version), outside)
+    return _one(
+        "use_case = %s and revision = %s and version = %s and outcome <> 'superseded'",
+        (use_case.name, revision, version),
+        outside,
+    )
 
 
 def insert_deployment(at: cursor, values: Mapping[str, Any]) -> None:
     """Write the row of a deployment that begins; the index refuses a second one under way."""
-    names = ", ".join(values)
     places = ", ".join(["%s"] * len(values))
-    at.execute(f"insert into deployments ({names}) values ({places})", tuple(values.values()))  # noqa: S608  # ours
+    statement = f"insert into deployments ({', '.join(values)}) values ({places})"  # noqa: S608  # our names
+    at.execute(statement, tuple(values.values()))
 
 
 def update_deployment(at: cursor, deployment: Deployment, **values: Any) -> None:
     """Set columns of a deployment under way; `evidence` is added to what there is, by stage."""
-    sets, params = [], []
-    for name, value in values.items():
-        sets.append(f"{name} = evidence || %s::jsonb" if name == "evidence" else f"{name} = %s")
-        params.append(json.dumps(_plain(value), allow_nan=False) if name == "evidence" else value)
+    if "evidence" in values:
+        values["evidence"] = json.dumps(_plain(values["evidence"]), allow_nan=False)
+    sets = [f"{name} = evidence || %s::jsonb" if name == "evidence" else f"{name} = %s" for name in values]
     if "stage" in values:
         sets.append("stage_since = now()")
     if values.get("outcome"):
         sets.append("finished_at = clock_timestamp()")
     statement = f"update deployments set {', '.join(sets)} where deployment_id = %s and outcome is null"  # noqa: S608
-    at.execute(statement, (*params, deployment.deployment_id))
+    at.execute(statement, (*values.values(), deployment.deployment_id))
     assert at.rowcount == 1, f"{deployment.deployment_id} is finished already"
 
 
@@ -219,19 +194,18 @@ def finish_deployment(
     is_full = outcome is DeploymentOutcome.FULL
     stage = {"stage": DeploymentStage.DONE} if is_full else {}
     update_deployment(at, deployment, outcome=outcome, problem=problem, evidence=evidence or {}, **stage)
-    release = Release(
-        use_case=deployment.use_case,
-        outcome=outcome,
-        champion_version=deployment.version if is_full else deployment.previous_version,
-        previous_version=deployment.previous_version,
-        revision=deployment.revision,
-        as_of=deployment.as_of,
-        actor=deployment.actor,
-    )
     record(
         at,
-        _ACTIONS[outcome],
-        release,
+        "deploy" if is_full else f"deploy-{outcome}",
+        Release(
+            use_case=deployment.use_case,
+            outcome=outcome,
+            champion_version=deployment.version if is_full else deployment.previous_version,
+            previous_version=deployment.previous_version,
+            revision=deployment.revision,
+            as_of=deployment.as_of,
+            actor=deployment.actor,
+        ),
         model_version=deployment.version,
         before=deployment.previous_version,
         changed=False,
@@ -248,9 +222,8 @@ def _alert_about(
     """An alert where a version did not make it; what an earlier one said is over once another answers everyone."""
     fingerprint = f"{deployment.use_case}.deploy.{{}}".format
     if outcome is DeploymentOutcome.FULL:
-        for other in _TIERS:
+        for other in (*_TIERS, "put-back"):
             outside.alerts.resolve(fingerprint(other), at)
-        outside.alerts.resolve(fingerprint("put-back"), at)
     if outcome is DeploymentOutcome.FULL and deployment.kind is DeploymentKind.ROLLBACK:
         outside.alerts.record(
             at,
@@ -290,6 +263,10 @@ def _one(where: str, params: tuple[Any, ...], outside: "Outside", *, order: str 
 
 
 def _read_row(row: Mapping[str, Any]) -> Deployment:
-    named = {"kind": DeploymentKind(row["kind"]), "stage": DeploymentStage(row["stage"])}
-    outcome = DeploymentOutcome(row["outcome"]) if row["outcome"] else None
-    return Deployment(**{**row, **named, "outcome": outcome})
+    read = {
+        "request_id": row["request_id"] or row["deployment_id"],
+        "kind": DeploymentKind(row["kind"]),
+        "stage": DeploymentStage(row["stage"]),
+        "outcome": DeploymentOutcome(row["outcome"]) if row["outcome"] else None,
+    }
+    return Deployment(**{**row, **read})

@@ -9,13 +9,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+import features
 from adapters.connect import Outside
 from adapters.retrying import retry_call
+from features.offline_requests import load_past_requests
 from pipeline.handoffs import Snapshot
 from pipeline.partitions import Interval
 from pipeline.spec import UseCase
 from serving.reasons import DegradedReason
 from tasks.build_features import dataset
+from tasks.build_features.manifest import clean_files
 from tasks.deploy.batch_scores import load_batch_predictor
 from tasks.deploy.judge import GoldenTally, compute_p99
 from tasks.deploy.server import ask_version, read_score
@@ -45,7 +48,7 @@ def ask_golden_rows(use_case: UseCase, version: str, outside: Outside) -> tuple[
         return GoldenTally(rows=0, wanted=rollout.golden_rows, max_difference=0, worst="", p99_ms=0), {}
     batch = load_batch_predictor(use_case, version, outside).predict(points)
     size = min(use_case.endpoint.max_events, _MOST_AT_ONCE)
-    chunks = [events[start : start + size] for start in range(0, len(events), size)]
+    chunks = (events[start : start + size] for start in range(0, len(events), size))
     listed = [score for chunk in chunks for score in _ask(use_case, version, chunk, outside)[0]]
     alone = [_ask(use_case, version, [event], outside) for event in events]
     single = [score for scores, _ in alone for score in scores]
@@ -67,10 +70,7 @@ def choose_golden_rows(use_case: UseCase, outside: Outside, wanted: int) -> tupl
     Raises:
         FeaturesNotReady: no online features were made of today's definition.
     """
-    import features
-
-    definition = features.definition(use_case.name)
-    state = outside.warehouse.query(_STATE, (use_case.name, definition.digest()))
+    state = outside.warehouse.query(_STATE, (use_case.name, features.definition(use_case.name).digest()))
     if not state:
         raise FeaturesNotReady(
             f"{use_case.name} has no online features of today's definition: run {use_case.name}.ingest"
@@ -89,10 +89,6 @@ def rebuild_requests(
     use_case: UseCase, snapshot: Snapshot, outside: Outside, interval: Interval
 ) -> dict[tuple[str, datetime], dict[str, Any]]:
     """What a client would have sent for each row, by the row's key, from the clean objects the snapshot was made of."""
-    import features
-    from features.offline_requests import load_past_requests
-    from tasks.build_features.manifest import clean_files
-
     definition = features.definition(use_case.name)
     tables = clean_files(snapshot, interval, outside)
     names = [field.name for field in definition.request]

@@ -81,7 +81,10 @@ def judge_golden(rollout: Rollout, golden: GoldenTally) -> StageJudgement:
             f"{golden.worst}: {_describe_difference(golden.max_difference, rollout)} from the batch's answer",
         )
     if golden.p99_ms > rollout.max_p99_ms:
-        return StageJudgement(StageResult.BREACH, _describe_p99(golden.p99_ms, rollout))
+        return StageJudgement(
+            StageResult.BREACH,
+            f"99 of 100 requests took up to {golden.p99_ms:.0f} ms, budgeted are {rollout.max_p99_ms:g}",
+        )
     return StageJudgement(
         StageResult.PASS, f"{golden.rows} rows answered as the batch does, off by at most {golden.max_difference:.1e}"
     )
@@ -111,9 +114,7 @@ def judge_canary(rollout: Rollout, tally: TrafficTally, *, minutes: float) -> St
         return wrong
     if tally.requests < rollout.canary_requests or tally.checked < rollout.canary_requests:
         return _judge_patience(rollout, tally.requests, rollout.canary_requests, tally.checked, minutes=minutes)
-    if is_too_slow(tally.slow, tally.timed):
-        return StageJudgement(StageResult.BREACH, _describe_slow(tally, rollout), is_latency=True)
-    return StageJudgement(
+    return _judge_latency(rollout, tally) or StageJudgement(
         StageResult.PASS, f"{tally.requests} requests, {tally.errors} errors, {tally.checked} answers checked"
     )
 
@@ -126,9 +127,9 @@ def judge_stable(rollout: Rollout, tally: TrafficTally) -> StageJudgement:
         return StageJudgement(StageResult.WAIT, f"{tally.requests} requests, too few to judge by")
     if tally.error_share > rollout.max_error_share:
         return StageJudgement(StageResult.BREACH, f"{tally.errors} of {tally.requests} requests failed")
-    if is_too_slow(tally.slow, tally.timed):
-        return StageJudgement(StageResult.BREACH, _describe_slow(tally, rollout), is_latency=True)
-    return StageJudgement(StageResult.PASS, f"{tally.requests} requests, {tally.errors} errors")
+    return _judge_latency(rollout, tally) or StageJudgement(
+        StageResult.PASS, f"{tally.requests} requests, {tally.errors} errors"
+    )
 
 
 def is_too_slow(slow: int, timed: int) -> bool:
@@ -154,6 +155,13 @@ def _judge_scores(rollout: Rollout, difference: float | None) -> StageJudgement 
     )
 
 
+def _judge_latency(rollout: Rollout, tally: TrafficTally) -> StageJudgement | None:
+    if not is_too_slow(tally.slow, tally.timed):
+        return None
+    slow = f"{tally.slow} of {tally.timed} requests took longer than the {rollout.max_p99_ms:g} ms budgeted for 99 %"
+    return StageJudgement(StageResult.BREACH, slow, is_latency=True)
+
+
 def _judge_patience(rollout: Rollout, requests: int, wanted: int, checked: int, *, minutes: float) -> StageJudgement:
     progress = f"{requests} of {wanted} requests, {checked} of them found in the prediction log"
     if minutes >= rollout.hold_minutes:
@@ -163,11 +171,3 @@ def _judge_patience(rollout: Rollout, requests: int, wanted: int, checked: int, 
 
 def _describe_difference(difference: float, rollout: Rollout) -> str:
     return f"{difference:.2e} (tolerated: {rollout.tolerance:.0e})"
-
-
-def _describe_p99(p99_ms: float, rollout: Rollout) -> str:
-    return f"99 of 100 requests took up to {p99_ms:.0f} ms, budgeted are {rollout.max_p99_ms:g}"
-
-
-def _describe_slow(tally: TrafficTally, rollout: Rollout) -> str:
-    return f"{tally.slow} of {tally.timed} requests took longer than the {rollout.max_p99_ms:g} ms budgeted for 99 %"

@@ -29,8 +29,13 @@ def raise_online_alert(
 ) -> None:
     """Tell people, with the runbook that helps."""
     runbook = "reverted-rollout" if trouble is OnlineTrouble.REVERTED else "degraded-answers"
-    text = f"{body}\ndocs/runbooks/{runbook}.md"
-    outside.alerts.raise_alert(tier, use_case.name, f"{use_case.name}.{trouble}", f"{use_case.name}: {title}", text)
+    outside.alerts.raise_alert(
+        tier,
+        use_case.name,
+        f"{use_case.name}.{trouble}",
+        f"{use_case.name}: {title}",
+        f"{body}\ndocs/runbooks/{runbook}.md",
+    )
 
 
 def resolve_online_alert(use_case: UseCase, outside: "Outside", trouble: OnlineTrouble) -> None:

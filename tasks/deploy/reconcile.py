@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from adapters.connect import Outside
 from adapters.errors import FencedOut
+from adapters.gateway import Route
 from adapters.warehouse import Fence
 from pipeline.spec import UseCase
 from tasks.deploy.deployments import DeploymentKind, find_ongoing_deployment, find_serving_deployment
@@ -51,9 +52,8 @@ def _load_versions(use_case: UseCase, outside: Outside) -> tuple[list[str], list
     failed: list[str] = []
     if serving is None:
         return changed, failed
-    for version, sha256 in ((serving.version, serving.archive_sha256), (serving.previous_version, None)):
-        if version is None:
-            continue
+    before = [(serving.previous_version, None)] if serving.previous_version else []
+    for version, sha256 in ((serving.version, serving.archive_sha256), *before):
         try:
             if UseCaseServer(use_case, outside).ensure_loaded(version, sha256):
                 changed.append(f"version {version} was loaded again")
@@ -67,14 +67,11 @@ def _load_versions(use_case: UseCase, outside: Outside) -> tuple[list[str], list
 
 
 def _correct_route(use_case: UseCase, outside: Outside) -> list[str]:
-    from adapters.gateway import Route
-
     rows = outside.warehouse.query("select epoch from fences where run_key = %s", (f"deploy/{use_case.name}",))
     if not rows:
         return []
     # Not a new epoch, which would throw out a rollback that begins now: this one's, so that it waits for us.
-    fence = Fence(run_key=f"deploy/{use_case.name}", epoch=rows[0]["epoch"])
-    with outside.warehouse.transaction(fence):
+    with outside.warehouse.transaction(Fence(run_key=f"deploy/{use_case.name}", epoch=rows[0]["epoch"])):
         if _is_rolling_back(use_case, outside):
             return []  # it has begun since, and moves the route itself
         serving = find_serving_deployment(use_case, outside)

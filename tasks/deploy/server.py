@@ -4,16 +4,20 @@ import json
 from functools import cached_property
 from typing import Any
 
+import features
 from adapters.connect import Outside
 from adapters.endpoint import Endpoint
 from adapters.errors import Corrupt, Missing
-from adapters.gateway import Gateway
+from adapters.gateway import Gateway, Route
 from adapters.model_store import Archive
 from adapters.retrying import retry_call
 from pipeline.spec import UseCase
+from serving.openapi import describe_endpoint
 from tasks.deploy.deployments import Deployment, find_ongoing_deployment
 from tasks.deploy.experiment.log import find_unsettled_experiment
+from tasks.train.feature_match import learnt_other_features
 
+# A real event that was asked when a version was let in.
 _EXAMPLE = """
 select evidence -> 'golden' -> 'example' as event from deployments
 where use_case = %s and evidence -> 'golden' -> 'example' is not null order by position desc limit 1
@@ -101,8 +105,6 @@ class UseCaseServer:
             VersionRejected: the version learnt other features than are looked up now, or its stored bundle was
                 changed or is not there.
         """
-        from tasks.train.feature_match import learnt_other_features
-
         try:
             is_foreign = learnt_other_features(self._use_case, version, self._outside)
             bundle = self._outside.registry.download_bundle(self._name, version)
@@ -114,12 +116,11 @@ class UseCaseServer:
             raise VersionRejected(
                 f"version {version} learnt other features than features/ defines now: run {self._name}.train"
             )
-        registered = self._outside.registry.version(self._name, version)
         return self._endpoint.store.archive(
             bundle,
             use_case=self._name,
             version=version,
-            bundle_sha256=registered.bundle_sha256,
+            bundle_sha256=self._outside.registry.version(self._name, version).bundle_sha256,
             options=self._options(),
         )
 
@@ -155,8 +156,6 @@ class UseCaseServer:
 
     def set_route(self, stable: str | None, candidate: str | None = None, share: float = 0.0) -> None:
         """Who answers from now on. Said again where it is so: the gateway's file may know it, and its memory not."""
-        from adapters.gateway import Route
-
         self._gateway.set_route(self._name, Route(stable, candidate, share))
 
     def prove_version(self, version: str) -> None:
@@ -165,11 +164,11 @@ class UseCaseServer:
         Raises:
             WrongAnswer: it did not, or no event was ever asked to prove it by.
         """
-        event = self._find_example()
-        if event is None:
+        found = self._outside.warehouse.query(_EXAMPLE, (self._name,))
+        if not found:
             raise WrongAnswer("there is no event to ask about")
         retry_call(
-            lambda: self._require_answer(event, version),
+            lambda: self._require_answer(found[0]["event"], version),
             errors=WrongAnswer,
             attempts=_PROOFS,
             pause_seconds=_PAUSE_SECONDS,
@@ -181,11 +180,6 @@ class UseCaseServer:
             raise WrongAnswer(f"the gateway answered {reply.status}: {str(reply.body)[:300]}")
         if str(reply.body.get("model_version")) != version:
             raise WrongAnswer(f"version {reply.body.get('model_version')} answered, not {version}")
-
-    def _find_example(self) -> dict[str, Any] | None:
-        """A real event that was asked when a version was let in."""
-        found = self._outside.warehouse.query(_EXAMPLE, (self._name,))
-        return dict(found[0]["event"]) if found else None
 
     def publish(self, version: str) -> None:
         """What goes with being the one that answers: the default version, the published schema, the static answer."""
@@ -213,18 +207,16 @@ class UseCaseServer:
             self._endpoint.retire(self._name, version)
 
     def _schema(self) -> str:
-        import features
-        from serving.openapi import describe_endpoint
-
-        schema = describe_endpoint(
-            use_case=self._name,
-            title=self._use_case.title,
-            fields=features.definition(self._name).request,
-            kind=self._use_case.target.kind,
-            lead_minutes=self._use_case.time.lead_minutes,
-            max_events=self._online.max_events,
+        return json.dumps(
+            describe_endpoint(
+                use_case=self._name,
+                title=self._use_case.title,
+                fields=features.definition(self._name).request,
+                kind=self._use_case.target.kind,
+                lead_minutes=self._use_case.time.lead_minutes,
+                max_events=self._online.max_events,
+            )
         )
-        return json.dumps(schema)
 
     def _options(self) -> dict[str, Any]:
         e, rule = self._online, self._use_case.time

@@ -1,6 +1,5 @@
 """Mirrored traffic: what the running version was asked since, the new one is asked too, and both answers are kept."""
 
-from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
@@ -42,14 +41,6 @@ from shadow_pairs where deployment_id = %s
 """
 
 
-@dataclass(frozen=True, kw_only=True)
-class ShadowComparison:
-    """How the mirroring stands, and how the two versions differ: evidence, not a limit. They are to differ."""
-
-    tally: ShadowTally
-    versus_stable: dict[str, Any]
-
-
 def mirror_requests(
     use_case: UseCase,
     deployment: Deployment,
@@ -57,8 +48,10 @@ def mirror_requests(
     *,
     fence: Fence,
     checker: AnswerChecker,
-) -> ShadowComparison:
-    """Mirror what is new, up to what is wanted, and say how it stands.
+) -> tuple[ShadowTally, dict[str, Any]]:
+    """Mirror what is new, up to what is wanted, and say how it stands, and how the two versions differ.
+
+    The latter is evidence, not a limit: they are to differ.
 
     Raises:
         ConnectionError: the server is not there; nothing is known about the version.
@@ -74,19 +67,18 @@ def mirror_requests(
         checked=checked.requests,
         max_difference=checked.max_difference,
     )
-    return ShadowComparison(tally=tally, versus_stable=summary)
+    return tally, summary
 
 
 def _mirror(use_case: UseCase, deployment: Deployment, outside: Outside, fence: Fence) -> str | None:
     """Ask the new version the same; the first reason it gave for not answering."""
-    endpoint = use_case.endpoint
-    assert endpoint is not None
+    assert use_case.endpoint is not None
     params = {
         "use_case": use_case.name,
         "stable": deployment.previous_version,
         "since": deployment.stage_since,
         "deployment": deployment.deployment_id,
-        "most": endpoint.rollout.shadow_requests,
+        "most": use_case.endpoint.rollout.shadow_requests,
     }
     rows, problem = [], None
     for request_id, group in groupby(outside.warehouse.query(_NEW, params), key=lambda row: row["request_id"]):
@@ -97,11 +89,10 @@ def _mirror(use_case: UseCase, deployment: Deployment, outside: Outside, fence: 
             scores: list[float | None] = [read_score(answer) for answer in answers]
         except VersionRejected as error:
             scores, problem = [None] * len(events), problem or str(error)
-        pairs = zip(events, scores, strict=True)
         rows += [
             (deployment.deployment_id, request_id, e["position"], e["entity_key"], e["event_time"],
              deployment.previous_version, e["score"], deployment.version, score)
-            for e, score in pairs
+            for e, score in zip(events, scores, strict=True)
         ]  # fmt: skip
     if rows:
         with outside.warehouse.transaction(fence) as at:

@@ -1,4 +1,7 @@
-"""The stages a version goes through on the server, each one idempotent: what it needs to know is in the database."""
+"""The stages a version goes through on the server, each one idempotent: what it needs to know is in the database.
+
+A rollback goes to the last one at once: it asks nobody and waits for nobody, and a request proves it.
+"""
 
 import logging
 import time
@@ -13,13 +16,12 @@ from adapters.errors import Corrupt, Missing
 from adapters.gateway import GatewayRecord
 from adapters.retrying import wait_until
 from adapters.warehouse import Fence
-from pipeline.online import EndpointSettings
 from pipeline.spec import UseCase
 from tasks.common.ledger import current
 from tasks.deploy import deployments, shadow
 from tasks.deploy.batch_scores import load_batch_predictor
 from tasks.deploy.canary import AnswerChecker, tally_traffic
-from tasks.deploy.deployments import Deployment, DeploymentOutcome, DeploymentStage
+from tasks.deploy.deployments import Deployment, DeploymentKind, DeploymentOutcome, DeploymentRequest, DeploymentStage
 from tasks.deploy.golden import ask_golden_rows
 from tasks.deploy.judge import StageJudgement, StageResult, judge_canary, judge_golden, judge_shadow
 from tasks.deploy.server import UseCaseServer, VersionRejected, WrongAnswer, require_gateway
@@ -49,7 +51,7 @@ class Stages:
     def __init__(self, use_case: UseCase, outside: Outside, fence: Fence) -> None:
         assert use_case.endpoint is not None
         self._use_case, self._outside, self._fence = use_case, outside, fence
-        self._endpoint: EndpointSettings = use_case.endpoint
+        self._rollout = use_case.endpoint.rollout
         self._server = UseCaseServer(use_case, outside)
         self._steps = {
             DeploymentStage.PACKAGE: self._package_bundle,
@@ -63,14 +65,12 @@ class Stages:
         """Go on until it has ended."""
         while deployment.outcome is None:
             if self._is_stale(deployment):
-                deployment = self.end(deployment, DeploymentOutcome.SUPERSEDED, _NEW_CHAMPION)
-                break
+                return self.end(deployment, DeploymentOutcome.SUPERSEDED, _NEW_CHAMPION)
             _LOG.info("%s: %s", deployment.deployment_id, deployment.stage)
             try:
                 deployment = self._steps[deployment.stage](deployment)
             except (Corrupt, Missing) as problem:  # its bundle, which no retry mends
-                is_unseen = deployment.stage in _UNSEEN
-                outcome = DeploymentOutcome.REFUSED if is_unseen else DeploymentOutcome.REVERTED
+                outcome = DeploymentOutcome.REFUSED if deployment.stage in _UNSEEN else DeploymentOutcome.REVERTED
                 deployment = self.end(deployment, outcome, f"the stored bundle is not what was registered: {problem}")
         return deployment
 
@@ -84,8 +84,14 @@ class Stages:
         """Not this one: what answered goes on answering, alone, and the version leaves the server."""
         serving = deployments.find_serving_deployment(self._use_case, self._outside)
         with self._outside.warehouse.transaction(self._fence) as at:
-            stage = {str(deployment.stage): evidence} if evidence else {}
-            deployments.finish_deployment(at, deployment, outcome, self._outside, problem=problem, evidence=stage)
+            deployments.finish_deployment(
+                at,
+                deployment,
+                outcome,
+                self._outside,
+                problem=problem,
+                evidence={str(deployment.stage): evidence} if evidence else {},
+            )
             self._server.set_route(serving.version if serving else None)
         self._server.retire_others(serving)
         return self._read_again(deployment)
@@ -108,7 +114,7 @@ class Stages:
             tally, example = ask_golden_rows(self._use_case, deployment.version, self._outside)
         except VersionRejected as problem:
             return self.end(deployment, DeploymentOutcome.REFUSED, str(problem))
-        judgement = judge_golden(self._endpoint.rollout, tally)
+        judgement = judge_golden(self._rollout, tally)
         evidence = {**asdict(tally), "said": judgement.reason, "example": example}
         if judgement.result is StageResult.BREACH:
             return self.end(deployment, DeploymentOutcome.REFUSED, judgement.reason, evidence)
@@ -120,18 +126,19 @@ class Stages:
         evidence: dict[str, Any] = {}
 
         def judge(minutes: float) -> StageJudgement:
-            compared = shadow.mirror_requests(
+            tally, versus_stable = shadow.mirror_requests(
                 self._use_case, deployment, self._outside, fence=self._fence, checker=checker
             )
-            evidence.update(asdict(compared.tally), versus_stable=compared.versus_stable)
-            return judge_shadow(self._endpoint.rollout, compared.tally, minutes=minutes)
+            evidence.update(asdict(tally), versus_stable=versus_stable)
+            return judge_shadow(self._rollout, tally, minutes=minutes)
 
         judgement = self._wait_for_judgement(deployment, judge)
         return self._follow(deployment, judgement, {**evidence, "said": judgement.reason})
 
     def _share_requests(self, deployment: Deployment) -> Deployment:
         """A share of the real requests is answered by this version."""
-        self._give_share(deployment)
+        with self._outside.warehouse.transaction(self._fence):
+            self._server.set_route(deployment.previous_version, deployment.version, self._rollout.canary_share)
         checker = self._make_checker(deployment, "candidate")
         records: set[GatewayRecord] = set()  # the gateway forgets the oldest, and all when it starts again
         evidence: dict[str, Any] = {}
@@ -139,9 +146,9 @@ class Stages:
         def judge(minutes: float) -> StageJudgement:
             latest = require_gateway(self._outside).records(self._use_case.name, deployment.stage_since)
             records.update(r for r in latest if (r.slot, r.version) == ("candidate", deployment.version))
-            tally = tally_traffic(records, checker.check(), max_ms=self._endpoint.rollout.max_p99_ms)
+            tally = tally_traffic(records, checker.check(), max_ms=self._rollout.max_p99_ms)
             evidence.update(asdict(tally))
-            return judge_canary(self._endpoint.rollout, tally, minutes=minutes)
+            return judge_canary(self._rollout, tally, minutes=minutes)
 
         judgement = self._wait_for_judgement(deployment, judge)
         return self._follow(deployment, judgement, {**evidence, "said": judgement.reason})
@@ -166,9 +173,9 @@ class Stages:
         return done
 
     def _go_on(self, deployment: Deployment, evidence: Mapping[str, Any]) -> Deployment:
-        stage = next_stage(deployment.stage, is_first=deployment.previous_version is None)
+        following = next_stage(deployment.stage, is_first=deployment.previous_version is None)
         with self._outside.warehouse.transaction(self._fence) as at:
-            deployments.update_deployment(at, deployment, stage=stage, evidence={deployment.stage: evidence})
+            deployments.update_deployment(at, deployment, stage=following, evidence={deployment.stage: evidence})
         return self._read_again(deployment)
 
     def _follow(self, deployment: Deployment, judgement: StageJudgement, evidence: Mapping[str, Any]) -> Deployment:
@@ -204,14 +211,47 @@ class Stages:
         champion = current(self._use_case, self._outside)
         return champion is None or champion.revision != deployment.revision
 
-    def _give_share(self, deployment: Deployment) -> None:
-        with self._outside.warehouse.transaction(self._fence):
-            share = self._endpoint.rollout.canary_share
-            self._server.set_route(deployment.previous_version, deployment.version, share)
-
     def _make_checker(self, deployment: Deployment, slot: str) -> AnswerChecker:
-        load = cache(lambda: load_batch_predictor(self._use_case, deployment.version, self._outside))
-        return AnswerChecker(deployment, slot, self._outside, load_predictor=load)
+        return AnswerChecker(
+            deployment,
+            slot,
+            self._outside,
+            load_predictor=cache(lambda: load_batch_predictor(self._use_case, deployment.version, self._outside)),
+        )
 
     def _read_again(self, deployment: Deployment) -> Deployment:
         return deployments.require_deployment(deployment.deployment_id, self._outside)
+
+
+def roll_back_route(use_case: UseCase, request: DeploymentRequest, outside: Outside) -> Deployment:
+    """Route everyone to a version, whatever is under way, which ends as superseded.
+
+    It was kept registered; where the server has forgotten it, it is registered again first. If it does not answer, what
+    answered before stays.
+
+    Raises:
+        ConnectionError: the server or the gateway is not there.
+        FencedOut: somebody else has taken over.
+    """
+    done = deployments.find_deployment(request.deployment_id, outside)
+    if done is not None and done.outcome is not None:
+        return done
+    fence = outside.warehouse.begin(f"deploy/{use_case.name}")  # who is at it may write no more
+    ongoing = deployments.find_ongoing_deployment(use_case, outside)
+    if done is None:
+        serving = deployments.find_serving_deployment(use_case, outside)
+        row = {
+            **asdict(request),
+            "use_case": use_case.name,
+            "kind": DeploymentKind.ROLLBACK,
+            "stage": DeploymentStage.FULL,
+            "previous_version": deployments.find_version_before(serving, request.version),
+        }
+        with outside.warehouse.transaction(fence) as at:
+            if ongoing is not None:
+                problem = f"version {request.version} was put back: {request.reason}"
+                deployments.finish_deployment(at, ongoing, DeploymentOutcome.SUPERSEDED, outside, problem=problem)
+            deployments.insert_deployment(at, row)
+    ended = Stages(use_case, outside, fence).run(deployments.require_deployment(request.deployment_id, outside))
+    outside.alerts.flush()
+    return ended

@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from adapters.alerts import Tier
 from adapters.connect import Outside
 from adapters.errors import Corrupt, Missing
 from adapters.gateway import GatewayRecord
@@ -20,7 +19,7 @@ from serving.reasons import DegradedReason
 from tasks.deploy.auto_rollback import react_to_breach, resume_auto_rollback
 from tasks.deploy.batch_scores import NO_SCORES, ScoreCheck
 from tasks.deploy.canary import check_latest_answers, is_about_version, tally_traffic
-from tasks.deploy.deploy import describe_obstacle, find_missing_part
+from tasks.deploy.deploy import describe_obstacle, find_missing_part, print_sentence
 from tasks.deploy.deployments import Deployment, find_serving_deployment
 from tasks.deploy.judge import StageJudgement, StageResult, judge_stable
 from tasks.deploy.online_alerts import OnlineTrouble, raise_online_alert, resolve_online_alert
@@ -61,17 +60,22 @@ class WatchLook:
 def watch_online(use_case: UseCase, outside: Outside) -> str:
     """Look once; one sentence about it."""
     if missing := find_missing_part(use_case, outside):
-        return _report(describe_obstacle(missing, use_case, None))
+        return print_sentence(describe_obstacle(missing, use_case, None))
     reconciled = [*resume_auto_rollback(use_case, outside), *_reconcile(use_case, outside)]
     serving = find_serving_deployment(use_case, outside)
     if serving is None:
-        return _report(f"{use_case.name}: nothing answers yet")
+        return print_sentence(f"{use_case.name}: nothing answers yet")
     try:
         look, judgement, lost_before = _look_once(use_case, serving, outside)
     except ConnectionError as problem:
-        title = "the gateway cannot be asked what it answered"
-        raise_online_alert(use_case, outside, OnlineTrouble.GATEWAY, title=title, body="clients may get no answer")
-        return _report("; ".join((f"{use_case.name}: {problem}", *reconciled)))
+        raise_online_alert(
+            use_case,
+            outside,
+            OnlineTrouble.GATEWAY,
+            title="the gateway cannot be asked what it answered",
+            body="clients may get no answer",
+        )
+        return print_sentence("; ".join((f"{use_case.name}: {problem}", *reconciled)))
     findings = [*reconciled, *_alert_about(use_case, serving, look, lost_before, outside)]
     if judgement.result is StageResult.BREACH:
         findings.append(react_to_breach(use_case, serving, judgement, outside))
@@ -79,15 +83,19 @@ def watch_online(use_case: UseCase, outside: Outside) -> str:
         resolve_online_alert(use_case, outside, OnlineTrouble.STABLE)
     _write_look(look, findings, outside)
     outside.alerts.flush()
-    return _report(f"{use_case.name}: {judgement.reason}" + "".join(f"; {finding}" for finding in findings))
+    return print_sentence(f"{use_case.name}: {judgement.reason}" + "".join(f"; {finding}" for finding in findings))
 
 
 def _reconcile(use_case: UseCase, outside: Outside) -> list[str]:
     reconciled = reconcile_server(use_case, outside)
     if reconciled.failed:
-        title = "the server or the route could not be put right"
-        body = "each look tries again; `findings` in online_watch says what is in the way"
-        raise_online_alert(use_case, outside, OnlineTrouble.RECONCILE, title=title, body=body)
+        raise_online_alert(
+            use_case,
+            outside,
+            OnlineTrouble.RECONCILE,
+            title="the server or the route could not be put right",
+            body="each look tries again; `findings` in online_watch says what is in the way",
+        )
     else:
         resolve_online_alert(use_case, outside, OnlineTrouble.RECONCILE)
     return [*reconciled.changed, *reconciled.failed]
@@ -102,9 +110,8 @@ def _look_once(use_case: UseCase, serving: Deployment, outside: Outside) -> tupl
     now, since = clock["now"], last[0]["looked_at"] if last else clock["now"] - _FIRST_LOOK
     earliest = max(serving.finished_at, now - timedelta(minutes=rollout.hold_minutes))
     records = require_gateway(outside).records(use_case.name, earliest)
+    checked = _check_answers(use_case, serving, max(since - _OVERLAP, serving.finished_at), outside)
     judged = choose_recent(records, serving.version, since, rollout)
-    since_full = max(since - _OVERLAP, serving.finished_at)
-    checked = _check_answers(use_case, serving, since_full, outside)
     tally = tally_traffic(judged, checked, max_ms=rollout.max_p99_ms, forgiving=True)
     [counted] = outside.warehouse.query(_ANSWERS, (f"%{DegradedReason.STORE_SILENT}%", use_case.name, since))
     [losses] = outside.warehouse.query(_LOST, (use_case.name,))
@@ -128,9 +135,13 @@ def _check_answers(use_case: UseCase, serving: Deployment, since: datetime, outs
         checked = check_latest_answers(use_case, serving.version, since, outside, most=_MOST_CHECKED)
     except (Corrupt, Missing) as problem:  # the server has its own copy, made before
         print(problem)
-        title = f"the stored bundle of version {serving.version} is not what was registered"
-        body = "what it answers cannot be checked, and it could not be loaded again"
-        raise_online_alert(use_case, outside, OnlineTrouble.BUNDLE, title=title, body=body)
+        raise_online_alert(
+            use_case,
+            outside,
+            OnlineTrouble.BUNDLE,
+            title=f"the stored bundle of version {serving.version} is not what was registered",
+            body="what it answers cannot be checked, and it could not be loaded again",
+        )
         return NO_SCORES
     if checked.answers:
         resolve_online_alert(use_case, outside, OnlineTrouble.BUNDLE)
@@ -154,22 +165,27 @@ def _alert_about(
     troubles: dict[OnlineTrouble, tuple[str, str] | None] = {}  # what is the matter, and how much
     if look.answers:  # without an answer nothing is known: neither better nor worse
         silent, degraded = look.store_silent / look.answers, look.degraded / look.answers
-        limit = use_case.endpoint.rollout.max_error_share
+        max_silent = use_case.endpoint.rollout.max_error_share
         without, poor = "answers do without features", f"more than {_DEGRADED_SHARE:.0%} of the answers are degraded"
-        troubles[OnlineTrouble.STORE] = (without, f"{silent:.0%}") if silent > limit else None
+        troubles[OnlineTrouble.STORE] = (without, f"{silent:.0%}") if silent > max_silent else None
         troubles[OnlineTrouble.DEGRADED] = (poor, f"{degraded:.0%}") if degraded > _DEGRADED_SHARE else None
     if look.lost > lost_before:
         troubles[OnlineTrouble.LOST] = ("answers are not in the prediction log", f"{look.lost - lost_before} more")
     elif look.answers:
         troubles[OnlineTrouble.LOST] = None
     troubles[OnlineTrouble.SERVER] = _find_server_trouble(use_case, serving, outside)
-    body = "until a look finds it well; online_watch has the numbers of each look"
     for trouble, what in troubles.items():
         if what is None:
             resolve_online_alert(use_case, outside, trouble)
         else:
-            tier: Tier = "critical" if trouble is OnlineTrouble.SERVER else "warning"
-            raise_online_alert(use_case, outside, trouble, title=what[0], body=body, tier=tier)
+            raise_online_alert(
+                use_case,
+                outside,
+                trouble,
+                title=what[0],
+                body="until a look finds it well; online_watch has the numbers of each look",
+                tier="critical" if trouble is OnlineTrouble.SERVER else "warning",
+            )
     return [": ".join(what) for what in troubles.values() if what]
 
 
@@ -183,11 +199,6 @@ def _find_server_trouble(use_case: UseCase, serving: Deployment, outside: Outsid
 
 def _write_look(look: WatchLook, findings: list[str], outside: Outside) -> None:
     values: dict[str, Any] = {**asdict(look), "findings": findings}
-    names, places = ", ".join(values), ", ".join(["%s"] * len(values))
-    statement = f"insert into online_watch ({names}) values ({places})"  # noqa: S608  # our names
+    places = ", ".join(["%s"] * len(values))
+    statement = f"insert into online_watch ({', '.join(values)}) values ({places})"  # noqa: S608  # our names
     outside.warehouse.execute(statement, tuple(values.values()))
-
-
-def _report(sentence: str) -> str:
-    print(sentence)  # a task's log is its standard output
-    return sentence
