@@ -42,8 +42,7 @@ def find_unscored(use_case: UseCase, outside: Outside, keys: Collection[str] | N
     """
     with outside.warehouse.session():
         unscored, champion = list(_unscored(use_case, outside, keys)), current(use_case, outside)
-    versions = {each.champion.version for each in unscored}
-    retired = versions - {champion.version} if champion else set()
+    retired = {each.champion.version for each in unscored} - {champion.version} if champion else set()
     foreign = {version for version in retired if learnt_other_features(use_case, version, outside)}
     return [each for each in unscored if each.champion.version not in foreign]
 
@@ -151,8 +150,13 @@ def _alert_other_features(use_case: UseCase, version: str, outside: Outside) -> 
         f"champion {version} of {use_case.name} learnt other features than features/ defines now, so it must not"
         f" score them: run {use_case.name}.train, or put the old definition back"
     )
-    title = f"{use_case.title}: nothing is scored"
-    outside.alerts.raise_alert("critical", use_case.name, f"{use_case.name}/score/foreign-features", title, text)
+    outside.alerts.raise_alert(
+        "critical",
+        use_case.name,
+        f"{use_case.name}/score/foreign-features",
+        f"{use_case.title}: nothing is scored",
+        text,
+    )
     return text
 
 
@@ -183,7 +187,7 @@ def _unscored(use_case: UseCase, outside: Outside, keys: Collection[str] | None)
 def _counts(at: cursor, window: Window, rows: pa.Table) -> tuple[int, int]:
     """How many rows are stored of the window, and how many of them from one of the snapshots of `rows`."""
     at.execute(_COUNTS, (pc.unique(rows["snapshot_version"]).to_pylist(), *window))
-    stored, same = at.fetchone() or (0, 0)
+    [(stored, same)] = at.fetchall()
     return stored, same
 
 
@@ -194,11 +198,10 @@ _DELETE_GONE = f"{_DELETE} and (entity_key, event_time) not in (select * from un
 
 
 def _scoring(use_case: UseCase, unscored: UnscoredPartition, rows: int) -> pa.Table:
-    start: datetime = unscored.partition.start
     return pa.table(
         {
             "use_case": [use_case.name],
-            "partition_start": pa.array([start], pa.timestamp("us", "UTC")),
+            "partition_start": pa.array([unscored.partition.start], pa.timestamp("us", "UTC")),
             "model_version": [unscored.champion.version],
             "inputs": [unscored.inputs],
             "snapshot_version": [unscored.snapshot_version],

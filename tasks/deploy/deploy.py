@@ -143,11 +143,12 @@ def find_undeployed(use_case: UseCase, outside: Outside) -> list[str]:
     if champion is None or find_missing_part(use_case, outside):
         return []
     ongoing = deployments.find_ongoing_deployment(use_case, outside)
-    if ongoing is not None and ongoing.is_auto_rollback:
-        return []  # the watch goes on with it
-    if ongoing is None and deployments.find_finished_deployment(use_case, champion.revision, champion.version, outside):
-        return []
-    if find_unsettled_experiment(use_case, outside) is not None:
+    is_over = (
+        ongoing.is_auto_rollback  # the watch goes on with it
+        if ongoing is not None
+        else deployments.find_finished_deployment(use_case, champion.revision, champion.version, outside) is not None
+    )
+    if is_over or find_unsettled_experiment(use_case, outside) is not None:
         return []
     with outside.warehouse.alone(_name_lock(use_case)) as nobody_is_at_it:
         return [champion.version] if nobody_is_at_it else []

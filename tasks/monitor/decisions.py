@@ -107,18 +107,17 @@ def _write_drift(at: "cursor", use_case: UseCase, observed: Observed) -> None:
 
 
 def _write_performances(at: "cursor", use_case: UseCase, performances: list[WindowPerformance]) -> None:
-    rows = []
-    for measured in performances:
-        p, window = measured.performance, measured.window
-        metrics = json.dumps(dict(p.metrics), allow_nan=False)
-        rows.append((use_case.name, measured.model_version, window.start, window.end, measured.as_of,
-                     p.predicted, p.labelled, p.coverage, metrics, p.status, measured.labels))  # fmt: skip
     execute_values(
         at,
         "insert into performance (use_case, model_version, window_start, window_end, measured_as_of, predicted,"
         " labelled, coverage, metrics, status, labels) values %s",
-        rows,
-    )
+        [
+            (use_case.name, each.model_version, each.window.start, each.window.end, each.as_of,
+             each.performance.predicted, each.performance.labelled, each.performance.coverage,
+             json.dumps(dict(each.performance.metrics), allow_nan=False), each.performance.status, each.labels)
+            for each in performances
+        ],
+    )  # fmt: skip
 
 
 def _write_decision(at: "cursor", use_case: UseCase, examined: Examination, decision: Decision) -> None:
@@ -164,13 +163,12 @@ def _write_alert(
             outside.alerts.resolve(_fingerprint(use_case, other), at)
     if action in _TIERS:
         report = f"\nreport: {examined.report_uri}" if examined.report_uri else ""
-        about = f"model {observed.model_version} as of {observed.as_of:%Y-%m-%d}"
         outside.alerts.record(
             at,
             tier=_TIERS[action],
             use_case=use_case.name,
             fingerprint=_fingerprint(use_case, action),
-            title=f"{use_case.name}: {_TITLES[action]}, {about}",
+            title=f"{use_case.name}: {_TITLES[action]}, model {observed.model_version} as of {observed.as_of:%Y-%m-%d}",
             body="\n".join(decision.reasons) + report,
         )
 

@@ -54,11 +54,14 @@ def measure_drift(profile: Mapping[str, Any], table: pa.Table, monitor: Monitor)
 
     Fewer than `min_rows` rows, or values, make a measure unknown, never ok. A column not there is wholly missing.
     """
-    drifts: list[FeatureDrift] = []
-    for name, reference in profile["features"].items():
-        column = table[name] if name in table.column_names else pa.nulls(table.num_rows, pa.string())
-        drifts += _measure_feature(name, reference, bin_codes(column, reference), monitor)
-    return drifts
+    absent = pa.nulls(table.num_rows, pa.string())
+    return [
+        measured
+        for name, reference in profile["features"].items()
+        for measured in _measure_feature(
+            name, reference, bin_codes(table[name] if name in table.column_names else absent, reference), monitor
+        )
+    ]
 
 
 def psi_threshold(reference: Mapping[str, Any], monitor: Monitor) -> float:
@@ -96,7 +99,7 @@ def _measure_feature(name: str, reference: Mapping[str, Any], codes: Codes, moni
     if not reference["watched"]:
         return [missing]
     value = None
-    if enough and len(present) >= monitor.min_rows:
+    if len(present) >= monitor.min_rows:
         counts = np.bincount(present, minlength=len(reference["counts"]))
         value = float(corrected_psi(reference["counts"], counts))
     measure = DriftMeasure.SCORE_PSI if name == SCORE else DriftMeasure.PSI

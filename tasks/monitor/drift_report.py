@@ -49,22 +49,18 @@ def draw_report(
     frames = [draw_sample(table.select(names)).to_pandas() for table in (current, reference)]
     for frame in frames:
         frame[numeric] = frame[numeric].astype("float64").replace([np.inf, -np.inf], np.nan)  # it raises on infinity
-    datasets = [Dataset.from_pandas(frame, data_definition=definition) for frame in frames]
     preset = DataDriftPreset(
         columns=names,
         per_column_method=dict.fromkeys(names, "psi"),
         per_column_threshold={name: psi_threshold(profile["features"][name], monitor) for name in names},
     )
-    run = Report([preset]).run(*datasets)
+    run = Report([preset]).run(*(Dataset.from_pandas(frame, data_definition=definition) for frame in frames))
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "drift.html"
         run.save_html(str(path))
         html = path.read_text()
-    return html, _values(run.dict()["metrics"])
-
-
-def _values(metrics: list[dict[str, Any]]) -> dict[str, float]:
-    return {m["config"]["column"]: float(m["value"]) for m in metrics if "column" in m["config"]}
+    metrics = [metric for metric in run.dict()["metrics"] if "column" in metric["config"]]
+    return html, {metric["config"]["column"]: float(metric["value"]) for metric in metrics}
 
 
 def publish_report(

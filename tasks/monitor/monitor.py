@@ -73,8 +73,7 @@ def monitor_partitions(use_case: UseCase, outside: Outside) -> list[Drift]:
             profiles[version] = outside.registry.profile(use_case.name, version)
             _require_features(use_case, profiles[version], version)
         examined = examine_partition(use_case, undecided, profiles[version], outside)
-        history = decisions.load_decisions(use_case, outside)
-        decision = make_decision(examined.observed, history, use_case.monitor)
+        decision = make_decision(examined.observed, decisions.load_decisions(use_case, outside), use_case.monitor)
         decisions.write_decision(use_case, examined, decision, outside, fence=fence)
         outside.alerts.flush()
         decided.append(
@@ -110,20 +109,18 @@ def examine_partition(
         rolled_back=_find_latest_rollback(use_case, as_of, outside),
     )
     reference = _load_training_window(use_case, undecided, profile, outside)
-    report_uri = drift_report.publish_report(use_case, as_of, profile, (reference, points), outside)
     return decisions.Examination(
         partition=undecided.partition,
         snapshot_version=undecided.snapshot_version,
         observed=observed,
         performances=performances,
-        report_uri=report_uri,
+        report_uri=drift_report.publish_report(use_case, as_of, profile, (reference, points), outside),
     )
 
 
 def _require_features(use_case: UseCase, profile: dict[str, Any], version: str) -> None:
     """ValueError where a structural feature is none: its drift could never be seen."""
-    absent = sorted(set(use_case.monitor.structural_features) - set(profile["features"]))
-    if absent:
+    if absent := sorted(set(use_case.monitor.structural_features) - set(profile["features"])):
         raise ValueError(
             f"monitor.structural_features of {use_case.name} names {absent}, which version {version} does not have"
         )
@@ -159,8 +156,9 @@ def _load_training_window(
 ) -> pa.Table:
     """The points of the champion's training window, from the snapshot that was scored: not its fitted rows."""
     start, last = (datetime.fromisoformat(profile[key]).astimezone(UTC) for key in ("start", "end"))
-    end = last + timedelta(microseconds=1)
-    return dataset.load_points(undecided.snapshot_version, use_case, outside, start=start, end=end)
+    return dataset.load_points(
+        undecided.snapshot_version, use_case, outside, start=start, end=last + timedelta(microseconds=1)
+    )
 
 
 def _count_new_labels(use_case: UseCase, learnt_until: datetime, as_of: datetime, outside: Outside) -> int:

@@ -77,8 +77,11 @@ def measure_online_quality(use_case: UseCase, outside: Outside) -> list[OnlineQu
         return []
     end = snapshot.end.astimezone(UTC)
     first = max(snapshot.start.astimezone(UTC), end - _PARTITIONS * timedelta(days=use_case.grid.days))
-    parts = use_case.grid.covering(Interval(first, end))
-    rows = [row for part in parts for row in measure_partition_quality(use_case, part, end, outside)]
+    rows = [
+        row
+        for part in use_case.grid.covering(Interval(first, end))
+        for row in measure_partition_quality(use_case, part, end, outside)
+    ]
     fresh = [row for row in rows if _is_new(row, outside)]
     if fresh:
         columns = {name: [getattr(row, name) for row in fresh] for name in vars(fresh[0])}
@@ -97,10 +100,9 @@ def measure_partition_quality(
         inputs = [use_case.grid.key(partition), "inputs"]  # what the partition's features were made from
         params = (use_case.name, partition.start, partition.end, inputs, inputs, as_of)
         rows = outside.warehouse.copy_out(_SERVED, params, at=at)
-    versions = pc.unique(rows["model_version"]).to_pylist()
     return [
         _quality(use_case, partition, as_of, rows.filter(pc.equal(rows["model_version"], version)))
-        for version in versions
+        for version in pc.unique(rows["model_version"]).to_pylist()
     ]
 
 
@@ -149,6 +151,11 @@ def _update_alert(at: Any, use_case: UseCase, rows: list[OnlineQuality], outside
         f" {row.max_difference:.2e}"
         for row in skewed
     ]
-    title = f"{use_case.name}: online answers differ from the batch, partition {latest:%Y-%m-%d}"
-    body = "\n".join([*lines, "docs/runbooks/degraded-answers.md"])
-    outside.alerts.record(at, tier="warning", use_case=use_case.name, fingerprint=fingerprint, title=title, body=body)
+    outside.alerts.record(
+        at,
+        tier="warning",
+        use_case=use_case.name,
+        fingerprint=fingerprint,
+        title=f"{use_case.name}: online answers differ from the batch, partition {latest:%Y-%m-%d}",
+        body="\n".join([*lines, "docs/runbooks/degraded-answers.md"]),
+    )

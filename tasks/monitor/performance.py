@@ -74,15 +74,17 @@ def measure_window(
         rows = outside.warehouse.copy_out(_LABELLED, params, at=at)
     labelled = rows.filter(rows["label"].is_valid())
     score, label = labelled["score"].to_numpy(), labelled["label"].to_numpy()
-    performance = judge_performance(
-        predicted=rows.num_rows,
-        labelled=labelled.num_rows,
-        metrics=compute_metrics(use_case.target.kind, score, label) if labelled.num_rows else {},
-        monitor=use_case.monitor,
-    )
-    labels = str(sum(labelled["fingerprint"].to_pylist())) if labelled.num_rows else None
     return WindowPerformance(
-        model_version=model_version, window=window, as_of=as_of, performance=performance, labels=labels
+        model_version=model_version,
+        window=window,
+        as_of=as_of,
+        performance=judge_performance(
+            predicted=rows.num_rows,
+            labelled=labelled.num_rows,
+            metrics=compute_metrics(use_case.target.kind, score, label) if labelled.num_rows else {},
+            monitor=use_case.monitor,
+        ),
+        labels=str(sum(labelled["fingerprint"].to_pylist())) if labelled.num_rows else None,
     )
 
 
@@ -93,10 +95,9 @@ def measure_performance(
     window = trailing_window(use_case, as_of)
     rows = outside.warehouse.query(_VERSIONS, (use_case.name, window.start, window.end))
     others = [row["model_version"] for row in rows if row["model_version"] != champion_version]
-    now = [measure_window(use_case, version, window, as_of, outside) for version in (champion_version, *others)]
     params = {"use_case": use_case.name, "as_of": as_of, "window_end": window.end}
-    late = [
-        measure_window(use_case, row["model_version"], Interval(row["window_start"], row["window_end"]), as_of, outside)
+    measured = [(version, window) for version in (champion_version, *others)] + [
+        (row["model_version"], Interval(row["window_start"], row["window_end"]))
         for row in outside.warehouse.query(_RESTATED, params)
     ]
-    return now + late
+    return [measure_window(use_case, version, each, as_of, outside) for version, each in measured]

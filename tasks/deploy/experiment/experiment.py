@@ -19,6 +19,7 @@ from adapters.gateway import Gateway, Route
 from adapters.warehouse import Fence
 from pipeline.online import Costs, ExperimentSettings
 from pipeline.spec import UseCase
+from tasks.deploy.deploy import print_sentence
 from tasks.deploy.deployments import find_ongoing_deployment, find_serving_deployment
 from tasks.deploy.experiment import log
 from tasks.deploy.experiment.log import Experiment, Observation
@@ -49,8 +50,7 @@ def start_experiment(use_case: UseCase, treatment: str, outside: Outside, *, act
     if log.find_experiment(experiment_id, outside) is None:
         with outside.warehouse.alone(f"deploy/{use_case.name}") as mine:  # no deployment begins meanwhile
             _require_free(use_case, outside, mine=mine)
-            route = gateway.route(use_case.name)
-            control = _require_comparable(use_case, treatment, route, outside)
+            control = _require_comparable(use_case, treatment, gateway.route(use_case.name), outside)
             admit_version(use_case, treatment, outside)
             experiment = Experiment(
                 experiment_id=experiment_id, use_case=use_case.name, control=control, treatment=treatment,
@@ -120,8 +120,7 @@ def _require_declared(use_case: UseCase, outside: Outside) -> tuple[ExperimentSe
 def _require_free(use_case: UseCase, outside: Outside, *, mine: bool) -> None:
     if not mine or find_ongoing_deployment(use_case, outside) is not None:
         raise ValueError(f"a deployment of {use_case.name} is under way: start the experiment once it has ended")
-    other = log.find_unsettled_experiment(use_case, outside)
-    if other is not None:
+    if other := log.find_unsettled_experiment(use_case, outside):
         raise ValueError(f"one experiment at a time: version {other.treatment} is under one, stop it first")
 
 
@@ -210,12 +209,11 @@ def _settle(use_case: UseCase, experiment_id: str, outside: Outside, fence: Fenc
                 _give_share(at, experiment, outside, outside.gateway)
             else:
                 _take_share_back(at, experiment, outside.gateway)
-        if experiment.outcome is not None:
-            _unload_others(use_case, outside)
+        serving = find_serving_deployment(use_case, outside)
+        if experiment.outcome is not None and serving is not None and outside.endpoint is not None:
+            UseCaseServer(use_case, outside).retire_others(serving)  # not what a rollback would bring back
         outside.alerts.flush()
-    sentence = experiment.describe()
-    print(sentence)  # a task's log is its standard output
-    return sentence
+    return print_sentence(experiment.describe())
 
 
 def _give_share(at: cursor, experiment: Experiment, outside: Outside, gateway: Gateway) -> None:
@@ -239,13 +237,6 @@ def _take_share_back(at: cursor, experiment: Experiment, gateway: Gateway) -> No
     at.execute(
         "update experiments set settled_at = clock_timestamp() where experiment_id = %s", (experiment.experiment_id,)
     )
-
-
-def _unload_others(use_case: UseCase, outside: Outside) -> None:
-    """What answers nobody any more leaves the server, except what a rollback would bring back."""
-    serving = find_serving_deployment(use_case, outside)
-    if serving is not None and outside.endpoint is not None:
-        UseCaseServer(use_case, outside).retire_others(serving)
 
 
 def _name_fence(use_case: UseCase) -> str:

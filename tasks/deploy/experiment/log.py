@@ -1,6 +1,5 @@
 """The tables of experiments: what was declared, what each look saw, how it ended; and the events it is judged by."""
 
-import json
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -166,14 +165,18 @@ def write_start(at: cursor, experiment: Experiment, outside: "Outside", use_case
         (experiment.experiment_id, experiment.use_case, experiment.control, experiment.treatment,
          experiment.settings.model_dump_json(), experiment.costs.model_dump_json(), actor, experiment.started_at),
     )  # fmt: skip
-    nothing = Observation(
-        requests_until=experiment.started_at,
-        health=TreatmentHealth(requests=0, errors=0, answers=0, degraded=0),
-        estimate=None,
-    )
-    begun = Conclusion(outcome=None, reason="started", low=None, high=None)
     write_look(
-        at, experiment, number=0, observation=nothing, conclusion=begun, share=experiment.settings.share, routed=False
+        at,
+        experiment,
+        number=0,
+        observation=Observation(
+            requests_until=experiment.started_at,
+            health=TreatmentHealth(requests=0, errors=0, answers=0, degraded=0),
+            estimate=None,
+        ),
+        conclusion=Conclusion(outcome=None, reason="started", low=None, high=None),
+        share=experiment.settings.share,
+        routed=False,
     )
     _write_ledger(at, experiment, use_case, outside, actor=actor)
 
@@ -246,7 +249,6 @@ def _write_ledger(at: cursor, experiment: Experiment, use_case: UseCase, outside
     [(look,)] = at.fetchall()
     champion = current(use_case, outside)
     as_of = champion.as_of if champion else experiment.started_at  # nothing changes about the champion
-    declared = {"settings": experiment.settings.model_dump(), "costs": experiment.costs.model_dump()}
     record(
         at,
         "experiment-end" if experiment.outcome else "experiment-start",
@@ -255,7 +257,12 @@ def _write_ledger(at: cursor, experiment: Experiment, use_case: UseCase, outside
         before=experiment.control,
         changed=False,
         reason=experiment.reason or f"compared with version {experiment.control}",
-        evidence={"experiment": experiment.experiment_id, **declared, "look": look},
+        evidence={
+            "experiment": experiment.experiment_id,
+            "settings": experiment.settings.model_dump(),
+            "costs": experiment.costs.model_dump(),
+            "look": look,
+        },
         key=experiment.experiment_id,
     )
 
@@ -272,13 +279,8 @@ def _one(query: str, key: str, outside: "Outside") -> Experiment | None:
         return None
     row = rows[0]
     read = {
-        "settings": ExperimentSettings(**_parse(row["settings"])),
-        "costs": Costs(**_parse(row["costs"])),
+        "settings": ExperimentSettings(**row["settings"]),
+        "costs": Costs(**row["costs"]),
         "outcome": ExperimentOutcome(row["outcome"]) if row["outcome"] else None,
     }
     return Experiment(**(row | read))
-
-
-def _parse(value: Any) -> dict[str, Any]:
-    parsed: dict[str, Any] = json.loads(value) if isinstance(value, str) else value
-    return parsed

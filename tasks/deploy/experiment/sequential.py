@@ -186,8 +186,7 @@ def _compare(
     if -settings.min_effect < low and high < settings.min_effect:
         return ExperimentOutcome.UNDECIDED, f"{costs}: no difference that matters ({settings.min_effect:g})"
     if high < 0 or low > 0:
-        is_better = high < 0
-        return ExperimentOutcome.TREATMENT_BETTER if is_better else ExperimentOutcome.CONTROL_BETTER, costs
+        return ExperimentOutcome.TREATMENT_BETTER if high < 0 else ExperimentOutcome.CONTROL_BETTER, costs
     # Thompson sampling may starve one version: it ends with as many events as the declared share would have taken.
     if fewest >= settings.max_events or total >= settings.max_events / settings.share:
         return ExperimentOutcome.UNDECIDED, f"{costs} after {total} events, the most it may take"
@@ -205,10 +204,8 @@ def _find_harm(settings: ExperimentSettings, estimate: CostEstimate) -> str | No
     # A two-sided interval at alpha: its lower side alone errs in alpha / 2.
     planned = settings.min_events * (1 - settings.share)
     low = estimate.difference - compute_radius(estimate, alpha=settings.alpha, planned_size=planned)
-    if low <= 0:
-        return None
     costs = f"the treatment costs {estimate.difference:+.4g} an event (surely over {low:.4g})"
-    return f"harm: {costs}, at {settings.max_harm:g} it is stopped"
+    return f"harm: {costs}, at {settings.max_harm:g} it is stopped" if low > 0 else None
 
 
 def _find_illness(settings: ExperimentSettings, health: TreatmentHealth) -> str | None:
@@ -247,9 +244,12 @@ def choose_next_share(
     Normal posterior of the difference with a weak prior (none expected, give or take the greatest cost). Nothing is
     drawn: the gateway's hash of the entity is the draw, so the same look gives the same share.
     """
-    if settings.mode == "fixed" or estimate is None:
-        return share
-    if min(estimate.events) < settings.min_events or min(estimate.units) < MIN_UNITS:
+    if (
+        settings.mode == "fixed"
+        or estimate is None
+        or min(estimate.events) < settings.min_events
+        or min(estimate.units) < MIN_UNITS
+    ):
         return share
     trust = greatest_cost**2 / (greatest_cost**2 + estimate.error**2)
     z = -estimate.difference / estimate.error * math.sqrt(trust)
