@@ -39,8 +39,9 @@ def check_on_arrow(table: pa.Table, expect: Expect, *, complete: bool) -> Answer
 
 
 def _is_bound(expect: Expect) -> bool:
-    kind = expect.expectation in {"ExpectColumnMinToBeBetween", "ExpectColumnMaxToBeBetween"}
-    return kind and set(expect.arguments) <= {"column", "min_value", "max_value", "strict_min", "strict_max"}
+    return expect.expectation in {"ExpectColumnMinToBeBetween", "ExpectColumnMaxToBeBetween"} and (
+        set(expect.arguments) <= {"column", "min_value", "max_value", "strict_min", "strict_max"}
+    )
 
 
 def _rows(columns: Callable[[Arguments], list[str]], fails: Callable[[pa.Table, Arguments], Any]) -> Any:
@@ -85,9 +86,8 @@ def _outside(table: pa.Table, arguments: Arguments) -> Any:
 def _unlike(table: pa.Table, arguments: Arguments) -> Any:
     """Each distinct text once, by RE2, as pandas has it; what RE2 lacks (looking ahead or back) by Python, as there."""
     chunks = [chunk.dictionary_encode() for chunk in table[arguments["column"]].chunks]
-    judged = [pc.invert(_matches(chunk.dictionary, arguments["regex"])) for chunk in chunks]
     return pa.chunked_array(
-        [failing.take(chunk.indices) for failing, chunk in zip(judged, chunks, strict=True)], pa.bool_()
+        [pc.invert(_matches(chunk.dictionary, arguments["regex"])).take(chunk.indices) for chunk in chunks], pa.bool_()
     )
 
 

@@ -65,8 +65,8 @@ def added_columns(schema: pa.Schema, suite: Suite) -> list[str]:
 
 def to_canonical(table: pa.Table, suite: Suite) -> pa.Table:
     """The declared columns, in their declared order and canonical types; the schema has been checked."""
-    fields = [pa.field(name, _CANONICAL[column.kind]) for name, column in suite.columns.items()]
-    return table.select(list(suite.columns)).cast(pa.schema(fields))
+    schema = pa.schema([(name, _CANONICAL[column.kind]) for name, column in suite.columns.items()])
+    return table.select(schema.names).cast(schema)
 
 
 def check_table(table: pa.Table, suite: Suite, limits: Table, partition: Interval) -> CheckedTable:
@@ -76,8 +76,9 @@ def check_table(table: pa.Table, suite: Suite, limits: Table, partition: Interva
     retyped = retyped_columns(table.schema, suite)
     if retyped or not set(suite.columns) <= set(table.column_names):
         first = run_suite(table, expects, complete=False)
-        problems = (*_problems(first), *retyped)
-        return CheckedTable(problems=problems, notes=notes, bad_rows={}, typed=None, results=first.results)
+        return CheckedTable(
+            problems=(*_problems(first), *retyped), notes=notes, bad_rows={}, typed=None, results=first.results
+        )
     typed = to_canonical(table, suite)
     if typed.num_rows:
         expects = (*expects, *content_expectations(suite, limits, partition))
@@ -94,9 +95,7 @@ def check_rows(typed: pa.Table, expects: Sequence[Expect], *, allowed: int) -> C
     problems = _problems(first)
     failed = [outcome for outcome in first.outcomes if outcome.failed_rows and outcome.expect.severity == "warning"]
     most = max((outcome.failed_rows for outcome in failed), default=0)
-    bad_rows: dict[int, tuple[str, ...]] = {}
-    if 0 < most <= allowed:
-        bad_rows = _bad_rows(typed, [outcome.expect for outcome in failed])
+    bad_rows = _bad_rows(typed, [outcome.expect for outcome in failed]) if 0 < most <= allowed else {}
     if (count := max(most, len(bad_rows))) > allowed:
         why = "; ".join(f"{outcome.failed_rows} rows: {outcome.expect.reason}" for outcome in failed)
         problems.append(f"{count} of {typed.num_rows} rows would be quarantined, {allowed} are allowed; {why}")
@@ -105,9 +104,11 @@ def check_rows(typed: pa.Table, expects: Sequence[Expect], *, allowed: int) -> C
 
 def _problems(suite_run: SuiteRun) -> list[str]:
     """What stops the batch: checks that could not be made, whatever their severity, and unmet critical ones."""
-    errors = [f"check failed to run ({o.expect.reason}): {o.error}" for o in suite_run.outcomes if o.error]
     unmet = [o for o in suite_run.outcomes if not o.error and not o.success and o.expect.severity == "critical"]
-    return [*errors, *(f"{outcome.expect.reason} ({outcome.observed})" for outcome in unmet)]
+    return [
+        *(f"check failed to run ({o.expect.reason}): {o.error}" for o in suite_run.outcomes if o.error),
+        *(f"{o.expect.reason} ({o.observed})" for o in unmet),
+    ]
 
 
 def _bad_rows(typed: pa.Table, failed: Sequence[Expect]) -> dict[int, tuple[str, ...]]:

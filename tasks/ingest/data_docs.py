@@ -32,8 +32,7 @@ def render_table_page(title: str, results: Any) -> str:
 
     rendered = _view().render(ValidationResultsPageRenderer().render(results))
     alone = _SCRIPTS.sub("", _NETWORK.sub("", rendered))
-    heading = f"{_STYLE}<title>{html.escape(title)}</title>"
-    return alone.replace("</head>", f"{heading}</head>", 1)
+    return alone.replace("</head>", f"{_STYLE}<title>{html.escape(title)}</title></head>", 1)
 
 
 def render_index_page(title: str, findings: Mapping[str, Sequence[str]]) -> str:

@@ -16,7 +16,6 @@ import pyarrow as pa
 from psycopg2 import sql
 
 from adapters.connect import Outside
-from adapters.lake import Stored
 from adapters.parquet import ordered, to_bytes
 from adapters.warehouse import Fence
 from pipeline.handoffs import Batch, TableBatch
@@ -70,13 +69,19 @@ def land_partition(use_case: UseCase, partition: Interval, outside: Outside) -> 
         name: outside.lake.put(f"raw/{use_case.name}/{name}/{key}", to_bytes(table), ".parquet")
         for name, table in rows.items()
     }
-    tables = [
-        TableBatch(table=name, raw_uri=raw.uri, raw_sha256=raw.sha256, raw_rows=rows[name].num_rows)
-        for name, raw in stored.items()
-    ]
-    batch = Batch(use_case=use_case.name, partition_start=partition.start, partition_end=partition.end, tables=tables)
+    batch = Batch(
+        use_case=use_case.name,
+        partition_start=partition.start,
+        partition_end=partition.end,
+        tables=[
+            TableBatch(table=name, raw_uri=raw.uri, raw_sha256=raw.sha256, raw_rows=rows[name].num_rows)
+            for name, raw in stored.items()
+        ],
+    )
     outside.warehouse.retry_transaction(lambda: _register(batch, fence, outside))
-    _report(batch, stored)
+    for table in batch.tables:
+        state = "as before" if stored[table.table].existed else "new"
+        logger.info("%s from %s: %d rows, %s", table.table, batch.partition_start, table.raw_rows, state)
     _warn_of_rows_in_no_partition(use_case, in_no_partition, outside)
     return batch
 
@@ -119,12 +124,14 @@ def _warn_of_rows_in_no_partition(use_case: UseCase, in_no_partition: dict[str, 
             outside.alerts.resolve(fingerprint)
             continue
         column = use_case.source.tables[name].available_at
-        title = f"{use_case.name}: {count} rows of source table {name} land in no partition"
-        body = (
+        outside.alerts.raise_alert(
+            "warning",
+            use_case.name,
+            fingerprint,
+            f"{use_case.name}: {count} rows of source table {name} land in no partition",
             f"their {column} is null, infinite or before the first partition ({use_case.source.first_partition}):"
-            " mend it, and run the partition it then falls into again"
+            " mend it, and run the partition it then falls into again",
         )
-        outside.alerts.raise_alert("warning", use_case.name, fingerprint, title, body)
 
 
 def _unreadable(use_case: UseCase, name: str, partition: Interval, error: psycopg2.Error, outside: Outside) -> BadData:
@@ -133,9 +140,12 @@ def _unreadable(use_case: UseCase, name: str, partition: Interval, error: psycop
         f"source table {name} cannot be read by its column {use_case.source.tables[name].available_at}:"
         f" {str(error).splitlines()[0]}. Mend it, or name its columns anew in params.yaml, and run the partition again"
     )
-    title = f"{use_case.name}: source table {name} cannot be read"
     outside.alerts.raise_alert(
-        "critical", use_case.name, _fingerprint(use_case.name, name), title, f"{partition}: {problem}"
+        "critical",
+        use_case.name,
+        _fingerprint(use_case.name, name),
+        f"{use_case.name}: source table {name} cannot be read",
+        f"{partition}: {problem}",
     )
     return BadData(problem)
 
@@ -157,9 +167,3 @@ def _register(batch: Batch, fence: Fence, outside: Outside) -> None:
             content = {"table": table.table, "sha256": table.raw_sha256, "uri": table.raw_uri, "rows": table.raw_rows}
             at.execute(_REGISTER, interval | content)
             outside.alerts.resolve(_fingerprint(batch.use_case, table.table), at)
-
-
-def _report(batch: Batch, stored: dict[str, Stored]) -> None:
-    for table in batch.tables:
-        state = "as before" if stored[table.table].existed else "new"
-        logger.info("%s from %s: %d rows, %s", table.table, batch.partition_start, table.raw_rows, state)

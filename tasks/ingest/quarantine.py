@@ -1,4 +1,4 @@
-"""Rows set aside by validation, with the reasons; and the clean rows that are left.
+"""Rows set aside by validation, with the reasons; the clean rows that are left; and what becomes of corrections.
 
     python -m tasks.ingest.quarantine <use case> [--table <name>] [--partition <day it starts>]
 
@@ -39,6 +39,20 @@ where q.use_case = %(use_case)s and q.partition_start = coalesce(%(start)s, q.pa
 order by q.partition_start, q.table_name, q.row_number"""
 
 
+# Of the content that was clean before this one, and what became of each: the row as bad as before has a number anew.
+_LOST = """
+select q.row_number, q.corrected::text, q.replayed_by, (
+    select min(anew.row_number) from quarantine anew where (anew.use_case, anew.table_name, anew.partition_start)
+        = (q.use_case, q.table_name, q.partition_start) and anew.raw_sha256 = %(now)s and anew.row_data = q.row_data)
+from quarantine q join batches b using (use_case, table_name, partition_start, raw_sha256)
+where q.use_case = %(use_case)s and q.table_name = %(table)s and q.partition_start = %(start)s
+    and q.status = 'replayed' and b.version = (
+        select max(version) from batches before where (before.use_case, before.table_name, before.partition_start)
+            = (q.use_case, q.table_name, q.partition_start) and before.status = 'clean' and raw_sha256 <> %(now)s)
+order by q.row_number"""
+_SHOWN = 200
+
+
 def validation_key(use_case: UseCase, partition: Interval) -> str:
     """The fence of whatever changes the clean data of a partition: of validation and of replays alike."""
     return f"{use_case.name}/validate/{use_case.grid.key(partition)}"
@@ -48,10 +62,6 @@ def store_clean(use_case: UseCase, table: str, partition: Interval, rows: pa.Tab
     """Store clean rows; the same rows give the same object, in whatever order they come."""
     data = to_bytes(ordered(rows, use_case.source.tables[table].key))
     return outside.lake.put(f"clean/{use_case.name}/{table}/{use_case.grid.key(partition)}", data, ".parquet")
-
-
-def _row_values(typed: pa.Table, number: int) -> dict[str, Any]:
-    return {name: to_json_value(typed.column(name)[number].as_py()) for name in typed.column_names}
 
 
 def to_json_value(value: Any) -> Any:
@@ -68,20 +78,47 @@ def insert_quarantined(at: cursor, landed: TableBatch, batch: Batch, checked: Ch
     assert checked.typed is not None, "a table without problems has been typed"
     where = (batch.use_case, landed.table, batch.partition_start, landed.raw_sha256)
     for number, reasons in checked.bad_rows.items():
-        row = json.dumps(_row_values(checked.typed, number))
-        at.execute(_INSERT, (*where, number, row, list(reasons)))
+        [row] = checked.typed.slice(number, 1).to_pylist()
+        values = {name: to_json_value(value) for name, value in row.items()}
+        at.execute(_INSERT, (*where, number, json.dumps(values), list(reasons)))
+
+
+def warn_of_lost_corrections(at: cursor, fingerprint: str, landed: TableBatch, batch: Batch, outside: Outside) -> None:
+    """Warn, in the caller's transaction, of what was replayed before and is not in the content that is clean now."""
+    where = {"use_case": batch.use_case, "table": landed.table, "start": batch.partition_start}
+    at.execute(_LOST, where | {"now": landed.raw_sha256})
+    lost = at.fetchall()
+    if not lost:
+        outside.alerts.resolve(fingerprint, at)
+        return
+    lines = [
+        f"row {number}, corrected by {actor}: {corrected}; "
+        + ("the source has mended, changed or dropped it" if anew is None else f"as bad as before, now row {anew}")
+        for number, corrected, actor, anew in lost[:_SHOWN]
+    ]
+    outside.alerts.record(
+        at,
+        tier="warning",
+        use_case=batch.use_case,
+        fingerprint=fingerprint,
+        title=f"{batch.use_case}: {len(lost)} corrections of {landed.table} no longer apply",
+        body=f"The source sent other content for the partition of {batch.partition_start:%Y-%m-%d}. Replay what is"
+        " still wanted, then run the partition again to close this.\n" + "\n".join(lines),
+    )
 
 
 def list_quarantined(
     use_case: UseCase, outside: Outside, *, table: str | None = None, partition: Interval | None = None
 ) -> list[dict[str, Any]]:
     """The quarantined rows of what is current, of all tables and partitions or one; replayed ones too."""
-    parameters = {
-        "use_case": use_case.name,
-        "table": check_table_name(table, use_case) if table else None,
-        "start": partition.start if partition else None,
-    }
-    return outside.warehouse.query(_QUARANTINED, parameters)
+    return outside.warehouse.query(
+        _QUARANTINED,
+        {
+            "use_case": use_case.name,
+            "table": check_table_name(table, use_case) if table else None,
+            "start": partition.start if partition else None,
+        },
+    )
 
 
 def check_table_name(table: str, use_case: UseCase) -> str:

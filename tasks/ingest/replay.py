@@ -7,6 +7,8 @@ corrected rows: what an undisturbed run would have written. Raw data and the qua
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from enum import StrEnum
 from typing import Any
 
 import pyarrow as pa
@@ -16,15 +18,20 @@ from adapters.lake import Stored
 from adapters.parquet import from_bytes
 from adapters.warehouse import Fence
 from expectations import suites
-from expectations.vocabulary import Expect, content_expectations, delivery_expectations, unique_key
+from expectations.vocabulary import (
+    DeclaredColumn,
+    Expect,
+    Suite,
+    content_expectations,
+    delivery_expectations,
+    unique_key,
+)
 from pipeline.handoffs import Batch, TableBatch
 from pipeline.partitions import Interval
 from pipeline.spec import UseCase
 from tasks.common.errors import BadData
 from tasks.ingest.check import check_rows, to_canonical
-from tasks.ingest.corrections import Values, apply_corrections, parse_corrections
 from tasks.ingest.quarantine import check_table_name, store_clean, to_json_value, validation_key
-from tasks.ingest.status import BatchStatus, RowStatus
 
 _CURRENT = """
 select distinct on (table_name) * from batches where use_case = %s and partition_start = %s
@@ -39,6 +46,23 @@ where use_case = %s and table_name = %s and partition_start = %s and raw_sha256 
 _SET_CLEAN = """
 update batches set clean_uri = %s, clean_sha256 = %s, clean_rows = %s, quarantined_rows = %s, validated_at = now()
 where use_case = %s and table_name = %s and partition_start = %s and raw_sha256 = %s and status = 'clean'"""
+
+Values = Mapping[str, Any]  # of one row, by column
+
+
+class BatchStatus(StrEnum):
+    """Of one table's content of one partition (`batches.status`)."""
+
+    LANDED = "landed"
+    BLOCKED = "blocked"
+    CLEAN = "clean"
+
+
+class RowStatus(StrEnum):
+    """Of a row that was set aside (`quarantine.status`)."""
+
+    QUARANTINED = "quarantined"
+    REPLAYED = "replayed"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,12 +105,64 @@ def replay_rows(  # noqa: PLR0917  # the steps' common order: what, where, by wh
     if accepted:
         rows = _without(patched, todo.left | refused.keys())
         clean = store_clean(use_case, table, partition, rows, outside)
-        merged = _Merged(batch=todo.batch, accepted=accepted, clean=clean, clean_rows=rows.num_rows, actor=actor)
-        outside.warehouse.retry_transaction(lambda: _commit(merged, fence, outside))
+        outside.warehouse.retry_transaction(
+            lambda: _commit(todo.batch, accepted, clean, rows.num_rows, actor=actor, fence=fence, outside=outside)
+        )
     if refused:
         why = "\n".join(f"row {number}: {'; '.join(reasons)}" for number, reasons in refused.items())
         raise BadData(f"{len(accepted)} of {len(todo.new)} corrected rows of {table} were merged; still bad:\n{why}")
     return _current_batch(use_case, partition, outside)
+
+
+def parse_corrections(corrections: Sequence[Mapping[str, Any]], suite: Suite) -> dict[int, dict[str, Any]]:
+    """Row number -> typed values of the columns to change; says what is wrong with a correction that makes no sense."""
+    parsed: dict[int, dict[str, Any]] = {}
+    for correction in corrections:
+        number = correction.get("row_number")
+        if not isinstance(number, int) or isinstance(number, bool) or number in parsed:
+            raise ValueError(f"row_number: expected a whole number, each once, got {number!r} in {dict(correction)}")
+        values = {name: value for name, value in correction.items() if name != "row_number"}
+        if unknown := sorted(values.keys() - suite.columns.keys()):
+            raise ValueError(f"row {number}: no column {', '.join(unknown)}; there are {', '.join(suite.columns)}")
+        if not values:
+            raise ValueError(f"row {number}: nothing to change; name a column and its right value")
+        parsed[number] = {
+            name: _value(suite.columns[name], value, f"row {number}, {name}") for name, value in values.items()
+        }
+    return parsed
+
+
+def _value(column: DeclaredColumn, value: Any, where: str) -> Any:
+    """A JSON value as the column's own type. Null is checked by the suite, like anything that was landed."""
+    if value is None:
+        return None
+    if column.kind == "timestamp" and isinstance(value, str):
+        return _moment(value, where)
+    fits: tuple[type, ...] = {"text": (str,), "integer": (int,), "float": (int, float)}.get(column.kind, ())
+    if isinstance(value, bool) or not isinstance(value, fits):
+        raise ValueError(f"{where}: expected {column.kind}, got {value!r}")  # noqa: TRY004  # a person's typing error
+    return float(value) if column.kind == "float" and isinstance(value, int | float) else value
+
+
+def _moment(text: str, where: str) -> datetime:
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise ValueError(f"{where}: expected a moment such as 2013-01-07T05:15:00+00:00, got {text!r}") from error
+    if moment.tzinfo is None:
+        raise ValueError(f"{where}: {text!r} names no time zone; write 2013-01-07T05:15:00+00:00")
+    return moment.astimezone(UTC)
+
+
+def apply_corrections(typed: pa.Table, corrections: Mapping[int, Values]) -> pa.Table:
+    """The table with some values of some rows replaced."""
+    for name in {name for values in corrections.values() for name in values}:
+        column = typed.column(name).to_pylist()
+        for number, values in corrections.items():
+            column[number] = values.get(name, column[number])
+        field = typed.schema.field(name)
+        typed = typed.set_column(typed.column_names.index(name), field, pa.array(column, field.type))
+    return typed
 
 
 def _without(table: pa.Table, numbers: frozenset[int]) -> pa.Table:
@@ -96,8 +172,8 @@ def _without(table: pa.Table, numbers: frozenset[int]) -> pa.Table:
 def _plan_replay(
     use_case: UseCase, table: str, partition: Interval, corrections: Mapping[int, Values], outside: Outside
 ) -> _Replay:
-    current = outside.warehouse.query(_CURRENT, (use_case.name, partition.start))
-    batch = next((row for row in current if row["table_name"] == table), None)
+    current = {row["table_name"]: row for row in outside.warehouse.query(_CURRENT, (use_case.name, partition.start))}
+    batch = current.get(table)
     if batch is None or batch["status"] != BatchStatus.CLEAN:
         state = batch["status"] if batch else "not landed"
         raise ValueError(f"{table} of {partition} is {state}: rows can be replayed once the partition was validated")
@@ -105,12 +181,10 @@ def _plan_replay(
     rows = {row["row_number"]: row for row in outside.warehouse.query(_ROWS, where)}
     if missing := sorted(corrections.keys() - rows.keys()):
         raise ValueError(f"{table} of {partition}: not in quarantine: rows {missing}; there are {sorted(rows)}")
-    suite = suites(use_case.name)[table]
-    before = {
-        number: parse_corrections([{"row_number": number, **row["corrected"]}], suite)[number]
-        for number, row in rows.items()
-        if row["status"] == RowStatus.REPLAYED
-    }
+    replayed = [row for row in rows.values() if row["status"] == RowStatus.REPLAYED]
+    before = parse_corrections(
+        [{"row_number": row["row_number"], **row["corrected"]} for row in replayed], suites(use_case.name)[table]
+    )
     for number in corrections.keys() & before.keys():
         if corrections[number] != before[number]:
             actor, moment = rows[number]["replayed_by"], rows[number]["replayed_at"]
@@ -144,29 +218,24 @@ def _expectations(use_case: UseCase, table: str, partition: Interval) -> tuple[E
     return (*delivery_expectations(suite, limits), replace(key, severity="warning"), *rest)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Merged:
-    """A replay, ready to be committed."""
-
-    batch: Mapping[str, Any]
-    accepted: Mapping[int, Values]
-    clean: Stored
-    clean_rows: int
-    actor: str
-
-
-def _commit(merged: _Merged, fence: Fence, outside: Outside) -> None:
+def _commit(
+    batch: Mapping[str, Any],
+    accepted: Mapping[int, Values],
+    clean: Stored,
+    clean_rows: int,
+    *,
+    actor: str,
+    fence: Fence,
+    outside: Outside,
+) -> None:
     """Both tables, or neither; after a commit whose answer was lost it does the same again."""
-    batch, clean = merged.batch, merged.clean
     where = (batch["use_case"], batch["table_name"], batch["partition_start"], batch["raw_sha256"])
     with outside.warehouse.transaction(fence) as at:
-        at.execute(
-            _SET_CLEAN, (clean.uri, clean.sha256, merged.clean_rows, batch["raw_rows"] - merged.clean_rows, *where)
-        )
+        at.execute(_SET_CLEAN, (clean.uri, clean.sha256, clean_rows, batch["raw_rows"] - clean_rows, *where))
         assert at.rowcount == 1, "the fence keeps everyone else away"
-        for number, values in merged.accepted.items():
+        for number, values in accepted.items():
             corrected = json.dumps({name: to_json_value(value) for name, value in values.items()})
-            at.execute(_SET_REPLAYED, (corrected, merged.actor, *where, number, corrected))
+            at.execute(_SET_REPLAYED, (corrected, actor, *where, number, corrected))
             assert at.rowcount == 1, "the fence keeps everyone else away"
 
 
@@ -174,12 +243,11 @@ def _current_batch(use_case: UseCase, partition: Interval, outside: Outside) -> 
     """What is current of a partition, as `validate` hands it on."""
     rows = outside.warehouse.query(_CURRENT, (use_case.name, partition.start))
     fields = ("raw_uri", "raw_sha256", "raw_rows", "clean_uri", "clean_sha256", "clean_rows", "quarantined_rows")
-    tables = [TableBatch(table=row["table_name"], **{name: row[name] for name in fields}) for row in rows]
     docs = next((row["docs_uri"] for row in sorted(rows, key=lambda row: str(row["validated_at"]), reverse=True)), None)
     return Batch(
         use_case=use_case.name,
         partition_start=partition.start,
         partition_end=partition.end,
-        tables=tables,
+        tables=[TableBatch(table=row["table_name"], **{name: row[name] for name in fields}) for row in rows],
         docs_uri=docs,
     )

@@ -42,11 +42,10 @@ class SuiteRun:
 def run_suite(table: pa.Table, expects: Sequence[Expect], *, complete: bool) -> SuiteRun:
     """Check a table against expectations; `complete` also finds the positions of the rows that fail."""
     gx = load_great_expectations()
-    by_position: dict[int, Any] = {}
+    on_arrow = [position for position, expect in enumerate(expects) if arrow_checks.can_answer(expect)]
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        on_arrow = [position for position, expect in enumerate(expects) if arrow_checks.can_answer(expect)]
         answers = pool.map(lambda position: _on_arrow(gx, table, expects, position, complete=complete), on_arrow)
-        by_position.update(zip(on_arrow, answers, strict=True))
+        by_position = dict(zip(on_arrow, answers, strict=True))
     others = {position: expect for position, expect in enumerate(expects) if position not in by_position}
     if others:
         by_position.update(run_by_gx(gx, to_frame(table), others, complete=complete))

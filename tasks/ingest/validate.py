@@ -19,8 +19,7 @@ from pipeline.spec import UseCase
 from tasks.common.errors import BadData
 from tasks.ingest.check import CheckedTable, check_table
 from tasks.ingest.data_docs import render_index_page, render_table_page
-from tasks.ingest.lost_corrections import warn_of_lost_corrections
-from tasks.ingest.quarantine import insert_quarantined, store_clean, validation_key
+from tasks.ingest.quarantine import insert_quarantined, store_clean, validation_key, warn_of_lost_corrections
 
 _HTML = "text/html; charset=utf-8"
 _SHOWN_ROWS = 200  # of a table, on the page of a run; the quarantine has all
@@ -80,9 +79,7 @@ def validate_batch(use_case: UseCase, batch: Batch, outside: Outside) -> Batch:
     if not _unchecked(work):
         return _as_before(work)
     fence = outside.warehouse.begin(validation_key(use_case, work.partition))
-    unchecked = _unchecked(
-        work
-    )  # again: while this run slept, another one may have made it clean, and rows been replayed
+    unchecked = _unchecked(work)  # again: while this run slept, another may have made it clean, and rows been replayed
     if not unchecked:
         return _as_before(work)
     judged = [_Judged(landed=table, checked=_check(work, table)) for table in unchecked]
@@ -111,13 +108,12 @@ def _unchecked(work: _Work) -> list[TableBatch]:
 
 
 def _as_before(work: _Work) -> Batch:
-    for fingerprint in (work.fingerprint(), *(_corrections(work, one.table) for one in work.batch.tables)):
+    for fingerprint in (
+        work.fingerprint(),
+        *(work.fingerprint(one.table, "corrections") for one in work.batch.tables),
+    ):
         work.outside.alerts.resolve(fingerprint)
     return _handed_on(work.batch, _clean_already(work))
-
-
-def _corrections(work: _Work, table: str) -> str:
-    return work.fingerprint(table, "corrections")
 
 
 def _handed_on(batch: Batch, clean: Mapping[str, Mapping[str, Any]]) -> Batch:
@@ -134,9 +130,13 @@ def _check(work: _Work, landed: TableBatch) -> CheckedTable:
 
 def _findings(one: _Judged) -> list[str]:
     checked = one.checked
-    rows = f"{one.landed.raw_rows} rows, {len(checked.bad_rows)} quarantined"
     bad = [f"row {number}: {'; '.join(reasons)}" for number, reasons in checked.bad_rows.items()]
-    return [rows, *checked.problems, *checked.notes, *bad[:_SHOWN_ROWS]]
+    return [
+        f"{one.landed.raw_rows} rows, {len(bad)} quarantined",
+        *checked.problems,
+        *checked.notes,
+        *bad[:_SHOWN_ROWS],
+    ]
 
 
 def _text(judged: Sequence[_Judged]) -> str:
@@ -185,15 +185,16 @@ def _commit_clean(work: _Work, judged: Sequence[_Judged], docs_uri: str, fence: 
             clean = (one.clean.uri, one.clean.sha256, one.landed.raw_rows - bad, bad, docs_uri)
             _update(at, _SET_CLEAN, clean, work, one, one.clean.uri)
             insert_quarantined(at, one.landed, work.batch, one.checked)
-            warn_of_lost_corrections(at, _corrections(work, one.landed.table), one.landed, work.batch, work.outside)
+            fingerprint = work.fingerprint(one.landed.table, "corrections")
+            warn_of_lost_corrections(at, fingerprint, one.landed, work.batch, work.outside)
             _warn_of_added_columns(at, work, one)
             _report_quarantined(at, work, one, docs_uri)
         work.outside.alerts.resolve(work.fingerprint(), at)
 
 
 def _update(at: cursor, statement: str, values: tuple[Any, ...], work: _Work, one: _Judged, *more: str) -> None:
-    where = (work.use_case.name, one.landed.table, work.batch.partition_start, one.landed.raw_sha256, *more)
-    at.execute(statement, (*values, *where))
+    where = (work.use_case.name, one.landed.table, work.batch.partition_start, one.landed.raw_sha256)
+    at.execute(statement, (*values, *where, *more))
     assert at.rowcount == 1, f"{one.landed.table} of {work.partition} was not landed, or is clean already"
 
 
@@ -203,22 +204,24 @@ def _warn_of_added_columns(at: cursor, work: _Work, one: _Judged) -> None:
     if not one.checked.notes:
         work.outside.alerts.resolve(fingerprint, at)
         return
-    title = f"{work.use_case.name}: {one.landed.table} has columns that no suite declares"
-    body = "\n".join(one.checked.notes)
     work.outside.alerts.record(
-        at, tier="warning", use_case=work.use_case.name, fingerprint=fingerprint, title=title, body=body
+        at,
+        tier="warning",
+        use_case=work.use_case.name,
+        fingerprint=fingerprint,
+        title=f"{work.use_case.name}: {one.landed.table} has columns that no suite declares",
+        body="\n".join(one.checked.notes),
     )
 
 
 def _report_quarantined(at: cursor, work: _Work, one: _Judged, docs_uri: str) -> None:
     """An alert for the digest says how many rows were quarantined."""
-    if not one.checked.bad_rows:
-        return
-    work.outside.alerts.record(
-        at,
-        tier="info",
-        use_case=work.use_case.name,
-        fingerprint=work.fingerprint(one.landed.table),
-        title=f"{len(one.checked.bad_rows)} of {one.landed.raw_rows} rows of {one.landed.table} quarantined",
-        body=f"{work.partition}; details: {docs_uri}",
-    )
+    if one.checked.bad_rows:
+        work.outside.alerts.record(
+            at,
+            tier="info",
+            use_case=work.use_case.name,
+            fingerprint=work.fingerprint(one.landed.table),
+            title=f"{len(one.checked.bad_rows)} of {one.landed.raw_rows} rows of {one.landed.table} quarantined",
+            body=f"{work.partition}; details: {docs_uri}",
+        )

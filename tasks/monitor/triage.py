@@ -5,7 +5,7 @@ unknown is never healthy. A real shift, lost performance, age or much new data r
 retraining again would be a storm; then a person is told instead. The values of the enums are what is stored.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -119,11 +119,11 @@ def make_decision(observed: Observed, history: Sequence[OtherDecision], monitor:
     if broken := broken_features(observed.drifts):
         sentence = f"broken feed: {_named(broken)} far emptier than in any week of training"
         return _decision(Action.BLOCK, (TriageCode.BROKEN_FEED, sentence))
-    unknown = _unknown(observed)
+    unknown = [*_unknown(observed)]
     if all(drift.status == DriftStatus.UNKNOWN for drift in observed.drifts):  # nothing, or too few rows, to decide by
         return _decision(Action.ALERT, *unknown)
     before = sorted((other for other in history if other.as_of < observed.as_of), key=lambda other: other.as_of)
-    triggers = _triggers(observed, before, monitor)
+    triggers = [*_triggers(observed, before, monitor)]
     if not triggers:
         return _decision(Action.ALERT, *unknown) if unknown else _decision(Action.IGNORE, _quiet(observed))
     if guard := _guard(observed, history, before, monitor):
@@ -133,18 +133,21 @@ def make_decision(observed: Observed, history: Sequence[OtherDecision], monitor:
 
 
 def _decision(action: Action, *because: CodedReason) -> Decision:
-    codes = dict.fromkeys(code for code, _ in because)
-    return Decision(decision=action, codes=tuple(codes), reasons=tuple(sentence for _, sentence in because))
+    return Decision(
+        decision=action,
+        codes=tuple(dict.fromkeys(code for code, _ in because)),
+        reasons=tuple(sentence for _, sentence in because),
+    )
 
 
 def judge_performance(*, predicted: int, labelled: int, metrics: Mapping[str, float], monitor: Monitor) -> Performance:
     """Whether metrics lie within their limits; unknown while too few of the predictions have a label."""
     coverage = labelled / predicted if predicted else 0.0
     status = PerformanceStatus.UNKNOWN
-    reasons = _too_few(predicted, labelled, coverage, monitor)
+    reasons = [*_too_few(predicted, labelled, coverage, monitor)]
     reasons += [f"performance unknown: no {name} could be computed" for name in monitor.limits if name not in metrics]
     if not reasons:
-        reasons = _outside_limits(metrics, monitor)
+        reasons = [*_outside_limits(metrics, monitor)]
         status = PerformanceStatus.DEGRADED if reasons else PerformanceStatus.OK
     return Performance(
         predicted=predicted,
@@ -175,68 +178,62 @@ def _breaches(drifts: Sequence[FeatureDrift]) -> list[FeatureDrift]:
     return [d for d in drifts if d.status == DriftStatus.BREACH]
 
 
-def _too_few(predicted: int, labelled: int, coverage: float, monitor: Monitor) -> list[str]:
-    if labelled >= monitor.min_labelled and coverage >= monitor.min_coverage:
-        return []
-    needed = f"needed are {monitor.min_labelled} and {monitor.min_coverage:.0%}"
-    return [f"performance unknown: {labelled} of {predicted} predictions have a label, {needed}"]
+def _too_few(predicted: int, labelled: int, coverage: float, monitor: Monitor) -> Iterator[str]:
+    if labelled < monitor.min_labelled or coverage < monitor.min_coverage:
+        needed = f"needed are {monitor.min_labelled} and {monitor.min_coverage:.0%}"
+        yield f"performance unknown: {labelled} of {predicted} predictions have a label, {needed}"
 
 
-def _outside_limits(metrics: Mapping[str, float], monitor: Monitor) -> list[str]:
-    outside = []
+def _outside_limits(metrics: Mapping[str, float], monitor: Monitor) -> Iterator[str]:
     for name, limit in monitor.limits.items():
         value = metrics[name]
         if limit.min is not None and not value >= limit.min:  # written so that NaN is outside
-            outside.append(f"performance: {name} {value:.4f} is below {limit.min}")
+            yield f"performance: {name} {value:.4f} is below {limit.min}"
         if limit.max is not None and not value <= limit.max:
-            outside.append(f"performance: {name} {value:.4f} is above {limit.max}")
-    return outside
+            yield f"performance: {name} {value:.4f} is above {limit.max}"
 
 
-def _unknown(observed: Observed) -> list[CodedReason]:
-    unknown = unknown_features(observed.drifts)
-    sentences = [f"unknown: {_named(unknown)} could not be measured"] if unknown else []
+def _unknown(observed: Observed) -> Iterator[CodedReason]:
+    if unknown := unknown_features(observed.drifts):
+        yield TriageCode.UNKNOWN, f"unknown: {_named(unknown)} could not be measured"
     if not observed.drifts:
-        sentences.append("unknown: no feature was measured")
+        yield TriageCode.UNKNOWN, "unknown: no feature was measured"
     if observed.performance.status == PerformanceStatus.UNKNOWN:
-        sentences += observed.performance.reasons
-    return [(TriageCode.UNKNOWN, sentence) for sentence in sentences]
+        yield from ((TriageCode.UNKNOWN, sentence) for sentence in observed.performance.reasons)
 
 
-def _triggers(observed: Observed, before: Sequence[OtherDecision], monitor: Monitor) -> list[CodedReason]:
-    triggers = _drift_triggers(observed, before, monitor)
+def _triggers(observed: Observed, before: Sequence[OtherDecision], monitor: Monitor) -> Iterator[CodedReason]:
+    yield from _drift_triggers(observed, before, monitor)
     if observed.performance.status == PerformanceStatus.DEGRADED:
-        triggers += [(TriageCode.PERFORMANCE, sentence) for sentence in observed.performance.reasons]
+        yield from ((TriageCode.PERFORMANCE, sentence) for sentence in observed.performance.reasons)
     age = observed.as_of - observed.champion_cutoff
     if age >= timedelta(days=monitor.max_age_days):
         sentence = f"age: the champion learned nothing for {age.days} days, the limit is {monitor.max_age_days}"
-        triggers.append((TriageCode.AGE, sentence))
+        yield TriageCode.AGE, sentence
     share = observed.new_rows / max(observed.trained_rows, 1)
     if share >= monitor.max_new_rows_share:
         sentence = f"volume: {observed.new_rows} new labels, {share:.0%} of what the champion learned from"
-        triggers.append((TriageCode.VOLUME, sentence))
-    return triggers
+        yield TriageCode.VOLUME, sentence
 
 
-def _drift_triggers(observed: Observed, before: Sequence[OtherDecision], monitor: Monitor) -> list[CodedReason]:
+def _drift_triggers(observed: Observed, before: Sequence[OtherDecision], monitor: Monitor) -> Iterator[CodedReason]:
     persistent = persistent_features(observed, before, monitor)
     structural = sorted(persistent & set(monitor.structural_features))
     often = f"in {monitor.persistence_breaches} of {monitor.persistence_of} partitions"
-    triggers = []
     if structural:
-        triggers.append((TriageCode.STRUCTURE, f"drift of structure {often}: {_named(structural)}"))
+        yield TriageCode.STRUCTURE, f"drift of structure {often}: {_named(structural)}"
     if len(persistent) >= monitor.min_drifted_features:
-        sentence = f"drift of {len(persistent)} features {often}: {_named(sorted(persistent))}"
-        triggers.append((TriageCode.DRIFT, sentence))
-    return triggers
+        yield TriageCode.DRIFT, f"drift of {len(persistent)} features {often}: {_named(sorted(persistent))}"
 
 
 def persistent_features(observed: Observed, before: Sequence[OtherDecision], monitor: Monitor) -> frozenset[str]:
     """Features over their thresholds now and in enough of the latest partitions that this champion scored."""
     now = breached_features(observed.drifts)
-    scored = [other for other in before if other.model_version == observed.model_version]
-    # broken data is no drift
-    same = [frozenset() if other.decision == Action.BLOCK else other.breached for other in scored]
+    same = [
+        frozenset() if other.decision == Action.BLOCK else other.breached  # broken data is no drift
+        for other in before
+        if other.model_version == observed.model_version
+    ]
     latest = [now, *same[::-1][: monitor.persistence_of - 1]]
     return frozenset(f for f in now if sum(f in breached for breached in latest) >= monitor.persistence_breaches)
 
@@ -252,8 +249,9 @@ def _guard(
         return TriageCode.IN_FLIGHT, f"the retrain decided at {in_flight[0].as_of:%Y-%m-%d} is still in flight"
     changes = [other.as_of for other in retrains] + ([observed.rolled_back] if observed.rolled_back else [])
     if changes and observed.as_of - max(changes) < timedelta(days=monitor.cooldown_days):
-        latest = f"{monitor.cooldown_days} days from the last retrain or rollback, {max(changes):%Y-%m-%d}"
-        return TriageCode.COOLDOWN, f"cooling down, {latest}"
+        return TriageCode.COOLDOWN, (
+            f"cooling down, {monitor.cooldown_days} days from the last retrain or rollback, {max(changes):%Y-%m-%d}"
+        )
     month = [other for other in retrains if observed.as_of - other.as_of < timedelta(days=30)]
     if len(month) >= monitor.monthly_retrains:
         return TriageCode.BUDGET, f"the budget of {monitor.monthly_retrains} retrains in 30 days is spent"
