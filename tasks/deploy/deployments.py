@@ -160,11 +160,15 @@ def find_finished_deployment(use_case: UseCase, revision: int, version: str, out
     )
 
 
+def format_insert(table: str, values: Mapping[str, Any]) -> tuple[str, tuple[Any, ...]]:
+    """The statement that inserts a row into one of our tables, and its parameters."""
+    places = ", ".join(["%s"] * len(values))
+    return f"insert into {table} ({', '.join(values)}) values ({places})", tuple(values.values())  # noqa: S608  # ours
+
+
 def insert_deployment(at: cursor, values: Mapping[str, Any]) -> None:
     """Write the row of a deployment that begins; the index refuses a second one under way."""
-    places = ", ".join(["%s"] * len(values))
-    statement = f"insert into deployments ({', '.join(values)}) values ({places})"  # noqa: S608  # our names
-    at.execute(statement, tuple(values.values()))
+    at.execute(*format_insert("deployments", values))
 
 
 def update_deployment(at: cursor, deployment: Deployment, **values: Any) -> None:

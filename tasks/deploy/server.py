@@ -116,12 +116,21 @@ class UseCaseServer:
             raise VersionRejected(
                 f"version {version} learnt other features than features/ defines now: run {self._name}.train"
             )
+        e = self._online
         return self._endpoint.store.archive(
             bundle,
             use_case=self._name,
             version=version,
             bundle_sha256=self._outside.registry.version(self._name, version).bundle_sha256,
-            options=self._options(),
+            options={
+                "lead_minutes": self._use_case.time.lead_minutes,
+                "kind": self._use_case.target.kind,
+                "title": self._use_case.title,
+                "threshold": e.costs.threshold if e.costs else None,
+                "max_events": e.max_events,
+                "store_timeout_ms": e.store_timeout_ms,
+                "max_feature_age_hours": e.max_feature_age_hours,
+            },
         )
 
     def register(self, archive: Archive) -> None:
@@ -217,15 +226,3 @@ class UseCaseServer:
                 max_events=self._online.max_events,
             )
         )
-
-    def _options(self) -> dict[str, Any]:
-        e, rule = self._online, self._use_case.time
-        return {
-            "lead_minutes": rule.lead_minutes,
-            "kind": self._use_case.target.kind,
-            "title": self._use_case.title,
-            "threshold": e.costs.threshold if e.costs else None,
-            "max_events": e.max_events,
-            "store_timeout_ms": e.store_timeout_ms,
-            "max_feature_age_hours": e.max_feature_age_hours,
-        }

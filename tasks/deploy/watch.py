@@ -8,7 +8,6 @@ the table in disagreement: that is mended here, too, unless somebody is at it.
 
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
-from typing import Any
 
 from adapters.connect import Outside
 from adapters.errors import Corrupt, Missing
@@ -20,7 +19,7 @@ from tasks.deploy.auto_rollback import react_to_breach, resume_auto_rollback
 from tasks.deploy.batch_scores import NO_SCORES, ScoreCheck
 from tasks.deploy.canary import check_latest_answers, is_about_version, tally_traffic
 from tasks.deploy.deploy import describe_obstacle, find_missing_part, print_sentence
-from tasks.deploy.deployments import Deployment, find_serving_deployment
+from tasks.deploy.deployments import Deployment, find_serving_deployment, format_insert
 from tasks.deploy.judge import StageJudgement, StageResult, judge_stable
 from tasks.deploy.online_alerts import OnlineTrouble, raise_online_alert, resolve_online_alert
 from tasks.deploy.reconcile import reconcile_server
@@ -81,7 +80,7 @@ def watch_online(use_case: UseCase, outside: Outside) -> str:
         findings.append(react_to_breach(use_case, serving, judgement, outside))
     elif judgement.result is StageResult.PASS:
         resolve_online_alert(use_case, outside, OnlineTrouble.STABLE)
-    _write_look(look, findings, outside)
+    outside.warehouse.execute(*format_insert("online_watch", {**asdict(look), "findings": findings}))
     outside.alerts.flush()
     return print_sentence(f"{use_case.name}: {judgement.reason}" + "".join(f"; {finding}" for finding in findings))
 
@@ -195,10 +194,3 @@ def _find_server_trouble(use_case: UseCase, serving: Deployment, outside: Outsid
     except ConnectionError as problem:
         return "the server does not say what it runs", str(problem)
     return None if ready else ("what answers has no worker that is ready", f"version {serving.version}")
-
-
-def _write_look(look: WatchLook, findings: list[str], outside: Outside) -> None:
-    values: dict[str, Any] = {**asdict(look), "findings": findings}
-    places = ", ".join(["%s"] * len(values))
-    statement = f"insert into online_watch ({', '.join(values)}) values ({places})"  # noqa: S608  # our names
-    outside.warehouse.execute(statement, tuple(values.values()))

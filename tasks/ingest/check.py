@@ -121,9 +121,10 @@ def _bad_rows(typed: pa.Table, failed: Sequence[Expect]) -> dict[int, tuple[str,
 
 def _reason(expect: Expect, typed: pa.Table, position: int) -> str:
     """The reason, and the values it is about as they are in the raw data."""
-    arguments = expect.arguments
-    names = [arguments[key] for key in ("column", "column_A", "column_B") if key in arguments]
-    names += arguments.get("column_list", [])
+    named = expect.arguments
+    names = [named[key] for key in ("column", "column_A", "column_B") if key in named] + list(
+        named.get("column_list", ())
+    )
     values = ", ".join(f"{name} = {_shown(typed.column(name)[position].as_py())}" for name in names)
     return f"{expect.reason}: {values}"
 

@@ -44,5 +44,7 @@ def render_index_page(title: str, findings: Mapping[str, Sequence[str]]) -> str:
         for table, lines in findings.items()
     )
     name = html.escape(title)
-    head = f'<meta charset="utf-8">{_STYLE}<title>{name}</title>'
-    return f'<!doctype html><html lang="en"><head>{head}</head><body><h1>{name}</h1>{sections}</body></html>'
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8">{_STYLE}<title>{name}</title></head>'
+        f"<body><h1>{name}</h1>{sections}</body></html>"
+    )

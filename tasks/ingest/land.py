@@ -122,16 +122,15 @@ def _warn_of_rows_in_no_partition(use_case: UseCase, in_no_partition: dict[str, 
         fingerprint = f"{_fingerprint(use_case.name, name)}.in_no_partition"
         if count == 0:
             outside.alerts.resolve(fingerprint)
-            continue
-        column = use_case.source.tables[name].available_at
-        outside.alerts.raise_alert(
-            "warning",
-            use_case.name,
-            fingerprint,
-            f"{use_case.name}: {count} rows of source table {name} land in no partition",
-            f"their {column} is null, infinite or before the first partition ({use_case.source.first_partition}):"
-            " mend it, and run the partition it then falls into again",
-        )
+        else:
+            outside.alerts.raise_alert(
+                "warning",
+                use_case.name,
+                fingerprint,
+                f"{use_case.name}: {count} rows of source table {name} land in no partition",
+                f"their {use_case.source.tables[name].available_at} is null, infinite or before the first partition"
+                f" ({use_case.source.first_partition}): mend it, and run the partition it then falls into again",
+            )
 
 
 def _unreadable(use_case: UseCase, name: str, partition: Interval, error: psycopg2.Error, outside: Outside) -> BadData:

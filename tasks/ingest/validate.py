@@ -201,17 +201,17 @@ def _update(at: cursor, statement: str, values: tuple[Any, ...], work: _Work, on
 def _warn_of_added_columns(at: cursor, work: _Work, one: _Judged) -> None:
     """Added columns stop nothing; one alert a table, until they are declared or gone."""
     fingerprint = f"{work.use_case.name}.added-columns.{one.landed.table}"
-    if not one.checked.notes:
+    if one.checked.notes:
+        work.outside.alerts.record(
+            at,
+            tier="warning",
+            use_case=work.use_case.name,
+            fingerprint=fingerprint,
+            title=f"{work.use_case.name}: {one.landed.table} has columns that no suite declares",
+            body="\n".join(one.checked.notes),
+        )
+    else:
         work.outside.alerts.resolve(fingerprint, at)
-        return
-    work.outside.alerts.record(
-        at,
-        tier="warning",
-        use_case=work.use_case.name,
-        fingerprint=fingerprint,
-        title=f"{work.use_case.name}: {one.landed.table} has columns that no suite declares",
-        body="\n".join(one.checked.notes),
-    )
 
 
 def _report_quarantined(at: cursor, work: _Work, one: _Judged, docs_uri: str) -> None:

@@ -55,12 +55,11 @@ def draw_report(
         per_column_threshold={name: psi_threshold(profile["features"][name], monitor) for name in names},
     )
     run = Report([preset]).run(*(Dataset.from_pandas(frame, data_definition=definition) for frame in frames))
+    metrics = [metric for metric in run.dict()["metrics"] if "column" in metric["config"]]
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "drift.html"
         run.save_html(str(path))
-        html = path.read_text()
-    metrics = [metric for metric in run.dict()["metrics"] if "column" in metric["config"]]
-    return html, {metric["config"]["column"]: float(metric["value"]) for metric in metrics}
+        return path.read_text(), {metric["config"]["column"]: float(metric["value"]) for metric in metrics}
 
 
 def publish_report(

@@ -142,20 +142,19 @@ def _update_alert(at: Any, use_case: UseCase, rows: list[OnlineQuality], outside
     latest = max((row.partition_start for row in compared), default=None)
     skewed = [row for row in compared if row.partition_start == latest and row.beyond]
     fingerprint = f"{use_case.name}.online.skew"
-    if not skewed:
-        if compared:
-            outside.alerts.resolve(fingerprint, at)
-        return
     lines = [
         f"version {row.model_version}: {row.beyond} of {row.compared} answers on fresh features are off, by up to"
         f" {row.max_difference:.2e}"
         for row in skewed
     ]
-    outside.alerts.record(
-        at,
-        tier="warning",
-        use_case=use_case.name,
-        fingerprint=fingerprint,
-        title=f"{use_case.name}: online answers differ from the batch, partition {latest:%Y-%m-%d}",
-        body="\n".join([*lines, "docs/runbooks/degraded-answers.md"]),
-    )
+    if skewed:
+        outside.alerts.record(
+            at,
+            tier="warning",
+            use_case=use_case.name,
+            fingerprint=fingerprint,
+            title=f"{use_case.name}: online answers differ from the batch, partition {latest:%Y-%m-%d}",
+            body="\n".join([*lines, "docs/runbooks/degraded-answers.md"]),
+        )
+    elif compared:
+        outside.alerts.resolve(fingerprint, at)

@@ -14,6 +14,7 @@ from tasks.monitor.triage import RetrainState
 
 TRAINING_FAILED = "failed"  # outcome of a retrain whose training came to no release
 
+_IN_FLIGHT = "select decision_id from retrains where use_case = %s and state in ('pending', 'running')"
 _CLAIM = """
 update retrains r set state = 'running', run_id = %s || r.decision_id, changed_at = case
     when r.state = 'running' then r.changed_at else now() end
@@ -28,10 +29,7 @@ where decision_id = %s and (state in ('pending', 'running') or (state = 'failed'
 
 def find_retrain(use_case_name: str, outside: Outside) -> dict[str, str] | None:
     """The id of the decision whose retrain is in flight, pending or running; None if there is none."""
-    rows = outside.warehouse.query(
-        "select decision_id from retrains where use_case = %s and state in ('pending', 'running')", (use_case_name,)
-    )
-    return rows[0] if rows else None
+    return next(iter(outside.warehouse.query(_IN_FLIGHT, (use_case_name,))), None)
 
 
 def claim_retrain(use_case: UseCase, outside: Outside) -> dict[str, Any] | None:
@@ -40,8 +38,7 @@ def claim_retrain(use_case: UseCase, outside: Outside) -> dict[str, Any] | None:
     A decision already running is handed out again: its claimer may have died before it started the run, and if it did
     not, starting the same run id once more changes nothing.
     """
-    rows = outside.warehouse.query(_CLAIM, (retrain_run_id(""), use_case.name))
-    return rows[0] if rows else None
+    return next(iter(outside.warehouse.query(_CLAIM, (retrain_run_id(""), use_case.name))), None)
 
 
 def finish_retrain(decision_id: str, outcome: str, outside: Outside) -> bool:
@@ -53,8 +50,7 @@ def finish_retrain(decision_id: str, outcome: str, outside: Outside) -> bool:
     with outside.warehouse.transaction() as at:
         at.execute(_FINISH, (state, outcome, decision_id, state))
         changed = at.rowcount > 0
-        if not changed:
-            at.execute("select 1 from retrains where decision_id = %s", (decision_id,))
-            if at.fetchone() is None:
-                raise ValueError(f"there is no decision to retrain with the id {decision_id!r}")
+        at.execute("select 1 from retrains where decision_id = %s", (decision_id,))
+        if at.fetchone() is None:
+            raise ValueError(f"there is no decision to retrain with the id {decision_id!r}")
     return changed

@@ -126,7 +126,7 @@ def _validate(job: TrainingJob, rows: pa.Table) -> tuple[dict[str, float], Train
     train, validation = split_rows(rows, job.moments)
     predictor = _predictor(fit_ensemble(replace(job.recipe, seeds=job.recipe.seeds[:1]), train, best_device()))
     score, label, metric = predictor.predict(validation), labels(validation), job.use_case.train.metric
-    report = TrainingReport(
+    return compute_metrics(job.use_case.target.kind, score, label), TrainingReport(
         calibration=calibration(score, label),
         slices=slices(metric, validation, score, label, job.use_case.gate.slices),
         importances=importances(
@@ -139,7 +139,6 @@ def _validate(job: TrainingJob, rows: pa.Table) -> tuple[dict[str, float], Train
             seed=job.use_case.seed,
         ),
     )
-    return compute_metrics(job.use_case.target.kind, score, label), report
 
 
 def _predictor(ensemble: Ensemble) -> Predictor:

@@ -11,6 +11,7 @@ from psycopg2.extensions import cursor
 from pipeline.online import Costs, ExperimentSettings
 from pipeline.spec import UseCase
 from tasks.common.ledger import current, record, release_of
+from tasks.deploy.deployments import format_insert
 from tasks.deploy.experiment.sequential import (
     Conclusion,
     CostEstimate,
@@ -206,8 +207,7 @@ def write_look(
         "share": share,
         "routed_at": datetime.now(UTC) if routed else None,
     }
-    names, places = ", ".join(values), ", ".join(["%s"] * len(values))
-    at.execute(f"insert into experiment_looks ({names}) values ({places})", tuple(values.values()))  # noqa: S608  # ours
+    at.execute(*format_insert("experiment_looks", values))
 
 
 def write_end(
