@@ -137,8 +137,7 @@ class Stages:
 
     def _share_requests(self, deployment: Deployment) -> Deployment:
         """A share of the real requests is answered by this version."""
-        with self._outside.warehouse.transaction(self._fence):
-            self._server.set_route(deployment.previous_version, deployment.version, self._rollout.canary_share)
+        self._give_share(deployment)
         checker = self._make_checker(deployment, "candidate")
         records: set[GatewayRecord] = set()  # the gateway forgets the oldest, and all when it starts again
         evidence: dict[str, Any] = {}
@@ -210,6 +209,10 @@ class Stages:
             return False  # what does badly answers until it is done, whoever is champion by then
         champion = current(self._use_case, self._outside)
         return champion is None or champion.revision != deployment.revision
+
+    def _give_share(self, deployment: Deployment) -> None:
+        with self._outside.warehouse.transaction(self._fence):
+            self._server.set_route(deployment.previous_version, deployment.version, self._rollout.canary_share)
 
     def _make_checker(self, deployment: Deployment, slot: str) -> AnswerChecker:
         return AnswerChecker(

@@ -16,6 +16,7 @@ import pyarrow as pa
 from psycopg2 import sql
 
 from adapters.connect import Outside
+from adapters.lake import Stored
 from adapters.parquet import ordered, to_bytes
 from adapters.warehouse import Fence
 from pipeline.handoffs import Batch, TableBatch
@@ -79,9 +80,7 @@ def land_partition(use_case: UseCase, partition: Interval, outside: Outside) -> 
         ],
     )
     outside.warehouse.retry_transaction(lambda: _register(batch, fence, outside))
-    for table in batch.tables:
-        state = "as before" if stored[table.table].existed else "new"
-        logger.info("%s from %s: %d rows, %s", table.table, batch.partition_start, table.raw_rows, state)
+    _report(batch, stored)
     _warn_of_rows_in_no_partition(use_case, in_no_partition, outside)
     return batch
 
@@ -166,3 +165,9 @@ def _register(batch: Batch, fence: Fence, outside: Outside) -> None:
             content = {"table": table.table, "sha256": table.raw_sha256, "uri": table.raw_uri, "rows": table.raw_rows}
             at.execute(_REGISTER, interval | content)
             outside.alerts.resolve(_fingerprint(batch.use_case, table.table), at)
+
+
+def _report(batch: Batch, stored: dict[str, Stored]) -> None:
+    for table in batch.tables:
+        state = "as before" if stored[table.table].existed else "new"
+        logger.info("%s from %s: %d rows, %s", table.table, batch.partition_start, table.raw_rows, state)
