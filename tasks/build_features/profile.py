@@ -111,8 +111,7 @@ def _block_psi(counts: Floats) -> list[float]:
     """PSI of each block against all the other blocks together."""
     if len(counts) < _MIN_BLOCKS:
         return []
-    rest = counts.sum(axis=0) - counts
-    return [round(float(value), 6) for value in corrected_psi(rest, counts)]
+    return [round(float(value), 6) for value in corrected_psi(counts.sum(axis=0) - counts, counts)]
 
 
 def _worst_missing_share(present: npt.NDArray[np.bool_], blocks: Codes, min_rows: int) -> float:

@@ -20,8 +20,9 @@ from tasks.common.command import parse_command, report_mistakes
 def rebuild_version(snapshot: Snapshot, outside: Outside) -> str:
     """Make a past version again, from the clean objects and the feature code committed with it; returns its hash."""
     uris = {item.uri for items in committed_manifest(snapshot, outside).objects.values() for item in items}
-    local = {"paths.json": local_paths(uris, outside)}
-    return outside.versions.rebuild(snapshot.use_case, snapshot.git_revision, local).version
+    return outside.versions.rebuild(
+        snapshot.use_case, snapshot.git_revision, {"paths.json": local_paths(uris, outside)}
+    ).version
 
 
 @report_mistakes

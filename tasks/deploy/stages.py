@@ -172,9 +172,9 @@ class Stages:
         return done
 
     def _go_on(self, deployment: Deployment, evidence: Mapping[str, Any]) -> Deployment:
-        following = next_stage(deployment.stage, is_first=deployment.previous_version is None)
+        stage = next_stage(deployment.stage, is_first=deployment.previous_version is None)
         with self._outside.warehouse.transaction(self._fence) as at:
-            deployments.update_deployment(at, deployment, stage=following, evidence={deployment.stage: evidence})
+            deployments.update_deployment(at, deployment, stage=stage, evidence={deployment.stage: evidence})
         return self._read_again(deployment)
 
     def _follow(self, deployment: Deployment, judgement: StageJudgement, evidence: Mapping[str, Any]) -> Deployment:

@@ -88,23 +88,23 @@ def warn_of_lost_corrections(at: cursor, fingerprint: str, landed: TableBatch, b
     where = {"use_case": batch.use_case, "table": landed.table, "start": batch.partition_start}
     at.execute(_LOST, where | {"now": landed.raw_sha256})
     lost = at.fetchall()
-    if not lost:
-        outside.alerts.resolve(fingerprint, at)
-        return
     lines = [
         f"row {number}, corrected by {actor}: {corrected}; "
         + ("the source has mended, changed or dropped it" if anew is None else f"as bad as before, now row {anew}")
         for number, corrected, actor, anew in lost[:_SHOWN]
     ]
-    outside.alerts.record(
-        at,
-        tier="warning",
-        use_case=batch.use_case,
-        fingerprint=fingerprint,
-        title=f"{batch.use_case}: {len(lost)} corrections of {landed.table} no longer apply",
-        body=f"The source sent other content for the partition of {batch.partition_start:%Y-%m-%d}. Replay what is"
-        " still wanted, then run the partition again to close this.\n" + "\n".join(lines),
-    )
+    if lost:
+        outside.alerts.record(
+            at,
+            tier="warning",
+            use_case=batch.use_case,
+            fingerprint=fingerprint,
+            title=f"{batch.use_case}: {len(lost)} corrections of {landed.table} no longer apply",
+            body=f"The source sent other content for the partition of {batch.partition_start:%Y-%m-%d}. Replay what is"
+            " still wanted, then run the partition again to close this.\n" + "\n".join(lines),
+        )
+    else:
+        outside.alerts.resolve(fingerprint, at)
 
 
 def list_quarantined(

@@ -214,8 +214,11 @@ def _expectations(use_case: UseCase, table: str, partition: Interval) -> tuple[E
     """Everything that validation checks; a duplicated key is here the fault of single rows."""
     suite, limits = suites(use_case.name)[table], use_case.source.tables[table]
     key = unique_key(limits)
-    rest = tuple(expect for expect in content_expectations(suite, limits, partition) if expect != key)
-    return (*delivery_expectations(suite, limits), replace(key, severity="warning"), *rest)
+    return (
+        *delivery_expectations(suite, limits),
+        replace(key, severity="warning"),
+        *(expect for expect in content_expectations(suite, limits, partition) if expect != key),
+    )
 
 
 def _commit(

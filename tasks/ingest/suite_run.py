@@ -63,8 +63,15 @@ def _on_arrow(gx: Any, table: pa.Table, expects: Sequence[Expect], position: int
     try:
         success, result = arrow_checks.check_on_arrow(table, expects[position], complete=complete)
     except arrow_checks.ERRORS as error:
-        raised = {"raised_exception": True, "exception_message": repr(error), "exception_traceback": None}
-        return ExpectationValidationResult(success=False, expectation_config=config, exception_info=raised)
+        return ExpectationValidationResult(
+            success=False,
+            expectation_config=config,
+            exception_info={
+                "raised_exception": True,
+                "exception_message": repr(error),
+                "exception_traceback": None,
+            },
+        )
     return ExpectationValidationResult(success=success, expectation_config=config, result=result)
 
 

@@ -84,9 +84,9 @@ def measure_online_quality(use_case: UseCase, outside: Outside) -> list[OnlineQu
     ]
     fresh = [row for row in rows if _is_new(row, outside)]
     if fresh:
-        columns = {name: [getattr(row, name) for row in fresh] for name in vars(fresh[0])}
+        table = pa.table({name: [getattr(row, name) for row in fresh] for name in vars(fresh[0])})
         with outside.warehouse.transaction() as at:
-            outside.warehouse.upsert(at, "online_quality", pa.table(columns), _KEY)
+            outside.warehouse.upsert(at, "online_quality", table, _KEY)
             _update_alert(at, use_case, rows, outside)
         outside.alerts.flush()
     return fresh

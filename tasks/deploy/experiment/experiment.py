@@ -145,10 +145,15 @@ def _judge_once(use_case: UseCase, experiment: Experiment, outside: Outside, fen
     last, route = log.read_last_look(experiment, outside), outside.gateway.route(use_case.name)
     was_routed = last["look"] > 0 or last["routed_at"] is not None
     if route.stable != experiment.control or (was_routed and route.candidate != experiment.treatment):
-        reason = f"somebody else changed the route: stable {route.stable}, candidate {route.candidate}"
         with outside.warehouse.transaction(fence) as at:
             log.write_end(
-                at, experiment, outside, use_case, outcome=ExperimentOutcome.INTERRUPTED, reason=reason, actor=actor
+                at,
+                experiment,
+                outside,
+                use_case,
+                outcome=ExperimentOutcome.INTERRUPTED,
+                reason=f"somebody else changed the route: stable {route.stable}, candidate {route.candidate}",
+                actor=actor,
             )
         return
     if last["routed_at"] is None:  # killed before the gateway was told

@@ -180,8 +180,10 @@ def _compare(
 ) -> tuple[ExperimentOutcome | None, str]:
     fewest, total = min(estimate.events), sum(estimate.events)
     if fewest < settings.min_events or min(estimate.units) < MIN_UNITS:
-        need = f"{settings.min_events} events and {MIN_UNITS} units of each version are needed"
-        return None, f"{fewest} events and {min(estimate.units)} units so far; {need}"
+        return None, (
+            f"{fewest} events and {min(estimate.units)} units so far;"
+            f" {settings.min_events} events and {MIN_UNITS} units of each version are needed"
+        )
     costs = f"the treatment costs {estimate.difference:+.4g} an event ({low:+.4g} to {high:+.4g})"
     if -settings.min_effect < low and high < settings.min_effect:
         return ExperimentOutcome.UNDECIDED, f"{costs}: no difference that matters ({settings.min_effect:g})"
