@@ -1,1 +1,1 @@
-"""What all DAGs share: the use cases, assets, default arguments, retries, parameters, sensors. Airflow is here and in dags/."""
+"""What all DAGs share: assets, default arguments, retries, parameters, sensors. Airflow lives here and in dags/."""
