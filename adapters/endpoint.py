@@ -91,17 +91,15 @@ class Endpoint:
         """
         what = "explanations" if explain else "predictions"
         headers = {"Content-Type": "application/json", "X-Request-Id": request_id, "X-Windsock-Slot": slot}
-        path = f"/{what}/{quote(use_case)}/{quote(version)}"
         reply = send_request(
             "POST",
-            self.inference_url + path,
+            f"{self.inference_url}/{what}/{quote(use_case)}/{quote(version)}",
             server=_SERVER,
             content=json.dumps(events).encode(),
             headers=headers,
             timeout_seconds=timeout_seconds,
         )
-        answers: list[dict[str, Any]] = require_success(reply, f"{use_case} {version}").json()
-        return answers
+        return list(require_success(reply, f"{use_case} {version}").json())
 
     def retire(self, use_case: str, version: str) -> None:
         """Take a version out, and its archive; nothing happens when it is not there.

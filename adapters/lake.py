@@ -74,7 +74,9 @@ class Lake:
         """
         sha256 = hashlib.sha256(data).hexdigest()
         key = f"{key_prefix.strip('/')}/{sha256}{suffix}"
-        existed = not self._put_if_absent(key, data)
+        existed = not retry_call(
+            lambda: self._put_if_absent(key, data), errors=_ContendedError, attempts=_CONFLICT_ATTEMPTS, **_PAUSES
+        )
         uri = self.uri(key)
         if existed:  # perhaps by our own first try, whose answer was lost: the bytes decide
             self.read(uri, sha256)
@@ -97,13 +99,17 @@ class Lake:
             Corrupt: the bytes are not those that were written.
             FileNotFoundError: there is no such object.
         """
-        errors = (Corrupt, IncompleteReadError, ReadTimeoutError, ResponseStreamingError)
         return retry_call(
-            lambda: self._read_once(uri, sha256 or _hash_in(uri)), errors=errors, attempts=_READ_ATTEMPTS, **_PAUSES
+            lambda: self._read_once(uri, sha256 or _hash_in(uri)),
+            errors=(Corrupt, IncompleteReadError, ReadTimeoutError, ResponseStreamingError),
+            attempts=_READ_ATTEMPTS,
+            **_PAUSES,
         )
 
     def _read_once(self, uri: str, expected: str | None) -> bytes:
-        data = self._get(self._key(uri))
+        key = self._key(uri)
+        with self._translated(key):
+            data = bytes(self.client.get_object(Bucket=self.bucket, Key=key)["Body"].read())
         if expected is not None and hashlib.sha256(data).hexdigest() != expected:
             raise Corrupt(f"{uri}: its bytes do not have SHA-256 {expected}; it was changed or damaged in the store")
         return data
@@ -143,16 +149,7 @@ class Lake:
             raise ValueError(f"{uri} is not in the bucket {self.bucket}")
         return uri.removeprefix(prefix)
 
-    def _get(self, key: str) -> bytes:
-        with self._translated(key):
-            return bytes(self.client.get_object(Bucket=self.bucket, Key=key)["Body"].read())
-
     def _put_if_absent(self, key: str, data: bytes) -> bool:
-        return retry_call(
-            lambda: self._put_once(key, data), errors=_ContendedError, attempts=_CONFLICT_ATTEMPTS, **_PAUSES
-        )
-
-    def _put_once(self, key: str, data: bytes) -> bool:
         try:
             with self._translated(key):
                 self.client.put_object(Bucket=self.bucket, Key=key, Body=data, IfNoneMatch="*")
