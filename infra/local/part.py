@@ -5,6 +5,7 @@ import pwd
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from adapters.errors import Unavailable
 from adapters.http import send_request
@@ -55,6 +56,11 @@ def unprivileged_account() -> Account | None:
         return None
     entry = pwd.getpwnam("nobody")
     return Account(uid=entry.pw_uid, gid=entry.pw_gid)
+
+
+def run_as(account: Account | None) -> dict[str, Any]:
+    """What `subprocess` is told so that a process runs as this account; None: as we do."""
+    return {} if account is None else {"user": account.uid, "group": account.gid, "extra_groups": []}
 
 
 def find_closed_folder(path: Path) -> Path | None:

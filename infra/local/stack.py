@@ -121,14 +121,12 @@ class Stack:
         check_free_space(self.folder)
         (self.folder / "logs").mkdir(exist_ok=True)
         last: dict[str, Any] = {}
-        for event in self._launch(parts, owner, usual_ports=usual_ports):
-            last = event
-            tell(event)
+        for last in self._launch(parts, owner, usual_ports=usual_ports):
+            tell(last)
         if last.get("name") != "stack" or last.get("state") != "up":
             self._reap()
-            log_end = quote_log_end(self.folder / "logs" / "supervisor.log")
-            problem = last.get("problem") or f"the supervisor ended.{log_end}"
-            raise ValueError(f"the stack did not come up: {problem}")
+            ended = f"the supervisor ended.{quote_log_end(self.folder / 'logs' / 'supervisor.log')}"
+            raise ValueError(f"the stack did not come up: {last.get('problem') or ended}")
         write_env_file(self.home(), self.groups())
         return True
 
@@ -145,10 +143,11 @@ class Stack:
     def _launch(self, parts: tuple[str, ...], owner: int | None, *, usual_ports: bool) -> Iterator[dict[str, Any]]:
         self._reap()
         reading, writing = os.pipe()
-        options = ["--parts", ",".join(parts), "--report", str(writing)]
-        options += ["--hung-seconds", str(self.hung_seconds)]
-        options += ["--owner", str(owner)] if owner else []
-        options += ["--usual-ports"] if usual_ports else []
+        options = [
+            *("--parts", ",".join(parts), "--report", str(writing), "--hung-seconds", str(self.hung_seconds)),
+            *(("--owner", str(owner)) if owner else ()),
+            *(("--usual-ports",) if usual_ports else ()),
+        ]
         with (self.folder / "logs" / "supervisor.log").open("ab") as log:
             self._supervisor = subprocess.Popen(
                 [sys.executable, "-m", "infra.local.supervisor", str(self.folder), *options],

@@ -95,12 +95,22 @@ def make_limits(declared: Mapping[str, UseCase], newest: Mapping[str, datetime])
         "drifted_features_limit": "Features beyond their thresholds from which monitoring calls it drift",
         "retrains_30_days_limit": "Retrains that monitoring allows itself in 30 days",
     }
-    share = {"quarantined_share_limit": "Share of quarantined rows from which a partition is blocked"}
-    cost = {"error_cost": "What a wrong decision costs, in the unit of params.yaml"}
     return [
         *make_families(MetricQuery(said, ("use_case",), ""), of_use_case),
-        *make_families(MetricQuery(share, ("use_case", "table"), ""), of_table),
-        *make_families(MetricQuery(cost, ("use_case", "outcome"), ""), of_error),
+        *make_families(
+            MetricQuery(
+                {"quarantined_share_limit": "Share of quarantined rows from which a partition is blocked"},
+                ("use_case", "table"),
+                "",
+            ),
+            of_table,
+        ),
+        *make_families(
+            MetricQuery(
+                {"error_cost": "What a wrong decision costs, in the unit of params.yaml"}, ("use_case", "outcome"), ""
+            ),
+            of_error,
+        ),
     ]
 
 

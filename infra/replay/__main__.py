@@ -82,13 +82,15 @@ def _replay(arguments: argparse.Namespace, progress: ReplayProgress) -> None:
     tally = replay.traffic.tally
     served = online.summarise_online(use_case, world)
     weeks = report.write_report(use_case, world, to=arguments.report, served=served)
-    print("\n" + report.format_weeks(weeks) + "\n")
-    print(report.format_online(served, tally) + "\n")
+    print(f"\n{report.format_weeks(weeks)}\n\n{report.format_online(served, tally)}\n")
     _check_promises(weeks, list_incidents(world.source))
     _check_online(use_case, served, tally)
-    print(f"report     {arguments.report.resolve()}")
-    print(f"Airflow    {os.environ['AIRFLOW_PAGE']}   login {user} / {password}")
-    print(f"MLflow     {os.environ['MLFLOW_PAGE']}")
+    print(
+        f"report     {arguments.report.resolve()}",
+        f"Airflow    {os.environ['AIRFLOW_PAGE']}   login {user} / {password}",
+        f"MLflow     {os.environ['MLFLOW_PAGE']}",
+        sep="\n",
+    )
     if served is not None:
         print(f"gateway    {os.environ.get('GATEWAY_PAGE') or os.environ['WINDSOCK_GATEWAY_URL']}")
     if "monitoring" in os.environ.get("COMPOSE_PROFILES", "").split(","):

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 import features
 from adapters.connect import Outside
@@ -164,11 +163,7 @@ def _compare(
 
 def _largest(batch: pa.ChunkedArray, online: list[float | None]) -> float:
     """Largest difference of one feature; infinite where one has a value and the other has none."""
-    left, right = _with_gaps(batch.to_pylist()), _with_gaps(online)
+    left, right = (np.array(values, np.float64) for values in (batch.to_pylist(), online))  # None becomes NaN
     if not np.array_equal(np.isnan(left), np.isnan(right)):
         return float("inf")
     return float(np.nanmax(np.abs(left - right), initial=0.0))
-
-
-def _with_gaps(values: list[float | None]) -> NDArray[np.float64]:
-    return np.array([np.nan if value is None else value for value in values], np.float64)

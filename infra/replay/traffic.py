@@ -25,8 +25,9 @@ class ClientTally:
 
     def with_request(self, status: int | None, *, static: bool) -> "ClientTally":
         """One request more."""
-        failed = self.failed + (status != 200)
-        return replace(self, requests=self.requests + 1, failed=failed, static=self.static + static)
+        return replace(
+            self, requests=self.requests + 1, failed=self.failed + (status != 200), static=self.static + static
+        )
 
 
 class Traffic:
