@@ -209,9 +209,8 @@ def _message(tier: str, title: str, body: str) -> str:
 
 
 def _post_to_webhook(url: str, text: str) -> None:
-    client = WebhookClient(
+    answer = WebhookClient(
         url, timeout=_TIMEOUT_SECONDS, logger=_SILENT, retry_handlers=[BoundedRateLimitRetryHandler()]
-    )
-    answer = client.send(text=text)
+    ).send(text=text)
     if answer.status_code != 200:
         raise SlackClientError(f"the webhook answered {answer.status_code}: {answer.body[:200]}")

@@ -122,8 +122,8 @@ class Endpoint:
         Raises:
             ValueError: it is not there.
         """
-        path = f"/models/{quote(use_case)}/{quote(version)}/set-default"
-        require_success(self._manage("PUT", path), f"default of {use_case}")
+        answer = self._manage("PUT", f"/models/{quote(use_case)}/{quote(version)}/set-default")
+        require_success(answer, f"default of {use_case}")
         self.store.make_default(use_case, version)
 
     def _bring_up(self, entry: Entry, *, is_known: bool) -> None:
@@ -131,8 +131,12 @@ class Endpoint:
         refused = self.store.folder / f"refused-{use_case}-{version}.txt"
         refused.unlink(missing_ok=True)
         # Without workers, and these asked for afterwards: `synchronous=true` would stall other clients for seconds.
-        options = {"url": entry["file"], "batch_size": entry["batch_size"], "initial_workers": 0}
-        options |= {"max_batch_delay": entry["max_batch_delay_ms"]}
+        options = {
+            "url": entry["file"],
+            "batch_size": entry["batch_size"],
+            "initial_workers": 0,
+            "max_batch_delay": entry["max_batch_delay_ms"],
+        }
         answer = self._manage("POST", f"/models?{urlencode(options)}")
         if answer.status != 409 or not is_known:  # else it is there, this one, without a worker that is ready: a crash
             require_success(answer, f"registering {use_case} {version}")

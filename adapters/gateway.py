@@ -220,9 +220,12 @@ class Gateway:
         Raises:
             ConnectionError: when the gateway does not answer.
         """
-        headers = {"Authorization": f"Bearer {key or self._key}", "Content-Type": "application/json"}
-        headers |= {"X-Entity-Id": entity} if entity else {}
-        headers |= {"X-Request-Id": request_id} if request_id else {}
+        headers = {
+            "Authorization": f"Bearer {key or self._key}",
+            "Content-Type": "application/json",
+            **({"X-Entity-Id": entity} if entity else {}),
+            **({"X-Request-Id": request_id} if request_id else {}),
+        }
         path = f"/v1/{use_case}/{'explain' if explain else 'predict'}"
         return self._send("POST", path, json.dumps(events, default=str).encode(), headers)
 

@@ -180,5 +180,4 @@ class Lake:
 
 
 def _hash_in(uri: str) -> str | None:
-    match = _ADDRESSED.search(uri)
-    return match.group(1) if match else None
+    return match[1] if (match := _ADDRESSED.search(uri)) else None

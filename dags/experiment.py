@@ -36,8 +36,11 @@ def make_experiment_dag(use_case: UseCase) -> DAG:
             None, type=["null", "string"], title="Reason", description="To stop: why; it goes into the ledger."
         ),
     }
-    schedule = CronTriggerTimetable("*/10 * * * *", timezone="UTC") if use_case.experiment else None
-    with DAG(**dag_args(use_case, "experiment", __doc__), schedule=schedule, params=params) as dag:
+    with DAG(
+        **dag_args(use_case, "experiment", __doc__),
+        schedule=CronTriggerTimetable("*/10 * * * *", timezone="UTC") if use_case.experiment else None,
+        params=params,
+    ) as dag:
 
         @task(task_id="experiment", execution_timeout=timedelta(minutes=30))
         def act(params: Any = None, dag_run: Any = None) -> str:

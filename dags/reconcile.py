@@ -21,8 +21,9 @@ from pipeline.spec import UseCase
 
 def make_reconcile_dag(use_case: UseCase) -> DAG:
     """`find -> start`, one start per DAG with pending work."""
-    every_ten_minutes = CronTriggerTimetable("*/10 * * * *", timezone="UTC")
-    with DAG(**dag_args(use_case, "reconcile", __doc__), schedule=every_ten_minutes) as dag:
+    with DAG(
+        **dag_args(use_case, "reconcile", __doc__), schedule=CronTriggerTimetable("*/10 * * * *", timezone="UTC")
+    ) as dag:
 
         @task(task_id="find", execution_timeout=timedelta(minutes=10))
         def find_idle_dags(ti: Any = None) -> list[str]:

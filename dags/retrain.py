@@ -28,8 +28,11 @@ LONGEST_TRAINING_SECONDS = 48 * 3600.0
 
 def make_retrain_dag(use_case: UseCase) -> DAG:
     """`await_decision -> claim -> start_train -> close`."""
-    first = utc(use_case.source.first_partition)  # a continuous DAG without a start date never starts
-    with DAG(**dag_args(use_case, "retrain", __doc__), schedule="@continuous", start_date=first) as dag:
+    with DAG(
+        **dag_args(use_case, "retrain", __doc__),
+        schedule="@continuous",
+        start_date=utc(use_case.source.first_partition),  # without one it never starts
+    ) as dag:
 
         @task(task_id="claim", execution_timeout=timedelta(minutes=10))
         def claim_decision() -> dict[str, str]:

@@ -19,8 +19,10 @@ from pipeline.spec import UseCase
 
 def make_watch_dag(use_case: UseCase) -> DAG:
     """`watch`, every minute."""
-    schedule = CronTriggerTimetable("* * * * *", timezone="UTC") if use_case.endpoint else None
-    with DAG(**dag_args(use_case, "watch", __doc__), schedule=schedule) as dag:
+    with DAG(
+        **dag_args(use_case, "watch", __doc__),
+        schedule=CronTriggerTimetable("* * * * *", timezone="UTC") if use_case.endpoint else None,
+    ) as dag:
 
         @task(task_id="watch", execution_timeout=timedelta(minutes=10))
         def look() -> str:

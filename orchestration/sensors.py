@@ -52,8 +52,10 @@ class PollOperator(BaseOperator):
 
     def execute(self, context: Any) -> None:  # noqa: ARG002
         """Hand over to the triggerer."""
-        trigger = PollTrigger(poll=self.poll, use_case=self.use_case, every_seconds=self.every_seconds)
-        self.defer(trigger=trigger, method_name="answered")
+        self.defer(
+            trigger=PollTrigger(poll=self.poll, use_case=self.use_case, every_seconds=self.every_seconds),
+            method_name="answered",
+        )
 
     def answered(self, context: Any, event: Any) -> Any:  # noqa: ARG002
         """Return the trigger's result. Airflow keeps this method's name with every task that waits: do not rename."""

@@ -119,8 +119,8 @@ def main() -> int:
     parser.add_argument("--running", action="store_true", help="check the stack that the environment names")
     arguments = parser.parse_args()
     if arguments.running:
-        folder = Path(os.environ["WINDSOCK_HOME"])
-        return 0 if all([_report(check_machine(folder)), _report(check_stack(os.environ))]) else 1
+        here = check_machine(Path(os.environ["WINDSOCK_HOME"]))
+        return 0 if all([_report(here), _report(check_stack(os.environ))]) else 1
     taken = Stack(arguments.home).running  # by the embedded stack, which may have the usual ports
     checked = [_report(check_machine(REPOSITORY)), _check_embedded(arguments.home), _check_composed(ports=not taken)]
     return 0 if all(checked) else 1

@@ -62,8 +62,12 @@ def check_clock(whose: str, ahead_seconds: float) -> Finding:
 def check_buckets(environment: Environment) -> Iterator[Finding]:
     """Whether the keys open both buckets, for reading and for writing, and what time it is there."""
     endpoint = environment["WINDSOCK_S3_ENDPOINT"]
-    keys = (environment["AWS_ACCESS_KEY_ID"], environment["AWS_SECRET_ACCESS_KEY"])
-    store = s3.make_s3_client(endpoint, *keys, retries=0)  # who asks what is wrong need not wait for it to mend
+    store = s3.make_s3_client(
+        endpoint,
+        environment["AWS_ACCESS_KEY_ID"],
+        environment["AWS_SECRET_ACCESS_KEY"],
+        retries=0,  # who asks what is wrong need not wait for it to mend
+    )
     key, content = f"doctor/{secrets.token_hex(8)}", b"windsock"
     for name in ("WINDSOCK_LAKE_BUCKET", "WINDSOCK_VERSIONS_BUCKET"):
         bucket = environment[name]

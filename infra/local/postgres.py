@@ -85,7 +85,7 @@ def initialise_cluster(home: Path, password: str) -> None:
     write_atomically(password_file, password.encode())
     if account is not None:
         for path in (data.parent, password_file):
-            os.chown(path, account.uid, account.gid)
+            os.chown(path, account.pw_uid, account.pw_gid)
     done = subprocess.run(
         [
             *(

@@ -81,8 +81,13 @@ def plot_drift(weeks: list[datetime], ratios: dict[str, list[float]], *, most: i
     names = [list(ratios)[index] for index in order]
     figure = Figure(figsize=(9, 0.6 + 0.26 * len(names)))
     axes = figure.subplots()
-    colours = mpl.colormaps["RdYlBu_r"].with_extremes(bad="#5a5a5a")
-    image = axes.imshow(np.ma.masked_invalid(table[order]), aspect="auto", cmap=colours, vmin=0, vmax=2)
+    image = axes.imshow(
+        np.ma.masked_invalid(table[order]),
+        aspect="auto",
+        cmap=mpl.colormaps["RdYlBu_r"].with_extremes(bad="#5a5a5a"),
+        vmin=0,
+        vmax=2,
+    )
     axes.set_yticks(range(len(names)), names)
     _label_weeks(axes, weeks)
     axes.set_title(

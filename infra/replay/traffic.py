@@ -82,5 +82,6 @@ class Traffic:
         except ConnectionError:
             self._tally = self._tally.with_request(None, static=False)
             return
-        static = isinstance(reply.body, dict) and bool(reply.body.get("fallback"))
-        self._tally = self._tally.with_request(reply.status, static=static)
+        self._tally = self._tally.with_request(
+            reply.status, static=isinstance(reply.body, dict) and bool(reply.body.get("fallback"))
+        )
