@@ -177,8 +177,13 @@ class Alerts:
                 _post_to_webhook(settings.slack_webhook, _message(tier, title, body))
                 return "slack", None
         except _TROUBLE as error:
-            trouble = self._clean(f"{type(error).__name__}: {error}")
-            _LOG.error("not delivered, will be tried again: [%s] %s: %s (%s)", tier, title, body, trouble)
+            _LOG.error(
+                "not delivered, will be tried again: [%s] %s: %s (%s)",
+                tier,
+                title,
+                body,
+                self._clean(f"{type(error).__name__}: {error}"),
+            )
             return None
         _LOG.log(_LEVELS[tier], "[%s] %s: %s", tier, title, body)
         return "log", None

@@ -83,8 +83,11 @@ class Registry:
         with _reaching(self.tracking_uri):
             experiment_id = self._experiment(record.use_case)
             self._fail_unfinished(experiment_id, record.key)
-            tags = {**record.tags, _KEY_TAG: record.key, _SHA256_TAG: record.bundle_sha256}
-            run_id: str = self._client.create_run(experiment_id, tags=tags, run_name=record.name).info.run_id
+            run_id: str = self._client.create_run(
+                experiment_id,
+                tags={**record.tags, _KEY_TAG: record.key, _SHA256_TAG: record.bundle_sha256},
+                run_name=record.name,
+            ).info.run_id
             self._client.log_inputs(run_id, datasets=[_dataset(record)])
             metrics = [
                 *(Metric(name, value, 0, 0) for name, value in record.metrics.items()),

@@ -275,8 +275,13 @@ def main() -> int:
     home = open_home(given.home, usual=given.usual_ports, choose_ports=True)
     groups = tuple(given.parts.split(","))
     problem = gateway.fetch_haproxy(home) if "gateway" in groups else None
-    left_out = {} if problem is None else {"gateway": problem}
-    return Supervisor(home, groups, given.report, given.hung_seconds, left_out=left_out).run(owner)
+    return Supervisor(
+        home,
+        groups,
+        given.report,
+        given.hung_seconds,
+        left_out={} if problem is None else {"gateway": problem},
+    ).run(owner)
 
 
 if __name__ == "__main__":

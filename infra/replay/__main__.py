@@ -113,8 +113,10 @@ def _check_online(use_case: UseCase, served: OnlineSummary | None, tally: Client
     if not served.parity.holds(use_case.endpoint.rollout.tolerance):
         raise ReplayError(f"online does not say what batch says: {served.parity}")
     if tally.failed or tally.static:
-        bad = f"{tally.failed} failed, {tally.static} were answered by the gateway alone"
-        raise ReplayError(f"of {tally.requests} online requests {bad}; see {use_case.name}.watch in Airflow")
+        raise ReplayError(
+            f"of {tally.requests} online requests {tally.failed} failed, {tally.static} were answered by the gateway"
+            f" alone; see {use_case.name}.watch in Airflow"
+        )
     if tally.weeks and not tally.requests:
         raise ReplayError("nobody asked online while the weeks went by: the requests could not be made")
 

@@ -129,8 +129,10 @@ def _load_logged(use_case: UseCase, outside: Outside, keys: list[tuple[str, int]
 
     # They come within a second of the answer.
     if not wait_until(is_complete, within_seconds=LOGGED_WITHIN_SECONDS, every_seconds=_POLL_SECONDS):
-        late = f"{len(set(keys) - logged.keys())} of {len(keys)} answers"
-        raise ReplayError(f"{late} did not reach the warehouse in {LOGGED_WITHIN_SECONDS:.0f} s: the shipper's log")
+        raise ReplayError(
+            f"{len(set(keys) - logged.keys())} of {len(keys)} answers did not reach the warehouse in"
+            f" {LOGGED_WITHIN_SECONDS:.0f} s: the shipper's log"
+        )
     return [logged[key] for key in keys]
 
 
