@@ -116,8 +116,7 @@ class Lake:
 
     def local(self, uri: str) -> Path:
         """A verified local copy of a content-addressed object, fetched when absent or damaged."""
-        sha256 = _hash_in(uri)
-        if sha256 is None:
+        if (sha256 := _hash_in(uri)) is None:
             raise ValueError(f"{uri} is not content-addressed: only immutable objects are cached")
         path = self.cache / sha256[:2] / f"{sha256}{Path(uri).suffix}"
         if not path.exists() or hashlib.sha256(path.read_bytes()).hexdigest() != sha256:

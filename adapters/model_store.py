@@ -32,8 +32,7 @@ class Archive:
         """ValueError unless the file is there, and is the one that was made."""
         if not self.path.is_file():
             raise ValueError(f"{self.path} is not there: make the archive again")
-        found = hashlib.sha256(self.path.read_bytes()).hexdigest()
-        if found != self.sha256:
+        if (found := hashlib.sha256(self.path.read_bytes()).hexdigest()) != self.sha256:
             raise ValueError(f"{self.path} has the SHA-256 {found}, expected {self.sha256}: it was changed")
 
 

@@ -156,8 +156,7 @@ class Registry:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
             fetched = self._fetch(version.run_id, "bundle", Path(scratch))
-            found = folder_sha256(fetched)
-            if found != version.bundle_sha256:
+            if (found := folder_sha256(fetched)) != version.bundle_sha256:
                 raise Corrupt(f"{version.bundle_uri} has the digest {found}, registered was {version.bundle_sha256}")
             shutil.rmtree(folder, ignore_errors=True)  # a damaged cache entry
             try:
@@ -185,8 +184,7 @@ class Registry:
             elif PREVIOUS in self.aliases(use_case):
                 self._client.delete_registered_model_alias(use_case, PREVIOUS)
         wanted = {CHAMPION: champion, **({PREVIOUS: previous} if previous is not None else {})}
-        found = self.aliases(use_case)
-        if found != wanted:
+        if (found := self.aliases(use_case)) != wanted:
             raise Unavailable(f"{use_case}: aliases were set to {wanted} but read back as {found}")
 
     def aliases(self, use_case: str) -> dict[str, str]:

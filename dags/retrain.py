@@ -38,8 +38,7 @@ def make_retrain_dag(use_case: UseCase) -> DAG:
         def claim_decision() -> dict[str, str]:
             from tasks.monitor import retrain
 
-            decision = retrain.claim_retrain(use_case, reach_outside())
-            if decision is None:
+            if (decision := retrain.claim_retrain(use_case, reach_outside())) is None:
                 raise AirflowSkipException("the decision was taken up elsewhere")
             return {
                 "decision_id": decision["decision_id"],

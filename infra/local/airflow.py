@@ -161,9 +161,11 @@ def plan_airflow(
         "triggerer": ("--skip-serve-logs",),
     }
     servers = [_server(home, {**configured, **mark(name)}, name, extra) for name, extra in options.items()]
-    step = SetUpStep(
-        name="airflow-database",
-        run=lambda: _set_up(home, {**configured, **mark("airflow-database")}),
-        needs=("postgres",),
-    )
-    return [step, *servers]
+    return [
+        SetUpStep(
+            name="airflow-database",
+            run=lambda: _set_up(home, {**configured, **mark("airflow-database")}),
+            needs=("postgres",),
+        ),
+        *servers,
+    ]

@@ -54,8 +54,7 @@ def gateway_settings(home: Home) -> dict[str, str]:
 
 def plan_gateway(home: Home, mark: Callable[[str], dict[str, str]]) -> list[Part | SetUpStep]:
     """The gateway, or nothing where there is no program for it. It starts without TorchServe and waits for it."""
-    program = system_programs.find_program("haproxy", home.folder)
-    if program is None:
+    if (program := system_programs.find_program("haproxy", home.folder)) is None:
         return []
     return [
         Part(

@@ -45,8 +45,7 @@ class PartStatus:
 
 def check_owner(folder: Path) -> None:
     """Refuse the state of another user, whose secrets and files this one could not use."""
-    owner = folder.stat().st_uid
-    if owner != os.geteuid():
+    if (owner := folder.stat().st_uid) != os.geteuid():
         raise ValueError(
             f"{folder} belongs to user {owner}, not to you ({os.geteuid()}): "
             "`make clean` as that user, or set WINDSOCK_HOME"
@@ -55,8 +54,7 @@ def check_owner(folder: Path) -> None:
 
 def check_free_space(folder: Path, needed_bytes: int = FREE_SPACE_BYTES) -> None:
     """Refuse to start on a disk that is about to be full."""
-    free = shutil.disk_usage(folder).free
-    if free < needed_bytes:
+    if (free := shutil.disk_usage(folder).free) < needed_bytes:
         raise ValueError(
             f"the disk of {folder} is nearly full: {free / 1e6:,.0f} MB free, {needed_bytes / 1e6:,.0f} MB needed. "
             "Make room, or set WINDSOCK_HOME to a folder on another disk."

@@ -64,12 +64,14 @@ def plan_torchserve(home: Home, mark: Callable[[str], dict[str, str]]) -> list[P
         "WINDSOCK_ONLINE_DSN": online_dsn(home),
         "PYTHONPATH": str(REPOSITORY),
     }
-    addresses = [f"--{name}={home.url(port)}" for name, port in _ADDRESSES.items()]
     inference, management = home.ports["inference"], home.ports["management"]
     return [
         Part(
             name="torchserve",
-            command=(sys.executable, "-m", "serving.launch", f"--work={folder / 'work'}", *addresses),
+            command=(
+                *(sys.executable, "-m", "serving.launch", f"--work={folder / 'work'}"),
+                *(f"--{name}={home.url(port)}" for name, port in _ADDRESSES.items()),
+            ),
             environment={**shared, **mark("torchserve")},
             directory=folder,
             address=home.url("inference"),

@@ -75,11 +75,10 @@ def summarise_online(use_case: UseCase, outside: Outside, *, rows: int = ROWS) -
         return None
     points, events = choose_golden_rows(use_case, outside, rows)
     answers, keys = _ask_events(use_case, outside.gateway, events)
-    online = _load_logged(use_case, outside, keys)
     return OnlineSummary(
         request=events[0],
         answer=answers[0],
-        parity=_compare(use_case, outside, points, online, answers),
+        parity=_compare(use_case, outside, points, _load_logged(use_case, outside, keys), answers),
         answered=outside.warehouse.query(_ANSWERED, (use_case.name,)),
     )
 
