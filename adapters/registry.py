@@ -258,7 +258,7 @@ def _version(found: Any) -> Version:
 
 @contextmanager
 def _made_once() -> Iterator[None]:
-    """Whether we or somebody else, perhaps at this moment, makes it."""
+    """What the block makes may be there, made by somebody else at this moment."""
     try:
         yield
     except MlflowException as error:

@@ -88,17 +88,8 @@ def initialise_cluster(home: Path, password: str) -> None:
             os.chown(path, account.pw_uid, account.pw_gid)
     done = subprocess.run(
         [
-            *(
-                str(programs / "initdb"),
-                "-D",
-                str(data),
-                "-U",
-                ADMIN,
-                "-A",
-                "scram-sha-256",
-                f"--pwfile={password_file}",
-            ),
-            *("-E", "UTF8", "--no-sync"),
+            *(str(programs / "initdb"), "-D", str(data), "-U", ADMIN, "-A", "scram-sha-256"),
+            *(f"--pwfile={password_file}", "-E", "UTF8", "--no-sync"),
         ],
         env=_environment({}),
         cwd="/",
