@@ -7,6 +7,7 @@ loses no alert. One open row per fingerprint: the same problem again is counted,
 
 import logging
 from http.client import HTTPException
+from itertools import takewhile
 from typing import Literal
 
 from psycopg2.extensions import cursor
@@ -91,9 +92,7 @@ class Alerts:
             settings.s3_access_key,
             settings.slack_token or "",
             settings.slack_webhook or "",
-        }
-        for dsn in (settings.warehouse_dsn, settings.source_dsn, settings.studies_dsn):
-            known |= secrets_in_dsn(dsn)
+        }.union(*map(secrets_in_dsn, (settings.warehouse_dsn, settings.source_dsn, settings.studies_dsn)))
         self._secrets = frozenset(secret for secret in known if len(secret) >= 6)  # shorter would eat innocent words
 
     def raise_alert(self, tier: Tier, use_case: str | None, fingerprint: str, title: str, body: str) -> int:
@@ -125,12 +124,8 @@ class Alerts:
 
     def flush(self) -> int:
         """Deliver what waits, oldest first, until the channel fails; how many were delivered."""
-        delivered = 0
-        for row in self._warehouse.query(_UNDELIVERED, (_BATCH,)):
-            if not self._deliver(row["alert_id"]):
-                break
-            delivered += 1
-        return delivered
+        waiting = [row["alert_id"] for row in self._warehouse.query(_UNDELIVERED, (_BATCH,))]
+        return sum(1 for _ in takewhile(self._deliver, waiting))
 
     def digest(self) -> int:
         """Send the info alerts since the last digest as one message; how many it held. Sends nothing if none."""
@@ -162,8 +157,7 @@ class Alerts:
             if row is None:
                 return True  # sent, or being sent, by another process
             tier, title, body, occurrences, thread = row
-            again = f" ({occurrences}x)" if occurrences > 1 else ""
-            sent = self._send(tier, title + again, body, thread)
+            sent = self._send(tier, f"{title} ({occurrences}x)" if occurrences > 1 else title, body, thread)
             if sent is None:
                 return False
             channel, message = sent
@@ -183,25 +177,31 @@ class Alerts:
                 _post_to_webhook(settings.slack_webhook, _message(tier, title, body))
                 return "slack", None
         except _TROUBLE as error:
-            trouble = self._clean(f"{type(error).__name__}: {error}")
-            _LOG.error("not delivered, will be tried again: [%s] %s: %s (%s)", tier, title, body, trouble)
+            _LOG.error(
+                "not delivered, will be tried again: [%s] %s: %s (%s)",
+                tier,
+                title,
+                body,
+                self._clean(f"{type(error).__name__}: {error}"),
+            )
             return None
         _LOG.log(_LEVELS[tier], "[%s] %s: %s", tier, title, body)
         return "log", None
 
     def _post(self, token: str, tier: str, text: str, thread: str | None) -> str:
-        api = self._settings.slack_api or WebClient.BASE_URL
         client = WebClient(
             token=token,
             timeout=_TIMEOUT_SECONDS,
             logger=_SILENT,
             retry_handlers=[BoundedRateLimitRetryHandler()],
-            base_url=api.rstrip("/") + "/",
+            base_url=f"{(self._settings.slack_api or WebClient.BASE_URL).rstrip('/')}/",
         )
-        # A critical alert is seen by everyone even where its thread is old.
-        broadcast = tier == "critical" and thread is not None
         answer = client.chat_postMessage(
-            channel=self._settings.slack_channel, text=text, thread_ts=thread, reply_broadcast=broadcast or None
+            channel=self._settings.slack_channel,
+            text=text,
+            thread_ts=thread,
+            # A critical alert is seen by everyone even where its thread is old.
+            reply_broadcast=(tier == "critical" and thread is not None) or None,
         )
         return str(answer["ts"])
 
@@ -214,9 +214,8 @@ def _message(tier: str, title: str, body: str) -> str:
 
 
 def _post_to_webhook(url: str, text: str) -> None:
-    client = WebhookClient(
+    answer = WebhookClient(
         url, timeout=_TIMEOUT_SECONDS, logger=_SILENT, retry_handlers=[BoundedRateLimitRetryHandler()]
-    )
-    answer = client.send(text=text)
+    ).send(text=text)
     if answer.status_code != 200:
         raise SlackClientError(f"the webhook answered {answer.status_code}: {answer.body[:200]}")

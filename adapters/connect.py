@@ -4,14 +4,15 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import TYPE_CHECKING
 
+from adapters.endpoint import Endpoint
+from adapters.gateway import Gateway
 from adapters.lake import Lake
+from adapters.model_store import ModelStore
 from adapters.warehouse import Warehouse
 from pipeline.settings import Settings, settings
 
 if TYPE_CHECKING:
     from adapters.alerts import Alerts
-    from adapters.endpoint import Endpoint
-    from adapters.gateway import Gateway
     from adapters.registry import Registry
     from adapters.versions import Versions
 
@@ -60,10 +61,8 @@ class Outside:
         return Alerts(self.warehouse, self.settings)
 
     @cached_property
-    def gateway(self) -> "Gateway | None":
+    def gateway(self) -> Gateway | None:
         """Which version answers whom; None where the installation has no gateway."""
-        from adapters.gateway import Gateway  # noqa: PLC0415  # only the rollout needs it
-
         s = self.settings
         if s.gateway_url is None:
             return None
@@ -72,14 +71,11 @@ class Outside:
         return Gateway(s.gateway_url, s.gateway_admin, s.gateway_maps, s.gateway_key)
 
     @cached_property
-    def endpoint(self) -> "Endpoint | None":
+    def endpoint(self) -> Endpoint | None:
         """The online server; None where there is none."""
         s = self.settings
         if s.inference_url is None or s.management_url is None or s.model_store is None:
             return None
-        from adapters.endpoint import Endpoint  # noqa: PLC0415  # like the others
-        from adapters.model_store import ModelStore  # noqa: PLC0415
-
         return Endpoint(s.inference_url, s.management_url, ModelStore(s.model_store))
 
 

@@ -3,7 +3,6 @@
 import pyarrow as pa
 import pyarrow.csv
 
-_TIMESTAMP_TZ = pa.timestamp("us", tz="UTC")
 # pg_type.oid -> Arrow; built-in types have the same number in every database. What is not here lands as its text.
 _TYPES: dict[int, pa.DataType] = {
     16: pa.bool_(),
@@ -14,16 +13,16 @@ _TYPES: dict[int, pa.DataType] = {
     701: pa.float64(),
     1082: pa.date32(),
     1114: pa.timestamp("us"),
-    1184: _TIMESTAMP_TZ,
+    1184: pa.timestamp("us", tz="UTC"),
 }
 _NUMERIC = 1700
-_NUMERIC_DIGITS_UNBOUNDED = 65535  # what psycopg2 says of `numeric` without a precision
 
 
 def arrow_type(oid: int, precision: int | None, scale: int | None) -> pa.DataType:
     """The Arrow type of a column; `numeric(p, s)` is exact, plain `numeric` becomes float64."""
     if oid != _NUMERIC:
         return _TYPES.get(oid, pa.string())
+    # Of `numeric` without a precision psycopg2 says 65535.
     if precision is None or scale is None or precision > 38 or scale > precision:
         return pa.float64()
     return pa.decimal128(precision, scale)

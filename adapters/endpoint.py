@@ -91,17 +91,15 @@ class Endpoint:
         """
         what = "explanations" if explain else "predictions"
         headers = {"Content-Type": "application/json", "X-Request-Id": request_id, "X-Windsock-Slot": slot}
-        path = f"/{what}/{quote(use_case)}/{quote(version)}"
         reply = send_request(
             "POST",
-            self.inference_url + path,
+            f"{self.inference_url}/{what}/{quote(use_case)}/{quote(version)}",
             server=_SERVER,
             content=json.dumps(events).encode(),
             headers=headers,
             timeout_seconds=timeout_seconds,
         )
-        answers: list[dict[str, Any]] = require_success(reply, f"{use_case} {version}").json()
-        return answers
+        return list(require_success(reply, f"{use_case} {version}").json())
 
     def retire(self, use_case: str, version: str) -> None:
         """Take a version out, and its archive; nothing happens when it is not there.
@@ -124,8 +122,8 @@ class Endpoint:
         Raises:
             ValueError: it is not there.
         """
-        path = f"/models/{quote(use_case)}/{quote(version)}/set-default"
-        require_success(self._manage("PUT", path), f"default of {use_case}")
+        answer = self._manage("PUT", f"/models/{quote(use_case)}/{quote(version)}/set-default")
+        require_success(answer, f"default of {use_case}")
         self.store.make_default(use_case, version)
 
     def _bring_up(self, entry: Entry, *, is_known: bool) -> None:
@@ -133,8 +131,12 @@ class Endpoint:
         refused = self.store.folder / f"refused-{use_case}-{version}.txt"
         refused.unlink(missing_ok=True)
         # Without workers, and these asked for afterwards: `synchronous=true` would stall other clients for seconds.
-        options = {"url": entry["file"], "batch_size": entry["batch_size"], "initial_workers": 0}
-        options |= {"max_batch_delay": entry["max_batch_delay_ms"]}
+        options = {
+            "url": entry["file"],
+            "batch_size": entry["batch_size"],
+            "initial_workers": 0,
+            "max_batch_delay": entry["max_batch_delay_ms"],
+        }
         answer = self._manage("POST", f"/models?{urlencode(options)}")
         if answer.status != 409 or not is_known:  # else it is there, this one, without a worker that is ready: a crash
             require_success(answer, f"registering {use_case} {version}")

@@ -1,7 +1,10 @@
-"""A file is there whole or not at all."""
+"""A file is there whole or not at all, and one process at a time changes what a lock stands for."""
 
+import fcntl
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -25,3 +28,14 @@ def write_atomically(path: Path, data: bytes, *, mode: int = 0o600) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def hold_lock(path: Path) -> Iterator[int]:
+    """Wait until nobody else holds this lock; its file's number, for processes that are to hold it, too.
+
+    The system frees it when this process and those it was handed to have ended, however they ended.
+    """
+    with path.open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield lock.fileno()

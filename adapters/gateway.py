@@ -79,6 +79,14 @@ def _replace_client(entries: dict[str, str], name: str, key: str | None) -> None
         entries[digest_key(key)] = name
 
 
+def _set_entry(entries: dict[str, str], key: str, value: str | None) -> None:
+    """Give an entry this value, or, without one, take it away."""
+    if value is None:
+        entries.pop(key, None)
+    else:
+        entries[key] = value
+
+
 def parse_record(line: str) -> GatewayRecord | None:
     """A line of the gateway's log; None for anything else, such as its notes about servers."""
     words = line.split()
@@ -129,8 +137,11 @@ class Gateway:
     def route(self, use_case: str) -> Route:
         """What the gateway was last told about a use case."""
         versions, weights = (read_map(self._maps / f"{name}.map") for name in ("versions", "weights"))
-        share = int(weights.get(use_case, 0)) / WHOLE
-        return Route(versions.get(f"{use_case}.stable"), versions.get(f"{use_case}.candidate"), share)
+        return Route(
+            versions.get(f"{use_case}.stable"),
+            versions.get(f"{use_case}.candidate"),
+            int(weights.get(use_case, 0)) / WHOLE,
+        )
 
     def set_route(self, use_case: str, route: Route) -> None:
         """Send a use case's requests there from now on; running requests end where they are.
@@ -146,15 +157,11 @@ class Gateway:
 
         def set_versions(entries: dict[str, str]) -> None:
             for slot, version in (("stable", route.stable), ("candidate", route.candidate)):
-                entries.pop(f"{use_case}.{slot}", None)
-                if version is not None:
-                    entries[f"{use_case}.{slot}"] = _require_word(version)
+                _set_entry(entries, f"{use_case}.{slot}", None if version is None else _require_word(version))
 
-        def set_weights(entries: dict[str, str]) -> None:
-            entries[use_case] = str(round(route.share * WHOLE))
-
+        weight = str(round(route.share * WHOLE))
         # Between the two changes no version may get more than it has or is to have.
-        both = [("versions", set_versions), ("weights", set_weights)]
+        both = [("versions", set_versions), ("weights", lambda entries: _set_entry(entries, use_case, weight))]
         if route.candidate is not None and route.share < self.route(use_case).share:
             both.reverse()
         for name, edit in both:
@@ -164,20 +171,15 @@ class Gateway:
         """The static answer while no model can answer; None takes it away."""
         if probability is not None and not 0 <= probability <= 1:
             raise ValueError(f"expected a probability from 0 to 1, got {probability}")
-
-        def edit(entries: dict[str, str]) -> None:
-            entries.pop(use_case, None)
-            if probability is not None:
-                entries[use_case] = f"{probability:.6f}"
-
-        change_map(self._maps, self._admin, "fallback", edit)
+        answer = None if probability is None else f"{probability:.6f}"
+        change_map(self._maps, self._admin, "fallback", lambda entries: _set_entry(entries, use_case, answer))
 
     def publish_openapi(self, use_case: str, text: str) -> None:
         """Serve this description at /v1/<use case>/openapi.json."""
         line = json.dumps(json.loads(text), separators=(",", ":"))
         if len(line) > OPENAPI_BYTES:
             raise ValueError(f"expected a description of at most {OPENAPI_BYTES} bytes, got {len(line)}")
-        change_map(self._maps, self._admin, "openapi", lambda entries: entries.update({use_case: line}))
+        change_map(self._maps, self._admin, "openapi", lambda entries: _set_entry(entries, use_case, line))
 
     def add_client(self, name: str) -> str:
         """A new key for a client; its older ones hold no longer. Only the key's digest is kept."""
@@ -201,8 +203,7 @@ class Gateway:
         start = since.timestamp() * 1e6
         lines = self._admin.send_command("show events answers").splitlines()
         late = (line for line in lines if line.startswith("windsock ") and _read_microseconds(line) >= start)
-        records = (parse_record(line) for line in late)
-        return [record for record in records if record and record.use_case == use_case]
+        return [record for record in map(parse_record, late) if record and record.use_case == use_case]
 
     def ask(
         self,
@@ -219,16 +220,23 @@ class Gateway:
         Raises:
             ConnectionError: when the gateway does not answer.
         """
-        headers = {"Authorization": f"Bearer {key or self._key}", "Content-Type": "application/json"}
-        headers |= {"X-Entity-Id": entity} if entity else {}
-        headers |= {"X-Request-Id": request_id} if request_id else {}
+        headers = {
+            "Authorization": f"Bearer {key or self._key}",
+            "Content-Type": "application/json",
+            **({"X-Entity-Id": entity} if entity else {}),
+            **({"X-Request-Id": request_id} if request_id else {}),
+        }
         path = f"/v1/{use_case}/{'explain' if explain else 'predict'}"
         return self._send("POST", path, json.dumps(events, default=str).encode(), headers)
 
     def _send(self, method: str, path: str, body: bytes, headers: Mapping[str, str]) -> GatewayReply:
-        url = self.url + path
         reply = send_request(
-            method, url, server="the gateway", content=body, headers=headers, timeout_seconds=_CALL_SECONDS
+            method,
+            self.url + path,
+            server="the gateway",
+            content=body,
+            headers=headers,
+            timeout_seconds=_CALL_SECONDS,
         )
         return GatewayReply(reply.status, reply.headers, reply.json() if reply.is_json else reply.text)
 

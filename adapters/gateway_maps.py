@@ -1,14 +1,12 @@
 """The gateway's maps: the files it reads at start, and the same entries changed in the running process."""
 
-import contextlib
-import fcntl
 import os
 import re
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-from adapters.files import write_atomically
+from adapters.files import hold_lock, write_atomically
 
 NAMES = ("keys", "versions", "weights", "fallback", "openapi")
 SECONDS = 10
@@ -23,8 +21,11 @@ def read_map(path: Path) -> dict[str, str]:
 
 def write_map(path: Path, entries: dict[str, str]) -> None:
     """Replace a map file at once. Keys are nobody else's business; the rest is read by whoever runs the gateway."""
-    text = "".join(f"{key} {value}\n" for key, value in entries.items())
-    write_atomically(path, text.encode(), mode=0o600 if path.name == "keys.map" else 0o644)
+    write_atomically(path, _format_entries(entries).encode(), mode=0o600 if path.name == "keys.map" else 0o644)
+
+
+def _format_entries(entries: dict[str, str]) -> str:
+    return "".join(f"{key} {value}\n" for key, value in entries.items())
 
 
 def create_maps(folder: Path) -> None:
@@ -37,7 +38,7 @@ def create_maps(folder: Path) -> None:
 
 def change_map_file(folder: Path, name: str, edit: Callable[[dict[str, str]], None]) -> dict[str, str]:
     """Edit one map file, one writer at a time. Returns its new entries."""
-    with _alone(folder):
+    with hold_lock(folder / ".lock"):
         return _edit(folder, name, edit)
 
 
@@ -49,13 +50,6 @@ def _edit(folder: Path, name: str, edit: Callable[[dict[str, str]], None]) -> di
         raise ValueError(f"{path.name}: expected a key without blanks and a value on one line; got {wrong[0]!r}")
     write_map(path, entries)
     return entries
-
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    with (folder / ".lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _connect(address: str) -> socket.socket:
@@ -103,9 +97,8 @@ class Admin:
 
     def identity(self, name: str) -> str:
         """What HAProxy calls a map: by its number, since its folder may have another path where the gateway runs."""
-        listed = self.send_command("show map")
-        found = re.search(rf"^(\d+) \((?:.*/)?{re.escape(name)}\.map\)", listed, re.MULTILINE)
-        if found is None:
+        pattern = rf"^(\d+) \((?:.*/)?{re.escape(name)}\.map\)"
+        if (found := re.search(pattern, self.send_command("show map"), re.MULTILINE)) is None:
             raise ValueError(f"the gateway at {self.address} has no map {name}.map: is it windsock's HAProxy?")
         return f"#{found[1]}"
 
@@ -113,12 +106,10 @@ class Admin:
         """Give the running process these entries, all at once, and make sure that it has them."""
         identity = self.identity(name)
         answer = self.send_command(f"prepare map {identity}")
-        version = re.search(r"New version created: (\d+)", answer)
-        if version is None:
+        if (version := re.search(r"New version created: (\d+)", answer)) is None:
             raise ValueError(f"the gateway refused to change {name}.map: {answer.strip()}")
         if entries:
-            lines = "".join(f"{key} {value}\n" for key, value in entries.items())
-            answer = self.send_command(f"add map @{version[1]} {identity} <<\n{lines}")
+            answer = self.send_command(f"add map @{version[1]} {identity} <<\n{_format_entries(entries)}")
         answer += self.send_command(f"commit map @{version[1]} {identity}")
         if (held := self.entries(identity)) != entries:
             raise ValueError(
@@ -133,7 +124,7 @@ def change_map(folder: Path, admin: Admin, name: str, edit: Callable[[dict[str, 
     Raises:
         ConnectionError: when the gateway does not answer; the file is changed and holds from its next start.
     """
-    with _alone(folder):
+    with hold_lock(folder / ".lock"):
         entries = _edit(folder, name, edit)
         try:
             admin.replace(name, entries)

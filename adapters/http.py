@@ -72,8 +72,9 @@ def send_request(
         answer = connection.getresponse()
         return HttpReply(answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read())
     except (OSError, http.client.HTTPException) as error:
-        where = f"{address.scheme}://{address.hostname}:{address.port}"  # without a user and password
-        raise Unavailable(f"{server} at {where} does not answer: {error!r}") from error
+        raise Unavailable(  # without a user and password
+            f"{server} at {address.scheme}://{address.hostname}:{address.port} does not answer: {error!r}"
+        ) from error
     finally:
         connection.close()
 

@@ -74,7 +74,9 @@ class Lake:
         """
         sha256 = hashlib.sha256(data).hexdigest()
         key = f"{key_prefix.strip('/')}/{sha256}{suffix}"
-        existed = not self._put_if_absent(key, data)
+        existed = not retry_call(
+            lambda: self._put_if_absent(key, data), errors=_ContendedError, attempts=_CONFLICT_ATTEMPTS, **_PAUSES
+        )
         uri = self.uri(key)
         if existed:  # perhaps by our own first try, whose answer was lost: the bytes decide
             self.read(uri, sha256)
@@ -97,21 +99,24 @@ class Lake:
             Corrupt: the bytes are not those that were written.
             FileNotFoundError: there is no such object.
         """
-        errors = (Corrupt, IncompleteReadError, ReadTimeoutError, ResponseStreamingError)
         return retry_call(
-            lambda: self._read_once(uri, sha256 or _hash_in(uri)), errors=errors, attempts=_READ_ATTEMPTS, **_PAUSES
+            lambda: self._read_once(uri, sha256 or _hash_in(uri)),
+            errors=(Corrupt, IncompleteReadError, ReadTimeoutError, ResponseStreamingError),
+            attempts=_READ_ATTEMPTS,
+            **_PAUSES,
         )
 
     def _read_once(self, uri: str, expected: str | None) -> bytes:
-        data = self._get(self._key(uri))
+        key = self._key(uri)
+        with self._translated(key):
+            data = bytes(self.client.get_object(Bucket=self.bucket, Key=key)["Body"].read())
         if expected is not None and hashlib.sha256(data).hexdigest() != expected:
             raise Corrupt(f"{uri}: its bytes do not have SHA-256 {expected}; it was changed or damaged in the store")
         return data
 
     def local(self, uri: str) -> Path:
         """A verified local copy of a content-addressed object, fetched when absent or damaged."""
-        sha256 = _hash_in(uri)
-        if sha256 is None:
+        if (sha256 := _hash_in(uri)) is None:
             raise ValueError(f"{uri} is not content-addressed: only immutable objects are cached")
         path = self.cache / sha256[:2] / f"{sha256}{Path(uri).suffix}"
         if not path.exists() or hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
@@ -143,16 +148,7 @@ class Lake:
             raise ValueError(f"{uri} is not in the bucket {self.bucket}")
         return uri.removeprefix(prefix)
 
-    def _get(self, key: str) -> bytes:
-        with self._translated(key):
-            return bytes(self.client.get_object(Bucket=self.bucket, Key=key)["Body"].read())
-
     def _put_if_absent(self, key: str, data: bytes) -> bool:
-        return retry_call(
-            lambda: self._put_once(key, data), errors=_ContendedError, attempts=_CONFLICT_ATTEMPTS, **_PAUSES
-        )
-
-    def _put_once(self, key: str, data: bytes) -> bool:
         try:
             with self._translated(key):
                 self.client.put_object(Bucket=self.bucket, Key=key, Body=data, IfNoneMatch="*")
@@ -183,5 +179,4 @@ class Lake:
 
 
 def _hash_in(uri: str) -> str | None:
-    match = _ADDRESSED.search(uri)
-    return match.group(1) if match else None
+    return match[1] if (match := _ADDRESSED.search(uri)) else None

@@ -1,6 +1,5 @@
 """The model store: archives of bundles, and `deployed.json`, from which `serving/launch.py` starts the server again."""
 
-import fcntl
 import hashlib
 import io
 import json
@@ -11,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adapters.files import write_atomically
+from adapters.files import hold_lock, write_atomically
 
 _HANDLER = "serving.handler:handle"  # of the server's own checkout: an archive holds no code
 _DIGEST_IN_NAME = 12  # characters of the SHA-256
@@ -33,8 +32,7 @@ class Archive:
         """ValueError unless the file is there, and is the one that was made."""
         if not self.path.is_file():
             raise ValueError(f"{self.path} is not there: make the archive again")
-        found = hashlib.sha256(self.path.read_bytes()).hexdigest()
-        if found != self.sha256:
+        if (found := hashlib.sha256(self.path.read_bytes()).hexdigest()) != self.sha256:
             raise ValueError(f"{self.path} has the SHA-256 {found}, expected {self.sha256}: it was changed")
 
 
@@ -56,8 +54,7 @@ class ModelStore:
             bundle_sha256: of the bundle; the server checks it again when it loads.
             options: the other fields of `serving.answers.Options`.
         """
-        complete = {**options, "use_case": use_case, "version": version, "bundle_sha256": bundle_sha256}
-        content = _pack(bundle, complete)
+        content = _pack(bundle, {**options, "use_case": use_case, "version": version, "bundle_sha256": bundle_sha256})
         sha256 = hashlib.sha256(content).hexdigest()
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{use_case}-{version}-{sha256[:_DIGEST_IN_NAME]}.mar"
@@ -67,8 +64,7 @@ class ModelStore:
     def entries(self) -> list[Entry]:
         """What is deployed."""
         path = self.folder / "deployed.json"
-        entries: list[Entry] = json.loads(path.read_text())["versions"] if path.exists() else []
-        return entries
+        return list(json.loads(path.read_text())["versions"]) if path.exists() else []
 
     def entry(self, use_case: str, version: str) -> Entry | None:
         """A version, if it is deployed."""
@@ -112,8 +108,7 @@ class ModelStore:
     def _changing(self) -> Iterator[list[Entry]]:
         """What is deployed, to be changed in place; one process at a time."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / "deployed.lock").open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with hold_lock(self.folder / "deployed.lock"):
             entries = self.entries()
             yield entries
             text = json.dumps({"versions": entries}, indent=1)
@@ -121,8 +116,12 @@ class ModelStore:
 
 
 def _pack(bundle: Path, options: Mapping[str, Any]) -> bytes:
-    model = {"modelName": options["use_case"], "modelVersion": options["version"], "handler": _HANDLER}
-    manifest = {"createdOn": "1/1/1980", "runtime": "python", "model": model, "archiverVersion": "0.12.0"}
+    manifest = {
+        "createdOn": "1/1/1980",
+        "runtime": "python",
+        "model": {"modelName": options["use_case"], "modelVersion": options["version"], "handler": _HANDLER},
+        "archiverVersion": "0.12.0",
+    }
     files = {
         "MAR-INF/MANIFEST.json": json.dumps(manifest, indent=1).encode(),
         "options.json": json.dumps(options, indent=1, sort_keys=True, allow_nan=False).encode(),

@@ -83,17 +83,21 @@ class Registry:
         with _reaching(self.tracking_uri):
             experiment_id = self._experiment(record.use_case)
             self._fail_unfinished(experiment_id, record.key)
-            tags = {**record.tags, _KEY_TAG: record.key, _SHA256_TAG: record.bundle_sha256}
-            run_id: str = self._client.create_run(experiment_id, tags=tags, run_name=record.name).info.run_id
+            run_id: str = self._client.create_run(
+                experiment_id,
+                tags={**record.tags, _KEY_TAG: record.key, _SHA256_TAG: record.bundle_sha256},
+                run_name=record.name,
+            ).info.run_id
             self._client.log_inputs(run_id, datasets=[_dataset(record)])
-            metrics = [Metric(name, value, 0, 0) for name, value in record.metrics.items()]
-            metrics += [
-                Metric(name, value, 0, epoch)
-                for name, values in record.curves.items()
-                for epoch, value in enumerate(values, start=1)
+            metrics = [
+                *(Metric(name, value, 0, 0) for name, value in record.metrics.items()),
+                *(
+                    Metric(name, value, 0, epoch)
+                    for name, values in record.curves.items()
+                    for epoch, value in enumerate(values, start=1)
+                ),
             ]
-            params = [Param(name, str(value)) for name, value in record.params.items()]
-            self._client.log_batch(run_id, params=params)
+            self._client.log_batch(run_id, params=[Param(name, str(value)) for name, value in record.params.items()])
             for start in range(0, len(metrics), _METRICS_PER_REQUEST):
                 self._client.log_batch(run_id, metrics=metrics[start : start + _METRICS_PER_REQUEST])
             self._client.log_artifacts(run_id, str(record.artifacts))
@@ -104,15 +108,17 @@ class Registry:
         """The model version of a recorded run, created if this piece of work has none yet."""
         with _reaching(self.tracking_uri):
             tags = dict(self._client.get_run(run_id).data.tags)
-            found = self.find(use_case, tags[_KEY_TAG])
-            if found is not None:
+            if (found := self.find(use_case, tags[_KEY_TAG])) is not None:
                 return found
-            self._ensure_model(use_case)
-            ours = {name: value for name, value in tags.items() if not name.startswith("mlflow.")}
-            source = f"runs:/{run_id}/bundle"
+            with _made_once():
+                self._client.create_registered_model(use_case)
             return _version(
                 self._client.create_model_version(
-                    use_case, source=source, run_id=run_id, tags=ours, await_creation_for=0
+                    use_case,
+                    source=f"runs:/{run_id}/bundle",
+                    run_id=run_id,
+                    tags={name: value for name, value in tags.items() if not name.startswith("mlflow.")},
+                    await_creation_for=0,
                 )
             )
 
@@ -133,9 +139,8 @@ class Registry:
 
     def metrics(self, use_case: str, model_version: str) -> dict[str, float]:
         """The metrics recorded by a model version's run."""
-        run_id = self.version(use_case, model_version).run_id
         with _reaching(self.tracking_uri):
-            return dict(self._client.get_run(run_id).data.metrics)
+            return dict(self._client.get_run(self.version(use_case, model_version).run_id).data.metrics)
 
     def download_bundle(self, use_case: str, model_version: str) -> Path:
         """A model version's bundle folder, verified, in the content-addressed cache.
@@ -151,8 +156,7 @@ class Registry:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
             fetched = self._fetch(version.run_id, "bundle", Path(scratch))
-            found = folder_sha256(fetched)
-            if found != version.bundle_sha256:
+            if (found := folder_sha256(fetched)) != version.bundle_sha256:
                 raise Corrupt(f"{version.bundle_uri} has the digest {found}, registered was {version.bundle_sha256}")
             shutil.rmtree(folder, ignore_errors=True)  # a damaged cache entry
             try:
@@ -166,9 +170,7 @@ class Registry:
         """The reference profile monitoring compares with, as recorded at training."""
         run_id = self.version(use_case, model_version).run_id
         with tempfile.TemporaryDirectory() as scratch:
-            path = self._fetch(run_id, "monitoring/profile.json", Path(scratch))
-            profile: dict[str, Any] = json.loads(path.read_text())
-        return profile
+            return dict(json.loads(self._fetch(run_id, "monitoring/profile.json", Path(scratch)).read_text()))
 
     def set_aliases(self, use_case: str, champion: str, previous: str | None) -> None:
         """Mirror who serves into the aliases `champion` and `previous_champion`, and read them back.
@@ -182,8 +184,7 @@ class Registry:
             elif PREVIOUS in self.aliases(use_case):
                 self._client.delete_registered_model_alias(use_case, PREVIOUS)
         wanted = {CHAMPION: champion, **({PREVIOUS: previous} if previous is not None else {})}
-        found = self.aliases(use_case)
-        if found != wanted:
+        if (found := self.aliases(use_case)) != wanted:
             raise Unavailable(f"{use_case}: aliases were set to {wanted} but read back as {found}")
 
     def aliases(self, use_case: str) -> dict[str, str]:
@@ -215,21 +216,11 @@ class Registry:
 
     def _experiment(self, name: str) -> str:
         found = self._client.get_experiment_by_name(name)
-        if found is not None:
-            return str(found.experiment_id)
-        try:
-            return str(self._client.create_experiment(name))
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
-            return str(self._client.get_experiment_by_name(name).experiment_id)
-
-    def _ensure_model(self, name: str) -> None:
-        try:
-            self._client.create_registered_model(name)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
+        if found is None:
+            with _made_once():
+                self._client.create_experiment(name)
+            found = self._client.get_experiment_by_name(name)
+        return str(found.experiment_id)
 
     def _fail_unfinished(self, experiment_id: str, key: str) -> None:
         query = f"tags.`{_KEY_TAG}` = '{key}' and attributes.status = 'RUNNING'"
@@ -245,9 +236,11 @@ def folder_sha256(folder: Path) -> str:
 
 
 def _dataset(record: RunRecord) -> DatasetInput:
-    source = json.dumps({"dvc": record.dataset_version})
     dataset = Dataset(
-        name=f"{record.use_case} features", digest=record.dataset_version, source_type="dvc", source=source
+        name=f"{record.use_case} features",
+        digest=record.dataset_version,
+        source_type="dvc",
+        source=json.dumps({"dvc": record.dataset_version}),
     )
     return DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])
 
@@ -261,6 +254,16 @@ def _version(found: Any) -> Version:
         bundle_sha256=found.tags[_SHA256_TAG],
         tags=dict(found.tags),
     )
+
+
+@contextmanager
+def _made_once() -> Iterator[None]:
+    """What the block makes may be there, made by somebody else at this moment."""
+    try:
+        yield
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
 
 
 @contextmanager

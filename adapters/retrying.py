@@ -40,13 +40,12 @@ class GaveUp(psycopg2.OperationalError):
 
 def wait_until(condition: Callable[[], Result], *, within_seconds: float, every_seconds: float = 0.1) -> Result:
     """The first true result of `condition`, or its last false one when the time is up; its errors end the wait."""
-    poll = Retrying(
+    return Retrying(
         retry=retry_if_not_result(bool),
         stop=stop_after_delay(within_seconds),
         wait=wait_fixed(every_seconds),
         retry_error_callback=lambda state: state.outcome.result() if state.outcome else None,
-    )
-    return poll(condition)
+    )(condition)
 
 
 def retry_call(
@@ -68,7 +67,7 @@ def retry_call(
         pause_seconds: before the second attempt.
         pause_factor: each further pause is this many times the one before.
     """
-    repeat = Retrying(
+    return Retrying(
         retry=retry_if_exception_type(errors),
         stop=stop_any(
             stop_never if attempts is None else stop_after_attempt(attempts),
@@ -76,8 +75,7 @@ def retry_call(
         ),
         wait=wait_exponential(multiplier=pause_seconds, exp_base=pause_factor),
         reraise=True,
-    )
-    return repeat(work)
+    )(work)
 
 
 def is_transient(error: BaseException) -> bool:

@@ -6,22 +6,19 @@ lie in DVC's own layout, in the workspace's cache and in S3, so `dvc pull` in a 
 and moved here directly, which is a second or two quicker a build than the DVC command line.
 """
 
-import contextlib
-import fcntl
 import hashlib
 import json
 import os
-import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
 from adapters.errors import REFUSAL, Corrupt
-from adapters.files import write_atomically
+from adapters.files import hold_lock, write_atomically
 from adapters.lake import Lake
 from adapters.process_group import CommandFailed, run
 from pipeline.settings import REPOSITORY, Settings
@@ -49,8 +46,13 @@ class Versions:
     def __init__(self, *, settings: Settings) -> None:
         self._settings = settings
         self._root = settings.home / "workspaces"
-        s = settings
-        self._store = Lake(s.s3_endpoint, s.s3_access_key, s.s3_secret_key, s.versions_bucket, s.home / "cache")
+        self._store = Lake(
+            settings.s3_endpoint,
+            settings.s3_access_key,
+            settings.s3_secret_key,
+            settings.versions_bucket,
+            settings.home / "cache",
+        )
 
     def workspace(self, use_case: str) -> Path:
         """Where a use case's datasets are built."""
@@ -73,7 +75,8 @@ class Versions:
             CommandFailed: the stage failed; nothing is committed, and a rerun goes on from what it finished.
         """
         folder = self.workspace(use_case)
-        with self._held(folder) as lock:
+        folder.mkdir(parents=True, exist_ok=True)
+        with hold_lock(folder / "lock") as lock:
             self._prepare(folder, use_case)
             _write_all(folder, inputs)
             _write_all(folder, {f"local/{name}": content for name, content in local.items()})
@@ -88,8 +91,8 @@ class Versions:
 
         What S3 lacks of it is stored there again.
         """
-        folder = Path(tempfile.mkdtemp(prefix=f"{use_case}-", dir=self._root))
-        try:
+        with tempfile.TemporaryDirectory(prefix=f"{use_case}-", dir=self._root) as made:
+            folder = Path(made)
             self._git(folder, "clone", "--quiet", "--no-checkout", str(self.workspace(use_case)), ".")
             self._git(folder, "checkout", "--quiet", git_revision)
             self._configure(folder, use_case)
@@ -98,8 +101,6 @@ class Versions:
             version = self._reproduce(folder, use_case)
             self._push(folder, use_case, version)
             return Built(version=version, git_revision=git_revision)
-        finally:
-            shutil.rmtree(folder)
 
     def committed(self, use_case: str, git_revision: str, path: str) -> bytes:
         """A file of the workspace as it was at a revision."""
@@ -145,7 +146,7 @@ class Versions:
 
     def _reproduce(self, folder: Path, use_case: str, *kept_open: int) -> str:
         _rename_commands(folder)
-        # Nobody else is in this workspace (see _held): what DVC's process lock names has died, though its pid may be
+        # Nobody else is in this workspace (see `repro`): what DVC's process lock names has died, though its pid may be
         # another's by now.
         (folder / ".dvc" / "tmp" / "rwlock").unlink(missing_ok=True)
         command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", f"features@{use_case}"]
@@ -157,8 +158,8 @@ class Versions:
             if refusal.exists():
                 raise ValueError(refusal.read_text()) from failed
             raise
-        lock = yaml.safe_load((folder / "dvc.lock").read_text())
-        [output] = lock["stages"][f"features@{use_case}"]["outs"]
+        stages = yaml.safe_load((folder / "dvc.lock").read_text())["stages"]
+        [output] = stages[f"features@{use_case}"]["outs"]
         return str(output["md5"])
 
     def _commit(self, folder: Path, paths: list[str], message: str) -> str:
@@ -197,17 +198,10 @@ class Versions:
             "secret_access_key": s.s3_secret_key,
         }
         lines = "".join(f"    {name} = {value}\n" for name, value in remote.items())
-        files = {"config": _SHARED_CONFIG, ".gitignore": "/config.local\n/tmp\n/cache\n"}
-        _write_all(folder, {f".dvc/{name}": content.encode() for name, content in files.items()})
+        _write_all(
+            folder, {".dvc/config": _SHARED_CONFIG.encode(), ".dvc/.gitignore": b"/config.local\n/tmp\n/cache\n"}
+        )
         write_atomically(folder / ".dvc" / "config.local", f"['remote \"storage\"']\n{lines}".encode())  # mode 0600
-
-    @contextlib.contextmanager
-    def _held(self, folder: Path) -> Iterator[int]:
-        folder.mkdir(parents=True, exist_ok=True)
-        # Freed by the system when this process and those it hands the lock to have ended, however they ended.
-        with (folder / "lock").open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield lock.fileno()
 
     def _git(self, folder: Path, *arguments: str) -> str:
         return run(["git", *arguments], folder=folder, environment=self._environment())

@@ -4,7 +4,7 @@ import hashlib
 import io
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -78,7 +78,7 @@ class Warehouse:
         """
         with self._connected() as opened, opened, opened.cursor(cursor_factory=DictCursor) as at:
             if snapshot:
-                _take_snapshot(at)
+                at.execute("set transaction isolation level repeatable read, read only")
             if fence is not None:
                 _hold(at, fence)
             yield at
@@ -128,15 +128,12 @@ class Warehouse:
         The lock is the connection's: a process that is killed lets go of it at once. One that merely lost its
         connection does not know, so whatever is written is fenced as well.
         """
-        opened = self.retry_transaction(self._connect)
-        try:
+        with closing(self.retry_transaction(self._connect)) as opened:
             opened.autocommit = True  # no transaction that would be idle for as long as the work takes
             with opened.cursor() as at:
                 at.execute("select pg_try_advisory_lock(hashtext('alone'), hashtext(%s))", (what,))
                 [mine] = at.fetchone() or (False,)
             yield bool(mine)
-        finally:
-            opened.close()
 
     def query(self, statement: str, params: Sequence[Any] | dict[str, Any] = ()) -> list[dict[str, Any]]:
         """The rows that a statement returns, in a transaction of its own, retried: so it must bear being run twice."""
@@ -144,11 +141,13 @@ class Warehouse:
             lambda: self._run(statement, params, lambda at: [dict(row) for row in at.fetchall()])
         )
 
-    def execute(self, statement: str, params: Sequence[Any] | dict[str, Any] = ()) -> None:
+    def execute(self, statement: str | sql.Composable, params: Sequence[Any] | dict[str, Any] = ()) -> None:
         """Run a statement that returns nothing, as `query` does."""
         self.retry_transaction(lambda: self._run(statement, params, lambda _: None))
 
-    def _run(self, statement: str, params: Sequence[Any] | dict[str, Any], read: Callable[[cursor], Result]) -> Result:
+    def _run(
+        self, statement: str | sql.Composable, params: Sequence[Any] | dict[str, Any], read: Callable[[cursor], Result]
+    ) -> Result:
         with self.transaction() as at:
             at.execute(statement, params or None)  # without parameters a % is a %
             return read(at)
@@ -157,8 +156,7 @@ class Warehouse:
         """A query's rows by COPY, typed by the query's own column types (see `adapters.copying.arrow_type`)."""
         bound = at.mogrify(query, params or None)
         at.execute(b"select * from (" + bound + b") as described limit 0")
-        columns = at.description or ()
-        schema = pa.schema([(c.name, arrow_type(c.type_code, c.precision, c.scale)) for c in columns])
+        schema = pa.schema([(c.name, arrow_type(c.type_code, c.precision, c.scale)) for c in at.description or ()])
         sink = io.BytesIO()
         at.copy_expert(b"copy (" + bound + b") to stdout (format csv)", sink)
         return read_copy(sink.getvalue(), schema)
@@ -221,16 +219,12 @@ class Warehouse:
             return pending
 
     def _connect(self) -> connection:
-        options = f"{_SESSION} -c windsock.code_sha={self.code_sha}"
-        return psycopg2.connect(self.dsn, connect_timeout=10, application_name="windsock", options=options)
-
-
-def _rows(at: cursor) -> list[dict[str, Any]]:
-    return [dict(row) for row in at.fetchall()]
-
-
-def _take_snapshot(at: cursor) -> None:
-    at.execute("set transaction isolation level repeatable read, read only")
+        return psycopg2.connect(
+            self.dsn,
+            connect_timeout=10,
+            application_name="windsock",
+            options=f"{_SESSION} -c windsock.code_sha={self.code_sha}",
+        )
 
 
 def _hold(at: cursor, fence: Fence) -> None:

@@ -12,14 +12,14 @@ from datetime import timedelta
 
 from airflow.sdk import DAG, CronTriggerTimetable, task
 
-from orchestration.defaults import default_args
+from orchestration.defaults import default_args, reach_outside
 
 SCHEDULES = {"flush": "*/10 * * * *", "digest": "0 6 * * *"}
 
 
 def make_alerts_dag(verb: str, cron: str) -> DAG:
     """One task that delivers, on its schedule."""
-    dag = DAG(
+    with DAG(
         dag_id=f"alerts.{verb}",
         dag_display_name=f"alerts: {verb}",
         description=(__doc__ or "").partition("\n")[0],
@@ -29,18 +29,14 @@ def make_alerts_dag(verb: str, cron: str) -> DAG:
         catchup=False,
         max_active_runs=1,
         default_args=default_args("platform"),
-    )
+    ) as dag:
 
-    @task(execution_timeout=timedelta(minutes=10))
-    def deliver() -> int:
-        from adapters.connect import outside
+        @task(execution_timeout=timedelta(minutes=10))
+        def deliver() -> int:
+            return reach_outside().alerts.digest() if verb == "digest" else reach_outside().alerts.flush()
 
-        return outside().alerts.digest() if verb == "digest" else outside().alerts.flush()
-
-    with dag:
         deliver()
     return dag
 
 
-for declared_verb, declared_cron in SCHEDULES.items():
-    globals()[f"alerts_{declared_verb}"] = make_alerts_dag(declared_verb, declared_cron)
+globals().update({f"alerts_{verb}": make_alerts_dag(verb, cron) for verb, cron in SCHEDULES.items()})

@@ -17,8 +17,8 @@ from typing import Any
 from airflow.sdk import DAG, PartitionedAssetTimetable, task
 from airflow.sdk.exceptions import AirflowSkipException
 
-from orchestration.assets import clean_data, declared, features, wake
-from orchestration.defaults import dag_args
+from orchestration.assets import clean_data, features, wake
+from orchestration.defaults import dag_args, declared, reach_outside
 from pipeline.handoffs import Snapshot
 from pipeline.spec import UseCase
 
@@ -26,35 +26,36 @@ from pipeline.spec import UseCase
 def make_build_features_dag(use_case: UseCase) -> DAG:
     """`build -> refresh_online`, after clean data."""
     outlet = features(use_case)
-    schedule = PartitionedAssetTimetable(assets=clean_data(use_case))
-    dag = DAG(**dag_args(use_case, "build_features", __doc__), schedule=schedule)
+    with DAG(
+        **dag_args(use_case, "build_features", __doc__), schedule=PartitionedAssetTimetable(assets=clean_data(use_case))
+    ) as dag:
 
-    @task(execution_timeout=timedelta(hours=4), pool="dvc", outlets=[outlet])
-    def build(outlet_events: Any = None) -> Snapshot:
-        from adapters.connect import outside
-        from tasks.build_features import build as step
+        @task(execution_timeout=timedelta(hours=4), pool="dvc", outlets=[outlet])
+        def build(outlet_events: Any = None) -> Snapshot:
+            from tasks.build_features import build as step
 
-        snapshot = step.build_snapshot(use_case, outside()) if step.pending_partitions(use_case, outside()) else None
-        if snapshot is None:
-            raise AirflowSkipException("every partition's features are up to date")
-        wake(outlet_events, outlet, f"{snapshot.end:%Y-%m-%d}")
-        return snapshot
+            snapshot = (
+                step.build_snapshot(use_case, reach_outside())
+                if step.pending_partitions(use_case, reach_outside())
+                else None
+            )
+            if snapshot is None:
+                raise AirflowSkipException("every partition's features are up to date")
+            wake(outlet_events, outlet, f"{snapshot.end:%Y-%m-%d}")
+            return snapshot
 
-    @task(execution_timeout=timedelta(hours=1), trigger_rule="none_failed")
-    def refresh_online() -> str:
-        from adapters.connect import outside
-        from tasks.build_features import online_features
+        @task(execution_timeout=timedelta(hours=1), trigger_rule="none_failed")
+        def refresh_online() -> str:
+            from tasks.build_features import online_features
 
-        snapshot = online_features.find_unreached_snapshot(use_case, outside())
-        if snapshot is None:
-            raise AirflowSkipException("the online store is up to date, or there is no endpoint")
-        online_features.refresh_store(use_case, snapshot, outside())
-        return snapshot.version
+            snapshot = online_features.find_unreached_snapshot(use_case, reach_outside())
+            if snapshot is None:
+                raise AirflowSkipException("the online store is up to date, or there is no endpoint")
+            online_features.refresh_store(use_case, snapshot, reach_outside())
+            return snapshot.version
 
-    with dag:
         build() >> refresh_online()
     return dag
 
 
-for declared_use_case in declared():
-    globals()[f"{declared_use_case.name}_build_features"] = make_build_features_dag(declared_use_case)
+globals().update({f"{use_case.name}_build_features": make_build_features_dag(use_case) for use_case in declared()})

@@ -15,8 +15,7 @@ from typing import Any
 
 from airflow.sdk import DAG, Param, task
 
-from orchestration.assets import declared
-from orchestration.defaults import dag_args, rollout_time
+from orchestration.defaults import dag_args, declared, reach_outside, rollout_time
 from orchestration.parameters import read_actor
 from pipeline.spec import UseCase
 
@@ -39,23 +38,24 @@ def make_deploy_dag(use_case: UseCase) -> DAG:
             description="Also where this champion was held, refused or reverted before.",
         ),
     }
-    dag = DAG(**dag_args(use_case, "deploy", __doc__), schedule=None, params=params)
+    with DAG(**dag_args(use_case, "deploy", __doc__), schedule=None, params=params) as dag:
 
-    @task(task_id="deploy", execution_timeout=rollout_time(use_case))
-    def bring(params: Any = None, dag_run: Any = None) -> str:
-        from adapters.connect import outside
-        from tasks.deploy import deploy as step
+        @task(task_id="deploy", execution_timeout=rollout_time(use_case))
+        def bring(params: Any = None, dag_run: Any = None) -> str:
+            from tasks.deploy import deploy as step
 
-        version, again, reason = params["version"], params["again"], params["reason"]
-        who, run_id = read_actor(dag_run), dag_run.run_id  # the run id makes a retry of this task the same deployment
-        return step.start_deployment(
-            use_case, outside(), request_id=run_id, actor=who, reason=reason, version=version, again=again
-        )
+            return step.start_deployment(
+                use_case,
+                reach_outside(),
+                request_id=dag_run.run_id,  # makes a retry of this task the same deployment
+                actor=read_actor(dag_run),
+                reason=params["reason"],
+                version=params["version"],
+                again=params["again"],
+            )
 
-    with dag:
         bring()
     return dag
 
 
-for declared_use_case in declared():
-    globals()[f"{declared_use_case.name}_deploy"] = make_deploy_dag(declared_use_case)
+globals().update({f"{use_case.name}_deploy": make_deploy_dag(use_case) for use_case in declared()})

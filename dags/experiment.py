@@ -16,12 +16,9 @@ from typing import Any
 from airflow.sdk import DAG, CronTriggerTimetable, Param, task
 from airflow.sdk.exceptions import AirflowSkipException
 
-from orchestration.assets import declared
-from orchestration.defaults import dag_args
+from orchestration.defaults import dag_args, declared, reach_outside
 from orchestration.parameters import read_actor
 from pipeline.spec import UseCase
-
-EVERY_MINUTES = 10
 
 
 def make_experiment_dag(use_case: UseCase) -> DAG:
@@ -39,33 +36,35 @@ def make_experiment_dag(use_case: UseCase) -> DAG:
             None, type=["null", "string"], title="Reason", description="To stop: why; it goes into the ledger."
         ),
     }
-    every = CronTriggerTimetable(f"*/{EVERY_MINUTES} * * * *", timezone="UTC")
-    schedule = every if use_case.experiment else None
-    dag = DAG(**dag_args(use_case, "experiment", __doc__), schedule=schedule, params=params)
+    with DAG(
+        **dag_args(use_case, "experiment", __doc__),
+        schedule=CronTriggerTimetable("*/10 * * * *", timezone="UTC") if use_case.experiment else None,
+        params=params,
+    ) as dag:
 
-    @task(task_id="experiment", execution_timeout=timedelta(minutes=30))
-    def act(params: Any = None, dag_run: Any = None) -> str:
-        from adapters.connect import outside
-        from tasks.deploy.experiment import experiment as step
+        @task(task_id="experiment", execution_timeout=timedelta(minutes=30))
+        def act(params: Any = None, dag_run: Any = None) -> str:
+            from tasks.deploy.experiment import experiment as step
 
-        who = read_actor(dag_run)
-        if params["action"] == "start":
-            if not params["version"]:
-                raise ValueError("name the version that is to be the treatment")
-            # The run id makes a retry of this task the same experiment.
-            return step.start_experiment(use_case, params["version"], outside(), actor=who, request_id=dag_run.run_id)
-        if params["action"] == "stop":
-            said = step.stop_experiment(use_case, outside(), actor=who, reason=params["reason"] or "")
-        else:
-            said = step.judge_experiment(use_case, outside())
-        if said is None:
-            raise AirflowSkipException("no experiment is running")
-        return said
+            who = read_actor(dag_run)
+            if params["action"] == "start":
+                if not params["version"]:
+                    raise ValueError("name the version that is to be the treatment")
+                # The run id makes a retry of this task the same experiment.
+                return step.start_experiment(
+                    use_case, params["version"], reach_outside(), actor=who, request_id=dag_run.run_id
+                )
+            said = (
+                step.stop_experiment(use_case, reach_outside(), actor=who, reason=params["reason"] or "")
+                if params["action"] == "stop"
+                else step.judge_experiment(use_case, reach_outside())
+            )
+            if said is None:
+                raise AirflowSkipException("no experiment is running")
+            return said
 
-    with dag:
         act()
     return dag
 
 
-for declared_use_case in declared():
-    globals()[f"{declared_use_case.name}_experiment"] = make_experiment_dag(declared_use_case)
+globals().update({f"{use_case.name}_experiment": make_experiment_dag(use_case) for use_case in declared()})

@@ -18,8 +18,8 @@ from typing import Any
 
 from airflow.sdk import DAG, CronPartitionTimetable, Param, task
 
-from orchestration.assets import clean_data, declared, wake
-from orchestration.defaults import dag_args
+from orchestration.assets import clean_data, wake
+from orchestration.defaults import dag_args, declared, reach_outside
 from orchestration.parameters import read_partition
 from pipeline.handoffs import Batch
 from pipeline.spec import UseCase
@@ -42,28 +42,24 @@ def make_ingest_dag(use_case: UseCase) -> DAG:
     }
     ends = use_case.source.last_partition
     limits = {"max_active_runs": 4, "end_date": use_case.grid.partition(str(ends)).end if ends else None}
-    dag = DAG(**dag_args(use_case, "ingest", __doc__) | limits, schedule=schedule, params=params)
+    with DAG(**dag_args(use_case, "ingest", __doc__) | limits, schedule=schedule, params=params) as dag:
 
-    @task(execution_timeout=timedelta(hours=1))
-    def land(partition_key: str | None = None, params: Any = None) -> Batch:
-        from adapters.connect import outside
-        from tasks.ingest import land as step
+        @task(execution_timeout=timedelta(hours=1))
+        def land(partition_key: str | None = None, params: Any = None) -> Batch:
+            from tasks.ingest import land as step
 
-        return step.land_partition(use_case, read_partition(use_case, partition_key, params), outside())
+            return step.land_partition(use_case, read_partition(use_case, partition_key, params), reach_outside())
 
-    @task(execution_timeout=timedelta(hours=1), outlets=[clean])
-    def validate(batch: Batch, outlet_events: Any = None) -> Batch:
-        from adapters.connect import outside
-        from tasks.ingest import validate as step
+        @task(execution_timeout=timedelta(hours=1), outlets=[clean])
+        def validate(batch: Batch, outlet_events: Any = None) -> Batch:
+            from tasks.ingest import validate as step
 
-        validated = step.validate_batch(use_case, batch, outside())
-        wake(outlet_events, clean, f"{batch.partition_start:%Y-%m-%d}")
-        return validated
+            validated = step.validate_batch(use_case, batch, reach_outside())
+            wake(outlet_events, clean, f"{batch.partition_start:%Y-%m-%d}")
+            return validated
 
-    with dag:
         validate(land())  # type: ignore[arg-type]  # an XComArg stands for the Batch
     return dag
 
 
-for declared_use_case in declared():
-    globals()[f"{declared_use_case.name}_ingest"] = make_ingest_dag(declared_use_case)
+globals().update({f"{use_case.name}_ingest": make_ingest_dag(use_case) for use_case in declared()})

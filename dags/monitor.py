@@ -16,40 +16,38 @@ from datetime import timedelta
 from airflow.sdk import DAG, PartitionedAssetTimetable, task
 from airflow.sdk.exceptions import AirflowSkipException
 
-from orchestration.assets import declared, scores
-from orchestration.defaults import dag_args
+from orchestration.assets import scores
+from orchestration.defaults import dag_args, declared, reach_outside
 from pipeline.handoffs import Drift
 from pipeline.spec import UseCase
 
 
 def make_monitor_dag(use_case: UseCase) -> DAG:
     """`monitor -> measure_online`, after scores."""
-    dag = DAG(**dag_args(use_case, "monitor", __doc__), schedule=PartitionedAssetTimetable(assets=scores(use_case)))
+    with DAG(
+        **dag_args(use_case, "monitor", __doc__), schedule=PartitionedAssetTimetable(assets=scores(use_case))
+    ) as dag:
 
-    @task(task_id="monitor", execution_timeout=timedelta(hours=2))
-    def decide_partitions() -> list[Drift]:
-        from adapters.connect import outside
-        from tasks.monitor import monitor
+        @task(task_id="monitor", execution_timeout=timedelta(hours=2))
+        def decide_partitions() -> list[Drift]:
+            from tasks.monitor import monitor
 
-        undecided = monitor.find_undecided(use_case, outside())
-        decided = monitor.monitor_partitions(use_case, outside()) if undecided else []
-        if not decided:
-            raise AirflowSkipException("every partition up to the first unscored one has its decision")
-        return decided
+            is_due = monitor.find_undecided(use_case, reach_outside())
+            decided = monitor.monitor_partitions(use_case, reach_outside()) if is_due else []
+            if not decided:
+                raise AirflowSkipException("every partition up to the first unscored one has its decision")
+            return decided
 
-    @task(task_id="measure_online", execution_timeout=timedelta(hours=1), trigger_rule="none_failed")
-    def measure_online_answers() -> int:
-        from adapters.connect import outside
-        from tasks.monitor import online_quality
+        @task(task_id="measure_online", execution_timeout=timedelta(hours=1), trigger_rule="none_failed")
+        def measure_online_answers() -> int:
+            from tasks.monitor import online_quality
 
-        if use_case.endpoint is None:
-            raise AirflowSkipException("nothing answers online")
-        return len(online_quality.measure_online_quality(use_case, outside()))
+            if use_case.endpoint is None:
+                raise AirflowSkipException("nothing answers online")
+            return len(online_quality.measure_online_quality(use_case, reach_outside()))
 
-    with dag:
         decide_partitions() >> measure_online_answers()
     return dag
 
 
-for declared_use_case in declared():
-    globals()[f"{declared_use_case.name}_monitor"] = make_monitor_dag(declared_use_case)
+globals().update({f"{use_case.name}_monitor": make_monitor_dag(use_case) for use_case in declared()})

@@ -15,32 +15,27 @@ from typing import Any
 from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
 from airflow.sdk import DAG, CronTriggerTimetable, task
 
-from orchestration.assets import declared
-from orchestration.defaults import dag_args
+from orchestration.defaults import dag_args, declared, reach_outside
 from pipeline.spec import UseCase
-
-EVERY_MINUTES = 10
 
 
 def make_reconcile_dag(use_case: UseCase) -> DAG:
     """`find -> start`, one start per DAG with pending work."""
-    schedule = CronTriggerTimetable(f"*/{EVERY_MINUTES} * * * *", timezone="UTC")
-    dag = DAG(**dag_args(use_case, "reconcile", __doc__), schedule=schedule)
+    with DAG(
+        **dag_args(use_case, "reconcile", __doc__), schedule=CronTriggerTimetable("*/10 * * * *", timezone="UTC")
+    ) as dag:
 
-    @task(task_id="find", execution_timeout=timedelta(minutes=10))
-    def find_idle_dags(ti: Any = None) -> list[str]:
-        from adapters.connect import outside
-        from tasks import pending_work
+        @task(task_id="find", execution_timeout=timedelta(minutes=10))
+        def find_idle_dags(ti: Any = None) -> list[str]:
+            from tasks import pending_work
 
-        dag_ids = [f"{use_case.name}.{verb}" for verb in pending_work.find_pending_verbs(use_case, outside())]
-        return [dag_id for dag_id in dag_ids if not ti.get_dr_count(dag_id=dag_id, states=["queued", "running"])]
+            dag_ids = [f"{use_case.name}.{verb}" for verb in pending_work.find_pending_verbs(use_case, reach_outside())]
+            return [dag_id for dag_id in dag_ids if not ti.get_dr_count(dag_id=dag_id, states=["queued", "running"])]
 
-    with dag:
         TriggerDagRunOperator.partial(task_id="start", execution_timeout=timedelta(minutes=5)).expand(
             trigger_dag_id=find_idle_dags()
         )
     return dag
 
 
-for declared_use_case in declared():
-    globals()[f"{declared_use_case.name}_reconcile"] = make_reconcile_dag(declared_use_case)
+globals().update({f"{use_case.name}_reconcile": make_reconcile_dag(use_case) for use_case in declared()})

@@ -14,8 +14,8 @@ from typing import Any
 
 from airflow.sdk import DAG, Param, task
 
-from orchestration.assets import clean_data, declared, wake
-from orchestration.defaults import dag_args
+from orchestration.assets import clean_data, wake
+from orchestration.defaults import dag_args, declared, reach_outside
 from orchestration.parameters import read_actor, read_partition
 from pipeline.handoffs import Batch
 from pipeline.spec import UseCase
@@ -35,22 +35,21 @@ def make_replay_quarantine_dag(use_case: UseCase) -> DAG:
             description='For example [{"row_number": 17, "wind_speed_mph": 10.4}].',
         ),
     }
-    dag = DAG(**dag_args(use_case, "replay_quarantine", __doc__), schedule=None, params=params)
+    with DAG(**dag_args(use_case, "replay_quarantine", __doc__), schedule=None, params=params) as dag:
 
-    @task(execution_timeout=timedelta(hours=1), outlets=[clean])
-    def replay(params: Any = None, dag_run: Any = None, outlet_events: Any = None) -> Batch:
-        from adapters.connect import outside
-        from tasks.ingest.replay import replay_rows
+        @task(execution_timeout=timedelta(hours=1), outlets=[clean])
+        def replay(params: Any = None, dag_run: Any = None, outlet_events: Any = None) -> Batch:
+            from tasks.ingest.replay import replay_rows
 
-        partition, rows = read_partition(use_case, None, params), list(params["corrections"])
-        batch = replay_rows(use_case, params["table"], partition, rows, read_actor(dag_run), outside())
-        wake(outlet_events, clean, use_case.grid.key(partition))
-        return batch
+            partition, rows = read_partition(use_case, None, params), list(params["corrections"])
+            batch = replay_rows(use_case, params["table"], partition, rows, read_actor(dag_run), reach_outside())
+            wake(outlet_events, clean, use_case.grid.key(partition))
+            return batch
 
-    with dag:
         replay()
     return dag
 
 
-for declared_use_case in declared():
-    globals()[f"{declared_use_case.name}_replay_quarantine"] = make_replay_quarantine_dag(declared_use_case)
+globals().update(
+    {f"{use_case.name}_replay_quarantine": make_replay_quarantine_dag(use_case) for use_case in declared()}
+)

@@ -17,56 +17,55 @@ from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOpe
 from airflow.sdk import DAG, task
 from airflow.sdk.exceptions import AirflowSkipException
 
-from orchestration.assets import declared
-from orchestration.defaults import dag_args
+from orchestration.defaults import dag_args, declared, reach_outside
 from orchestration.sensors import PollOperator
 from pipeline.handoffs import retrain_run_id
 from pipeline.partitions import utc
 from pipeline.spec import UseCase
 
-POLL_SECONDS = 2.0
 LONGEST_TRAINING_SECONDS = 48 * 3600.0
 
 
 def make_retrain_dag(use_case: UseCase) -> DAG:
     """`await_decision -> claim -> start_train -> close`."""
-    first = utc(use_case.source.first_partition)  # a continuous DAG without a start date never starts
-    dag = DAG(**dag_args(use_case, "retrain", __doc__), schedule="@continuous", start_date=first)
+    with DAG(
+        **dag_args(use_case, "retrain", __doc__),
+        schedule="@continuous",
+        start_date=utc(use_case.source.first_partition),  # without one it never starts
+    ) as dag:
 
-    @task(task_id="claim", execution_timeout=timedelta(minutes=10))
-    def claim_decision() -> dict[str, str]:
-        from adapters.connect import outside
-        from tasks.monitor import retrain
+        @task(task_id="claim", execution_timeout=timedelta(minutes=10))
+        def claim_decision() -> dict[str, str]:
+            from tasks.monitor import retrain
 
-        decision = retrain.claim_retrain(use_case, outside())
-        if decision is None:
-            raise AirflowSkipException("the decision was taken up elsewhere")
-        return {
-            "decision_id": decision["decision_id"],
-            "as_of": f"{decision['as_of']:%Y-%m-%d}",
-            "reason": "; ".join(decision["reasons"]),
-        }
+            if (decision := retrain.claim_retrain(use_case, reach_outside())) is None:
+                raise AirflowSkipException("the decision was taken up elsewhere")
+            return {
+                "decision_id": decision["decision_id"],
+                "as_of": f"{decision['as_of']:%Y-%m-%d}",
+                "reason": "; ".join(decision["reasons"]),
+            }
 
-    @task.sensor(
-        task_id="close", mode="reschedule", poke_interval=15, timeout=LONGEST_TRAINING_SECONDS, trigger_rule="all_done"
-    )
-    def close_decision(claimed: dict[str, str] | None = None, ti: Any = None) -> bool:
-        from adapters.connect import outside
-        from tasks.monitor import retrain
-
-        if claimed is None:
-            return True
-        run_ids, unfinished = [retrain_run_id(claimed["decision_id"])], ["queued", "running"]
-        if ti.get_dr_count(dag_id=f"{use_case.name}.train", run_ids=run_ids, states=unfinished):
-            return False
-        # changes nothing where the training closed it
-        retrain.finish_retrain(claimed["decision_id"], retrain.TRAINING_FAILED, outside())
-        return True
-
-    with dag:
-        await_decision = PollOperator(
-            task_id="await_decision", poll="retrain", use_case=use_case.name, every_seconds=POLL_SECONDS
+        @task.sensor(
+            task_id="close",
+            mode="reschedule",
+            poke_interval=15,
+            timeout=LONGEST_TRAINING_SECONDS,
+            trigger_rule="all_done",
         )
+        def close_decision(claimed: dict[str, str] | None = None, ti: Any = None) -> bool:
+            from tasks.monitor import retrain
+
+            if claimed is None:
+                return True
+            run_ids = [retrain_run_id(claimed["decision_id"])]
+            if ti.get_dr_count(dag_id=f"{use_case.name}.train", run_ids=run_ids, states=["queued", "running"]):
+                return False
+            # changes nothing where the training closed it
+            retrain.finish_retrain(claimed["decision_id"], retrain.TRAINING_FAILED, reach_outside())
+            return True
+
+        await_decision = PollOperator(task_id="await_decision", poll="retrain", use_case=use_case.name, every_seconds=2)
         claimed: Any = claim_decision()
         decision = "ti.xcom_pull(task_ids='claim')"
         start = TriggerDagRunOperator(
@@ -85,5 +84,4 @@ def make_retrain_dag(use_case: UseCase) -> DAG:
     return dag
 
 
-for declared_use_case in declared():
-    globals()[f"{declared_use_case.name}_retrain"] = make_retrain_dag(declared_use_case)
+globals().update({f"{use_case.name}_retrain": make_retrain_dag(use_case) for use_case in declared()})

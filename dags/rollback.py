@@ -14,8 +14,7 @@ from typing import Any
 
 from airflow.sdk import DAG, Param, task
 
-from orchestration.assets import declared
-from orchestration.defaults import dag_args
+from orchestration.defaults import dag_args, declared, reach_outside
 from orchestration.parameters import MOMENT, read_actor, read_moment
 from pipeline.handoffs import Release
 from pipeline.spec import UseCase
@@ -33,32 +32,32 @@ def make_rollback_dag(use_case: UseCase) -> DAG:
             description="Data time from which it holds, a partition's start; empty: the end of the latest features.",
         ),
     }
-    dag = DAG(**dag_args(use_case, "rollback", __doc__), schedule=None, params=params)
+    with DAG(**dag_args(use_case, "rollback", __doc__), schedule=None, params=params) as dag:
 
-    @task(task_id="rollback", execution_timeout=timedelta(minutes=10))
-    def put_back(params: Any = None, dag_run: Any = None) -> Release:
-        from adapters.connect import outside
-        from tasks.build_features import dataset
-        from tasks.promote import promote
+        @task(task_id="rollback", execution_timeout=timedelta(minutes=10))
+        def put_back(params: Any = None, dag_run: Any = None) -> Release:
+            from tasks.build_features import dataset
+            from tasks.promote import promote
 
-        snapshot = dataset.latest_snapshot(use_case, outside())
-        as_of = read_moment(use_case, params["as_of"], snapshot.end if snapshot else None)
-        who, run_id = read_actor(dag_run), dag_run.run_id  # the run id makes a retry of this task the same rollback
-        return promote.roll_back_champion(
-            use_case, outside(), actor=who, reason=params["reason"], as_of=as_of, request_id=run_id
-        )
+            snapshot = dataset.latest_snapshot(use_case, reach_outside())
+            as_of = read_moment(use_case, params["as_of"], snapshot.end if snapshot else None)
+            return promote.roll_back_champion(
+                use_case,
+                reach_outside(),
+                actor=read_actor(dag_run),
+                reason=params["reason"],
+                as_of=as_of,
+                request_id=dag_run.run_id,  # makes a retry of this task the same rollback
+            )
 
-    @task(execution_timeout=timedelta(minutes=30))
-    def deploy(release: Release) -> str:
-        from adapters.connect import outside
-        from tasks.deploy import deploy as step
+        @task(execution_timeout=timedelta(minutes=30))
+        def deploy(release: Release) -> str:
+            from tasks.deploy import deploy as step
 
-        return step.deploy_release(use_case, release, outside())
+            return step.deploy_release(use_case, release, reach_outside())
 
-    with dag:
         deploy(put_back())  # type: ignore[arg-type]  # an XComArg stands for the Release
     return dag
 
 
-for declared_use_case in declared():
-    globals()[f"{declared_use_case.name}_rollback"] = make_rollback_dag(declared_use_case)
+globals().update({f"{use_case.name}_rollback": make_rollback_dag(use_case) for use_case in declared()})

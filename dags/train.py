@@ -20,8 +20,7 @@ from airflow.providers.standard.operators.hitl import HITLOperator
 from airflow.sdk import DAG, Param, task, teardown
 from airflow.sdk.exceptions import AirflowSkipException
 
-from orchestration.assets import declared
-from orchestration.defaults import ACCELERATOR, dag_args, rollout_time
+from orchestration.defaults import ACCELERATOR, dag_args, declared, reach_outside, rollout_time
 from orchestration.parameters import MOMENT, read_moment
 from pipeline.handoffs import Candidate, Release, ReleaseOutcome, Verdict
 from pipeline.spec import UseCase
@@ -86,73 +85,68 @@ def answer(response: dict[str, Any] | None, run_id: str) -> tuple[bool | None, s
 
 def make_train_dag(use_case: UseCase) -> DAG:
     """`plan -> tune -> refit -> evaluate -> approval -> promote -> deploy`, then `finish` in every case."""
-    dag = DAG(**dag_args(use_case, "train", __doc__), schedule=None, params=form(use_case))
+    with DAG(**dag_args(use_case, "train", __doc__), schedule=None, params=form(use_case)) as dag:
 
-    @task(execution_timeout=timedelta(minutes=10))
-    def plan(params: Any = None) -> dict[str, Any]:
-        from adapters.connect import outside
-        from tasks.build_features import dataset
+        @task(execution_timeout=timedelta(minutes=10))
+        def plan(params: Any = None) -> dict[str, Any]:
+            from tasks.build_features import dataset
 
-        snapshot = dataset.latest_snapshot(use_case, outside())
-        if snapshot is None:
-            raise ValueError(f"{use_case.name} has no features yet: run {use_case.name}.ingest first")
-        return {"snapshot": snapshot, "as_of": read_moment(use_case, params["as_of"], snapshot.end)}
+            snapshot = dataset.latest_snapshot(use_case, reach_outside())
+            if snapshot is None:
+                raise ValueError(f"{use_case.name} has no features yet: run {use_case.name}.ingest first")
+            return {"snapshot": snapshot, "as_of": read_moment(use_case, params["as_of"], snapshot.end)}
 
-    @task(execution_timeout=timedelta(hours=12), **ACCELERATOR)
-    def tune(planned: dict[str, Any], worker: int, params: Any = None) -> None:
-        from adapters.connect import outside
-        from tasks.train import search as step
+        @task(execution_timeout=timedelta(hours=12), **ACCELERATOR)
+        def tune(planned: dict[str, Any], worker: int, params: Any = None) -> None:
+            from tasks.train import search as step
 
-        snapshot, as_of = planned["snapshot"], planned["as_of"]
-        step.run_search(use_case, snapshot, as_of, params["trials"], outside(), worker=worker)
+            step.run_search(
+                use_case, planned["snapshot"], planned["as_of"], params["trials"], reach_outside(), worker=worker
+            )
 
-    @task(execution_timeout=timedelta(hours=12), **ACCELERATOR)
-    def refit(planned: dict[str, Any], params: Any = None) -> Candidate:
-        from adapters.connect import outside
-        from tasks.train import refit as step
-        from tasks.train import search
+        @task(execution_timeout=timedelta(hours=12), **ACCELERATOR)
+        def refit(planned: dict[str, Any], params: Any = None) -> Candidate:
+            from tasks.train import refit as step
+            from tasks.train import search
 
-        snapshot, as_of = planned["snapshot"], planned["as_of"]
-        study = search.load_study_result(use_case, snapshot, as_of, outside())
-        reason, decision_id = params["reason"], params["decision_id"]
-        return step.refit(use_case, snapshot, study, as_of, reason, decision_id, outside())
+            snapshot, as_of = planned["snapshot"], planned["as_of"]
+            study = search.load_study_result(use_case, snapshot, as_of, reach_outside())
+            return step.refit(
+                use_case, snapshot, study, as_of, params["reason"], params["decision_id"], reach_outside()
+            )
 
-    @task(execution_timeout=timedelta(hours=2))
-    def evaluate(candidate: Candidate) -> Verdict:
-        from adapters.connect import outside
-        from tasks.promote import evaluate as step
+        @task(execution_timeout=timedelta(hours=2))
+        def evaluate(candidate: Candidate) -> Verdict:
+            from tasks.promote import evaluate as step
 
-        return step.judge_candidate(use_case, candidate, outside())
+            return step.judge_candidate(use_case, candidate, reach_outside())
 
-    @task(execution_timeout=timedelta(minutes=10), trigger_rule="none_failed")
-    def promote(verdict: Verdict, response: Any = None, params: Any = None, dag_run: Any = None) -> Release:
-        from adapters.connect import outside
-        from tasks.promote import promote as step
+        @task(execution_timeout=timedelta(minutes=10), trigger_rule="none_failed")
+        def promote(verdict: Verdict, response: Any = None, params: Any = None, dag_run: Any = None) -> Release:
+            from tasks.promote import promote as step
 
-        approved, actor = answer(response, dag_run.run_id)
-        dry_run = params["dry_run"]
-        return step.promote(use_case, verdict, outside(), actor=actor, approved=approved, dry_run=dry_run)
+            approved, actor = answer(response, dag_run.run_id)
+            return step.promote(
+                use_case, verdict, reach_outside(), actor=actor, approved=approved, dry_run=params["dry_run"]
+            )
 
-    @task(execution_timeout=rollout_time(use_case))
-    def deploy(release: Release) -> str:
-        from adapters.connect import outside
-        from tasks.deploy import deploy as step
+        @task(execution_timeout=rollout_time(use_case))
+        def deploy(release: Release) -> str:
+            from tasks.deploy import deploy as step
 
-        if release.outcome != ReleaseOutcome.PROMOTED:
-            raise AirflowSkipException(f"{release.outcome}: the champion stays")
-        return step.deploy_release(use_case, release, outside())
+            if release.outcome != ReleaseOutcome.PROMOTED:
+                raise AirflowSkipException(f"{release.outcome}: the champion stays")
+            return step.deploy_release(use_case, release, reach_outside())
 
-    @teardown
-    @task(execution_timeout=timedelta(minutes=10))
-    def finish(release: Release | None = None, params: Any = None) -> None:
-        from adapters.connect import outside
-        from tasks.monitor import retrain
+        @teardown
+        @task(execution_timeout=timedelta(minutes=10))
+        def finish(release: Release | None = None, params: Any = None) -> None:
+            from tasks.monitor import retrain
 
-        if params["decision_id"] and not params["dry_run"]:
-            outcome = release.outcome if release else retrain.TRAINING_FAILED
-            retrain.finish_retrain(params["decision_id"], outcome, outside())
+            if params["decision_id"] and not params["dry_run"]:
+                outcome = release.outcome if release else retrain.TRAINING_FAILED
+                retrain.finish_retrain(params["decision_id"], outcome, reach_outside())
 
-    with dag:
         planned: Any = plan()  # XComArgs stand for the hand-offs
         candidate: Any = refit(planned)
         tune.partial(planned=planned).expand(worker=list(range(use_case.train.workers))) >> candidate
@@ -164,5 +158,4 @@ def make_train_dag(use_case: UseCase) -> DAG:
     return dag
 
 
-for declared_use_case in declared():
-    globals()[f"{declared_use_case.name}_train"] = make_train_dag(declared_use_case)
+globals().update({f"{use_case.name}_train": make_train_dag(use_case) for use_case in declared()})

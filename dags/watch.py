@@ -13,27 +13,25 @@ from datetime import timedelta
 
 from airflow.sdk import DAG, CronTriggerTimetable, task
 
-from orchestration.assets import declared
-from orchestration.defaults import dag_args
+from orchestration.defaults import dag_args, declared, reach_outside
 from pipeline.spec import UseCase
 
 
 def make_watch_dag(use_case: UseCase) -> DAG:
     """`watch`, every minute."""
-    schedule = CronTriggerTimetable("* * * * *", timezone="UTC") if use_case.endpoint else None
-    dag = DAG(**dag_args(use_case, "watch", __doc__), schedule=schedule)
+    with DAG(
+        **dag_args(use_case, "watch", __doc__),
+        schedule=CronTriggerTimetable("* * * * *", timezone="UTC") if use_case.endpoint else None,
+    ) as dag:
 
-    @task(task_id="watch", execution_timeout=timedelta(minutes=10))
-    def look() -> str:
-        from adapters.connect import outside
-        from tasks.deploy import watch as step
+        @task(task_id="watch", execution_timeout=timedelta(minutes=10))
+        def look() -> str:
+            from tasks.deploy import watch as step
 
-        return step.watch_online(use_case, outside())
+            return step.watch_online(use_case, reach_outside())
 
-    with dag:
         look()
     return dag
 
 
-for declared_use_case in declared():
-    globals()[f"{declared_use_case.name}_watch"] = make_watch_dag(declared_use_case)
+globals().update({f"{use_case.name}_watch": make_watch_dag(use_case) for use_case in declared()})

@@ -57,10 +57,7 @@ def list_facts(dag: Any) -> list[str]:
 
 def render_section(runbook: str, dags: Sequence[Any]) -> str:
     """The DAGs of one file: their facts, the runbook they share, their form."""
-    lines: list[str] = []
-    for dag in dags:
-        lines += [f"## {dag.dag_id}", "", *list_facts(dag), ""]
-    lines.append(runbook.strip())
+    lines = [line for dag in dags for line in (f"## {dag.dag_id}", "", *list_facts(dag), "")] + [runbook.strip()]
     if form := list_parameters(dags[0]):
         lines += ["", "**Parameters**", "", *form]
     return "\n".join(lines) + "\n"

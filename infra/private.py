@@ -7,13 +7,11 @@ import subprocess
 from pipeline.settings import REPOSITORY
 
 
-def _fernet_key() -> str:
-    return base64.urlsafe_b64encode(secrets.token_bytes(32)).decode()
-
-
 def make_secret(name: str) -> str:
     """A fresh secret of the kind that its user expects."""
-    return _fernet_key() if name == "fernet" else secrets.token_hex({"admin": 8, "jwt": 32}.get(name, 24))
+    if name == "fernet":
+        return base64.urlsafe_b64encode(secrets.token_bytes(32)).decode()
+    return secrets.token_hex({"admin": 8, "jwt": 32}.get(name, 24))
 
 
 def read_code_sha() -> str:

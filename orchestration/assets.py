@@ -1,18 +1,10 @@
-"""The declared use cases, and the assets by which one DAG's work wakes the next."""
+"""The assets by which one DAG's work wakes the next."""
 
-import os
-from pathlib import Path
 from typing import Any
 
 from airflow.sdk import Asset
 
-from pipeline.settings import REPOSITORY
-from pipeline.spec import UseCase, use_cases
-
-
-def declared() -> list[UseCase]:
-    """Every use case of params.yaml. DAG files are parsed where most of the environment may be missing."""
-    return list(use_cases(Path(os.environ.get("WINDSOCK_PARAMS") or REPOSITORY / "params.yaml")).values())
+from pipeline.spec import UseCase
 
 
 def clean_data(use_case: UseCase) -> Asset:

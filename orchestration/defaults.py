@@ -1,11 +1,17 @@
-"""What every DAG and task starts from: pools, default arguments, the alert on failure."""
+"""What every DAG and task starts from: the use cases, pools, default arguments, the alert on failure."""
 
+import os
 from collections.abc import Mapping
 from datetime import timedelta
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from orchestration.retries import FIRST_DELAY_SECONDS, LONGEST_DELAY_SECONDS, RETRIES, Retries
-from pipeline.spec import UseCase
+from pipeline.settings import REPOSITORY
+from pipeline.spec import UseCase, use_cases
+
+if TYPE_CHECKING:
+    from adapters.connect import Outside
 
 # Pools that must exist, with their slots and why.
 POOLS = {
@@ -19,6 +25,18 @@ ACCELERATOR: dict[str, Any] = {
     "queue": "gpu",
     "executor_config": {"pod_template_file": "/etc/windsock/pods/gpu.yaml"},
 }
+
+
+def declared() -> list[UseCase]:
+    """Every use case of params.yaml. DAG files are parsed where most of the environment may be missing."""
+    return list(use_cases(Path(os.environ.get("WINDSOCK_PARAMS") or REPOSITORY / "params.yaml")).values())
+
+
+def reach_outside() -> "Outside":
+    """What a task may talk to; its clients, which are heavy, are imported where the task runs."""
+    from adapters.connect import outside
+
+    return outside()
 
 
 def alert_failure(context: Mapping[str, Any]) -> None:

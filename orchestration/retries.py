@@ -35,8 +35,7 @@ class Retries(RetryPolicy):
     ) -> RetryDecision:
         """Whether and when to try again."""
         names = [f"{kind.__module__}.{kind.__qualname__}" for kind in type(exception).__mro__]
-        infrastructure = any(name.startswith(INFRASTRUCTURE) for name in names)
-        if isinstance(exception, MISTAKES) and not infrastructure:
+        if isinstance(exception, MISTAKES) and not any(name.startswith(INFRASTRUCTURE) for name in names):
             return RetryDecision.fail(f"{names[0]}: trying again would give the same")
         delay = timedelta(seconds=min(FIRST_DELAY_SECONDS * 2 ** (try_number - 1), LONGEST_DELAY_SECONDS))
         return RetryDecision.retry(delay, f"{names[0]}: again in {delay}")

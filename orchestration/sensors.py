@@ -30,13 +30,15 @@ class PollTrigger(BaseTrigger):
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """How the triggerer makes this trigger again."""
-        arguments = {"poll": self.poll, "use_case": self.use_case, "every_seconds": self.every_seconds}
-        return f"{type(self).__module__}.{type(self).__qualname__}", arguments
+        return f"{type(self).__module__}.{type(self).__qualname__}", {
+            "poll": self.poll,
+            "use_case": self.use_case,
+            "every_seconds": self.every_seconds,
+        }
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Poll in a thread, since the database driver blocks."""
-        poll = POLLS[self.poll]
-        while (result := await asyncio.to_thread(poll, self.use_case)) is None:
+        while (result := await asyncio.to_thread(POLLS[self.poll], self.use_case)) is None:
             await asyncio.sleep(self.every_seconds)
         yield TriggerEvent(result)  # type: ignore[no-untyped-call]
 
@@ -50,8 +52,10 @@ class PollOperator(BaseOperator):
 
     def execute(self, context: Any) -> None:  # noqa: ARG002
         """Hand over to the triggerer."""
-        trigger = PollTrigger(poll=self.poll, use_case=self.use_case, every_seconds=self.every_seconds)
-        self.defer(trigger=trigger, method_name="answered")
+        self.defer(
+            trigger=PollTrigger(poll=self.poll, use_case=self.use_case, every_seconds=self.every_seconds),
+            method_name="answered",
+        )
 
     def answered(self, context: Any, event: Any) -> Any:  # noqa: ARG002
         """Return the trigger's result. Airflow keeps this method's name with every task that waits: do not rename."""

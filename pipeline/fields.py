@@ -1,10 +1,10 @@
 """What params.yaml is made of: blocks, the kinds of values in them, and the metrics a target of each kind has."""
 
 import re
-from collections.abc import Mapping
-from typing import Annotated, Literal
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 _CRON_FIELDS = {"minute": (0, 59), "hour": (0, 23), "day of month": (1, 31), "month": (1, 12), "day of week": (0, 7)}
 _CRON_PART = re.compile(r"(?:\*|(\d+)(?:-(\d+))?)(?:/([1-9]\d*))?")
@@ -45,6 +45,16 @@ SHARES = frozenset[Metric]({"auc", "pr_auc", "brier", "calibration_gap"})  # nev
 
 
 class Block(BaseModel):
-    """A block of params.yaml: frozen, and no key is ignored."""
+    """A block of params.yaml: frozen, no key is ignored, and none contradicts another."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        if problems := list(self._contradictions()):
+            raise ValueError("\n".join(problems))
+        return self
+
+    def _contradictions(self) -> Iterator[str]:
+        """What is wrong with the keys taken together: the key, and what was expected there."""
+        yield from ()

@@ -1,8 +1,9 @@
 """The blocks of params.yaml about answering online: the endpoint, how a version is let in, and experiments."""
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from pipeline.fields import Block, Share
 
@@ -60,8 +61,6 @@ class ExperimentSettings(Block):
     max_error_share: Share  # guardrail
     max_degraded_share: Share  # guardrail, of all answers: above the share that is degraded on any good day
 
-    @model_validator(mode="after")
-    def _ends(self) -> "ExperimentSettings":
+    def _contradictions(self) -> Iterator[str]:
         if self.max_events <= self.min_events:
-            raise ValueError(f"max_events: expected more than min_events ({self.min_events}), got {self.max_events}")
-        return self
+            yield f"max_events: expected more than min_events ({self.min_events}), got {self.max_events}"

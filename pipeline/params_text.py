@@ -61,9 +61,5 @@ def _lines(name: str, problem: Any) -> list[str]:
         return [f"{path}: no such key{f' any more: {advice}' if advice else ''}"]
     if problem["type"] == "value_error" and isinstance(value, dict):  # keys that contradict each other name themselves
         return [f"{path}.{line}" for line in message.splitlines()]
-    return [f"{path}: {message}, got {_short(value)}"]
-
-
-def _short(value: Any) -> str:
-    """A value as it was written; a whole block only by its type."""
-    return f"a {type(value).__name__}" if isinstance(value, dict) else repr(value)
+    given = f"a {type(value).__name__}" if isinstance(value, dict) else repr(value)  # a whole block only by its type
+    return [f"{path}: {message}, got {given}"]

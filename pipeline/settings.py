@@ -55,8 +55,7 @@ _REQUIRED = {
 
 def read_settings(environment: Mapping[str, str]) -> Settings:
     """Settings from environment variables; names every missing one at once."""
-    missing = sorted(name for name in _REQUIRED.values() if not environment.get(name))
-    if missing:
+    if missing := sorted(name for name in _REQUIRED.values() if not environment.get(name)):
         raise ValueError(f"not set in the environment: {', '.join(missing)} (`make up` writes them to .windsock/env)")
     required = {field_name: environment[name] for field_name, name in _REQUIRED.items()}
     return Settings(

@@ -1,9 +1,9 @@
 """Where a use case's rows come from: its tables, and the grid by which they are taken."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import date
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from pipeline.fields import Block, Cron, Identifier, Share
 
@@ -17,11 +17,9 @@ class Table(Block):
     max_rows: int = Field(gt=0)
     max_quarantined_share: Share
 
-    @model_validator(mode="after")
-    def _rows(self) -> "Table":
+    def _contradictions(self) -> Iterator[str]:
         if self.min_rows > self.max_rows:
-            raise ValueError(f"min_rows: expected at most max_rows ({self.max_rows}), got {self.min_rows}")
-        return self
+            yield f"min_rows: expected at most max_rows ({self.max_rows}), got {self.min_rows}"
 
 
 class Source(Block):
@@ -36,12 +34,10 @@ class Source(Block):
     cron: Cron
     tables: Mapping[Identifier, Table] = Field(min_length=1)
 
-    @model_validator(mode="after")
-    def _on_the_grid(self) -> "Source":
+    def _contradictions(self) -> Iterator[str]:
         after_days = (self.last_partition - self.first_partition).days if self.last_partition else 0
         if after_days < 0 or after_days % self.partition_days:
-            raise ValueError(
+            yield (
                 f"last_partition: expected a day that is a multiple of {self.partition_days} days after"
                 f" first_partition ({self.first_partition}), got {self.last_partition}"
             )
-        return self

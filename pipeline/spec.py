@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError
 
 from pipeline.fields import METRICS, RANKINGS, SHARES, Block, Identifier, Kind, Metric, Share
 from pipeline.online import EndpointSettings, ExperimentSettings
@@ -63,15 +63,13 @@ class Train(Block):
     weight_decay: tuple[float, float]
     label_smoothing: tuple[float, float]
 
-    @model_validator(mode="after")
-    def _increasing(self) -> "Train":
+    def _contradictions(self) -> Iterator[str]:
         for name in ("dropout", "learning_rate", "weight_decay", "label_smoothing"):
             low, high = getattr(self, name)
             if not 0 <= low <= high:
-                raise ValueError(f"{name}: expected [low, high] with 0 <= low <= high, got [{low}, {high}]")
+                yield f"{name}: expected [low, high] with 0 <= low <= high, got [{low}, {high}]"
         if list(self.rungs) != sorted(set(self.rungs)) or self.rungs[0] < 1:
-            raise ValueError(f"rungs: expected increasing epoch counts from 1 on, got {list(self.rungs)}")
-        return self
+            yield f"rungs: expected increasing epoch counts from 1 on, got {list(self.rungs)}"
 
 
 class LeakAlarm(Block):
@@ -81,16 +79,14 @@ class LeakAlarm(Block):
     above: float | None = None
     below: float | None = None
 
-    @model_validator(mode="after")
-    def _one(self) -> "LeakAlarm":
+    def _contradictions(self) -> Iterator[str]:
         if (self.above is None) == (self.below is None):
-            raise ValueError("above: expected exactly one of `above` and `below`")
-        ranks = self.metric in RANKINGS
-        if ranks and not (self.above is not None and 0.5 < self.above < 1):
-            raise ValueError(f"above: expected more than 0.5 and less than 1 for {self.metric}, got {self.above}")
-        if not ranks and not (self.below is not None and self.below > 0):
-            raise ValueError(f"below: expected more than 0 for {self.metric}, got {self.below}")
-        return self
+            yield "above: expected exactly one of `above` and `below`"
+        elif self.metric in RANKINGS:
+            if self.above is None or not 0.5 < self.above < 1:
+                yield f"above: expected more than 0.5 and less than 1 for {self.metric}, got {self.above}"
+        elif self.below is None or self.below <= 0:
+            yield f"below: expected more than 0 for {self.metric}, got {self.below}"
 
 
 class Gate(Block):
@@ -117,13 +113,11 @@ class Limit(Block):
     min: float | None = None
     max: float | None = None
 
-    @model_validator(mode="after")
-    def _some(self) -> "Limit":
+    def _contradictions(self) -> Iterator[str]:
         if self.min is None and self.max is None:
-            raise ValueError("min: expected at least one of `min` and `max`")
+            yield "min: expected at least one of `min` and `max`"
         if self.min is not None and self.max is not None and self.min >= self.max:
-            raise ValueError(f"min: expected less than max ({self.max}), got {self.min}")
-        return self
+            yield f"min: expected less than max ({self.max}), got {self.min}"
 
 
 class Monitor(Block):
@@ -153,28 +147,16 @@ class Monitor(Block):
     breaker_refusals: int = Field(gt=0)
     breaker_days: int = Field(gt=0)
 
-    @model_validator(mode="after")
-    def _persistence(self) -> "Monitor":
+    def _contradictions(self) -> Iterator[str]:
         if self.persistence_breaches > self.persistence_of:
-            raise ValueError(
+            yield (
                 f"persistence_breaches: expected at most persistence_of ({self.persistence_of}),"
                 f" got {self.persistence_breaches}"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _limits_can_be_left(self) -> "Monitor":
-        bounds = [
-            (name, limit, value) for name, both in self.limits.items() for limit, value in both if value is not None
-        ]
-        wrong = [
-            f"limits.{name}.{limit}: expected more than 0 and less than 1, got {value}"
-            for name, limit, value in bounds
-            if name in SHARES and not 0 < value < 1
-        ]
-        if wrong:
-            raise ValueError("\n".join(wrong))
-        return self
+        for name, both in self.limits.items():
+            for limit, value in both:
+                if name in SHARES and value is not None and not 0 < value < 1:  # such a limit can never be left
+                    yield f"limits.{name}.{limit}: expected more than 0 and less than 1, got {value}"
 
 
 class UseCase(Block):
@@ -195,13 +177,6 @@ class UseCase(Block):
     gate: Gate
     monitor: Monitor
 
-    @model_validator(mode="after")
-    def _agrees(self) -> "UseCase":
-        problems = list(self._contradictions())
-        if problems:
-            raise ValueError("\n".join(problems))
-        return self
-
     def _contradictions(self) -> Iterator[str]:
         kind, known = self.target.kind, METRICS[self.target.kind]
         named = {
@@ -219,8 +194,10 @@ class UseCase(Block):
         if self.experiment and (self.endpoint is None or self.endpoint.costs is None):
             yield "experiment: expected an endpoint with costs, which is what two versions are compared by"
         if self.train.holdout_days < self.gate.min_days:
-            least = f"gate.min_days ({self.gate.min_days}), or no candidate could ever be judged"
-            yield f"train.holdout_days: expected at least {least}, got {self.train.holdout_days}"
+            yield (
+                f"train.holdout_days: expected at least gate.min_days ({self.gate.min_days}), or no candidate could"
+                f" ever be judged, got {self.train.holdout_days}"
+            )
 
     @property
     def grid(self) -> Grid:
@@ -238,16 +215,15 @@ def parse_use_cases(text: str, *, origin: str) -> dict[str, UseCase]:
     for name, block in read_blocks(text, origin=origin).items():
         if not isinstance(block, dict):
             problems.append(f"{name}: expected a block of keys, got {block!r}")
-            continue
-        if "name" in block:
+        elif "name" in block:
             problems.append(f"{name}.name: no such key; the block's own key is the name")
-            continue
-        try:
+        else:
             # As JSON, where strict still takes a list for a tuple and a text for a date, but no text for a number.
             document = json.dumps({"name": name, **block}, default=str)
-            found[str(name)] = UseCase.model_validate_json(document, strict=True)
-        except ValidationError as error:
-            problems += explain(str(name), error)
+            try:
+                found[str(name)] = UseCase.model_validate_json(document, strict=True)
+            except ValidationError as error:
+                problems += explain(str(name), error)
     if problems:
         raise ValueError("\n".join([f"{origin} has {len(problems)} wrong place(s):", *problems]))
     return found

@@ -23,8 +23,10 @@ def fill_template(template: str, known: Mapping[str, str], sha: str) -> str:
     wanted = parse_assignments(template)
     values = {name: known.get(name, value) or _made(name) for name, value in wanted.items()} | {CODE_SHA: sha}
     named = [(line, line.partition("=")[0]) for line in template.splitlines()]
-    lines = [f"{name}={values[name]}" if name in wanted else line for line, name in named]
-    lines += [f"{name}={value}" for name, value in known.items() if name not in wanted]
+    lines = [
+        *(f"{name}={values[name]}" if name in wanted else line for line, name in named),
+        *(f"{name}={value}" for name, value in known.items() if name not in wanted),
+    ]
     return "".join(f"{line}\n" for line in lines)
 
 
@@ -37,8 +39,13 @@ def find_orphaned_volume() -> str | None:
     if shutil.which("docker") is None:
         return None
     wanted = f"{os.environ.get('COMPOSE_PROJECT_NAME', PROJECT)}_postgres"
-    command = ["docker", "volume", "ls", "--quiet", "--filter", f"name=^{wanted}$"]
-    listed = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=False)
+    listed = subprocess.run(
+        ["docker", "volume", "ls", "--quiet", "--filter", f"name=^{wanted}$"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        check=False,
+    )
     return wanted if wanted in listed.stdout.split() else None  # an engine that does not answer has nothing to say
 
 

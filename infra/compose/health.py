@@ -20,8 +20,7 @@ def is_server_healthy(server: str) -> bool:
 def _takes_tasks(worker: str) -> bool:
     from celery import Celery  # noqa: PLC0415  # the other servers do without
 
-    inspected = Celery(broker=os.environ["AIRFLOW__CELERY__BROKER_URL"]).control.inspect([worker], timeout=5)
-    return bool(inspected.ping())
+    return bool(Celery(broker=os.environ["AIRFLOW__CELERY__BROKER_URL"]).control.inspect([worker], timeout=5).ping())
 
 
 if __name__ == "__main__":

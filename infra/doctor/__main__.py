@@ -40,8 +40,7 @@ def check_machine(folder: Path) -> Iterator[Finding]:
 
 def run_compose(*words: str) -> subprocess.CompletedProcess[str]:
     """`docker compose`, in this repository."""
-    command = ["docker", "compose", *words]
-    return subprocess.run(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True, check=False)
+    return subprocess.run(["docker", "compose", *words], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True, check=False)
 
 
 def _report(findings: Iterable[Finding]) -> bool:
@@ -65,12 +64,17 @@ def check_containers(listed: subprocess.CompletedProcess[str]) -> Finding:
     """Whether the engine answers, and the container runs in which the stack is checked; or none does."""
     running = listed.stdout.split()
     if listed.returncode:
-        remedy = "start the engine (`docker info` says more), or see what it said above"
-        return Finding(check="containers", observation="docker compose does not list them", remedy=remedy)
+        return Finding(
+            check="containers",
+            observation="docker compose does not list them",
+            remedy="start the engine (`docker info` says more), or see what it said above",
+        )
     if running and TASK_CONTAINER not in running:
-        remedy = f"`docker compose up --detach --wait`; `docker compose logs {TASK_CONTAINER}` says why it ended"
-        observation = f"{len(running)} run, and {TASK_CONTAINER} does not"
-        return Finding(check="containers", observation=observation, remedy=remedy)
+        return Finding(
+            check="containers",
+            observation=f"{len(running)} run, and {TASK_CONTAINER} does not",
+            remedy=f"`docker compose up --detach --wait`; `docker compose logs {TASK_CONTAINER}` says why it ended",
+        )
     return Finding(check="containers", observation=f"{len(running)} run")
 
 
@@ -78,7 +82,6 @@ def check_executor(chosen: Mapping[str, str]) -> Finding:
     """Whether those who are to run tasks are started, and are given some."""
     executor = chosen.get("EXECUTOR") or "LocalExecutor"
     profiles = chosen.get("COMPOSE_PROFILES", "").split(",")
-    observation = f"{executor}, profiles {chosen.get('COMPOSE_PROFILES') or 'none'}"
     remedy = ""
     if executor == "CeleryExecutor" and "celery" not in profiles:
         remedy = "add `celery` to COMPOSE_PROFILES in .env: nobody takes the tasks"
@@ -86,6 +89,7 @@ def check_executor(chosen: Mapping[str, str]) -> Finding:
         remedy = "set EXECUTOR=CeleryExecutor in .env: the workers are given nothing to do"
     elif "gpu" in profiles and "gpu" in (chosen.get("WORKER_QUEUES") or "default,gpu").split(","):
         remedy = "set WORKER_QUEUES=default in .env: workers without a GPU take trainings, too"
+    observation = f"{executor}, profiles {chosen.get('COMPOSE_PROFILES') or 'none'}"
     return Finding(check="executor", observation=observation, remedy=remedy)
 
 
@@ -115,8 +119,8 @@ def main() -> int:
     parser.add_argument("--running", action="store_true", help="check the stack that the environment names")
     arguments = parser.parse_args()
     if arguments.running:
-        folder = Path(os.environ["WINDSOCK_HOME"])
-        return 0 if all([_report(check_machine(folder)), _report(check_stack(os.environ))]) else 1
+        here = check_machine(Path(os.environ["WINDSOCK_HOME"]))
+        return 0 if all([_report(here), _report(check_stack(os.environ))]) else 1
     taken = Stack(arguments.home).running  # by the embedded stack, which may have the usual ports
     checked = [_report(check_machine(REPOSITORY)), _check_embedded(arguments.home), _check_composed(ports=not taken)]
     return 0 if all(checked) else 1

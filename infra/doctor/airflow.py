@@ -17,18 +17,27 @@ def check_execution_api(environment: Environment) -> Iterator[Finding]:
     """Whether a task could report to the api-server."""
     url = environment.get(_URL)
     if not url:
-        remedy = f"set {_URL} to <the api-server's address>/execution/ wherever tasks run, {RESTART}"
-        yield Finding(check="execution API", observation=f"{_URL} is not set", remedy=remedy)
+        yield Finding(
+            check="execution API",
+            observation=f"{_URL} is not set",
+            remedy=f"set {_URL} to <the api-server's address>/execution/ wherever tasks run, {RESTART}",
+        )
         return
     try:
         reply = send_request("GET", f"{url.rstrip('/')}/health", server=_SERVER, timeout_seconds=60)
     except (Unavailable, ValueError) as error:
-        remedy = f"start the api-server, or set {_URL} to an address of it that this container reaches"
-        yield Finding(check="execution API", observation=str(error), remedy=remedy)
+        yield Finding(
+            check="execution API",
+            observation=str(error),
+            remedy=f"start the api-server, or set {_URL} to an address of it that this container reaches",
+        )
         return
     if reply.status >= 400 or not reply.is_json:  # the page answers any other path
-        remedy = f"set {_URL} to <the api-server's address>/execution/: something else answers there"
-        yield Finding(check="execution API", observation=f"{url}: not the execution API", remedy=remedy)
+        yield Finding(
+            check="execution API",
+            observation=f"{url}: not the execution API",
+            remedy=f"set {_URL} to <the api-server's address>/execution/: something else answers there",
+        )
         return
     yield Finding(check="execution API", observation=f"{url} answers")
     yield _check_token(url, environment)
@@ -44,17 +53,28 @@ def _check_token(url: str, environment: Environment) -> Finding:
         check=False,
     )
     if made.returncode:
-        observation = (made.stderr.strip().splitlines() or [""])[-1]
-        return Finding(check="JWT secret", observation=observation, remedy=f"set {_SECRET} where tasks run, {RESTART}")
-    headers = {"Authorization": f"Bearer {made.stdout.split()[-1]}"}  # Airflow may have said something before
-    connection = f"{url.rstrip('/')}/connections/windsock-doctor"
-    reply = send_request("GET", connection, server=_SERVER, headers=headers, timeout_seconds=60)
-    if reply.status in (401, 403):
-        remedy = f"give {_SECRET} one value in every Airflow process, {RESTART}; a clock that is off does the same"
         return Finding(
-            check="JWT secret", observation=f"the api-server refuses our token: {reply.text[:80]}", remedy=remedy
+            check="JWT secret",
+            observation=(made.stderr.strip().splitlines() or [""])[-1],
+            remedy=f"set {_SECRET} where tasks run, {RESTART}",
+        )
+    reply = send_request(
+        "GET",
+        f"{url.rstrip('/')}/connections/windsock-doctor",
+        server=_SERVER,
+        headers={"Authorization": f"Bearer {made.stdout.split()[-1]}"},  # Airflow may have said something before
+        timeout_seconds=60,
+    )
+    if reply.status in (401, 403):
+        return Finding(
+            check="JWT secret",
+            observation=f"the api-server refuses our token: {reply.text[:80]}",
+            remedy=f"give {_SECRET} one value in every Airflow process, {RESTART}; a clock that is off does the same",
         )
     if reply.status != 404:
-        remedy = "read the api-server's log"
-        return Finding(check="JWT secret", observation=f"{reply.status}: {reply.text[:80]}", remedy=remedy)
+        return Finding(
+            check="JWT secret",
+            observation=f"{reply.status}: {reply.text[:80]}",
+            remedy="read the api-server's log",
+        )
     return Finding(check="JWT secret", observation="the api-server takes tokens made here")

@@ -15,20 +15,22 @@ _DEVICES = ("nvidiactl", "nvidia0")
 def check_disk(folder: Path) -> Finding:
     """Whether a folder's disk has room for images, data and logs."""
     free = shutil.disk_usage(folder).free
-    observation = f"{free / 1e9:.1f} GB free in {folder}"
-    if free >= DISK_BYTES:
-        return Finding(check="disk", observation=observation)
     remedy = f"make room for {DISK_BYTES / 1e9:.0f} GB: `docker system df`, `make clean`, or another disk"
-    return Finding(check="disk", observation=observation, remedy=remedy)
+    return Finding(
+        check="disk",
+        observation=f"{free / 1e9:.1f} GB free in {folder}",
+        remedy=remedy if free < DISK_BYTES else "",
+    )
 
 
 def check_memory(available_bytes: int) -> Finding:
     """Whether there is memory for the stack and a training."""
-    observation = f"{available_bytes / 1e9:.1f} GB"
-    if available_bytes >= MEMORY_BYTES:
-        return Finding(check="memory", observation=observation)
     remedy = f"give it {MEMORY_BYTES / 1e9:.0f} GB (TASKS_MEMORY in .env; the engine's own limit): tasks die of less"
-    return Finding(check="memory", observation=observation, remedy=remedy)
+    return Finding(
+        check="memory",
+        observation=f"{available_bytes / 1e9:.1f} GB",
+        remedy=remedy if available_bytes < MEMORY_BYTES else "",
+    )
 
 
 def read_memory_limit(root: Path = Path("/")) -> int:
@@ -48,8 +50,11 @@ def check_ports(wanted: Mapping[str, int]) -> Iterator[Finding]:
             try:
                 probe.bind(("127.0.0.1", port))
             except OSError as error:
-                remedy = f"end who has it (`ss -ltnp sport = :{port}`), or set {name} in .env"
-                yield Finding(check="port", observation=f"{port} ({name}): {error.strerror}", remedy=remedy)
+                yield Finding(
+                    check="port",
+                    observation=f"{port} ({name}): {error.strerror}",
+                    remedy=f"end who has it (`ss -ltnp sport = :{port}`), or set {name} in .env",
+                )
             else:
                 yield Finding(check="port", observation=f"{port} ({name}) is free")
 
@@ -61,10 +66,13 @@ def check_gpu(devices: Path, *, usable: bool) -> Finding:
         devices: the folder of devices.
         usable: what torch says.
     """
-    there = any((devices / name).exists() for name in _DEVICES)
     if usable:
         return Finding(check="GPU", observation="torch uses it")
-    if not there:
+    if not any((devices / name).exists() for name in _DEVICES):
         return Finding(check="GPU", observation="none: trainings run on the processor")
-    remedy = "install torch's CUDA build (no CPU wheel in PIP_FIND_LINKS, no CPU index) and a driver that it supports"
-    return Finding(check="GPU", observation="a device is here, and torch cannot use it", remedy=remedy)
+    return Finding(
+        check="GPU",
+        observation="a device is here, and torch cannot use it",
+        remedy="install torch's CUDA build (no CPU wheel in PIP_FIND_LINKS, no CPU index) and a driver that it"
+        " supports",
+    )

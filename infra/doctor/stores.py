@@ -3,6 +3,7 @@
 import secrets
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from email.utils import parsedate_to_datetime
 from urllib.parse import urlsplit
 
@@ -14,6 +15,7 @@ from infra.doctor.finding import RESTART, Environment, Finding
 from infra.local import s3
 
 SKEW_SECONDS = 5.0  # Airflow's tokens are refused beyond 10 s, S3's signatures beyond 15 minutes
+_SET_UP_AGAIN = f"the set-up does, so {RESTART.removeprefix('then ')}"
 _DSNS = ("WINDSOCK_WAREHOUSE_DSN", "WINDSOCK_SOURCE_DSN", "WINDSOCK_STUDIES_DSN")
 
 
@@ -26,43 +28,46 @@ def check_databases(environment: Environment) -> Iterator[Finding]:
             ahead = _ahead_of_us(environment[name])
         except psycopg2.OperationalError as error:
             reason = str(error).strip().splitlines()[-1]
-            remedy = (
-                f"set the role's password as in {name}: the set-up does, so {RESTART.removeprefix('then ')}"
+            yield Finding(
+                check=check,
+                observation=f"{place}: {reason}",
+                remedy=f"set the role's password as in {name}: {_SET_UP_AGAIN}"
                 if "password authentication" in reason
-                else f"PostgreSQL is not where {name} says: start it, or change that"
+                else f"PostgreSQL is not where {name} says: start it, or change that",
             )
-            yield Finding(check=check, observation=f"{place}: {reason}", remedy=remedy)
         else:
             yield Finding(check=check, observation=f"{place} lets {address.username} in")
             yield check_clock(f"PostgreSQL of {check}", ahead)
 
 
 def _ahead_of_us(dsn: str) -> float:
-    connection = psycopg2.connect(dsn, connect_timeout=5)
-    try:
-        with connection, connection.cursor() as at:
-            before = time.time()
-            at.execute("select extract(epoch from clock_timestamp())")
-            theirs = float((at.fetchone() or (0.0,))[0])
-            return theirs - (before + time.time()) / 2
-    finally:
-        connection.close()
+    with closing(psycopg2.connect(dsn, connect_timeout=5)) as connection, connection, connection.cursor() as at:
+        before = time.time()
+        at.execute("select extract(epoch from clock_timestamp())")
+        theirs = float((at.fetchone() or (0.0,))[0])
+        return theirs - (before + time.time()) / 2
 
 
 def check_clock(whose: str, ahead_seconds: float) -> Finding:
     """Whether two clocks agree."""
-    observation = f"{abs(ahead_seconds):.1f} s {'ahead of' if ahead_seconds > 0 else 'behind'} this machine's: {whose}"
-    if abs(ahead_seconds) <= SKEW_SECONDS:
-        return Finding(check="clock", observation=observation)
+    where = "ahead of" if ahead_seconds > 0 else "behind"
     remedy = "set both machines' clocks (chrony, systemd-timesyncd): tokens and signatures carry the time"
-    return Finding(check="clock", observation=observation, remedy=remedy)
+    return Finding(
+        check="clock",
+        observation=f"{abs(ahead_seconds):.1f} s {where} this machine's: {whose}",
+        remedy=remedy if abs(ahead_seconds) > SKEW_SECONDS else "",
+    )
 
 
 def check_buckets(environment: Environment) -> Iterator[Finding]:
     """Whether the keys open both buckets, for reading and for writing, and what time it is there."""
     endpoint = environment["WINDSOCK_S3_ENDPOINT"]
-    keys = (environment["AWS_ACCESS_KEY_ID"], environment["AWS_SECRET_ACCESS_KEY"])
-    store = s3.make_s3_client(endpoint, *keys, retries=0)  # who asks what is wrong need not wait for it to mend
+    store = s3.make_s3_client(
+        endpoint,
+        environment["AWS_ACCESS_KEY_ID"],
+        environment["AWS_SECRET_ACCESS_KEY"],
+        retries=0,  # who asks what is wrong need not wait for it to mend
+    )
     key, content = f"doctor/{secrets.token_hex(8)}", b"windsock"
     for name in ("WINDSOCK_LAKE_BUCKET", "WINDSOCK_VERSIONS_BUCKET"):
         bucket = environment[name]
@@ -73,22 +78,24 @@ def check_buckets(environment: Environment) -> Iterator[Finding]:
         except ClientError as error:
             code = error.response["Error"]["Code"]
             yield Finding(
-                check=f"bucket {bucket}", observation=f"{endpoint}: {code}", remedy=_choose_s3_remedy(code, name)
+                check=f"bucket {bucket}",
+                observation=f"{endpoint}: {code}",
+                remedy=f"make the bucket that {name} names: {_SET_UP_AGAIN}"
+                if code == "NoSuchBucket"
+                else "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY are not the server's: give both sides the same,"
+                f" {RESTART}",
             )
         except BotoCoreError as error:
-            remedy = "S3 is not where WINDSOCK_S3_ENDPOINT says: start it, or change that"
-            yield Finding(check=f"bucket {bucket}", observation=f"{endpoint}: {error}", remedy=remedy)
+            yield Finding(
+                check=f"bucket {bucket}",
+                observation=f"{endpoint}: {error}",
+                remedy="S3 is not where WINDSOCK_S3_ENDPOINT says: start it, or change that",
+            )
         else:
             assert read == content
             yield Finding(check=f"bucket {bucket}", observation=f"{endpoint} keeps what it is given")
             dated = parsedate_to_datetime(stored["ResponseMetadata"]["HTTPHeaders"]["date"])
             yield check_clock(f"S3 of bucket {bucket}", dated.timestamp() + 0.5 - time.time())  # it tells whole seconds
-
-
-def _choose_s3_remedy(code: str, name: str) -> str:
-    if code == "NoSuchBucket":
-        return f"make the bucket that {name} names: the set-up does, so {RESTART.removeprefix('then ')}"
-    return f"AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY are not the server's: give both sides the same, {RESTART}"
 
 
 def check_mlflow(environment: Environment) -> Iterator[Finding]:
@@ -97,14 +104,23 @@ def check_mlflow(environment: Environment) -> Iterator[Finding]:
     try:
         answer = requests.get(f"{url}/api/2.0/mlflow/experiments/search?max_results=1", timeout=15)
     except requests.RequestException as error:
-        remedy = "MLflow is not where MLFLOW_TRACKING_URI says: start it, or change that"
-        yield Finding(check="MLflow", observation=f"{url}: {type(error).__name__}", remedy=remedy)
+        yield Finding(
+            check="MLflow",
+            observation=f"{url}: {type(error).__name__}",
+            remedy="MLflow is not where MLFLOW_TRACKING_URI says: start it, or change that",
+        )
         return
     if answer.ok:
         yield Finding(check="MLflow", observation=f"{url} answers from its database")
     elif answer.status_code == 403:
-        remedy = f"add {urlsplit(url).netloc} to the server's MLFLOW_SERVER_ALLOWED_HOSTS, {RESTART}"
-        yield Finding(check="MLflow", observation=f"{url}: {answer.text.strip()[:100]}", remedy=remedy)
+        yield Finding(
+            check="MLflow",
+            observation=f"{url}: {answer.text.strip()[:100]}",
+            remedy=f"add {urlsplit(url).netloc} to the server's MLFLOW_SERVER_ALLOWED_HOSTS, {RESTART}",
+        )
     else:
-        remedy = "read MLflow's log: its database is away, or of another version"
-        yield Finding(check="MLflow", observation=f"{url}: {answer.status_code}", remedy=remedy)
+        yield Finding(
+            check="MLflow",
+            observation=f"{url}: {answer.status_code}",
+            remedy="read MLflow's log: its database is away, or of another version",
+        )

@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +22,20 @@ def default_home() -> Path:
 
 def format_status(rows: list[PartStatus]) -> str:
     """The parts, one a line."""
-    lines = [("part", "pid", "port", "state", "healthy", "restarts", "address")]
-    lines += [
-        (
-            r.part,
-            str(r.pid or "-"),
-            str(r.port or "-"),
-            r.state,
-            "yes" if r.healthy else "NO",
-            str(r.restarts),
-            r.address,
-        )
-        for r in rows
+    lines = [
+        ("part", "pid", "port", "state", "healthy", "restarts", "address"),
+        *(
+            (
+                r.part,
+                str(r.pid or "-"),
+                str(r.port or "-"),
+                r.state,
+                "yes" if r.healthy else "NO",
+                str(r.restarts),
+                r.address,
+            )
+            for r in rows
+        ),
     ]
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines)
@@ -85,46 +88,47 @@ def run_command(stack: Stack, command: list[str]) -> int:
     os.execvpe(command[0], command, environment)  # noqa: S606  # the user's own command
 
 
-def issue_key(stack: Stack, client: str) -> int:
+def issue_key(stack: Stack, client: str) -> None:
     """A new key for a client of the gateway, shown this once; the client's older ones hold no longer."""
     print(_connect_gateway(stack).add_client(client))
-    return 0
 
 
-def revoke_keys(stack: Stack, client: str) -> int:
+def revoke_keys(stack: Stack, client: str) -> None:
     """No key of this client holds any longer."""
     _connect_gateway(stack).remove_client(client)
     print(f"no key of {client} holds any longer")
-    return 0
 
 
 def _connect_gateway(stack: Stack) -> Gateway:
     known = stack.environment()
     if "WINDSOCK_GATEWAY_URL" not in known:
         raise ValueError("this stack has no gateway: `make status` says why")
-    url, admin = known["WINDSOCK_GATEWAY_URL"], known["WINDSOCK_GATEWAY_ADMIN"]
-    return Gateway(url, admin, Path(known["WINDSOCK_GATEWAY_MAPS"]), known["WINDSOCK_GATEWAY_KEY"])
+    return Gateway(
+        known["WINDSOCK_GATEWAY_URL"],
+        known["WINDSOCK_GATEWAY_ADMIN"],
+        Path(known["WINDSOCK_GATEWAY_MAPS"]),
+        known["WINDSOCK_GATEWAY_KEY"],
+    )
+
+
+def clean_stack(stack: Stack) -> None:
+    """Delete all that it stored."""
+    stack.clean()
+    print(f"{stack.folder} is gone")
 
 
 def _run_verb(stack: Stack, verb: str, groups: tuple[str, ...], command: list[str]) -> int:
-    if verb == "up":
-        return start_stack(stack, groups)
-    if verb == "status":
-        return print_status(stack)
-    if verb == "run":
-        return run_command(stack, command)
-    if verb == "key":
-        return issue_key(stack, *command)
-    if verb == "revoke":
-        return revoke_keys(stack, *command)
-    if verb == "stop":
-        print("stopped" if stack.stop() else "no stack was running")
-    elif verb == "clean":
-        stack.clean()
-        print(f"{stack.folder} is gone")
-    else:
-        print("".join(f"{name}={value}\n" for name, value in stack.environment().items()), end="")
-    return 0
+    verbs: Mapping[str, Callable[[], int | None]] = {
+        "up": lambda: start_stack(stack, groups),
+        "status": lambda: print_status(stack),
+        "stop": lambda: print("stopped" if stack.stop() else "no stack was running"),
+        "clean": lambda: clean_stack(stack),
+        "env": lambda: print(*(f"{name}={value}" for name, value in stack.environment().items()), sep="\n"),
+        "key": lambda: issue_key(stack, *command),
+        "revoke": lambda: revoke_keys(stack, *command),
+        "run": lambda: run_command(stack, command),
+    }
+    return verbs[verb]() or 0
 
 
 def main(words: list[str]) -> int:

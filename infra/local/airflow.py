@@ -69,12 +69,8 @@ def prepare_airflow_home(folder: Path, password: str) -> None:
     write_atomically(folder / PASSWORDS, json.dumps({"admin": password}).encode())
 
 
-def _prepare(home: Home) -> None:
-    prepare_airflow_home(home.folder / "airflow", home.secrets["admin"])
-
-
 def _set_up(home: Home, environment: Mapping[str, str]) -> None:
-    _prepare(home)
+    prepare_airflow_home(home.folder / "airflow", home.secrets["admin"])
     log = home.logs / "airflow-database.log"
     with log.open("ab") as output:
         done = subprocess.run(
@@ -144,7 +140,7 @@ def _server(home: Home, environment: Mapping[str, str], name: str, options: tupl
         is_healthy=is_healthy,
         is_alive=is_alive,
         needs=("postgres", "s3"),
-        prepare=lambda: _prepare(home),
+        prepare=partial(prepare_airflow_home, home.folder / "airflow", home.secrets["admin"]),
         port=port,
         stop_signal=signal.SIGTERM,
         stop_seconds=6,  # the scheduler would wait for its tasks to finish; they are safe to kill
@@ -165,9 +161,11 @@ def plan_airflow(
         "triggerer": ("--skip-serve-logs",),
     }
     servers = [_server(home, {**configured, **mark(name)}, name, extra) for name, extra in options.items()]
-    step = SetUpStep(
-        name="airflow-database",
-        run=lambda: _set_up(home, {**configured, **mark("airflow-database")}),
-        needs=("postgres",),
-    )
-    return [step, *servers]
+    return [
+        SetUpStep(
+            name="airflow-database",
+            run=lambda: _set_up(home, {**configured, **mark("airflow-database")}),
+            needs=("postgres",),
+        ),
+        *servers,
+    ]

@@ -40,7 +40,7 @@ def maps_folder(home: Home) -> Path:
 def gateway_settings(home: Home) -> dict[str, str]:
     """What the configuration reads from the environment; the limits may be set from outside."""
     account = unprivileged_account()
-    rights = {} if account is None else {"GATEWAY_UID": str(account.uid), "GATEWAY_GID": str(account.gid)}
+    rights = {} if account is None else {"GATEWAY_UID": str(account.pw_uid), "GATEWAY_GID": str(account.pw_gid)}
     return {
         "GATEWAY_ADDRESS": f"127.0.0.1:{home.ports['gateway']}",
         "GATEWAY_ADMIN": f"unix@{_ADMIN}",  # in the folder it runs in: a socket's path has room for 107 bytes
@@ -54,8 +54,7 @@ def gateway_settings(home: Home) -> dict[str, str]:
 
 def plan_gateway(home: Home, mark: Callable[[str], dict[str, str]]) -> list[Part | SetUpStep]:
     """The gateway, or nothing where there is no program for it. It starts without TorchServe and waits for it."""
-    program = system_programs.find_program("haproxy", home.folder)
-    if program is None:
+    if (program := system_programs.find_program("haproxy", home.folder)) is None:
         return []
     return [
         Part(

@@ -27,19 +27,12 @@ def plan_mlflow(home: Home, environment: Mapping[str, str]) -> Part:
         "MLFLOW_SERVER_ALLOWED_HOSTS": json.dumps([f"127.0.0.1:{port}", f"localhost:{port}"])[1:-1].replace('"', ""),
         "OMP_NUM_THREADS": "1",
     }
-    command = (
-        "-m",
-        "uvicorn",
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-        "--no-access-log",
-        "mlflow.server.fastapi_app:app",
-    )
     return Part(
         name="mlflow",
-        command=(sys.executable, *command),
+        command=(
+            *(sys.executable, "-m", "uvicorn", "--host", "127.0.0.1", "--port", str(port)),
+            *("--no-access-log", "mlflow.server.fastapi_app:app"),
+        ),
         environment={**environment, **options},
         directory=home.folder / "mlflow",
         address=home.url("mlflow"),

@@ -5,17 +5,10 @@ import pwd
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from adapters.errors import Unavailable
 from adapters.http import send_request
-
-
-@dataclass(frozen=True, kw_only=True)
-class Account:
-    """The user a part runs as, when it may not run as root."""
-
-    uid: int
-    gid: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +26,7 @@ class Part:
     needs: tuple[str, ...] = ()
     prepare: Callable[[], None] = lambda: None
     provision: Callable[[], None] = lambda: None  # once healthy, before others may rely on it
-    account: Account | None = None
+    account: pwd.struct_passwd | None = None  # the user it runs as, where it may not run as root
     port: int | None = None
     stop_signal: int
     stop_seconds: float = 20
@@ -49,12 +42,14 @@ class SetUpStep:
     needs: tuple[str, ...]
 
 
-def unprivileged_account() -> Account | None:
+def unprivileged_account() -> pwd.struct_passwd | None:
     """The account `nobody` when this process is root, else None: an ordinary user runs everything as itself."""
-    if os.geteuid() != 0:
-        return None
-    entry = pwd.getpwnam("nobody")
-    return Account(uid=entry.pw_uid, gid=entry.pw_gid)
+    return pwd.getpwnam("nobody") if os.geteuid() == 0 else None
+
+
+def run_as(account: pwd.struct_passwd | None) -> dict[str, Any]:
+    """What `subprocess` is told so that a process runs as this account; None: as we do."""
+    return {} if account is None else {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
 
 
 def find_closed_folder(path: Path) -> Path | None:

@@ -24,13 +24,20 @@ def plan_stack(home: Home, wanted: tuple[str, ...]) -> list[Part | SetUpStep]:
         return {MARKER: f"{home.stack}/{name}"}
 
     shared = {**inherited_environment(), **make_environment(home, wanted)}
-    keys = (home.secrets["s3_access"], home.secrets["s3_secret"])
     groups: dict[str, list[Part | SetUpStep]] = {
         "postgres": [
             postgres.plan_postgres(home.folder, home.ports["postgres"], home.secrets, mark("postgres")),
             SetUpStep(name="warehouse", run=lambda: _migrate_warehouse(home), needs=("postgres",)),
         ],
-        "s3": [s3.plan_s3(home.folder, home.ports, *keys, {**shared, **mark("s3")})],
+        "s3": [
+            s3.plan_s3(
+                home.folder,
+                home.ports,
+                home.secrets["s3_access"],
+                home.secrets["s3_secret"],
+                {**shared, **mark("s3")},
+            )
+        ],
         "mlflow": [mlflow.plan_mlflow(home, {**shared, **mark("mlflow")})],
         "torchserve": torchserve.plan_torchserve(home, mark),
         "gateway": gateway.plan_gateway(home, mark),

@@ -8,12 +8,12 @@ import signal
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import psycopg2
 from psycopg2 import errors, sql
 
-from infra.local.part import Account, Part, find_closed_folder, unprivileged_account
+from adapters.files import write_atomically
+from infra.local.part import Part, find_closed_folder, run_as, unprivileged_account
 
 ADMIN = "windsock"
 DATABASES = ("airflow", "mlflow", "optuna", "warehouse", "source")
@@ -79,59 +79,46 @@ def initialise_cluster(home: Path, password: str) -> None:
     if (cluster_home := find_cluster_home(home)) is not None:
         _make_cluster_home(cluster_home)
     programs, data = locate_cluster(home)
-    data.parent.mkdir(parents=True, exist_ok=True)
     if (data / "PG_VERSION").exists():
         return
-    if account is not None:
-        os.chown(data.parent, account.uid, account.gid)
     password_file = data.parent / "password"
-    password_file.touch(mode=0o600)
-    password_file.write_text(password)
+    write_atomically(password_file, password.encode())
     if account is not None:
-        os.chown(password_file, account.uid, account.gid)
-    options: list[str | Path] = [
-        "-D",
-        data,
-        "-U",
-        ADMIN,
-        "-A",
-        "scram-sha-256",
-        f"--pwfile={password_file}",
-        "-E",
-        "UTF8",
-        "--no-sync",
-    ]
+        for path in (data.parent, password_file):
+            os.chown(path, account.pw_uid, account.pw_gid)
     done = subprocess.run(
-        [programs / "initdb", *options],
+        [
+            *(str(programs / "initdb"), "-D", str(data), "-U", ADMIN, "-A", "scram-sha-256"),
+            *(f"--pwfile={password_file}", "-E", "UTF8", "--no-sync"),
+        ],
         env=_environment({}),
         cwd="/",
         capture_output=True,
         text=True,
         check=False,
-        **_as(account),
+        **run_as(account),
     )
     password_file.unlink()
     if done.returncode:
         raise ValueError(f"initdb could not make {data}: {done.stderr.strip() or done.stdout.strip()}")
 
 
-def _as(account: Account | None) -> dict[str, Any]:
-    return {} if account is None else {"user": account.uid, "group": account.gid, "extra_groups": []}
-
-
 def _create_role(cursor: psycopg2.extensions.cursor, name: str, password: str) -> None:
     cursor.execute("select 1 from pg_roles where rolname = %s", (name,))
     verb = "alter" if cursor.fetchone() else "create"
-    statement = sql.SQL("{} role {} login password {}")
-    cursor.execute(statement.format(sql.SQL(verb), sql.Identifier(name), sql.Literal(password)))
+    parts = (sql.SQL(verb), sql.Identifier(name), sql.Literal(password))
+    cursor.execute(sql.SQL("{} role {} login password {}").format(*parts))
 
 
 def create_database(cursor: psycopg2.extensions.cursor, name: str, owner: str, template: str = "template0") -> None:
     """A database only its owner may connect to."""
     parts = {"name": sql.Identifier(name), "owner": sql.Identifier(owner), "template": sql.Identifier(template)}
-    cursor.execute(sql.SQL("create database {name} owner {owner} template {template}").format(**parts))
-    cursor.execute(sql.SQL("revoke all on database {name} from public").format(**parts))
-    cursor.execute(sql.SQL("alter database {name} set timezone to 'UTC'").format(**parts))
+    for statement in (
+        "create database {name} owner {owner} template {template}",
+        "revoke all on database {name} from public",
+        "alter database {name} set timezone to 'UTC'",
+    ):
+        cursor.execute(sql.SQL(statement).format(**parts))
 
 
 def provision_databases(admin_dsn: str, passwords: Mapping[str, str]) -> None:

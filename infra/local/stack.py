@@ -45,8 +45,7 @@ class PartStatus:
 
 def check_owner(folder: Path) -> None:
     """Refuse the state of another user, whose secrets and files this one could not use."""
-    owner = folder.stat().st_uid
-    if owner != os.geteuid():
+    if (owner := folder.stat().st_uid) != os.geteuid():
         raise ValueError(
             f"{folder} belongs to user {owner}, not to you ({os.geteuid()}): "
             "`make clean` as that user, or set WINDSOCK_HOME"
@@ -55,8 +54,7 @@ def check_owner(folder: Path) -> None:
 
 def check_free_space(folder: Path, needed_bytes: int = FREE_SPACE_BYTES) -> None:
     """Refuse to start on a disk that is about to be full."""
-    free = shutil.disk_usage(folder).free
-    if free < needed_bytes:
+    if (free := shutil.disk_usage(folder).free) < needed_bytes:
         raise ValueError(
             f"the disk of {folder} is nearly full: {free / 1e6:,.0f} MB free, {needed_bytes / 1e6:,.0f} MB needed. "
             "Make room, or set WINDSOCK_HOME to a folder on another disk."
@@ -121,14 +119,12 @@ class Stack:
         check_free_space(self.folder)
         (self.folder / "logs").mkdir(exist_ok=True)
         last: dict[str, Any] = {}
-        for event in self._launch(parts, owner, usual_ports=usual_ports):
-            last = event
-            tell(event)
+        for last in self._launch(parts, owner, usual_ports=usual_ports):
+            tell(last)
         if last.get("name") != "stack" or last.get("state") != "up":
             self._reap()
-            log_end = quote_log_end(self.folder / "logs" / "supervisor.log")
-            problem = last.get("problem") or f"the supervisor ended.{log_end}"
-            raise ValueError(f"the stack did not come up: {problem}")
+            ended = f"the supervisor ended.{quote_log_end(self.folder / 'logs' / 'supervisor.log')}"
+            raise ValueError(f"the stack did not come up: {last.get('problem') or ended}")
         write_env_file(self.home(), self.groups())
         return True
 
@@ -145,10 +141,11 @@ class Stack:
     def _launch(self, parts: tuple[str, ...], owner: int | None, *, usual_ports: bool) -> Iterator[dict[str, Any]]:
         self._reap()
         reading, writing = os.pipe()
-        options = ["--parts", ",".join(parts), "--report", str(writing)]
-        options += ["--hung-seconds", str(self.hung_seconds)]
-        options += ["--owner", str(owner)] if owner else []
-        options += ["--usual-ports"] if usual_ports else []
+        options = [
+            *("--parts", ",".join(parts), "--report", str(writing), "--hung-seconds", str(self.hung_seconds)),
+            *(("--owner", str(owner)) if owner else ()),
+            *(("--usual-ports",) if usual_ports else ()),
+        ]
         with (self.folder / "logs" / "supervisor.log").open("ab") as log:
             self._supervisor = subprocess.Popen(
                 [sys.executable, "-m", "infra.local.supervisor", str(self.folder), *options],

@@ -68,12 +68,9 @@ class StateRecorder:
             with contextlib.suppress(OSError):  # a full disk or a reader who left must not take the stack down
                 print(event, flush=True)
                 write_atomically(self._path, json.dumps(self._state, indent=1).encode())
-            self._send(event)
-
-    def _send(self, event: str) -> None:
-        if self._report is not None:
-            with contextlib.suppress(OSError):
-                os.write(self._report, f"{event}\n".encode())
+            if self._report is not None:
+                with contextlib.suppress(OSError):
+                    os.write(self._report, f"{event}\n".encode())
 
     def close_report(self) -> None:
         """End the wait of whoever awaits the start."""

@@ -49,6 +49,7 @@ class Supervisor:
         self.home = home
         self.parts = [item for item in items if isinstance(item, Part)]
         self.steps = [item for item in items if isinstance(item, SetUpStep)]
+        self._needs = {item.name: item.needs for item in items}
         self._ready = {item.name: threading.Event() for item in items}
         self._spawning = threading.Lock()
         self.stopping = threading.Event()
@@ -124,8 +125,7 @@ class Supervisor:
 
     def _start(self, part: Part, restarts: int) -> bool:
         marker = self._marker(part.name)
-        before = self.recorder.parts[part.name]
-        leader = read_leader(before)
+        leader = read_leader(self.recorder.parts[part.name])
         if find_members(leader, marker):  # what the dead one left behind would do its work twice
             end_part(leader, marker, first=signal.SIGQUIT if part.name == "postgres" else signal.SIGTERM, seconds=5)
         with self._spawning:
@@ -154,13 +154,13 @@ class Supervisor:
         deadline = time.monotonic() + part.start_seconds
         while not part.is_healthy():
             if process.poll() is not None:
-                log_end = quote_log_end(self._log(part))
-                raise PartStartError(f"ended with code {process.returncode} while starting.{log_end}")
+                raise PartStartError(
+                    f"ended with code {process.returncode} while starting.{quote_log_end(self._log(part))}"
+                )
             if time.monotonic() > deadline:
                 if self._ready[part.name].is_set() and part.is_alive():
                     return True  # it was up before, and what ails it is nothing that a new start mends
-                log_end = quote_log_end(self._log(part))
-                raise PartStartError(f"not healthy after {part.start_seconds:.0f} s.{log_end}")
+                raise PartStartError(f"not healthy after {part.start_seconds:.0f} s.{quote_log_end(self._log(part))}")
             if self.stopping.wait(0.1):
                 return False
         return True
@@ -179,9 +179,7 @@ class Supervisor:
             silent = silent + 1 if self._is_hung(part) else 0
             if silent >= HUNG_CHECKS and not self.stopping.is_set():
                 self.recorder.record(part.name, problem=f"hung: no answer for {self.hung_seconds:.0f} s")
-                leader = read_leader(self.recorder.parts[part.name])
-                patience = min(part.stop_seconds, self.hung_seconds)
-                end_part(leader, self._marker(part.name), first=part.stop_signal, seconds=patience)
+                self._end(part, min(part.stop_seconds, self.hung_seconds))
 
     def _is_hung(self, part: Part) -> bool:
         """Whether a part gives no sign of life, though all it needs works."""
@@ -192,10 +190,10 @@ class Supervisor:
             self.recorder.record(part.name, problem=f"could not be asked: {error}")
             return False
         (self._unhealthy.discard if healthy else self._unhealthy.add)(part.name)
-        return not lives and all(self._is_working(name) for name in self._all_needs(part))
-
-    def _is_working(self, name: str) -> bool:
-        return self.recorder.parts[name]["state"] in ("up", "done") and name not in self._unhealthy
+        return not lives and all(
+            self.recorder.parts[name]["state"] in ("up", "done") and name not in self._unhealthy
+            for name in self._all_needs(part.name)
+        )
 
     def stop_parts(self) -> None:
         """End every part, those that others need last."""
@@ -204,7 +202,7 @@ class Supervisor:
         for step in self.steps:
             end_part(None, self._marker(step.name), seconds=3)
         while left:
-            needed = {need for part in left.values() for need in self._all_needs(part)}
+            needed = {need for name in left for need in self._all_needs(name)}
             batch = [part for name, part in left.items() if name not in needed]
             threads = [threading.Thread(target=self._stop_part, args=(part,)) for part in batch]
             for thread in threads:
@@ -213,21 +211,19 @@ class Supervisor:
                 thread.join()
             left = {name: part for name, part in left.items() if part not in batch}
 
-    def _all_needs(self, part: Part) -> set[str]:
-        needs = {p.name: set(p.needs) for p in self.parts} | {s.name: set(s.needs) for s in self.steps}
-        known: set[str] = set()
-        new = set(part.needs)
-        while new:
-            known |= new
-            new = {need for name in new for need in needs[name]} - known
-        return known
+    def _all_needs(self, name: str) -> set[str]:
+        """What a part or step needs, and what that needs in turn."""
+        return {*self._needs[name]}.union(*map(self._all_needs, self._needs[name]))
+
+    def _end(self, part: Part, seconds: float) -> None:
+        leader = read_leader(self.recorder.parts[part.name])
+        end_part(leader, self._marker(part.name), first=part.stop_signal, seconds=seconds)
 
     def _stop_part(self, part: Part) -> None:
-        recorded = self.recorder.parts[part.name]
-        end_part(read_leader(recorded), self._marker(part.name), first=part.stop_signal, seconds=part.stop_seconds)
+        self._end(part, part.stop_seconds)
         if part.name in self._processes:
             self._processes[part.name].wait()
-        if recorded["state"] != "failed":
+        if self.recorder.parts[part.name]["state"] != "failed":
             self.recorder.record(part.name, state="stopped")
 
     def run(self, owner: ProcessIdentity | None) -> int:
@@ -274,14 +270,18 @@ def main() -> int:
         print("another supervisor holds this home", flush=True)
         return 3
     owner = identify_process(given.owner) if given.owner else None
-    old = open_home(given.home, usual=given.usual_ports, choose_ports=not (given.home / "ports.json").exists())
-    end_leftovers(old)
+    end_leftovers(open_home(given.home, usual=given.usual_ports, choose_ports=not (given.home / "ports.json").exists()))
     forget_state(given.home)
     home = open_home(given.home, usual=given.usual_ports, choose_ports=True)
     groups = tuple(given.parts.split(","))
     problem = gateway.fetch_haproxy(home) if "gateway" in groups else None
-    left_out = {} if problem is None else {"gateway": problem}
-    return Supervisor(home, groups, given.report, given.hung_seconds, left_out=left_out).run(owner)
+    return Supervisor(
+        home,
+        groups,
+        given.report,
+        given.hung_seconds,
+        left_out={} if problem is None else {"gateway": problem},
+    ).run(owner)
 
 
 if __name__ == "__main__":

@@ -75,8 +75,9 @@ def fetch_program(name: str, folder: Path, *, probe: str = "--version") -> str |
 
 def _run(*command: str, cwd: Path, environment: Mapping[str, str] | None = None) -> str:
     variables = {**os.environ, "LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive", **(environment or {})}
-    done = subprocess.run(command, cwd=cwd, env=variables, capture_output=True, text=True, check=True, timeout=60)
-    return done.stdout
+    return subprocess.run(
+        command, cwd=cwd, env=variables, capture_output=True, text=True, check=True, timeout=60
+    ).stdout
 
 
 def _download_packages(name: str, work: Path) -> None:

@@ -11,6 +11,7 @@ from infra.local import postgres
 from infra.local.home import Home, inherited_environment
 from infra.local.part import Part, SetUpStep, fetch_status, is_answered_ok
 from pipeline.settings import REPOSITORY
+from serving.locks import is_held
 
 
 def _folder(home: Home) -> Path:
@@ -52,16 +53,10 @@ def _are_all_ready(port: int) -> bool:
     )
 
 
-def _is_held(lock: Path) -> bool:
-    """Whether a process has a lock: its file outlives whoever had it."""
-    from serving.prediction_log import has_ended  # noqa: PLC0415  # brings pyarrow, which other commands do without
-
-    return lock.exists() and not has_ended(lock)
-
-
 def plan_torchserve(home: Home, mark: Callable[[str], dict[str, str]]) -> list[Part | SetUpStep]:
     """The server and the shipper of this home."""
     folder = _folder(home)
+    shipping = folder / "spool" / "shipper.lock"
     shared = {
         **inherited_environment(),
         "WINDSOCK_MODEL_STORE": str(folder / "store"),
@@ -69,12 +64,14 @@ def plan_torchserve(home: Home, mark: Callable[[str], dict[str, str]]) -> list[P
         "WINDSOCK_ONLINE_DSN": online_dsn(home),
         "PYTHONPATH": str(REPOSITORY),
     }
-    addresses = [f"--{name}={home.url(port)}" for name, port in _ADDRESSES.items()]
     inference, management = home.ports["inference"], home.ports["management"]
     return [
         Part(
             name="torchserve",
-            command=(sys.executable, "-m", "serving.launch", f"--work={folder / 'work'}", *addresses),
+            command=(
+                *(sys.executable, "-m", "serving.launch", f"--work={folder / 'work'}"),
+                *(f"--{name}={home.url(port)}" for name, port in _ADDRESSES.items()),
+            ),
             environment={**shared, **mark("torchserve")},
             directory=folder,
             address=home.url("inference"),
@@ -93,7 +90,7 @@ def plan_torchserve(home: Home, mark: Callable[[str], dict[str, str]]) -> list[P
             environment={**shared, **mark("shipper")},
             directory=folder,
             address=str(folder / "spool"),
-            is_healthy=lambda: _is_held(folder / "spool" / "shipper.lock"),
+            is_healthy=lambda: shipping.exists() and is_held(shipping),
             needs=("warehouse",),
             stop_signal=signal.SIGTERM,
         ),

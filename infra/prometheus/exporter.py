@@ -19,16 +19,11 @@ from prometheus_client.core import CollectorRegistry, CounterMetricFamily, Gauge
 from prometheus_client.registry import Collector
 
 from adapters.warehouse import Warehouse
-from infra.prometheus.queries import QUERIES, SLICES, MetricQuery
+from infra.prometheus.queries import CHAMPIONS, QUERIES, SLICES, MetricQuery
 from pipeline.settings import REPOSITORY
 from pipeline.spec import UseCase, use_cases
 
 _PATIENCE_SECONDS = 2.0  # less than a scrape may take
-_CHAMPIONS = """
-select use_case, (c.version is not null)::int as champion_present,
-    extract(epoch from c.as_of) as champion_as_of_timestamp_seconds
-from unnest(%s) as use_case left join champions c using (use_case)
-"""
 _CLEAN_UNTIL = "select use_case, max(partition_start) as newest from batches where status = 'clean' group by 1"
 
 
@@ -42,17 +37,18 @@ class WarehouseCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """Every metric, as of one moment."""
         with self.warehouse.transaction(snapshot=True) as at:
-            at.execute(_CHAMPIONS, (list(self.declared),))
-            champions = at.fetchall()
             at.execute(_CLEAN_UNTIL)
-            newest = {row[0]: row[1] for row in at.fetchall()}
+            found = make_limits(self.declared, {row[0]: row[1] for row in at.fetchall()})
             sliced = [(name, slice_) for name, use_case in self.declared.items() for slice_ in use_case.gate.slices]
-            at.execute(SLICES.sql, ([name for name, _ in sliced], [slice_ for _, slice_ in sliced]))
-            found = make_families(SLICES, at.fetchall())
-            for query in QUERIES:
-                at.execute(query.sql)
+            asked: list[tuple[MetricQuery, tuple[list[str], ...] | None]] = [
+                (CHAMPIONS, (list(self.declared),)),
+                (SLICES, ([name for name, _ in sliced], [slice_ for _, slice_ in sliced])),
+                *((query, None) for query in QUERIES),
+            ]
+            for query, parameters in asked:
+                at.execute(query.sql, parameters)
                 found += make_families(query, at.fetchall())
-        yield from (*_champions(champions), *make_limits(self.declared, newest), *found)
+        yield from found
 
 
 def make_families(query: MetricQuery, rows: list[Any]) -> list[Metric]:
@@ -68,17 +64,9 @@ def make_families(query: MetricQuery, rows: list[Any]) -> list[Metric]:
     return made
 
 
-def _champions(rows: list[Any]) -> list[Metric]:
-    says = {
-        "champion_present": "1 where a use case of params.yaml has a champion, else 0",
-        "champion_as_of_timestamp_seconds": "Data time from which the champion holds",
-    }
-    return make_families(MetricQuery(says, ("use_case",), ""), rows)
-
-
 def make_limits(declared: Mapping[str, UseCase], newest: Mapping[str, datetime]) -> list[Metric]:
     """What params.yaml says the numbers have to keep to; `newest` is the start of each newest clean partition."""
-    of_use_case, of_table, of_error = [], [], []
+    of_use_case = []
     for name, u in declared.items():
         ended = u.source.last_partition is not None and newest.get(name, datetime.min.replace(tzinfo=UTC)).date() >= (
             u.source.last_partition
@@ -91,24 +79,38 @@ def make_limits(declared: Mapping[str, UseCase], newest: Mapping[str, datetime])
                 "retrains_30_days_limit": u.monitor.monthly_retrains,
             }
         )
-        for table, setting in u.source.tables.items():
-            of_table.append(
-                {"use_case": name, "table": table, "quarantined_share_limit": setting.max_quarantined_share}
-            )
-        if u.endpoint and u.endpoint.costs:
-            costs = {"missed": u.endpoint.costs.missed, "needless": u.endpoint.costs.needless}
-            of_error += [{"use_case": name, "outcome": o, "error_cost": cost} for o, cost in costs.items()]
+    of_table = [
+        {"use_case": name, "table": table, "quarantined_share_limit": setting.max_quarantined_share}
+        for name, u in declared.items()
+        for table, setting in u.source.tables.items()
+    ]
+    of_error = [
+        {"use_case": name, "outcome": outcome, "error_cost": cost}
+        for name, u in declared.items()
+        if u.endpoint and u.endpoint.costs
+        for outcome, cost in u.endpoint.costs  # missed, needless
+    ]
     said = {
         "partition_seconds": "Length of a partition, where more are expected: none once the source has ended",
         "drifted_features_limit": "Features beyond their thresholds from which monitoring calls it drift",
         "retrains_30_days_limit": "Retrains that monitoring allows itself in 30 days",
     }
-    share = {"quarantined_share_limit": "Share of quarantined rows from which a partition is blocked"}
-    cost = {"error_cost": "What a wrong decision costs, in the unit of params.yaml"}
     return [
         *make_families(MetricQuery(said, ("use_case",), ""), of_use_case),
-        *make_families(MetricQuery(share, ("use_case", "table"), ""), of_table),
-        *make_families(MetricQuery(cost, ("use_case", "outcome"), ""), of_error),
+        *make_families(
+            MetricQuery(
+                {"quarantined_share_limit": "Share of quarantined rows from which a partition is blocked"},
+                ("use_case", "table"),
+                "",
+            ),
+            of_table,
+        ),
+        *make_families(
+            MetricQuery(
+                {"error_cost": "What a wrong decision costs, in the unit of params.yaml"}, ("use_case", "outcome"), ""
+            ),
+            of_error,
+        ),
     ]
 
 
@@ -126,8 +128,9 @@ def main() -> None:
     parser.add_argument("--address", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=9187)
     chosen = parser.parse_args()
-    params = Path(os.environ.get("WINDSOCK_PARAMS") or REPOSITORY / "params.yaml")
-    numbers = make_registry(os.environ["WINDSOCK_OBSERVER_DSN"], params)
+    numbers = make_registry(
+        os.environ["WINDSOCK_OBSERVER_DSN"], Path(os.environ.get("WINDSOCK_PARAMS") or REPOSITORY / "params.yaml")
+    )
     server, _ = start_http_server(chosen.port, chosen.address, registry=numbers)
     print(f"metrics on http://{chosen.address}:{chosen.port}/metrics", flush=True)
     ended = threading.Event()

@@ -225,6 +225,19 @@ QUERIES = (
         """,
     ),
 )
+# Of the use cases of params.yaml.
+CHAMPIONS = MetricQuery(
+    {
+        "champion_present": "1 where a use case of params.yaml has a champion, else 0",
+        "champion_as_of_timestamp_seconds": "Data time from which the champion holds",
+    },
+    ("use_case",),
+    """
+    select use_case, (c.version is not null)::int as champion_present,
+        extract(epoch from c.as_of) as champion_as_of_timestamp_seconds
+    from unnest(%s) as use_case left join champions c using (use_case)
+    """,
+)
 # Of the use cases and the features by which their gates look at slices: two lists, side by side.
 SLICES = MetricQuery(
     {

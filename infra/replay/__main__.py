@@ -82,13 +82,15 @@ def _replay(arguments: argparse.Namespace, progress: ReplayProgress) -> None:
     tally = replay.traffic.tally
     served = online.summarise_online(use_case, world)
     weeks = report.write_report(use_case, world, to=arguments.report, served=served)
-    print("\n" + report.format_weeks(weeks) + "\n")
-    print(report.format_online(served, tally) + "\n")
+    print(f"\n{report.format_weeks(weeks)}\n\n{report.format_online(served, tally)}\n")
     _check_promises(weeks, list_incidents(world.source))
     _check_online(use_case, served, tally)
-    print(f"report     {arguments.report.resolve()}")
-    print(f"Airflow    {os.environ['AIRFLOW_PAGE']}   login {user} / {password}")
-    print(f"MLflow     {os.environ['MLFLOW_PAGE']}")
+    print(
+        f"report     {arguments.report.resolve()}",
+        f"Airflow    {os.environ['AIRFLOW_PAGE']}   login {user} / {password}",
+        f"MLflow     {os.environ['MLFLOW_PAGE']}",
+        sep="\n",
+    )
     if served is not None:
         print(f"gateway    {os.environ.get('GATEWAY_PAGE') or os.environ['WINDSOCK_GATEWAY_URL']}")
     if "monitoring" in os.environ.get("COMPOSE_PROFILES", "").split(","):
@@ -111,8 +113,10 @@ def _check_online(use_case: UseCase, served: OnlineSummary | None, tally: Client
     if not served.parity.holds(use_case.endpoint.rollout.tolerance):
         raise ReplayError(f"online does not say what batch says: {served.parity}")
     if tally.failed or tally.static:
-        bad = f"{tally.failed} failed, {tally.static} were answered by the gateway alone"
-        raise ReplayError(f"of {tally.requests} online requests {bad}; see {use_case.name}.watch in Airflow")
+        raise ReplayError(
+            f"of {tally.requests} online requests {tally.failed} failed, {tally.static} were answered by the gateway"
+            f" alone; see {use_case.name}.watch in Airflow"
+        )
     if tally.weeks and not tally.requests:
         raise ReplayError("nobody asked online while the weeks went by: the requests could not be made")
 

@@ -71,8 +71,7 @@ class AirflowApi:
     def find_run_state(self, dag_id: str, run_id: str) -> str | None:
         """The state of one run; None where there is no such run."""
         run = self._call("GET", f"/api/v2/dags/{dag_id}/dagRuns/{quote(run_id, safe='')}", accept=(404,))
-        state = run.get("state")
-        return str(state) if state else None
+        return str(run["state"]) if run.get("state") else None
 
     def count_active_runs(self, dag_id: str) -> int:
         """How many runs of a DAG have not ended."""
@@ -94,8 +93,9 @@ class AirflowApi:
                 pause_seconds=_PAUSE_SECONDS,
             )
         except Unavailable as error:
-            limit = f"{self._patience_seconds:.0f} s"
-            raise AirflowError(f"{method} {path}: {error}, for {limit}; see `make status`") from error
+            raise AirflowError(
+                f"{method} {path}: {error}, for {self._patience_seconds:.0f} s; see `make status`"
+            ) from error
         if reply.status >= 400 and reply.status not in accept:
             raise AirflowError(f"Airflow refused {method} {path}: {reply.status} {reply.text[:500]}")
         return dict(reply.json()) if reply.content else {}
@@ -119,6 +119,10 @@ class AirflowApi:
         return str(reply.json()["access_token"])
 
     def _send(self, method: str, path: str, body: dict[str, Any] | None, headers: dict[str, str]) -> HttpReply:
-        content = None if body is None else json.dumps(body).encode()
-        headers = headers | {"Content-Type": "application/json"}
-        return send_request(method, self._base_url + path, server="Airflow", content=content, headers=headers)
+        return send_request(
+            method,
+            self._base_url + path,
+            server="Airflow",
+            content=None if body is None else json.dumps(body).encode(),
+            headers=headers | {"Content-Type": "application/json"},
+        )

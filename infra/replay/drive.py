@@ -140,9 +140,8 @@ class Replay:
         decision = self.state.find_decision(week)
         if decision is None:
             raise ReplayError(f"{label}: monitoring had nothing to decide on; was the week scored?")
-        reasons = "; ".join(decision["reasons"])
-        scored = self.state.describe_scoring(week)
-        self.progress.say(label, f"{week.start:%d %b}: {scored}; {decision['decision']}: {reasons}")
+        concluded = f"{decision['decision']}: {'; '.join(decision['reasons'])}"
+        self.progress.say(label, f"{week.start:%d %b}: {self.state.describe_scoring(week)}; {concluded}")
         if decision["decision"] == "retrain":
             self.runs.wait_for(label, "the retrain it asked for", lambda: self.state.is_settled(week))
             entry = self.state.find_ledger_entry(decision["decision_id"])
@@ -166,8 +165,7 @@ class Replay:
     def _repair(self, week: Interval, *, label: str) -> None:
         """The feed's operator sends the true records; the partition is ingested again, beside the old one."""
         key = self.use_case.grid.key(week)
-        known = incident.list_incidents(self.outside.source)
-        if key not in {one.partition_key for one in known if one.state == "broken"}:
+        if key not in {i.partition_key for i in incident.list_incidents(self.outside.source) if i.state == "broken"}:
             return
         with incident.restored_feed(self.outside.source, key):
             self.runs.run_to_end(label, "ingest", f"mend__{key}", partition_key=key)

@@ -168,8 +168,7 @@ def _unzipped(archive: Path, folder: Path) -> Path:
 
 
 def _counts(at: cursor) -> dict[str, int]:
-    counts = {}
-    for table in _SELECTS:
-        at.execute(sql.SQL("select count(*) from {}").format(sql.Identifier(table)))
-        counts[table] = (at.fetchone() or (0,))[0]
-    return counts
+    counts = [sql.SQL("(select count(*) from {0}) as {0}").format(sql.Identifier(table)) for table in _SELECTS]
+    at.execute(sql.SQL("select {}").format(sql.SQL(", ").join(counts)))
+    [row] = at.fetchall()
+    return dict(row)

@@ -70,8 +70,10 @@ def break_feed(source: Warehouse, week: Interval, partition_key: str) -> Inciden
             if cursor.fetchone() is None:
                 cursor.execute(keep, (week.start, week.end))
                 cursor.execute(empty, (week.start, week.end))
-                recorded = (partition_key, TABLE, _WHAT, cursor.rowcount)
-                cursor.execute("insert into injected_incidents values (%s, %s, %s, %s, 'broken')", recorded)
+                cursor.execute(
+                    "insert into injected_incidents values (%s, %s, %s, %s, 'broken')",
+                    (partition_key, TABLE, _WHAT, cursor.rowcount),
+                )
 
     source.retry_transaction(change_feed)
     return next(known for known in list_incidents(source) if known.partition_key == partition_key)
@@ -86,11 +88,6 @@ def restored_feed(source: Warehouse, partition_key: str) -> Iterator[None]:
     statement = sql.SQL("update {} w set {} from {} backup where w.origin = backup.origin and {}").format(
         sql.Identifier(TABLE), assignments, _backup_name(partition_key), sql.SQL("w.observed_at = backup.observed_at")
     )
-
-    def change_feed() -> None:
-        with source.transaction() as cursor:
-            cursor.execute(statement)
-
-    source.retry_transaction(change_feed)
+    source.execute(statement)
     yield
     source.execute("update injected_incidents set state = 'mended' where partition_key = %s", (partition_key,))

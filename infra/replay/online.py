@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 import features
 from adapters.connect import Outside
@@ -76,11 +75,10 @@ def summarise_online(use_case: UseCase, outside: Outside, *, rows: int = ROWS) -
         return None
     points, events = choose_golden_rows(use_case, outside, rows)
     answers, keys = _ask_events(use_case, outside.gateway, events)
-    online = _load_logged(use_case, outside, keys)
     return OnlineSummary(
         request=events[0],
         answer=answers[0],
-        parity=_compare(use_case, outside, points, online, answers),
+        parity=_compare(use_case, outside, points, _load_logged(use_case, outside, keys), answers),
         answered=outside.warehouse.query(_ANSWERED, (use_case.name,)),
     )
 
@@ -130,8 +128,10 @@ def _load_logged(use_case: UseCase, outside: Outside, keys: list[tuple[str, int]
 
     # They come within a second of the answer.
     if not wait_until(is_complete, within_seconds=LOGGED_WITHIN_SECONDS, every_seconds=_POLL_SECONDS):
-        late = f"{len(set(keys) - logged.keys())} of {len(keys)} answers"
-        raise ReplayError(f"{late} did not reach the warehouse in {LOGGED_WITHIN_SECONDS:.0f} s: the shipper's log")
+        raise ReplayError(
+            f"{len(set(keys) - logged.keys())} of {len(keys)} answers did not reach the warehouse in"
+            f" {LOGGED_WITHIN_SECONDS:.0f} s: the shipper's log"
+        )
     return [logged[key] for key in keys]
 
 
@@ -164,11 +164,7 @@ def _compare(
 
 def _largest(batch: pa.ChunkedArray, online: list[float | None]) -> float:
     """Largest difference of one feature; infinite where one has a value and the other has none."""
-    left, right = _with_gaps(batch.to_pylist()), _with_gaps(online)
+    left, right = (np.array(values, np.float64) for values in (batch.to_pylist(), online))  # None becomes NaN
     if not np.array_equal(np.isnan(left), np.isnan(right)):
         return float("inf")
     return float(np.nanmax(np.abs(left - right), initial=0.0))
-
-
-def _with_gaps(values: list[float | None]) -> NDArray[np.float64]:
-    return np.array([np.nan if value is None else value for value in values], np.float64)

@@ -41,8 +41,9 @@ def render_svg(figure: Figure) -> str:
     return buffer.getvalue()[buffer.getvalue().index("<svg") :]
 
 
-def _labels(weeks: list[ReplayedWeek]) -> list[str]:
-    return [f"{week.start.day} {week.start:%b}" for week in weeks]
+def _label_weeks(axes: Axes, starts: list[datetime]) -> None:
+    step = max(1, len(starts) // 13)
+    axes.set_xticks(range(0, len(starts), step), [f"{start.day} {start:%b}" for start in starts[::step]])
 
 
 def _place_marks(axes: Axes, weeks: list[ReplayedWeek], heights: list[float]) -> None:
@@ -64,8 +65,7 @@ def plot_metric(weeks: list[ReplayedWeek], metric: str, title: str) -> str:
     )
     axes.plot(places, live, color=LIVE, marker="o", ms=4, label="live champion")
     _place_marks(axes, weeks, live)
-    step = max(1, len(weeks) // 13)
-    axes.set_xticks(places[::step], _labels(weeks)[::step])
+    _label_weeks(axes, [week.start for week in weeks])
     axes.set_title(title, loc="left", fontweight="bold")
     axes.grid(axis="y", alpha=0.25)
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
@@ -81,11 +81,15 @@ def plot_drift(weeks: list[datetime], ratios: dict[str, list[float]], *, most: i
     names = [list(ratios)[index] for index in order]
     figure = Figure(figsize=(9, 0.6 + 0.26 * len(names)))
     axes = figure.subplots()
-    colours = mpl.colormaps["RdYlBu_r"].with_extremes(bad="#5a5a5a")
-    image = axes.imshow(np.ma.masked_invalid(table[order]), aspect="auto", cmap=colours, vmin=0, vmax=2)
+    image = axes.imshow(
+        np.ma.masked_invalid(table[order]),
+        aspect="auto",
+        cmap=mpl.colormaps["RdYlBu_r"].with_extremes(bad="#5a5a5a"),
+        vmin=0,
+        vmax=2,
+    )
     axes.set_yticks(range(len(names)), names)
-    step = max(1, len(weeks) // 13)
-    axes.set_xticks(range(0, len(weeks), step), [f"{week.day} {week:%b}" for week in weeks[::step]])
+    _label_weeks(axes, weeks)
     axes.set_title(
         "Drift: PSI over its calibrated threshold (red: beyond; grey: cannot be measured)",
         loc="left",

@@ -28,7 +28,6 @@ def write_report(use_case: UseCase, outside: Outside, *, to: Path, served: Onlin
         raise ValueError(f"{use_case.name}: no week has been decided yet: there is nothing to report")
     names = list(weeks[0].live)
     starts, ratios = measures.list_drift_ratios(use_case, outside)
-    ledger = measures.list_ledger_entries(use_case, outside)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=select_autoescape(["j2", "html"])
     )
@@ -38,7 +37,7 @@ def write_report(use_case: UseCase, outside: Outside, *, to: Path, served: Onlin
         metric_names=names,
         facts=_facts(weeks, names),
         pictures=[*(plots.plot_metric(weeks, name, TITLES[name]) for name in names), plots.plot_drift(starts, ratios)],
-        ledger=ledger,
+        ledger=measures.list_ledger_entries(use_case, outside),
         incidents=incident.list_incidents(outside.source),
         alerts=measures.list_alerts(use_case, outside),
         served=served,

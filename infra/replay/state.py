@@ -54,8 +54,7 @@ class ReplayState:
 
     def find_decision(self, week: Interval) -> dict[str, Any] | None:
         """What monitoring concluded at a week's end."""
-        rows = self._query("select * from decisions where use_case = %s and as_of = %s", week.end)
-        return rows[0] if rows else None
+        return next(iter(self._query("select * from decisions where use_case = %s and as_of = %s", week.end)), None)
 
     def is_settled(self, week: Interval) -> bool:
         """Whether a week is decided and, where it asked for a retrain, that retrain has ended.

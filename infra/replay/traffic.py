@@ -25,8 +25,9 @@ class ClientTally:
 
     def with_request(self, status: int | None, *, static: bool) -> "ClientTally":
         """One request more."""
-        failed = self.failed + (status != 200)
-        return replace(self, requests=self.requests + 1, failed=failed, static=self.static + static)
+        return replace(
+            self, requests=self.requests + 1, failed=self.failed + (status != 200), static=self.static + static
+        )
 
 
 class Traffic:
@@ -81,5 +82,6 @@ class Traffic:
         except ConnectionError:
             self._tally = self._tally.with_request(None, static=False)
             return
-        static = isinstance(reply.body, dict) and bool(reply.body.get("fallback"))
-        self._tally = self._tally.with_request(reply.status, static=static)
+        self._tally = self._tally.with_request(
+            reply.status, static=isinstance(reply.body, dict) and bool(reply.body.get("fallback"))
+        )

@@ -50,7 +50,7 @@ def test_a_stop_hands_on_who_and_why(act):
 
 def test_it_looks_every_ten_minutes_by_itself_where_an_experiment_is_declared(bag):
     from dags.experiment import make_experiment_dag
-    from orchestration.assets import declared
+    from orchestration.defaults import declared
 
     [flights] = [one for one in declared() if one.name == "flights"]
     rule = SimpleNamespace(share=0.2)
