@@ -39,8 +39,7 @@ class SortedEvents(ABC):
         if order == 0 and self.series.orders[0][0] == self.series.moment:  # sorted so already
             return high - 1 if last else low
         ranks = self._columns[f"rank{order}"].values
-        parts = [self._extreme(low[part], high[part], ranks, last=last) for part in _parts(low, high)]
-        return np.concatenate(parts)
+        return np.concatenate([self._extreme(low[p], high[p], ranks, last=last) for p in _parts(low, high)])
 
     def _extreme(self, low: Places, high: Places, ranks: Array, *, last: bool) -> Places:
         places = _places(low, high)
