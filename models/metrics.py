@@ -33,8 +33,7 @@ def row_log_loss(score: Vector, label: Vector) -> Vector:
 def _ranks(score: Vector) -> Vector:
     """Ranks from 1, ties sharing their mean rank."""
     _, inverse, counts = np.unique(score, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    mean_rank: Vector = last - (counts - 1) / 2
+    mean_rank: Vector = np.cumsum(counts) - (counts - 1) / 2
     return mean_rank[inverse]
 
 
@@ -52,9 +51,8 @@ def pr_auc(score: Vector, label: Vector) -> float:
     if not label.any():
         raise ValueError(f"PR-AUC needs positive rows, got none of {len(label)}")
     order = np.argsort(-score, kind="stable")
-    hits = np.cumsum(label[order])
     last_of_tie = np.r_[np.flatnonzero(np.diff(score[order])), len(score) - 1]
-    hits = hits[last_of_tie]
+    hits = np.cumsum(label[order])[last_of_tie]
     precision = hits / (last_of_tie + 1)
     return float(np.sum(precision * np.diff(np.r_[0.0, hits])) / hits[-1])
 
@@ -85,27 +83,21 @@ def bias(score: Vector, label: Vector) -> float:
 
 
 def _row_squares(score: Vector, label: Vector) -> Vector:
-    squares: Vector = (score - label) ** 2
-    return squares
+    return (score - label) ** 2
 
 
 def _row_distances(score: Vector, label: Vector) -> Vector:
-    distances: Vector = np.abs(score - label)
-    return distances
+    return abs(score - label)
 
 
-def _row_errors(score: Vector, label: Vector) -> Vector:
-    return score - label
-
-
-def _weigh_mean(of_rows: Callable[[Vector, Vector], Vector], then: Callable[[Vector], Vector] | None = None) -> Weigher:
+def _weigh_mean(
+    of_rows: Callable[[Vector, Vector], Vector], then: Callable[[Vector], Vector] = lambda mean: mean
+) -> Weigher:
     """A metric that is a mean over rows, or a function of one."""
 
     def weigh(score: Vector, label: Vector, day: NDArray[np.intp], days: int) -> ByDay:
         rows = np.bincount(day, minlength=days).astype(np.float64)
         sums = np.bincount(day, of_rows(score, label), days)
-        if then is None:
-            return lambda weights: (weights @ sums) / (weights @ rows)
         return lambda weights: then((weights @ sums) / (weights @ rows))
 
     return weigh
@@ -168,13 +160,13 @@ METRICS: Mapping[str, MetricDefinition] = {
     "calibration_gap": MetricDefinition(
         kind="binary",
         compute=calibration_gap,
-        by_day=_weigh_mean(_row_errors, np.abs),
+        by_day=_weigh_mean(np.subtract, np.abs),
         is_share=True,
     ),
     "mae": MetricDefinition(kind="regression", compute=mae, by_day=_weigh_mean(_row_distances)),
     "rmse": MetricDefinition(kind="regression", compute=rmse, by_day=_weigh_mean(_row_squares, np.sqrt)),
     # Signed where a model is described (a training run, monitoring); by day it is |bias|, which the gate compares.
-    "bias": MetricDefinition(kind="regression", compute=bias, by_day=_weigh_mean(_row_errors, np.abs)),
+    "bias": MetricDefinition(kind="regression", compute=bias, by_day=_weigh_mean(np.subtract, np.abs)),
 }
 
 

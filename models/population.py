@@ -40,8 +40,7 @@ class Member:
         self.epoch = 0
         self.curve: list[float] = []  # mean training loss of each epoch
         size = sum(parameter.numel() for parameter in model.parameters())
-        device = next(model.parameters()).device
-        self.moments = torch.zeros(2, size, device=device)
+        self.moments = torch.zeros(2, size, device=next(model.parameters()).device)
 
     @property
     def stream(self) -> tuple[int, int]:
@@ -72,9 +71,8 @@ class Population:
         numbers, codes = rows.numbers.unsqueeze(0), rows.codes.unsqueeze(0)
         for chunk in self._chunks(members):
             stacked = stack_members([member.model for member in chunk])
-            each = predict_scores(
-                stacked, numbers, codes, chunk_rows=chunk[0].config.batch_rows
-            )  # no more than a step takes
+            step_rows = chunk[0].config.batch_rows  # no more than a step takes
+            each = predict_scores(stacked, numbers, codes, chunk_rows=step_rows)
             found.update({id(member): of_member for member, of_member in zip(chunk, each, strict=True)})
         return [found[id(member)] for member in members]
 
@@ -97,8 +95,7 @@ class Population:
 def stack_members(models: Sequence[Network]) -> Network:
     """One network whose parameters are these networks' own, put behind a population axis; buffers are the first's."""
     stacked = copy.deepcopy(models[0])
-    per_model = [list(model.parameters()) for model in models]
-    for parameter, *own in zip(stacked.parameters(), *per_model, strict=True):
+    for parameter, *own in zip(stacked.parameters(), *(model.parameters() for model in models), strict=True):
         parameter.data = torch.stack([each.detach() for each in own])
     return stacked
 
@@ -158,10 +155,9 @@ class _Stack:
     """A chunk of members for one epoch."""
 
     def __init__(self, members: list[Member], rows: TrainingRows) -> None:
-        self.members = sorted(members, key=lambda member: member.stream)
+        members = self.members = sorted(members, key=lambda member: member.stream)
         self.rows = rows
         self.device = rows.label.device
-        members = self.members
         self.network = stack_members([member.model for member in members]).train()
         self.moments = torch.stack([member.moments for member in members], dim=1).to(self.device)  # [2, K, P]
         self.batch_rows = members[0].config.batch_rows
@@ -203,10 +199,16 @@ class _Stack:
 
     def _schedule(self) -> Tensor:
         """[3, steps, K, 1]: what weights shrink by, what a step is scaled by, the root of the second moment's bias."""
-        rows = [
-            [_schedule(m.config, m.epoch * self.steps + i, self.steps) for m in self.members] for i in range(self.steps)
-        ]
-        return self._tensor(rows).permute(2, 0, 1).unsqueeze(-1)
+        return (
+            self._tensor(
+                [
+                    [_schedule(m.config, m.epoch * self.steps + i, self.steps) for m in self.members]
+                    for i in range(self.steps)
+                ]
+            )
+            .permute(2, 0, 1)
+            .unsqueeze(-1)
+        )
 
     @torch.no_grad()
     def _step(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor], schedule: Tensor) -> None:

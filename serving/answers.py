@@ -46,8 +46,7 @@ class ServingOptions:
         Raises:
             ValueError: naming what is missing or too much.
         """
-        names = {field.name for field in fields(cls)}
-        if wrong := sorted(names ^ set(document)):
+        if wrong := sorted({field.name for field in fields(cls)} ^ set(document)):
             raise ValueError(f"options of an archive: missing or unknown: {', '.join(wrong)}")
         return cls(**document)
 
@@ -198,8 +197,7 @@ class Answerer:
         row = dict(zip(_SHOWN, values, strict=True))
         row["event_time"] = row["event_time"].isoformat()
         row["prediction_time"] = row["prediction_time"].isoformat()
-        score = row.pop("score")
-        return {"probability" if self._options.kind == "binary" else "value": score, **row}
+        return {"probability" if self._options.kind == "binary" else "value": row.pop("score"), **row}
 
     def _add_explanations(self, rows: list[dict[str, Any]], table: pa.Table) -> None:
         explained = self._explain(table)
@@ -224,10 +222,8 @@ _SHOWN = (
 
 def _log_table(columns: Mapping[str, list[Any]], features: pa.Table) -> pa.Table:
     """A batch as it is logged: the answers, and beside them what they were computed from."""
-    arrays = [pa.array(columns[field.name], field.type) for field in LOGGED_SCHEMA]
-    names = [name for name in features.column_names if name not in LOGGED]
-    arrays += [features[name] for name in names]
-    return pa.table(arrays, [*LOGGED, *(FEATURE + name for name in names)])
+    answers = {field.name: pa.array(columns[field.name], field.type) for field in LOGGED_SCHEMA}
+    return pa.table(answers | {FEATURE + name: features[name] for name in features.column_names if name not in LOGGED})
 
 
 def _age_seconds(moment: datetime, as_of: datetime | None) -> float | None:
@@ -235,8 +231,12 @@ def _age_seconds(moment: datetime, as_of: datetime | None) -> float | None:
 
 
 def _encode_reply(rows: list[dict[str, Any]], *, is_list: bool) -> InferenceReply:
-    body = json.dumps(rows if is_list else rows[0]).encode()
-    return InferenceReply(status=200, body=body, events=len(rows), degraded=sum(row["degraded"] for row in rows))
+    return InferenceReply(
+        status=200,
+        body=json.dumps(rows if is_list else rows[0]).encode(),
+        events=len(rows),
+        degraded=sum(row["degraded"] for row in rows),
+    )
 
 
 def _refuse(refusal: Refusal) -> InferenceReply:

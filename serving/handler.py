@@ -17,7 +17,7 @@ import pyarrow as pa
 import torch
 
 import features
-from models.attribution import Attributions, attribute
+from models.attribution import attribute
 from models.bundle import Bundle, load_bundle
 from serving.answers import Answerer, InferenceReply, ServingOptions, read_inference_request
 from serving.lookup import FeatureLookup
@@ -28,7 +28,6 @@ from serving.request import RequestReader
 from serving.socket_buffer import install_socket_buffer
 
 DSN, SPOOL, STORE = "WINDSOCK_ONLINE_DSN", "WINDSOCK_SPOOL", "WINDSOCK_MODEL_STORE"
-_JSON = "application/json"
 
 
 class ModelWorker:
@@ -47,16 +46,11 @@ class ModelWorker:
                 max_events=options.max_events,
             )
         ).encode()
-        self._log: PredictionLog | None = PredictionLog(Path(environment[SPOOL]), use_case=options.use_case)
+        self._log: PredictionLog | None = None  # until the first answer is given
         self._dropped = 0
-
-        def explain(table: pa.Table) -> Attributions:
-            return attribute(bundle, table)
-
-        reader = RequestReader(definition.request, max_events=options.max_events)
         self._answerer = Answerer(
             options=options,
-            reader=reader,
+            reader=RequestReader(definition.request, max_events=options.max_events),
             lookup=FeatureLookup(
                 dsn=environment[DSN],
                 use_case=options.use_case,
@@ -65,18 +59,17 @@ class ModelWorker:
                 timeout_ms=options.store_timeout_ms,
             ),
             predictor=Predictor(bundle),
-            explain=explain,
+            explain=lambda table: attribute(bundle, table),
             log=self._write,
         )
         self._warm_up({field.name: field.example for field in definition.request})
+        self._log = PredictionLog(Path(environment[SPOOL]), use_case=options.use_case)
 
     def _warm_up(self, example: Mapping[str, Any]) -> None:
         """The first answer takes a second or more: it is given before the first request, and not logged."""
-        log, self._log = self._log, None
         [reply] = self._answerer.answer([read_inference_request(json.dumps(example).encode(), {})])
         if reply.status != 200:
             raise ValueError(f"the example of the request's fields is refused: {reply.body.decode()}")
-        self._log = log
 
     def answer(self, rows: Sequence[Mapping[str, Any]], context: Any) -> list[bytes]:
         """A body a request; statuses go by the context, and headers: X-Request-Id is TorchServe's own, which stays."""
@@ -86,15 +79,14 @@ class ModelWorker:
             for index, row in enumerate(rows)
         ]
         answered = [index for index, one in enumerate(every) if not one.schema]
-        calls = [every[index] for index in answered]
-        replies = self._answerer.answer(calls)
+        replies = self._answerer.answer([every[index] for index in answered])
         bodies = [self._schema] * len(rows)
         for index, reply in zip(answered, replies, strict=True):
             bodies[index] = reply.body
             context.set_response_status(code=reply.status, idx=index)
         for index in range(len(rows)):
             context.set_response_header(index, "X-Windsock-Version", self._options.version)
-            context.set_response_content_type(index, _JSON)
+            context.set_response_content_type(index, "application/json")
         self._count(context.metrics, replies, time.perf_counter() - began)
         return bodies
 
@@ -174,6 +166,6 @@ def _load(folder: Path, environment: Mapping[str, str]) -> ModelWorker:
 
 def _write_refusal(folder: Path, environment: Mapping[str, str], problem: str) -> None:
     manifest = json.loads((folder / "MAR-INF" / "MANIFEST.json").read_text())["model"]
-    name = f"refused-{manifest['modelName']}-{manifest['modelVersion']}.txt"
     with contextlib.suppress(OSError):  # a read-only store: then it is in the log only
-        (Path(environment[STORE]) / name).write_text(problem)
+        refused = Path(environment[STORE]) / f"refused-{manifest['modelName']}-{manifest['modelVersion']}.txt"
+        refused.write_text(problem)

@@ -143,8 +143,8 @@ class Shipper:
             for start in range(0, len(rows), _ROWS_A_STATEMENT):
                 at.execute(_INSERT, (json.dumps(rows[start : start + _ROWS_A_STATEMENT], default=str),))
                 new += at.rowcount
-            counts = {"answered": session.answered, "dropped": session.dropped, "repeated": len(rows) - new}
-            at.execute(_SHIPPED, {"segment": number, "rows": new, "session": session.name, **counts})
+            shipped = {"segment": number, "rows": new, "repeated": len(rows) - new}
+            at.execute(_SHIPPED, vars(session) | {"session": session.name} | shipped)
         return new
 
     def _end(self, session: LogSession) -> None:
@@ -200,17 +200,14 @@ def _rows_of(segment: Path) -> list[dict[str, Any]]:
 
 def _rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
     table = pa.Table.from_batches([batch])
-    if wrong := [field.name for field in LOGGED_SCHEMA if not _has(table.schema, field)]:
+    kinds = dict(zip(table.schema.names, table.schema.types, strict=True))
+    if wrong := [field.name for field in LOGGED_SCHEMA if kinds.get(field.name) != field.type]:
         raise ValueError(f"written by another version of the server: {', '.join(wrong)}")
     names = [name for name in table.column_names if name.startswith(FEATURE)]
-    plain = pa.table([_plain(table[name]) for name in names], [name.removeprefix(FEATURE) for name in names])
+    plain = pa.table({name.removeprefix(FEATURE): _plain(table[name]) for name in names})
     features = plain.to_pylist() if names else [{} for _ in range(table.num_rows)]
     for row, values in zip(table.select(list(LOGGED)).to_pylist(), features, strict=True):
         yield row | {"request": json.loads(row["request"]), "features": values}
-
-
-def _has(schema: pa.Schema, field: pa.Field) -> bool:
-    return field.name in schema.names and schema.field(field.name).type == field.type
 
 
 def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
