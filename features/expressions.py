@@ -49,8 +49,7 @@ class CompiledExpressions:
 
     def run(self, columns: Mapping[str, MaskedColumn], rows: int) -> dict[str, MaskedColumn]:
         """The value of every expression for each row."""
-        values: list[MaskedColumn] = [columns[name] for name, _ in self.inputs]
-        values += _constants(self.constants, rows)
+        values = [*(columns[name] for name, _ in self.inputs), *_constants(self.constants, rows)]
         with np.errstate(all="ignore"):  # what lies under a null may be anything
             for function, places in self.operations:
                 values.append(function(*[values[place] for place in places]))
@@ -108,15 +107,13 @@ class _Compiler:
         }
 
     def node(self, tree: dict[str, Any]) -> _Operand:
-        maker = self._makers.get(tree["class"])
-        if maker is None:
+        if (maker := self._makers.get(tree["class"])) is None:
             raise ValueError(f"unsupported {tree['type']}")
         return maker(tree)
 
     def program(self, nodes: Mapping[str, _Operand]) -> CompiledExpressions:
         """Places are given in the order of a run: inputs, constants, operations."""
-        ordered = [*self._inputs, *self._constants, *self._operations]
-        place = {node.place: number for number, node in enumerate(ordered)}
+        place = {n.place: number for number, n in enumerate([*self._inputs, *self._constants, *self._operations])}
         return CompiledExpressions(
             inputs=tuple((name, place[n.place]) for n, name in self._inputs.items()),
             constants=tuple((value, n.kind) for n, value in self._constants.items()),
@@ -240,22 +237,26 @@ class _Compiler:
 
     def _operator(self, tree: dict[str, Any]) -> _Operand:
         nodes = [self.node(child) for child in tree["children"]]
-        if tree["type"] == "OPERATOR_COALESCE":
-            kind = self._common([n.kind for n in nodes])
-            return self._apply("coalesce", kind, op.coalesce, *self._as(kind, nodes))
-        simple = {"OPERATOR_IS_NULL": op.is_null, "OPERATOR_IS_NOT_NULL": op.is_not_null, "OPERATOR_NOT": op.negation}
-        if tree["type"] not in simple:
-            raise ValueError(f"unsupported {tree['type']}")
-        if tree["type"] == "OPERATOR_NOT":
-            self._booleans("not", nodes)
-        return self._apply(tree["type"], "boolean", simple[tree["type"]], *nodes)
+        match tree["type"]:
+            case "OPERATOR_COALESCE":
+                kind = self._common([n.kind for n in nodes])
+                return self._apply("coalesce", kind, op.coalesce, *self._as(kind, nodes))
+            case "OPERATOR_IS_NULL":
+                return self._apply("is null", "boolean", op.is_null, *nodes)
+            case "OPERATOR_IS_NOT_NULL":
+                return self._apply("is not null", "boolean", op.is_not_null, *nodes)
+            case "OPERATOR_NOT":
+                self._booleans("not", nodes)
+                return self._apply("not", "boolean", op.negation, *nodes)
+        raise ValueError(f"unsupported {tree['type']}")
 
     def _text(self, node: _Operand) -> _Operand:
-        if node.kind == "varchar":
-            return node
-        if node.kind != "bigint":
-            raise ValueError(f"unsupported text of {node.kind}")
-        return self._apply("text", "varchar", op.as_text, node)
+        match node.kind:
+            case "varchar":
+                return node
+            case "bigint":
+                return self._apply("text", "varchar", op.as_text, node)
+        raise ValueError(f"unsupported text of {node.kind}")
 
     def _as(self, kind: str, nodes: Sequence[_Operand]) -> list[_Operand]:
         """Nodes of a kind: a null takes it, so that arrays never hold what no operation expects."""

@@ -148,8 +148,12 @@ def _look_up_series(
             name: MaskedColumn(columns[name].values.astype(history.sum_kind), columns[name].valid)
             for name in plan.summed
         }
-    whole = {name: _concatenate(columns.pop(name) for columns in by_part) for name in [*by_part[0]]}
-    return _SeriesColumns(plan, history.words, history.kinds, whole)
+    return _SeriesColumns(
+        plan=plan,
+        words=history.words,
+        kinds=history.kinds,
+        columns={name: _concatenate(columns.pop(name) for columns in by_part) for name in [*by_part[0]]},
+    )
 
 
 def _concatenate(parts: Iterable[MaskedColumn]) -> MaskedColumn:

@@ -37,8 +37,7 @@ class SeriesPacker:
 
     @classmethod
     def of(cls, table: pa.Table) -> "SeriesPacker":
-        packed = [_pack_column(column.combine_chunks()) for column in table.columns]
-        return cls(*zip(*packed, strict=True))
+        return cls(*zip(*(_pack_column(column.combine_chunks()) for column in table.columns), strict=True))
 
     def payload(self, key: str, start: int, stop: int) -> bytes:
         parts = [_COUNT.pack(stop - start)]
@@ -65,10 +64,8 @@ def unpack_series(key: str, payload: bytes, kinds: Mapping[str, str]) -> dict[st
         form, scale, marked = _COLUMN.unpack_from(content, at)
         at += _COLUMN.size
         values, at = _values(content, at, form, scale, rows)
-        valid = np.ones(rows, np.bool_)
-        if marked:
-            valid = np.frombuffer(content, np.bool_, rows, at)
-            at += rows
+        valid = np.frombuffer(content, np.bool_, rows, at) if marked else np.ones(rows, np.bool_)
+        at += rows if marked else 0
         columns[name] = MaskedColumn(values, valid)
     return columns
 

@@ -45,9 +45,8 @@ class SortedEvents(ABC):
         places = _places(low, high)
         outside = places >= high[:, None]
         of_places = ranks[np.minimum(places, len(ranks) - 1)] if len(ranks) else np.zeros(places.shape, np.int64)
-        if last:
-            return np.asarray(low + np.where(outside, -1, of_places).argmax(1), np.int64)
-        return np.asarray(low + np.where(outside, _LATEST, of_places).argmin(1), np.int64)
+        best = np.where(outside, -1, of_places).argmax(1) if last else np.where(outside, _LATEST, of_places).argmin(1)
+        return np.asarray(low + best, np.int64)
 
     def last_known(self, low: Places, high: Places, known: Places) -> tuple[Places, NDArray[np.bool_]]:
         """The last place in [low, high) whose version held at a moment, and whether there is one."""

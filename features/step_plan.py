@@ -25,7 +25,7 @@ class StepPlan:
         self._stored = {name for name, count in times.items() if count > 1}
 
     def create(self, tables: Mapping[str, Sequence[Path]], interval: Span, lead: timedelta) -> None:
-        views = set(self._definition.steps) - self._stored
+        views = self._definition.steps.keys() - self._stored
         for statement in steps_sql(self._definition, tables, interval, lead, views=views).values():
             self._connection.execute(statement)
 

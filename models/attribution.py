@@ -74,8 +74,8 @@ def _member_values(member: Network, rows: tuple[Tensor, Tensor], middle: tuple[T
     with torch.no_grad():
         far, near = member.preprocess(*rows), member.preprocess(*middle)
     chunk = max(1, _ROWS_AT_ONCE // steps)
-    parts = [_input_values(member, far[i : i + chunk], near, steps) for i in range(0, len(far), chunk)]
-    per_input = np.concatenate(parts) if parts else np.zeros((0, far.shape[1]))
+    parts = (_input_values(member, far[i : i + chunk], near, steps) for i in range(0, len(far), chunk))
+    per_input = np.concatenate([np.zeros((0, far.shape[1])), *parts])
     return np.stack([per_input[:, list(inputs)].sum(axis=1) for inputs in _inputs_of(member.config)], axis=1)
 
 

@@ -183,6 +183,5 @@ def _fit_numeric(name: str, values: NDArray[np.float64]) -> NumericColumn:
 
 
 def _fit_categorical(name: str, values: Any) -> CategoricalColumn:
-    counts = pc.value_counts(values).to_pylist()
-    frequent = (c["values"] for c in counts if c["values"] is not None and c["counts"] >= _RARE_ROWS)
-    return CategoricalColumn(name=name, values=tuple(sorted(frequent)))
+    counts = pc.value_counts(values.drop_null()).to_pylist()
+    return CategoricalColumn(name=name, values=tuple(sorted(c["values"] for c in counts if c["counts"] >= _RARE_ROWS)))

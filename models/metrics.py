@@ -26,15 +26,13 @@ def log_loss(score: Vector, label: Vector) -> float:
 def row_log_loss(score: Vector, label: Vector) -> Vector:
     """Negative log-likelihood of each row [n], in nats: what a paired bootstrap resamples."""
     clipped = np.clip(score, _EPSILON, 1 - _EPSILON)
-    rows: Vector = -(label * np.log(clipped) + (1 - label) * np.log1p(-clipped))
-    return rows
+    return np.asarray(-(label * np.log(clipped) + (1 - label) * np.log1p(-clipped)), np.float64)
 
 
 def _ranks(score: Vector) -> Vector:
     """Ranks from 1, ties sharing their mean rank."""
     _, inverse, counts = np.unique(score, return_inverse=True, return_counts=True)
-    mean_rank: Vector = np.cumsum(counts) - (counts - 1) / 2
-    return mean_rank[inverse]
+    return np.asarray(np.cumsum(counts) - (counts - 1) / 2, np.float64)[inverse]
 
 
 def auc(score: Vector, label: Vector) -> float:
@@ -128,8 +126,7 @@ def _weigh_pr_auc(score: Vector, label: Vector, day: NDArray[np.intp], _days: in
         hits = np.cumsum(row_weights * hit, axis=1)[:, last_of_tie]
         seen = np.cumsum(row_weights, axis=1)[:, last_of_tie]
         precision = np.divide(hits, seen, out=np.zeros_like(hits), where=seen > 0)
-        areas: Vector = (np.diff(hits, axis=1, prepend=0) * precision).sum(axis=1)
-        return areas / hits[:, -1]
+        return np.asarray((np.diff(hits, axis=1, prepend=0) * precision).sum(axis=1) / hits[:, -1], np.float64)
 
     step = max(1, _ROWS_AT_ONCE // max(1, len(label)))
     return lambda weights: np.concatenate(

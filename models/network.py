@@ -122,8 +122,7 @@ class Network(nn.Module, ABC):
     def adopt(self, encoder: Encoder, label: Tensor) -> None:
         """Take the normalisation from the encoder and the starting point from the training labels [n]."""
         for name in NORMALISATION:
-            values = [float(getattr(column, name)) for column in encoder.numeric]
-            getattr(self, name).copy_(torch.tensor(values, dtype=torch.float32))
+            getattr(self, name).copy_(torch.tensor([float(getattr(column, name)) for column in encoder.numeric]))
         if self.config.kind == "binary":
             self.start_at(torch.logit(label.double().mean(), eps=1e-3).item())
         else:
@@ -138,8 +137,7 @@ class Network(nn.Module, ABC):
         """Normalised numbers [..., n, d] and which are missing: the same for every network of an ensemble."""
         inside = torch.minimum(torch.maximum(numbers, self.low), self.high).sub_(self.mean).div_(self.scale)
         columns = numbers.transpose(-2, -1).index_select(-2, self.masked)  # one that is a piece stays one
-        missing = torch.isnan(columns.transpose(-2, -1))
-        return torch.nan_to_num(inside, nan=0.0), missing.to(inside.dtype)
+        return torch.nan_to_num(inside, nan=0.0), torch.isnan(columns.transpose(-2, -1)).to(inside.dtype)
 
     def joined(self, normalised: tuple[Tensor, Tensor], codes: Tensor) -> Tensor:
         """The network's input [..., n, inputs] from what `normalised` made, and its own embeddings of the codes."""

@@ -71,8 +71,9 @@ class Population:
         numbers, codes = rows.numbers.unsqueeze(0), rows.codes.unsqueeze(0)
         for chunk in self._chunks(members):
             stacked = stack_members([member.model for member in chunk])
-            step_rows = chunk[0].config.batch_rows  # no more than a step takes
-            each = predict_scores(stacked, numbers, codes, chunk_rows=step_rows)
+            each = predict_scores(
+                stacked, numbers, codes, chunk_rows=chunk[0].config.batch_rows
+            )  # no more than a step takes
             found.update({id(member): of_member for member, of_member in zip(chunk, each, strict=True)})
         return [found[id(member)] for member in members]
 

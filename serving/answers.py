@@ -124,7 +124,12 @@ class Answerer:
         bodies = [self._parse(one) for one in calls]
         parsed = [(one, body) for one, body in zip(calls, bodies, strict=True) if isinstance(body, ParsedRequest)]
         answered = iter(self._answer_parsed(parsed, began) if parsed else ())
-        return [_refuse(body) if isinstance(body, Refusal) else next(answered) for body in bodies]
+        return [
+            InferenceReply(status=400, body=json.dumps(body.to_document()).encode())
+            if isinstance(body, Refusal)
+            else next(answered)
+            for body in bodies
+        ]
 
     def _parse(self, one: InferenceRequest) -> ParsedRequest | Refusal:
         try:
@@ -164,7 +169,6 @@ class Answerer:
         ages = [_age_seconds(moment, looked_up.as_of) for moment in moments]
         reasons = [[*why, *self._stale(age)] for why, age in zip(looked_up.problems, ages, strict=True)]
         rows = table.num_rows
-        threshold = options.threshold
         return {
             "use_case": [options.use_case] * rows,
             "request_id": [one.request_id for one, _, _ in origin],
@@ -177,7 +181,9 @@ class Answerer:
             "event_time": table["event_time"].to_pylist(),
             "prediction_time": moments,
             "score": scores.tolist(),
-            "decision": [None if threshold is None else score >= threshold for score in scores.tolist()],
+            "decision": [
+                None if options.threshold is None else score >= options.threshold for score in scores.tolist()
+            ],
             "degraded": [bool(why) for why in reasons],
             "reasons": reasons,
             "feature_as_of": [looked_up.as_of] * rows,
@@ -237,7 +243,3 @@ def _encode_reply(rows: list[dict[str, Any]], *, is_list: bool) -> InferenceRepl
         events=len(rows),
         degraded=sum(row["degraded"] for row in rows),
     )
-
-
-def _refuse(refusal: Refusal) -> InferenceReply:
-    return InferenceReply(status=400, body=json.dumps(refusal.to_document()).encode())

@@ -96,6 +96,8 @@ class ModelWorker:
 
     def _count(self, metrics: Any, replies: Sequence[InferenceReply], seconds: float) -> None:
         """Prometheus metrics, once a batch; zeros are not worth a line to the server."""
+        from ts.metrics.metric_type_enum import MetricTypes  # noqa: PLC0415  # TorchServe is there only where it serves
+
         counters = {
             "windsock_requests_total": len(replies),
             "windsock_refused_total": sum(reply.status == 400 for reply in replies),
@@ -107,16 +109,10 @@ class ModelWorker:
         labels = [self._options.use_case, self._options.version]
         for name, value in counters.items():
             if value:
-                metrics.get_metric(name, _metric_type("COUNTER")).add_or_update(value, labels)
+                metrics.get_metric(name, MetricTypes.COUNTER).add_or_update(value, labels)
         durations = {"windsock_answer_seconds": seconds, "windsock_lookup_seconds": self._answerer.lookup_seconds}
         for name, duration in durations.items():
-            metrics.get_metric(name, _metric_type("HISTOGRAM")).add_or_update(duration, labels)
-
-
-def _metric_type(name: str) -> Any:
-    from ts.metrics.metric_type_enum import MetricTypes  # noqa: PLC0415  # TorchServe is there only where it serves
-
-    return MetricTypes[name]
+            metrics.get_metric(name, MetricTypes.HISTOGRAM).add_or_update(duration, labels)
 
 
 def open_worker(folder: Path, environment: Mapping[str, str]) -> ModelWorker:
@@ -167,5 +163,6 @@ def _load(folder: Path, environment: Mapping[str, str]) -> ModelWorker:
 def _write_refusal(folder: Path, environment: Mapping[str, str], problem: str) -> None:
     manifest = json.loads((folder / "MAR-INF" / "MANIFEST.json").read_text())["model"]
     with contextlib.suppress(OSError):  # a read-only store: then it is in the log only
-        refused = Path(environment[STORE]) / f"refused-{manifest['modelName']}-{manifest['modelVersion']}.txt"
-        refused.write_text(problem)
+        (Path(environment[STORE]) / f"refused-{manifest['modelName']}-{manifest['modelVersion']}.txt").write_text(
+            problem
+        )

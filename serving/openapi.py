@@ -30,12 +30,7 @@ def describe_endpoint(
     *, use_case: str, title: str, fields: Sequence[RequestField], kind: str, lead_minutes: int, max_events: int
 ) -> Json:
     """What clients may send, and what they get."""
-    schemas = {
-        "Event": _object({f.name: _field(f) for f in fields}, [f.name for f in fields if f.required], closed=True),
-        "Answer": _answer(kind),
-        "Explanation": _explanation(kind),
-        "Refusal": _object(_REFUSAL, list(_REFUSAL)),
-    }
+    event = _object({f.name: _field(f) for f in fields}, [f.name for f in fields if f.required])
     return {
         "openapi": "3.1.0",
         "info": {
@@ -50,13 +45,20 @@ def describe_endpoint(
                 "What each feature added to the answer", "Explanation", min(max_events, MAX_EXPLAINED)
             ),
         },
-        "components": {"schemas": schemas, "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
+        "components": {
+            "schemas": {
+                "Event": event | {"additionalProperties": False},
+                "Answer": _answer(kind),
+                "Explanation": _explanation(kind),
+                "Refusal": _object(_REFUSAL, list(_REFUSAL)),
+            },
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+        },
     }
 
 
-def _object(properties: Json, required: list[str], *, closed: bool = False) -> Json:
-    more: Json = {"additionalProperties": False} if closed else {}
-    return {"type": "object", "properties": properties, "required": required, **more}
+def _object(properties: Json, required: list[str]) -> Json:
+    return {"type": "object", "properties": properties, "required": required}
 
 
 def _field(field: RequestField) -> Json:

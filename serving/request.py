@@ -65,7 +65,7 @@ class RequestReader:
     """Reads bodies of one use case: one event, or a list of at most `max_events`."""
 
     def __init__(self, fields: Sequence[RequestField], *, max_events: int) -> None:
-        self._fields = tuple(_Field(f.name, f.required, describe_expected(f), _make_check(f)) for f in fields)
+        self._fields = tuple(_Field(f.name, f.required, describe_expected(f), _MAKERS[f.kind](f)) for f in fields)
         self._names = frozenset(field.name for field in self._fields)
         self._schema = pa.schema([(f.name, _TYPES[f.kind]) for f in fields])
         self._max_events = max_events
@@ -140,15 +140,6 @@ def _parse_json(body: bytes | bytearray) -> Any:
         raise Refusal("body", "JSON of an event or a list of events", _shorten(str(error))) from None
 
 
-def _make_check(field: RequestField) -> FieldCheck:
-    makers: Mapping[str, Callable[..., FieldCheck]] = {
-        "varchar": _make_string_check,
-        "bigint": _make_integer_check,
-        "timestamp": lambda _: _parse_moment,
-    }
-    return makers[field.kind](field)
-
-
 def _make_string_check(field: RequestField) -> FieldCheck:
     matches = re.compile(field.pattern or rf".{{1,{_MAX_CHARACTERS}}}", re.ASCII).fullmatch
 
@@ -187,6 +178,13 @@ def _parse_moment(value: Any) -> datetime:
     if not _EARLIEST <= moment < _LATEST:
         raise _InvalidValue
     return moment.replace(tzinfo=None)
+
+
+_MAKERS: Mapping[str, Callable[[RequestField], FieldCheck]] = {
+    "varchar": _make_string_check,
+    "bigint": _make_integer_check,
+    "timestamp": lambda _: _parse_moment,
+}
 
 
 def _show_value(value: Any) -> str:
