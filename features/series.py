@@ -155,7 +155,6 @@ def _of_windows(definition: FeatureSet, windows: Sequence[Window], kinds: Mappin
         for name, fields in (*w.latest.items(), *w.earliest.items())
         if f"{w.prefix}_{name}" in names
     }
-    fields = dict.fromkeys(f for record in records for f in record_fields(definition, record))
     return Series(
         name=_name(first.stream, first.key),
         stream=first.stream,
@@ -164,14 +163,13 @@ def _of_windows(definition: FeatureSet, windows: Sequence[Window], kinds: Mappin
         moment="known_at",
         reach=max(parse_span(text) for w in windows for text in w.spans),
         sums=tuple(sums),
-        columns={field: kinds[f"{first.stream}.{field}"] for field in fields},
+        columns={f: kinds[f"{first.stream}.{f}"] for record in records for f in record_fields(definition, record)},
         orders=tuple(dict.fromkeys(records.values())),
         windows=tuple(windows),
     )
 
 
 def _of_joined(definition: FeatureSet, joined: Preceding, kinds: Mapping[str, str]) -> Series:
-    fields = dict.fromkeys([*record_fields(definition, joined.prefix), "known_at", "known_until"])
     return Series(
         name=_name(joined.stream, joined.key),
         stream=joined.stream,
@@ -180,7 +178,10 @@ def _of_joined(definition: FeatureSet, joined: Preceding, kinds: Mapping[str, st
         moment=joined.fields[0],
         reach=parse_span(joined.span) + timedelta(days=1),
         sums=(),
-        columns={field: kinds[f"{joined.stream}.{field}"] for field in fields},
+        columns={
+            field: kinds[f"{joined.stream}.{field}"]
+            for field in (*record_fields(definition, joined.prefix), "known_at", "known_until")
+        },
         orders=(joined.fields,),
         joined=joined,
     )

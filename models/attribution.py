@@ -61,7 +61,7 @@ def attribute(bundle: Bundle, table: pa.Table, *, steps: int = _STEPS) -> Attrib
         baseline = float(np.mean([predict_scores(member, *middle) for member in bundle.members]))
         values = np.mean([_member_values(member, rows, middle, steps) for member in bundle.members], axis=0)
     return Attributions(
-        names=tuple(column.name for column in (*bundle.encoder.numeric, *bundle.encoder.categorical)),
+        names=(*(c.name for c in bundle.encoder.numeric), *(c.name for c in bundle.encoder.categorical)),
         values=values,
         baseline=baseline,
         prediction=prediction,

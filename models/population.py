@@ -200,16 +200,10 @@ class _Stack:
 
     def _schedule(self) -> Tensor:
         """[3, steps, K, 1]: what weights shrink by, what a step is scaled by, the root of the second moment's bias."""
-        return (
-            self._tensor(
-                [
-                    [_schedule(m.config, m.epoch * self.steps + i, self.steps) for m in self.members]
-                    for i in range(self.steps)
-                ]
-            )
-            .permute(2, 0, 1)
-            .unsqueeze(-1)
-        )
+        rows = [
+            [_schedule(m.config, m.epoch * self.steps + i, self.steps) for m in self.members] for i in range(self.steps)
+        ]
+        return self._tensor(rows).permute(2, 0, 1).unsqueeze(-1)
 
     @torch.no_grad()
     def _step(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor], schedule: Tensor) -> None:

@@ -162,7 +162,6 @@ def _load(folder: Path, environment: Mapping[str, str]) -> ModelWorker:
 
 def _write_refusal(folder: Path, environment: Mapping[str, str], problem: str) -> None:
     manifest = json.loads((folder / "MAR-INF" / "MANIFEST.json").read_text())["model"]
+    name = f"refused-{manifest['modelName']}-{manifest['modelVersion']}.txt"
     with contextlib.suppress(OSError):  # a read-only store: then it is in the log only
-        (Path(environment[STORE]) / f"refused-{manifest['modelName']}-{manifest['modelVersion']}.txt").write_text(
-            problem
-        )
+        (Path(environment[STORE]) / name).write_text(problem)
