@@ -64,8 +64,14 @@ def matching(column: str, regex: str, reason: str) -> Expect:
 
 def not_before(later: str, earlier: str, reason: str) -> Expect:
     """Rows whose `later` moment is not before their `earlier` one."""
-    arguments = {"column_A": later, "column_B": earlier, "or_equal": True, "ignore_row_if": "either_value_is_missing"}
-    return expect_rows("ExpectColumnPairValuesAToBeGreaterThanB", reason, **arguments)
+    return expect_rows(
+        "ExpectColumnPairValuesAToBeGreaterThanB",
+        reason,
+        column_A=later,
+        column_B=earlier,
+        or_equal=True,
+        ignore_row_if="either_value_is_missing",
+    )
 
 
 def _critical(expectation: str, reason: str, **arguments: object) -> Expect:
@@ -142,10 +148,12 @@ def _in_time(suite: Suite, table: Table, partition: Interval) -> tuple[Expect, .
     )
     if suite.fresh_hours is None or table.min_rows == 0:
         return inside
-    fresh = _critical(
-        "ExpectColumnMaxToBeBetween",
-        f"stale feed: nothing became known in the last {suite.fresh_hours:g} hours of the partition",
-        column=column,
-        min_value=partition.end - timedelta(hours=suite.fresh_hours),
+    return (
+        *inside,
+        _critical(
+            "ExpectColumnMaxToBeBetween",
+            f"stale feed: nothing became known in the last {suite.fresh_hours:g} hours of the partition",
+            column=column,
+            min_value=partition.end - timedelta(hours=suite.fresh_hours),
+        ),
     )
-    return (*inside, fresh)

@@ -3,14 +3,12 @@
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import pyarrow as pa
 
 from features import offline
 from features.engine import FeatureSet, Span
 from features.flights import FLIGHTS
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 _DEFINITIONS = {FLIGHTS.name: FLIGHTS}
 
@@ -33,7 +31,7 @@ def build(
     lead: timedelta,
     *,
     engine: str = "duckdb",
-) -> "tuple[pa.Table, pa.Table]":
+) -> tuple[pa.Table, pa.Table]:
     """Points and labels by an engine, as `features.offline.build_offline` says; every engine gives the same bits.
 
     This name and `definition` stay: code committed with old dataset versions is called by them.

@@ -32,8 +32,7 @@ class EventBatch:
         """The key of each row in a series; None where any part of it is missing."""
         if not series.on:
             return [()] * self.rows
-        prefix = REQUEST if series.lookup else ""
-        lists = [self._key_list(prefix + name) for name in series.on]
+        lists = [self._key_list(REQUEST + name if series.lookup else name) for name in series.on]
         if len(lists) == 1:
             return lists[0]
         return [None if None in key else key for key in zip(*lists, strict=True)]
@@ -41,18 +40,22 @@ class EventBatch:
     def note_absence(self, absent: str | None, rows: NDArray[np.bool_]) -> None:
         """Add to the problems of some rows why something is not known of them."""
         if absent is not None and rows.any():
-            names = [name for _, name, _, _ in Formatter().parse(absent) if name]
-            columns = {n: self.columns[n if n in self.columns else REQUEST + n].values for n in names}
+            columns = {
+                name: self.columns[name if name in self.columns else REQUEST + name].values
+                for _, name, _, _ in Formatter().parse(absent)
+                if name
+            }
             for row in np.flatnonzero(rows).tolist():
                 self.problems[row].append(absent.format(**{name: values[row] for name, values in columns.items()}))
 
     def _key_list(self, name: str) -> list[Hashable]:
         if name not in self.key_lists:
             values, valid = self.columns[name]
-            listed = values.tolist()
-            if not valid.all():
-                listed = [value if there else None for value, there in zip(listed, valid.tolist(), strict=True)]
-            self.key_lists[name] = listed
+            self.key_lists[name] = (
+                values.tolist()
+                if valid.all()
+                else [value if there else None for value, there in zip(values.tolist(), valid.tolist(), strict=True)]
+            )
         return self.key_lists[name]
 
 
@@ -62,5 +65,4 @@ def _column(values: pa.ChunkedArray, kind: str) -> MaskedColumn:
         return MaskedColumn(np.array(values.to_pylist(), object), valid)
     if kind == "timestamp":
         values = values.cast(pa.timestamp("us")).cast(pa.int64())
-    target = pa.float64() if kind == "double" else pa.int64()
-    return MaskedColumn(values.cast(target).fill_null(0).to_numpy(), valid)
+    return MaskedColumn(values.cast(pa.float64() if kind == "double" else pa.int64()).fill_null(0).to_numpy(), valid)

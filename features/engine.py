@@ -25,8 +25,11 @@ from features.request import RequestField
 from features.vocabulary import AsOf, Preceding, SourceTable, Window, known_at_sql, naive_utc_sql, utc_sql
 from features.windows import record_sql, window_sql
 
+UTC_MOMENT = pa.timestamp("us", "UTC")
 KEY_COLUMNS = ("entity_key", "event_time", "prediction_time")
-LABEL_COLUMNS = ("entity_key", "event_time", "label", "label_time")
+LABEL_SCHEMA = pa.schema(
+    {"entity_key": pa.string(), "event_time": UTC_MOMENT, "label": pa.float64(), "label_time": UTC_MOMENT}
+)
 POINT_ORDER = ("prediction_time", "entity_key", "event_time")
 LABEL_ORDER = ("label_time", "entity_key", "event_time")
 _REVISION = 1  # whoever mends a wrong value of any engine raises it: what was built with it is then built anew
@@ -52,8 +55,8 @@ class FixedSpan:
     end: datetime
 
 
-_EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
-ANY_DAY = FixedSpan(_EPOCH, _EPOCH + timedelta(days=1))  # for what depends on no interval: types, and the digest
+# For what depends on no interval: types, and the digest.
+ANY_DAY = FixedSpan(datetime(2000, 1, 1, tzinfo=UTC), datetime(2000, 1, 2, tzinfo=UTC))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,23 +93,30 @@ class FeatureSet:
 
     def digest(self) -> str:
         """SHA-256 of what is computed: it changes with any definition, not with a comment."""
-        statements = compile_sql(self, {}, ANY_DAY, timedelta(0))
         types = {name: dict(source.columns) for name, source in self.sources.items()}
-        content = json.dumps([statements, types, self.look_back.total_seconds(), _REVISION], sort_keys=True)
-        return hashlib.sha256(content.encode()).hexdigest()
+        computed = [compile_sql(self, {}, ANY_DAY, timedelta(0)), types, self.look_back.total_seconds(), _REVISION]
+        return hashlib.sha256(json.dumps(computed, sort_keys=True).encode()).hexdigest()
 
 
 def compile_sql(
     definition: FeatureSet, tables: Mapping[str, Sequence[Path]], interval: Span, lead: timedelta
 ) -> list[str]:
     """The statements that make the tables `points_out` and `labels_out`."""
-    statements = list(steps_sql(definition, tables, interval, lead, naive=utc_sql).values())
-    numbered = points_sql(definition, definition.point_sql)
-    statements += [f"create temp table points as select row_number() over () as point_id, * from ({numbered})"]
     names = mentioned_names(definition)
-    statements += [f"create temp table window_{w.prefix} as {window_sql(w, names)}" for w in definition.windows]
-    statements += [f"create temp table joined_{j.prefix} as {_preceding_sql(j)}" for j in definition.joined]
-    return [*statements, f"create temp table points_out as {_points_out_sql(definition)}", _LABELS_SQL]
+    return [
+        *steps_sql(definition, tables, interval, lead, naive=utc_sql).values(),
+        (
+            "create temp table points as select row_number() over () as point_id, *"
+            f" from ({points_sql(definition, definition.point_sql)})"
+        ),
+        *(f"create temp table window_{w.prefix} as {window_sql(w, names)}" for w in definition.windows),
+        *(f"create temp table joined_{j.prefix} as {_preceding_sql(j)}" for j in definition.joined),
+        f"create temp table points_out as {_points_out_sql(definition)}",
+        (
+            f"create temp table labels_out as select entity_key, {utc_sql('event_time')} as event_time, "
+            f"cast(label as double) as label, {utc_sql('label_time')} as label_time from labels"
+        ),
+    ]
 
 
 def steps_sql(
@@ -123,17 +133,28 @@ def steps_sql(
     `naive` is SQL for a naive UTC timestamp from one with a time zone: DuckDB's quickest, or what any engine knows.
     """
     placeholders = {
-        "start": _moment(interval.start),
-        "end": _moment(interval.end),
+        "start": moment_sql(interval.start),
+        "end": moment_sql(interval.end),
         "lead": f"interval '{lead // timedelta(seconds=1)}' second",
     }
-    sources = {
+    return {
         name: _source_sql(name, source, tables.get(name, ()), naive) for name, source in definition.sources.items()
-    }
-    return sources | {
+    } | {
         name: f"create temp {'view' if name in views else 'table'} {name} as {sql.format(**placeholders)}"
         for name, sql in definition.steps.items()
     }
+
+
+@contextmanager
+def run_steps(
+    definition: FeatureSet, tables: Mapping[str, Sequence[Path]], interval: Span, lead: timedelta
+) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A connection that has the sources and every step of a definition."""
+    with duckdb.connect() as connection:
+        connection.execute("set TimeZone = 'UTC'")
+        for statement in steps_sql(definition, tables, interval, lead).values():
+            connection.execute(statement)
+        yield connection
 
 
 def points_sql(definition: FeatureSet, names: Iterable[str]) -> str:
@@ -141,19 +162,20 @@ def points_sql(definition: FeatureSet, names: Iterable[str]) -> str:
     columns = {name: definition.point_sql[name] for name in names}
     texts = " ".join(columns.values())
     joins = [
-        f"left join {lookup.stream} {name} on {_equal(name, lookup.on)}"
-        f" and {known_at_sql(name, 'asked.prediction_time')}"
+        f"left join {lookup.stream} {name} on "
+        + "".join(f"{name}.{column} = asked.{field} and " for column, field in lookup.on.items())
+        + known_at_sql(name, "asked.prediction_time")
         for name, lookup in definition.lookups.items()
         if f"{name}." in texts
     ]
-    selected = ", ".join(f"{sql} as {name}" for name, sql in columns.items())
-    return f"select {selected} from asked {' '.join(joins)}"
+    return f"select {', '.join(f'{sql} as {name}' for name, sql in columns.items())} from asked {' '.join(joins)}"
 
 
 def features_sql(definition: FeatureSet) -> dict[str, str]:
     """Every feature by its name, typed: numbers are 32-bit floats."""
-    numeric = {name: f"cast({sql} as float)" for name, sql in definition.numeric_sql.items()}
-    return numeric | {name: f"cast({sql} as varchar)" for name, sql in definition.categorical_sql.items()}
+    return {name: f"cast({sql} as float)" for name, sql in definition.numeric_sql.items()} | {
+        name: f"cast({sql} as varchar)" for name, sql in definition.categorical_sql.items()
+    }
 
 
 def mentioned_names(definition: FeatureSet) -> set[str]:
@@ -187,28 +209,24 @@ def build_by_sql(
         with naming_undeclared_source(definition):
             for statement in compile_sql(definition, tables, interval, lead):
                 connection.execute(statement)
-        points = connection.sql(f"select * from points_out order by {', '.join(POINT_ORDER)}").to_arrow_table()
-        labels = connection.sql(f"select * from labels_out order by {', '.join(LABEL_ORDER)}").to_arrow_table()
-    return points, labels
+        return (
+            connection.sql(f"select * from points_out order by {', '.join(POINT_ORDER)}").to_arrow_table(),
+            connection.sql(f"select * from labels_out order by {', '.join(LABEL_ORDER)}").to_arrow_table(),
+        )
 
 
-_LABELS_SQL = (
-    f"create temp table labels_out as select entity_key, {utc_sql('event_time')} as event_time, "
-    f"cast(label as double) as label, {utc_sql('label_time')} as label_time from labels"
-)
+def moment_sql(moment: datetime) -> str:
+    """SQL: a moment as a naive UTC timestamp."""
+    return f"timestamp '{moment.astimezone(UTC).replace(tzinfo=None)}'"
 
 
-def _moment(moment: datetime) -> str:
-    return f"timestamp '{moment.astimezone(UTC).replace(tzinfo=None).isoformat(sep=' ')}'"
-
-
-def _source_sql(name: str, source: SourceTable, paths: Iterable[Path], naive: Callable[[str], str]) -> str:
+def _source_sql(name: str, source: SourceTable, paths: Sequence[Path], naive: Callable[[str], str]) -> str:
+    columns = ", ".join(
+        f"{_read(column, kind, naive) if paths else f'cast(null as {kind})'} as {column}"
+        for column, kind in source.columns.items()
+    )
     files = ", ".join("'" + str(path).replace("'", "''") + "'" for path in paths)
-    columns = ", ".join(f"{_read(column, kind, naive)} as {column}" for column, kind in source.columns.items())
-    if files:
-        return f"create temp view {name} as select {columns} from read_parquet([{files}])"
-    empty = ", ".join(f"cast(null as {kind}) as {column}" for column, kind in source.columns.items())
-    return f"create temp view {name} as select {empty} where false"
+    return f"create temp view {name} as select {columns} {f'from read_parquet([{files}])' if paths else 'where false'}"
 
 
 def _read(column: str, kind: str, naive: Callable[[str], str]) -> str:
@@ -216,10 +234,6 @@ def _read(column: str, kind: str, naive: Callable[[str], str]) -> str:
     if kind == "double":
         return f"case when isfinite(cast({column} as double)) then cast({column} as double) end"
     return naive(f"cast({column} as timestamptz)") if kind == "timestamp" else f"cast({column} as {kind})"
-
-
-def _equal(name: str, on: Mapping[str, str]) -> str:
-    return " and ".join(f"{name}.{column} = asked.{field}" for column, field in on.items())
 
 
 def _preceding_sql(joined: Preceding) -> str:
@@ -238,9 +252,10 @@ def _preceding_sql(joined: Preceding) -> str:
 
 
 def _points_out_sql(definition: FeatureSet) -> str:
-    tables = [f"window_{window.prefix}" for window in definition.windows]
-    tables += [f"joined_{joined.prefix}" for joined in definition.joined]
+    tables = [*(f"window_{w.prefix}" for w in definition.windows), *(f"joined_{j.prefix}" for j in definition.joined)]
+    columns = [
+        f"entity_key, {utc_sql('event_time')} as event_time, {utc_sql('prediction_time')} as prediction_time",
+        *(f"{sql} as {name}" for name, sql in features_sql(definition).items()),
+    ]
     joins = " ".join(f"left join {table} using (point_id)" for table in tables)
-    keys = f"entity_key, {utc_sql('event_time')} as event_time, {utc_sql('prediction_time')} as prediction_time"
-    features = [f"{sql} as {name}" for name, sql in features_sql(definition).items()]
-    return f"select {', '.join([keys, *features])} from points {joins}"
+    return f"select {', '.join(columns)} from points {joins}"

@@ -28,7 +28,6 @@ _COMPARISONS = {
     "COMPARE_GREATERTHANOREQUALTO": np.greater_equal,
     "COMPARE_LESSTHANOREQUALTO": np.less_equal,
 }
-_EQUALITY = ("COMPARE_EQUAL", "COMPARE_NOTEQUAL")
 _ARITHMETIC = {"+": np.add, "-": np.subtract, "*": np.multiply}
 _NUMBERS = ("bigint", "double")
 
@@ -50,8 +49,7 @@ class CompiledExpressions:
 
     def run(self, columns: Mapping[str, MaskedColumn], rows: int) -> dict[str, MaskedColumn]:
         """The value of every expression for each row."""
-        values: list[MaskedColumn] = [columns[name] for name, _ in self.inputs]
-        values += _constants(self.constants, rows)
+        values = [*(columns[name] for name, _ in self.inputs), *_constants(self.constants, rows)]
         with np.errstate(all="ignore"):  # what lies under a null may be anything
             for function, places in self.operations:
                 values.append(function(*[values[place] for place in places]))
@@ -81,8 +79,7 @@ def compile_expressions(expressions: Mapping[str, str], kinds: Mapping[str, str]
 
 
 def _parse(connection: duckdb.DuckDBPyConnection, sql: str) -> dict[str, Any]:
-    text = connection.execute("select json_serialize_sql(?)", [f"select {sql}"]).fetchall()[0][0]
-    parsed = json.loads(text)
+    parsed = json.loads(connection.execute("select json_serialize_sql(?)", [f"select {sql}"]).fetchall()[0][0])
     if parsed.get("error"):
         raise ValueError(parsed["error_message"])
     [expression] = parsed["statements"][0]["node"]["select_list"]
@@ -95,9 +92,9 @@ class _Compiler:
     def __init__(self, kinds: Mapping[str, str]) -> None:
         self._kinds = kinds
         self._known: dict[Any, _Operand] = {}
-        self._inputs: list[tuple[str, _Operand]] = []
-        self._constants: list[tuple[Any, _Operand]] = []
-        self._operations: list[tuple[Callable[..., MaskedColumn], tuple[int, ...], _Operand]] = []
+        self._inputs: dict[_Operand, str] = {}
+        self._constants: dict[_Operand, Any] = {}
+        self._operations: dict[_Operand, tuple[Callable[..., MaskedColumn], tuple[int, ...]]] = {}
         self._makers = {
             "COLUMN_REF": self._column,
             "CONSTANT": self._literal,
@@ -110,19 +107,17 @@ class _Compiler:
         }
 
     def node(self, tree: dict[str, Any]) -> _Operand:
-        maker = self._makers.get(tree["class"])
-        if maker is None:
+        if (maker := self._makers.get(tree["class"])) is None:
             raise ValueError(f"unsupported {tree['type']}")
         return maker(tree)
 
     def program(self, nodes: Mapping[str, _Operand]) -> CompiledExpressions:
         """Places are given in the order of a run: inputs, constants, operations."""
-        ordered = [n for _, n in self._inputs] + [n for _, n in self._constants] + [n for *_, n in self._operations]
-        place = {node.place: number for number, node in enumerate(ordered)}
+        place = {n.place: number for number, n in enumerate([*self._inputs, *self._constants, *self._operations])}
         return CompiledExpressions(
-            inputs=tuple((name, place[n.place]) for name, n in self._inputs),
-            constants=tuple((value, n.kind) for value, n in self._constants),
-            operations=tuple((f, tuple(place[p] for p in places)) for f, places, _ in self._operations),
+            inputs=tuple((name, place[n.place]) for n, name in self._inputs.items()),
+            constants=tuple((value, n.kind) for n, value in self._constants.items()),
+            operations=tuple((f, tuple(place[p] for p in places)) for f, places in self._operations.values()),
             outputs={name: place[node.place] for name, node in nodes.items()},
             kinds={name: node.kind for name, node in nodes.items()},
         )
@@ -131,85 +126,86 @@ class _Compiler:
         return self._known.setdefault(key, _Operand(len(self._known), kind))
 
     def _apply(self, key: Any, kind: str, function: Callable[..., MaskedColumn], *nodes: _Operand) -> _Operand:
-        key, before = (key, *(n.place for n in nodes)), len(self._known)
-        made = self._new(key, kind)
-        if made.place == before:
-            self._operations.append((function, tuple(n.place for n in nodes), made))
+        places = tuple(n.place for n in nodes)
+        made = self._new((key, *places), kind)
+        self._operations.setdefault(made, (function, places))
         return made
 
     def _column(self, tree: dict[str, Any]) -> _Operand:
         name = ".".join(tree["column_names"])
         if name not in self._kinds:
             raise ValueError(f"unknown column {name}")
-        before = len(self._known)
         made = self._new(("column", name), self._kinds[name])
-        if made.place == before:
-            self._inputs.append((name, made))
+        self._inputs[made] = name
         return made
 
     def _constant(self, value: Any, kind: str) -> _Operand:
-        before = len(self._known)
         made = self._new(("constant", kind, value), kind)
-        if made.place == before:
-            self._constants.append((value, made))
+        self._constants[made] = value
         return made
 
     def _literal(self, tree: dict[str, Any]) -> _Operand:
         literal = tree.get("literal") or {}
         kind, text = literal.get("kind"), literal.get("text")
-        if kind == "INTEGER":
-            return self._constant(int(str(text)), "bigint")
-        if kind == "STRING":
-            return self._constant(text, "varchar")
-        if kind == "NULL_LITERAL":
-            return self._constant(None, "null")
-        if kind == "NUMERIC":
-            return self._constant(float(str(text)), "decimal")
+        match kind:
+            case "INTEGER":
+                return self._constant(int(str(text)), "bigint")
+            case "STRING":
+                return self._constant(text, "varchar")
+            case "NULL_LITERAL":
+                return self._constant(None, "null")
+            case "NUMERIC":
+                return self._constant(float(str(text)), "decimal")
         raise ValueError(f"unsupported literal {text}")
 
     def _function(self, tree: dict[str, Any]) -> _Operand:
         name = tree["function_name"]
         nodes = [self.node(argument["expression"]) for argument in tree["arguments"]]
         kinds = [n.kind for n in nodes]
-        if name in _ARITHMETIC and len(nodes) == 2:
-            kind = self._number(kinds)
-            if "decimal" in kinds and "double" not in kinds:
-                raise ValueError(f"unsupported {name} of whole numbers and a decimal")
-            return self._apply(name, kind, op.arithmetic(_ARITHMETIC[name]), *self._as(kind, nodes))
-        if name == "/":
-            self._number(kinds)
-            return self._apply(name, "double", op.arithmetic(np.divide), *self._as("double", nodes))
-        if name == "nullif":
-            self._typed(name, kinds)
-            self._common(kinds)
-            return self._apply(name, kinds[0], op.nullif, *nodes)
-        if name in ("greatest", "least"):
-            kind = self._common(kinds)
-            choose = op.extreme(np.maximum if name == "greatest" else np.minimum)
-            return self._apply(name, kind, choose, *self._as(kind, nodes))
-        if name == "||":
-            return self._apply(name, "varchar", op.concatenate, *(self._text(n) for n in nodes))
+        match name:
+            case "+" | "-" | "*" if len(nodes) == 2:
+                kind = self._number(kinds)
+                if "decimal" in kinds and "double" not in kinds:
+                    raise ValueError(f"unsupported {name} of whole numbers and a decimal")
+                return self._apply(name, kind, op.arithmetic(_ARITHMETIC[name]), *self._as(kind, nodes))
+            case "/":
+                self._number(kinds)
+                return self._apply(name, "double", op.arithmetic(np.divide), *self._as("double", nodes))
+            case "nullif":
+                self._typed(name, kinds)
+                self._common(kinds)
+                return self._apply(name, kinds[0], op.nullif, *nodes)
+            case "greatest" | "least":
+                kind = self._common(kinds)
+                choose = op.extreme(np.maximum if name == "greatest" else np.minimum)
+                return self._apply(name, kind, choose, *self._as(kind, nodes))
+            case "||":
+                return self._apply(name, "varchar", op.concatenate, *(self._text(n) for n in nodes))
         return self._moment(name, nodes)
 
     def _moment(self, name: str, nodes: Sequence[_Operand]) -> _Operand:
         kinds = [n.kind for n in nodes]
-        if name in op.PARTS and kinds == ["timestamp"]:
-            return self._apply(name, "varchar" if name == "dayname" else "bigint", op.PARTS[name], *nodes)
-        fixed = next((value for value, node in self._constants if nodes and node == nodes[0]), None)
-        if name == "timezone" and kinds == ["varchar", "timestamptz"]:
-            return self._apply(name, "timestamp", op.local_clock, *nodes)
-        if name == "timezone" and kinds == ["varchar", "timestamp"] and fixed == "UTC":
-            return self._apply("utc", "timestamptz", op.identity, nodes[1])
-        if name == "date_trunc" and kinds[1:] == ["timestamp"] and fixed in op.UNITS:
-            return self._apply((name, fixed), "timestamp", op.truncate(op.UNITS[fixed]), nodes[1])
-        if name == "date_diff" and kinds[1:] == ["timestamp", "timestamp"] and fixed in op.UNITS:
-            return self._apply((name, fixed), "bigint", op.difference(op.UNITS[fixed]), *nodes[1:])
+        fixed = self._constants.get(nodes[0]) if nodes else None
+        match name, kinds:
+            case _, ["timestamp"] if name in op.PARTS:
+                return self._apply(name, "varchar" if name == "dayname" else "bigint", op.PARTS[name], *nodes)
+            case "timezone", ["varchar", "timestamptz"]:
+                return self._apply(name, "timestamp", op.local_clock, *nodes)
+            case "timezone", ["varchar", "timestamp"] if fixed == "UTC":
+                return self._apply("utc", "timestamptz", op.identity, nodes[1])
+            case "date_trunc", [_, "timestamp"] if fixed in op.UNITS:
+                return self._apply((name, fixed), "timestamp", op.truncate(op.UNITS[fixed]), nodes[1])
+            case "date_diff", [_, "timestamp", "timestamp"] if fixed in op.UNITS:
+                return self._apply((name, fixed), "bigint", op.difference(op.UNITS[fixed]), *nodes[1:])
         raise ValueError(f"unsupported {name}({', '.join(kinds)})")
 
     def _comparison(self, tree: dict[str, Any]) -> _Operand:
         nodes = [self.node(tree["left"]), self.node(tree["right"])]
         self._typed(tree["type"], [n.kind for n in nodes])
-        if self._common([n.kind for n in nodes]) == "varchar" and tree["type"] not in _EQUALITY:
+        if self._common([n.kind for n in nodes]) == "varchar" and tree["type"] not in (
+            "COMPARE_EQUAL",
+            "COMPARE_NOTEQUAL",
+        ):
             raise ValueError(f"unsupported {tree['type']} of varchar")
         return self._apply(tree["type"], "boolean", op.arithmetic(_COMPARISONS[tree["type"]]), *nodes)
 
@@ -229,9 +225,8 @@ class _Compiler:
             return self._constant(None, target)
         if target == "varchar":
             return self._text(child)
-        if target in op.NUMBER_TYPES and child.kind in ("boolean", "decimal", *_NUMBERS):
-            if target == "bigint" and child.kind != "boolean":
-                raise ValueError(f"unsupported cast of {child.kind} to bigint")
+        sources = ("boolean",) if target == "bigint" else ("boolean", "decimal", *_NUMBERS)
+        if target in op.NUMBER_TYPES and child.kind in sources:
             return self._apply(("cast", target), "double" if target == "float" else target, op.cast(target), child)
         raise ValueError(f"unsupported cast of {child.kind} to {target}")
 
@@ -242,22 +237,26 @@ class _Compiler:
 
     def _operator(self, tree: dict[str, Any]) -> _Operand:
         nodes = [self.node(child) for child in tree["children"]]
-        if tree["type"] == "OPERATOR_COALESCE":
-            kind = self._common([n.kind for n in nodes])
-            return self._apply("coalesce", kind, op.coalesce, *self._as(kind, nodes))
-        simple = {"OPERATOR_IS_NULL": op.is_null, "OPERATOR_IS_NOT_NULL": op.is_not_null, "OPERATOR_NOT": op.negation}
-        if tree["type"] not in simple:
-            raise ValueError(f"unsupported {tree['type']}")
-        if tree["type"] == "OPERATOR_NOT":
-            self._booleans("not", nodes)
-        return self._apply(tree["type"], "boolean", simple[tree["type"]], *nodes)
+        match tree["type"]:
+            case "OPERATOR_COALESCE":
+                kind = self._common([n.kind for n in nodes])
+                return self._apply("coalesce", kind, op.coalesce, *self._as(kind, nodes))
+            case "OPERATOR_IS_NULL":
+                return self._apply("is null", "boolean", op.is_null, *nodes)
+            case "OPERATOR_IS_NOT_NULL":
+                return self._apply("is not null", "boolean", op.is_not_null, *nodes)
+            case "OPERATOR_NOT":
+                self._booleans("not", nodes)
+                return self._apply("not", "boolean", op.negation, *nodes)
+        raise ValueError(f"unsupported {tree['type']}")
 
     def _text(self, node: _Operand) -> _Operand:
-        if node.kind == "varchar":
-            return node
-        if node.kind != "bigint":
-            raise ValueError(f"unsupported text of {node.kind}")
-        return self._apply("text", "varchar", op.as_text, node)
+        match node.kind:
+            case "varchar":
+                return node
+            case "bigint":
+                return self._apply("text", "varchar", op.as_text, node)
+        raise ValueError(f"unsupported text of {node.kind}")
 
     def _as(self, kind: str, nodes: Sequence[_Operand]) -> list[_Operand]:
         """Nodes of a kind: a null takes it, so that arrays never hold what no operation expects."""
@@ -273,8 +272,7 @@ class _Compiler:
             raise ValueError(f"unsupported {name} of {', '.join(sorted(other))}")
 
     def _double(self, node: _Operand) -> _Operand:
-        fixed = next((value for value, constant in self._constants if constant == node), None)
-        if fixed is not None:
+        if (fixed := self._constants.get(node)) is not None:
             return self._constant(float(fixed), "double")
         return self._apply(("cast", "double"), "double", op.cast("double"), node)
 

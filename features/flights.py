@@ -243,7 +243,8 @@ def _trend(column: str) -> str:
     return f"(weather_last.{column} - weather_first.{column}) / nullif({hours}, 0)"
 
 
-_SCHEDULE = {
+_NUMERIC = {
+    # The schedule.
     "departure_minute_of_day": "hour(local_departure) * 60 + minute(local_departure)",
     # Of a flight that nobody has entered yet, the distance is that of its route's latest entry.
     "distance_km": "case when own_entry is not null then own_entry.distance_miles "
@@ -253,9 +254,7 @@ _SCHEDULE = {
     "scheduled_same_hour": "same_hour_entered_30d - own_entered_30d + 1",
     "plane_age_years": "year(event_time) - year",
     "plane_seats": "seats",
-}
-
-_WEATHER_NOW = {
+    # The weather now.
     "temp_f": "weather_last.temp_f",
     "dewpoint_spread_f": "weather_last.temp_f - weather_last.dewpoint_f",
     "humidity": "weather_last.humidity",
@@ -264,9 +263,7 @@ _WEATHER_NOW = {
     "pressure_mb": "weather_last.pressure_mb",
     "visibility_miles": "weather_last.visibility_miles",
     "pressure_trend_mb_per_hour": _trend("pressure_mb"),
-}
-
-_ENTITY_HISTORY = {
+    # The history of each entity.
     "all_late_rate_7d": _mean("all", "arrived_late", "arrived", "7d"),
     "carrier_late_rate_7d": _rate("carrier", "7d"),
     "carrier_late_rate_30d": _rate("carrier", "30d"),
@@ -286,9 +283,7 @@ _ENTITY_HISTORY = {
     "tail_late_rate_30d": _rate("tail", "30d", 10),
     "tail_arrival_delay_minutes_7d": _mean("tail", "arrival_delay", "arrived", "7d"),
     "tail_flights_7d": "tail_arrived_7d",
-}
-
-_LIVE_OPERATIONS = {
+    # Live operations.
     "origin_departure_delay_minutes_1h": _mean("origin_now", "departure_delay", "departed", "1h"),
     "origin_departure_delay_minutes_3h": _mean("origin_now", "departure_delay", "departed", "3h"),
     "origin_departed_late_share_3h": _mean("origin_now", "departed_late", "departed", "3h"),
@@ -300,9 +295,7 @@ _LIVE_OPERATIONS = {
     "carrier_departure_delay_minutes_3h": _mean("carrier_now", "departure_delay", "departed", "3h"),
     "carrier_origin_departure_delay_minutes_3h": _mean("carrier_origin_now", "departure_delay", "departed", "3h"),
     "dest_arrival_delay_minutes_6h": _mean("dest_now", "arrival_delay", "arrived", "6h"),
-}
-
-_PLANE = {
+    # The plane.
     "tail_last_delay_minutes": "case plane_last.kind when 'arrived' then plane_last.arrival_delay "
     "when 'departed' then plane_last.departure_delay end",
     "tail_hours_since_last_movement": _hours("prediction_time", "plane_last.known_at"),
@@ -314,17 +307,6 @@ _PLANE = {
     f"then greatest(0, {_hours('prediction_time', 'leg.scheduled_departure')}) "
     "when leg is not null then 0 end",
 }
-
-_JOINED = (
-    Preceding(
-        prefix="leg",
-        stream="legs",
-        key=("tailnum",),
-        span="24 hours",
-        fields=("scheduled_departure", "scheduled_arrival", "carrier", "flight", "origin", "departure_delay",
-                "arrival_delay", "cancelled"),
-    ),
-)  # fmt: skip
 
 _REQUEST = (
     RequestField(
@@ -369,7 +351,24 @@ FLIGHTS = FeatureSet(
     lookups=_LOOKUPS,
     point_sql=_POINT,
     windows=_WINDOWS,
-    joined=_JOINED,
-    numeric_sql={**_SCHEDULE, **_WEATHER_NOW, **_ENTITY_HISTORY, **_LIVE_OPERATIONS, **_PLANE},
+    joined=(
+        Preceding(
+            prefix="leg",
+            stream="legs",
+            key=("tailnum",),
+            span="24 hours",
+            fields=(
+                "scheduled_departure",
+                "scheduled_arrival",
+                "carrier",
+                "flight",
+                "origin",
+                "departure_delay",
+                "arrival_delay",
+                "cancelled",
+            ),
+        ),
+    ),
+    numeric_sql=_NUMERIC,
     categorical_sql={"carrier": "carrier", "origin": "origin", "dest": "dest", "weekday": "dayname(local_departure)"},
 )

@@ -5,7 +5,7 @@ together are one whole number, and where a span begins or ends is one search amo
 """
 
 from collections.abc import Collection, Sequence
-from datetime import UTC, timedelta
+from datetime import timedelta
 
 import duckdb
 import numpy as np
@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from features.engine import Span
+from features.engine import Span, moment_sql
 from features.operations import Array, MaskedColumn
 from features.series import Series
 from features.sorted_events import Places, SortedEvents
@@ -80,10 +80,8 @@ class Stream:
             records[name] = to_dictionary(column, self.words[name]) if name in self.words else to_arrow(column)
         with duckdb.connect() as connection:
             connection.register("records", pa.table(records))
-            in_order = connection.sql(
-                f"select place from records order by {', '.join(dict.fromkeys(fields))}"
-            ).fetchnumpy()
-        return np.asarray(in_order["place"])
+            query = f"select place from records order by {', '.join(dict.fromkeys(fields))}"
+            return np.asarray(connection.sql(query).fetchnumpy()["place"])
 
 
 class KeyNumbers:
@@ -104,10 +102,10 @@ class KeyNumbers:
 
     def number(self, columns: Sequence[pa.Array], rows: int) -> Places:
         """The number of each row's key; below 0 where a part of it is missing."""
-        digits = [_digits(column, values) for column, values in zip(columns, self._values, strict=True)]
-        numbers = self._number(digits, rows)
+        numbers = self._number([_digits(c, values) for c, values in zip(columns, self._values, strict=True)], rows)
         for column in columns:
-            numbers[~_is_valid(column)] = -1
+            if column.null_count:
+                numbers[column.is_null().to_numpy(zero_copy_only=False)] = -1
         return numbers
 
     def _number(self, digits: Sequence[Places], rows: int) -> Places:
@@ -128,15 +126,14 @@ class History(SortedEvents):
         moments, there = stream.column(series.moment, "timestamp")
         rows = np.flatnonzero((self._keys.of_events >= 0) & there)
         self._clock = Clock(moments[rows])
-        at = self._keys.of_events[rows] * (self._clock.size + 1) + self._clock.before(moments[rows])
-        at, order = _sorted(at)
+        at, order = _sorted(self._keys.of_events[rows] * (self._clock.size + 1) + self._clock.before(moments[rows]))
         rows = rows[order]
         if follows := [fields for fields in series.orders[:1] if fields[0] == series.moment]:
             _settle(at, rows, stream, follows[0])
-        columns = {}
-        for name, kind in series.columns.items():
-            values, valid = stream.column(name, kind)
-            columns[name] = MaskedColumn(values[rows], valid[rows])
+        columns = {
+            name: MaskedColumn(*(each[rows] for each in stream.column(name, kind)))
+            for name, kind in series.columns.items()
+        }
         for number, fields in enumerate(series.orders[len(follows) :], len(follows)):
             ranks = np.empty(len(rows), np.int64)
             ranks[stream.in_order(rows, fields)] = np.arange(len(rows))
@@ -149,7 +146,7 @@ class History(SortedEvents):
 
     def slots(self, points: pa.Table) -> Places:
         """The number of each point's key; below 0 where a part of it is missing."""
-        return self._keys.number([_one(points[name]) for name in self.series.on], points.num_rows)
+        return self._keys.number([points[name].combine_chunks() for name in self.series.on], points.num_rows)
 
     def bounds(self, slots: Places, *moments: Places) -> NDArray[np.int64]:
         keys = slots * (self._clock.size + 1)
@@ -164,18 +161,19 @@ class History(SortedEvents):
 def read_coded(rows: duckdb.DuckDBPyRelation, names: Collection[str]) -> pa.Table:
     """The rows as a table; a number stands for each text, and for each value of these columns."""
     reader = rows.to_arrow_reader(_READ_ROWS)
-    schema = pa.schema([_coded(f) if f.name in names or f.type == pa.string() else f for f in reader.schema])
+    schema = pa.schema(
+        f.with_type(pa.dictionary(pa.int32(), f.type)) if f.name in names or f.type == pa.string() else f
+        for f in reader.schema
+    )
     none = pa.RecordBatch.from_pylist([], reader.schema)
-    batches = [_encoded(batch, schema) for batch in (none, *reader)]
-    return pa.Table.from_batches(batches, schema).unify_dictionaries()
+    return pa.Table.from_batches([_encoded(batch, schema) for batch in (none, *reader)], schema).unify_dictionaries()
 
 
 def _events_sql(series: Sequence[Series], interval: Span) -> str:
     names, conditions = dict.fromkeys(item.moment for item in series), []
     for item in series:
         names |= dict.fromkeys([*item.key, *item.sums, *item.columns, *(f for order in item.orders for f in order)])
-        since = (interval.start - (item.reach or timedelta(0))).astimezone(UTC).replace(tzinfo=None)
-        conditions.append(f"{item.moment} >= timestamp '{since}'")
+        conditions.append(f"{item.moment} >= {moment_sql(interval.start - (item.reach or timedelta(0)))}")
     return f"select {', '.join(names)} from {series[0].stream} where {' or '.join(dict.fromkeys(conditions))}"
 
 
@@ -224,22 +222,19 @@ def _column(column: pa.ChunkedArray) -> MaskedColumn:
         column = column.cast(pa.int64())
     if not column.null_count:
         return MaskedColumn(column.to_numpy(), np.broadcast_to(np.True_, len(column)))
-    nothing = False if pa.types.is_boolean(column.type) else 0
-    return MaskedColumn(column.fill_null(nothing).to_numpy(), column.is_valid().to_numpy())
+    return MaskedColumn(
+        column.fill_null(False if pa.types.is_boolean(column.type) else 0).to_numpy(), column.is_valid().to_numpy()
+    )
 
 
-def to_arrow(column: MaskedColumn) -> pa.Array:
-    """A column as Arrow has it."""
-    return pa.array(column.values, mask=None if column.valid.all() else ~column.valid)
+def to_arrow(column: MaskedColumn, kind: pa.DataType | None = None) -> pa.Array:
+    """A column as Arrow has it, of a type or of its own."""
+    return pa.array(column.values, kind, mask=None if column.valid.all() else ~column.valid)
 
 
 def to_dictionary(column: MaskedColumn, words: pa.Array) -> pa.Array:
     """A column of numbers as what they stand for."""
     return pa.DictionaryArray.from_arrays(to_arrow(column).cast(pa.int32()), words)
-
-
-def _coded(field: pa.Field) -> pa.Field:
-    return pa.field(field.name, pa.dictionary(pa.int32(), field.type))
 
 
 def _encoded(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
@@ -248,17 +243,7 @@ def _encoded(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
-def _one(column: pa.ChunkedArray) -> pa.Array:
-    return column.combine_chunks()
-
-
 def _whole(array: pa.Array, missing: int = 0) -> Places:
     """Whole numbers, or moments in microseconds since 1970."""
     whole = array.cast(pa.int64())
     return np.asarray((whole.fill_null(missing) if whole.null_count else whole).to_numpy(zero_copy_only=False))
-
-
-def _is_valid(array: pa.Array) -> NDArray[np.bool_]:
-    if not array.null_count:
-        return np.ones(len(array), np.bool_)
-    return np.asarray(array.is_valid().to_numpy(zero_copy_only=False))

@@ -18,7 +18,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from features import engine
-from features.engine import KEY_COLUMNS, LABEL_COLUMNS, FeatureSet, Span
+from features.engine import KEY_COLUMNS, LABEL_SCHEMA, UTC_MOMENT, FeatureSet, Span
 from features.history import History, Stream, read_coded, to_arrow, to_dictionary
 from features.operations import MaskedColumn
 from features.plan import SeriesPlan
@@ -27,8 +27,6 @@ from features.sorted_events import Places
 from features.step_plan import StepPlan
 
 _POINTS_AT_ONCE = 1 << 17
-_MOMENT = pa.timestamp("us", "UTC")
-_LABELS = pa.schema(zip(LABEL_COLUMNS, (pa.string(), _MOMENT, pa.float64(), _MOMENT), strict=True))
 
 
 class _PointsPart:
@@ -56,10 +54,13 @@ class _SeriesColumns:
         columns = {name: MaskedColumn(values[part], valid[part]) for name, (values, valid) in self.columns.items()}
         arrays = {name: to_arrow(columns[name]).cast(pa.float64()) for name in self.plan.summed}
         for record, fields in self.plan.records.items():
-            of_fields = [self._field(columns[f"{record}.{field}"], field) for field in fields]
             there = columns[record]
-            absent = pa.array(~there.valid)
-            arrays[record] = pa.StructArray.from_arrays(of_fields, fields, mask=absent) if fields else to_arrow(there)
+            of_fields = [self._field(columns[f"{record}.{field}"], field) for field in fields]
+            arrays[record] = (
+                pa.StructArray.from_arrays(of_fields, fields, mask=pa.array(~there.valid))
+                if fields
+                else to_arrow(there)
+            )
         return arrays
 
     def _field(self, column: MaskedColumn, name: str) -> pa.Array:
@@ -82,10 +83,10 @@ def build_offline(
         [(threads,)] = connection.execute("select current_setting('threads')").fetchall()
         with engine.naming_undeclared_source(definition):
             points, labels, streams = _read_streams(definition, tables, interval, lead, connection=connection)
+    # In the order of time, what a part reads lies close together. There is at least one.
+    slices = [slice(start, start + _POINTS_AT_ONCE) for start in range(0, max(points.num_rows, 1), _POINTS_AT_ONCE)]
     with ThreadPoolExecutor(threads) as pool:
-        slices = _point_slices(points)
-        parts = [_PointsPart(points[part]) for part in slices]
-        columns = _look_up_all_series(definition, parts, streams, pool)
+        columns = _look_up_all_series(definition, [_PointsPart(points[part]) for part in slices], streams, pool)
         return pa.concat_tables(pool.map(partial(_evaluate_features, definition, points, columns), slices)), labels
 
 
@@ -100,7 +101,7 @@ def _read_streams(
     """Points and labels in order, and the streams with their series."""
     series = [item for item in list_series(definition, point_kinds(definition)) if not item.lookup]
     points_sql = f"{engine.points_sql(definition, _names(definition))} order by {', '.join(engine.POINT_ORDER)}"
-    labels_sql = f"select {', '.join(LABEL_COLUMNS)} from labels order by {', '.join(engine.LABEL_ORDER)}"
+    labels_sql = f"select {', '.join(LABEL_SCHEMA.names)} from labels order by {', '.join(engine.LABEL_ORDER)}"
     names = list(dict.fromkeys(item.stream for item in series))
     steps = StepPlan(connection, definition, [*(f"from {name}" for name in names), points_sql, labels_sql])
     steps.create(tables, interval, lead)
@@ -111,20 +112,15 @@ def _read_streams(
         steps.finish_query()
     points = read_coded(connection.sql(points_sql), {name for item in series for name in item.on}).combine_chunks()
     steps.finish_query()
-    labels = connection.sql(labels_sql).to_arrow_table().cast(_LABELS)
-    return points, labels, streams
+    return points, connection.sql(labels_sql).to_arrow_table().cast(LABEL_SCHEMA), streams
 
 
 def _names(definition: FeatureSet) -> list[str]:
     """The columns of a point that are its keys, or that some window, join or feature mentions."""
-    keys = [item.key for item in definition.windows] + [item.key for item in definition.joined]
-    mentioned = {*KEY_COLUMNS, *engine.mentioned_names(definition)}.union(*keys)
+    mentioned = engine.mentioned_names(definition).union(
+        KEY_COLUMNS, *(item.key for item in definition.windows), *(item.key for item in definition.joined)
+    )
     return [name for name in definition.point_sql if name in mentioned]
-
-
-def _point_slices(points: pa.Table) -> list[slice]:
-    """The points in parts, in the order of time: what a part reads lies close together. At least one."""
-    return [slice(start, start + _POINTS_AT_ONCE) for start in range(0, max(points.num_rows, 1), _POINTS_AT_ONCE)]
 
 
 def _look_up_all_series(
@@ -152,8 +148,12 @@ def _look_up_series(
             name: MaskedColumn(columns[name].values.astype(history.sum_kind), columns[name].valid)
             for name in plan.summed
         }
-    whole = {name: _concatenate(columns.pop(name) for columns in by_part) for name in [*by_part[0]]}
-    return _SeriesColumns(plan, history.words, history.kinds, whole)
+    return _SeriesColumns(
+        plan=plan,
+        words=history.words,
+        kinds=history.kinds,
+        columns={name: _concatenate(columns.pop(name) for columns in by_part) for name in [*by_part[0]]},
+    )
 
 
 def _concatenate(parts: Iterable[MaskedColumn]) -> MaskedColumn:
@@ -166,15 +166,14 @@ def _evaluate_features(
 ) -> pa.Table:
     """The features of some points."""
     columns = {name: _plain(points[name][part]) for name in points.column_names}
-    features = columns | {name: column for series in looked_up for name, column in series.to_arrays(part).items()}
     query = ", ".join(f"{sql} as {name}" for name, sql in engine.features_sql(definition).items())
     with duckdb.connect(config={"threads": 1}) as connection:
         connection.execute("set TimeZone = 'UTC'")
-        connection.register("points", pa.table(features))
-        features_table = connection.sql(f"select {query} from points").to_arrow_table()
-    keys = {name: columns[name].cast(_MOMENT) for name in ("event_time", "prediction_time")}
-    values = dict(zip(features_table.column_names, features_table.columns, strict=True))
-    return pa.table({"entity_key": columns["entity_key"]} | keys | values)
+        arrays = {name: column for series in looked_up for name, column in series.to_arrays(part).items()}
+        connection.register("points", pa.table(columns | arrays))
+        features = connection.sql(f"select {query} from points").to_arrow_table()
+    moments = (columns[name].cast(UTC_MOMENT) for name in ("event_time", "prediction_time"))
+    return pa.table([columns["entity_key"], *moments, *features.columns], [*KEY_COLUMNS, *features.column_names])
 
 
 def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:

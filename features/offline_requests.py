@@ -5,10 +5,9 @@ from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
-import duckdb
 import pyarrow as pa
 
-from features.engine import FeatureSet, Span, points_sql, steps_sql
+from features.engine import FeatureSet, Span, points_sql, run_steps
 
 _KEYS = ("entity_key", "event_time")
 
@@ -23,10 +22,7 @@ def load_past_requests(
     fields = {f"request_{field.name}": f"asked.{field.name}" for field in definition.request}
     # The points of the same definition, with the request's fields as their columns: no window is computed.
     points = replace(definition, point_sql={**{name: definition.point_sql[name] for name in _KEYS}, **fields})
-    with duckdb.connect() as connection:
-        connection.execute("set TimeZone = 'UTC'")
-        for statement in steps_sql(definition, tables, interval, lead).values():
-            connection.execute(statement)
-        columns = ", ".join([*_KEYS, *(f"{name} as {name.removeprefix('request_')}" for name in fields)])
-        query = f"select {columns} from ({points_sql(points, points.point_sql)}) order by event_time, entity_key"
+    columns = ", ".join([*_KEYS, *(f"{name} as {name.removeprefix('request_')}" for name in fields)])
+    query = f"select {columns} from ({points_sql(points, points.point_sql)}) order by event_time, entity_key"
+    with run_steps(definition, tables, interval, lead) as connection:
         return connection.sql(query).to_arrow_table()

@@ -14,8 +14,9 @@ import numpy as np
 import pyarrow as pa
 
 from features.batch import REQUEST, EventBatch
-from features.engine import FeatureSet, features_sql
+from features.engine import UTC_MOMENT, FeatureSet, features_sql
 from features.expressions import compile_expressions
+from features.history import to_arrow
 from features.operations import MaskedColumn, missing_column
 from features.plan import SeriesPlan
 from features.series import Series, list_series, point_kinds
@@ -24,7 +25,6 @@ from features.series_codec import unpack_series
 
 _KEYS_AT_ONCE = 200
 _MICROSECOND = timedelta(microseconds=1)
-_MOMENT = pa.timestamp("us", "UTC")
 
 
 class StoreState(NamedTuple):
@@ -48,8 +48,8 @@ class ComputedFeatures:
     state: StoreState | None
 
 
-class _StoreRefreshed(Exception):  # noqa: N818  # not an error: the store was refreshed between two reads
-    pass
+class _StoreRefreshed(Exception):  # noqa: N818  # not an error
+    """The store was refreshed between two reads."""
 
 
 class OnlineFeatures:
@@ -65,10 +65,9 @@ class OnlineFeatures:
         self._event_time = compile_expressions({"event_time": definition.point_sql["event_time"]}, request)
         fields = {f"{s.lookup[0]}.{f}": k for s in self._series if s.lookup for f, k in s.columns.items()}
         self._points = compile_expressions(definition.point_sql, request | fields)
-        inputs = {n.removeprefix("points."): k for n, k in kinds.items() if n.startswith("points.")}
-        for plan in self._plans.values():
-            inputs |= plan.kinds
-        self._features = compile_expressions(features_sql(definition), inputs)
+        points = {n.removeprefix("points."): k for n, k in kinds.items() if n.startswith("points.")}
+        looked_up = {n: k for plan in self._plans.values() for n, k in plan.kinds.items()}
+        self._features = compile_expressions(features_sql(definition), points | looked_up)
         self._caches: dict[str, SeriesCache] = {}
         self._state: StoreState | None = None
 
@@ -100,15 +99,17 @@ class OnlineFeatures:
         self._load(batch, rest, fetch, fresh=False)
         for series in rest:
             self._add_columns(batch, series, answered=state is not None)
-        values = self._features.run(batch.columns, rows)
         if state is not None:
             batch.note_absence("older than the history that is kept", requested < state.since)
         keys = {
             "entity_key": pa.array(points["entity_key"].values, pa.string()),
-            "event_time": pa.array(batch.event_time, pa.int64()).cast(_MOMENT),
-            "prediction_time": pa.array(requested, pa.int64()).cast(_MOMENT),
+            "event_time": pa.array(batch.event_time, pa.int64()).cast(UTC_MOMENT),
+            "prediction_time": pa.array(requested, pa.int64()).cast(UTC_MOMENT),
         }
-        features = {name: _arrow(column, self._features.kinds[name]) for name, column in values.items()}
+        features = {
+            name: to_arrow(column, pa.string() if self._features.kinds[name] == "varchar" else pa.float32())
+            for name, column in self._features.run(batch.columns, rows).items()
+        }
         return ComputedFeatures(pa.table(keys | features), tuple(map(tuple, batch.problems)), state)
 
     def _load(
@@ -137,10 +138,9 @@ class OnlineFeatures:
         """The series to read: name, key, and the key's text."""
         absent = []
         for series in wanted:
-            cache = self._caches.get(series.name)
-            held = () if cache is None else cache.slots
+            held = self._caches[series.name].slots if self._caches else ()
             new = {key for key in batch.keys(series) if key is not None and key not in held}
-            absent += [(series.name, key, series.key_text(_values(key))) for key in new]
+            absent += [(series.name, key, series.key_text(key if isinstance(key, tuple) else (key,))) for key in new]
         return absent
 
     def _decode(self, wanted: Sequence[tuple[str, Hashable, str]], payloads: Mapping[str, bytes]) -> None:
@@ -168,12 +168,3 @@ class OnlineFeatures:
             slots[damaged] = -1
             batch.note_absence(f"damaged history of {series.name}", damaged)
         batch.columns |= plan.columns(batch, cache, slots)
-
-
-def _values(key: Hashable) -> Sequence[str | int]:
-    return key if isinstance(key, tuple) else (key,)
-
-
-def _arrow(column: MaskedColumn, kind: str) -> pa.Array:
-    mask = None if column.valid.all() else ~column.valid
-    return pa.array(column.values, pa.string() if kind == "varchar" else pa.float32(), mask=mask)

@@ -23,9 +23,8 @@ class MaskedColumn(NamedTuple):
 
 
 def repeat_value(value: Any, rows: int) -> MaskedColumn:
-    """The same value in each row; None: null in each."""
-    kind = object if isinstance(value, str) or value is None else None
-    return MaskedColumn(np.full(rows, value, kind), np.full(rows, value is not None))
+    """The same value in each row."""
+    return MaskedColumn(np.full(rows, value, object if isinstance(value, str) else None), np.ones(rows, np.bool_))
 
 
 def missing_column(rows: int, kind: str) -> MaskedColumn:
@@ -80,8 +79,7 @@ def conjunction(*, every: bool) -> Callable[..., MaskedColumn]:
 
     def combine(*columns: MaskedColumn) -> MaskedColumn:
         decided = np.logical_or.reduce([c.valid & (c.values != every) for c in columns])
-        known = np.logical_and.reduce([c.valid for c in columns])
-        return MaskedColumn(decided != every, decided | known)
+        return MaskedColumn(decided != every, decided | np.logical_and.reduce([c.valid for c in columns]))
 
     return combine
 
@@ -133,16 +131,11 @@ def difference(unit: int) -> Callable[[MaskedColumn, MaskedColumn], MaskedColumn
     return lambda a, b: MaskedColumn(b.values // unit - a.values // unit, a.valid & b.valid)
 
 
-def _year(a: MaskedColumn) -> MaskedColumn:
-    years = a.values.view("M8[us]").astype("M8[Y]").astype(np.int64) + 1970
-    return MaskedColumn(years, a.valid)
-
-
 PARTS: dict[str, Callable[[MaskedColumn], MaskedColumn]] = {
     "hour": lambda a: MaskedColumn(a.values // UNITS["hour"] % 24, a.valid),
     "minute": lambda a: MaskedColumn(a.values // UNITS["minute"] % 60, a.valid),
     "dayname": lambda a: MaskedColumn(_DAYS[a.values // UNITS["day"] % 7], a.valid),
-    "year": _year,
+    "year": lambda a: MaskedColumn(a.values.view("M8[us]").astype("M8[Y]").astype(np.int64) + 1970, a.valid),
 }
 
 
@@ -152,8 +145,7 @@ def local_clock(zone: MaskedColumn, moment: MaskedColumn) -> MaskedColumn:
     near = valid & (moment.values >= _TABLE_BEGIN) & (moment.values < _TABLE_END)
     for name in set(zone.values[valid].tolist()):
         here = valid & (zone.values == name)
-        changes = _changes(name)
-        if changes is None:
+        if (changes := _changes(name)) is None:
             valid = valid & ~here
         else:
             moments, ahead = changes
@@ -191,5 +183,4 @@ def _ahead(connection: duckdb.DuckDBPyConnection, zones: Array, moments: Array) 
     """What the clock of each zone is ahead of UTC at its moment: one query."""
     pairs = "select unnest($1::varchar[]) as zone, unnest($2::bigint[]) as moment"
     query = f"select epoch_us(timezone(zone, make_timestamptz(moment))) - moment as ahead from ({pairs})"
-    rows = connection.execute(query, [zones.tolist(), moments.tolist()]).fetchnumpy()
-    return np.asarray(rows["ahead"], np.int64)
+    return np.asarray(connection.execute(query, [zones.tolist(), moments.tolist()]).fetchnumpy()["ahead"], np.int64)

@@ -47,26 +47,29 @@ class SeriesPlan:
     def of(cls, definition: FeatureSet, series: Series) -> "SeriesPlan":
         """The plan of a series: only what some feature reads."""
         names = mentioned_names(definition)
-        kinds: dict[str, str] = {}
-        records: dict[str, tuple[str, ...]] = {}
-        sums: dict[str, tuple[tuple[int, str], ...]] = {}
         if series.lookup:
-            kinds = {f"{series.lookup[0]}.{field}": kind for field, kind in series.columns.items()}
             records = {series.lookup[0]: tuple(series.columns)}
-        for w in series.windows:
-            records |= {f"{w.prefix}_{name}": () for name in (*w.latest, *w.earliest) if f"{w.prefix}_{name}" in names}
-            for text in w.spans:
-                named = [(i, sum_name(w, s, text)) for i, s in enumerate(series.sums) if s in w.sums]
-                sums[text] = (*sums.get(text, ()), *((i, name) for i, name in named if name in names))
-        if series.joined:
-            records = {series.joined.prefix: ()}
+        elif series.joined:
+            records = {series.joined.prefix: record_fields(definition, series.joined.prefix)}
+        else:
+            named = (f"{w.prefix}_{name}" for w in series.windows for name in (*w.latest, *w.earliest))
+            records = {record: record_fields(definition, record) for record in named if record in names}
+        spans = {text: parse_span(text) // _MICROSECOND for w in series.windows for text in w.spans}
+        sums = {
+            text: tuple(
+                (place, sum_name(w, name, text))
+                for w in series.windows
+                if text in w.spans
+                for place, name in enumerate(series.sums)
+                if name in w.sums and sum_name(w, name, text) in names
+            )
+            for text in spans
+        }
+        kinds = {f"{record}.{f}": series.columns[f] for record, fields in records.items() for f in fields}
         if not series.lookup:
-            records = {record: record_fields(definition, record) for record in records}
-            kinds = {f"{record}.{f}": series.columns[f] for record, fields in records.items() for f in fields}
             kinds |= dict.fromkeys(records, "struct")
         kinds |= {name: "double" for listed in sums.values() for _, name in listed}
-        spans = {text: parse_span(text) // _MICROSECOND for w in series.windows for text in w.spans}
-        return cls(series, kinds, records, {text: named for text, named in sums.items() if named}, spans)
+        return cls(series, kinds, records, {text: listed for text, listed in sums.items() if listed}, spans)
 
     @property
     def summed(self) -> list[str]:
@@ -91,8 +94,7 @@ class SeriesPlan:
     def _windows(
         self, points: Points, events: SortedEvents, slots: Places, valid: NDArray[np.bool_]
     ) -> dict[str, MaskedColumn]:
-        begins = [points.known - reach for reach in self.spans.values()]
-        high, *lows = events.bounds(slots, points.known + 1, *begins)
+        high, *lows = events.bounds(slots, points.known + 1, *(points.known - reach for reach in self.spans.values()))
         low_of = dict(zip(self.spans, lows, strict=True))
         columns: dict[str, MaskedColumn] = {}
         for text, named in self.sums.items():
@@ -117,5 +119,6 @@ class SeriesPlan:
     def _record(
         self, events: SortedEvents, record: str, places: Places, there: NDArray[np.bool_]
     ) -> dict[str, MaskedColumn]:
-        fields = events.record(places, there, self.records[record])
-        return {record: MaskedColumn(there, there)} | {f"{record}.{name}": column for name, column in fields.items()}
+        return {record: MaskedColumn(there, there)} | {
+            f"{record}.{name}": column for name, column in events.record(places, there, self.records[record]).items()
+        }

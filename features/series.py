@@ -6,15 +6,14 @@ Derived from the same windows, lookups and joins that the batch compiles to SQL,
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, timedelta
+from datetime import timedelta
 from pathlib import Path
 
-import duckdb
 import pyarrow as pa
 
-from features.engine import ANY_DAY, FeatureSet, Span, mentioned_names, points_sql, steps_sql
+from features.engine import ANY_DAY, FeatureSet, Span, mentioned_names, moment_sql, points_sql, run_steps
 from features.vocabulary import AsOf, Preceding, Window
-from features.windows import sum_name
+from features.windows import record_sql, sum_name
 
 _KINDS = {
     "BIGINT": "bigint", "DOUBLE": "double", "VARCHAR": "varchar", "TIMESTAMP": "timestamp", "BOOLEAN": "boolean",
@@ -44,8 +43,12 @@ class Series:
     @property
     def stored(self) -> dict[str, str]:
         """What is written of an event, in this order, and read by it: name -> kind."""
-        ranks = {f"rank{number}": "bigint" for number in range(len(self.orders))}
-        return {"moment": "timestamp"} | dict.fromkeys(self.sums, "bigint") | dict(self.columns) | ranks
+        return {
+            "moment": "timestamp",
+            **dict.fromkeys(self.sums, "bigint"),
+            **self.columns,
+            **{f"rank{number}": "bigint" for number in range(len(self.orders))},
+        }
 
     def key_text(self, values: Sequence[str | int]) -> str:
         """How a key is written in the store; moments are microseconds since 1970."""
@@ -54,27 +57,27 @@ class Series:
 
 def point_kinds(definition: FeatureSet) -> dict[str, str]:
     """The type of every column that the streams, `asked` and the points have: `<table>.<column>` -> kind."""
-    kinds = {}
-    with duckdb.connect() as connection:
-        connection.execute("set TimeZone = 'UTC'")
-        for statement in steps_sql(definition, {}, ANY_DAY, timedelta(0)).values():
-            connection.execute(statement)
+    readers: list[AsOf | Window | Preceding] = [*definition.lookups.values(), *definition.windows, *definition.joined]
+    with run_steps(definition, {}, ANY_DAY, timedelta(0)) as connection:
         connection.execute(f"create temp view points as {points_sql(definition, definition.point_sql)}")
-        for table in ("asked", "points", *sorted(_streams(definition))):
-            for name, kind, *_ in connection.execute(f"describe {table}").fetchall():
-                if kind in _KINDS:
-                    kinds[f"{table}.{name}"] = _KINDS[kind]
-    return kinds
+        return {
+            f"{table}.{name}": _KINDS[kind]
+            for table in ("asked", "points", *sorted({reader.stream for reader in readers}))
+            for name, kind, *_ in connection.execute(f"describe {table}").fetchall()
+            if kind in _KINDS
+        }
 
 
 def list_series(definition: FeatureSet, kinds: Mapping[str, str]) -> tuple[Series, ...]:
     """Every series of a definition; windows over one stream by one key share theirs."""
-    lookups = [_of_lookup(definition, name, kinds) for name in definition.lookups]
     shared: dict[tuple[str, tuple[str, ...]], list[Window]] = {}
     for window in definition.windows:
         shared.setdefault((window.stream, window.key), []).append(window)
-    windows = [_of_windows(definition, together, kinds) for together in shared.values()]
-    return (*lookups, *windows, *(_of_joined(definition, joined, kinds) for joined in definition.joined))
+    return (
+        *(_of_lookup(definition, name, kinds) for name in definition.lookups),
+        *(_of_windows(definition, together, kinds) for together in shared.values()),
+        *(_of_joined(definition, joined, kinds) for joined in definition.joined),
+    )
 
 
 def record_fields(definition: FeatureSet, record: str) -> tuple[str, ...]:
@@ -98,45 +101,28 @@ def extract_series(
     `tables` reach back as for `build`. Events that no point of the interval, or after it, can see are left out.
     """
     series = list_series(definition, point_kinds(definition))
-    with duckdb.connect() as connection:
-        connection.execute("set TimeZone = 'UTC'")
-        for statement in steps_sql(definition, tables, interval, lead).values():
-            connection.execute(statement)
+    with run_steps(definition, tables, interval, lead) as connection:
         for item in series:
             yield item, connection.sql(_extract_sql(item, interval)).to_arrow_table()
 
 
 def _extract_sql(item: Series, interval: Span) -> str:
     names = [*item.key, *dict.fromkeys([*item.sums, *item.columns])]
+    partition = f"partition by {', '.join(item.key)}" if item.key else ""
     ranks = [
-        f"rank() over ({_partition(item)} order by struct_pack({', '.join(f'{f} := {f}' for f in fields)}))"
-        f" as rank{number}"
+        f"rank() over ({partition} order by {record_sql(fields)}) as rank{number}"
         for number, fields in enumerate(item.orders)
     ]
     conditions = [f"{name} is not null" for name in item.key]
     if item.lookup:  # a version that another took the place of at the same moment never held
         conditions.append("known_until is distinct from known_at")
     if item.reach is not None:
-        since = (interval.start - item.reach).astimezone(UTC).replace(tzinfo=None)
-        conditions.append(f"{item.moment} >= timestamp '{since}'")
-    # Every column is in the order, so that the same events are the same bytes.
-    order = ", ".join([*item.key, "moment", *(f"rank{number}" for number in range(len(item.orders))), *names])
+        conditions.append(f"{item.moment} >= {moment_sql(interval.start - item.reach)}")
     where = f"where {' and '.join(conditions)}" if conditions else ""
     columns = ", ".join([f"{item.moment} as moment", *dict.fromkeys(names), *ranks])
+    # Every column is in the order, so that the same events are the same bytes.
+    order = ", ".join([*item.key, "moment", *(f"rank{number}" for number in range(len(item.orders))), *names])
     return f"select {columns} from {item.stream} {where} order by {order}"
-
-
-def _partition(item: Series) -> str:
-    return f"partition by {', '.join(item.key)}" if item.key else ""
-
-
-def _streams(definition: FeatureSet) -> set[str]:
-    readers: list[AsOf | Window | Preceding] = [
-        *definition.lookups.values(),
-        *definition.windows,
-        *definition.joined,
-    ]
-    return {item.stream for item in readers}
 
 
 def _of_lookup(definition: FeatureSet, name: str, kinds: Mapping[str, str]) -> Series:
@@ -169,7 +155,6 @@ def _of_windows(definition: FeatureSet, windows: Sequence[Window], kinds: Mappin
         for name, fields in (*w.latest.items(), *w.earliest.items())
         if f"{w.prefix}_{name}" in names
     }
-    fields = dict.fromkeys(f for record in records for f in record_fields(definition, record))
     return Series(
         name=_name(first.stream, first.key),
         stream=first.stream,
@@ -178,14 +163,13 @@ def _of_windows(definition: FeatureSet, windows: Sequence[Window], kinds: Mappin
         moment="known_at",
         reach=max(parse_span(text) for w in windows for text in w.spans),
         sums=tuple(sums),
-        columns={field: kinds[f"{first.stream}.{field}"] for field in fields},
+        columns={f: kinds[f"{first.stream}.{f}"] for record in records for f in record_fields(definition, record)},
         orders=tuple(dict.fromkeys(records.values())),
         windows=tuple(windows),
     )
 
 
 def _of_joined(definition: FeatureSet, joined: Preceding, kinds: Mapping[str, str]) -> Series:
-    fields = dict.fromkeys([*record_fields(definition, joined.prefix), "known_at", "known_until"])
     return Series(
         name=_name(joined.stream, joined.key),
         stream=joined.stream,
@@ -194,7 +178,10 @@ def _of_joined(definition: FeatureSet, joined: Preceding, kinds: Mapping[str, st
         moment=joined.fields[0],
         reach=parse_span(joined.span) + timedelta(days=1),
         sums=(),
-        columns={field: kinds[f"{joined.stream}.{field}"] for field in fields},
+        columns={
+            field: kinds[f"{joined.stream}.{field}"]
+            for field in (*record_fields(definition, joined.prefix), "known_at", "known_until")
+        },
         orders=(joined.fields,),
         joined=joined,
     )

@@ -17,8 +17,11 @@ class SeriesCache(SortedEvents):
     """Every key seen so far of one series. A key has a slot; an event's place is its slot and, below it, its moment."""
 
     def __init__(self, series: Series, base: int) -> None:
-        kinds = {n: kind for n, kind in series.stored.items() if n in series.columns or n.startswith("rank")}
-        columns = {name: missing_column(0, kind) for name, kind in kinds.items()}
+        columns = {
+            name: missing_column(0, kind)
+            for name, kind in series.stored.items()
+            if name in series.columns or name.startswith("rank")
+        }
         super().__init__(series, np.zeros(0, np.int64), np.zeros((1, len(series.sums)), np.int64), columns)
         self.slots: dict[Hashable, int] = {}
         self.damaged: set[int] = set()
@@ -27,8 +30,8 @@ class SeriesCache(SortedEvents):
     @property
     def nbytes(self) -> int:
         """About the memory it holds."""
-        columns = sum(column.values.nbytes + column.valid.nbytes for column in self._columns.values())
-        return self._at.nbytes + self._sums.nbytes + columns + 200 * len(self.slots)
+        arrays = [self._at, self._sums, *(array for column in self._columns.values() for array in column)]
+        return sum(array.nbytes for array in arrays) + 200 * len(self.slots)
 
     def add(self, read: Sequence[tuple[Hashable, Mapping[str, MaskedColumn] | None]], damaged: set[Hashable]) -> None:
         """Keys with their series; None: the store has nothing under this key, or what it has is damaged."""
@@ -43,9 +46,9 @@ class SeriesCache(SortedEvents):
             return
         self._at = np.concatenate([self._at, *(slot << _BITS | self._since(c["moment"].values) for slot, c in chunks)])
         for name, before in self._columns.items():
-            values = np.concatenate([before.values, *(c[name].values for _, c in chunks)])
             self._columns[name] = MaskedColumn(
-                values, np.concatenate([before.valid, *(c[name].valid for _, c in chunks)])
+                np.concatenate([before.values, *(c[name].values for _, c in chunks)]),
+                np.concatenate([before.valid, *(c[name].valid for _, c in chunks)]),
             )
         if self.series.sums:  # a null is stored as zero
             new = [np.concatenate([c[name].values for _, c in chunks]) for name in self.series.sums]

@@ -37,9 +37,7 @@ class SeriesPacker:
 
     @classmethod
     def of(cls, table: pa.Table) -> "SeriesPacker":
-        packed = [_pack_column(table[name].combine_chunks()) for name in table.column_names]
-        headers, values, marks = zip(*packed, strict=True)
-        return cls(headers, values, marks)
+        return cls(*zip(*(_pack_column(column.combine_chunks()) for column in table.columns), strict=True))
 
     def payload(self, key: str, start: int, stop: int) -> bytes:
         parts = [_COUNT.pack(stop - start)]
@@ -66,18 +64,16 @@ def unpack_series(key: str, payload: bytes, kinds: Mapping[str, str]) -> dict[st
         form, scale, marked = _COLUMN.unpack_from(content, at)
         at += _COLUMN.size
         values, at = _values(content, at, form, scale, rows)
-        valid = np.ones(rows, np.bool_)
-        if marked:
-            valid = np.frombuffer(content, np.bool_, rows, at)
-            at += rows
+        valid = np.frombuffer(content, np.bool_, rows, at) if marked else np.ones(rows, np.bool_)
+        at += rows if marked else 0
         columns[name] = MaskedColumn(values, valid)
     return columns
 
 
 def _values(content: bytes, at: int, form: bytes, scale: int, rows: int) -> tuple[NDArray[Any], int]:
     if form == _TEXT:
-        raw = np.frombuffer(content, f"S{scale}", rows, at)
-        return np.array([value.decode() for value in raw.tolist()], object), at + scale * rows
+        texts = [value.decode() for value in np.frombuffer(content, f"S{scale}", rows, at).tolist()]
+        return np.array(texts, object), at + scale * rows
     kind = np.dtype(np.float64 if form == _DOUBLE else _WHOLE[form])
     values = np.frombuffer(content, kind, rows, at)
     return (values if form == _DOUBLE else values.astype(np.int64) * scale), at + kind.itemsize * rows

@@ -39,16 +39,14 @@ class SortedEvents(ABC):
         if order == 0 and self.series.orders[0][0] == self.series.moment:  # sorted so already
             return high - 1 if last else low
         ranks = self._columns[f"rank{order}"].values
-        parts = [self._extreme(low[part], high[part], ranks, last=last) for part in _parts(low, high)]
-        return np.concatenate(parts)
+        return np.concatenate([self._extreme(low[p], high[p], ranks, last=last) for p in _parts(low, high)])
 
     def _extreme(self, low: Places, high: Places, ranks: Array, *, last: bool) -> Places:
         places = _places(low, high)
         outside = places >= high[:, None]
         of_places = ranks[np.minimum(places, len(ranks) - 1)] if len(ranks) else np.zeros(places.shape, np.int64)
-        if last:
-            return np.asarray(low + np.where(outside, -1, of_places).argmax(1), np.int64)
-        return np.asarray(low + np.where(outside, _LATEST, of_places).argmin(1), np.int64)
+        best = np.where(outside, -1, of_places).argmax(1) if last else np.where(outside, _LATEST, of_places).argmin(1)
+        return np.asarray(low + best, np.int64)
 
     def last_known(self, low: Places, high: Places, known: Places) -> tuple[Places, NDArray[np.bool_]]:
         """The last place in [low, high) whose version held at a moment, and whether there is one."""

@@ -14,10 +14,8 @@ import pyarrow as pa
 from pyspark.errors import AnalysisException, DateTimeException, NumberFormatException
 from pyspark.sql import SparkSession
 
-from features.engine import LABEL_ORDER, POINT_ORDER, FeatureSet, Span, compile_sql
+from features.engine import LABEL_ORDER, LABEL_SCHEMA, POINT_ORDER, UTC_MOMENT, FeatureSet, Span, compile_sql
 from features.spark_sql import Statement, files_view, translate_to_spark
-
-_MOMENT = pa.timestamp("us", "UTC")
 
 
 def build_on_spark(
@@ -32,11 +30,12 @@ def build_on_spark(
     spark = _session().newSession()  # with tables of its own
     try:
         _create_tables(spark, statements, tables)
-        points = _collect_table(spark, "points_out", POINT_ORDER, _point_schema(definition))
-        labels = _collect_table(spark, "labels_out", LABEL_ORDER, _LABEL_SCHEMA)
+        return (
+            _collect_table(spark, "points_out", POINT_ORDER, _point_schema(definition)),
+            _collect_table(spark, "labels_out", LABEL_ORDER, LABEL_SCHEMA),
+        )
     except (AnalysisException, DateTimeException, NumberFormatException) as error:
         raise ValueError(f"features {definition.name}: a source is not as declared: {error}") from error
-    return points, labels
 
 
 @cache
@@ -69,11 +68,6 @@ def _collect_table(spark: SparkSession, table: str, order: Sequence[str], schema
 
 
 def _point_schema(definition: FeatureSet) -> pa.Schema:
-    keys = [("entity_key", pa.string()), ("event_time", _MOMENT), ("prediction_time", _MOMENT)]
-    numeric = [(name, pa.float32()) for name in definition.numeric]
-    return pa.schema([*keys, *numeric, *((name, pa.string()) for name in definition.categorical)])
-
-
-_LABEL_SCHEMA = pa.schema(
-    [("entity_key", pa.string()), ("event_time", _MOMENT), ("label", pa.float64()), ("label_time", _MOMENT)]
-)
+    keys = {"entity_key": pa.string(), "event_time": UTC_MOMENT, "prediction_time": UTC_MOMENT}
+    numeric = dict.fromkeys(definition.numeric, pa.float32())
+    return pa.schema(keys | numeric | dict.fromkeys(definition.categorical, pa.string()))

@@ -22,10 +22,10 @@ class StepPlan:
         self._reads = {name: _steps_read_by(sql, definition.steps) for name, sql in definition.steps.items()}
         self._queries = [_steps_read_by(sql, definition.steps) for sql in queries]
         times = Counter(name for read in (*self._reads.values(), *self._queries) for name in read)
-        self._stored = {name for name in definition.steps if times[name] > 1}
+        self._stored = {name for name, count in times.items() if count > 1}
 
     def create(self, tables: Mapping[str, Sequence[Path]], interval: Span, lead: timedelta) -> None:
-        views = set(self._definition.steps) - self._stored
+        views = self._definition.steps.keys() - self._stored
         for statement in steps_sql(self._definition, tables, interval, lead, views=views).values():
             self._connection.execute(statement)
 

@@ -24,9 +24,10 @@ def window_sql(window: Window, used: Container[str]) -> str:
     """SQL: `point_id`, and those of the window's columns that a feature mentions, of every point that has its key."""
     sums = [c for c in window.sums if any(sum_name(window, c, span) in used for span in window.spans)]
     records = {n: f for n, f in {**window.latest, **window.earliest}.items() if f"{window.prefix}_{n}" in used}
-    parts = [_sums_sql(window, sums, used)] if sums else []
-    parts += [_records_sql(window, records)] if records else []
-    parts = parts or [f"select point_id from points where {_present(window)}"]
+    parts = [
+        *([_sums_sql(window, sums, used)] if sums else []),
+        *([_records_sql(window, records)] if records else []),
+    ] or [f"select point_id from points where {_present(window)}"]
     first, *others = (f"({part}) part_{number}" for number, part in enumerate(parts))
     return f"select * from {first} {' '.join(f'left join {other} using (point_id)' for other in others)}"
 
@@ -43,10 +44,14 @@ def _sums_sql(window: Window, sums: Sequence[str], used: Container[str]) -> str:
     keys, point = ", ".join(["", *window.key]), len(window.spans) + 1
     values = ", ".join(f"cast({column} as double) as {column}" for column in sums)
     nothing = ", ".join("0" for _ in sums)
-    rows = [f"select null as point_id, known_at as moment, 0 as kind{keys}, {values} from {window.stream}"]
-    rows += [f"select point_id, prediction_time, {point}{keys}, {nothing} from points"]
-    rows += [f"select point_id, prediction_time - interval {span}, {number - point}{keys}, {nothing} from points"
-             for number, span in enumerate(window.spans)]  # fmt: skip
+    rows = [
+        f"select null as point_id, known_at as moment, 0 as kind{keys}, {values} from {window.stream}",
+        f"select point_id, prediction_time, {point}{keys}, {nothing} from points",
+        *(
+            f"select point_id, prediction_time - interval {span}, {number - point}{keys}, {nothing} from points"
+            for number, span in enumerate(window.spans)
+        ),
+    ]
     union = " union all ".join(f"{row} where {_present(window)}" for row in rows)
     partition = f"partition by {', '.join(window.key)} " if window.key else ""
     totals = ", ".join(f"sum({column}) over earlier as {column}" for column in sums)
@@ -74,9 +79,15 @@ def _records_sql(window: Window, records: dict[str, tuple[str, ...]]) -> str:
     events = ", ".join(["cast(null as bigint) as point_id", "known_at as moment", *keys, *places])
     points = ", ".join(["point_id", "prediction_time", *keys, *("null" for _ in places)])
     union = f"select {events} from events union all select {points} from points where {_present(window)}"
-    chosen = ", ".join(
-        f"{'max' if name in window.latest else 'min'}(place_{kinds.index(fields)}) over frame as {name}_place"
-        for name, fields in records.items()
+    framed = ", ".join(
+        [
+            "point_id",
+            *keys,
+            *(
+                f"{'max' if name in window.latest else 'min'}(place_{kinds.index(fields)}) over frame as {name}_place"
+                for name, fields in records.items()
+            ),
+        ]
     )
     records_selected = ", ".join(f"{n}.record_{kinds.index(f)} as {window.prefix}_{n}" for n, f in records.items())
     joins = " ".join(
@@ -84,7 +95,6 @@ def _records_sql(window: Window, records: dict[str, tuple[str, ...]]) -> str:
         + "".join(f" and {n}.{key} = framed.{key}" for key in keys)
         for n, f in records.items()
     )
-    framed = ", ".join(["point_id", *keys, chosen])
     return (
         f"with events as materialized (select *, {', '.join(numbered)} from {window.stream} where {_present(window)})"
         f" select point_id, {records_selected} from (select * from (select {framed} from ({union}) window frame as"

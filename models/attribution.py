@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.bundle import Bundle
-from models.encoder import Encoder
 from models.network import Network, NetworkConfig, embedding_width
 from models.training import deterministic, predict_scores
 
@@ -51,7 +50,8 @@ def attribute(bundle: Bundle, table: pa.Table, *, steps: int = _STEPS) -> Attrib
         ValueError: naming the columns that are missing or of another type.
     """
     assert steps >= 1
-    rows = _arrays(bundle.encoder, table)
+    numbers, codes = bundle.encoder.transform(table)
+    rows = torch.from_numpy(numbers), torch.from_numpy(codes)
     middle = (
         torch.tensor([[column.mean for column in bundle.encoder.numeric]], dtype=torch.float32),
         torch.zeros((1, len(bundle.encoder.categorical)), dtype=torch.int64),
@@ -61,7 +61,7 @@ def attribute(bundle: Bundle, table: pa.Table, *, steps: int = _STEPS) -> Attrib
         baseline = float(np.mean([predict_scores(member, *middle) for member in bundle.members]))
         values = np.mean([_member_values(member, rows, middle, steps) for member in bundle.members], axis=0)
     return Attributions(
-        names=_names(bundle.encoder),
+        names=(*(c.name for c in bundle.encoder.numeric), *(c.name for c in bundle.encoder.categorical)),
         values=values,
         baseline=baseline,
         prediction=prediction,
@@ -69,22 +69,13 @@ def attribute(bundle: Bundle, table: pa.Table, *, steps: int = _STEPS) -> Attrib
     )
 
 
-def _names(encoder: Encoder) -> tuple[str, ...]:
-    return (*(column.name for column in encoder.numeric), *(column.name for column in encoder.categorical))
-
-
-def _arrays(encoder: Encoder, table: pa.Table) -> tuple[Tensor, Tensor]:
-    numbers, codes = encoder.transform(table)
-    return torch.from_numpy(numbers), torch.from_numpy(codes)
-
-
 def _member_values(member: Network, rows: tuple[Tensor, Tensor], middle: tuple[Tensor, Tensor], steps: int) -> Floats:
     """One member's attributions [n, d]."""
     with torch.no_grad():
         far, near = member.preprocess(*rows), member.preprocess(*middle)
     chunk = max(1, _ROWS_AT_ONCE // steps)
-    parts = [_input_values(member, far[i : i + chunk], near, steps) for i in range(0, len(far), chunk)]
-    per_input = np.concatenate(parts) if parts else np.zeros((0, far.shape[1]))
+    parts = (_input_values(member, far[i : i + chunk], near, steps) for i in range(0, len(far), chunk))
+    per_input = np.concatenate([np.zeros((0, far.shape[1])), *parts])
     return np.stack([per_input[:, list(inputs)].sum(axis=1) for inputs in _inputs_of(member.config)], axis=1)
 
 
@@ -105,9 +96,7 @@ def _input_values(member: Network, far: Tensor, near: Tensor, steps: int) -> Flo
     along = torch.from_numpy((nodes + 1) / 2).to(far.dtype)
     distance = far - near
     path = (near + along[:, None, None] * distance).reshape(-1, far.shape[1]).requires_grad_()
-    output = member.in_label_units(member.judged(path))
-    answer = member.answer(output)
+    answer = member.answer(member.in_label_units(member.judged(path)))
     [gradient] = torch.autograd.grad(answer.sum(), path)
     gradients = gradient.reshape(steps, *far.shape).double().numpy()
-    values: Floats = np.tensordot(weights / 2, gradients, axes=1) * distance.double().numpy()
-    return values
+    return np.asarray(np.tensordot(weights / 2, gradients, axes=1) * distance.double().numpy(), np.float64)

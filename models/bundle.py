@@ -85,11 +85,12 @@ def write_bundle(
     folder.mkdir(parents=True, exist_ok=True)
     assert not any(folder.iterdir()), f"{folder} is not empty"
     config = ensemble.members[0].config
-    weights = {f"{i}.{k}": t.contiguous() for i, m in enumerate(ensemble.members) for k, t in m.state_dict().items()}
     parts = {
         "encoder.json": ensemble.encoder.to_json().encode(),
         "features.json": definition.encode(),
-        "weights.safetensors": save_tensors(weights),
+        "weights.safetensors": save_tensors(
+            {f"{i}.{k}": t.contiguous() for i, m in enumerate(ensemble.members) for k, t in m.state_dict().items()}
+        ),
     }
     card = {
         "format": FORMAT,
@@ -130,8 +131,7 @@ def load_bundle(folder: Path, *, sha256: str | None = None) -> Bundle:
         raise ValueError(f"bundle {folder} has the digest {digest_bundle(folder)}, expected {sha256}")
     parts = {name: (folder / name).read_bytes() for name in _PARTS}
     card = _card((folder / "card.json").read_bytes(), folder)
-    changed = [name for name in _PARTS if _sha256(parts[name]) != card["files"].get(name)]
-    if changed:
+    if changed := [name for name in _PARTS if _sha256(parts[name]) != card["files"].get(name)]:
         raise ValueError(f"bundle {folder}: changed since it was written: {', '.join(changed)}")
     encoder = Encoder.from_json(parts["encoder.json"].decode())
     return Bundle(card=card, encoder=encoder, members=_members(card, encoder, parts["weights.safetensors"], folder))

@@ -122,20 +122,23 @@ def _checked(column: NumericColumn) -> NumericColumn:
 
 
 def _require(table: pa.Table, names: Sequence[str]) -> None:
-    missing = sorted(set(names) - set(table.column_names))
-    if missing:
+    if missing := sorted(set(names) - set(table.column_names)):
         raise ValueError(f"columns missing from the table: {', '.join(missing)}")
 
 
 def _numbers(table: pa.Table, name: str) -> NDArray[np.float64]:
     """A column as float64 [n]; null, NaN and infinity all become NaN."""
-    column: Any = table.column(name)
-    try:
-        values = np.array(column.cast(pa.float64()).to_numpy(), np.float64)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise ValueError(f"column {name}: expected numbers, got {column.type}") from error
+    values = np.array(_cast(table, name, pa.float64(), "numbers").to_numpy(), np.float64)
     values[~np.isfinite(values)] = np.nan
     return values
+
+
+def _cast(table: pa.Table, name: str, kind: pa.DataType, expected: str) -> pa.ChunkedArray:
+    column = table.column(name)
+    try:
+        return column.cast(kind)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise ValueError(f"column {name}: expected {expected}, got {column.type}") from error
 
 
 def _single(table: pa.Table, name: str) -> NDArray[np.float32]:
@@ -148,11 +151,7 @@ def _single(table: pa.Table, name: str) -> NDArray[np.float32]:
 
 
 def _strings(table: pa.Table, name: str) -> Any:
-    column: Any = table.column(name)
-    try:
-        return column.cast(pa.string()).combine_chunks()
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise ValueError(f"column {name}: expected strings, got {column.type}") from error
+    return _cast(table, name, pa.string(), "strings").combine_chunks()
 
 
 def _dictionary(table: pa.Table, name: str) -> Any:
@@ -184,6 +183,5 @@ def _fit_numeric(name: str, values: NDArray[np.float64]) -> NumericColumn:
 
 
 def _fit_categorical(name: str, values: Any) -> CategoricalColumn:
-    counts = pc.value_counts(values).to_pylist()
-    frequent = (c["values"] for c in counts if c["values"] is not None and c["counts"] >= _RARE_ROWS)
-    return CategoricalColumn(name=name, values=tuple(sorted(frequent)))
+    counts = pc.value_counts(values.drop_null()).to_pylist()
+    return CategoricalColumn(name=name, values=tuple(sorted(c["values"] for c in counts if c["counts"] >= _RARE_ROWS)))

@@ -58,8 +58,7 @@ class Ensemble:
 
 def labels(table: pa.Table) -> NDArray[np.float64]:
     """The label column as float64 [n]."""
-    values: NDArray[np.float64] = table.column("label").to_numpy().astype(np.float64)
-    return values
+    return np.array(table.column("label").to_numpy(), np.float64)
 
 
 def rows_of(encoder: Encoder, table: pa.Table, device: torch.device) -> TrainingRows:

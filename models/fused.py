@@ -43,7 +43,7 @@ class Fused:
     def answers(self, numbers: Tensor, codes: Tensor) -> NDArray[np.float64]:
         """The members' mean probability (binary) or value (regression) of rows, float64 [n]."""
         rows = max(1, _NUMBERS // self._layers[0][0].shape[1])
-        parts = [self._some(numbers[i : i + rows], codes[i : i + rows]) for i in range(0, len(numbers), rows)]
+        parts = (self._some(numbers[i : i + rows], codes[i : i + rows]) for i in range(0, len(numbers), rows))
         return np.concatenate([np.zeros(0), *parts])
 
     def _some(self, numbers: Tensor, codes: Tensor) -> NDArray[np.float64]:
@@ -55,8 +55,7 @@ class Fused:
             known = functional.embedding_bag(found, table, mode="sum") if len(table) else bias.repeat(len(found), 1)
             hidden = _IN_PLACE(known.addmm_(read, weight))
             outputs.append(member.in_label_units(member.agreed(member.rest(hidden, _IN_PLACE))))
-        mean: NDArray[np.float64] = first.answer(torch.stack(outputs).double()).mean(dim=0).numpy()
-        return mean
+        return first.answer(torch.stack(outputs).double()).mean(dim=0).numpy()
 
 
 def _relaid(member: Network) -> Network:

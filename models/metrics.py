@@ -26,16 +26,13 @@ def log_loss(score: Vector, label: Vector) -> float:
 def row_log_loss(score: Vector, label: Vector) -> Vector:
     """Negative log-likelihood of each row [n], in nats: what a paired bootstrap resamples."""
     clipped = np.clip(score, _EPSILON, 1 - _EPSILON)
-    rows: Vector = -(label * np.log(clipped) + (1 - label) * np.log1p(-clipped))
-    return rows
+    return np.asarray(-(label * np.log(clipped) + (1 - label) * np.log1p(-clipped)), np.float64)
 
 
 def _ranks(score: Vector) -> Vector:
     """Ranks from 1, ties sharing their mean rank."""
     _, inverse, counts = np.unique(score, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    mean_rank: Vector = last - (counts - 1) / 2
-    return mean_rank[inverse]
+    return np.asarray(np.cumsum(counts) - (counts - 1) / 2, np.float64)[inverse]
 
 
 def auc(score: Vector, label: Vector) -> float:
@@ -52,9 +49,8 @@ def pr_auc(score: Vector, label: Vector) -> float:
     if not label.any():
         raise ValueError(f"PR-AUC needs positive rows, got none of {len(label)}")
     order = np.argsort(-score, kind="stable")
-    hits = np.cumsum(label[order])
     last_of_tie = np.r_[np.flatnonzero(np.diff(score[order])), len(score) - 1]
-    hits = hits[last_of_tie]
+    hits = np.cumsum(label[order])[last_of_tie]
     precision = hits / (last_of_tie + 1)
     return float(np.sum(precision * np.diff(np.r_[0.0, hits])) / hits[-1])
 
@@ -85,27 +81,21 @@ def bias(score: Vector, label: Vector) -> float:
 
 
 def _row_squares(score: Vector, label: Vector) -> Vector:
-    squares: Vector = (score - label) ** 2
-    return squares
+    return (score - label) ** 2
 
 
 def _row_distances(score: Vector, label: Vector) -> Vector:
-    distances: Vector = np.abs(score - label)
-    return distances
+    return abs(score - label)
 
 
-def _row_errors(score: Vector, label: Vector) -> Vector:
-    return score - label
-
-
-def _weigh_mean(of_rows: Callable[[Vector, Vector], Vector], then: Callable[[Vector], Vector] | None = None) -> Weigher:
+def _weigh_mean(
+    of_rows: Callable[[Vector, Vector], Vector], then: Callable[[Vector], Vector] = lambda mean: mean
+) -> Weigher:
     """A metric that is a mean over rows, or a function of one."""
 
     def weigh(score: Vector, label: Vector, day: NDArray[np.intp], days: int) -> ByDay:
         rows = np.bincount(day, minlength=days).astype(np.float64)
         sums = np.bincount(day, of_rows(score, label), days)
-        if then is None:
-            return lambda weights: (weights @ sums) / (weights @ rows)
         return lambda weights: then((weights @ sums) / (weights @ rows))
 
     return weigh
@@ -136,8 +126,7 @@ def _weigh_pr_auc(score: Vector, label: Vector, day: NDArray[np.intp], _days: in
         hits = np.cumsum(row_weights * hit, axis=1)[:, last_of_tie]
         seen = np.cumsum(row_weights, axis=1)[:, last_of_tie]
         precision = np.divide(hits, seen, out=np.zeros_like(hits), where=seen > 0)
-        areas: Vector = (np.diff(hits, axis=1, prepend=0) * precision).sum(axis=1)
-        return areas / hits[:, -1]
+        return np.asarray((np.diff(hits, axis=1, prepend=0) * precision).sum(axis=1) / hits[:, -1], np.float64)
 
     step = max(1, _ROWS_AT_ONCE // max(1, len(label)))
     return lambda weights: np.concatenate(
@@ -168,13 +157,13 @@ METRICS: Mapping[str, MetricDefinition] = {
     "calibration_gap": MetricDefinition(
         kind="binary",
         compute=calibration_gap,
-        by_day=_weigh_mean(_row_errors, np.abs),
+        by_day=_weigh_mean(np.subtract, np.abs),
         is_share=True,
     ),
     "mae": MetricDefinition(kind="regression", compute=mae, by_day=_weigh_mean(_row_distances)),
     "rmse": MetricDefinition(kind="regression", compute=rmse, by_day=_weigh_mean(_row_squares, np.sqrt)),
     # Signed where a model is described (a training run, monitoring); by day it is |bias|, which the gate compares.
-    "bias": MetricDefinition(kind="regression", compute=bias, by_day=_weigh_mean(_row_errors, np.abs)),
+    "bias": MetricDefinition(kind="regression", compute=bias, by_day=_weigh_mean(np.subtract, np.abs)),
 }
 
 

@@ -6,6 +6,7 @@ for a population, and rows that members share come with an axis of 1 there.
 """
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Literal
 
@@ -75,25 +76,19 @@ class Embedding(nn.Embedding):
         return functional.embedding(codes + first, self.weight.reshape(-1, width))
 
 
-class Network(nn.Module):
+class Network(nn.Module, ABC):
     """numbers [n, d], codes [n, c] -> logits (binary) or values in units of the label (regression), [n]."""
-
-    low: Tensor
-    high: Tensor
-    mean: Tensor
-    scale: Tensor
-    masked: Tensor
-    label_mean: Tensor
-    label_scale: Tensor
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         self.config = config
-        for name in NORMALISATION:
-            self.register_buffer(name, torch.zeros(config.numeric))
-        self.register_buffer("masked", torch.tensor(config.masked, dtype=torch.int64), persistent=False)
-        self.register_buffer("label_mean", torch.zeros(()))
-        self.register_buffer("label_scale", torch.ones(()))
+        self.low = nn.Buffer(torch.zeros(config.numeric))
+        self.high = nn.Buffer(torch.zeros(config.numeric))
+        self.mean = nn.Buffer(torch.zeros(config.numeric))
+        self.scale = nn.Buffer(torch.zeros(config.numeric))
+        self.masked = nn.Buffer(torch.tensor(config.masked, dtype=torch.int64), persistent=False)
+        self.label_mean = nn.Buffer(torch.zeros(()))
+        self.label_scale = nn.Buffer(torch.ones(()))
         widths = [embedding_width(cardinality) for cardinality in config.cardinalities]
         self.embeddings = nn.ModuleList(Embedding(n, w) for n, w in zip(config.cardinalities, widths, strict=True))
         self.inputs = config.numeric + len(config.masked) + sum(widths)
@@ -103,32 +98,31 @@ class Network(nn.Module):
             nn.init.zeros_(embedding.weight[0])  # an unknown value that training never met says nothing
 
     @property
+    @abstractmethod
     def floats_per_row(self) -> int:
         """About how many numbers a training step holds for each row and member, gradients included."""
-        raise NotImplementedError
 
+    @abstractmethod
     def outputs(self, inputs: Tensor, activation: Activation) -> Tensor:
         """What the heads say [..., heads, n] of what `preprocess` made [..., n, inputs]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def first(self) -> tuple[Tensor, Tensor]:
         """The first layer of a lone member, as one: weight [width, inputs] and bias [width]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def rest(self, hidden: Tensor, activation: Activation) -> Tensor:
         """What the heads of a lone member say [heads, n] of what follows `first`, activated [n, width]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def start_at(self, output: float) -> None:
         """Let every head say this of every row."""
-        raise NotImplementedError
 
     @torch.no_grad()
     def adopt(self, encoder: Encoder, label: Tensor) -> None:
         """Take the normalisation from the encoder and the starting point from the training labels [n]."""
         for name in NORMALISATION:
-            values = [float(getattr(column, name)) for column in encoder.numeric]
-            getattr(self, name).copy_(torch.tensor(values, dtype=torch.float32))
+            getattr(self, name).copy_(torch.tensor([float(getattr(column, name)) for column in encoder.numeric]))
         if self.config.kind == "binary":
             self.start_at(torch.logit(label.double().mean(), eps=1e-3).item())
         else:
@@ -143,8 +137,7 @@ class Network(nn.Module):
         """Normalised numbers [..., n, d] and which are missing: the same for every network of an ensemble."""
         inside = torch.minimum(torch.maximum(numbers, self.low), self.high).sub_(self.mean).div_(self.scale)
         columns = numbers.transpose(-2, -1).index_select(-2, self.masked)  # one that is a piece stays one
-        missing = torch.isnan(columns.transpose(-2, -1))
-        return torch.nan_to_num(inside, nan=0.0), missing.to(inside.dtype)
+        return torch.nan_to_num(inside, nan=0.0), torch.isnan(columns.transpose(-2, -1)).to(inside.dtype)
 
     def joined(self, normalised: tuple[Tensor, Tensor], codes: Tensor) -> Tensor:
         """The network's input [..., n, inputs] from what `normalised` made, and its own embeddings of the codes."""
@@ -160,8 +153,7 @@ class Network(nn.Module):
 
     def agreed(self, outputs: Tensor) -> Tensor:
         """[..., heads, n] -> [..., n]: the logit of the heads' mean probability, or the mean of their values."""
-        heads = outputs.shape[-2]
-        if heads == 1:
+        if outputs.shape[-2] == 1:
             return outputs.squeeze(-2)
         if self.config.kind == "regression":
             return outputs.mean(dim=-2)

@@ -40,8 +40,7 @@ class Member:
         self.epoch = 0
         self.curve: list[float] = []  # mean training loss of each epoch
         size = sum(parameter.numel() for parameter in model.parameters())
-        device = next(model.parameters()).device
-        self.moments = torch.zeros(2, size, device=device)
+        self.moments = torch.zeros(2, size, device=next(model.parameters()).device)
 
     @property
     def stream(self) -> tuple[int, int]:
@@ -97,8 +96,7 @@ class Population:
 def stack_members(models: Sequence[Network]) -> Network:
     """One network whose parameters are these networks' own, put behind a population axis; buffers are the first's."""
     stacked = copy.deepcopy(models[0])
-    per_model = [list(model.parameters()) for model in models]
-    for parameter, *own in zip(stacked.parameters(), *per_model, strict=True):
+    for parameter, *own in zip(stacked.parameters(), *(model.parameters() for model in models), strict=True):
         parameter.data = torch.stack([each.detach() for each in own])
     return stacked
 
@@ -158,10 +156,9 @@ class _Stack:
     """A chunk of members for one epoch."""
 
     def __init__(self, members: list[Member], rows: TrainingRows) -> None:
-        self.members = sorted(members, key=lambda member: member.stream)
+        members = self.members = sorted(members, key=lambda member: member.stream)
         self.rows = rows
         self.device = rows.label.device
-        members = self.members
         self.network = stack_members([member.model for member in members]).train()
         self.moments = torch.stack([member.moments for member in members], dim=1).to(self.device)  # [2, K, P]
         self.batch_rows = members[0].config.batch_rows

@@ -50,8 +50,7 @@ class TabM(Network):
 
     def rest(self, hidden: Tensor, activation: Activation) -> Tensor:
         """The other hidden layers and the heads [copies, n]."""
-        by_copy = hidden.reshape(len(hidden), COPIES, -1).transpose(0, 1)
-        return self._after(by_copy.flatten(0, 1), activation)
+        return self._after(hidden.reshape(len(hidden), COPIES, -1).transpose(0, 1).flatten(0, 1), activation)
 
     def _after(self, hidden: Tensor, activation: Activation) -> Tensor:
         """[..., copies * n, width] -> [..., copies, n]."""

@@ -100,8 +100,7 @@ def predict_scores(
         model(numbers[..., i : i + chunk_rows, :], codes[..., i : i + chunk_rows, :]).double().cpu()
         for i in range(0, numbers.shape[-2], chunk_rows)
     ]
-    output = torch.cat(parts, dim=-1) if parts else torch.zeros(0, dtype=torch.float64)
-    return model.answer(output).numpy()
+    return model.answer(torch.cat(parts, dim=-1) if parts else torch.zeros(0, dtype=torch.float64)).numpy()
 
 
 @dataclass(kw_only=True)
@@ -113,8 +112,8 @@ class TrainingProgress:
     @property
     def best_epoch(self) -> int:
         """The epoch (from 1) with the smallest loss, the earliest of equals; 0 if there is none."""
-        finite = [(loss, epoch) for epoch, loss in enumerate(self.losses, start=1) if loss is not None]
-        return min(finite)[1] if finite else 0
+        finite = ((loss, epoch) for epoch, loss in enumerate(self.losses, start=1) if loss is not None)
+        return min(finite, default=(math.inf, 0))[1]
 
     @property
     def best_loss(self) -> float:

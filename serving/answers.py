@@ -46,8 +46,7 @@ class ServingOptions:
         Raises:
             ValueError: naming what is missing or too much.
         """
-        names = {field.name for field in fields(cls)}
-        if wrong := sorted(names ^ set(document)):
+        if wrong := sorted({field.name for field in fields(cls)} ^ set(document)):
             raise ValueError(f"options of an archive: missing or unknown: {', '.join(wrong)}")
         return cls(**document)
 
@@ -125,7 +124,12 @@ class Answerer:
         bodies = [self._parse(one) for one in calls]
         parsed = [(one, body) for one, body in zip(calls, bodies, strict=True) if isinstance(body, ParsedRequest)]
         answered = iter(self._answer_parsed(parsed, began) if parsed else ())
-        return [_refuse(body) if isinstance(body, Refusal) else next(answered) for body in bodies]
+        return [
+            InferenceReply(status=400, body=json.dumps(body.to_document()).encode())
+            if isinstance(body, Refusal)
+            else next(answered)
+            for body in bodies
+        ]
 
     def _parse(self, one: InferenceRequest) -> ParsedRequest | Refusal:
         try:
@@ -165,7 +169,6 @@ class Answerer:
         ages = [_age_seconds(moment, looked_up.as_of) for moment in moments]
         reasons = [[*why, *self._stale(age)] for why, age in zip(looked_up.problems, ages, strict=True)]
         rows = table.num_rows
-        threshold = options.threshold
         return {
             "use_case": [options.use_case] * rows,
             "request_id": [one.request_id for one, _, _ in origin],
@@ -178,7 +181,9 @@ class Answerer:
             "event_time": table["event_time"].to_pylist(),
             "prediction_time": moments,
             "score": scores.tolist(),
-            "decision": [None if threshold is None else score >= threshold for score in scores.tolist()],
+            "decision": [
+                None if options.threshold is None else score >= options.threshold for score in scores.tolist()
+            ],
             "degraded": [bool(why) for why in reasons],
             "reasons": reasons,
             "feature_as_of": [looked_up.as_of] * rows,
@@ -198,8 +203,7 @@ class Answerer:
         row = dict(zip(_SHOWN, values, strict=True))
         row["event_time"] = row["event_time"].isoformat()
         row["prediction_time"] = row["prediction_time"].isoformat()
-        score = row.pop("score")
-        return {"probability" if self._options.kind == "binary" else "value": score, **row}
+        return {"probability" if self._options.kind == "binary" else "value": row.pop("score"), **row}
 
     def _add_explanations(self, rows: list[dict[str, Any]], table: pa.Table) -> None:
         explained = self._explain(table)
@@ -224,10 +228,8 @@ _SHOWN = (
 
 def _log_table(columns: Mapping[str, list[Any]], features: pa.Table) -> pa.Table:
     """A batch as it is logged: the answers, and beside them what they were computed from."""
-    arrays = [pa.array(columns[field.name], field.type) for field in LOGGED_SCHEMA]
-    names = [name for name in features.column_names if name not in LOGGED]
-    arrays += [features[name] for name in names]
-    return pa.table(arrays, [*LOGGED, *(FEATURE + name for name in names)])
+    answers = {field.name: pa.array(columns[field.name], field.type) for field in LOGGED_SCHEMA}
+    return pa.table(answers | {FEATURE + name: features[name] for name in features.column_names if name not in LOGGED})
 
 
 def _age_seconds(moment: datetime, as_of: datetime | None) -> float | None:
@@ -235,9 +237,9 @@ def _age_seconds(moment: datetime, as_of: datetime | None) -> float | None:
 
 
 def _encode_reply(rows: list[dict[str, Any]], *, is_list: bool) -> InferenceReply:
-    body = json.dumps(rows if is_list else rows[0]).encode()
-    return InferenceReply(status=200, body=body, events=len(rows), degraded=sum(row["degraded"] for row in rows))
-
-
-def _refuse(refusal: Refusal) -> InferenceReply:
-    return InferenceReply(status=400, body=json.dumps(refusal.to_document()).encode())
+    return InferenceReply(
+        status=200,
+        body=json.dumps(rows if is_list else rows[0]).encode(),
+        events=len(rows),
+        degraded=sum(row["degraded"] for row in rows),
+    )

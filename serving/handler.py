@@ -17,7 +17,7 @@ import pyarrow as pa
 import torch
 
 import features
-from models.attribution import Attributions, attribute
+from models.attribution import attribute
 from models.bundle import Bundle, load_bundle
 from serving.answers import Answerer, InferenceReply, ServingOptions, read_inference_request
 from serving.lookup import FeatureLookup
@@ -28,7 +28,6 @@ from serving.request import RequestReader
 from serving.socket_buffer import install_socket_buffer
 
 DSN, SPOOL, STORE = "WINDSOCK_ONLINE_DSN", "WINDSOCK_SPOOL", "WINDSOCK_MODEL_STORE"
-_JSON = "application/json"
 
 
 class ModelWorker:
@@ -47,16 +46,11 @@ class ModelWorker:
                 max_events=options.max_events,
             )
         ).encode()
-        self._log: PredictionLog | None = PredictionLog(Path(environment[SPOOL]), use_case=options.use_case)
+        self._log: PredictionLog | None = None  # until the first answer is given
         self._dropped = 0
-
-        def explain(table: pa.Table) -> Attributions:
-            return attribute(bundle, table)
-
-        reader = RequestReader(definition.request, max_events=options.max_events)
         self._answerer = Answerer(
             options=options,
-            reader=reader,
+            reader=RequestReader(definition.request, max_events=options.max_events),
             lookup=FeatureLookup(
                 dsn=environment[DSN],
                 use_case=options.use_case,
@@ -65,18 +59,17 @@ class ModelWorker:
                 timeout_ms=options.store_timeout_ms,
             ),
             predictor=Predictor(bundle),
-            explain=explain,
+            explain=lambda table: attribute(bundle, table),
             log=self._write,
         )
         self._warm_up({field.name: field.example for field in definition.request})
+        self._log = PredictionLog(Path(environment[SPOOL]), use_case=options.use_case)
 
     def _warm_up(self, example: Mapping[str, Any]) -> None:
         """The first answer takes a second or more: it is given before the first request, and not logged."""
-        log, self._log = self._log, None
         [reply] = self._answerer.answer([read_inference_request(json.dumps(example).encode(), {})])
         if reply.status != 200:
             raise ValueError(f"the example of the request's fields is refused: {reply.body.decode()}")
-        self._log = log
 
     def answer(self, rows: Sequence[Mapping[str, Any]], context: Any) -> list[bytes]:
         """A body a request; statuses go by the context, and headers: X-Request-Id is TorchServe's own, which stays."""
@@ -86,15 +79,14 @@ class ModelWorker:
             for index, row in enumerate(rows)
         ]
         answered = [index for index, one in enumerate(every) if not one.schema]
-        calls = [every[index] for index in answered]
-        replies = self._answerer.answer(calls)
+        replies = self._answerer.answer([every[index] for index in answered])
         bodies = [self._schema] * len(rows)
         for index, reply in zip(answered, replies, strict=True):
             bodies[index] = reply.body
             context.set_response_status(code=reply.status, idx=index)
         for index in range(len(rows)):
             context.set_response_header(index, "X-Windsock-Version", self._options.version)
-            context.set_response_content_type(index, _JSON)
+            context.set_response_content_type(index, "application/json")
         self._count(context.metrics, replies, time.perf_counter() - began)
         return bodies
 
@@ -104,6 +96,8 @@ class ModelWorker:
 
     def _count(self, metrics: Any, replies: Sequence[InferenceReply], seconds: float) -> None:
         """Prometheus metrics, once a batch; zeros are not worth a line to the server."""
+        from ts.metrics.metric_type_enum import MetricTypes  # noqa: PLC0415  # TorchServe is there only where it serves
+
         counters = {
             "windsock_requests_total": len(replies),
             "windsock_refused_total": sum(reply.status == 400 for reply in replies),
@@ -115,16 +109,10 @@ class ModelWorker:
         labels = [self._options.use_case, self._options.version]
         for name, value in counters.items():
             if value:
-                metrics.get_metric(name, _metric_type("COUNTER")).add_or_update(value, labels)
+                metrics.get_metric(name, MetricTypes.COUNTER).add_or_update(value, labels)
         durations = {"windsock_answer_seconds": seconds, "windsock_lookup_seconds": self._answerer.lookup_seconds}
         for name, duration in durations.items():
-            metrics.get_metric(name, _metric_type("HISTOGRAM")).add_or_update(duration, labels)
-
-
-def _metric_type(name: str) -> Any:
-    from ts.metrics.metric_type_enum import MetricTypes  # noqa: PLC0415  # TorchServe is there only where it serves
-
-    return MetricTypes[name]
+            metrics.get_metric(name, MetricTypes.HISTOGRAM).add_or_update(duration, labels)
 
 
 def open_worker(folder: Path, environment: Mapping[str, str]) -> ModelWorker:

@@ -46,8 +46,7 @@ def _find_problem(store: Path, entry: DeployedVersion) -> str | None:
     path = store / entry["file"]
     if not path.is_file() or path.parent != store:
         return f"{path} is not there"
-    content = path.read_bytes()
-    if (sha256 := hashlib.sha256(content).hexdigest()) != entry["sha256"]:
+    if (sha256 := hashlib.sha256(path.read_bytes()).hexdigest()) != entry["sha256"]:
         return f"{path} was changed since it was deployed: its SHA-256 is {sha256}, not {entry['sha256']}"
     with zipfile.ZipFile(path) as archive:
         theirs = json.loads(archive.read("bundle/card.json"))["features"]["digest"]

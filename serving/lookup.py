@@ -84,8 +84,12 @@ class FeatureLookup:
                 snapshot = computed.state.snapshot if computed.state else None
                 return LookedUpFeatures(computed.features, _as_of(computed.state), snapshot, computed.problems)
         computed = self._online.compute(events, None)
-        problems = tuple((*others, DegradedReason.STORE_SILENT) for others in computed.problems)
-        return LookedUpFeatures(computed.features, None, None, problems)
+        return LookedUpFeatures(
+            features=computed.features,
+            as_of=None,
+            snapshot=None,
+            problems=tuple((*others, DegradedReason.STORE_SILENT) for others in computed.problems),
+        )
 
     def close(self) -> None:
         self._store.close()

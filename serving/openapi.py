@@ -1,12 +1,10 @@
 """The schema of a use case's endpoint as OpenAPI 3.1, made from the fields of its requests."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from features.request import RequestField
 from serving.request import MAX_EXPLAINED, describe_expected
-
-if TYPE_CHECKING:
-    from features.request import RequestField
 
 Json = dict[str, Any]
 
@@ -29,19 +27,17 @@ _REFUSAL: Json = {
 
 
 def describe_endpoint(
-    *, use_case: str, title: str, fields: "Sequence[RequestField]", kind: str, lead_minutes: int, max_events: int
+    *, use_case: str, title: str, fields: Sequence[RequestField], kind: str, lead_minutes: int, max_events: int
 ) -> Json:
     """What clients may send, and what they get."""
-    schemas = {
-        "Event": _object({f.name: _field(f) for f in fields}, [f.name for f in fields if f.required], closed=True),
-        "Answer": _answer(kind),
-        "Explanation": _explanation(kind),
-        "Refusal": _object(_REFUSAL, list(_REFUSAL)),
-    }
-    about = f"Asked {lead_minutes} minutes before the event, or about any moment before."
+    event = _object({f.name: _field(f) for f in fields}, [f.name for f in fields if f.required])
     return {
         "openapi": "3.1.0",
-        "info": {"title": title, "version": "1", "description": about},
+        "info": {
+            "title": title,
+            "version": "1",
+            "description": f"Asked {lead_minutes} minutes before the event, or about any moment before.",
+        },
         "security": [{"key": []}],
         "paths": {
             f"/v1/{use_case}/predict": _path("One event, or a list: an answer each", "Answer", max_events),
@@ -49,16 +45,23 @@ def describe_endpoint(
                 "What each feature added to the answer", "Explanation", min(max_events, MAX_EXPLAINED)
             ),
         },
-        "components": {"schemas": schemas, "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
+        "components": {
+            "schemas": {
+                "Event": event | {"additionalProperties": False},
+                "Answer": _answer(kind),
+                "Explanation": _explanation(kind),
+                "Refusal": _object(_REFUSAL, list(_REFUSAL)),
+            },
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+        },
     }
 
 
-def _object(properties: Json, required: list[str], *, closed: bool = False) -> Json:
-    schema: Json = {"type": "object", "properties": properties, "required": required}
-    return schema | ({"additionalProperties": False} if closed else {})
+def _object(properties: Json, required: list[str]) -> Json:
+    return {"type": "object", "properties": properties, "required": required}
 
 
-def _field(field: "RequestField") -> Json:
+def _field(field: RequestField) -> Json:
     kinds: dict[str, Json] = {
         "varchar": {"type": "string"},
         "bigint": {"type": "integer"},
@@ -68,8 +71,11 @@ def _field(field: "RequestField") -> Json:
         "description": f"{field.meaning}: {describe_expected(field)}",
         "examples": [field.example],
     }
-    limits: Json = {"pattern": field.pattern and f"^(?:{field.pattern})$"}
-    limits |= {"minimum": field.minimum, "maximum": field.maximum}
+    limits = {
+        "pattern": field.pattern and f"^(?:{field.pattern})$",
+        "minimum": field.minimum,
+        "maximum": field.maximum,
+    }
     schema |= {name: value for name, value in limits.items() if value is not None}
     return schema if field.required else schema | {"type": [schema["type"], "null"]}
 
@@ -97,7 +103,6 @@ def _explanation(kind: str) -> Json:
 
 
 def _path(summary: str, answer: str, max_events: int) -> Json:
-    refusals = {"401": "no key, or an unknown one", "413": "the body is too large", "429": "too many requests"}
     return {
         "post": {
             "summary": summary,
@@ -108,7 +113,9 @@ def _path(summary: str, answer: str, max_events: int) -> Json:
             "responses": {
                 "200": {"description": "answered", "content": _content(_one_or_many(answer, {}))},
                 "400": {"description": "refused", "content": _content(_reference("Refusal"))},
-                **{status: {"description": text} for status, text in refusals.items()},
+                "401": {"description": "no key, or an unknown one"},
+                "413": {"description": "the body is too large"},
+                "429": {"description": "too many requests"},
             },
         }
     }

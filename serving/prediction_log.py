@@ -122,8 +122,7 @@ class PredictionLog:
         try:
             if self._file is not None and not batch.schema.equals(self._schema):
                 self._rotate()
-            is_new = self._file is None or self._length == 0
-            head = _record(batch.schema.serialize()) if is_new else b""
+            head = _record(batch.schema.serialize()) if self._file is None or self._length == 0 else b""
             payload = head + _record(batch.serialize())
             if self._used_bytes + len(payload) > self._max_bytes:
                 return False

@@ -5,12 +5,11 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 
-if TYPE_CHECKING:
-    from features.request import RequestField
+from features.request import RequestField
 
 _TYPES = {"varchar": pa.string(), "bigint": pa.int64(), "timestamp": pa.timestamp("us")}
 MAX_EXPLAINED = 16  # events of one request: each takes milliseconds, and the other requests of its batch wait
@@ -65,8 +64,8 @@ class _Field:
 class RequestReader:
     """Reads bodies of one use case: one event, or a list of at most `max_events`."""
 
-    def __init__(self, fields: "Sequence[RequestField]", *, max_events: int) -> None:
-        self._fields = tuple(_Field(f.name, f.required, describe_expected(f), _make_check(f)) for f in fields)
+    def __init__(self, fields: Sequence[RequestField], *, max_events: int) -> None:
+        self._fields = tuple(_Field(f.name, f.required, describe_expected(f), _MAKERS[f.kind](f)) for f in fields)
         self._names = frozenset(field.name for field in self._fields)
         self._schema = pa.schema([(f.name, _TYPES[f.kind]) for f in fields])
         self._max_events = max_events
@@ -116,15 +115,15 @@ class RequestReader:
                     raise Refusal(field.name, field.expected, _show_value(value)) from None
             row.append(value)
         if not event.keys() <= self._names:
-            unknown = sorted(event.keys() - self._names)[0]
+            unknown = min(event.keys() - self._names)
             raise Refusal(_shorten(unknown), f"only {', '.join(f.name for f in self._fields)}", "an unknown field")
         return tuple(row)
 
 
-def describe_expected(field: "RequestField") -> str:
+def describe_expected(field: RequestField) -> str:
     """What a field may be, for people."""
     if field.kind == "bigint":
-        return f"a whole number from {_least(field)} to {_most(field)}"
+        return "a whole number from {} to {}".format(*_bounds(field))
     if field.kind == "timestamp":
         return 'a moment with its time zone, like "2013-07-04T18:30:00-04:00"'
     return f"a string like {json.dumps(field.example)}" + (f" ({field.pattern})" if field.pattern else "")
@@ -141,16 +140,7 @@ def _parse_json(body: bytes | bytearray) -> Any:
         raise Refusal("body", "JSON of an event or a list of events", _shorten(str(error))) from None
 
 
-def _make_check(field: "RequestField") -> FieldCheck:
-    makers: Mapping[str, Callable[..., FieldCheck]] = {
-        "varchar": _make_string_check,
-        "bigint": _make_integer_check,
-        "timestamp": lambda _: _parse_moment,
-    }
-    return makers[field.kind](field)
-
-
-def _make_string_check(field: "RequestField") -> FieldCheck:
+def _make_string_check(field: RequestField) -> FieldCheck:
     matches = re.compile(field.pattern or rf".{{1,{_MAX_CHARACTERS}}}", re.ASCII).fullmatch
 
     def check(value: Any) -> str:
@@ -162,16 +152,13 @@ def _make_string_check(field: "RequestField") -> FieldCheck:
     return check
 
 
-def _least(field: "RequestField") -> int:
-    return -(2**63) if field.minimum is None else int(field.minimum)
+def _bounds(field: RequestField) -> tuple[int, int]:
+    """The least and the greatest whole number a field may be."""
+    return -(2**63) if field.minimum is None else field.minimum, 2**63 - 1 if field.maximum is None else field.maximum
 
 
-def _most(field: "RequestField") -> int:
-    return 2**63 - 1 if field.maximum is None else int(field.maximum)
-
-
-def _make_integer_check(field: "RequestField") -> FieldCheck:
-    least, most = _least(field), _most(field)
+def _make_integer_check(field: RequestField) -> FieldCheck:
+    least, most = _bounds(field)
 
     def check(value: Any) -> int:
         if type(value) is not int or not least <= value <= most:  # True is an int to Python, and none here
@@ -191,6 +178,13 @@ def _parse_moment(value: Any) -> datetime:
     if not _EARLIEST <= moment < _LATEST:
         raise _InvalidValue
     return moment.replace(tzinfo=None)
+
+
+_MAKERS: Mapping[str, Callable[[RequestField], FieldCheck]] = {
+    "varchar": _make_string_check,
+    "bigint": _make_integer_check,
+    "timestamp": lambda _: _parse_moment,
+}
 
 
 def _show_value(value: Any) -> str:

@@ -134,8 +134,7 @@ class Shipper:
 
     def _insert_segment(self, session: LogSession, number: int, rows: list[dict[str, Any]]) -> int:
         """A segment's rows and its number, in one transaction; how many were new: none when it was taken before."""
-        with self._transaction() as at:
-            at.execute(_BALANCE, vars(session) | {"session": session.name})
+        with self._transaction(session) as at:
             at.execute("select segments from online_losses where session = %s for update", (session.name,))
             if (at.fetchone() or (0,))[0] >= number:
                 return 0
@@ -143,25 +142,35 @@ class Shipper:
             for start in range(0, len(rows), _ROWS_A_STATEMENT):
                 at.execute(_INSERT, (json.dumps(rows[start : start + _ROWS_A_STATEMENT], default=str),))
                 new += at.rowcount
-            counts = {"answered": session.answered, "dropped": session.dropped, "repeated": len(rows) - new}
-            at.execute(_SHIPPED, {"segment": number, "rows": new, "session": session.name, **counts})
+            at.execute(
+                _SHIPPED,
+                {
+                    "session": session.name,
+                    "segment": number,
+                    "rows": new,
+                    "repeated": len(rows) - new,
+                    "answered": session.answered,
+                    "dropped": session.dropped,
+                },
+            )
         return new
 
     def _end(self, session: LogSession) -> None:
-        with self._transaction() as at:
-            at.execute(_BALANCE, vars(session) | {"session": session.name})
+        with self._transaction(session) as at:
             at.execute(_ENDED, {"answered": session.answered, "dropped": session.dropped, "session": session.name})
             lost = (at.fetchone() or (0,))[0]
         if lost or session.dropped:
             logger.warning("session %s: %d answers lost, %d dropped", session.name, lost, session.dropped)
 
     @contextmanager
-    def _transaction(self) -> Iterator[cursor]:
+    def _transaction(self, session: LogSession) -> Iterator[cursor]:
+        """A transaction in which the session has a balance."""
         if self._connection is None:
             self._connection = psycopg2.connect(
                 self._dsn, connect_timeout=5, options="-c timezone=UTC -c statement_timeout=60s -c lock_timeout=30s"
             )
         with self._connection, self._connection.cursor() as at:
+            at.execute(_BALANCE, vars(session) | {"session": session.name})
             yield at
 
 
@@ -183,9 +192,8 @@ def _from_segments(name: str, segments: Sequence[Path]) -> LogSession | None:
             rows += _rows_of(segment)
     if not rows:
         return None
-    first = rows[0]
     return LogSession(
-        name=name, use_case=first["use_case"], started_at=first["answered_at"], answered=len(rows), dropped=0
+        name=name, use_case=rows[0]["use_case"], started_at=rows[0]["answered_at"], answered=len(rows), dropped=0
     )
 
 
@@ -200,17 +208,13 @@ def _rows_of(segment: Path) -> list[dict[str, Any]]:
 
 def _rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
     table = pa.Table.from_batches([batch])
-    if wrong := [field.name for field in LOGGED_SCHEMA if not _has(table.schema, field)]:
+    kinds = dict(zip(table.schema.names, table.schema.types, strict=True))
+    if wrong := [field.name for field in LOGGED_SCHEMA if kinds.get(field.name) != field.type]:
         raise ValueError(f"written by another version of the server: {', '.join(wrong)}")
-    names = [name for name in table.column_names if name.startswith(FEATURE)]
-    plain = pa.table([_plain(table[name]) for name in names], [name.removeprefix(FEATURE) for name in names])
-    features = plain.to_pylist() if names else [{} for _ in range(table.num_rows)]
+    plain = {n.removeprefix(FEATURE): _plain(table[n]) for n in table.column_names if n.startswith(FEATURE)}
+    features = pa.table(plain).to_pylist() if plain else [{} for _ in range(table.num_rows)]
     for row, values in zip(table.select(list(LOGGED)).to_pylist(), features, strict=True):
         yield row | {"request": json.loads(row["request"]), "features": values}
-
-
-def _has(schema: pa.Schema, field: pa.Field) -> bool:
-    return field.name in schema.names and schema.field(field.name).type == field.type
 
 
 def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
