@@ -3,12 +3,12 @@
 import json
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapters.registry import RunRecord
+from features.document import to_document
 from models import bundle
 from tasks.train.report import draw_training_report
 from tasks.train.study import open_study, tabulate_trials
@@ -25,7 +25,7 @@ def write_run_record(job: "TrainingJob", trained: "TrainingResult", folder: Path
         trained.ensemble,
         use_case=job.use_case.name,
         features_digest=job.definition.digest(),
-        definition=json.dumps(asdict(job.definition), indent=1, sort_keys=True, default=str),
+        definition=to_document(job.definition),
         recipe=job.recipe.to_document(),
         data=describe_rows(job, trained.rows),
         metrics={f"validation_{name}": value for name, value in trained.metrics.items()},

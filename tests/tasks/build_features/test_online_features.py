@@ -82,7 +82,7 @@ def reads_the_batch(use_case: UseCase, outside: Outside, settings: Settings) -> 
     assert snapshot is not None
     partition = use_case.grid.partition(use_case.grid.key(week(2)))
     points = dataset.load_partition_points(snapshot.version, use_case, outside, partition=partition)
-    told = rebuild_requests(use_case, snapshot, outside, partition)
+    told = rebuild_requests(use_case, snapshot, outside, partition, FLIGHTS)
     keys = list(zip(points["entity_key"].to_pylist(), points["event_time"].to_pylist(), strict=True))
     names = [field.name for field in FLIGHTS.request]
     rows = [{name: told[key].get(name) for name in names} for key in keys]
