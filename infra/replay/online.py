@@ -2,7 +2,7 @@
 
 import uuid
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,13 +14,15 @@ from adapters.retrying import retry_call, wait_until
 from features import FeatureSet
 from infra.replay.state import ReplayError
 from pipeline.spec import UseCase
-from serving.predictor import Predictor
 from serving.reasons import DegradedReason
 from tasks.build_features.learnt_features import load_learnt_definition
 from tasks.common import ledger
 from tasks.deploy.batch_scores import load_batch_predictor
 from tasks.deploy.golden import choose_golden_rows
 from tasks.deploy.server import read_score
+
+if TYPE_CHECKING:
+    from serving.predictor import Predictor
 
 ROWS = 1000
 LOGGED_WITHIN_SECONDS = 30.0
@@ -146,7 +148,7 @@ def _load_logged(use_case: UseCase, outside: Outside, keys: list[tuple[str, int]
 
 def _compare(
     definition: FeatureSet,
-    batch: Predictor,
+    batch: "Predictor",
     points: pa.Table,
     online: list[dict[str, Any]],
     answers: list[dict[str, Any]],
