@@ -9,6 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import features
 from adapters.connect import Outside
 from infra.local.stack import Stack
 from infra.replay import flights_source
@@ -111,7 +112,7 @@ def _world(folder: Path) -> Iterator[World]:
         outside = Outside(read_settings(environment))
         use_case = use_cases(REPOSITORY / "params.yaml")["flights"]
         _ingest(use_case, outside)
-        points, events = choose_golden_rows(use_case, outside, ROWS)
+        points, events = choose_golden_rows(use_case, features.definition(use_case.name), outside, ROWS)
         sha256 = _bundle(use_case, outside, folder / "bundle")
         yield World(
             stack=stack,

@@ -10,7 +10,12 @@ for one partition.
 **To resume** run the partition again: the same source gives the same objects and nothing is doubled; a changed source
 is a new version beside the old one. A run stopped by bad data (`BadData`) is not retried, and its partition is blocked:
 mend the source and run the partition again; nothing else releases it. Rows quarantined from a partition that did become
-clean are corrected with `replay_quarantine`. Missed partitions: backfill their range.
+clean are corrected with `replay_quarantine`.
+
+**Nothing is lost that comes late.** Each landing compares the partitions before it with the source, by the number of
+rows and a hash of them (`source.recheck_partitions` of them, once a week all): what rows came to, changed in or went
+from is taken again by `reconcile`, as is a partition between others that nobody took. A blocked partition is left
+alone.
 """
 
 from datetime import timedelta

@@ -1,15 +1,15 @@
-"""The floor under the asset events: work that is pending although nothing is working on it is started.
+"""Starts work that is pending although nothing is working on it: for when an asset event was lost, or a run failed.
 
 **Steps.** `find` checks, by a few cheap queries, whether features, scores, monitoring or deployments have something
-pending, and leaves out what is running or queued already; `start` starts the rest. Usually there is nothing to start:
-this is for an event that was lost, and for a run that failed and was not cleared.
+pending, and leaves out what is running or queued already; `start` starts the rest. It has those partitions ingested,
+too, that nobody ever took, and those that rows came to after they were taken. Usually there is nothing to start.
 
 **Started by** the clock, every ten minutes.
 
 **To resume** there is nothing to do: the next run finds the same.
 """
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
@@ -26,14 +26,20 @@ def make_reconcile_dag(use_case: UseCase) -> DAG:
     ) as dag:
 
         @task(task_id="find", execution_timeout=timedelta(minutes=10))
-        def find_idle_dags(ti: Any = None) -> list[str]:
+        def find_runs_to_start(ti: Any = None) -> list[dict[str, Any]]:
             from tasks import pending_work
+            from tasks.ingest import late
 
-            dag_ids = [f"{use_case.name}.{verb}" for verb in pending_work.find_pending_verbs(use_case, reach_outside())]
-            return [dag_id for dag_id in dag_ids if not ti.get_dr_count(dag_id=dag_id, states=["queued", "running"])]
+            outside, name = reach_outside(), use_case.name
+            runs = [(f"{name}.{verb}", {}) for verb in pending_work.find_pending_verbs(use_case, outside)]
+            partitions = late.find_partitions_to_take(use_case, outside, datetime.now(UTC))
+            runs += [(f"{name}.ingest", {"partition": key}) for key in partitions]
+            dag_ids = {dag_id for dag_id, _ in runs}
+            busy = {dag_id for dag_id in dag_ids if ti.get_dr_count(dag_id=dag_id, states=["queued", "running"])}
+            return [{"trigger_dag_id": dag_id, "conf": conf} for dag_id, conf in runs if dag_id not in busy]
 
-        TriggerDagRunOperator.partial(task_id="start", execution_timeout=timedelta(minutes=5)).expand(
-            trigger_dag_id=find_idle_dags()
+        TriggerDagRunOperator.partial(task_id="start", execution_timeout=timedelta(minutes=5)).expand_kwargs(
+            find_runs_to_start()
         )
     return dag
 

@@ -3,7 +3,7 @@
 **Steps.** `plan` fixes the features and the data time; `tune`, a task a worker (`train.workers`), searches on the
 validation days only (one Optuna study in Postgres, so that a killed search goes on where it was); `refit` trains the
 best configuration and registers the candidate; `evaluate` compares it with the champion on the same holdout rows; where
-the candidate won, and the use case's risk is high or the champion learnt other features and could not be compared,
+the candidate won, and the use case's risk is high or the champion learnt features that can no longer be computed,
 `approval` waits for a person (Required Actions, in the Airflow UI; no answer in time is a rejection), else it skips;
 `promote` follows the verdict and writes the ledger; `deploy` brings the champion to the endpoint, where there is one,
 by the stages of `deploy`; `finish` closes the retrain decision that asked for this, if one did, whatever happened.

@@ -7,6 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from features import offline
+from features.document import from_document
 from features.engine import FeatureSet, Span
 from features.flights import FLIGHTS
 
@@ -22,6 +23,16 @@ def definition(name: str) -> FeatureSet:
     if name not in _DEFINITIONS:
         raise ValueError(f"no features for {name!r}: write features/{name}.py and add it to features/__init__.py")
     return _DEFINITIONS[name]
+
+
+def learnt_definition(name: str, digest: str, document: str) -> FeatureSet:
+    """The definition that a model learnt: today's where it has this digest, else the one in the model's document.
+
+    Raises:
+        ValueError: no use case of that name has features, or this code cannot compute what the digest stands for.
+    """
+    today = definition(name)
+    return today if today.digest() == digest else from_document(document, digest, like=today)
 
 
 def build(
@@ -48,4 +59,4 @@ def build(
     raise ValueError(f"no feature engine {engine!r}: expected duckdb or spark")
 
 
-__all__ = ["FeatureSet", "build", "definition"]
+__all__ = ["FeatureSet", "build", "definition", "learnt_definition"]

@@ -137,6 +137,11 @@ def load_bundle(folder: Path, *, sha256: str | None = None) -> Bundle:
     return Bundle(card=card, encoder=encoder, members=_members(card, encoder, parts["weights.safetensors"], folder))
 
 
+def read_definition(folder: Path) -> str:
+    """The feature definition in a bundle, as JSON text; its digest is in the card."""
+    return (folder / "features.json").read_text()
+
+
 def _card(content: bytes, folder: Path) -> Mapping[str, Any]:
     try:
         card = json.loads(content)

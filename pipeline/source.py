@@ -25,12 +25,16 @@ class Table(Block):
 class Source(Block):
     """Where rows come from and by which grid they are taken. Row limits of a table are per partition.
 
+    `recheck_partitions` says how many partitions before the one that is taken are compared with what was taken of them:
+    a row that is committed later than that is found by the comparison of all of them, once a week.
+
     `last_partition` is for a source that has ended: nothing is scheduled after it. None: rows still arrive.
     """
 
     first_partition: date
     last_partition: date | None
     partition_days: int = Field(gt=0)
+    recheck_partitions: int = Field(ge=0)
     cron: Cron
     tables: Mapping[Identifier, Table] = Field(min_length=1)
 

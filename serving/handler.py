@@ -18,7 +18,7 @@ import torch
 
 import features
 from models.attribution import attribute
-from models.bundle import Bundle, load_bundle
+from models.bundle import Bundle, load_bundle, read_definition
 from serving.answers import Answerer, InferenceReply, ServingOptions, read_inference_request
 from serving.lookup import FeatureLookup
 from serving.openapi import describe_endpoint
@@ -33,8 +33,9 @@ DSN, SPOOL, STORE = "WINDSOCK_ONLINE_DSN", "WINDSOCK_SPOOL", "WINDSOCK_MODEL_STO
 class ModelWorker:
     """One worker's model, ready to answer."""
 
-    def __init__(self, options: ServingOptions, bundle: Bundle, environment: Mapping[str, str]) -> None:
-        definition = features.definition(options.use_case)
+    def __init__(
+        self, options: ServingOptions, bundle: Bundle, definition: features.FeatureSet, environment: Mapping[str, str]
+    ) -> None:
         self._options = options
         self._schema = json.dumps(
             describe_endpoint(
@@ -119,20 +120,21 @@ def open_worker(folder: Path, environment: Mapping[str, str]) -> ModelWorker:
     """The worker of an unpacked archive.
 
     Raises:
-        ValueError: the bundle is not the one that was deployed, or belongs to other features than this code computes.
+        ValueError: the bundle is not the one that was deployed, or learnt features that this code cannot compute.
     """
     options = ServingOptions.from_document(json.loads((folder / "options.json").read_text()))
     bundle = load_bundle(folder / "bundle", sha256=options.bundle_sha256)
-    ours = features.definition(options.use_case).digest()
-    theirs = bundle.card["features"]["digest"]
-    if theirs != ours:
+    digest = bundle.card["features"]["digest"]
+    try:
+        definition = features.learnt_definition(options.use_case, digest, read_definition(folder / "bundle"))
+    except ValueError as error:
         raise ValueError(
-            f"{options.use_case} {options.version} was trained on features {theirs[:12]}, and this server computes "
-            f"{ours[:12]}: serve it from the code it was trained with, or train again"
-        )
+            f"{options.use_case} {options.version} was trained on features {digest[:12]}, which this server cannot"
+            f" compute ({error}): serve it from the code it was trained with, or train again"
+        ) from error
     if bundle.card["use_case"] != options.use_case or bundle.card["kind"] != options.kind:
         raise ValueError(f"the bundle is a {bundle.card['kind']} model of {bundle.card['use_case']}, not as deployed")
-    return ModelWorker(options, bundle, environment)
+    return ModelWorker(options, bundle, definition, environment)
 
 
 _workers: list[ModelWorker] = []  # of this process: one, once it is loaded

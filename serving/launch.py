@@ -1,7 +1,7 @@
 """Starts TorchServe: writes its configuration, loads what is deployed, and becomes java: `python -m serving.launch`.
 
 `<store>/deployed.json` says what is deployed (adapters/model_store.py writes it). An archive that is missing, or whose
-SHA-256 is not the one it was deployed with, or whose features this code does not compute, is left out, and the log
+SHA-256 is not the one it was deployed with, or whose features this code cannot compute, is left out, and the log
 says so; the others are served.
 """
 
@@ -49,12 +49,13 @@ def _find_problem(store: Path, entry: DeployedVersion) -> str | None:
     if (sha256 := hashlib.sha256(path.read_bytes()).hexdigest()) != entry["sha256"]:
         return f"{path} was changed since it was deployed: its SHA-256 is {sha256}, not {entry['sha256']}"
     with zipfile.ZipFile(path) as archive:
-        theirs = json.loads(archive.read("bundle/card.json"))["features"]["digest"]
+        digest = json.loads(archive.read("bundle/card.json"))["features"]["digest"]
+        document = archive.read("bundle/features.json").decode()
     try:
-        ours = features.definition(entry["use_case"]).digest()
+        features.learnt_definition(entry["use_case"], digest, document)
     except ValueError as error:
-        return str(error)
-    return None if theirs == ours else f"trained on features {theirs[:12]}, and this code computes {ours[:12]}"
+        return f"trained on features {digest[:12]}, which this code cannot compute: {error}"
+    return None
 
 
 def render_properties(

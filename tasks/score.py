@@ -15,9 +15,13 @@ from adapters.warehouse import Fence, Upserted, Warehouse
 from pipeline.handoffs import Scores
 from pipeline.partitions import Interval
 from pipeline.spec import UseCase
-from tasks.build_features import dataset
+from tasks.build_features.learnt_features import (
+    UncomputableFeatures,
+    find_learnt_definition,
+    load_learnt_definition,
+    load_learnt_points,
+)
 from tasks.common.ledger import Champion, champion_at, current, load_champions
-from tasks.train.feature_match import learnt_other_features
 
 Window = tuple[str, str, datetime, datetime]  # use case, model version, [start, end) of prediction_time
 _PARTITIONS_A_TASK = 16  # a task takes seconds to start, a partition a fraction of one to score
@@ -37,13 +41,13 @@ class UnscoredPartition:
 def find_unscored(use_case: UseCase, outside: Outside, keys: Collection[str] | None = None) -> list[UnscoredPartition]:
     """The partitions of the latest snapshot whose inputs the champion in force has not scored, in order.
 
-    `keys` limits them to these. Left out is what a retired champion would score that learnt other features than are
-    defined now: it never can.
+    `keys` limits them to these. Left out is what a retired champion would score that learnt features which cannot be
+    computed any more: it never can.
     """
     with outside.warehouse.session():
         unscored, champion = list(_unscored(use_case, outside, keys)), current(use_case, outside)
     retired = {each.champion.version for each in unscored} - {champion.version} if champion else set()
-    foreign = {version for version in retired if learnt_other_features(use_case, version, outside)}
+    foreign = {version for version in retired if find_learnt_definition(use_case, version, outside) is None}
     return [each for each in unscored if each.champion.version not in foreign]
 
 
@@ -58,7 +62,7 @@ def score_partitions(use_case: UseCase, outside: Outside, keys: Sequence[str] | 
 
     Raises:
         FencedOut: scoring of a partition was begun again meanwhile; that run does the rest.
-        ValueError: the champion learnt other features than are defined now.
+        UncomputableFeatures: the champion learnt what cannot be computed any more.
     """
     if keys is None:
         keys = [key for share in plan_shares(use_case, outside) for key in share]
@@ -76,17 +80,23 @@ def score_partition(use_case: UseCase, unscored: UnscoredPartition, outside: Out
 
     Raises:
         FencedOut: scoring was begun again meanwhile.
-        ValueError: the champion learnt other features than are defined now; a critical alert says so too.
+        UncomputableFeatures: the champion learnt what cannot be computed any more; a critical alert says so too.
     """
     from serving.predictor import Predictor
 
-    if learnt_other_features(use_case, unscored.champion.version, outside):
-        raise ValueError(_alert_other_features(use_case, unscored.champion.version, outside))
-    points = dataset.load_partition_points(unscored.snapshot_version, use_case, outside, partition=unscored.partition)
+    partition = unscored.partition
+    try:
+        definition = load_learnt_definition(use_case, unscored.champion.version, outside)
+    except UncomputableFeatures as error:
+        _alert_other_features(use_case, str(error), outside)
+        raise
+    points = load_learnt_points(
+        definition, unscored.snapshot_version, use_case, outside, start=partition.start, end=partition.end
+    )
     bundle = outside.registry.download_bundle(use_case.name, unscored.champion.version)
     rows = make_predictions(use_case, unscored, points, Predictor.load(bundle).predict(points))
 
-    window = (use_case.name, unscored.champion.version, unscored.partition.start, unscored.partition.end)
+    window = (use_case.name, unscored.champion.version, partition.start, partition.end)
 
     def commit() -> Scores:
         with outside.warehouse.transaction(fence) as at:
@@ -94,8 +104,8 @@ def score_partition(use_case: UseCase, unscored: UnscoredPartition, outside: Out
             outside.warehouse.upsert(at, "scorings", _scoring(use_case, unscored, rows.num_rows), _SCORING_KEY)
             return Scores(
                 use_case=use_case.name,
-                partition_start=unscored.partition.start,
-                partition_end=unscored.partition.end,
+                partition_start=partition.start,
+                partition_end=partition.end,
                 model_version=unscored.champion.version,
                 snapshot_version=unscored.snapshot_version,
                 rows=rows.num_rows,
@@ -144,20 +154,10 @@ def write_predictions(at: cursor, rows: pa.Table, window: Window, warehouse: War
     return written
 
 
-def _alert_other_features(use_case: UseCase, version: str, outside: Outside) -> str:
-    """Raise the alert that nothing can be scored; the sentence that says why."""
-    text = (
-        f"champion {version} of {use_case.name} learnt other features than features/ defines now, so it must not"
-        f" score them: run {use_case.name}.train, or put the old definition back"
-    )
-    outside.alerts.raise_alert(
-        "critical",
-        use_case.name,
-        f"{use_case.name}/score/foreign-features",
-        f"{use_case.title}: nothing is scored",
-        text,
-    )
-    return text
+def _alert_other_features(use_case: UseCase, text: str, outside: Outside) -> None:
+    """Raise the alert that nothing can be scored, and why."""
+    title = f"{use_case.title}: nothing is scored"
+    outside.alerts.raise_alert("critical", use_case.name, f"{use_case.name}/score/foreign-features", title, text)
 
 
 _SCORINGS = "select partition_start, model_version, inputs from scorings where use_case = %s"

@@ -82,6 +82,11 @@ QUERIES = (
         """,
     ),
     MetricQuery(
+        {"late_partitions_total": "Partitions of a table whose rows changed after they were taken"},
+        ("use_case", "table"),
+        'select use_case, table_name as "table", count(*) as late_partitions_total from late_rows group by 1, 2',
+    ),
+    MetricQuery(
         {
             "drift": "How far a feature, or the score, is from the champion's training data: PSI, or share missing",
             "drift_threshold": "The calibrated threshold of that measure",

@@ -2,20 +2,26 @@
 
 import uuid
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
-import features
 from adapters.connect import Outside
 from adapters.gateway import Gateway
 from adapters.retrying import retry_call, wait_until
+from features import FeatureSet
 from infra.replay.state import ReplayError
 from pipeline.spec import UseCase
 from serving.reasons import DegradedReason
+from tasks.build_features.learnt_features import load_learnt_definition
+from tasks.common import ledger
 from tasks.deploy.batch_scores import load_batch_predictor
 from tasks.deploy.golden import choose_golden_rows
+from tasks.deploy.server import read_score
+
+if TYPE_CHECKING:
+    from serving.predictor import Predictor
 
 ROWS = 1000
 LOGGED_WITHIN_SECONDS = 30.0
@@ -66,19 +72,25 @@ class OnlineSummary:
 
 
 def summarise_online(use_case: UseCase, outside: Outside, *, rows: int = ROWS) -> OnlineSummary | None:
-    """Ask real events of the latest partitions through the gateway, and compare; None where there is no gateway.
+    """Ask real events of the latest partitions through the gateway, and compare; None without a gateway or a champion.
 
     Raises:
         ReplayError: the gateway answers with something else than answers, or the answers do not reach the warehouse.
     """
     if outside.gateway is None or use_case.endpoint is None:
         return None
-    points, events = choose_golden_rows(use_case, outside, rows)
+    champion = ledger.current(use_case, outside)
+    if champion is None:
+        return None
+    definition = load_learnt_definition(use_case, champion.version, outside)
+    points, events = choose_golden_rows(use_case, definition, outside, rows)
     answers, keys = _ask_events(use_case, outside.gateway, events)
+    online = _load_logged(use_case, outside, keys)
+    batch = load_batch_predictor(use_case, answers[0]["model_version"], outside)
     return OnlineSummary(
         request=events[0],
         answer=answers[0],
-        parity=_compare(use_case, outside, points, _load_logged(use_case, outside, keys), answers),
+        parity=_compare(definition, batch, points, online, answers),
         answered=outside.warehouse.query(_ANSWERED, (use_case.name,)),
     )
 
@@ -136,28 +148,26 @@ def _load_logged(use_case: UseCase, outside: Outside, keys: list[tuple[str, int]
 
 
 def _compare(
-    use_case: UseCase,
-    outside: Outside,
+    definition: FeatureSet,
+    batch: "Predictor",
     points: pa.Table,
     online: list[dict[str, Any]],
     answers: list[dict[str, Any]],
 ) -> Parity:
-    definition, version = features.definition(use_case.name), answers[0]["model_version"]
     numbers = max(_largest(points[name], [row.get(name) for row in online]) for name in definition.numeric)
     categories = sum(
         batch != row.get(name)
         for name in definition.categorical
         for batch, row in zip(points[name].to_pylist(), online, strict=True)
     )
-    batch = load_batch_predictor(use_case, version, outside).predict(points)
-    key = "probability" if use_case.target.kind == "binary" else "value"
+    scores = np.array([read_score(answer) for answer in answers])
     return Parity(
         rows=len(answers),
-        version=version,
+        version=answers[0]["model_version"],
         features_compared=len(definition.numeric) + len(definition.categorical),
         numbers_difference=numbers,
         categories_differing=categories,
-        score_difference=float(np.max(np.abs(batch - np.array([answer[key] for answer in answers])))),
+        score_difference=float(np.max(np.abs(batch.predict(points) - scores))),
         degraded=sum(answer["degraded"] for answer in answers),
     )
 

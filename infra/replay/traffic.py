@@ -7,6 +7,7 @@ from itertools import cycle
 from types import TracebackType
 from typing import Any
 
+import features
 from adapters.connect import Outside
 from pipeline.partitions import Interval
 from pipeline.spec import UseCase
@@ -64,7 +65,8 @@ class Traffic:
         snapshot = dataset.latest_snapshot(self._use_case, self._outside)
         if self._outside.gateway is not None and snapshot is not None:
             self._weeks += 1
-            self._events = list(rebuild_requests(self._use_case, snapshot, self._outside, week).values())
+            definition = features.definition(self._use_case.name)
+            self._events = list(rebuild_requests(self._use_case, snapshot, self._outside, week, definition).values())
 
     def _ask_on(self) -> None:
         while not self._over.wait(1 / self._per_second):

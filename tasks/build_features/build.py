@@ -57,7 +57,8 @@ def make_manifest(
     use_case: UseCase, definition: features.FeatureSet, clean: Mapping[str, Mapping[Interval, CleanObject]]
 ) -> Manifest:
     """What each partition that can be made is made from, given each table's current clean content."""
-    objects = {name: tuple(item for _, item in sorted(clean.get(name, {}).items())) for name in definition.sources}
+    tables = sorted({*definition.sources, *clean})  # all of them: an older definition may read what today's does not
+    objects = {name: tuple(item for _, item in sorted(clean.get(name, {}).items())) for name in tables}
     empty = Manifest(reach=definition.look_back, objects=objects, partitions=())
     ready = set.intersection(*(set(clean.get(name, {})) for name in use_case.source.tables))
     code = [definition.digest(), use_case.time.lead_minutes]

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ from pipeline.partitions import Interval
 
 if TYPE_CHECKING:  # a stage reads this: its start is not to wait for what it does not use
     from adapters.connect import Outside
+    from features import FeatureSet
     from features.vocabulary import SourceTable
 
 
@@ -121,9 +122,16 @@ def committed_manifest(snapshot: Snapshot, outside: "Outside") -> Manifest:
     return Manifest.from_json(outside.versions.committed(snapshot.use_case, snapshot.git_revision, path))
 
 
-def clean_files(snapshot: Snapshot, interval: Interval, outside: "Outside") -> dict[str, list[Path]]:
-    """The clean objects that a version's features of an interval were made from, by table, as files of this machine."""
-    import features
+def clean_files(
+    snapshot: Snapshot, interval: Interval, outside: "Outside", definition: "FeatureSet"
+) -> dict[str, list[Path]]:
+    """The clean objects of a version that a definition reads for an interval, by table, as files of this machine.
 
-    inputs = committed_manifest(snapshot, outside).inputs_of(interval, features.definition(snapshot.use_case).sources)
+    Raises:
+        ValueError: it reads a table of which the version knows nothing.
+    """
+    manifest = replace(committed_manifest(snapshot, outside), reach=definition.look_back)
+    if absent := sorted(definition.sources.keys() - manifest.objects.keys()):
+        raise ValueError(f"dataset version {snapshot.version} has nothing of {absent}: build features anew")
+    inputs = manifest.inputs_of(interval, definition.sources)
     return {table: [outside.lake.local(item.uri) for item in items] for table, items in inputs.items()}

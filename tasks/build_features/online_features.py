@@ -1,7 +1,9 @@
 """Keeps the online store at the latest feature dataset: for each key the packed series of its history.
 
-A refresh is one transaction: readers see the old state or the new one, whole, and only series that changed are written.
-The store follows snapshots in the order they were built; a run that was overtaken can no longer commit.
+It holds today's definition of the features, and those that the champion and the one before it learnt, so that a changed
+definition is no outage. A refresh is one transaction for each: readers see the old state or the new one, whole, and
+only series that changed are written. The store follows snapshots in the order they were built; a run that was overtaken
+can no longer commit.
 """
 
 import logging
@@ -25,18 +27,20 @@ from pipeline.handoffs import Snapshot
 from pipeline.partitions import Interval
 from pipeline.spec import UseCase
 from tasks.build_features import dataset
+from tasks.build_features.learnt_features import iterate_definitions_in_use
 from tasks.build_features.manifest import clean_files
 
 logger = logging.getLogger(__name__)
 
 _PARTITIONS_KEPT = 2  # of prediction times before `as_of` that are answered exactly; golden rows come from the last one
-_DEFINITIONS_KEPT = 2  # the one in use by the running server, and the new one
 _PAGE_ROWS = 500
 
 _STATE = """
 select s.snapshot_version, b.build_order from online_state s
 left join snapshots b on b.use_case = s.use_case and b.version = s.snapshot_version
 where s.use_case = %s and s.definition = %s"""
+
+_REACHED = "select definition from online_state where use_case = %s and snapshot_version = %s"
 
 _ORDER = "select build_order from snapshots where use_case = %s and version = %s"
 
@@ -52,8 +56,7 @@ on conflict (use_case, definition) do update set since = excluded.since, as_of =
 
 _RETIRE = """
 with old as (
-    select definition from online_state where use_case = %s and definition <> %s
-    order by refreshed_at desc, definition offset %s
+    select definition from online_state where use_case = %s and definition <> all(%s)
 ), gone as (
     delete from online_series using old where use_case = %s and online_series.definition = old.definition
 )
@@ -68,33 +71,55 @@ class Refreshed:
     deleted: int
     unchanged: int
 
+    def __add__(self, other: "Refreshed") -> "Refreshed":
+        return Refreshed(
+            written=self.written + other.written,
+            deleted=self.deleted + other.deleted,
+            unchanged=self.unchanged + other.unchanged,
+        )
+
 
 def find_unreached_snapshot(use_case: UseCase, outside: Outside) -> Snapshot | None:
     """The snapshot the store has yet to reach; None: it is there, or there is no endpoint, or nothing was built."""
-    latest = dataset.latest_snapshot(use_case, outside) if use_case.endpoint else None
+    if use_case.endpoint is None:
+        return None
+    latest = dataset.latest_snapshot(use_case, outside)
     if latest is None:
         return None
-    state = outside.warehouse.query(_STATE, (use_case.name, features.definition(use_case.name).digest()))
-    return None if state and state[0]["snapshot_version"] == latest.version else latest
+    rows = outside.warehouse.query(_REACHED, (use_case.name, latest.version))
+    reached = {row["definition"] for row in rows}
+    in_use = iterate_definitions_in_use(use_case, outside)
+    return None if all(definition.digest() in reached for definition in in_use) else latest
 
 
 def refresh_store(use_case: UseCase, snapshot: Snapshot, outside: Outside) -> Refreshed:
     """Bring the store to a snapshot, from the clean objects it was made from; an older one changes nothing.
 
+    What is of none of the definitions in use goes.
+
     Raises:
         ValueError: a clean table lacks what the features read.
         FencedOut: a later refresh has begun, and will do this work.
     """
-    definition = features.definition(use_case.name)
     fence = outside.warehouse.begin(f"{use_case.name}/online_features")
     kept = Interval(snapshot.end - timedelta(days=_PARTITIONS_KEPT * use_case.source.partition_days), snapshot.end)
-    series = dict(pack_all_series(definition, clean_files(snapshot, kept, outside), kept, use_case.time.lead))
+    done, digests = Refreshed(written=0, deleted=0, unchanged=0), []
+    for definition in iterate_definitions_in_use(use_case, outside):
+        digests.append(digest := definition.digest())
+        files = clean_files(snapshot, kept, outside, definition)
+        series = dict(pack_all_series(definition, files, kept, use_case.time.lead))
 
-    def commit() -> Refreshed:
+        def commit(digest: str = digest, series: Mapping[str, bytes] = series) -> Refreshed:
+            with outside.warehouse.transaction(fence) as at:
+                return _write(at, use_case, snapshot, digest=digest, kept=kept, series=series)
+
+        done += outside.warehouse.retry_transaction(commit)
+
+    def retire() -> None:
         with outside.warehouse.transaction(fence) as at:
-            return _write(at, use_case, snapshot, digest=definition.digest(), kept=kept, series=series)
+            at.execute(_RETIRE, (use_case.name, digests, use_case.name, use_case.name))
 
-    done = outside.warehouse.retry_transaction(commit)
+    outside.warehouse.retry_transaction(retire)
     logger.info("%s: online store at %s, %s", use_case.name, snapshot.version, done)
     return done
 
@@ -149,5 +174,4 @@ def _write(
     at.execute("delete from online_series where use_case = %s and definition = %s and key = any(%s)", (*where, gone))
     if changed or gone or state is None or state[0] != snapshot.version:
         at.execute(_ADVANCE, (*where, kept.start, kept.end, snapshot.version))
-        at.execute(_RETIRE, (*where, _DEFINITIONS_KEPT - 1, use_case.name, use_case.name))
     return Refreshed(written=len(changed), deleted=len(gone), unchanged=len(series) - len(changed))

@@ -9,15 +9,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-import features
 from adapters.connect import Outside
 from adapters.retrying import retry_call
+from features import FeatureSet
 from features.offline_requests import load_past_requests
 from pipeline.handoffs import Snapshot
 from pipeline.partitions import Interval
 from pipeline.spec import UseCase
 from serving.reasons import DegradedReason
 from tasks.build_features import dataset
+from tasks.build_features.learnt_features import load_learnt_definition, load_learnt_points
 from tasks.build_features.manifest import clean_files
 from tasks.deploy.batch_scores import load_batch_predictor
 from tasks.deploy.judge import GoldenTally, compute_p99
@@ -43,7 +44,8 @@ def ask_golden_rows(use_case: UseCase, version: str, outside: Outside) -> tuple[
     """
     assert use_case.endpoint is not None
     rollout = use_case.endpoint.rollout
-    points, events = choose_golden_rows(use_case, outside, rollout.golden_rows)
+    definition = load_learnt_definition(use_case, version, outside)
+    points, events = choose_golden_rows(use_case, definition, outside, rollout.golden_rows)
     if not events:
         return GoldenTally(rows=0, wanted=rollout.golden_rows, max_difference=0, worst="", p99_ms=0), {}
     batch = load_batch_predictor(use_case, version, outside).predict(points)
@@ -64,21 +66,23 @@ def ask_golden_rows(use_case: UseCase, version: str, outside: Outside) -> tuple[
     return tally, events[0]
 
 
-def choose_golden_rows(use_case: UseCase, outside: Outside, wanted: int) -> tuple[pa.Table, list[dict[str, Any]]]:
+def choose_golden_rows(
+    use_case: UseCase, definition: FeatureSet, outside: Outside, wanted: int
+) -> tuple[pa.Table, list[dict[str, Any]]]:
     """Feature rows that the online store answers exactly, spread evenly over them, and the requests that ask for them.
 
     Raises:
-        FeaturesNotReady: no online features were made of today's definition.
+        FeaturesNotReady: no online features were made by this definition.
     """
-    state = outside.warehouse.query(_STATE, (use_case.name, features.definition(use_case.name).digest()))
+    state = outside.warehouse.query(_STATE, (use_case.name, definition.digest()))
     if not state:
         raise FeaturesNotReady(
-            f"{use_case.name} has no online features of today's definition: run {use_case.name}.ingest"
+            f"{use_case.name} has no online features by this definition yet: run {use_case.name}.build_features"
         )
     snapshot = dataset.find_snapshot(state[0]["snapshot_version"], use_case, outside)
     kept = Interval(state[0]["since"].astimezone(UTC), state[0]["as_of"].astimezone(UTC))
-    points = dataset.load_points(snapshot.version, use_case, outside, start=kept.start, end=kept.end)
-    by_key = rebuild_requests(use_case, snapshot, outside, kept)
+    points = load_learnt_points(definition, snapshot.version, use_case, outside, start=kept.start, end=kept.end)
+    by_key = rebuild_requests(use_case, snapshot, outside, kept, definition)
     keys = zip(points["entity_key"].to_pylist(), points["event_time"].to_pylist(), strict=True)
     known = [(place, by_key[key]) for place, key in enumerate((k, t.astimezone(UTC)) for k, t in keys) if key in by_key]
     spread = [known[i] for i in np.unique(np.linspace(0, len(known) - 1, min(wanted, len(known))).astype(int))]
@@ -86,11 +90,10 @@ def choose_golden_rows(use_case: UseCase, outside: Outside, wanted: int) -> tupl
 
 
 def rebuild_requests(
-    use_case: UseCase, snapshot: Snapshot, outside: Outside, interval: Interval
+    use_case: UseCase, snapshot: Snapshot, outside: Outside, interval: Interval, definition: FeatureSet
 ) -> dict[tuple[str, datetime], dict[str, Any]]:
     """What a client would have sent for each row, by the row's key, from the clean objects the snapshot was made of."""
-    definition = features.definition(use_case.name)
-    tables = clean_files(snapshot, interval, outside)
+    tables = clean_files(snapshot, interval, outside, definition)
     names = [field.name for field in definition.request]
     rows = load_past_requests(definition, tables, interval, use_case.time.lead).to_pylist()
     return {(row["entity_key"], row["event_time"].replace(tzinfo=UTC)): _event(row, names) for row in rows}

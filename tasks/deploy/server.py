@@ -4,20 +4,19 @@ import json
 from functools import cached_property
 from typing import Any
 
-import features
 from adapters.connect import Outside
 from adapters.endpoint import Endpoint
 from adapters.errors import Corrupt, Missing
 from adapters.gateway import Gateway, Route
 from adapters.model_store import Archive
 from adapters.retrying import retry_call
+from features import FeatureSet
 from pipeline.spec import UseCase
 from serving.openapi import describe_endpoint
+from tasks.build_features.learnt_features import UncomputableFeatures, load_learnt_definition
 from tasks.deploy.deployments import Deployment, find_ongoing_deployment
 from tasks.deploy.experiment.log import find_unsettled_experiment
-from tasks.train.feature_match import learnt_other_features
 
-# A real event that was asked when a version was let in.
 _EXAMPLE = """
 select evidence -> 'golden' -> 'example' as event from deployments
 where use_case = %s and evidence -> 'golden' -> 'example' is not null order by position desc limit 1
@@ -102,20 +101,16 @@ class UseCaseServer:
         """A version's archive in the store; the same version gives the same bytes.
 
         Raises:
-            VersionRejected: the version learnt other features than are looked up now, or its stored bundle was
+            VersionRejected: the version learnt features that cannot be computed any more, or its stored bundle was
                 changed or is not there.
         """
         try:
-            is_foreign = learnt_other_features(self._use_case, version, self._outside)
             bundle = self._outside.registry.download_bundle(self._name, version)
         except (Corrupt, Missing) as problem:
             raise VersionRejected(
                 f"the stored bundle of version {version} is not what was registered: {problem}"
             ) from problem
-        if is_foreign:
-            raise VersionRejected(
-                f"version {version} learnt other features than features/ defines now: run {self._name}.train"
-            )
+        self._definition(version)
         e = self._online
         return self._endpoint.store.archive(
             bundle,
@@ -193,7 +188,7 @@ class UseCaseServer:
     def publish(self, version: str) -> None:
         """What goes with being the one that answers: the default version, the published schema, the static answer."""
         self._endpoint.make_default(self._name, version)
-        self._gateway.publish_openapi(self._name, self._schema())
+        self._gateway.publish_openapi(self._name, self._schema(version))
         if self._use_case.target.kind == "binary":
             [found] = self._outside.warehouse.query(_BASE_RATE, (self._name,))
             self._gateway.set_fallback(self._name, found["rate"])
@@ -215,12 +210,23 @@ class UseCaseServer:
         for version in others:
             self._endpoint.retire(self._name, version)
 
-    def _schema(self) -> str:
+    def _definition(self, version: str) -> FeatureSet:
+        """The features that a version learnt.
+
+        Raises:
+            VersionRejected: they cannot be computed any more.
+        """
+        try:
+            return load_learnt_definition(self._use_case, version, self._outside)
+        except UncomputableFeatures as problem:
+            raise VersionRejected(str(problem)) from problem
+
+    def _schema(self, version: str) -> str:
         return json.dumps(
             describe_endpoint(
                 use_case=self._name,
                 title=self._use_case.title,
-                fields=features.definition(self._name).request,
+                fields=self._definition(version).request,
                 kind=self._use_case.target.kind,
                 lead_minutes=self._use_case.time.lead_minutes,
                 max_events=self._online.max_events,

@@ -10,6 +10,8 @@ adopts it; that of a changed one leaves it, unused: nothing reads the lake but t
 """
 
 import logging
+from dataclasses import dataclass
+from datetime import datetime
 
 import psycopg2
 import pyarrow as pa
@@ -24,6 +26,7 @@ from pipeline.partitions import Interval, utc
 from pipeline.source import Table
 from pipeline.spec import UseCase
 from tasks.common.errors import BadData
+from tasks.ingest import late
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +68,9 @@ def land_partition(use_case: UseCase, partition: Interval, outside: Outside) -> 
         raise ValueError(f"{partition} is not a partition of {use_case.name}: see first_partition and partition_days")
     key = use_case.grid.key(partition)
     fence = outside.warehouse.begin(f"{use_case.name}/ingest/{key}")
-    rows, in_no_partition = _extract(use_case, partition, outside)
+    rechecked = late.choose_interval(use_case, partition, outside)
+    extracted = _extract(use_case, partition, rechecked, outside)
+    rows = extracted.rows
     stored = {
         name: outside.lake.put(f"raw/{use_case.name}/{name}/{key}", to_bytes(table), ".parquet")
         for name, table in rows.items()
@@ -79,20 +84,30 @@ def land_partition(use_case: UseCase, partition: Interval, outside: Outside) -> 
             for name, raw in stored.items()
         ],
     )
-    outside.warehouse.retry_transaction(lambda: _register(batch, fence, outside))
+    outside.warehouse.retry_transaction(lambda: _register(use_case, batch, extracted.fingerprints, fence, outside))
     _report(batch, stored)
-    _warn_of_rows_in_no_partition(use_case, in_no_partition, outside)
+    _warn_of_rows_in_no_partition(use_case, extracted.in_no_partition, outside)
+    if keys := late.note_late_rows(use_case, rechecked, extracted.fingerprints, outside):
+        logger.warning("rows came after their partitions were taken, which are to be taken again: %s", keys)
     return batch
 
 
-def _extract(use_case: UseCase, partition: Interval, outside: Outside) -> tuple[dict[str, pa.Table], dict[str, int]]:
-    """Every table at one moment of the source, so that a write in between cannot make the tables disagree.
+@dataclass(frozen=True)
+class _Extracted:
+    """What the source holds at one moment, so that a write in between cannot make the tables disagree.
 
-    With them, how many rows each table holds that became known at no time that lies in a partition.
+    Each table's rows of the partition; how many it holds that became known at no time that lies in a partition; and the
+    fingerprints of this partition and others.
     """
 
-    def work() -> tuple[dict[str, pa.Table], dict[str, int]]:
-        rows, in_no_partition = {}, {}
+    rows: dict[str, pa.Table]
+    in_no_partition: dict[str, int]
+    fingerprints: late.Fingerprints
+
+
+def _extract(use_case: UseCase, partition: Interval, rechecked: Interval, outside: Outside) -> _Extracted:
+    def work() -> _Extracted:
+        rows, in_no_partition, fingerprints = {}, {}, dict[tuple[str, datetime], late.Fingerprint]()
         with outside.source.transaction(snapshot=True) as at:
             for name, table in use_case.source.tables.items():
                 try:
@@ -100,10 +115,12 @@ def _extract(use_case: UseCase, partition: Interval, outside: Outside) -> tuple[
                         extraction(name, table), (partition.start, partition.end), at=at
                     )
                     at.execute(_in_no_partition(name, table), (utc(use_case.grid.first),))
+                    in_no_partition[name] = (at.fetchone() or (0,))[0]
+                    fingerprints |= late.read_fingerprints(at, use_case, name, table, rechecked)
                 except psycopg2.ProgrammingError as error:
                     raise _unreadable(use_case, name, partition, error, outside) from error
-                rows[name], in_no_partition[name] = ordered(extracted, table.key), (at.fetchone() or (0,))[0]
-        return rows, in_no_partition
+                rows[name] = ordered(extracted, table.key)
+        return _Extracted(rows, in_no_partition, fingerprints)
 
     return outside.source.retry_transaction(work)
 
@@ -152,7 +169,7 @@ def _fingerprint(use_case: str, table: str) -> str:
     return f"{use_case}.source.{table}"
 
 
-def _register(batch: Batch, fence: Fence, outside: Outside) -> None:
+def _register(use_case: UseCase, batch: Batch, fingerprints: late.Fingerprints, fence: Fence, outside: Outside) -> None:
     interval = {"use_case": batch.use_case, "start": batch.partition_start, "end": batch.partition_end}
     with outside.warehouse.transaction(fence) as at:
         at.execute(_OVERLAPPING, interval)
@@ -165,6 +182,9 @@ def _register(batch: Batch, fence: Fence, outside: Outside) -> None:
             content = {"table": table.table, "sha256": table.raw_sha256, "uri": table.raw_uri, "rows": table.raw_rows}
             at.execute(_REGISTER, interval | content)
             outside.alerts.resolve(_fingerprint(batch.use_case, table.table), at)
+        taken = {table.table: table.raw_sha256 for table in batch.tables}
+        partition = Interval(batch.partition_start, batch.partition_end)
+        late.remember_fingerprints(at, use_case, partition, taken, fingerprints)
 
 
 def _report(batch: Batch, stored: dict[str, Stored]) -> None:

@@ -16,7 +16,7 @@ from pipeline.handoffs import Drift
 from pipeline.partitions import Interval
 from pipeline.spec import UseCase
 from tasks import score
-from tasks.build_features import dataset
+from tasks.build_features.learnt_features import load_learnt_definition, load_learnt_points
 from tasks.common.ledger import Champion, champion_at, load_champions
 from tasks.monitor import decisions, drift, drift_report, performance
 from tasks.monitor.triage import Observed, make_decision
@@ -143,7 +143,10 @@ def _undecided(use_case: UseCase, outside: Outside) -> Iterator[UndecidedPartiti
 def _scored_points(use_case: UseCase, undecided: UndecidedPartition, outside: Outside) -> pa.Table:
     """The points, with the champion's stored predictions as a column; only each column's distribution is used."""
     partition = undecided.partition
-    points = dataset.load_partition_points(undecided.snapshot_version, use_case, outside, partition=partition)
+    definition = load_learnt_definition(use_case, undecided.champion.version, outside)
+    points = load_learnt_points(
+        definition, undecided.snapshot_version, use_case, outside, start=partition.start, end=partition.end
+    )
     window = (use_case.name, undecided.champion.version, partition.start, partition.end)
     scores = [row["score"] for row in outside.warehouse.query(_SCORES, window)]
     if len(scores) != points.num_rows:  # scored again since, from another snapshot; the next run reads that one
@@ -156,9 +159,9 @@ def _load_training_window(
 ) -> pa.Table:
     """The points of the champion's training window, from the snapshot that was scored: not its fitted rows."""
     start, last = (datetime.fromisoformat(profile[key]).astimezone(UTC) for key in ("start", "end"))
-    return dataset.load_points(
-        undecided.snapshot_version, use_case, outside, start=start, end=last + timedelta(microseconds=1)
-    )
+    end = last + timedelta(microseconds=1)
+    definition = load_learnt_definition(use_case, undecided.champion.version, outside)
+    return load_learnt_points(definition, undecided.snapshot_version, use_case, outside, start=start, end=end)
 
 
 def _count_new_labels(use_case: UseCase, learnt_until: datetime, as_of: datetime, outside: Outside) -> int:

@@ -13,16 +13,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+import features
 from adapters.connect import Outside
 from pipeline.handoffs import Candidate, Verdict, VerdictAnswer
 from pipeline.spec import UseCase
 from tasks.build_features import dataset
+from tasks.build_features.learnt_features import find_learnt_definition, load_learnt_points
 from tasks.promote import promote
 from tasks.promote.bootstrap import Floats
 from tasks.promote.gate import Judgement, decide
 from tasks.promote.gate_checks import HoldoutRows, Scored, Setting
 from tasks.promote.gate_plot import draw_judgement
-from tasks.train.feature_match import learnt_other_features
 
 _LATENCY_CALLS = 30
 _SUSPICIOUS = {"leak-alarm", "scores-not-finite", "scores-not-probabilities", "holdout-overlaps-training"}
@@ -31,7 +32,8 @@ _SUSPICIOUS = {"leak-alarm", "scores-not-finite", "scores-not-probabilities", "h
 def judge_candidate(use_case: UseCase, candidate: Candidate, outside: Outside) -> Verdict:
     """The gate's verdict on a candidate. Judging the same pair on the same data again gives the stored verdict.
 
-    A champion whose feature definition is no longer today's is judged as if there were none, and a person must approve.
+    A champion that learnt another definition answers the same events by that one. Where it cannot be computed any more,
+    or lacks some of the events, the candidate is judged as if there were none, and a person must approve.
 
     Raises:
         ValueError: the candidate is the champion, and was not made so by a verdict; or its bundle is not the one named.
@@ -49,8 +51,9 @@ def judge_candidate(use_case: UseCase, candidate: Candidate, outside: Outside) -
         known_by=candidate.as_of,
     )
     ours, predictor = _answers(use_case, candidate.model_version, table, outside, sha256=candidate.bundle_sha256)
-    foreign = opponent is not None and learnt_other_features(use_case, opponent, outside)
-    theirs = _answers(use_case, opponent, table, outside)[0] if opponent and not foreign else None
+    same_events = None if opponent is None else _as_learnt(use_case, opponent, candidate, table, outside)
+    foreign = opponent is not None and same_events is None
+    theirs = _answers(use_case, opponent, same_events, outside)[0] if opponent and same_events is not None else None
     setting = Setting(
         gate=use_case.gate,
         kind=use_case.target.kind,
@@ -91,6 +94,30 @@ def fingerprint(table: pa.Table) -> str:
         digest.update(table.column(name).to_numpy().astype("datetime64[us]").tobytes())
     digest.update(table.column("label").to_numpy().astype(np.float64).tobytes())
     return digest.hexdigest()
+
+
+def _as_learnt(
+    use_case: UseCase, version: str, candidate: Candidate, table: pa.Table, outside: Outside
+) -> pa.Table | None:
+    """The rows of a table with the features that a version learnt; None where they cannot be had for each of them."""
+    definition = find_learnt_definition(use_case, version, outside)
+    if definition is None or definition.digest() == features.definition(use_case.name).digest():
+        return None if definition is None else table
+    points = load_learnt_points(
+        definition,
+        candidate.snapshot_version,
+        use_case,
+        outside,
+        start=candidate.holdout_start,
+        end=candidate.holdout_end,
+    )
+    places = {key: place for place, key in enumerate(_keys(points))}
+    chosen = [places.get(key) for key in _keys(table)]
+    return None if None in chosen else points.take(chosen)
+
+
+def _keys(table: pa.Table) -> list[tuple[str, datetime]]:
+    return list(zip(table.column("entity_key").to_pylist(), table.column("event_time").to_pylist(), strict=True))
 
 
 def _answers(
@@ -160,7 +187,7 @@ def _verdict_id(use_case: UseCase, candidate: Candidate, opponent: str | None) -
 def _not_compared(judgement: Judgement, opponent: str | None) -> Judgement:
     """The judgement, saying that the champion could not be asked."""
     text = (
-        f"champion {opponent} learnt other features than are defined now and cannot answer these rows:"
+        f"champion {opponent} learnt other features than are defined now, which cannot be had for these rows:"
         " judged against the best constant, so a person must approve"
     )
     codes, reasons = [*judgement.codes, "champion-of-other-features"], [*judgement.reasons, text]

@@ -15,6 +15,7 @@ import torch
 from adapters.connect import Outside
 from adapters.registry import RunRecord
 from features import FeatureSet
+from features.document import to_document
 from models import bundle
 from models.ensemble import Ensemble, Recipe
 from pipeline.handoffs import Snapshot
@@ -65,7 +66,7 @@ def write_run_record(job: TrainingJob, trained: TrainingResult, folder: Path, ou
         trained.ensemble,
         use_case=job.use_case.name,
         features_digest=job.definition.digest(),
-        definition=json.dumps(asdict(job.definition), indent=1, sort_keys=True, default=str),
+        definition=to_document(job.definition),
         recipe=job.recipe.to_document(),
         data=describe_rows(job, trained.rows),
         metrics={f"validation_{name}": value for name, value in trained.metrics.items()},

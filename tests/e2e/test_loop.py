@@ -23,7 +23,7 @@ from infra.local.state_file import quote_log_end
 from pipeline.settings import REPOSITORY
 from tests.e2e.observed import observed, unhealthy_rules, without_data
 
-# The only limit of the loop. Generous: it takes a quarter of an hour on a quiet machine, and some are four times as slow.
+# The only limit of the loop, and generous: some machines are four times as slow as a quiet one.
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("processes"), pytest.mark.timeout(4000)]
 TRAIN_UNTIL, WEEKS, BROKEN = "2013-02-25", 3, 2
 NOTHING = "select 1 where false"

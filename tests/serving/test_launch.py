@@ -20,6 +20,7 @@ def deploy(
     folder.mkdir()
     card = {"features": {"digest": digest or features.definition("flights").digest()}}
     (folder / "card.json").write_text(json.dumps(card))
+    (folder / "features.json").write_text("{}")
     models = ModelStore(store)
     made = []
     for version in versions:

@@ -65,12 +65,13 @@ def define(name: str) -> str:
 
 
 def model(
-    registry: Registry, use_case: UseCase, folder: Path, ensemble: Ensemble, *, key: str, cutoff, digest=None
-) -> str:
+    registry: Registry, use_case: UseCase, folder: Path, ensemble: Ensemble, *, key: str, cutoff, digest=None,
+    definition="{}",
+) -> str:  # fmt: skip
     """Register an ensemble that says it has learnt up to `cutoff`, from today's features or others; its version."""
     sha256 = bundle.write_bundle(
         folder / "bundle", ensemble, use_case=use_case.name, features_digest=digest or define(use_case.name),
-        definition="{}", recipe={"key": key},
+        definition=definition, recipe={"key": key},
         data={"cutoff": cutoff.isoformat()}, metrics={}, versions={},
     )  # fmt: skip
     record = RunRecord(

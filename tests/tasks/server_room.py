@@ -267,7 +267,7 @@ def open_room(use_case: UseCase, outside: Outside, folder: Path, monkeypatch: An
         shutil.copytree(made, folder / version)
     room = Room(use_case, outside, registry, folder / "store")
     outside.__dict__.update(registry=registry, endpoint=room, gateway=room)
-    monkeypatch.setattr(golden, "choose_golden_rows", lambda _use_case, _outside, wanted: (
+    monkeypatch.setattr(golden, "choose_golden_rows", lambda _use_case, _definition, _outside, wanted: (
         room.table.slice(0, wanted), room.events[:wanted]
     ))  # fmt: skip
     return room

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+import features
 from adapters.connect import Outside
 from adapters.endpoint import Endpoint
 from adapters.gateway import Route
@@ -90,7 +91,7 @@ def real(processes: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
             pytest.skip("no HAProxy here: apt-get install haproxy")
         use_case, outside = real_room.connect(stack.environment(), folder)
         real_room.lay(use_case, outside, folder)
-        _, events = golden.choose_golden_rows(use_case, outside, 64)
+        _, events = golden.choose_golden_rows(use_case, features.definition(use_case.name), outside, 64)
         found = Real(stack, folder, use_case, outside, events)
         assert "answers everyone" in found.deploy(found.promote("1", None))
         assert found.answering() == "1"
