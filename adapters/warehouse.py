@@ -78,7 +78,7 @@ class Warehouse:
         """
         with self._connected() as opened, opened, opened.cursor(cursor_factory=DictCursor) as at:
             if snapshot:
-                at.execute("set transaction isolation level repeatable read, read only")
+                _take_snapshot(at)
             if fence is not None:
                 _hold(at, fence)
             yield at
@@ -225,6 +225,10 @@ class Warehouse:
             application_name="windsock",
             options=f"{_SESSION} -c windsock.code_sha={self.code_sha}",
         )
+
+
+def _take_snapshot(at: cursor) -> None:
+    at.execute("set transaction isolation level repeatable read, read only")
 
 
 def _hold(at: cursor, fence: Fence) -> None:

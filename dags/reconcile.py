@@ -31,6 +31,7 @@ def make_reconcile_dag(use_case: UseCase) -> DAG:
             from tasks.ingest import late
 
             outside, name = reach_outside(), use_case.name
+            runs: list[tuple[str, dict[str, str]]]
             runs = [(f"{name}.{verb}", {}) for verb in pending_work.find_pending_verbs(use_case, outside)]
             partitions = late.find_partitions_to_take(use_case, outside, datetime.now(UTC))
             runs += [(f"{name}.ingest", {"partition": key}) for key in partitions]
