@@ -103,13 +103,6 @@ def load_points(
     return _query(_POINTS, points=points, start=start, end=end)
 
 
-def load_partition_points(
-    snapshot_version: str, use_case: UseCase, outside: Outside, *, partition: Interval
-) -> pa.Table:
-    """Rows to predict of one partition."""
-    return load_points(snapshot_version, use_case, outside, start=partition.start, end=partition.end)
-
-
 def latest_labels(every: Sequence[Path], changed: Sequence[Path], others: pa.Table) -> pa.Table:
     """The last telling in `every` label file for each key in `changed` ones, and for `others` (same two key columns).
 

@@ -15,7 +15,6 @@ from pipeline.settings import REPOSITORY
 from pipeline.spec import use_cases
 from serving.predictor import Predictor
 from tasks import score as step
-from tasks.build_features import dataset
 from tasks.promote import promote
 from tasks.score import find_unscored, plan_shares, score_partitions
 from tests.models import synthetic
@@ -230,14 +229,14 @@ def test_shares_scored_side_by_side_leave_what_one_run_leaves(outside, use_case,
     monkeypatch.setattr(step, "_PARTITIONS_A_TASK", 1)
     first, second = plan_shares(use_case, outside)
     assert (first, second) == (["2013-01-14"], ["2013-01-21"])
-    read = dataset.load_partition_points
+    read = step.load_learnt_points
 
     def meanwhile(*arguments, **named):
-        monkeypatch.setattr(step.dataset, "load_partition_points", read)
+        monkeypatch.setattr(step, "load_learnt_points", read)
         assert [s.partition_start for s in score_partitions(use_case, outside, second)] == [FIRST + WEEK]
         return read(*arguments, **named)
 
-    monkeypatch.setattr(step.dataset, "load_partition_points", meanwhile)
+    monkeypatch.setattr(step, "load_learnt_points", meanwhile)
     assert [s.partition_start for s in score_partitions(use_case, outside, first)] == [FIRST]
     assert score_partitions(use_case, outside, first) == []
     assert plan_shares(use_case, outside) == []
@@ -250,14 +249,14 @@ def test_shares_scored_side_by_side_leave_what_one_run_leaves(outside, use_case,
 
 def test_a_run_that_was_overtaken_may_not_commit(outside, use_case, champion, monkeypatch):
     """An orphan of a killed supervisor finishes while its retry runs: the orphan is fenced out."""
-    read = dataset.load_partition_points
+    read = step.load_learnt_points
 
     def overtaken(*arguments, **named):
-        monkeypatch.setattr(step.dataset, "load_partition_points", read)
+        monkeypatch.setattr(step, "load_learnt_points", read)
         assert len(score_partitions(use_case, outside)) == 2
         return read(*arguments, **named)
 
-    monkeypatch.setattr(step.dataset, "load_partition_points", overtaken)
+    monkeypatch.setattr(step, "load_learnt_points", overtaken)
     with pytest.raises(FencedOut):
         score_partitions(use_case, outside)
     assert len(scorings(outside)) == 2

@@ -268,7 +268,7 @@ def test_rows_are_read_by_partition_by_time_and_by_what_was_known(outside: Outsi
     built = build_features.build_snapshot(use_case, outside)
     assert built is not None
     start, end = week(1).start, week(1).start + timedelta(days=2)
-    points = dataset.load_partition_points(built.version, use_case, outside, partition=week(1))
+    points = dataset.load_points(built.version, use_case, outside, start=week(1).start, end=week(1).end)
     assert points.column_names == [
         "entity_key",
         "event_time",

@@ -81,7 +81,7 @@ def reads_the_batch(use_case: UseCase, outside: Outside, settings: Settings) -> 
     snapshot = dataset.latest_snapshot(use_case, outside)
     assert snapshot is not None
     partition = use_case.grid.partition(use_case.grid.key(week(2)))
-    points = dataset.load_partition_points(snapshot.version, use_case, outside, partition=partition)
+    points = dataset.load_points(snapshot.version, use_case, outside, start=partition.start, end=partition.end)
     told = rebuild_requests(use_case, snapshot, outside, partition, FLIGHTS)
     keys = list(zip(points["entity_key"].to_pylist(), points["event_time"].to_pylist(), strict=True))
     names = [field.name for field in FLIGHTS.request]
