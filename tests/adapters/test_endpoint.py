@@ -25,6 +25,7 @@ def folder(tmp_path):
     folder = tmp_path / "bundle"
     folder.mkdir()
     (folder / "card.json").write_text(json.dumps({"features": {"digest": "d"}}))
+    (folder / "features.json").write_text("{}")
     (folder / "weights.safetensors").write_bytes(b"weights")
     return folder
 
@@ -74,8 +75,12 @@ def test_another_content_makes_another_archive(endpoint, folder, change):
 def test_an_archive_holds_data_only_and_options_the_server_understands(endpoint, folder):
     with zipfile.ZipFile(archive(endpoint, folder).path) as opened:
         assert sorted(opened.namelist()) == [
-            "MAR-INF/MANIFEST.json", "bundle/card.json", "bundle/weights.safetensors", "options.json"
-        ]  # fmt: skip
+            "MAR-INF/MANIFEST.json",
+            "bundle/card.json",
+            "bundle/features.json",
+            "bundle/weights.safetensors",
+            "options.json",
+        ]
         options = ServingOptions.from_document(json.loads(opened.read("options.json")))
     assert (options.use_case, options.version, options.bundle_sha256) == ("flights", "3", "s")
 

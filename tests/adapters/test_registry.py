@@ -1,6 +1,5 @@
 import secrets
 import socket
-import time
 from dataclasses import replace
 
 import pytest
@@ -150,14 +149,12 @@ def test_a_bundle_that_was_never_stored_is_not_asked_for_again_and_of_a_store_th
     assert registry.download_bundle(record.use_case, "1").is_dir()
 
 
-def test_a_registry_that_is_down_is_said_soon_and_may_be_retried(tmp_path):
+def test_a_registry_that_is_down_is_said_and_may_be_retried(tmp_path):
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
         registry = Registry(f"http://127.0.0.1:{nobody.getsockname()[1]}", tmp_path)
-        began = time.monotonic()
         with pytest.raises(Unavailable, match="did not answer"):
             registry.aliases("toy")
-        assert time.monotonic() - began < 30
 
 
 def test_registry_and_bundle_digest_a_folder_alike(record):

@@ -270,9 +270,10 @@ def test_without_a_server_the_static_answer_comes_at_once_and_the_server_is_foun
         during = open_gate.gateway.ask("flights", {"a": 1})  # nobody knows yet that the server is gone
         assert (during.status, during.body["fallback"]) == (200, True)
         until(lambda: not open_gate.serves())
-        began = time.monotonic()
+        since = datetime.now(UTC)
         assert open_gate.gateway.ask("flights", {"a": 1}).body["probability"] == 0.21
-        assert time.monotonic() - began < 1
+        until(lambda: bool(open_gate.gateway.records("flights", since)))
+        assert open_gate.gateway.records("flights", since)[0].retries == 0  # nobody was waited for
         assert open_gate.gateway.ask("flights", [{"a": 1}]).status == 503
     finally:
         open_gate.upstream.start()
@@ -337,19 +338,17 @@ def test_more_than_the_server_can_do_is_turned_away_at_once_and_then_all_is_well
     keys = [narrow.gateway.add_client(f"crowd-{number}") for number in range(2)]
     narrow.gateway.set_fallback("flights", 0.21)
 
-    def ask(number: int) -> tuple[int, float, dict[str, str]]:
-        began = time.monotonic()
+    def ask(number: int) -> tuple[int, dict[str, str]]:
         reply = narrow.gateway.ask("flights", {"do": "dawdle", "seconds": 0.2}, key=keys[number % 2])
-        return reply.status, time.monotonic() - began, dict(reply.headers)
+        return reply.status, dict(reply.headers)
 
     with ThreadPoolExecutor(60) as pool:
         answers = list(pool.map(ask, range(60)))
-    counts = Counter(status for status, _, _ in answers)
+    counts = Counter(status for status, _ in answers)
     assert set(counts) == {200, 503}
     assert counts[200] >= 12
     assert counts[503] >= 20
-    assert all(headers["retry-after"] == "1" for status, _, headers in answers if status == 503)
-    assert max(seconds for _, seconds, _ in answers) < 3
+    assert all(headers["retry-after"] == "1" for status, headers in answers if status == 503)
     records = Counter((record.status, record.cause) for record in narrow.gateway.records("flights", since))
     assert records == {(200, ""): counts[200], (503, "overload"): counts[503]}  # no version is to blame
     reply = narrow.gateway.ask("flights", {"a": 1}, key=keys[0])

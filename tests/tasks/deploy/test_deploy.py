@@ -332,9 +332,8 @@ def test_a_rollback_is_at_once_and_ends_what_is_under_way(first):
         assert time.monotonic() < deadline
         time.sleep(0.01)
     crown(first.outside, first.use_case, "2", "1", 4)
-    began = time.monotonic()
     assert "version 2 answers everyone" in go(first, "2", "1", 4, "rolled-back")
-    assert time.monotonic() - began < 5
+    assert not {"shadow", "canary"} & set(last(first).evidence)  # it waited for no traffic
     slow.join()
     assert "superseded" in said[0] or "taken over" in said[0]
     rows = first.outside.warehouse.query("select outcome from deployments where version = '3'")
