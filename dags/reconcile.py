@@ -31,13 +31,17 @@ def make_reconcile_dag(use_case: UseCase) -> DAG:
             from tasks.ingest import late
 
             outside, name = reach_outside(), use_case.name
-            runs: list[tuple[str, dict[str, str]]]
-            runs = [(f"{name}.{verb}", {}) for verb in pending_work.find_pending_verbs(use_case, outside)]
-            partitions = late.find_partitions_to_take(use_case, outside, datetime.now(UTC))
-            runs += [(f"{name}.ingest", {"partition": key}) for key in partitions]
-            dag_ids = {dag_id for dag_id, _ in runs}
-            busy = {dag_id for dag_id in dag_ids if ti.get_dr_count(dag_id=dag_id, states=["queued", "running"])}
-            return [{"trigger_dag_id": dag_id, "conf": conf} for dag_id, conf in runs if dag_id not in busy]
+
+            def is_idle(verb: str) -> bool:
+                return not ti.get_dr_count(dag_id=f"{name}.{verb}", states=["queued", "running"])
+
+            verbs = filter(is_idle, pending_work.find_pending_verbs(use_case, outside))
+            # While ingest runs, what a backfill has yet to take was not missed.
+            keys = late.find_partitions_to_take(use_case, outside, datetime.now(UTC)) if is_idle("ingest") else []
+            return [
+                *({"trigger_dag_id": f"{name}.{verb}", "conf": {}} for verb in verbs),
+                *({"trigger_dag_id": f"{name}.ingest", "conf": {"partition": key}} for key in keys),
+            ]
 
         TriggerDagRunOperator.partial(task_id="start", execution_timeout=timedelta(minutes=5)).expand_kwargs(
             find_runs_to_start()
