@@ -58,4 +58,5 @@ def make_build_features_dag(use_case: UseCase) -> DAG:
     return dag
 
 
-globals().update({f"{use_case.name}_build_features": make_build_features_dag(use_case) for use_case in declared()})
+for declared_use_case in declared():
+    globals()[f"{declared_use_case.name}_build_features"] = make_build_features_dag(declared_use_case)

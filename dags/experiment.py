@@ -67,4 +67,5 @@ def make_experiment_dag(use_case: UseCase) -> DAG:
     return dag
 
 
-globals().update({f"{use_case.name}_experiment": make_experiment_dag(use_case) for use_case in declared()})
+for declared_use_case in declared():
+    globals()[f"{declared_use_case.name}_experiment"] = make_experiment_dag(declared_use_case)

@@ -49,4 +49,5 @@ def make_reconcile_dag(use_case: UseCase) -> DAG:
     return dag
 
 
-globals().update({f"{use_case.name}_reconcile": make_reconcile_dag(use_case) for use_case in declared()})
+for declared_use_case in declared():
+    globals()[f"{declared_use_case.name}_reconcile"] = make_reconcile_dag(declared_use_case)

@@ -50,4 +50,5 @@ def make_score_dag(use_case: UseCase) -> DAG:
     return dag
 
 
-globals().update({f"{use_case.name}_score": make_score_dag(use_case) for use_case in declared()})
+for declared_use_case in declared():
+    globals()[f"{declared_use_case.name}_score"] = make_score_dag(declared_use_case)

@@ -34,4 +34,5 @@ def make_watch_dag(use_case: UseCase) -> DAG:
     return dag
 
 
-globals().update({f"{use_case.name}_watch": make_watch_dag(use_case) for use_case in declared()})
+for declared_use_case in declared():
+    globals()[f"{declared_use_case.name}_watch"] = make_watch_dag(declared_use_case)

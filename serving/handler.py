@@ -48,6 +48,7 @@ class ModelWorker:
             )
         ).encode()
         self._log: PredictionLog | None = None  # until the first answer is given
+        log = PredictionLog(Path(environment[SPOOL]), use_case=options.use_case)
         self._dropped = 0
         self._answerer = Answerer(
             options=options,
@@ -64,7 +65,7 @@ class ModelWorker:
             log=self._write,
         )
         self._warm_up({field.name: field.example for field in definition.request})
-        self._log = PredictionLog(Path(environment[SPOOL]), use_case=options.use_case)
+        self._log = log
 
     def _warm_up(self, example: Mapping[str, Any]) -> None:
         """The first answer takes a second or more: it is given before the first request, and not logged."""

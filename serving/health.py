@@ -65,8 +65,10 @@ def find_server_problem(server: str) -> str | None:
     try:
         with urllib.request.urlopen(f"{server}/ping", timeout=SECONDS):  # noqa: S310
             return None
+    except urllib.error.HTTPError:
+        return None
     except OSError as error:
-        return None if isinstance(error, urllib.error.HTTPError) else f"{server} does not answer: {error}"
+        return f"{server} does not answer: {error}"
 
 
 def find_shipping_problem(spool: Path) -> str | None:

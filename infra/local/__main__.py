@@ -3,7 +3,6 @@
 import argparse
 import os
 import sys
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -118,17 +117,24 @@ def clean_stack(stack: Stack) -> None:
 
 
 def _run_verb(stack: Stack, verb: str, groups: tuple[str, ...], command: list[str]) -> int:
-    verbs: Mapping[str, Callable[[], int | None]] = {
-        "up": lambda: start_stack(stack, groups),
-        "status": lambda: print_status(stack),
-        "stop": lambda: print("stopped" if stack.stop() else "no stack was running"),
-        "clean": lambda: clean_stack(stack),
-        "env": lambda: print(*(f"{name}={value}" for name, value in stack.environment().items()), sep="\n"),
-        "key": lambda: issue_key(stack, *command),
-        "revoke": lambda: revoke_keys(stack, *command),
-        "run": lambda: run_command(stack, command),
-    }
-    return verbs[verb]() or 0
+    match verb:
+        case "up":
+            return start_stack(stack, groups)
+        case "status":
+            return print_status(stack)
+        case "run":
+            return run_command(stack, command)
+        case "key":
+            issue_key(stack, *command)
+        case "revoke":
+            revoke_keys(stack, *command)
+        case "stop":
+            print("stopped" if stack.stop() else "no stack was running")
+        case "clean":
+            clean_stack(stack)
+        case "env":
+            print(*(f"{name}={value}" for name, value in stack.environment().items()), sep="\n")
+    return 0
 
 
 def main(words: list[str]) -> int:

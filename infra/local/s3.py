@@ -42,8 +42,9 @@ def create_buckets(endpoint: str, access_key: str, secret_key: str) -> None:
     store = make_s3_client(endpoint, access_key, secret_key)
     try:
         there = {bucket["Name"] for bucket in store.list_buckets()["Buckets"]}
-        for bucket in {*BUCKETS} - there:
-            store.create_bucket(Bucket=bucket)
+        for bucket in BUCKETS:
+            if bucket not in there:
+                store.create_bucket(Bucket=bucket)
     except ClientError as error:
         raise ValueError(f"S3 at {endpoint} refused to make the buckets {', '.join(BUCKETS)}: {error}") from error
 

@@ -88,7 +88,7 @@ def make_limits(declared: Mapping[str, UseCase], newest: Mapping[str, datetime])
         {"use_case": name, "outcome": outcome, "error_cost": cost}
         for name, u in declared.items()
         if u.endpoint and u.endpoint.costs
-        for outcome, cost in u.endpoint.costs  # missed, needless
+        for outcome, cost in (("missed", u.endpoint.costs.missed), ("needless", u.endpoint.costs.needless))
     ]
     said = {
         "partition_seconds": "Length of a partition, where more are expected: none once the source has ended",

@@ -1,4 +1,4 @@
-"""What the steps that people start from the command line share: which use case, and how a mistake ends."""
+"""What steps share that people start: which use case, how a mistake ends, and what a task's log is told."""
 
 import argparse
 import functools
@@ -38,3 +38,9 @@ def report_mistakes(command: Callable[[list[str]], int]) -> Callable[[list[str]]
             return 2
 
     return reporting
+
+
+def print_sentence(sentence: str) -> str:
+    """Print it, and hand it on."""
+    print(sentence)  # a task's log is its standard output
+    return sentence

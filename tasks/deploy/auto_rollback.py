@@ -13,8 +13,8 @@ from tasks.deploy import deployments
 from tasks.deploy.deployments import Deployment, DeploymentKind, DeploymentOutcome, DeploymentRequest
 from tasks.deploy.judge import StageJudgement, is_too_slow
 from tasks.deploy.online_alerts import OnlineTrouble, raise_online_alert
+from tasks.deploy.rollback import roll_back_route
 from tasks.deploy.server import VersionRejected, ask_version
-from tasks.deploy.stages import roll_back_route
 
 _PROBES = 20
 _PROBE = """

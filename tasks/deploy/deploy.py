@@ -17,6 +17,7 @@ from adapters.retrying import wait_until
 from adapters.warehouse import Fence
 from pipeline.handoffs import Release
 from pipeline.spec import UseCase
+from tasks.common.command import print_sentence
 from tasks.common.ledger import current
 from tasks.deploy import deployments
 from tasks.deploy.deployments import (
@@ -27,7 +28,8 @@ from tasks.deploy.deployments import (
     DeploymentStage,
 )
 from tasks.deploy.experiment.log import find_unsettled_experiment
-from tasks.deploy.stages import Stages, roll_back_route
+from tasks.deploy.rollback import roll_back_route
+from tasks.deploy.stages import Stages
 
 _WAIT_SECONDS, _POLL_SECONDS = 60.0, 0.5  # the watch has the lock for a moment, too
 
@@ -143,12 +145,11 @@ def find_undeployed(use_case: UseCase, outside: Outside) -> list[str]:
     if champion is None or find_missing_part(use_case, outside):
         return []
     ongoing = deployments.find_ongoing_deployment(use_case, outside)
-    is_over = (
-        ongoing.is_auto_rollback  # the watch goes on with it
-        if ongoing is not None
-        else deployments.find_finished_deployment(use_case, champion.revision, champion.version, outside) is not None
-    )
-    if is_over or find_unsettled_experiment(use_case, outside) is not None:
+    if ongoing is not None and ongoing.is_auto_rollback:
+        return []  # the watch goes on with it
+    if ongoing is None and deployments.find_finished_deployment(use_case, champion.revision, champion.version, outside):
+        return []
+    if find_unsettled_experiment(use_case, outside) is not None:
         return []
     with outside.warehouse.alone(_name_lock(use_case)) as nobody_is_at_it:
         return [champion.version] if nobody_is_at_it else []
@@ -255,9 +256,3 @@ def _name_deployment(use_case: UseCase, revision: int, version: str) -> str:
 
 def _name_lock(use_case: UseCase) -> str:
     return f"deploy/{use_case.name}"
-
-
-def print_sentence(sentence: str) -> str:
-    """Print it, and hand it on."""
-    print(sentence)  # a task's log is its standard output
-    return sentence

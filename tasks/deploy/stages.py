@@ -21,7 +21,7 @@ from tasks.common.ledger import current
 from tasks.deploy import deployments, shadow
 from tasks.deploy.batch_scores import load_batch_predictor
 from tasks.deploy.canary import AnswerChecker, tally_traffic
-from tasks.deploy.deployments import Deployment, DeploymentKind, DeploymentOutcome, DeploymentRequest, DeploymentStage
+from tasks.deploy.deployments import Deployment, DeploymentOutcome, DeploymentStage
 from tasks.deploy.golden import ask_golden_rows
 from tasks.deploy.judge import StageJudgement, StageResult, judge_canary, judge_golden, judge_shadow
 from tasks.deploy.server import UseCaseServer, VersionRejected, WrongAnswer, require_gateway
@@ -224,37 +224,3 @@ class Stages:
 
     def _read_again(self, deployment: Deployment) -> Deployment:
         return deployments.require_deployment(deployment.deployment_id, self._outside)
-
-
-def roll_back_route(use_case: UseCase, request: DeploymentRequest, outside: Outside) -> Deployment:
-    """Route everyone to a version, whatever is under way, which ends as superseded.
-
-    It was kept registered; where the server has forgotten it, it is registered again first. If it does not answer, what
-    answered before stays.
-
-    Raises:
-        ConnectionError: the server or the gateway is not there.
-        FencedOut: somebody else has taken over.
-    """
-    done = deployments.find_deployment(request.deployment_id, outside)
-    if done is not None and done.outcome is not None:
-        return done
-    fence = outside.warehouse.begin(f"deploy/{use_case.name}")  # who is at it may write no more
-    ongoing = deployments.find_ongoing_deployment(use_case, outside)
-    if done is None:
-        serving = deployments.find_serving_deployment(use_case, outside)
-        row = {
-            **asdict(request),
-            "use_case": use_case.name,
-            "kind": DeploymentKind.ROLLBACK,
-            "stage": DeploymentStage.FULL,
-            "previous_version": deployments.find_version_before(serving, request.version),
-        }
-        with outside.warehouse.transaction(fence) as at:
-            if ongoing is not None:
-                problem = f"version {request.version} was put back: {request.reason}"
-                deployments.finish_deployment(at, ongoing, DeploymentOutcome.SUPERSEDED, outside, problem=problem)
-            deployments.insert_deployment(at, row)
-    ended = Stages(use_case, outside, fence).run(deployments.require_deployment(request.deployment_id, outside))
-    outside.alerts.flush()
-    return ended

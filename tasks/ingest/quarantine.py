@@ -1,4 +1,4 @@
-"""Rows set aside by validation, with the reasons; the clean rows that are left; and what becomes of corrections.
+"""Rows set aside by validation, with the reasons, and the clean rows that are left.
 
     python -m tasks.ingest.quarantine <use case> [--table <name>] [--partition <day it starts>]
 
@@ -39,20 +39,6 @@ where q.use_case = %(use_case)s and q.partition_start = coalesce(%(start)s, q.pa
 order by q.partition_start, q.table_name, q.row_number"""
 
 
-# Of the content that was clean before this one, and what became of each: the row as bad as before has a number anew.
-_LOST = """
-select q.row_number, q.corrected::text, q.replayed_by, (
-    select min(anew.row_number) from quarantine anew where (anew.use_case, anew.table_name, anew.partition_start)
-        = (q.use_case, q.table_name, q.partition_start) and anew.raw_sha256 = %(now)s and anew.row_data = q.row_data)
-from quarantine q join batches b using (use_case, table_name, partition_start, raw_sha256)
-where q.use_case = %(use_case)s and q.table_name = %(table)s and q.partition_start = %(start)s
-    and q.status = 'replayed' and b.version = (
-        select max(version) from batches before where (before.use_case, before.table_name, before.partition_start)
-            = (q.use_case, q.table_name, q.partition_start) and before.status = 'clean' and raw_sha256 <> %(now)s)
-order by q.row_number"""
-_SHOWN = 200
-
-
 def validation_key(use_case: UseCase, partition: Interval) -> str:
     """The fence of whatever changes the clean data of a partition: of validation and of replays alike."""
     return f"{use_case.name}/validate/{use_case.grid.key(partition)}"
@@ -81,30 +67,6 @@ def insert_quarantined(at: cursor, landed: TableBatch, batch: Batch, checked: Ch
         [row] = checked.typed.slice(number, 1).to_pylist()
         values = {name: to_json_value(value) for name, value in row.items()}
         at.execute(_INSERT, (*where, number, json.dumps(values), list(reasons)))
-
-
-def warn_of_lost_corrections(at: cursor, fingerprint: str, landed: TableBatch, batch: Batch, outside: Outside) -> None:
-    """Warn, in the caller's transaction, of what was replayed before and is not in the content that is clean now."""
-    where = {"use_case": batch.use_case, "table": landed.table, "start": batch.partition_start}
-    at.execute(_LOST, where | {"now": landed.raw_sha256})
-    lost = at.fetchall()
-    lines = [
-        f"row {number}, corrected by {actor}: {corrected}; "
-        + ("the source has mended, changed or dropped it" if anew is None else f"as bad as before, now row {anew}")
-        for number, corrected, actor, anew in lost[:_SHOWN]
-    ]
-    if lost:
-        outside.alerts.record(
-            at,
-            tier="warning",
-            use_case=batch.use_case,
-            fingerprint=fingerprint,
-            title=f"{batch.use_case}: {len(lost)} corrections of {landed.table} no longer apply",
-            body=f"The source sent other content for the partition of {batch.partition_start:%Y-%m-%d}. Replay what is"
-            " still wanted, then run the partition again to close this.\n" + "\n".join(lines),
-        )
-    else:
-        outside.alerts.resolve(fingerprint, at)
 
 
 def list_quarantined(

@@ -7,8 +7,6 @@ corrected rows: what an undisturbed run would have written. Raw data and the qua
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from enum import StrEnum
 from typing import Any
 
 import pyarrow as pa
@@ -19,9 +17,7 @@ from adapters.parquet import from_bytes
 from adapters.warehouse import Fence
 from expectations import suites
 from expectations.vocabulary import (
-    DeclaredColumn,
     Expect,
-    Suite,
     content_expectations,
     delivery_expectations,
     unique_key,
@@ -31,6 +27,7 @@ from pipeline.partitions import Interval
 from pipeline.spec import UseCase
 from tasks.common.errors import BadData
 from tasks.ingest.check import check_rows, to_canonical
+from tasks.ingest.corrections import Values, apply_corrections, parse_corrections
 from tasks.ingest.quarantine import check_table_name, store_clean, to_json_value, validation_key
 
 _CURRENT = """
@@ -46,23 +43,6 @@ where use_case = %s and table_name = %s and partition_start = %s and raw_sha256 
 _SET_CLEAN = """
 update batches set clean_uri = %s, clean_sha256 = %s, clean_rows = %s, quarantined_rows = %s, validated_at = now()
 where use_case = %s and table_name = %s and partition_start = %s and raw_sha256 = %s and status = 'clean'"""
-
-Values = Mapping[str, Any]  # of one row, by column
-
-
-class BatchStatus(StrEnum):
-    """Of one table's content of one partition (`batches.status`)."""
-
-    LANDED = "landed"
-    BLOCKED = "blocked"
-    CLEAN = "clean"
-
-
-class RowStatus(StrEnum):
-    """Of a row that was set aside (`quarantine.status`)."""
-
-    QUARANTINED = "quarantined"
-    REPLAYED = "replayed"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,57 +94,6 @@ def replay_rows(  # noqa: PLR0917  # the steps' common order: what, where, by wh
     return _current_batch(use_case, partition, outside)
 
 
-def parse_corrections(corrections: Sequence[Mapping[str, Any]], suite: Suite) -> dict[int, dict[str, Any]]:
-    """Row number -> typed values of the columns to change; says what is wrong with a correction that makes no sense."""
-    parsed: dict[int, dict[str, Any]] = {}
-    for correction in corrections:
-        number = correction.get("row_number")
-        if not isinstance(number, int) or isinstance(number, bool) or number in parsed:
-            raise ValueError(f"row_number: expected a whole number, each once, got {number!r} in {dict(correction)}")
-        values = {name: value for name, value in correction.items() if name != "row_number"}
-        if unknown := sorted(values.keys() - suite.columns.keys()):
-            raise ValueError(f"row {number}: no column {', '.join(unknown)}; there are {', '.join(suite.columns)}")
-        if not values:
-            raise ValueError(f"row {number}: nothing to change; name a column and its right value")
-        parsed[number] = {
-            name: _value(suite.columns[name], value, f"row {number}, {name}") for name, value in values.items()
-        }
-    return parsed
-
-
-def _value(column: DeclaredColumn, value: Any, where: str) -> Any:
-    """A JSON value as the column's own type. Null is checked by the suite, like anything that was landed."""
-    if value is None:
-        return None
-    if column.kind == "timestamp" and isinstance(value, str):
-        return _moment(value, where)
-    fits: tuple[type, ...] = {"text": (str,), "integer": (int,), "float": (int, float)}.get(column.kind, ())
-    if isinstance(value, bool) or not isinstance(value, fits):
-        raise ValueError(f"{where}: expected {column.kind}, got {value!r}")  # noqa: TRY004  # a person's typing error
-    return float(value) if column.kind == "float" and isinstance(value, int | float) else value
-
-
-def _moment(text: str, where: str) -> datetime:
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError as error:
-        raise ValueError(f"{where}: expected a moment such as 2013-01-07T05:15:00+00:00, got {text!r}") from error
-    if moment.tzinfo is None:
-        raise ValueError(f"{where}: {text!r} names no time zone; write 2013-01-07T05:15:00+00:00")
-    return moment.astimezone(UTC)
-
-
-def apply_corrections(typed: pa.Table, corrections: Mapping[int, Values]) -> pa.Table:
-    """The table with some values of some rows replaced."""
-    for name in {name for values in corrections.values() for name in values}:
-        column = typed.column(name).to_pylist()
-        for number, values in corrections.items():
-            column[number] = values.get(name, column[number])
-        field = typed.schema.field(name)
-        typed = typed.set_column(typed.column_names.index(name), field, pa.array(column, field.type))
-    return typed
-
-
 def _without(table: pa.Table, numbers: frozenset[int]) -> pa.Table:
     return table.filter(pa.array([number not in numbers for number in range(table.num_rows)], pa.bool_()))
 
@@ -174,14 +103,14 @@ def _plan_replay(
 ) -> _Replay:
     current = {row["table_name"]: row for row in outside.warehouse.query(_CURRENT, (use_case.name, partition.start))}
     batch = current.get(table)
-    if batch is None or batch["status"] != BatchStatus.CLEAN:
+    if batch is None or batch["status"] != "clean":
         state = batch["status"] if batch else "not landed"
         raise ValueError(f"{table} of {partition} is {state}: rows can be replayed once the partition was validated")
     where = (use_case.name, table, partition.start, batch["raw_sha256"])
     rows = {row["row_number"]: row for row in outside.warehouse.query(_ROWS, where)}
     if missing := sorted(corrections.keys() - rows.keys()):
         raise ValueError(f"{table} of {partition}: not in quarantine: rows {missing}; there are {sorted(rows)}")
-    replayed = [row for row in rows.values() if row["status"] == RowStatus.REPLAYED]
+    replayed = [row for row in rows.values() if row["status"] == "replayed"]
     before = parse_corrections(
         [{"row_number": row["row_number"], **row["corrected"]} for row in replayed], suites(use_case.name)[table]
     )

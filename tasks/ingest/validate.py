@@ -18,8 +18,9 @@ from pipeline.partitions import Interval
 from pipeline.spec import UseCase
 from tasks.common.errors import BadData
 from tasks.ingest.check import CheckedTable, check_table
+from tasks.ingest.corrections import warn_of_lost_corrections
 from tasks.ingest.data_docs import render_index_page, render_table_page
-from tasks.ingest.quarantine import insert_quarantined, store_clean, validation_key, warn_of_lost_corrections
+from tasks.ingest.quarantine import insert_quarantined, store_clean, validation_key
 
 _HTML = "text/html; charset=utf-8"
 _SHOWN_ROWS = 200  # of a table, on the page of a run; the quarantine has all

@@ -49,8 +49,9 @@ def finish_retrain(decision_id: str, outcome: str, outside: Outside) -> bool:
     state = RetrainState.FAILED if outcome == TRAINING_FAILED else RetrainState.DONE
     with outside.warehouse.transaction() as at:
         at.execute(_FINISH, (state, outcome, decision_id, state))
-        changed = at.rowcount > 0
+        if at.rowcount > 0:
+            return True
         at.execute("select 1 from retrains where decision_id = %s", (decision_id,))
         if at.fetchone() is None:
             raise ValueError(f"there is no decision to retrain with the id {decision_id!r}")
-    return changed
+    return False

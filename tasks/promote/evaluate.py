@@ -51,6 +51,7 @@ def judge_candidate(use_case: UseCase, candidate: Candidate, outside: Outside) -
         known_by=candidate.as_of,
     )
     ours, predictor = _answers(use_case, candidate.model_version, table, outside, sha256=candidate.bundle_sha256)
+    latency = latency_ms(predictor, table)
     same_events = None if opponent is None else _as_learnt(use_case, opponent, candidate, table, outside)
     foreign = opponent is not None and same_events is None
     theirs = _answers(use_case, opponent, same_events, outside)[0] if opponent and same_events is not None else None
@@ -59,7 +60,7 @@ def judge_candidate(use_case: UseCase, candidate: Candidate, outside: Outside) -
         kind=use_case.target.kind,
         holdout_start=candidate.holdout_start,
         label_delay=use_case.time.label_delay,
-        latency_ms=latency_ms(predictor, table),
+        latency_ms=latency,
         seed=int(verdict_id[-8:], 16) ^ use_case.seed,
     )
     judgement = decide(setting, frozen_rows(use_case, table), ours, theirs)

@@ -19,7 +19,7 @@ from adapters.gateway import Gateway, Route
 from adapters.warehouse import Fence
 from pipeline.online import Costs, ExperimentSettings
 from pipeline.spec import UseCase
-from tasks.deploy.deploy import print_sentence
+from tasks.common.command import print_sentence
 from tasks.deploy.deployments import find_ongoing_deployment, find_serving_deployment
 from tasks.deploy.experiment import log
 from tasks.deploy.experiment.log import Experiment, Observation
@@ -214,11 +214,17 @@ def _settle(use_case: UseCase, experiment_id: str, outside: Outside, fence: Fenc
                 _give_share(at, experiment, outside, outside.gateway)
             else:
                 _take_share_back(at, experiment, outside.gateway)
-        serving = find_serving_deployment(use_case, outside)
-        if experiment.outcome is not None and serving is not None and outside.endpoint is not None:
-            UseCaseServer(use_case, outside).retire_others(serving)  # not what a rollback would bring back
+        if experiment.outcome is not None:
+            _unload_others(use_case, outside)
         outside.alerts.flush()
     return print_sentence(experiment.describe())
+
+
+def _unload_others(use_case: UseCase, outside: Outside) -> None:
+    """What answers nobody any more leaves the server, except what a rollback would bring back."""
+    serving = find_serving_deployment(use_case, outside)
+    if serving is not None and outside.endpoint is not None:
+        UseCaseServer(use_case, outside).retire_others(serving)
 
 
 def _give_share(at: cursor, experiment: Experiment, outside: Outside, gateway: Gateway) -> None:

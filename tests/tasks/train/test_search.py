@@ -13,9 +13,9 @@ from tasks.build_features import dataset
 from tasks.train import search as tune
 from tasks.train import study as studies
 from tasks.train import trials
-from tasks.train.search import find_study_name
 from tasks.train.split import split
 from tasks.train.study import keeps_up, middle_params
+from tasks.train.study_name import find_study_name
 from tasks.train.trainer import Trainer, split_rows
 from tasks.train.trials import Search
 from tests.models import synthetic

@@ -7,10 +7,10 @@ import pytest
 
 import features
 from tasks.build_features import dataset
-from tasks.train import record, search
-from tasks.train.search import find_study_name, name_study
+from tasks.train import record, search, study_name
 from tasks.train.split import split
 from tasks.train.study import StudyResult, list_study_names, open_study
+from tasks.train.study_name import find_study_name, name_study
 from tasks.train.trainer import make_recipe
 from tests.tasks import toy
 
@@ -98,7 +98,7 @@ def test_the_name_changes_with_the_revision_of_the_search_and_not_with_its_worke
 
     before = name()
     assert name(workers=7) == name(ensemble_seeds=9) == name(as_of=toy.AS_OF.replace(tzinfo=ZoneInfo("UTC"))) == before
-    monkeypatch.setattr(search, "SEARCH_REVISION", 2)
+    monkeypatch.setattr(study_name, "SEARCH_REVISION", 2)
     assert name() != before
 
 
@@ -109,7 +109,7 @@ def test_the_days_of_the_holdout_name_a_study_only_through_the_moments_that_they
         return name_study(fixed_case(**train), toy.SNAPSHOT, toy.AS_OF, definition)
 
     assert name(holdout_days=8) != name()
-    monkeypatch.setattr(search, "split", lambda *_: moments)
+    monkeypatch.setattr(study_name, "split", lambda *_: moments)
     assert name(holdout_days=8) == name()
 
 
@@ -154,7 +154,7 @@ def test_an_old_name_of_other_parameters_other_data_or_an_earlier_revision_is_an
     assert find_name(outside, case=fixed_case(dropout=(0.0, 0.1))) != OLD_NAME
     assert find_name(outside, case=fixed_case(holdout_days=8)) != OLD_NAME
     assert find_name(outside, snapshot=replace(toy.SNAPSHOT, version="b" * 32)) != OLD_NAME
-    monkeypatch.setattr(search, "SEARCH_REVISION", 2)
+    monkeypatch.setattr(study_name, "SEARCH_REVISION", 2)
     assert find_name(outside) != OLD_NAME
 
 
