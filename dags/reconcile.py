@@ -43,9 +43,10 @@ def make_reconcile_dag(use_case: UseCase) -> DAG:
                 *({"trigger_dag_id": f"{name}.ingest", "conf": {"partition": key}} for key in keys),
             ]
 
-        TriggerDagRunOperator.partial(task_id="start", execution_timeout=timedelta(minutes=5)).expand_kwargs(
-            find_runs_to_start()
-        )
+        # Without a data time of its own: an ingest whose source has ended would start no task of a run of today.
+        TriggerDagRunOperator.partial(
+            task_id="start", execution_timeout=timedelta(minutes=5), logical_date=None
+        ).expand_kwargs(find_runs_to_start())
     return dag
 
 

@@ -90,10 +90,12 @@ def make_train_dag(use_case: UseCase) -> DAG:
         @task(execution_timeout=timedelta(minutes=10))
         def plan(params: Any = None) -> dict[str, Any]:
             from tasks.build_features import dataset
+            from tasks.build_features.learnt_features import require_todays_features
 
             snapshot = dataset.latest_snapshot(use_case, reach_outside())
             if snapshot is None:
                 raise ValueError(f"{use_case.name} has no features yet: run {use_case.name}.ingest first")
+            require_todays_features(use_case, snapshot, reach_outside())
             return {"snapshot": snapshot, "as_of": read_moment(use_case, params["as_of"], snapshot.end)}
 
         @task(execution_timeout=timedelta(hours=12), **ACCELERATOR)

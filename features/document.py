@@ -35,12 +35,11 @@ def from_document(text: str, digest: str, *, like: FeatureSet) -> FeatureSet:
     try:
         document = json.loads(text)
         readings = (document, _in_order_of(document, asdict(like)))
-        definitions = [_read(reading) for reading in readings]
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        by_digest = {definition.digest(): definition for definition in map(_read, readings)}
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"not a feature definition: {error!r}") from error
-    for definition in definitions:
-        if definition.digest() == digest:
-            return definition
+    if digest in by_digest:
+        return by_digest[digest]
     raise ValueError(f"this code does not compute the features {digest[:12]} from their definition")
 
 

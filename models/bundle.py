@@ -137,6 +137,15 @@ def load_bundle(folder: Path, *, sha256: str | None = None) -> Bundle:
     return Bundle(card=card, encoder=encoder, members=_members(card, encoder, parts["weights.safetensors"], folder))
 
 
+def read_card(folder: Path) -> Mapping[str, Any]:
+    """What a bundle is and where it comes from, without its weights.
+
+    Raises:
+        ValueError: it is no card of this format.
+    """
+    return _card((folder / "card.json").read_bytes(), folder)
+
+
 def read_definition(folder: Path) -> str:
     """The feature definition in a bundle, as JSON text; its digest is in the card."""
     return (folder / "features.json").read_text()

@@ -25,8 +25,8 @@ class Table(Block):
 class Source(Block):
     """Where rows come from and by which grid they are taken. Row limits of a table are per partition.
 
-    `recheck_partitions` says how many partitions before the one that is taken are compared with what was taken of them:
-    a row that is committed later than that is found by the comparison of all of them, once a week.
+    `recheck_partitions` says how many partitions before the latest are compared with the source after each landing: a
+    row that is committed later than that is found by the comparison of all of them, once a week.
 
     `last_partition` is for a source that has ended: nothing is scheduled after it. None: rows still arrive.
     """

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from psycopg2.extensions import cursor
 
+import features
 from adapters.connect import Outside
 from adapters.warehouse import Fence, Upserted, Warehouse
 from pipeline.handoffs import Scores
@@ -41,13 +42,14 @@ class UnscoredPartition:
 def find_unscored(use_case: UseCase, outside: Outside, keys: Collection[str] | None = None) -> list[UnscoredPartition]:
     """The partitions of the latest snapshot whose inputs the champion in force has not scored, in order.
 
-    `keys` limits them to these. Left out is what a retired champion would score that learnt features which cannot be
-    computed any more: it never can.
+    `keys` limits them to these. Left out is what a retired champion would score that learnt other features than are
+    defined now: with them every partition is made anew, and nothing that was said then would change.
     """
     with outside.warehouse.session():
         unscored, champion = list(_unscored(use_case, outside, keys)), current(use_case, outside)
     retired = {each.champion.version for each in unscored} - {champion.version} if champion else set()
-    foreign = {version for version in retired if find_learnt_definition(use_case, version, outside) is None}
+    todays = features.definition(use_case.name)
+    foreign = {version for version in retired if find_learnt_definition(use_case, version, outside) != todays}
     return [each for each in unscored if each.champion.version not in foreign]
 
 
@@ -87,12 +89,12 @@ def score_partition(use_case: UseCase, unscored: UnscoredPartition, outside: Out
     partition = unscored.partition
     try:
         definition = load_learnt_definition(use_case, unscored.champion.version, outside)
+        points = load_learnt_points(
+            definition, unscored.snapshot_version, use_case, outside, start=partition.start, end=partition.end
+        )
     except UncomputableFeatures as error:
         _alert_other_features(use_case, str(error), outside)
         raise
-    points = load_learnt_points(
-        definition, unscored.snapshot_version, use_case, outside, start=partition.start, end=partition.end
-    )
     bundle = outside.registry.download_bundle(use_case.name, unscored.champion.version)
     rows = make_predictions(use_case, unscored, points, Predictor.load(bundle).predict(points))
 

@@ -82,9 +82,9 @@ QUERIES = (
         """,
     ),
     MetricQuery(
-        {"late_partitions_total": "Partitions of a table whose rows changed after they were taken"},
-        ("use_case", "table"),
-        'select use_case, table_name as "table", count(*) as late_partitions_total from late_rows group by 1, 2',
+        {"retakes_total": "Partitions whose rows changed after they were taken, or that nobody had taken"},
+        ("use_case", "reason"),
+        "select use_case, reason, count(*) as retakes_total from retakes group by 1, 2",
     ),
     MetricQuery(
         {

@@ -38,10 +38,12 @@ from batches where use_case = %s and status = 'clean' order by table_name, parti
 
 # A version that comes back (a correction taken back) is the latest again.
 _RECORD = """
-insert into snapshots (use_case, version, git_revision, start, "end", partitions, rows, index)
-values (%(use_case)s, %(version)s, %(git_revision)s, %(start)s, %(end)s, %(partitions)s, %(rows)s, %(index)s)
-on conflict (use_case, version)
-do update set git_revision = excluded.git_revision, built_at = now(), build_order = default"""
+insert into snapshots
+    (use_case, version, git_revision, start, "end", partitions, rows, index, features_digest)
+values (%(use_case)s, %(version)s, %(git_revision)s, %(start)s, %(end)s, %(partitions)s, %(rows)s, %(index)s,
+    %(features_digest)s)
+on conflict (use_case, version) do update set git_revision = excluded.git_revision,
+    features_digest = excluded.features_digest, built_at = now(), build_order = default"""
 
 _LABELLED = """
 select entity_key, event_time from outcomes
@@ -196,4 +198,5 @@ def _row(use_case: UseCase, built: Built, index: Mapping[str, Mapping[str, Any]]
         "partitions": len(index),
         "rows": sum(entry["rows"] for entry in index.values()),
         "index": json.dumps(index),
+        "features_digest": features.definition(use_case.name).digest(),
     }

@@ -71,6 +71,13 @@ def find_snapshot(version: str, use_case: UseCase, outside: Outside) -> Snapshot
     return Snapshot(use_case=use_case.name, **rows[0])
 
 
+def find_features_digest(version: str, use_case: UseCase, outside: Outside) -> str | None:
+    """The digest of the feature definition that a version was made by; None where that was not recorded yet."""
+    query = "select features_digest from snapshots where use_case = %s and version = %s"
+    rows = outside.warehouse.query(query, (use_case.name, version))
+    return rows[0]["features_digest"] if rows else None
+
+
 def load_rows(
     snapshot_version: str,
     use_case: UseCase,

@@ -15,6 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import numpy as np
 import psycopg2.extras
 import pyarrow as pa
@@ -88,14 +89,15 @@ def find_unreached_snapshot(use_case: UseCase, outside: Outside) -> Snapshot | N
         return None
     rows = outside.warehouse.query(_REACHED, (use_case.name, latest.version))
     reached = {row["definition"] for row in rows}
-    in_use = iterate_definitions_in_use(use_case, outside)
+    in_use = iterate_definitions_in_use(use_case, outside, lost=[])
     return None if all(definition.digest() in reached for definition in in_use) else latest
 
 
 def refresh_store(use_case: UseCase, snapshot: Snapshot, outside: Outside) -> Refreshed:
     """Bring the store to a snapshot, from the clean objects it was made from; an older one changes nothing.
 
-    What is of none of the definitions in use goes.
+    What is of none of the definitions in use goes. An older one that the clean data no longer serve stays as it is, and
+    an alert says so.
 
     Raises:
         ValueError: a clean table lacks what the features read.
@@ -103,11 +105,17 @@ def refresh_store(use_case: UseCase, snapshot: Snapshot, outside: Outside) -> Re
     """
     fence = outside.warehouse.begin(f"{use_case.name}/online_features")
     kept = Interval(snapshot.end - timedelta(days=_PARTITIONS_KEPT * use_case.source.partition_days), snapshot.end)
-    done, digests = Refreshed(written=0, deleted=0, unchanged=0), []
-    for definition in iterate_definitions_in_use(use_case, outside):
+    done, digests, lost = Refreshed(written=0, deleted=0, unchanged=0), list[str](), list[str]()
+    for definition in iterate_definitions_in_use(use_case, outside, lost):
         digests.append(digest := definition.digest())
-        files = clean_files(snapshot, kept, outside, definition)
-        series = dict(pack_all_series(definition, files, kept, use_case.time.lead))
+        try:
+            files = clean_files(snapshot, kept, outside, definition)
+            series = dict(pack_all_series(definition, files, kept, use_case.time.lead))
+        except (ValueError, duckdb.Error) as error:
+            if definition is features.definition(use_case.name):
+                raise
+            _alert_stale_definition(use_case, digest, error, outside)
+            continue
 
         def commit(digest: str = digest, series: Mapping[str, bytes] = series) -> Refreshed:
             with outside.warehouse.transaction(fence) as at:
@@ -119,9 +127,21 @@ def refresh_store(use_case: UseCase, snapshot: Snapshot, outside: Outside) -> Re
         with outside.warehouse.transaction(fence) as at:
             at.execute(_RETIRE, (use_case.name, digests, use_case.name, use_case.name))
 
-    outside.warehouse.retry_transaction(retire)
+    if not lost:  # else one of those that seem unused may be what a lost version learnt
+        outside.warehouse.retry_transaction(retire)
     logger.info("%s: online store at %s, %s", use_case.name, snapshot.version, done)
     return done
+
+
+def _alert_stale_definition(use_case: UseCase, digest: str, error: Exception, outside: Outside) -> None:
+    outside.alerts.raise_alert(
+        "critical",
+        use_case.name,
+        f"{use_case.name}/online_features/{digest[:12]}",
+        f"{use_case.title}: history online of an older feature definition is no longer refreshed",
+        f"the clean data no longer have what the features {digest[:12]} read ({error}). What answers by them grows old:"
+        f" run {use_case.name}.train",
+    )
 
 
 def pack_all_series(

@@ -4,13 +4,13 @@ import json
 from functools import cached_property
 from typing import Any
 
+import features
 from adapters.connect import Outside
 from adapters.endpoint import Endpoint
 from adapters.errors import Corrupt, Missing
 from adapters.gateway import Gateway, Route
 from adapters.model_store import Archive
 from adapters.retrying import retry_call
-from features import FeatureSet
 from pipeline.spec import UseCase
 from serving.openapi import describe_endpoint
 from tasks.build_features.learnt_features import UncomputableFeatures, load_learnt_definition
@@ -110,7 +110,10 @@ class UseCaseServer:
             raise VersionRejected(
                 f"the stored bundle of version {version} is not what was registered: {problem}"
             ) from problem
-        self._definition(version)
+        try:
+            load_learnt_definition(self._use_case, version, self._outside)
+        except UncomputableFeatures as problem:
+            raise VersionRejected(str(problem)) from problem
         e = self._online
         return self._endpoint.store.archive(
             bundle,
@@ -188,7 +191,7 @@ class UseCaseServer:
     def publish(self, version: str) -> None:
         """What goes with being the one that answers: the default version, the published schema, the static answer."""
         self._endpoint.make_default(self._name, version)
-        self._gateway.publish_openapi(self._name, self._schema(version))
+        self._gateway.publish_openapi(self._name, self._schema())
         if self._use_case.target.kind == "binary":
             [found] = self._outside.warehouse.query(_BASE_RATE, (self._name,))
             self._gateway.set_fallback(self._name, found["rate"])
@@ -210,23 +213,12 @@ class UseCaseServer:
         for version in others:
             self._endpoint.retire(self._name, version)
 
-    def _definition(self, version: str) -> FeatureSet:
-        """The features that a version learnt.
-
-        Raises:
-            VersionRejected: they cannot be computed any more.
-        """
-        try:
-            return load_learnt_definition(self._use_case, version, self._outside)
-        except UncomputableFeatures as problem:
-            raise VersionRejected(str(problem)) from problem
-
-    def _schema(self, version: str) -> str:
+    def _schema(self) -> str:
         return json.dumps(
             describe_endpoint(
                 use_case=self._name,
                 title=self._use_case.title,
-                fields=self._definition(version).request,
+                fields=features.definition(self._name).request,
                 kind=self._use_case.target.kind,
                 lead_minutes=self._use_case.time.lead_minutes,
                 max_events=self._online.max_events,

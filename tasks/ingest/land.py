@@ -68,8 +68,7 @@ def land_partition(use_case: UseCase, partition: Interval, outside: Outside) -> 
         raise ValueError(f"{partition} is not a partition of {use_case.name}: see first_partition and partition_days")
     key = use_case.grid.key(partition)
     fence = outside.warehouse.begin(f"{use_case.name}/ingest/{key}")
-    rechecked = late.choose_interval(use_case, partition, outside)
-    extracted = _extract(use_case, partition, rechecked, outside)
+    extracted = _extract(use_case, partition, outside)
     rows = extracted.rows
     stored = {
         name: outside.lake.put(f"raw/{use_case.name}/{name}/{key}", to_bytes(table), ".parquet")
@@ -87,8 +86,6 @@ def land_partition(use_case: UseCase, partition: Interval, outside: Outside) -> 
     outside.warehouse.retry_transaction(lambda: _register(use_case, batch, extracted.fingerprints, fence, outside))
     _report(batch, stored)
     _warn_of_rows_in_no_partition(use_case, extracted.in_no_partition, outside)
-    if keys := late.note_late_rows(use_case, rechecked, extracted.fingerprints, outside):
-        logger.warning("rows came after their partitions were taken, which are to be taken again: %s", keys)
     return batch
 
 
@@ -97,7 +94,7 @@ class _Extracted:
     """What the source holds at one moment, so that a write in between cannot make the tables disagree.
 
     Each table's rows of the partition; how many it holds that became known at no time that lies in a partition; and the
-    fingerprints of this partition and others.
+    partition's fingerprints.
     """
 
     rows: dict[str, pa.Table]
@@ -105,7 +102,7 @@ class _Extracted:
     fingerprints: late.Fingerprints
 
 
-def _extract(use_case: UseCase, partition: Interval, rechecked: Interval, outside: Outside) -> _Extracted:
+def _extract(use_case: UseCase, partition: Interval, outside: Outside) -> _Extracted:
     def work() -> _Extracted:
         rows, in_no_partition, fingerprints = {}, {}, dict[tuple[str, datetime], late.Fingerprint]()
         with outside.source.transaction(snapshot=True) as at:
@@ -116,7 +113,7 @@ def _extract(use_case: UseCase, partition: Interval, rechecked: Interval, outsid
                     )
                     at.execute(_in_no_partition(name, table), (utc(use_case.grid.first),))
                     in_no_partition[name] = (at.fetchone() or (0,))[0]
-                    fingerprints |= late.read_fingerprints(at, use_case, name, table, rechecked)
+                    fingerprints |= late.read_fingerprints(at, use_case, name, table, partition)
                 except psycopg2.ProgrammingError as error:
                     raise _unreadable(use_case, name, partition, error, outside) from error
                 rows[name] = ordered(extracted, table.key)

@@ -1,60 +1,75 @@
 """Finds what came to a partition after it was taken, and partitions that nobody ever took.
 
 A row that is committed late (`default now()` in a long transaction) became known in a partition that has landed, and no
-later one would take it. So each landing compares the partitions before it with what was taken of them, by the number of
-rows and a hash over whole rows: `source.recheck_partitions` of them, and all of them once a week. What differs stands
-in `late_rows` until it has landed again, which `reconcile` sees to. A blocked partition waits for its person.
+later one would take it. So a landing keeps how many rows it took and a hash over them, whole, and `reconcile` compares
+both with the source: of the latest `source.recheck_partitions` partitions after each landing, of all once a week. What
+differs stands in `retakes` until it was taken again and judged. It is tried again and again, less and less often, and
+then a person is told. A partition that is blocked waits for its person.
 """
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import Any
 
+import psycopg2
 from psycopg2 import sql
+from psycopg2.extensions import cursor
 
+from adapters.connect import Outside
 from pipeline.partitions import Interval
 from pipeline.source import Table
 from pipeline.spec import UseCase
 
-if TYPE_CHECKING:
-    from psycopg2.extensions import cursor
-
-    from adapters.connect import Outside
-
-_ALL_EVERY = timedelta(days=7)
+_ALL_EVERY = timedelta(days=6, hours=12)  # so that a weekly landing finds it due each time
 _OVERDUE = timedelta(days=1)  # after a partition's end, whatever hour of the day its tick is at
+_PARTITIONS_A_QUERY = 32
 _TAKEN_AT_ONCE = 16
+_ATTEMPTS = 6  # with pauses of 10, 20, 40 ... minutes
 
-_CHECKED = "select checked_at > now() - %s as recently from source_checks where use_case = %s"
-_CHECKED_ALL = """
-insert into source_checks values (%s, now()) on conflict (use_case) do update set checked_at = excluded.checked_at"""
+_TAKEN = """
+select distinct on (table_name, partition_start) table_name, partition_start, raw_sha256, raw_rows, source_rows,
+    source_hash, status
+from batches where use_case = %s order by table_name, partition_start, version desc"""
+
+_DUE = """
+select coalesce(c.all_checked_at < now() - %s, true) as everything,
+    coalesce(c.checked_at < b.landed_at, true)
+        or exists (select from retakes r where r.use_case = %s and r.closed_at is null) as latest
+from (select max(landed_at) as landed_at from batches where use_case = %s) b
+left join source_checks c on c.use_case = %s"""
+
+_CHECKED = """
+insert into source_checks values (%(use_case)s, %(at)s, %(at)s) on conflict (use_case)
+do update set checked_at = excluded.checked_at,
+    all_checked_at = case when %(everything)s then excluded.all_checked_at else source_checks.all_checked_at end"""
 
 _REMEMBER = """
 update batches set source_rows = %(rows)s, source_hash = %(hash)s
 where use_case = %(use_case)s and table_name = %(table)s and partition_start = %(start)s and raw_sha256 = %(sha256)s
     and (source_rows, source_hash) is distinct from (%(rows)s, %(hash)s)"""
 
-_RETAKEN = """
-update late_rows set retaken_at = now()
-where use_case = %s and partition_start = %s and retaken_at is null"""
-
-_TAKEN = """
-select distinct on (table_name, partition_start) table_name, partition_start, raw_sha256, raw_rows, source_rows,
-    source_hash, status
-from batches where use_case = %s and partition_start >= %s and partition_start < %s
-order by table_name, partition_start, version desc"""
-
-_LATE = """
-insert into late_rows (use_case, table_name, partition_start, rows_taken, rows_found) values (%s, %s, %s, %s, %s)
-on conflict (use_case, table_name, partition_start) where retaken_at is null
-do update set rows_found = excluded.rows_found"""
-
 _OPEN = """
-select table_name, partition_start, rows_taken, rows_found from late_rows
-where use_case = %s and retaken_at is null order by partition_start, table_name"""
+insert into retakes (use_case, partition_start, reason, tables) values (%s, %s, %s, %s)
+on conflict (use_case, partition_start) where closed_at is null do update
+set tables = case when excluded.tables = '{}' then retakes.tables else excluded.tables end"""
 
-_STARTS = "select distinct partition_start from batches where use_case = %s order by 1"
+_CLOSE = """
+update retakes set closed_at = now()
+where use_case = %s and closed_at is null and partition_start <> all(%s::timestamptz[])"""
+
+_LISTED = """
+select partition_start, reason, tables, attempts from retakes
+where use_case = %s and closed_at is null order by partition_start"""
+
+_TRY = """
+update retakes set attempts = attempts + 1, tried_at = now() where (use_case, partition_start, found_at) in (
+    select use_case, partition_start, found_at from retakes
+    where use_case = %s and closed_at is null and partition_start <> all(%s::timestamptz[]) and attempts < %s
+        and coalesce(tried_at < now() - interval '5 minutes' * 2 ^ attempts, true)
+    order by partition_start limit %s)
+returning partition_start"""
 
 
 @dataclass(frozen=True)
@@ -69,17 +84,7 @@ Fingerprints = Mapping[tuple[str, datetime], Fingerprint]  # by table and start 
 _NOTHING = Fingerprint(0, "0")
 
 
-def choose_interval(use_case: UseCase, partition: Interval, outside: "Outside") -> Interval:
-    """What a landing of this partition looks at: it and those before it, or all of them where a week has passed."""
-    checked = outside.warehouse.query(_CHECKED, (_ALL_EVERY, use_case.name))
-    first = use_case.grid.partition(str(use_case.grid.first)).start
-    if not (checked and checked[0]["recently"]):
-        return Interval(first, partition.end)
-    before = timedelta(days=use_case.source.recheck_partitions * use_case.grid.days)
-    return Interval(max(first, partition.start - before), partition.end)
-
-
-def read_fingerprints(at: "cursor", use_case: UseCase, name: str, table: Table, interval: Interval) -> Fingerprints:
+def read_fingerprints(at: cursor, use_case: UseCase, name: str, table: Table, interval: Interval) -> Fingerprints:
     """What a source table holds now of each partition of an interval."""
     first = use_case.grid.partition(str(use_case.grid.first)).start
     at.execute(_fingerprint_sql(name, table), (first, use_case.grid.days * 86400, interval.start, interval.end))
@@ -90,90 +95,153 @@ def read_fingerprints(at: "cursor", use_case: UseCase, name: str, table: Table, 
 
 
 def remember_fingerprints(
-    at: "cursor", use_case: UseCase, partition: Interval, taken: Mapping[str, str], fingerprints: Fingerprints
+    at: cursor, use_case: UseCase, partition: Interval, taken: Mapping[str, str], fingerprints: Fingerprints
 ) -> None:
-    """Keep with what was taken (table -> SHA-256 of its raw object) what the source held, in the landing's transaction.
-
-    What came late to the partition is taken now.
-    """
+    """Keep what the source held beside what was taken of it (table -> SHA-256), in the landing's transaction."""
     for table, sha256 in taken.items():
         found = fingerprints.get((table, partition.start), _NOTHING)
         _remember(at, use_case, (table, partition.start), sha256, found)
-    at.execute(_RETAKEN, (use_case.name, partition.start))
 
 
-def note_late_rows(use_case: UseCase, interval: Interval, fingerprints: Fingerprints, outside: "Outside") -> list[str]:
-    """Compare what was taken before with what the source holds; the keys of the partitions to take again.
+def find_partitions_to_take(use_case: UseCase, outside: Outside, now: datetime) -> list[str]:
+    """The keys of some partitions that `ingest` is to take (again), oldest first; each counts as one attempt.
 
-    What was taken before fingerprints were kept is compared by its number of rows, and gets its own.
+    `now` is the clock's: of a source that still lives a partition is due a day after its end.
     """
+    with outside.warehouse.session():
+        compare_with_source(use_case, outside, now)
+        taken = outside.warehouse.query(_TAKEN, (use_case.name,))
+        blocked = [row["partition_start"] for row in taken if row["status"] == "blocked"]
+        _alert_about(use_case, outside, blocked)
+        tried = outside.warehouse.query(_TRY, (use_case.name, blocked, _ATTEMPTS, _TAKEN_AT_ONCE))
+    return sorted(use_case.grid.key(use_case.grid.containing(row["partition_start"])) for row in tried)
 
-    def commit() -> list[str]:
+
+def compare_with_source(use_case: UseCase, outside: Outside, now: datetime) -> None:
+    """Open a retake for each partition that is not as it was taken, or was not taken; close those that are well again.
+
+    Nothing is compared where nothing landed since the last time, a week has not passed, and no retake is open.
+    """
+    taken = outside.warehouse.query(_TAKEN, (use_case.name,))  # before the source is read: it may only be behind
+    [due] = outside.warehouse.query(_DUE, (_ALL_EVERY, use_case.name, use_case.name, use_case.name))
+    if not taken or not (due["latest"] or due["everything"]):
+        return
+    [clock] = outside.warehouse.query("select clock_timestamp() as now")
+    starts = sorted({row["partition_start"].astimezone(UTC) for row in taken})
+    opened = {row["partition_start"].astimezone(UTC) for row in outside.warehouse.query(_LISTED, (use_case.name,))}
+    latest = starts if due["everything"] else starts[-(use_case.source.recheck_partitions + 1) :]
+    compared = sorted({*latest, *(opened & {*starts})})
+    try:
+        fingerprints = _read_all_fingerprints(use_case, compared, outside)
+    except psycopg2.Error as error:
+        _alert_unreadable(use_case, error, outside)
+        return
+    outside.alerts.resolve(f"{use_case.name}.source.compare")
+    missed = _list_missed(use_case, starts, now)
+
+    def commit() -> None:
         with outside.warehouse.transaction() as at:
-            at.execute(_TAKEN, (use_case.name, interval.start, interval.end))
-            for table, start, sha256, raw_rows, rows, hashed, status in at.fetchall():
-                found = fingerprints.get((table, start.astimezone(UTC)), _NOTHING)
-                same = found.rows == raw_rows if hashed is None else found == Fingerprint(rows, hashed)
-                if same and hashed is None:
-                    _remember(at, use_case, (table, start), sha256, found)
-                elif not same and status != "blocked" and table in use_case.source.tables:
-                    at.execute(_LATE, (use_case.name, table, start, raw_rows, found.rows))
-            if interval.start == use_case.grid.partition(str(use_case.grid.first)).start:
-                at.execute(_CHECKED_ALL, (use_case.name,))
-        return find_late_partitions(use_case, outside)
+            unwell = {start: ("missed", dict[str, list[int]]()) for start in missed}
+            for row in taken:
+                start = row["partition_start"].astimezone(UTC)
+                if start not in compared or row["table_name"] not in use_case.source.tables:
+                    continue
+                found = fingerprints.get((row["table_name"], start), _NOTHING)
+                differs = _differs(row, found)
+                if row["source_hash"] is None and not differs:
+                    _remember(at, use_case, (row["table_name"], start), row["raw_sha256"], found)
+                if differs or (start in opened and row["status"] == "landed"):  # the latter was not judged yet
+                    _, tables = unwell.setdefault(start, ("late", {}))
+                if differs:
+                    tables[row["table_name"]] = [row["raw_rows"], found.rows]
+            for start, (reason, tables) in unwell.items():
+                at.execute(_OPEN, (use_case.name, start, reason, json.dumps(tables)))
+            at.execute(_CLOSE, (use_case.name, [*unwell, *(opened - {*compared})]))
+            at.execute(_CHECKED, {"use_case": use_case.name, "at": clock["now"], "everything": due["everything"]})
 
-    return outside.warehouse.retry_transaction(commit)
-
-
-def find_late_partitions(use_case: UseCase, outside: "Outside") -> list[str]:
-    """The keys of the partitions that differ from what was taken of them, oldest first; an alert counts their rows."""
-    rows = outside.warehouse.query(_OPEN, (use_case.name,))
-    fingerprint = f"{use_case.name}.source.late_rows"
-    if not rows:
-        outside.alerts.resolve(fingerprint)
-        return []
-    listed = [
-        f"{row['table_name']} of {row['partition_start']:%Y-%m-%d}: {row['rows_taken']} rows taken,"
-        f" {row['rows_found']} there now"
-        for row in rows
-    ]
-    title = f"{use_case.name}: rows came, changed or went after their partition was taken"
-    body = "; ".join([*listed[:20], *(["..."] if len(listed) > 20 else [])])
-    outside.alerts.raise_alert("warning", use_case.name, fingerprint, title, f"{body}. They are taken again")
-    return list(dict.fromkeys(use_case.grid.key(use_case.grid.containing(row["partition_start"])) for row in rows))
+    outside.warehouse.retry_transaction(commit)
 
 
-def find_missed_partitions(use_case: UseCase, outside: "Outside", now: datetime) -> list[str]:
-    """The keys of partitions between the first taken and the last due that nobody took, oldest first; an alert too.
+def _differs(row: Mapping[str, Any], found: Fingerprint) -> bool:
+    """What was taken before fingerprints were kept is compared by its number of rows, and then gets its own."""
+    if row["source_hash"] is None:
+        return bool(found.rows != row["raw_rows"])
+    return found != Fingerprint(row["source_rows"], row["source_hash"])
+
+
+def _read_all_fingerprints(use_case: UseCase, starts: list[datetime], outside: Outside) -> Fingerprints:
+    """Of these partitions and others between them: some at a time, so that no query holds on to the source for long."""
+    length, found = timedelta(days=use_case.grid.days), dict[tuple[str, datetime], Fingerprint]()
+    while starts:
+        until = starts[0] + _PARTITIONS_A_QUERY * length
+        together = [start for start in starts if start < until]
+        starts = starts[len(together) :]
+        with outside.source.transaction(snapshot=True) as at:
+            for name, table in use_case.source.tables.items():
+                interval = Interval(together[0], together[-1] + length)
+                found |= read_fingerprints(at, use_case, name, table, interval)
+    return found
+
+
+def _list_missed(use_case: UseCase, starts: list[datetime], now: datetime) -> list[datetime]:
+    """The partitions between the first taken and the last due that nobody took.
 
     The last due is, where rows still arrive, the last that ended a day before `now`; of a source that has ended it is
     the last that was taken.
     """
-    rows = outside.warehouse.query(_STARTS, (use_case.name,))
-    taken = {row["partition_start"].astimezone(UTC) for row in rows}
-    fingerprint = f"{use_case.name}.ingest.missed"
-    missed = []
-    if taken:
-        last = max(taken)
-        if use_case.source.last_partition is None:
-            last = max(last, use_case.grid.containing(now - _OVERDUE).start - timedelta(days=use_case.grid.days))
-        due = use_case.grid.covering(Interval(min(taken), last + timedelta(days=use_case.grid.days)))
-        missed = [use_case.grid.key(partition) for partition in due if partition.start not in taken]
-    if not missed:
-        outside.alerts.resolve(fingerprint)
-        return []
+    length, last = timedelta(days=use_case.grid.days), starts[-1]
+    if use_case.source.last_partition is None:
+        last = max(last, use_case.grid.containing(now - _OVERDUE).start - length)
+    due = use_case.grid.covering(Interval(starts[0], last + length))
+    return [partition.start for partition in due if partition.start not in starts]
+
+
+def _alert_about(use_case: UseCase, outside: Outside, blocked: Iterable[datetime]) -> None:
+    """Tell of open retakes, and critically of those that were tried often enough."""
+    rows = outside.warehouse.query(_LISTED, (use_case.name,))
+    given_up = [row for row in rows if row["attempts"] >= _ATTEMPTS]
+    late, missed = ([row for row in rows if row["reason"] == reason] for reason in ("late", "missed"))
+    title = f"{use_case.name}: rows came, changed or went after their partition was taken"
+    body = f"{_describe(late)}. They are taken again, but for blocked ones: {_describe_days(blocked) or 'none'}"
+    _tell(use_case, outside, "late_rows", ("warning", title, body) if late else None)
     title = f"{use_case.name}: {len(missed)} partitions were never taken"
-    outside.alerts.raise_alert(
-        "warning", use_case.name, fingerprint, title, f"they are taken now: {', '.join(missed[:50])}"
+    body = f"they are taken now: {_describe_days(row['partition_start'] for row in missed)}"
+    _tell(use_case, outside, "missed", ("warning", title, body) if missed else None)
+    title = f"{use_case.name}: {len(given_up)} partitions could not be taken again"
+    body = (
+        f"{_describe_days(row['partition_start'] for row in given_up)}: tried {_ATTEMPTS} times; see the runs of"
+        f" {use_case.name}.ingest, mend what is in the way, and run these partitions by hand"
     )
-    return missed
+    _tell(use_case, outside, "retakes", ("critical", title, body) if given_up else None)
 
 
-def find_partitions_to_take(use_case: UseCase, outside: "Outside", now: datetime) -> list[str]:
-    """The keys of some partitions that `ingest` is to take (again), oldest first."""
-    with outside.warehouse.session():
-        keys = {*find_late_partitions(use_case, outside), *find_missed_partitions(use_case, outside, now)}
-    return sorted(keys)[:_TAKEN_AT_ONCE]
+def _tell(use_case: UseCase, outside: Outside, what: str, alert: tuple[Any, str, str] | None) -> None:
+    fingerprint = f"{use_case.name}.source.{what}"
+    if alert is None:
+        outside.alerts.resolve(fingerprint)
+    else:
+        tier, title, body = alert
+        outside.alerts.raise_alert(tier, use_case.name, fingerprint, title, body)
+
+
+def _describe(rows: Iterable[Mapping[str, Any]]) -> str:
+    listed = [
+        f"{table} of {row['partition_start']:%Y-%m-%d}: {taken} rows taken, {found} there now"
+        for row in rows
+        for table, (taken, found) in row["tables"].items()
+    ]
+    return "; ".join([*listed[:20], *(["..."] if len(listed) > 20 else [])])
+
+
+def _describe_days(starts: Iterable[datetime]) -> str:
+    days = sorted({f"{start:%Y-%m-%d}" for start in starts})
+    return ", ".join([*days[:50], *(["..."] if len(days) > 50 else [])])
+
+
+def _alert_unreadable(use_case: UseCase, error: psycopg2.Error, outside: Outside) -> None:
+    title = f"{use_case.name}: the source cannot be compared with what was taken"
+    body = f"{str(error).strip().splitlines()[0] if str(error) else type(error).__name__}: late rows are not found"
+    _tell(use_case, outside, "compare", ("warning", title, body))
 
 
 def _fingerprint_sql(name: str, table: Table) -> sql.Composed:
@@ -185,7 +253,7 @@ def _fingerprint_sql(name: str, table: Table) -> sql.Composed:
     ).format(table=sql.Identifier(name), known=sql.Identifier("taken", table.available_at))
 
 
-def _remember(at: "cursor", use_case: UseCase, where: tuple[str, datetime], sha256: str, found: Fingerprint) -> None:
+def _remember(at: cursor, use_case: UseCase, where: tuple[str, datetime], sha256: str, found: Fingerprint) -> None:
     at.execute(
         _REMEMBER,
         {

@@ -11,12 +11,19 @@ from typing import Any
 
 import pyarrow as pa
 
+import features
 from adapters.connect import Outside
 from pipeline.handoffs import Drift
 from pipeline.partitions import Interval
 from pipeline.spec import UseCase
 from tasks import score
-from tasks.build_features.learnt_features import load_learnt_definition, load_learnt_points
+from tasks.build_features import dataset
+from tasks.build_features.learnt_features import (
+    find_training_snapshot,
+    is_made_by,
+    load_learnt_definition,
+    load_learnt_points,
+)
 from tasks.common.ledger import Champion, champion_at, load_champions
 from tasks.monitor import decisions, drift, drift_report, performance
 from tasks.monitor.triage import Observed, make_decision
@@ -71,7 +78,7 @@ def monitor_partitions(use_case: UseCase, outside: Outside) -> list[Drift]:
         version = undecided.champion.version
         if version not in profiles:
             profiles[version] = outside.registry.profile(use_case.name, version)
-            _require_features(use_case, profiles[version], version)
+            _require_features(use_case, profiles[version], version, outside)
         examined = examine_partition(use_case, undecided, profiles[version], outside)
         decision = make_decision(examined.observed, decisions.load_decisions(use_case, outside), use_case.monitor)
         decisions.write_decision(use_case, examined, decision, outside, fence=fence)
@@ -118,8 +125,10 @@ def examine_partition(
     )
 
 
-def _require_features(use_case: UseCase, profile: dict[str, Any], version: str) -> None:
-    """ValueError where a structural feature is none: its drift could never be seen."""
+def _require_features(use_case: UseCase, profile: dict[str, Any], version: str, outside: Outside) -> None:
+    """ValueError where a structural feature of today's definition is none: its drift could never be seen."""
+    if load_learnt_definition(use_case, version, outside) != features.definition(use_case.name):
+        return
     if absent := sorted(set(use_case.monitor.structural_features) - set(profile["features"])):
         raise ValueError(
             f"monitor.structural_features of {use_case.name} names {absent}, which version {version} does not have"
@@ -157,11 +166,17 @@ def _scored_points(use_case: UseCase, undecided: UndecidedPartition, outside: Ou
 def _load_training_window(
     use_case: UseCase, undecided: UndecidedPartition, profile: dict[str, Any], outside: Outside
 ) -> pa.Table:
-    """The points of the champion's training window, from the snapshot that was scored: not its fitted rows."""
+    """The points of the champion's training window, from the snapshot that was scored: not its fitted rows.
+
+    Of a champion that learnt another definition they are those that it was trained on.
+    """
     start, last = (datetime.fromisoformat(profile[key]).astimezone(UTC) for key in ("start", "end"))
     end = last + timedelta(microseconds=1)
     definition = load_learnt_definition(use_case, undecided.champion.version, outside)
-    return load_learnt_points(definition, undecided.snapshot_version, use_case, outside, start=start, end=end)
+    snapshot = undecided.snapshot_version
+    if not is_made_by(definition, snapshot, use_case, outside):
+        snapshot = find_training_snapshot(use_case, undecided.champion.version, outside)
+    return dataset.load_points(snapshot, use_case, outside, start=start, end=end)
 
 
 def _count_new_labels(use_case: UseCase, learnt_until: datetime, as_of: datetime, outside: Outside) -> int:

@@ -13,12 +13,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-import features
 from adapters.connect import Outside
 from pipeline.handoffs import Candidate, Verdict, VerdictAnswer
 from pipeline.spec import UseCase
 from tasks.build_features import dataset
-from tasks.build_features.learnt_features import find_learnt_definition, load_learnt_points
+from tasks.build_features.learnt_features import (
+    UncomputableFeatures,
+    find_learnt_definition,
+    is_made_by,
+    load_learnt_points,
+)
 from tasks.promote import promote
 from tasks.promote.bootstrap import Floats
 from tasks.promote.gate import Judgement, decide
@@ -102,16 +106,19 @@ def _as_learnt(
 ) -> pa.Table | None:
     """The rows of a table with the features that a version learnt; None where they cannot be had for each of them."""
     definition = find_learnt_definition(use_case, version, outside)
-    if definition is None or definition.digest() == features.definition(use_case.name).digest():
+    if definition is None or is_made_by(definition, candidate.snapshot_version, use_case, outside):
         return None if definition is None else table
-    points = load_learnt_points(
-        definition,
-        candidate.snapshot_version,
-        use_case,
-        outside,
-        start=candidate.holdout_start,
-        end=candidate.holdout_end,
-    )
+    try:
+        points = load_learnt_points(
+            definition,
+            candidate.snapshot_version,
+            use_case,
+            outside,
+            start=candidate.holdout_start,
+            end=candidate.holdout_end,
+        )
+    except UncomputableFeatures:
+        return None
     places = {key: place for place, key in enumerate(_keys(points))}
     chosen = [places.get(key) for key in _keys(table)]
     return None if None in chosen else points.take(chosen)
