@@ -25,6 +25,7 @@ from tasks.build_features.learnt_features import (
     iterate_definitions_in_use,
     load_learnt_definition,
     load_learnt_points,
+    require_todays_features,
 )
 from tasks.build_features.manifest import clean_files
 from tasks.deploy.golden import choose_golden_rows
@@ -41,6 +42,12 @@ OLDER = replace(
     FLIGHTS,
     numeric_sql={name: sql for name, sql in FLIGHTS.numeric_sql.items() if name != "humidity"}
     | {"dest_flights_6h": "dest_now_arrived_6h"},
+)
+# It reads a column that the source had once: the clean data do not have it.
+GONE = replace(
+    FLIGHTS,
+    sources=FLIGHTS.sources
+    | {"weather": replace(FLIGHTS.sources["weather"], columns={**FLIGHTS.sources["weather"].columns, "uv": "double"})},
 )
 WEEKS = 3
 
@@ -152,9 +159,23 @@ def test_the_online_store_holds_both_until_no_champion_needs_the_older(
     online_features.refresh_store(use_case, snapshot, outside)
     assert definitions_stored(outside) == {FLIGHTS.digest(), OLDER.digest()}, "a rollback would need it"
     crown(outside, use_case, second, first, week(2).end)
-    assert [each.digest() for each in iterate_definitions_in_use(use_case, outside)] == [FLIGHTS.digest()]
+    answering(outside, older, first)
+    online_features.refresh_store(use_case, snapshot, outside)
+    assert definitions_stored(outside) == {FLIGHTS.digest(), OLDER.digest()}, "the rollouts were held: it answers still"
+    answering(outside, second, first)
+    assert [each.digest() for each in iterate_definitions_in_use(use_case, outside, [])] == [FLIGHTS.digest()]
     online_features.refresh_store(use_case, snapshot, outside)
     assert definitions_stored(outside) == {FLIGHTS.digest()}
+
+
+def answering(outside: Outside, version: str, previous: str) -> None:
+    """A rollout of this version has ended well."""
+    outside.warehouse.execute(
+        "insert into deployments (deployment_id, use_case, version, previous_version, kind, stage, outcome, finished_at"
+        ", actor, reason, revision, as_of)"
+        " values (%s, 'flights', %s, %s, 'rollout', 'done', 'full', now(), 'test', 'test', 1, now())",
+        (secrets.token_hex(4), version, previous),
+    )
 
 
 def test_a_champion_of_older_features_is_compared_on_the_same_events(
@@ -184,3 +205,45 @@ def _moments(event: dict) -> dict:
         name: datetime.fromisoformat(value).replace(tzinfo=None) if name in times else value
         for name, value in event.items()
     }
+
+
+def test_an_older_definition_that_the_clean_data_no_longer_serve_stops_no_successor(
+    outside: Outside, use_case: UseCase, snapshot, tmp_path: Path
+):
+    """Scoring says so, a person judges the successor, and the online history of today's definition goes on."""
+    rows = labelled(dataset.load_points(snapshot.version, use_case, outside, start=week(0).start, end=week(1).end))
+    champion = register(outside, use_case, GONE, rows, tmp_path / "gone")
+    crown(outside, use_case, champion, None, week(1).start)
+    with pytest.raises(UncomputableFeatures, match=rf"uv.*run {use_case.name}\.train"):
+        score.score_partitions(use_case, outside)
+    online_features.refresh_store(use_case, snapshot, outside)
+    assert definitions_stored(outside) == {FLIGHTS.digest()}
+    alerts = outside.warehouse.query("select tier, title from alerts order by title")
+    assert [alert["tier"] for alert in alerts] == ["critical", "critical"]
+    assert "no longer refreshed" in alerts[0]["title"]
+    assert "nothing is scored" in alerts[1]["title"]
+
+    version = register(outside, use_case, FLIGHTS, rows, tmp_path / "new")
+    candidate = replace(
+        planted.candidate(outside.registry, use_case, version, snapshot, week(2).end),
+        holdout_start=week(2).start,
+        holdout_end=week(2).end,
+        cutoff=week(1).end,
+    )
+    verdict = judge_candidate(use_case, candidate, outside)
+    assert verdict.champion_version == champion
+    assert "learnt other features" in " ".join(verdict.reasons)
+
+
+def test_a_dataset_of_another_definition_is_neither_trained_on_nor_taken_for_todays(
+    outside: Outside, use_case: UseCase, snapshot, monkeypatch: pytest.MonkeyPatch
+):
+    require_todays_features(use_case, snapshot, outside)
+    span = {"start": week(1).start, "end": week(2).start}
+    points = load_learnt_points(FLIGHTS, snapshot.version, use_case, outside, **span)
+    outside.warehouse.execute("update snapshots set features_digest = 'another'")
+    with pytest.raises(ValueError, match=rf"run {use_case.name}\.build_features, and then train"):
+        require_todays_features(use_case, snapshot, outside)
+    with monkeypatch.context() as patched:
+        patched.setattr(dataset, "load_points", lambda *_, **__: pytest.fail("its rows are of another definition"))
+        assert load_learnt_points(FLIGHTS, snapshot.version, use_case, outside, **span).equals(points)
