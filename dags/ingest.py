@@ -12,10 +12,10 @@ is a new version beside the old one. A run stopped by bad data (`BadData`) is no
 mend the source and run the partition again; nothing else releases it. Rows quarantined from a partition that did become
 clean are corrected with `replay_quarantine`.
 
-**Nothing is lost that comes late.** Each landing compares the partitions before it with the source, by the number of
-rows and a hash of them (`source.recheck_partitions` of them, once a week all): what rows came to, changed in or went
-from is taken again by `reconcile`, as is a partition between others that nobody took. A blocked partition is left
-alone.
+**Nothing is lost that comes late.** A landing keeps the number of the rows it took and a hash of them. `reconcile`
+compares both with the source: of the latest `source.recheck_partitions` partitions after each landing, of all once a
+week. What rows came to, changed in or went from is taken again, as is a partition between others that nobody took. A
+blocked partition waits for its person.
 """
 
 from datetime import timedelta
