@@ -1,5 +1,6 @@
 """Airflow in the whole stack, and what the doctor and the containers' health checks find of it: one for all of them."""
 
+import itertools
 import json
 import os
 import signal
@@ -23,6 +24,7 @@ from infra.local.plan import GROUPS
 from infra.local.ports import find_free_port
 from infra.local.processes import ProcessIdentity, find_members
 from infra.local.stack import Stack
+from infra.replay.flights_source import create_source_tables
 from models.ensemble import fit_ensemble
 from pipeline.settings import REPOSITORY, read_settings
 from pipeline.spec import use_cases
@@ -235,3 +237,25 @@ def test_without_its_database_none_is_healthy(container: None, monkeypatch: pyte
 def test_an_api_server_that_is_not_there_is_not_healthy(container: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AIRFLOW__API__PORT", str(find_free_port(set())))
     assert not health.is_server_healthy("api-server")
+
+
+def test_a_partition_that_nobody_took_is_taken_though_its_source_has_ended(
+    airflow_stack: Stack, call: Callable[..., Any]
+) -> None:
+    """`reconcile` starts an ingest that has a task: a run with today's data time would be a success of nothing."""
+    outside = Outside(read_settings(airflow_stack.environment()))
+    create_source_tables(outside.source)
+    for start, table in itertools.product(("2013-06-03", "2013-06-17"), ("flights", "movements", "weather")):
+        outside.warehouse.execute(
+            "insert into batches (use_case, table_name, partition_start, partition_end, raw_sha256, version, raw_uri,"
+            " raw_rows, status) values ('flights', %s, %s, %s::timestamptz + interval '7 days', 'planted', 1, '-', 0,"
+            " 'landed')",
+            (table, f"{start}T00:00Z", f"{start}T00:00Z"),
+        )
+    for verb in ("ingest", "reconcile"):
+        call("PATCH", f"/dags/flights.{verb}", {"is_paused": False})
+    call("POST", "/dags/flights.reconcile/dagRuns", {"dag_run_id": "looked", "logical_date": None})
+    taken = "select 1 from batches where partition_start = '2013-06-10T00:00Z'"
+    until(lambda: bool(outside.warehouse.query(taken)), 240)
+    runs = call("GET", "/dags/flights.ingest/dagRuns")["dag_runs"]
+    assert [run["conf"] for run in runs] == [{"partition": "2013-06-10"}]

@@ -333,7 +333,7 @@ def test_a_bundle_that_is_not_the_one_promised_is_refused_by_the_worker(served, 
 
 
 def test_a_bundle_of_other_features_is_refused_with_the_reason_and_the_old_one_keeps_answering(served, bundles):
-    with pytest.raises(ValueError, match="was trained on features ffffffffffff, and this server computes"):
+    with pytest.raises(ValueError, match="was trained on features ffffffffffff, which this server cannot compute"):
         served.register(archive(served, bundles, "4", "foreign"), **SETTINGS)
     assert served.versions("flights") == {"1": True, "2": True}
     assert answers_again(served)
