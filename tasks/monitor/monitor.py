@@ -13,6 +13,7 @@ import pyarrow as pa
 
 import features
 from adapters.connect import Outside
+from features import FeatureSet
 from pipeline.handoffs import Drift
 from pipeline.partitions import Interval
 from pipeline.spec import UseCase
@@ -102,7 +103,8 @@ def examine_partition(
 ) -> decisions.Examination:
     """Measure one partition: data and prediction drift, performance, age, and the report people read."""
     version, as_of = undecided.champion.version, undecided.as_of
-    points = _scored_points(use_case, undecided, outside)
+    definition = load_learnt_definition(use_case, version, outside)
+    points = _scored_points(use_case, undecided, definition, outside)
     performances = performance.measure_performance(use_case, version, as_of, outside)
     learnt_until = datetime.fromisoformat(profile["known_by"]).astimezone(UTC)  # at or just before the split's cutoff
     observed = Observed(
@@ -115,7 +117,7 @@ def examine_partition(
         new_rows=_count_new_labels(use_case, learnt_until, as_of, outside),
         rolled_back=_find_latest_rollback(use_case, as_of, outside),
     )
-    reference = _load_training_window(use_case, undecided, profile, outside)
+    reference = _load_training_window(use_case, undecided, definition, profile, outside)
     return decisions.Examination(
         partition=undecided.partition,
         snapshot_version=undecided.snapshot_version,
@@ -149,10 +151,11 @@ def _undecided(use_case: UseCase, outside: Outside) -> Iterator[UndecidedPartiti
             )
 
 
-def _scored_points(use_case: UseCase, undecided: UndecidedPartition, outside: Outside) -> pa.Table:
+def _scored_points(
+    use_case: UseCase, undecided: UndecidedPartition, definition: FeatureSet, outside: Outside
+) -> pa.Table:
     """The points, with the champion's stored predictions as a column; only each column's distribution is used."""
     partition = undecided.partition
-    definition = load_learnt_definition(use_case, undecided.champion.version, outside)
     points = load_learnt_points(
         definition, undecided.snapshot_version, use_case, outside, start=partition.start, end=partition.end
     )
@@ -164,7 +167,11 @@ def _scored_points(use_case: UseCase, undecided: UndecidedPartition, outside: Ou
 
 
 def _load_training_window(
-    use_case: UseCase, undecided: UndecidedPartition, profile: dict[str, Any], outside: Outside
+    use_case: UseCase,
+    undecided: UndecidedPartition,
+    definition: FeatureSet,
+    profile: dict[str, Any],
+    outside: Outside,
 ) -> pa.Table:
     """The points of the champion's training window, from the snapshot that was scored: not its fitted rows.
 
@@ -172,7 +179,6 @@ def _load_training_window(
     """
     start, last = (datetime.fromisoformat(profile[key]).astimezone(UTC) for key in ("start", "end"))
     end = last + timedelta(microseconds=1)
-    definition = load_learnt_definition(use_case, undecided.champion.version, outside)
     snapshot = undecided.snapshot_version
     if not is_made_by(definition, snapshot, use_case, outside):
         snapshot = find_training_snapshot(use_case, undecided.champion.version, outside)

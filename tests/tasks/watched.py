@@ -1,8 +1,10 @@
 """A watched champion on made-up data: weeks of points, their scores and labels, in a real warehouse."""
 
 import json
+import tempfile
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+import features
 from adapters.connect import Outside
+from models.bundle import _KEYS, FORMAT
 from pipeline.partitions import Interval
 from pipeline.spec import Monitor, UseCase
 from tasks.build_features import profile as profiling
@@ -89,12 +93,27 @@ def emptied(table: pa.Table, *columns: str) -> pa.Table:
 
 @dataclass
 class Registry:
-    """Stands in for MLflow, of which monitoring needs a profile."""
+    """Stands in for MLflow, of which monitoring needs a profile, and what the model learnt: today's features."""
 
     profile_of: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def profile(self, _use_case: str, model_version: str) -> dict[str, Any]:
         return self.profile_of[model_version]
+
+    def download_bundle(self, use_case: str, _model_version: str) -> Path:
+        folder = Path(_bundles().name)
+        card = dict.fromkeys(_KEYS) | {
+            "format": FORMAT,
+            "features": {"digest": features.definition(use_case).digest()},
+        }
+        (folder / "card.json").write_text(json.dumps(card))
+        (folder / "features.json").write_text("{}")
+        return folder
+
+
+@cache
+def _bundles() -> "tempfile.TemporaryDirectory[str]":
+    return tempfile.TemporaryDirectory()
 
 
 @dataclass
