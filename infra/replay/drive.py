@@ -14,7 +14,7 @@ from infra.replay.progress import ReplayProgress
 from infra.replay.runs import Runs
 from infra.replay.state import ReplayError, ReplayState
 from infra.replay.traffic import Traffic
-from pipeline.partitions import Interval
+from pipeline.partitions import Interval, utc
 from pipeline.spec import UseCase
 from tasks import score
 from tasks.build_features import build
@@ -99,7 +99,7 @@ class Replay:
 
     def _load_history(self, until: datetime) -> None:
         grid = self.use_case.grid
-        weeks = grid.covering(Interval(grid.partition(str(grid.first)).start, until))
+        weeks = grid.covering(Interval(utc(grid.first), until))
 
         def is_landed() -> bool:
             return {week.start for week in weeks} <= self.state.list_clean_partitions()

@@ -24,7 +24,7 @@ import features
 from adapters.connect import Outside
 from adapters.versions import Built
 from pipeline.handoffs import Snapshot
-from pipeline.partitions import Interval
+from pipeline.partitions import Interval, utc
 from pipeline.settings import REPOSITORY
 from pipeline.spec import UseCase
 from tasks.build_features import dataset
@@ -104,7 +104,7 @@ def build_snapshot(use_case: UseCase, outside: Outside) -> Snapshot | None:
 def _wanted(
     use_case: UseCase, definition: features.FeatureSet, manifest: Manifest, partition: Interval, code: list[Any]
 ) -> WantedPartition:
-    first = use_case.grid.partition(str(use_case.grid.first)).start
+    first = utc(use_case.grid.first)
     reads, gaps = {}, []
     for table, items in manifest.inputs_of(partition, definition.sources).items():
         since = first if definition.sources[table].timeless else max(first, partition.start - manifest.reach)

@@ -8,7 +8,7 @@ then a person is told. A partition that is blocked waits for its person.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -18,7 +18,7 @@ from psycopg2 import sql
 from psycopg2.extensions import cursor
 
 from adapters.connect import Outside
-from pipeline.partitions import Interval
+from pipeline.partitions import Interval, utc
 from pipeline.source import Table
 from pipeline.spec import UseCase
 
@@ -60,8 +60,12 @@ update retakes set closed_at = now()
 where use_case = %s and closed_at is null and partition_start <> all(%s::timestamptz[])"""
 
 _LISTED = """
-select partition_start, reason, tables, attempts from retakes
-where use_case = %s and closed_at is null order by partition_start"""
+select partition_start, reason, tables, attempts, exists (
+    select from batches b where b.use_case = r.use_case and b.partition_start = r.partition_start
+        and b.status = 'blocked' and not exists (select from batches newer
+            where (newer.use_case, newer.table_name, newer.partition_start)
+                = (b.use_case, b.table_name, b.partition_start) and newer.version > b.version)) as is_blocked
+from retakes r where use_case = %s and closed_at is null order by partition_start"""
 
 _TRY = """
 update retakes set attempts = attempts + 1, tried_at = now() where (use_case, partition_start, found_at) in (
@@ -86,7 +90,7 @@ _NOTHING = Fingerprint(0, "0")
 
 def read_fingerprints(at: cursor, use_case: UseCase, name: str, table: Table, interval: Interval) -> Fingerprints:
     """What a source table holds now of each partition of an interval."""
-    first = use_case.grid.partition(str(use_case.grid.first)).start
+    first = utc(use_case.grid.first)
     at.execute(_fingerprint_sql(name, table), (first, use_case.grid.days * 86400, interval.start, interval.end))
     return {
         (name, first + timedelta(days=number * use_case.grid.days)): Fingerprint(count, total)
@@ -110,9 +114,9 @@ def find_partitions_to_take(use_case: UseCase, outside: Outside, now: datetime) 
     """
     with outside.warehouse.session():
         compare_with_source(use_case, outside, now)
-        taken = outside.warehouse.query(_TAKEN, (use_case.name,))
-        blocked = [row["partition_start"] for row in taken if row["status"] == "blocked"]
-        _alert_about(use_case, outside, blocked)
+        retakes = outside.warehouse.query(_LISTED, (use_case.name,))
+        blocked = [row["partition_start"] for row in retakes if row["is_blocked"]]
+        _alert_about(use_case, outside, retakes, blocked)
         tried = outside.warehouse.query(_TRY, (use_case.name, blocked, _ATTEMPTS, _TAKEN_AT_ONCE))
     return sorted(use_case.grid.key(use_case.grid.containing(row["partition_start"])) for row in tried)
 
@@ -122,17 +126,19 @@ def compare_with_source(use_case: UseCase, outside: Outside, now: datetime) -> N
 
     Nothing is compared where nothing landed since the last time, a week has not passed, and no retake is open.
     """
-    taken = outside.warehouse.query(_TAKEN, (use_case.name,))  # before the source is read: it may only be behind
     [due] = outside.warehouse.query(_DUE, (_ALL_EVERY, use_case.name, use_case.name, use_case.name))
-    if not taken or not (due["latest"] or due["everything"]):
+    if not (due["latest"] or due["everything"]):
+        return
+    taken = outside.warehouse.query(_TAKEN, (use_case.name,))  # before the source is read: it may only be behind
+    if not taken:
         return
     [clock] = outside.warehouse.query("select clock_timestamp() as now")
     starts = sorted({row["partition_start"].astimezone(UTC) for row in taken})
     opened = {row["partition_start"].astimezone(UTC) for row in outside.warehouse.query(_LISTED, (use_case.name,))}
     latest = starts if due["everything"] else starts[-(use_case.source.recheck_partitions + 1) :]
-    compared = sorted({*latest, *(opened & {*starts})})
+    compared = {*latest, *(opened & {*starts})}
     try:
-        fingerprints = _read_all_fingerprints(use_case, compared, outside)
+        fingerprints = _read_all_fingerprints(use_case, sorted(compared), outside)
     except psycopg2.Error as error:
         _alert_unreadable(use_case, error, outside)
         return
@@ -156,7 +162,7 @@ def compare_with_source(use_case: UseCase, outside: Outside, now: datetime) -> N
                     tables[row["table_name"]] = [row["raw_rows"], found.rows]
             for start, (reason, tables) in unwell.items():
                 at.execute(_OPEN, (use_case.name, start, reason, json.dumps(tables)))
-            at.execute(_CLOSE, (use_case.name, [*unwell, *(opened - {*compared})]))
+            at.execute(_CLOSE, (use_case.name, [*unwell, *(opened - compared)]))
             at.execute(_CHECKED, {"use_case": use_case.name, "at": clock["now"], "everything": due["everything"]})
 
     outside.warehouse.retry_transaction(commit)
@@ -193,12 +199,13 @@ def _list_missed(use_case: UseCase, starts: list[datetime], now: datetime) -> li
     if use_case.source.last_partition is None:
         last = max(last, use_case.grid.containing(now - _OVERDUE).start - length)
     due = use_case.grid.covering(Interval(starts[0], last + length))
-    return [partition.start for partition in due if partition.start not in starts]
+    return sorted({partition.start for partition in due} - {*starts})
 
 
-def _alert_about(use_case: UseCase, outside: Outside, blocked: Iterable[datetime]) -> None:
+def _alert_about(
+    use_case: UseCase, outside: Outside, rows: Sequence[Mapping[str, Any]], blocked: Iterable[datetime]
+) -> None:
     """Tell of open retakes, and critically of those that were tried often enough."""
-    rows = outside.warehouse.query(_LISTED, (use_case.name,))
     given_up = [row for row in rows if row["attempts"] >= _ATTEMPTS]
     late, missed = ([row for row in rows if row["reason"] == reason] for reason in ("late", "missed"))
     title = f"{use_case.name}: rows came, changed or went after their partition was taken"
