@@ -3,7 +3,7 @@
 import hashlib
 import io
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,12 +11,11 @@ from typing import Any
 
 import psycopg2
 import pyarrow as pa
-import pyarrow.csv
 from psycopg2 import errors, sql
 from psycopg2.extensions import connection, cursor
 from psycopg2.extras import DictCursor
 
-from adapters.copying import arrow_type, read_copy
+from adapters.copying import arrow_type, format_copy, read_copy
 from adapters.errors import FencedOut
 from adapters.retrying import Result, retry_database_work
 
@@ -171,7 +170,7 @@ class Warehouse:
             return Upserted(inserted=0, updated=0, unchanged=0)
         statements = _upsert_statements(table, rows.column_names, key)
         at.execute(statements["stage"])
-        at.copy_expert(_copy_statement("staged", rows.column_names), io.BytesIO(_csv(rows)))
+        at.copy_expert(_copy_statement("staged", rows.column_names), io.BytesIO(format_copy(rows)))
         at.execute(statements["write"])
         inserted, updated = at.fetchone() or (0, 0)
         at.execute("drop table staged")
@@ -185,7 +184,7 @@ class Warehouse:
         ordered = rows.sort_by([(name, "ascending") for name in key])
         at.execute("savepoint before_insert")
         try:
-            at.copy_expert(_copy_statement(table, rows.column_names), io.BytesIO(_csv(ordered)))
+            at.copy_expert(_copy_statement(table, rows.column_names), io.BytesIO(format_copy(ordered)))
         except errors.UniqueViolation:
             at.execute("rollback to savepoint before_insert")
             return False
@@ -225,6 +224,12 @@ class Warehouse:
             application_name="windsock",
             options=f"{_SESSION} -c windsock.code_sha={self.code_sha}",
         )
+
+
+def format_insert(table: str, values: Mapping[str, Any]) -> tuple[str, tuple[Any, ...]]:
+    """The statement that inserts a row into one of our tables, and its parameters."""
+    places = ", ".join(["%s"] * len(values))
+    return f"insert into {table} ({', '.join(values)}) values ({places})", tuple(values.values())  # noqa: S608  # ours
 
 
 def _take_snapshot(at: cursor) -> None:
@@ -278,18 +283,3 @@ def _same(names: Sequence[str], alias: str) -> sql.Composable:
 def _list(names: Sequence[str], alias: str | None = None) -> sql.Composed:
     parts = (alias,) if alias else ()
     return sql.SQL(", ").join(sql.Identifier(*parts, name) for name in names)
-
-
-def _csv(rows: pa.Table) -> bytes:
-    """Rows as COPY reads them: every value quoted, null alone is bare, so that '' and null stay apart."""
-    sink = io.BytesIO()
-    plain = rows.cast(pa.schema([(f.name, _plain(f.type)) for f in rows.schema]))
-    pa.csv.write_csv(plain, sink, pa.csv.WriteOptions(include_header=False, quoting_style="all_valid"))
-    return sink.getvalue()
-
-
-def _plain(kind: pa.DataType) -> pa.DataType:
-    """What is written as text: moments in UTC without saying so, as the session does; a zone costs ten times more."""
-    if pa.types.is_timestamp(kind):
-        return pa.timestamp(kind.unit)
-    return kind.value_type if pa.types.is_dictionary(kind) else kind

@@ -19,8 +19,8 @@ from pipeline.spec import UseCase
 from tasks.build_features.learnt_features import (
     UncomputableFeatures,
     find_learnt_definition,
-    load_learnt_definition,
     load_learnt_points,
+    read_learnt_definition,
 )
 from tasks.common.ledger import Champion, champion_at, current, load_champions
 
@@ -87,15 +87,15 @@ def score_partition(use_case: UseCase, unscored: UnscoredPartition, outside: Out
     from serving.predictor import Predictor
 
     partition = unscored.partition
+    bundle = outside.registry.download_bundle(use_case.name, unscored.champion.version)
     try:
-        definition = load_learnt_definition(use_case, unscored.champion.version, outside)
+        definition = read_learnt_definition(use_case, unscored.champion.version, bundle)
         points = load_learnt_points(
             definition, unscored.snapshot_version, use_case, outside, start=partition.start, end=partition.end
         )
     except UncomputableFeatures as error:
         _alert_other_features(use_case, str(error), outside)
         raise
-    bundle = outside.registry.download_bundle(use_case.name, unscored.champion.version)
     rows = make_predictions(use_case, unscored, points, Predictor.load(bundle).predict(points))
 
     window = (use_case.name, unscored.champion.version, partition.start, partition.end)

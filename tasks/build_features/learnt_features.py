@@ -8,6 +8,7 @@ has taken over.
 import logging
 from collections.abc import Iterator
 from datetime import datetime
+from pathlib import Path
 
 import duckdb
 import pyarrow as pa
@@ -47,7 +48,15 @@ def load_learnt_definition(use_case: UseCase, version: str, outside: Outside) ->
         UncomputableFeatures: this code cannot compute it any more, or the use case takes a table no more.
         Missing, Corrupt: the bundle is not there, or is not the one that was registered.
     """
-    folder = outside.registry.download_bundle(use_case.name, version)
+    return read_learnt_definition(use_case, version, outside.registry.download_bundle(use_case.name, version))
+
+
+def read_learnt_definition(use_case: UseCase, version: str, folder: Path) -> FeatureSet:
+    """The definition that a model version learnt, from its downloaded bundle.
+
+    Raises:
+        UncomputableFeatures: as `load_learnt_definition`.
+    """
     digest = read_card(folder)["features"]["digest"]
     try:
         definition = features.learnt_definition(use_case.name, digest, read_definition(folder))

@@ -1,6 +1,6 @@
 """Keeps the online store at the latest feature dataset: for each key the packed series of its history.
 
-It holds today's definition of the features, and those that the champion and the one before it learnt, so that a changed
+It holds today's definition of the features, and those of every version that answers or may come to, so that a changed
 definition is no outage. A refresh is one transaction for each: readers see the old state or the new one, whole, and
 only series that changed are written. The store follows snapshots in the order they were built; a run that was overtaken
 can no longer commit.

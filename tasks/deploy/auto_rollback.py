@@ -73,7 +73,7 @@ def resume_auto_rollback(use_case: UseCase, outside: Outside) -> list[str]:
     ongoing = deployments.find_ongoing_deployment(use_case, outside)
     if ongoing is None or not ongoing.is_auto_rollback:
         return []
-    return [_roll_back(use_case, str(ongoing.previous_version), ongoing, outside)]
+    return [_roll_back(use_case, str(ongoing.previous_version), ongoing.request, outside)]
 
 
 def _roll_back(use_case: UseCase, bad: str, request: DeploymentRequest, outside: Outside) -> str:

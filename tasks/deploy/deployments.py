@@ -3,13 +3,14 @@
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from psycopg2.extensions import cursor
 
+from adapters.warehouse import format_insert
 from pipeline.handoffs import Release
 from pipeline.spec import UseCase
 from tasks.common.ledger import record
@@ -90,6 +91,11 @@ class Deployment(DeploymentRequest):
     finished_at: datetime | None
 
     @property
+    def request(self) -> DeploymentRequest:
+        """What was asked for, without what came of it."""
+        return DeploymentRequest(**{field.name: getattr(self, field.name) for field in fields(DeploymentRequest)})
+
+    @property
     def is_auto_rollback(self) -> bool:
         """Whether the watch rolls back, which alone takes it up again."""
         return self.deployment_id.startswith(_AUTO_ROLLBACK)
@@ -158,12 +164,6 @@ def find_finished_deployment(use_case: UseCase, revision: int, version: str, out
         (use_case.name, revision, version),
         outside,
     )
-
-
-def format_insert(table: str, values: Mapping[str, Any]) -> tuple[str, tuple[Any, ...]]:
-    """The statement that inserts a row into one of our tables, and its parameters."""
-    places = ", ".join(["%s"] * len(values))
-    return f"insert into {table} ({', '.join(values)}) values ({places})", tuple(values.values())  # noqa: S608  # ours
 
 
 def insert_deployment(at: cursor, values: Mapping[str, Any]) -> None:

@@ -13,7 +13,7 @@ from adapters.model_store import Archive
 from adapters.retrying import retry_call
 from pipeline.spec import UseCase
 from serving.openapi import describe_endpoint
-from tasks.build_features.learnt_features import UncomputableFeatures, load_learnt_definition
+from tasks.build_features.learnt_features import UncomputableFeatures, read_learnt_definition
 from tasks.deploy.deployments import Deployment, find_ongoing_deployment
 from tasks.deploy.experiment.log import find_unsettled_experiment
 
@@ -111,7 +111,7 @@ class UseCaseServer:
                 f"the stored bundle of version {version} is not what was registered: {problem}"
             ) from problem
         try:
-            load_learnt_definition(self._use_case, version, self._outside)
+            read_learnt_definition(self._use_case, version, bundle)
         except UncomputableFeatures as problem:
             raise VersionRejected(str(problem)) from problem
         e = self._online

@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 from adapters.connect import Outside
 from adapters.errors import Corrupt, Missing
 from adapters.gateway import GatewayRecord
+from adapters.warehouse import format_insert
 from pipeline.online import Rollout
 from pipeline.spec import UseCase
 from serving.reasons import DegradedReason
@@ -20,7 +21,7 @@ from tasks.deploy.auto_rollback import react_to_breach, resume_auto_rollback
 from tasks.deploy.batch_scores import NO_SCORES, ScoreCheck
 from tasks.deploy.canary import check_latest_answers, is_about_version, tally_traffic
 from tasks.deploy.deploy import describe_obstacle, find_missing_part
-from tasks.deploy.deployments import Deployment, find_serving_deployment, format_insert
+from tasks.deploy.deployments import Deployment, find_serving_deployment
 from tasks.deploy.judge import StageJudgement, StageResult, judge_stable
 from tasks.deploy.online_alerts import OnlineTrouble, raise_online_alert, resolve_online_alert
 from tasks.deploy.reconcile import reconcile_server

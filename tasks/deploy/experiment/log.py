@@ -8,10 +8,10 @@ import numpy as np
 import pyarrow as pa
 from psycopg2.extensions import cursor
 
+from adapters.warehouse import format_insert
 from pipeline.online import Costs, ExperimentSettings
 from pipeline.spec import UseCase
 from tasks.common.ledger import current, record, release_of
-from tasks.deploy.deployments import format_insert
 from tasks.deploy.experiment.sequential import (
     Conclusion,
     CostEstimate,
