@@ -7,7 +7,6 @@ loses no alert. One open row per fingerprint: the same problem again is counted,
 
 import logging
 from http.client import HTTPException
-from itertools import takewhile
 from typing import Literal
 
 from psycopg2.extensions import cursor
@@ -124,8 +123,12 @@ class Alerts:
 
     def flush(self) -> int:
         """Deliver what waits, oldest first, until the channel fails; how many were delivered."""
-        waiting = [row["alert_id"] for row in self._warehouse.query(_UNDELIVERED, (_BATCH,))]
-        return sum(1 for _ in takewhile(self._deliver, waiting))
+        delivered = 0
+        for row in self._warehouse.query(_UNDELIVERED, (_BATCH,)):
+            if not self._deliver(row["alert_id"]):
+                break
+            delivered += 1
+        return delivered
 
     def digest(self) -> int:
         """Send the info alerts since the last digest as one message; how many it held. Sends nothing if none."""

@@ -37,7 +37,9 @@ class SeriesPacker:
 
     @classmethod
     def of(cls, table: pa.Table) -> "SeriesPacker":
-        return cls(*zip(*(_pack_column(column.combine_chunks()) for column in table.columns), strict=True))
+        packed = [_pack_column(column.combine_chunks()) for column in table.columns]
+        headers, values, marks = zip(*packed, strict=True)
+        return cls(headers, values, marks)
 
     def payload(self, key: str, start: int, stop: int) -> bytes:
         parts = [_COUNT.pack(stop - start)]

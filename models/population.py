@@ -156,7 +156,8 @@ class _Stack:
     """A chunk of members for one epoch."""
 
     def __init__(self, members: list[Member], rows: TrainingRows) -> None:
-        members = self.members = sorted(members, key=lambda member: member.stream)
+        members = sorted(members, key=lambda member: member.stream)
+        self.members = members
         self.rows = rows
         self.device = rows.label.device
         self.network = stack_members([member.model for member in members]).train()

@@ -48,7 +48,8 @@ class Effect:
 def compute_for_gate(metric: str, score: Floats, label: Floats) -> float:
     """A metric as the gate compares it, of rows that count once each. NaN where undefined, such as AUC of one class."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        return float(weigh_metric(metric, score, label, np.zeros(len(label), np.intp), 1)(np.ones((1, 1)))[0])
+        by_day = weigh_metric(metric, score, label, np.zeros(len(label), np.intp), 1)
+        return float(by_day(np.ones((1, 1)))[0])
 
 
 def compare(
@@ -98,7 +99,8 @@ def compare(
 
 def holm(p_values: list[float]) -> list[float]:
     """p-values adjusted for having looked at all of them (Holm 1979, Scandinavian Journal of Statistics 6:65)."""
-    order, adjusted = np.argsort(p_values, kind="stable"), np.empty(len(p_values))
+    order = np.argsort(p_values, kind="stable")
+    adjusted = np.empty(len(p_values))
     steps = np.arange(len(p_values), 0, -1) * np.array(p_values)[order]
     adjusted[order] = np.maximum.accumulate(np.minimum(steps, 1.0))
     return [float(p) for p in adjusted]
