@@ -22,3 +22,15 @@ class FencedOut(RuntimeError):  # noqa: N818  # reads as the answer it is
 
 class Unavailable(ConnectionError):  # noqa: N818  # says what the matter is
     """A server did not answer; the same call may succeed later."""
+
+
+class SlotGone(Missing):
+    """A replication slot is not there, or lost what it was to keep: what was missed is in the tables alone."""
+
+
+class PublicationGone(Missing):
+    """A publication is not there, or was made anew: what was written in between was not published."""
+
+
+class SlotInUse(Unavailable):
+    """Another follower holds the replication slot; it may leave."""

@@ -28,7 +28,10 @@ from adapters.errors import Refused
 _FIRST_PAUSE_SECONDS = 0.2
 _LONGEST_PAUSE_SECONDS = 5.0
 # psycopg2 gives no SQLSTATE for a refused connection, only the server's words.
-_REFUSALS = ("authentication failed", "does not exist", "pg_hba.conf", "permission denied for database", "no password")
+_REFUSALS = (
+    *("authentication failed", "does not exist", "pg_hba.conf", "permission denied for database", "no password"),
+    *("permission denied to start WAL sender", "must be superuser or replication role"),  # from 16 on, and before
+)
 
 Result = TypeVar("Result")
 logger = logging.getLogger(__name__)

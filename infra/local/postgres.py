@@ -17,6 +17,13 @@ from infra.local.part import Part, find_closed_folder, run_as, unprivileged_acco
 
 ADMIN = "windsock"
 DATABASES = ("airflow", "mlflow", "optuna", "warehouse", "source")
+# So that the source can be followed. Set at each start: a cluster of before has them from its next start on.
+FOLLOWING = {
+    "wal_level": "logical",
+    "max_replication_slots": "10",
+    "max_wal_senders": "10",
+    "max_slot_wal_keep_size": "4GB",  # a follower that stays away loses its slot before the disk is full
+}
 ROLES = ("online", "observer")  # without databases of their own: what they may do in the warehouse, migrations say
 
 
@@ -177,6 +184,7 @@ def plan_postgres(home: Path, port: int, passwords: Mapping[str, str], marker: M
         "shared_buffers": "128MB",
         "max_wal_size": "1GB",
         "log_min_messages": "warning",
+        **FOLLOWING,
     }
     return Part(
         name="postgres",
