@@ -89,11 +89,11 @@ class PgOutputDecoder:
 
     find_base_type: Callable[[int, int], tuple[int, int]] = _keep_type
     _relations: dict[int, Relation] = field(default_factory=dict, init=False)
-    _told: dict[str, Relation] = field(default_factory=dict, init=False)
+    _told: dict[str, tuple[int, Relation]] = field(default_factory=dict, init=False)
     _number: int = field(default=0, init=False)
 
     def decode(self, message: bytes) -> Iterator[ReplicationEvent]:
-        """What a message says; a relation only where it differs from what was told of its table before.
+        """What a message says; before a change its relation, where it differs from what was told of that table before.
 
         Raises:
             ValueError: the message is of no kind that protocol 1 has, or two schemas publish tables of one name.
@@ -107,17 +107,21 @@ class PgOutputDecoder:
                 _, position, end, _ = _COMMIT.unpack_from(message, 1)
                 yield TransactionCommit(position=position, end=end)
             case b"R":
-                yield from self._learn(*self._read_relation(message))
+                self._learn(message)
             case b"I" | b"U" | b"D" as letter:
+                yield from self._tell(message, 1)
                 yield self._read_change(_KINDS[letter], message)
             case b"T":
-                yield from self._read_truncation(message)
+                for at in range(6, len(message), 4):
+                    yield from self._tell(message, at)
+                    yield self._make_change(self._find(message, at), ChangeKind.TRUNCATE)
             case letter if letter and letter in _IGNORED:
                 pass
             case letter:
                 raise ValueError(f"pgoutput sent a message of the unknown kind {letter!r}")
 
-    def _read_relation(self, message: bytes) -> tuple[int, Relation]:
+    def _learn(self, message: bytes) -> None:
+        """PostgreSQL repeats relations, and sends those of partitions whose changes come under their table's name."""
         (oid,) = _WIDE.unpack_from(message, 1)
         schema, at = _read_name(message, 5)
         table, at = _read_name(message, at)
@@ -130,7 +134,7 @@ class PgOutputDecoder:
             types[name] = self.find_base_type(*_TYPE.unpack_from(message, at))
             at += _TYPE.size
             key += [name] if is_key else []
-        return oid, Relation(
+        self._relations[oid] = Relation(
             schema=schema or "pg_catalog",
             table=table,
             columns={name: base for name, (base, _) in types.items()},
@@ -138,14 +142,15 @@ class PgOutputDecoder:
             key=tuple(key),
         )
 
-    def _learn(self, oid: int, relation: Relation) -> Iterator[Relation]:
-        others = (known for other, known in self._relations.items() if other != oid)
-        if any(o.table == relation.table and o.schema != relation.schema for o in others):
+    def _tell(self, message: bytes, at: int) -> Iterator[Relation]:
+        (oid,) = _WIDE.unpack_from(message, at)
+        relation = self._find(message, at)
+        other, known = self._told.get(relation.table, (oid, None))
+        if other != oid and known == self._relations[other] and known.schema != relation.schema:
             raise ValueError(f"two schemas publish a table {relation.table}: publish one of them")
-        self._relations[oid] = relation
-        if _differ(self._told.get(relation.table), relation):
-            self._told[relation.table] = relation
+        if known is None or _differ(known, relation):
             yield relation
+        self._told[relation.table] = (oid, relation)
 
     def _read_change(self, kind: ChangeKind, message: bytes) -> RowChange:
         relation = self._find(message, 1)
@@ -173,11 +178,6 @@ class PgOutputDecoder:
             else frozenset(relation.columns.keys() - row),
         )
 
-    def _read_truncation(self, message: bytes) -> Iterator[RowChange]:
-        (count,) = _WIDE.unpack_from(message, 1)
-        for index in range(count):
-            yield self._make_change(self._find(message, 6 + 4 * index), ChangeKind.TRUNCATE)
-
     def _find(self, message: bytes, at: int) -> Relation:
         return self._relations[_WIDE.unpack_from(message, at)[0]]
 
@@ -186,8 +186,8 @@ _KINDS = {b"I": ChangeKind.INSERT, b"U": ChangeKind.UPDATE, b"D": ChangeKind.DEL
 _NONE: frozenset[str] = frozenset()
 
 
-def _differ(known: Relation | None, relation: Relation) -> bool:
-    """Whether something is new, the order of the columns included, of which two dicts say nothing."""
+def _differ(known: Relation, relation: Relation) -> bool:
+    """Whether something is new: the order of the columns included, of which two dicts say nothing."""
     return known != relation or list(known.columns) != list(relation.columns)
 
 
@@ -222,7 +222,7 @@ def _read_values(message: bytes, at: int) -> tuple[Values, int]:
     return values, at
 
 
-def to_arrow(rows: Sequence[Mapping[str, str | None]], relation: Relation) -> pa.Table:
+def convert_rows(rows: Sequence[Mapping[str, str | None]], relation: Relation) -> pa.Table:
     """Whole rows as `adapters.copying.read_copy` would give them by COPY, bit for bit.
 
     Raises:

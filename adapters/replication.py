@@ -5,7 +5,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -30,6 +30,7 @@ _SESSION: dict[str, Any] = {
     "keepalives_count": 3,
 }
 _DATA_HEADER_BYTES = 25
+_SHUTDOWN = timedelta(seconds=1)  # between two questions; otherwise half of wal_sender_timeout lies between them
 _KEEPALIVE = struct.Struct("!cQqB")
 _FIRST_TYPE_THAT_IS_NOT_BUILT_IN = 10_000
 
@@ -41,7 +42,7 @@ class ReplicationFollower:
 
     Everything that needs a new session raises `Unavailable` (try again, later) or `Missing` (no repetition mends it).
     A source drops a follower that says nothing for its `wal_sender_timeout`, 60 s by default: read at least twice as
-    often. Before it shuts down it waits until all that it sent is acknowledged, idle positions included.
+    often. A source that shuts down waits until all that it sent is acknowledged; a session that reads ends instead.
     """
 
     def __init__(
@@ -82,7 +83,7 @@ class ReplicationFollower:
         self._confirmations = Confirmations()
         self._ready = deque[TransactionPiece]()
         self._types = dict[int, tuple[int, int]]()
-        self._caught_up_at = 0
+        self._caught_up_at, self._asked_at = 0, EPOCH
         return self
 
     def __exit__(
@@ -140,14 +141,22 @@ class ReplicationFollower:
     def _answer_keepalive(self, message: bytes) -> Idle | None:
         """Answer a source that asks for us. Amid a transaction, or behind a commit, its position says nothing."""
         _, position, moment, is_asked = _KEEPALIVE.unpack(message)
+        server_time = EPOCH + timedelta(microseconds=moment)
         if is_asked:
+            self._refuse_shutdown(server_time)
             self._stream.confirm(self._confirmations.confirmed)
         if not self._builder.is_between_transactions or position < self._confirmations.last_end:
             return None
         # It asks when it has not heard of us for long, whatever it does; it tells unasked when it has nothing to do.
         is_caught_up = not is_asked or position == self._caught_up_at
         self._caught_up_at = position if is_caught_up else self._caught_up_at
-        return Idle(position=position, server_time=EPOCH + timedelta(microseconds=moment), is_caught_up=is_caught_up)
+        return Idle(position=position, server_time=server_time, is_caught_up=is_caught_up)
+
+    def _refuse_shutdown(self, asked_at: datetime) -> None:
+        """A source asks again at once only when it waits to shut down: leave, rather than hold that up."""
+        if asked_at - self._asked_at < _SHUTDOWN:
+            raise Unavailable("the source is shutting down, and waits for its followers")
+        self._asked_at = asked_at
 
     def acknowledge(self, position: int) -> None:
         """Everything up to this position is settled: a source that restarts will send it no more.

@@ -7,6 +7,7 @@ transactions that nobody has acknowledged would be lost. Nor does it tell of kee
 
 import select
 import struct
+import time
 from collections.abc import Callable
 from ctypes import CDLL, POINTER, byref, c_char_p, c_int, c_void_p, string_at
 from typing import Any, NoReturn, cast
@@ -15,6 +16,7 @@ from psycopg2 import _psycopg, errors
 from psycopg2.extensions import connection
 
 from adapters.errors import Missing, PublicationGone, SlotGone, SlotInUse, Unavailable
+from adapters.pgoutput import EPOCH
 
 SEND_SECONDS = 30.0  # the server reads while it sends: one that takes nothing for so long is gone
 _STATUS = struct.Struct("!cQQQqB")
@@ -71,7 +73,8 @@ class ReplicationStream:
 
     def confirm(self, position: int) -> None:
         """Tell the server that everything before this position is settled; 0: only that we are here."""
-        self._send(_STATUS.pack(b"r", position, position, position, 0, 0))
+        clock = int((time.time() - EPOCH.timestamp()) * 1e6)  # shown as reply_time in pg_stat_replication
+        self._send(_STATUS.pack(b"r", position, position, position, clock, 0))
 
     def _send(self, message: bytes) -> None:
         while (put := _put_copy_data(self._at, message, len(message))) == 0:

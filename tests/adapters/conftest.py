@@ -1,10 +1,10 @@
 """A source that can be followed: a database to write to, and publications, slots and roles that end with their test."""
 
 import secrets
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import psycopg2
 import pytest
@@ -12,14 +12,29 @@ from psycopg2 import sql
 from psycopg2.extensions import connection, cursor, make_dsn, parse_dsn
 
 from adapters.connect import Outside
-from adapters.errors import SlotInUse
+from adapters.errors import SlotInUse, Unavailable
+from adapters.pgoutput import RowChange
 from adapters.replication import ReplicationFollower
 from adapters.replication_pieces import Idle, TransactionPiece
-from adapters.replication_setup import create_follower_role, create_publication, create_slot, drop_slot
+from adapters.replication_setup import (
+    SlotState,
+    create_follower_role,
+    create_publication,
+    create_slot,
+    drop_slot,
+    inspect_slot,
+)
 from adapters.retrying import retry_call
 from infra.local.stack import Stack
 
 PATIENCE_SECONDS = 60
+TABLE = "create table t (id int primary key, v text)"
+
+
+class Reader(Protocol):
+    """Whatever reads pieces."""
+
+    def read(self, timeout_seconds: float) -> TransactionPiece | Idle | None: ...
 
 
 @dataclass
@@ -28,6 +43,7 @@ class FollowedSource:
 
     admin_dsn: str
     owner: connection
+    password: str = field(repr=False)  # the owner's
     name: str = field(default_factory=lambda: f"test_{secrets.token_hex(4)}")  # of the slot, the publication, the role
 
     def run(self, statements: str) -> None:
@@ -42,9 +58,7 @@ class FollowedSource:
 
     def open(self) -> connection:
         """Another connection of the application."""
-        return psycopg2.connect(self.owner.dsn, password=self.password_of_owner)
-
-    password_of_owner: str = field(default="", repr=False)
+        return psycopg2.connect(self.owner.dsn, password=self.password)
 
     def publish(self, *tables: str) -> None:
         """Make these tables followable, and the one by which the end of what is there is known."""
@@ -63,11 +77,6 @@ class FollowedSource:
 
     def follow(self, **options: Any) -> ReplicationFollower:
         return ReplicationFollower(self.dsn, self.name, self.name, **options)
-
-    def begin_following(self, **options: Any) -> ReplicationFollower:
-        """A session, begun as soon as the one before has left; to be closed by `with closing_session`."""
-        follower = self.follow(**options)
-        return retry_call(follower.__enter__, errors=SlotInUse, within_seconds=PATIENCE_SECONDS, pause_seconds=0.05)
 
     def read_all(self, follower: ReplicationFollower) -> list[TransactionPiece]:
         """Every piece of what was committed until now."""
@@ -106,7 +115,7 @@ def source(outside: Outside, running_stack: Stack) -> Iterator[FollowedSource]:
     followed = FollowedSource(
         admin_dsn=str(make_dsn(running_stack.home().admin_dsn, dbname=database)),
         owner=owner,
-        password_of_owner=parse_dsn(address)["password"],
+        password=parse_dsn(address)["password"],
     )
     yield followed
     owner.close()
@@ -120,3 +129,46 @@ def admin(source: FollowedSource) -> Iterator[cursor]:
         opened.autocommit = True
         with opened.cursor() as at:
             yield at
+
+
+@pytest.fixture
+def followed(source: FollowedSource) -> FollowedSource:
+    """A source whose table t is published, with a slot."""
+    source.run(TABLE)
+    source.publish("t")
+    return source
+
+
+@contextmanager
+def following(source: FollowedSource, **options: Any) -> Iterator[ReplicationFollower]:
+    """A session that begins once the one before has left."""
+    follower = source.follow(**options)
+    retry_call(follower.__enter__, errors=Unavailable, within_seconds=PATIENCE_SECONDS, pause_seconds=0.05)
+    try:
+        yield follower
+    finally:
+        follower.__exit__(None, None, None)
+
+
+def ids(pieces: Sequence[TransactionPiece]) -> list[list[str | None]]:
+    """The keys that each piece writes."""
+    return [
+        [change.row["id"] for change in piece.events if isinstance(change, RowChange) and change.row]
+        for piece in pieces
+    ]
+
+
+def read_state(source: FollowedSource, admin: cursor) -> SlotState:
+    """How the slot of this source stands."""
+    found = inspect_slot(admin, source.name, source.name)
+    assert found is not None
+    return found
+
+
+def read_until(follower: Reader, is_it: Callable[[TransactionPiece | Idle], bool]) -> Any:
+    """The first answer of which this is true."""
+    while True:
+        answer = follower.read(PATIENCE_SECONDS)
+        assert answer is not None
+        if is_it(answer):
+            return answer

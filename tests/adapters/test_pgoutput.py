@@ -16,7 +16,7 @@ from adapters.pgoutput import (
     RowChange,
     TransactionBegin,
     TransactionCommit,
-    to_arrow,
+    convert_rows,
 )
 from tests.adapters.conftest import FollowedSource
 
@@ -252,10 +252,10 @@ def test_rows_are_to_the_bit_what_copy_gives(decode: Decode, outside: Outside, m
     rows = [change.row for change in changes(found) if change.row is not None]
     with outside.source.transaction() as at:
         copied = outside.source.copy_out("select * from t order by id", at=at)
-    followed = to_arrow(rows, relation)
+    followed = convert_rows(rows, relation)
     assert followed.schema == copied.schema
     assert to_bytes(followed) == to_bytes(copied)
-    assert to_bytes(to_arrow(rows[::-1], relation)) != to_bytes(copied)
+    assert to_bytes(convert_rows(rows[::-1], relation)) != to_bytes(copied)
     assert pa.types.is_string(copied.schema.field("moment").type) == bool(more)
 
 
@@ -267,8 +267,8 @@ def test_without_its_modifier_a_number_would_not_be_what_copy_gives(decode: Deco
     assert change.row is not None
     with outside.source.transaction() as at:
         copied = outside.source.copy_out("select * from t", at=at)
-    assert to_arrow([change.row], relation) == copied
-    assert to_arrow([change.row], replace(relation, modifiers={"id": -1, "n": -1})) != copied
+    assert convert_rows([change.row], relation) == copied
+    assert convert_rows([change.row], replace(relation, modifiers={"id": -1, "n": -1})) != copied
 
 
 def test_what_copy_cannot_read_is_refused_here_as_well(decode: Decode, outside: Outside) -> None:
@@ -280,14 +280,14 @@ def test_what_copy_cannot_read_is_refused_here_as_well(decode: Decode, outside: 
     with pytest.raises(pa.ArrowInvalid, match="NaN"), outside.source.transaction() as at:
         outside.source.copy_out("select * from t", at=at)
     with pytest.raises(pa.ArrowInvalid, match="NaN"):
-        to_arrow([change.row], relation)
+        convert_rows([change.row], relation)
 
 
 def test_no_rows_have_the_types_of_their_table(decode: Decode) -> None:
     decode("create table t (id int primary key, moment timestamptz)")
     [relation] = relations(decode("insert into t values (1)"))
     assert (
-        to_arrow([], relation)
+        convert_rows([], relation)
         == pa.schema([("id", pa.int32()), ("moment", pa.timestamp("us", tz="UTC"))]).empty_table()
     )
 
@@ -296,4 +296,4 @@ def test_a_row_that_lacks_a_column_is_refused(decode: Decode) -> None:
     decode("create table t (id int primary key, v text)")
     [relation] = relations(decode("insert into t values (1)"))
     with pytest.raises(KeyError, match="v"):
-        to_arrow([{"id": "1"}], relation)
+        convert_rows([{"id": "1"}], relation)

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from infra.local.home import inherited_environment
+from infra.local.postgres import FOLLOWING
 from pipeline.settings import REPOSITORY
 from tests.infra.compose_rules import Compose, runner
 
@@ -110,6 +111,11 @@ def test_each_opens_postgres_by_its_own_role_and_postgres_is_told_to_stop_fast(c
     assert roles == {name: ROLES.get(name.split("_")[1], name.split("_")[1].lower()) for name in roles}
     assert len(roles) == 6
     assert compose["services"]["postgres"]["stop_signal"] == "SIGINT"  # SIGTERM waits for every client to leave
+
+
+def test_the_source_can_be_followed_there_as_in_the_embedded_stack(compose: Compose) -> None:
+    told = dict(word.split("=") for word in compose["services"]["postgres"]["command"] if word != "-c")
+    assert FOLLOWING.items() <= told.items()
 
 
 def test_the_demo_begins_when_all_that_the_loop_needs_is_well(compose: Compose) -> None:

@@ -22,7 +22,7 @@ from infra.local import s3
 from infra.local.__main__ import format_status, main
 from infra.local.airflow import is_beating
 from infra.local.ports import find_socket_files, is_port_free
-from infra.local.postgres import find_cluster_home, postgres_dsn
+from infra.local.postgres import FOLLOWING, find_cluster_home, postgres_dsn
 from infra.local.processes import ProcessIdentity, end_part, find_members, identify_process, wait_until_ended
 from infra.local.stack import Stack, check_free_space
 from pipeline.settings import REPOSITORY, read_settings
@@ -146,6 +146,16 @@ def test_a_second_start_changes_nothing(own: Stack) -> None:
     before = own.state()
     assert own.start(("postgres", "s3")) is False
     assert own.state() == before
+
+
+def test_the_source_can_be_followed_in_a_cluster_that_was_made_without_a_word_of_it(own: Stack) -> None:
+    """The settings are the server's at each start, not the cluster's: one of an older version has them, too."""
+    [settings] = query(
+        own.home().dsn("source"),
+        "select jsonb_object_agg(name, current_setting(name)) from pg_settings where name = any("
+        f"array{list(FOLLOWING)!r}) and source = 'command line'",
+    )
+    assert settings == (FOLLOWING,)
 
 
 def test_postgres_killed_comes_back_with_what_was_committed(own: Stack) -> None:
