@@ -144,8 +144,10 @@ class PgOutputDecoder:
 
     def _tell(self, message: bytes, at: int) -> Iterator[Relation]:
         (oid,) = _WIDE.unpack_from(message, at)
-        relation = self._find(message, at)
+        relation = self._relations[oid]
         other, known = self._told.get(relation.table, (oid, None))
+        if known is relation:
+            return
         if other != oid and known == self._relations[other] and known.schema != relation.schema:
             raise ValueError(f"two schemas publish a table {relation.table}: publish one of them")
         if known is None or _differ(known, relation):

@@ -41,6 +41,9 @@ class ReplicationFollower:
     """One session with a slot. It begins at what the slot has confirmed: what was not acknowledged comes again, whole.
 
     Everything that needs a new session raises `Unavailable` (try again, later) or `Missing` (no repetition mends it).
+    What no session notices: since PostgreSQL 18 a publication that is dropped meanwhile leaves a gap without a word.
+    Compare `SlotState.publication_oid` from time to time.
+
     A source drops a follower that says nothing for its `wal_sender_timeout`, 60 s by default: read at least twice as
     often. A source that shuts down waits until all that it sent is acknowledged; a session that reads ends instead.
     """
