@@ -45,7 +45,7 @@ def from_document(text: str, digest: str, *, like: FeatureSet) -> FeatureSet:
 
 def _read(document: Mapping[str, Any]) -> FeatureSet:
     nested = {
-        "sources": {name: SourceTable(**source) for name, source in document["sources"].items()},
+        "sources": {name: SourceTable(**_with_tuples(source)) for name, source in document["sources"].items()},
         "look_back": _span(document["look_back"]),
         "request": tuple(_request_field(field) for field in document["request"]),
         "lookups": {name: AsOf(**lookup) for name, lookup in document["lookups"].items()},

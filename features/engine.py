@@ -132,17 +132,23 @@ def steps_sql(
 
     `naive` is SQL for a naive UTC timestamp from one with a time zone: DuckDB's quickest, or what any engine knows.
     """
+    return {
+        name: f"create temp view {name} as {source_sql(source, read_files_sql(tables.get(name, ())), naive)}"
+        for name, source in definition.sources.items()
+    } | {
+        name: f"create temp {'view' if name in views else 'table'} {name} as {sql}"
+        for name, sql in fill_steps(definition, interval, lead).items()
+    }
+
+
+def fill_steps(definition: FeatureSet, interval: Span, lead: timedelta) -> dict[str, str]:
+    """The query of every step, by its name, for an interval and a lead."""
     placeholders = {
         "start": moment_sql(interval.start),
         "end": moment_sql(interval.end),
         "lead": f"interval '{lead // timedelta(seconds=1)}' second",
     }
-    return {
-        name: _source_sql(name, source, tables.get(name, ()), naive) for name, source in definition.sources.items()
-    } | {
-        name: f"create temp {'view' if name in views else 'table'} {name} as {sql.format(**placeholders)}"
-        for name, sql in definition.steps.items()
-    }
+    return {name: sql.format(**placeholders) for name, sql in definition.steps.items()}
 
 
 @contextmanager
@@ -220,13 +226,19 @@ def moment_sql(moment: datetime) -> str:
     return f"timestamp '{moment.astimezone(UTC).replace(tzinfo=None)}'"
 
 
-def _source_sql(name: str, source: SourceTable, paths: Sequence[Path], naive: Callable[[str], str]) -> str:
+def read_files_sql(paths: Sequence[Path]) -> str | None:
+    """SQL: the rows of Parquet files; None where there are no files."""
+    files = ", ".join("'" + str(path).replace("'", "''") + "'" for path in paths)
+    return f"read_parquet([{files}])" if paths else None
+
+
+def source_sql(source: SourceTable, rows: str | None, naive: Callable[[str], str] = naive_utc_sql) -> str:
+    """SQL: a source as steps read it, of rows as they lie in files (None: there are none)."""
     columns = ", ".join(
-        f"{_read(column, kind, naive) if paths else f'cast(null as {kind})'} as {column}"
+        f"{_read(column, kind, naive) if rows else f'cast(null as {kind})'} as {column}"
         for column, kind in source.columns.items()
     )
-    files = ", ".join("'" + str(path).replace("'", "''") + "'" for path in paths)
-    return f"create temp view {name} as select {columns} {f'from read_parquet([{files}])' if paths else 'where false'}"
+    return f"select {columns} {f'from {rows}' if rows else 'where false'}"
 
 
 def _read(column: str, kind: str, naive: Callable[[str], str]) -> str:

@@ -20,6 +20,7 @@ from features.vocabulary import (
 )
 
 _FLIGHT = "carrier, flight, origin, scheduled_departure"
+_GRAIN = _FLIGHT.replace(",", "")
 _LATE_MINUTES = 15
 
 _SOURCES = {
@@ -28,19 +29,24 @@ _SOURCES = {
         bigint="flight",
         double="distance_miles",
         timestamp="scheduled_departure scheduled_arrival known_at",
+        grain=_GRAIN,
     ),
     "movements": declare_source(
         varchar="carrier origin kind",
         bigint="flight",
         double="delay_minutes",
         timestamp="scheduled_departure known_at",
+        grain=_GRAIN,
     ),
     "weather": declare_source(
         varchar="origin",
         double="temp_f dewpoint_f humidity wind_speed_mph precip_in pressure_mb visibility_miles",
         timestamp="observed_at known_at",
+        grain="origin observed_at",
     ),
-    "planes": declare_source(varchar="tailnum", bigint="year seats", timestamp="known_at", timeless=True),
+    "planes": declare_source(
+        varchar="tailnum", bigint="year seats", timestamp="known_at", timeless=True, grain="tailnum"
+    ),
     "airports": declare_source(varchar="faa tzone", timestamp="known_at", timeless=True),
 }
 

@@ -6,7 +6,7 @@ Derived from the same windows, lookups and joins that the batch compiles to SQL,
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pyarrow as pa
@@ -103,10 +103,11 @@ def extract_series(
     series = list_series(definition, point_kinds(definition))
     with run_steps(definition, tables, interval, lead) as connection:
         for item in series:
-            yield item, connection.sql(_extract_sql(item, interval)).to_arrow_table()
+            yield item, connection.sql(extract_sql(item, item.stream, interval.start)).to_arrow_table()
 
 
-def _extract_sql(item: Series, interval: Span) -> str:
+def extract_sql(item: Series, stream: str, since: datetime) -> str:
+    """SQL: the events of a series, as `extract_series` has them, of a relation that holds its stream."""
     names = [*item.key, *dict.fromkeys([*item.sums, *item.columns])]
     partition = f"partition by {', '.join(item.key)}" if item.key else ""
     ranks = [
@@ -117,12 +118,12 @@ def _extract_sql(item: Series, interval: Span) -> str:
     if item.lookup:  # a version that another took the place of at the same moment never held
         conditions.append("known_until is distinct from known_at")
     if item.reach is not None:
-        conditions.append(f"{item.moment} >= {moment_sql(interval.start - item.reach)}")
+        conditions.append(f"{item.moment} >= {moment_sql(since - item.reach)}")
     where = f"where {' and '.join(conditions)}" if conditions else ""
     columns = ", ".join([f"{item.moment} as moment", *dict.fromkeys(names), *ranks])
     # Every column is in the order, so that the same events are the same bytes.
     order = ", ".join([*item.key, "moment", *(f"rank{number}" for number in range(len(item.orders))), *names])
-    return f"select {columns} from {item.stream} {where} order by {order}"
+    return f"select {columns} from {stream} {where} order by {order}"
 
 
 def _of_lookup(definition: FeatureSet, name: str, kinds: Mapping[str, str]) -> Series:

@@ -8,7 +8,7 @@ stored), whether marks of validity follow (1 byte), the values, and the marks (1
 import hashlib
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from features.operations import MaskedColumn
+from features.series import Series
 
 _MAGIC = b"WSS1"
 _DIGEST_BYTES = 16
@@ -27,28 +28,54 @@ _WHOLE: dict[bytes, Any] = {b"b": np.int8, b"h": np.int16, b"i": np.int32, b"q":
 _DOUBLE, _TEXT = b"d", b"s"  # the scale of a text column is its width in bytes
 
 
-@dataclass(frozen=True)
 class SeriesPacker:
-    """Columns of many keys, ready to be cut into payloads: what they have in common is computed once."""
+    """Columns of many keys, ready to be cut into payloads: each key's rows from one of `starts` to the next.
 
-    headers: tuple[bytes, ...]
-    values: tuple[NDArray[Any], ...]
-    marks: tuple[NDArray[np.uint8] | None, ...]
+    A payload depends on the rows of its own key alone, so that the same rows are the same bytes beside whatever others.
+    """
 
-    @classmethod
-    def of(cls, table: pa.Table) -> "SeriesPacker":
-        packed = [_pack_column(column.combine_chunks()) for column in table.columns]
-        headers, values, marks = zip(*packed, strict=True)
-        return cls(headers, values, marks)
+    def __init__(self, table: pa.Table, starts: NDArray[np.int64]) -> None:
+        self._bounds = [*starts.tolist(), table.num_rows]
+        columns = (column.combine_chunks() for column in table.columns)
+        self._columns = [_pack_column(column, starts) for column in columns] if len(starts) else []
 
-    def payload(self, key: str, start: int, stop: int) -> bytes:
+    def payload(self, key: str, place: int) -> bytes:
+        """The bytes of the key whose rows begin at the start of this place."""
+        start, stop = self._bounds[place], self._bounds[place + 1]
         parts = [_COUNT.pack(stop - start)]
-        for header, values, marks in zip(self.headers, self.values, self.marks, strict=True):
-            parts += [header, values[start:stop].tobytes()]
-            if marks is not None:
-                parts.append(marks[start:stop].tobytes())
+        for column in self._columns:
+            parts += column.parts(place, start, stop)
         body = zlib.compress(b"".join(parts), 1)
         return _MAGIC + _digest(key, body) + body
+
+
+def pack_series(series: Series, events: pa.Table) -> Iterator[tuple[str, bytes]]:
+    """The text of each key, and its payload, of events in the order of keys, as `extract_series` has them."""
+    starts = _find_starts(events, series.key)
+    packer = SeriesPacker(events.select(list(series.stored)), starts)
+    for place, text in enumerate(key_texts(series, events.take(starts))):
+        yield text, packer.payload(text, place)
+
+
+def key_texts(series: Series, rows: pa.Table) -> list[str]:
+    """How the key of each row is written in the store."""
+    if not series.key:
+        return [series.key_text(())] * rows.num_rows
+    return [series.key_text(key) for key in zip(*(_key_values(rows[name]) for name in series.key), strict=True)]
+
+
+def _key_values(column: pa.ChunkedArray) -> list[Any]:
+    return list((column.cast(pa.int64()) if pa.types.is_timestamp(column.type) else column).to_pylist())
+
+
+def _find_starts(events: pa.Table, key: Sequence[str]) -> NDArray[np.int64]:
+    """The rows with which a new key begins."""
+    begins = np.zeros(events.num_rows, np.bool_)
+    begins[:1] = True
+    for name in key if events.num_rows else ():
+        column = events[name].combine_chunks()
+        begins[1:] |= pc.not_equal(column.slice(1), column.slice(0, len(column) - 1)).to_numpy(zero_copy_only=False)
+    return np.flatnonzero(begins)
 
 
 def unpack_series(key: str, payload: bytes, kinds: Mapping[str, str]) -> dict[str, MaskedColumn]:
@@ -85,25 +112,52 @@ def _digest(key: str, body: bytes) -> bytes:
     return hashlib.blake2b(key.encode() + b"\0" + body, digest_size=_DIGEST_BYTES).digest()
 
 
-def _pack_column(column: pa.Array) -> tuple[bytes, NDArray[Any], NDArray[np.uint8] | None]:
-    marks = pc.is_valid(column).to_numpy(zero_copy_only=False).astype(np.uint8) if column.null_count else None
+@dataclass(frozen=True)
+class _PackedColumn:
+    """A column in every form that some key has it in; by key its form, its scale, and whether a value is missing."""
+
+    values: Mapping[bytes, NDArray[Any]]
+    forms: Sequence[bytes]
+    scales: Sequence[int]
+    missing: Sequence[bool]
+    marks: NDArray[np.uint8]
+
+    def parts(self, place: int, start: int, stop: int) -> Iterator[bytes]:
+        form, scale, missing = self.forms[place], self.scales[place], self.missing[place]
+        yield _COLUMN.pack(form, scale, missing)
+        values = self.values[form][start:stop]
+        yield (values.astype(f"S{scale}") if form == _TEXT else values).tobytes()
+        if missing:
+            yield self.marks[start:stop].tobytes()
+
+
+def _pack_column(column: pa.Array, starts: NDArray[np.int64]) -> _PackedColumn:
+    marks = pc.is_valid(column).to_numpy(zero_copy_only=False).astype(np.uint8)
+    missing, keys = (np.minimum.reduceat(marks, starts) == 0).tolist(), len(starts)
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
         texts = [(value or "").encode() for value in column.to_pylist()]
-        width = max((len(value) for value in texts), default=0) or 1
-        return _header(_TEXT, width, marks), np.array(texts, f"S{width}"), marks
+        widths = np.maximum.reduceat(np.array([len(text) for text in texts], np.int64), starts)
+        return _PackedColumn(
+            {_TEXT: np.array(texts, f"S{widths.max() or 1}")},
+            [_TEXT] * keys,
+            np.maximum(widths, 1).tolist(),
+            missing,
+            marks,
+        )
     if pa.types.is_floating(column.type):
-        return _header(_DOUBLE, 1, marks), pc.fill_null(column, 0.0).to_numpy(zero_copy_only=False), marks
-    whole = pc.fill_null(column.cast(pa.int64()), 0).to_numpy(zero_copy_only=False)
-    scale = int(np.gcd.reduce(whole)) or 1 if len(whole) else 1
-    scaled = whole // scale
-    form = next(f for f, kind in _WHOLE.items() if _fits(scaled, kind))
-    return _header(form, scale, marks), scaled.astype(_WHOLE[form]), marks
+        values = pc.fill_null(column, 0.0).to_numpy(zero_copy_only=False)
+        return _PackedColumn({_DOUBLE: values}, [_DOUBLE] * keys, [1] * keys, missing, marks)
+    return _pack_whole(pc.fill_null(column.cast(pa.int64()), 0).to_numpy(zero_copy_only=False), starts, missing, marks)
 
 
-def _fits(values: NDArray[np.int64], kind: Any) -> bool:
-    limits = np.iinfo(kind)
-    return not len(values) or bool(values.min() >= limits.min and values.max() <= limits.max)
-
-
-def _header(form: bytes, scale: int, marks: NDArray[np.uint8] | None) -> bytes:
-    return _COLUMN.pack(form, scale, marks is not None)
+def _pack_whole(
+    whole: NDArray[np.int64], starts: NDArray[np.int64], missing: Sequence[bool], marks: NDArray[np.uint8]
+) -> _PackedColumn:
+    """Whole numbers: each key's divided by what all of them can be divided by, in as few bytes as they then take."""
+    scales = np.maximum(np.gcd.reduceat(whole, starts), 1)
+    scaled = whole // np.repeat(scales, np.diff([*starts, len(whole)]))
+    least, most = np.minimum.reduceat(scaled, starts), np.maximum.reduceat(scaled, starts)
+    fits = [(np.iinfo(kind).min <= least) & (most <= np.iinfo(kind).max) for kind in _WHOLE.values()]
+    forms = np.array([*_WHOLE])[np.argmax(fits, axis=0)].tolist()
+    values = {form: scaled.astype(_WHOLE[form]) for form in set(forms)}
+    return _PackedColumn(values, forms, scales.tolist(), missing, marks)

@@ -13,21 +13,30 @@ ColumnKind = Literal["varchar", "bigint", "double", "timestamp"]  # of sources, 
 
 @dataclass(frozen=True, kw_only=True)
 class SourceTable:
-    """A clean table as read: column -> SQL type. `timeless` tables change slowly and are read from their beginning."""
+    """A clean table as read: column -> SQL type. `timeless` tables change slowly and are read from their beginning.
+
+    `grain` are the columns that tell apart what never meets in a step: what steps make of the rows of one grain does
+    not change with rows of another, of this source or of others with the same grain. So a changed row is followed by
+    computing its grain again; where there is none, all.
+    """
 
     columns: Mapping[str, ColumnKind]
     timeless: bool = False
+    grain: tuple[str, ...] = ()
 
 
-def declare_source(*, timeless: bool = False, **names: str) -> SourceTable:
-    """A source declared by type: `declare_source(bigint="flight", varchar="carrier origin")`.
+def declare_source(*, timeless: bool = False, grain: str = "", **names: str) -> SourceTable:
+    """A source declared by type: `declare_source(bigint="flight", varchar="carrier origin", grain="flight")`.
 
     The order of the columns is in the definition's digest, and breaks ties between versions of a record.
     """
     if unknown := names.keys() - get_args(ColumnKind):
         raise ValueError(f"expected kinds of columns among {get_args(ColumnKind)}, got {sorted(unknown)}")
     kinds = cast("dict[ColumnKind, str]", names)
-    return SourceTable(columns={name: kind for kind in kinds for name in kinds[kind].split()}, timeless=timeless)
+    columns = {name: kind for kind in kinds for name in kinds[kind].split()}
+    if unknown := set(grain.split()) - columns.keys():
+        raise ValueError(f"a grain is of columns, got {sorted(unknown)}")
+    return SourceTable(columns=columns, timeless=timeless, grain=tuple(grain.split()))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,15 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from hashlib import sha256
-from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import duckdb
-import numpy as np
 import psycopg2.extras
-import pyarrow as pa
-import pyarrow.compute as pc
 from psycopg2.extensions import cursor
 
 import features
@@ -149,30 +144,10 @@ def pack_all_series(
 ) -> Iterator[tuple[str, bytes]]:
     """Every series of a definition: the text of its key, and its bytes."""
     from features.series import extract_series
-    from features.series_codec import SeriesPacker
+    from features.series_codec import pack_series
 
     for item, table in extract_series(definition, tables, kept, lead):
-        packer, starts = SeriesPacker.of(table.select(list(item.stored))), _starts(table, item.key)
-        keys = zip(*(_key_values(table[name].take(starts)) for name in item.key), strict=True) if item.key else [()]
-        for key, (start, stop) in zip(keys, pairwise([*starts.to_pylist(), table.num_rows]), strict=False):
-            text = item.key_text(key)
-            yield text, packer.payload(text, start, stop)
-
-
-def _starts(table: pa.Table, key: Sequence[str]) -> pa.Array:
-    """The rows with which a new key begins."""
-    if not table.num_rows:
-        return pa.array([], pa.int64())
-    begins = np.zeros(table.num_rows, np.bool_)
-    begins[0] = True
-    for name in key:
-        column = table[name].combine_chunks()
-        begins[1:] |= pc.not_equal(column.slice(1), column.slice(0, len(column) - 1)).to_numpy(zero_copy_only=False)
-    return pa.array(np.flatnonzero(begins), pa.int64())
-
-
-def _key_values(column: pa.ChunkedArray) -> list[Any]:
-    return list((column.cast(pa.int64()) if pa.types.is_timestamp(column.type) else column).to_pylist())
+        yield from pack_series(item, table)
 
 
 def _write(

@@ -230,7 +230,7 @@ def test_a_series_under_another_key_is_refused_and_a_whole_one_is_read(store: St
 def test_what_is_packed_comes_back(rows: list[tuple[int | None, float | None, str | None]]) -> None:
     columns = {"a": pa.int64(), "b": pa.float64(), "c": pa.string()}
     table = pa.table({name: pa.array([row[i] for row in rows], columns[name]) for i, name in enumerate(columns)})
-    read = unpack_series("k", SeriesPacker.of(table).payload("k", 0, len(rows)), dict.fromkeys(columns, ""))
+    read = unpack_series("k", SeriesPacker(table, np.zeros(1, np.int64)).payload("k", 0), dict.fromkeys(columns, ""))
     back = [[v if there else None for v, there in zip(*(c.tolist() for c in read[n]), strict=True)] for n in columns]
     assert back == [[row[i] for row in rows] for i in range(3)]
 
