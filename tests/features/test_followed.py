@@ -1,0 +1,158 @@
+"""Series that follow their sources are, to the byte, those of a rebuild from the same rows; in any order of changes."""
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from features import FeatureSet
+from features.followed import ChangedSeries, FollowedSeries, SourceChange
+from tasks.build_features.online_features import pack_all_series
+from tests.features.stored import parquet
+from tests.features.test_point_in_time import EXTREME
+from tests.features.world import FLIGHTS, LEAD, Span, World, changed, day, small_world
+
+_FLIGHT = ("carrier", "flight", "origin", "scheduled_departure", "known_at")
+IDENTITIES = {
+    "flights": _FLIGHT,
+    "movements": (*_FLIGHT, "kind"),
+    "weather": ("origin", "observed_at", "known_at"),
+    "planes": ("tailnum", "known_at"),
+    "airports": ("faa", "known_at"),
+}
+SINCE, SPLIT, CUT = day(12), day(15), day(16, 12)
+NEVER = datetime(9999, 1, 1, tzinfo=UTC)
+Held = tuple[dict[str, bytes | None], dict[str, bytes | None]]
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    """One airline: enough for each stream to have rows."""
+    found = {name: small_world()[name] for name in IDENTITIES}
+    for name in ("flights", "movements"):
+        found[name] = found[name].filter(pc.equal(found[name]["carrier"], "US"))
+    return found
+
+
+def between(table: pa.Table, start: datetime, end: datetime) -> pa.Table:
+    known, kind = table["known_at"], table.schema.field("known_at").type
+    inside = pc.and_(pc.greater_equal(known, pa.scalar(start, kind)), pc.less(known, pa.scalar(end, kind)))
+    return table.filter(inside)
+
+
+def known_by(world: World, moment: datetime) -> World:
+    return {name: between(table, day(1), moment) for name, table in world.items()}
+
+
+def follow(world: World, definition: FeatureSet = FLIGHTS, split: datetime = SPLIT) -> FollowedSeries:
+    with tempfile.TemporaryDirectory() as folder:
+        return FollowedSeries(definition, parquet(world, folder), IDENTITIES, since=SINCE, split=split, lead=LEAD)
+
+
+def apply_to_rows(world: World, changes: Mapping[str, SourceChange]) -> World:
+    """The rows as they are after a change, by other means."""
+    after = dict(world)
+    for name, change in changes.items():
+        columns = list(IDENTITIES[name])
+        taken = {tuple(row.values()) for part in (change.rows, change.gone) for row in part.select(columns).to_pylist()}
+        stays = [tuple(row.values()) not in taken for row in world[name].select(columns).to_pylist()]
+        after[name] = pa.concat_tables([world[name].filter(pa.array(stays, pa.bool_())), change.rows])
+    return after
+
+
+def update(held: Held, by: ChangedSeries) -> None:
+    for part, payloads in zip(held, (by.settled, by.recent), strict=True):
+        part.update(payloads)
+        for key in [key for key, payload in part.items() if payload is None]:
+            del part[key]
+
+
+def packed_all(followed: FollowedSeries) -> Held:
+    everything = followed.pack_all()
+    return {**everything.settled}, {**everything.recent}
+
+
+def rows_changed(name: str, rows: pa.Table, gone: pa.Table | None = None) -> SourceChange:
+    return SourceChange(rows=rows, gone=(rows.slice(0, 0) if gone is None else gone).select(list(IDENTITIES[name])))
+
+
+def steps(world: World, draw: st.DataObject) -> dict[str, SourceChange]:
+    """One step: rows that come in time or late, are corrected or told again, or go; of some tables, some of each."""
+    changes = {}
+    for name in draw.draw(st.lists(st.sampled_from(sorted(world)), min_size=1, max_size=3, unique=True)):
+        table, what = world[name], draw.draw(st.sampled_from(["come", "correct", "retell", "go"]))
+        number, start = draw.draw(st.integers(1, 40)), draw.draw(st.integers(0, table.num_rows - 1))
+        some = table.slice(start, number)
+        if what == "correct":
+            some = changed(some, **EXTREME[name])
+        if what == "retell":
+            later = pc.add(some["known_at"], pa.scalar(timedelta(hours=draw.draw(st.integers(1, 90)))))
+            kind = some.schema.field("known_at").type
+            some = some.set_column(some.column_names.index("known_at"), "known_at", later.cast(kind))
+        changes[name] = rows_changed(name, some.slice(0, 0), some) if what == "go" else rows_changed(name, some)
+    return changes
+
+
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(draw=st.data())
+def test_after_every_step_they_are_those_of_a_rebuild(world: World, draw: st.DataObject) -> None:
+    rows = known_by(world, CUT)
+    followed = follow(rows)
+    held = packed_all(followed)
+    for _ in range(draw.draw(st.integers(1, 4))):
+        changes = steps(world, draw)
+        rows = apply_to_rows(rows, changes)
+        update(held, followed.apply(changes))
+        assert held == packed_all(follow(rows))
+
+
+def test_undivided_they_are_what_a_refresh_of_the_store_writes(world: World) -> None:
+    rows = known_by(world, CUT)
+    followed = follow(rows, split=NEVER)
+    held = packed_all(followed)
+    coming = {name: rows_changed(name, between(table, CUT, day(17))) for name, table in world.items()}
+    update(held, followed.apply({name: change for name, change in coming.items() if change.rows.num_rows}))
+    with tempfile.TemporaryDirectory() as folder:
+        files = parquet(apply_to_rows(rows, coming), folder)
+        stored = dict(pack_all_series(FLIGHTS, files, Span(SINCE, NEVER), LEAD))  # type: ignore[arg-type]
+    assert held == (stored, {})
+    assert len(stored) > 300
+
+
+def test_a_wrongly_declared_grain_is_seen(world: World) -> None:
+    """The property above is not blind: when a movement became known does not tell it apart from one told again."""
+    wrong = replace(FLIGHTS.sources["movements"], grain=("carrier", "flight", "origin", "kind", "known_at"))
+    definition = replace(FLIGHTS, sources={**FLIGHTS.sources, "movements": wrong})
+    rows = known_by(world, CUT)
+    followed = follow(rows, definition)
+    held = packed_all(followed)
+    again = changed(rows["movements"].slice(rows["movements"].num_rows - 50), delay_minutes=250.0, known_at=day(16, 13))
+    changes = {"movements": rows_changed("movements", again)}
+    update(held, followed.apply(changes))
+    assert held != packed_all(follow(apply_to_rows(rows, changes), definition))
+
+
+def test_what_is_told_twice_touches_nothing(world: World) -> None:
+    rows = known_by(world, CUT)
+    followed = follow(rows)
+    again = followed.apply({name: rows_changed(name, table.slice(0, 30)) for name, table in rows.items()})
+    assert again == ChangedSeries()
+
+
+def test_what_cannot_be_read_changes_nothing_and_what_comes_next_does(world: World) -> None:
+    rows = known_by(world, CUT)
+    followed = follow(rows)
+    held = packed_all(followed)
+    coming = rows_changed("movements", between(world["movements"], CUT, day(16, 15)))
+    assert coming.rows.num_rows
+    with pytest.raises(ValueError, match="a source is not as declared"):
+        followed.apply({"movements": replace(coming, rows=coming.rows.drop_columns(["delay_minutes"]))})
+    changes = {"movements": coming}
+    update(held, followed.apply(changes))
+    assert held == packed_all(follow(apply_to_rows(rows, changes)))
