@@ -12,26 +12,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
+from models.bundle_card import FORMAT, read_card
 from models.encoder import Encoder
 from models.ensemble import Ensemble
 from models.network import NORMALISATION, Network, NetworkConfig
 from models.networks import build_network
 
-FORMAT = 2
 _PARTS = ("encoder.json", "features.json", "weights.safetensors")
-_KEYS = {
-    "format",
-    "use_case",
-    "kind",
-    "features",
-    "config",
-    "members",
-    "recipe",
-    "data",
-    "metrics",
-    "versions",
-    "files",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,35 +117,11 @@ def load_bundle(folder: Path, *, sha256: str | None = None) -> Bundle:
     if sha256 is not None and digest_bundle(folder) != sha256:
         raise ValueError(f"bundle {folder} has the digest {digest_bundle(folder)}, expected {sha256}")
     parts = {name: (folder / name).read_bytes() for name in _PARTS}
-    card = _card((folder / "card.json").read_bytes(), folder)
+    card = read_card(folder)
     if changed := [name for name in _PARTS if _sha256(parts[name]) != card["files"].get(name)]:
         raise ValueError(f"bundle {folder}: changed since it was written: {', '.join(changed)}")
     encoder = Encoder.from_json(parts["encoder.json"].decode())
     return Bundle(card=card, encoder=encoder, members=_members(card, encoder, parts["weights.safetensors"], folder))
-
-
-def read_card(folder: Path) -> Mapping[str, Any]:
-    """What a bundle is and where it comes from, without its weights.
-
-    Raises:
-        ValueError: it is no card of this format.
-    """
-    return _card((folder / "card.json").read_bytes(), folder)
-
-
-def read_definition(folder: Path) -> str:
-    """The feature definition in a bundle, as JSON text; its digest is in the card."""
-    return (folder / "features.json").read_text()
-
-
-def _card(content: bytes, folder: Path) -> Mapping[str, Any]:
-    try:
-        card = json.loads(content)
-    except ValueError as error:
-        raise ValueError(f"bundle {folder}: card.json is not JSON: {error}") from error
-    if not isinstance(card, dict) or set(card) != _KEYS or card["format"] != FORMAT:
-        raise ValueError(f"bundle {folder}: card.json is not a card of format {FORMAT}")
-    return card
 
 
 def _members(card: Mapping[str, Any], encoder: Encoder, content: bytes, folder: Path) -> tuple[Network, ...]:

@@ -18,7 +18,8 @@ import torch
 
 import features
 from models.attribution import attribute
-from models.bundle import Bundle, load_bundle, read_definition
+from models.bundle import Bundle, load_bundle
+from models.bundle_card import read_definition
 from serving.answers import Answerer, InferenceReply, ServingOptions, read_inference_request
 from serving.lookup import FeatureLookup
 from serving.openapi import describe_endpoint

@@ -17,7 +17,7 @@ import features
 from adapters.connect import Outside
 from adapters.errors import Corrupt
 from features import FeatureSet
-from models.bundle import read_card, read_definition
+from models.bundle_card import read_card, read_definition
 from pipeline.handoffs import Snapshot
 from pipeline.partitions import Interval
 from pipeline.spec import UseCase

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 import features
 from adapters.connect import Outside
-from models.bundle import _KEYS, FORMAT
+from models.bundle_card import FORMAT, KEYS
 from pipeline.partitions import Interval
 from pipeline.spec import Monitor, UseCase
 from tasks.build_features import profile as profiling
@@ -102,7 +102,7 @@ class Registry:
 
     def download_bundle(self, use_case: str, _model_version: str) -> Path:
         folder = Path(_bundles().name)
-        card = dict.fromkeys(_KEYS) | {
+        card = dict.fromkeys(KEYS) | {
             "format": FORMAT,
             "features": {"digest": features.definition(use_case).digest()},
         }
