@@ -17,8 +17,8 @@ from infra.local import postgres, s3
 from infra.local.stack import Stack
 from pipeline.settings import REPOSITORY, Settings
 from pipeline.spec import UseCase, use_cases
-from tests.processes import (  # noqa: F401  # pytest takes them from here
-    pytest_collection_modifyitems,
+from tests.processes import (  # noqa: F401  # pytest takes its hooks from here
+    mark_processes,
     pytest_configure,
     pytest_runtest_call,
     pytest_runtest_setup,
@@ -33,9 +33,26 @@ TEMPLATE = "warehouse_template"
 EMPTIED = {"source": "source_of_a_test", "optuna": "studies_of_a_test"}
 RAM_DISK, RAM_DISK_NEEDS_BYTES = Path("/dev/shm"), 4_000_000_000  # noqa: S108  # a folder of its own, made by mkdtemp
 # A server that ends with its tests need not outlive the machine. A crash of PostgreSQL itself loses nothing by these.
-CARELESS = {"fsync": "off", "full_page_writes": "off", "max_wal_size": "256MB"}
+CARELESS = {"fsync": "off", "full_page_writes": "off", "max_wal_size": "256MB", "scram_iterations": "1"}
 _WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
 os.environ["WINDSOCK_PORTS"] = f"{20000 + 1500 * (_WORKER % 8)}-{21500 + 1500 * (_WORKER % 8)}"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The loop, which keeps a worker for half of the time, starts first: begun later, it would run on alone."""
+    mark_processes(items)
+    items.sort(key=lambda item: item.get_closest_marker("e2e") is None)
+
+
+def leave_dag_files_alone(home: Path) -> None:
+    """No DAG file changes under a test: parsing all of them every half a minute would cost an eighth of a processor.
+
+    The stack's own settings are environment variables, which win over this file.
+    """
+    folder = home / "airflow"
+    folder.mkdir(parents=True)
+    (folder / "airflow.cfg").write_text("[dag_processor]\nmin_file_process_interval = 3600\n")
 
 
 def _find_ram_disk() -> Path | None:
@@ -49,12 +66,14 @@ def start_stack(*parts: str, parent: Path | None = None) -> Iterator[Stack]:
     folder = Path(tempfile.mkdtemp(prefix="windsock-test-", dir=parent))
     folder.chmod(0o755)  # PostgreSQL runs as nobody when the tests run as root
     stack = Stack(folder / "home")
+    leave_dag_files_alone(stack.folder)
     try:
         stack.start(parts, owner=os.getpid())
         options = [
             sql.SQL("alter system set {} = {}").format(sql.Identifier(k), sql.Literal(v)) for k, v in CARELESS.items()
         ]
         _administer(stack, *options, sql.SQL("select pg_reload_conf()"))
+        _hash_passwords_once(stack)
         _make_template(stack)
         for owner, name in EMPTIED.items():
             make_database(stack, name, owner)
@@ -91,6 +110,19 @@ def _administer(stack: Stack, *statements: sql.Composable, database: str = "post
                 cursor.execute(statement)
     finally:
         connection.close()
+
+
+def _hash_passwords_once(stack: Stack) -> None:
+    """4096 rounds, at either end, are half of what a connection costs; they protect passwords that people choose."""
+    passwords = {name: stack.home().secrets[name] for name in (postgres.ADMIN, *postgres.ROLES, *postgres.DATABASES)}
+    _administer(
+        stack,
+        sql.SQL("set scram_iterations = 1"),
+        *(
+            sql.SQL("alter role {} password {}").format(sql.Identifier(name), sql.Literal(password))
+            for name, password in passwords.items()
+        ),
+    )
 
 
 def make_database(stack: Stack, name: str, owner: str, template: str = "template0") -> str:

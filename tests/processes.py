@@ -41,8 +41,8 @@ def pytest_configure(config: pytest.Config) -> None:
         sys.addaudithook(GUARD.see)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def mark_processes(items: list[pytest.Item]) -> None:
+    """Mark the tests that use `processes`."""
     for item in items:
         if "processes" in getattr(item, "fixturenames", ()):
             item.add_marker("process")
