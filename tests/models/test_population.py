@@ -173,13 +173,17 @@ def test_stacking_keeps_every_parameter_in_place(encoded):
 
 
 MEASURE = """
-import gc, re, sys
+import gc, os, re, sys
 from pathlib import Path
 from models.population import Member, Population
 import models.population as population
 from tests.models.test_population import large
 population.chunk_members = lambda *_: 10_000
-members, rows = large(int(sys.argv[1]), sys.argv[2])
+counts = [int(count) for count in sys.argv[2:]]
+while len(counts) > 1:  # one process a count, which have loaded torch once and used nothing of it
+    if os.fork() == 0: counts = counts[:1]
+    else: os.wait(); counts = counts[1:]
+members, rows = large(counts[0], sys.argv[1])
 gc.collect()
 Population(rows).train_epoch(members[:1])  # what the first step of all loads
 def size(name): return int(re.search(name + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
@@ -202,15 +206,9 @@ def large(count: int, network: str) -> tuple[list[Member], TrainingRows]:
 @pytest.mark.parametrize("network", NETWORKS)
 def test_the_memory_a_member_needs_is_predicted(network):
     few, many = (8, 32) if network == "mlp" else (2, 10)
-    used = [
-        int(
-            subprocess.run(
-                [sys.executable, "-c", MEASURE, str(count), network],
-                capture_output=True, text=True, check=True, cwd=REPOSITORY,
-            ).stdout
-        )
-        for count in (few, many)
-    ]  # fmt: skip
+    command = [sys.executable, "-c", MEASURE, network, str(few), str(many)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=REPOSITORY)
+    used = [int(line) for line in done.stdout.splitlines()]
     measured = (used[1] - used[0]) / (many - few)
     predicted = member_bytes(large(1, network)[0][0].model, 1024)
     print(f"{network}: predicted {predicted / 2**20:.1f} MiB, measured {measured / 2**20:.1f} MiB a member")
