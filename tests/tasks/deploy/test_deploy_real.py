@@ -1,14 +1,12 @@
 """The rollout on the real server behind the real gateway, asked about real flights: sabotage and kills."""
 
 import os
-import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import cycle
 from pathlib import Path
 
 import pytest
@@ -21,12 +19,11 @@ from adapters.model_store import ModelStore
 from infra.local.stack import Stack
 from models import bundle
 from pipeline.handoffs import Release
-from pipeline.settings import REPOSITORY
 from pipeline.spec import UseCase
 from tasks.deploy import deploy, deployments, golden, watch
 from tests.conftest import start_stack
 from tests.features.world import engine, small_world
-from tests.tasks import real_room
+from tests.tasks import killed, real_room
 from tests.tasks.server_room import AS_OF, crown
 
 pytestmark = pytest.mark.timeout(900)
@@ -68,9 +65,10 @@ class Real:
 
         def ask() -> None:
             assert self.outside.gateway is not None
-            while not over.wait(0.01):
-                for event in self.events[:8]:
-                    states.append(self.outside.gateway.ask("flights", event, entity=f"e{len(states)}").status)
+            for event in cycle(self.events[:8]):
+                states.append(self.outside.gateway.ask("flights", event, entity=f"e{len(states)}").status)
+                if over.wait(0.02):  # room for the version that is on its way: every stage waits for 20 requests
+                    break
 
         thread = threading.Thread(target=ask)
         thread.start()
@@ -205,8 +203,7 @@ def test_killed_at_each_stage_and_run_again_it_is_one_deployment(real):
         for stage in ("package", "golden", "shadow", "canary", "full"):
             environment = {**os.environ, **real.stack.environment(), "ROOM": str(real.folder), "STAGE": stage,
                            "REVISION": str(release.revision)}  # fmt: skip
-            ended = subprocess.run([sys.executable, "-c", _CHILD], env=environment, cwd=REPOSITORY, check=False)
-            assert ended.returncode == -signal.SIGKILL
+            killed.run_code(environment, _CHILD, killed=True)
             assert deployments.find_ongoing_deployment(real.use_case, real.outside).stage == stage
         watch.watch_online(real.use_case, real.outside)
         assert real.route == Route("1"), "nobody attends it"

@@ -1,9 +1,6 @@
 """A partition lands exactly as the source has it, once per content, whoever is killed, doubled or cut off meanwhile."""
 
 import dataclasses
-import signal
-import subprocess
-import sys
 import threading
 from datetime import timedelta
 from typing import Any
@@ -19,7 +16,6 @@ from infra.local.stack import Stack
 from infra.replay.flights_source import create_source_tables
 from pipeline.handoffs import Batch
 from pipeline.partitions import Interval
-from pipeline.settings import REPOSITORY
 from pipeline.spec import UseCase
 from tasks.common.errors import BadData
 from tasks.ingest import land as ingest
@@ -325,19 +321,15 @@ def test_a_tampered_raw_object_is_noticed(use_case: UseCase, partition: Interval
 # Who may be killed, doubled or cut off
 
 _CHILD = """
-import os, signal, sys
 from adapters.connect import outside
 from adapters.lake import Lake
 from pipeline.spec import use_cases
 from pipeline.settings import settings
 from tasks.ingest import land as ingest
 
-def die(*_, **__): os.kill(os.getpid(), signal.SIGKILL)
-
 put = Lake.put
 def put_one_and_die(self, *arguments): put(self, *arguments); die()
 
-point = sys.argv[1]
 if point == "before the first put": Lake.put = die
 if point == "after the first put": Lake.put = put_one_and_die
 if point == "before the commit": ingest._register = die
@@ -353,9 +345,7 @@ ingest.land_partition(use_case, use_case.grid.partition("2013-01-07"), outside()
 def test_a_run_killed_at_any_point_and_run_again_lands_the_same_bytes_once(
     use_case: UseCase, partition: Interval, outside: Outside, point: str
 ) -> None:
-    environment = {**killed.environment(outside.settings), "PYTHONPATH": str(REPOSITORY)}
-    ended = subprocess.run([sys.executable, "-c", _CHILD, point], env=environment, check=False)
-    assert ended.returncode == -signal.SIGKILL
+    killed.run(outside.settings, f"point = {point!r}\n" + _CHILD, killed=True)
     assert len(batches(outside)) == (len(TABLES) if point == "after the commit" else 0), "all tables or none"
     objects = set(outside.lake.list("raw/"))
     land_partition(use_case, partition, outside)

@@ -1,6 +1,4 @@
 import signal
-import subprocess
-import sys
 from dataclasses import asdict
 from datetime import timedelta
 
@@ -8,7 +6,6 @@ import optuna
 import pytest
 
 from adapters.errors import FencedOut
-from pipeline.settings import REPOSITORY
 from tasks.build_features import dataset
 from tasks.train import search as tune
 from tasks.train import study as studies
@@ -48,7 +45,6 @@ def forget(found, outside) -> None:
 
 
 SEARCH = """
-import sys
 from adapters.connect import Outside
 from pipeline.settings import read_settings
 import os
@@ -56,21 +52,17 @@ from tests.tasks import toy
 from tasks.train import search
 toy.install()
 outside = Outside(read_settings(os.environ))
-search.run_search(toy.use_case(), toy.SNAPSHOT, toy.AS_OF, 6, outside, worker=int(sys.argv[1]))
+search.run_search(toy.use_case(), toy.SNAPSHOT, toy.AS_OF, 6, outside, worker={worker})
 """
 
 
 def killed_after(finished: int, settings, *, worker: int = 0) -> None:
     """Run a search in a process of its own and kill -9 it once that many trials are done and the next ones run."""
-    command = [sys.executable, "-u", "-c", SEARCH, str(worker)]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, env=killed.environment(settings), cwd=REPOSITORY
-    ) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
+    with killed.started(killed.environment(settings), SEARCH.format(worker=worker)) as (process, lines):
+        for line in lines:
             if line.startswith(f"trial {finished}/"):
-                process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
+                process.kill()
+    assert process.exitcode == -signal.SIGKILL
 
 
 def test_a_search_killed_twice_and_resumed_ends_as_one_left_alone_with_its_exact_budget(outside, settings):
@@ -109,12 +101,9 @@ def test_what_a_dead_process_left_running_is_failed_and_sways_nothing(outside):
 
 
 def test_two_workers_share_a_study_and_its_exact_budget(outside, settings):
-    command = [sys.executable, "-u", "-c", SEARCH, "1"]
-    with subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, env=killed.environment(settings), cwd=REPOSITORY
-    ) as other:
+    with killed.started(killed.environment(settings), SEARCH.format(worker=1)) as (other, _):
         found = search(outside, trials=6)
-        assert other.wait() == 0
+    assert other.exitcode == 0
     asked = claims_of(found, outside)
     assert sorted(claim.place for claim, _ in asked) == list(range(6))
     assert {trial.state.is_finished() for _, trial in asked} == {True}
