@@ -45,7 +45,8 @@ demo: env ## replay a real year through the real DAGs (WEEKS=8), ending with rep
 
 .PHONY: test
 test: env ## every test, against the real servers of embedded stacks on free ports; WORKERS=2
-	@$(BIN)/python -m pytest --numprocesses $(or $(WORKERS),2) --dist loadfile --no-loadscope-reorder
+	@$(BIN)/python -m pytest --numprocesses $(or $(WORKERS),2) --dist loadfile --no-loadscope-reorder \
+		--durations=40 --durations-min=15
 
 .PHONY: test-fast
 test-fast: env ## the tests that start no process; WORKERS=2
