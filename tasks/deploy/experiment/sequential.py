@@ -139,12 +139,16 @@ def estimate_difference(events: ExperimentEvents, *, greatest_cost: float) -> Co
     variance = float(per_unit @ per_unit) + sum((greatest_cost / 2 / size) ** 2 for size in sizes)
     return CostEstimate(
         events=(int((~treated).sum()), int(treated.sum())),
-        units=(len(np.unique(events.unit[~treated])), len(np.unique(events.unit[treated]))),
-        costs=(math.fsum(events.cost[~treated]), math.fsum(events.cost[treated])),
+        units=(_count_distinct(events.unit[~treated]), _count_distinct(events.unit[treated])),
+        costs=(math.fsum(events.cost[~treated].tolist()), math.fsum(events.cost[treated].tolist())),
         difference=means[1] - means[0],
         error=math.sqrt(variance),
         size=1 / (1 / sizes[0] + 1 / sizes[1]),
     )
+
+
+def _count_distinct(numbers: NDArray[np.intp]) -> int:
+    return int(np.count_nonzero(np.bincount(numbers)))  # they count from 0: nothing has to be sorted
 
 
 def compute_radius(estimate: CostEstimate, *, alpha: float, planned_size: float) -> float:
