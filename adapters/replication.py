@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import psycopg2
-from psycopg2.extensions import connection, quote_ident
+from psycopg2.extensions import connection, cursor, quote_ident
 from psycopg2.extras import LogicalReplicationConnection
 
 from adapters.errors import Missing, PublicationGone, Refused, SlotGone, Unavailable
@@ -29,6 +29,7 @@ _SESSION: dict[str, Any] = {
     "keepalives_interval": 10,
     "keepalives_count": 3,
 }
+_SLOT = "select database, plugin, current_database() from pg_replication_slots where slot_name = %s"
 _DATA_HEADER_BYTES = 25
 _SHUTDOWN = timedelta(seconds=1)  # between two questions; otherwise half of wal_sender_timeout lies between them
 _KEEPALIVE = struct.Struct("!cQqB")
@@ -103,9 +104,17 @@ class ReplicationFollower:
                 raise PublicationGone(f"there is no publication {self._publication}")
             if self._known_oid not in (None, row[0]):
                 raise PublicationGone(f"the publication {self._publication} was dropped and made anew")
+            self._check_slot(at)
             options = {"proto_version": "1", "publication_names": quote_ident(self._publication, opened)}
             # 0: where the slot itself is. A position beyond a transaction would skip it, and say nothing.
             at.start_replication(slot_name=self._slot, start_lsn=0, options=options, decode=False)
+
+    def _check_slot(self, at: cursor) -> None:
+        """ValueError for a slot that is not for this: the server's error for it is that of a slot that was lost."""
+        at.execute(_SLOT, (self._slot,))
+        row = at.fetchone()
+        if row is not None and row[:2] != (row[2], "pgoutput"):
+            raise ValueError(f"slot {self._slot}: expected one of pgoutput in {row[2]}, got {row[1]} in {row[0]}")
 
     def read(self, timeout_seconds: float) -> TransactionPiece | Idle | None:
         """The next piece, or that there is none and where the source is; None if it said nothing in this time.
@@ -161,17 +170,17 @@ class ReplicationFollower:
             raise Unavailable("the source is shutting down, and waits for its followers")
         self._asked_at = asked_at
 
-    def acknowledge(self, position: int) -> None:
-        """Everything up to this position is settled: a source that restarts will send it no more.
+    def acknowledge(self, answer: TransactionPiece | Idle) -> None:
+        """This answer and all before it is settled: a source that restarts will send it no more.
 
-        Of what this session has delivered, that is the commits and idle positions up to it; a commit only once its last
-        piece was delivered. A position that lies between, or before all of it, confirms what lies before.
+        A transaction is settled by its last piece. What another session delivered confirms nothing that this one has
+        not delivered.
 
         Raises:
             Unavailable: the session has ended.
         """
         before = self._confirmations.confirmed
-        if (confirmed := self._confirmations.acknowledge(position)) > before:
+        if (confirmed := self._confirmations.acknowledge(answer)) > before:
             self._stream.confirm(confirmed)
 
     def _find_base_type(self, oid: int, modifier: int) -> tuple[int, int]:

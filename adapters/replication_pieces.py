@@ -88,13 +88,21 @@ class Confirmations:
         """The end of what was delivered last."""
         return self._delivered[-1][1] if self._delivered else self.confirmed
 
-    def acknowledge(self, position: int) -> int:
-        """What may be confirmed once everything up to and with this position is settled."""
-        while self._delivered and self._delivered[0][0] <= position:
-            named, self.confirmed = self._delivered.popleft()
-            # The log may go on, with a commit, just where the source was idle: an acknowledgement is of one of them.
-            if named == position:
+    def acknowledge(self, answer: TransactionPiece | Idle) -> int:
+        """What may be confirmed once this answer, and all before it, is settled.
+
+        The log may go on, with a commit, just where the source was idle: the idle position does not settle that commit.
+        """
+        with_commit = isinstance(answer, TransactionPiece) and answer.is_last
+        while self._delivered:
+            position, end = self._delivered[0]
+            is_settled = position < answer.position or (
+                position == answer.position and (with_commit or position == end)
+            )
+            if not is_settled:
                 break
+            self.confirmed = end
+            self._delivered.popleft()
         return self.confirmed
 
 

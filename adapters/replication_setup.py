@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from psycopg2 import errors, sql
-from psycopg2.extensions import cursor
+from psycopg2.extensions import cursor, encrypt_password
 
 from adapters.errors import SlotInUse
 
@@ -73,7 +73,8 @@ def create_publication(at: cursor, name: str, tables: Sequence[str]) -> int:
         raise ValueError(f"publication {name}: {'; '.join(faults)}")
     if not found:
         raise ValueError(f"publication {name}: expected at least one table")
-    names = sql.SQL(", ").join(sql.Identifier(row[4], row[0]) for row in found)
+    # Only: a table that inherits from one of them may have no key. Partitions belong to theirs all the same.
+    names = sql.SQL(", ").join(sql.SQL("only {}").format(sql.Identifier(row[4], row[0])) for row in found)
     statement = sql.SQL("create publication {} for table {} with (publish_via_partition_root)")
     try:
         at.execute(statement.format(sql.Identifier(name), names))
@@ -160,7 +161,8 @@ def create_follower_role(at: cursor, name: str, password: str, tables: Sequence[
     database, schema = at.fetchone() or ("", "")
     parts = {
         "role": sql.Identifier(name),
-        "password": sql.Literal(password),
+        # As the server would keep it: a statement that fails is logged.
+        "password": sql.Literal(encrypt_password(password, name, scope=at.connection, algorithm="scram-sha-256")),
         "database": sql.Identifier(database),
         "schema": sql.Identifier(schema),
         "tables": sql.SQL(", ").join(map(sql.Identifier, tables)),
@@ -175,7 +177,7 @@ def create_follower_role(at: cursor, name: str, password: str, tables: Sequence[
 
 
 def check_role(at: cursor, publication: str) -> list[str]:
-    """What the role of this very connection lacks for following a publication, or may beyond that; empty if nothing."""
+    """What the role of this very connection lacks for following a publication, or may do to its tables beyond that."""
     at.execute(_ROLE)
     faults = [fault for is_so, fault in zip(at.fetchone() or (), _ROLE_FAULTS, strict=True) if is_so]
     at.execute(_PRIVILEGES, (publication,))

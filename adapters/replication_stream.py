@@ -34,6 +34,7 @@ _get_copy_data = _bind("PQgetCopyData", c_int, c_void_p, POINTER(c_void_p), c_in
 _put_copy_data = _bind("PQputCopyData", c_int, c_void_p, c_char_p, c_int)
 _consume_input = _bind("PQconsumeInput", c_int, c_void_p)
 _flush = _bind("PQflush", c_int, c_void_p)
+_set_nonblocking = _bind("PQsetnonblocking", c_int, c_void_p, c_int)
 _free = _bind("PQfreemem", None, c_void_p)
 _get_result = _bind("PQgetResult", c_void_p, c_void_p)
 _result_status = _bind("PQresultStatus", c_int, c_void_p)
@@ -46,8 +47,15 @@ class ReplicationStream:
     """The stream of a connection on which START_REPLICATION was answered. For one thread."""
 
     def __init__(self, opened: connection) -> None:
-        self._opened, self._socket = opened, opened.fileno()  # the connection must outlive its pointer
-        self._at, self._lost = opened.pgconn_ptr, ""
+        self._opened, self._socket, self._lost = opened, opened.fileno(), ""
+        _set_nonblocking(self._at, 1)  # else a server that takes nothing would hold us within libpq
+
+    @property
+    def _at(self) -> int:
+        """The connection in libpq; its memory is freed when it is closed."""
+        if self._opened.closed or (pointer := self._opened.pgconn_ptr) is None:
+            raise Unavailable("the session has ended")
+        return pointer
 
     def next_message(self) -> bytes | None:
         """The next message that has arrived whole; None if there is none yet.

@@ -52,7 +52,7 @@ class FollowedSeries:
     """The series of one definition from `since` on; events from `split` on lie apart, so that what is new is small.
 
     `tables` are clean Parquet files, as `extract_series` takes them; `identities` are the columns that tell a source's
-    rows apart. For one thread.
+    rows apart. Nothing is forgotten: it is to be made anew, from later files, once a partition. For one thread.
     """
 
     def __init__(
@@ -109,11 +109,11 @@ class FollowedSeries:
                     for name in names:
                         self._stage(name, changes[name])
                     self._follow(packed, grain, names)
+            self._connection.execute("commit")
         except BaseException:
-            self._connection.execute("rollback")
             self._stored = stored
+            self._connection.execute("rollback")
             raise
-        self._connection.execute("commit")
         return packed
 
     def _store(self, name: str, rows: str) -> None:
@@ -141,7 +141,7 @@ class FollowedSeries:
         for name, table in tables.items():
             self._connection.register(name, table)
         yield
-        for name in tables:
+        for name in tables:  # after an error the next use of the name takes its place: the transaction takes no more
             self._connection.unregister(name)
 
     def _follow(self, packed: ChangedSeries, grain: Sequence[str], names: Sequence[str]) -> None:
@@ -160,6 +160,9 @@ class FollowedSeries:
             differs = self._replace(stream, f"old_{stream}" if grain else f"stream_{stream}", f"new_{stream}")
             for series in (each for each in self._series if each.stream == stream):
                 self._pack(packed, series, differs)
+        made = [f"{age}_{stream}" for stream in streams for age in ("old", "new")]
+        for name in (*made, *(f"{staged}_{name}" for name in names for staged in ("coming", "leaving")), "touched"):
+            self._connection.execute(f"drop table if exists {name}")
 
     def _touched_rows(self, grain: Sequence[str], names: Sequence[str], changed: Sequence[str]) -> dict[str, str]:
         """The condition that leaves of each changed source what has a grain of the staged rows."""
@@ -242,7 +245,7 @@ class FollowedSeries:
         """The keys of rows that belong to one part; without columns, where a series has no key."""
         if _is_parted(series):
             moments = rows[series.moment]
-            split = pa.scalar(self._split.replace(tzinfo=None), moments.type)
+            split = pa.scalar(self._split.astimezone(UTC).replace(tzinfo=None), moments.type)
             rows = rows.filter((pc.greater_equal if recent else pc.less)(moments, split))
         if not series.key:
             return pa.table({"all": [True][: rows.num_rows]})
@@ -262,6 +265,6 @@ def _list_sources_read(definition: FeatureSet) -> dict[str, set[str]]:
     """For each source and step, the sources and steps that it is made of, and itself."""
     reads = {name: {name} for name in definition.sources}
     for name, sql in definition.steps.items():  # each builds on those before it
-        names = set(re.findall(r"\b(?:from|join)\s+(\w+)", sql))
-        reads[name] = {name}.union(*(reads[each] for each in names if each in reads))
+        words = set(re.findall(r"\w+", sql))  # a name that is not read costs time; one that is missed, the truth
+        reads[name] = {name}.union(*(reads[each] for each in words if each in reads))
     return reads

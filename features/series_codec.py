@@ -145,7 +145,8 @@ def _pack_column(column: pa.Array, starts: NDArray[np.int64]) -> _PackedColumn:
             marks,
         )
     if pa.types.is_floating(column.type):
-        values = pc.fill_null(column, 0.0).to_numpy(zero_copy_only=False)
+        # There is one zero: two that SQL takes for the same row must be the same bytes.
+        values = pc.fill_null(column, 0.0).to_numpy(zero_copy_only=False) + 0.0
         return _PackedColumn({_DOUBLE: values}, [_DOUBLE] * keys, [1] * keys, missing, marks)
     return _pack_whole(pc.fill_null(column.cast(pa.int64()), 0).to_numpy(zero_copy_only=False), starts, missing, marks)
 

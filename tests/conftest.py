@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import psycopg2
 import pytest
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis_settings
 from psycopg2 import sql
 
 from adapters.warehouse import Warehouse
@@ -34,6 +36,9 @@ EMPTIED = {"source": "source_of_a_test", "optuna": "studies_of_a_test"}
 RAM_DISK, RAM_DISK_NEEDS_BYTES = Path("/dev/shm"), 4_000_000_000  # noqa: S108  # a folder of its own, made by mkdtemp
 # A server that ends with its tests need not outlive the machine. A crash of PostgreSQL itself loses nothing by these.
 CARELESS = {"fsync": "off", "full_page_writes": "off", "max_wal_size": "256MB", "scram_iterations": "1"}
+# How fast examples are made says how busy the machine is, not whether a claim holds.
+hypothesis_settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+hypothesis_settings.load_profile("any machine")
 _WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
 os.environ["WINDSOCK_PORTS"] = f"{20000 + 1500 * (_WORKER % 8)}-{21500 + 1500 * (_WORKER % 8)}"
 

@@ -1,23 +1,22 @@
 """A followed source loses nothing and confirms nothing unasked, whatever happens to follower, slot and server."""
 
 import os
-import select
 import signal
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+import struct
+from collections import deque
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import psycopg2
 import pytest
 from psycopg2.extensions import cursor, make_dsn
-from psycopg2.extras import LogicalReplicationConnection
 
 from adapters.errors import Missing, PublicationGone, Refused, SlotGone, SlotInUse, Unavailable
-from adapters.pgoutput import PgOutputDecoder, Relation, RowChange, TransactionCommit
+from adapters.pgoutput import Relation, RowChange
 from adapters.replication import ReplicationFollower
-from adapters.replication_pieces import Confirmations, Idle, PieceBuilder, TransactionPiece, skip_until
+from adapters.replication_pieces import Confirmations, Idle, TransactionPiece, skip_until
 from adapters.replication_setup import create_publication
+from adapters.replication_stream import ReplicationStream
 from adapters.retrying import retry_call, wait_until
 from infra.local.stack import Stack
 from tests.adapters.conftest import PATIENCE_SECONDS, TABLE, FollowedSource, following, ids, read_state, read_until
@@ -106,7 +105,7 @@ def test_rows_of_a_partitioned_table_come_under_its_name(source: FollowedSource)
 def test_nothing_within_the_time_is_none_and_then_the_session_goes_on(followed: FollowedSource) -> None:
     with following(followed) as follower:
         idle = read_until(follower, lambda answer: isinstance(answer, Idle))
-        follower.acknowledge(idle.position)
+        follower.acknowledge(idle)
         while follower.read(0.2) is not None:  # the server may write to its log by itself
             pass
         followed.run("insert into t values (1)")
@@ -121,7 +120,7 @@ def test_what_was_not_acknowledged_comes_again_whole(followed: FollowedSource) -
     with following(followed, rows_at_once=4) as follower:
         first = follower.read(PATIENCE_SECONDS)
         assert isinstance(first, TransactionPiece)
-        follower.acknowledge(first.position)  # of a transaction of which more is to come: nothing is confirmed
+        follower.acknowledge(first)  # of a transaction of which more is to come: nothing is confirmed
     with following(followed, rows_at_once=4) as follower:
         again = followed.read_all(follower)
     assert [piece.position for piece in again] == [first.position] * 3
@@ -133,8 +132,8 @@ def test_only_what_was_acknowledged_does_not_come_again(followed: FollowedSource
         followed.run(f"insert into t values ({number})")
     with following(followed) as follower:
         pieces = followed.read_all(follower)
-        follower.acknowledge(pieces[1].position)
-        follower.acknowledge(pieces[0].position)  # takes nothing back
+        follower.acknowledge(pieces[1])
+        follower.acknowledge(pieces[0])  # takes nothing back
         await_confirmed(followed, pieces[1].position)
     with following(followed) as follower:
         assert ids(followed.read_all(follower)) == [["2"], ["3"]]
@@ -151,7 +150,7 @@ def test_a_position_between_commits_confirms_those_before_it(followed: FollowedS
     followed.run("insert into t values (2)")
     with following(followed) as follower:
         first, second = followed.read_all(follower)
-        follower.acknowledge(second.position - 1)
+        follower.acknowledge(idle_at(second.position - 1))
         await_confirmed(followed, first.position)
     with following(followed) as follower:
         assert ids(followed.read_all(follower)) == [["2"]]
@@ -160,7 +159,7 @@ def test_a_position_between_commits_confirms_those_before_it(followed: FollowedS
 def test_a_position_of_which_this_session_knows_nothing_skips_nothing(followed: FollowedSource) -> None:
     followed.run("insert into t values (1)")
     with following(followed) as follower:
-        follower.acknowledge(1 << 62)
+        follower.acknowledge(idle_at(1 << 62))
         assert ids(followed.read_all(follower)) == [["1"]]
 
 
@@ -175,7 +174,7 @@ def test_an_acknowledged_idle_position_lets_the_source_forget_its_log(followed: 
         idle = read_until(follower, lambda answer: isinstance(answer, Idle) and answer.position >= end)
         assert idle.is_caught_up
         assert read_state(followed, admin).confirmed_position < end  # type: ignore[operator]
-        follower.acknowledge(idle.position)
+        follower.acknowledge(idle)
         await_confirmed(followed, int(end) - 1)
 
 
@@ -189,19 +188,30 @@ def test_an_idle_position_amid_an_open_transaction_does_not_lose_it(followed: Fo
         other.commit()  # its record begins just where the source was idle, if nothing else was written
         piece = read_until(follower, lambda answer: isinstance(answer, TransactionPiece))
         assert ids([piece]) == [["1"]]
-        follower.acknowledge(idle.position)
+        follower.acknowledge(idle)
         await_confirmed(followed, idle.position - 1)
     with following(followed) as follower:
         assert ids(followed.read_all(follower)) == [["1"]]
+
+
+def idle_at(position: int) -> Idle:
+    return Idle(position=position, server_time=datetime.now(UTC), is_caught_up=True)
+
+
+def commit_at(position: int, *, is_last: bool = True) -> TransactionPiece:
+    now = datetime.now(UTC)
+    return TransactionPiece(position=position, committed_at=now, first_number=0, events=(), is_last=is_last)
 
 
 def test_a_commit_that_begins_where_the_source_was_idle_is_confirmed_by_itself_only() -> None:
     confirmations = Confirmations()
     confirmations.deliver(100, 100)
     confirmations.deliver(100, 150)
-    assert confirmations.acknowledge(99) == 0
-    assert confirmations.acknowledge(100) == 100
-    assert confirmations.acknowledge(100) == 150
+    assert confirmations.acknowledge(idle_at(99)) == 0
+    assert confirmations.acknowledge(idle_at(100)) == 100
+    assert confirmations.acknowledge(idle_at(100)) == 100, "an idle position may be told, and acknowledged, twice"
+    assert confirmations.acknowledge(commit_at(100, is_last=False)) == 100
+    assert confirmations.acknowledge(commit_at(100)) == 150
 
 
 def test_idle_positions_that_nobody_acknowledges_take_no_memory_and_later_ones_count() -> None:
@@ -209,94 +219,72 @@ def test_idle_positions_that_nobody_acknowledges_take_no_memory_and_later_ones_c
     for position in range(100, 200):
         confirmations.deliver(position, position)
     assert len(confirmations._delivered) == 1
-    assert confirmations.acknowledge(150) == 0
-    assert confirmations.acknowledge(199) == 199
+    assert confirmations.acknowledge(idle_at(150)) == 0
+    assert confirmations.acknowledge(idle_at(199)) == 199
 
 
-# Why psycopg2's own reader is not used
+class Interrupted:
+    """The stream of a session into which the source asks for us once, after the first row that it sends."""
+
+    def __init__(self, stream: ReplicationStream, position: int) -> None:
+        self._stream, self._messages, self.confirmed = stream, deque[bytes](), list[int]()
+        self._question: bytes | None = struct.pack("!cQqB", b"k", position, 3_600_000_000, 1)
+        self.wait = stream.wait
+
+    def next_message(self) -> bytes | None:
+        if self._messages:
+            return self._messages.popleft()
+        message = self._stream.next_message()
+        if message is not None and self._question and message[25:26] == b"I":
+            self._messages.append(self._question)
+            self._question = None
+        return message
+
+    def confirm(self, position: int) -> None:
+        self.confirmed.append(position)
+        self._stream.confirm(position)
 
 
-@pytest.mark.parametrize("is_ours", [True, False])
-def test_an_answered_keepalive_confirms_nothing_that_was_not_acknowledged(
-    followed: FollowedSource, admin: cursor, *, is_ours: bool
+def test_a_keepalive_amid_rows_is_answered_and_confirms_nothing_that_was_not_acknowledged(
+    followed: FollowedSource,
 ) -> None:
-    """A long transaction's rows lie before an acknowledged commit. While they are read, the source asks for us.
+    """Rows lie before commits that were sent earlier: the position in the source's question says nothing of them."""
+    with following(followed, rows_at_once=4) as follower:
+        follower._stream = asking = Interrupted(follower._stream, 1 << 62)  # type: ignore[assignment]
+        followed.run("insert into t select generate_series(1, 10)")
+        answers: list[TransactionPiece | Idle] = []
+        read_until(follower, lambda answer: answers.append(answer) or getattr(answer, "is_last", False))
+        pieces = answers[-3:]
+        assert not any(isinstance(answer, Idle) for answer in pieces), "amid a transaction nobody is idle"
+        assert asking.confirmed == [0]
+    with following(followed, rows_at_once=4) as follower:
+        assert followed.read_all(follower) == pieces
 
-    psycopg2's reader takes the low position of the row as proof that all was acknowledged, and answers with the latest
-    position: what nobody acknowledged is lost. When its twin fails here, `replication_stream` may go.
-    """
-    admin.execute(f"alter role {followed.name} set wal_sender_timeout = '8s'")
-    with closing(followed.open()) as other, other.cursor() as at:
-        at.execute("insert into t select i, repeat(md5(i::text), 60) from generate_series(100, 8099) as i")
-        followed.run("insert into t values (1)")
-        with following(followed, rows_at_once=100) if is_ours else read_by_psycopg2(followed) as reader:
-            acknowledged = read_until(reader, lambda answer: isinstance(answer, TransactionPiece))
-            reader.acknowledge(acknowledged.position)
-            followed.run("insert into t values (2)")
-            pending = read_until(reader, lambda answer: isinstance(answer, TransactionPiece))
-            other.commit()
-            await_keepalive(followed)
-            read_until(reader, lambda answer: isinstance(answer, TransactionPiece))
-            answers: list[TransactionPiece | Idle] = []
-            read_until(reader, lambda answer: answers.append(answer) or getattr(answer, "is_last", False))
-            assert not any(isinstance(answer, Idle) for answer in answers)  # amid a transaction nobody is idle
-            await_reply(followed)
-            confirmed = read_state(followed, admin).confirmed_position
-    assert ids([acknowledged, pending]) == [["1"], ["2"]]
-    assert confirmed is not None
-    assert (confirmed <= pending.position) == is_ours
+
+def test_a_session_that_was_left_says_so(followed: FollowedSource) -> None:
+    followed.run("insert into t values (1)")
     with following(followed) as follower:
-        again = {key for piece in ids(followed.read_all(follower)) for key in piece}
-    assert ("2" in again) == is_ours
-
-
-_SENDER = "select {} from pg_stat_replication join pg_replication_slots on pid = active_pid where slot_name = %s"
-
-
-def await_keepalive(source: FollowedSource) -> None:
-    """Wait until the source, which cannot send on, has not heard of us for so long that it has asked."""
-    query = _SENDER.format("clock_timestamp() - reply_time > '4.5s'")
-    assert wait_until(lambda: source.administer(query, source.name)[0][0], within_seconds=PATIENCE_SECONDS)
-
-
-def await_reply(source: FollowedSource) -> None:
-    query = _SENDER.format("clock_timestamp() - reply_time < '4s'")
-    assert wait_until(lambda: source.administer(query, source.name)[0][0], within_seconds=PATIENCE_SECONDS)
-
-
-class Psycopg2Reader:
-    """As much of a follower as the test asks for, by psycopg2's means."""
-
-    def __init__(self, at: Any) -> None:
-        self._at, self._decoder, self._builder = at, PgOutputDecoder(), PieceBuilder(100)
-        self._ends = dict[int, int]()
-
-    def read(self, timeout_seconds: float) -> TransactionPiece | None:
-        while True:
-            message = self._at.read_message()
-            if message is None:
-                select.select([self._at.connection], [], [], timeout_seconds)
-                continue
-            for event in self._decoder.decode(message.payload):
-                piece = self._builder.add(event)
-                if isinstance(event, TransactionCommit):
-                    self._ends[event.position] = event.end
-                if piece is not None:
-                    return piece
-
-    def acknowledge(self, position: int) -> None:
-        self._at.send_feedback(flush_lsn=self._ends[position], force=True)
-
-
-@contextmanager
-def read_by_psycopg2(source: FollowedSource) -> Iterator[Psycopg2Reader]:
-    with closing(psycopg2.connect(source.dsn, connection_factory=LogicalReplicationConnection)) as opened:
-        at = opened.cursor()
-        at.start_replication(slot_name=source.name, options={"proto_version": "1", "publication_names": source.name})
-        yield Psycopg2Reader(at)
+        [piece] = followed.read_all(follower)
+    for use in (lambda: follower.read(0.1), lambda: follower.acknowledge(piece)):
+        with pytest.raises(Unavailable, match="the session has ended"):
+            use()
 
 
 # Followers, slots and publications that come and go
+
+
+def test_a_slot_that_is_not_for_this_is_not_taken_for_one_that_was_lost(followed: FollowedSource) -> None:
+    """Or a wrong name in the settings would make the caller take everything anew."""
+    physical = f"{followed.name}_physical"
+    followed.administer("select pg_create_physical_replication_slot(%s)", physical)
+    try:
+        with (
+            pytest.raises(ValueError, match="expected one of pgoutput"),
+            ReplicationFollower(followed.dsn, physical, followed.name),
+        ):
+            pass
+    finally:
+        followed.administer("select pg_drop_replication_slot(%s)", physical)
 
 
 def test_a_second_follower_is_told_that_the_slot_is_taken_and_may_have_it_later(followed: FollowedSource) -> None:
@@ -361,7 +349,7 @@ def test_a_server_that_restarts_loses_no_transaction(
     followed.run("insert into t values (2), (3)")
     with following(followed) as follower:
         first, second = followed.read_all(follower)
-        follower.acknowledge(first.position)
+        follower.acknowledge(first)
         end_postgres(running_stack, signal_number)
         with pytest.raises(Unavailable):  # a server that shuts down would wait for the second to be acknowledged
             read_until(follower, lambda _: False)

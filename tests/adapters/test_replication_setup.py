@@ -57,6 +57,19 @@ def test_every_table_that_cannot_be_followed_is_named(source: FollowedSource, ad
         create_publication(admin, "p", [])
 
 
+def test_a_table_that_inherits_from_a_published_one_is_left_to_its_application(
+    source: FollowedSource, admin: cursor
+) -> None:
+    """It has no key of its own: published beside its parent, its updates would be refused."""
+    source.run(TABLE)
+    source.run("create table heir () inherits (t)")
+    create_publication(admin, "p", ["t"])
+    admin.execute("select tablename from pg_publication_tables where pubname = 'p'")
+    assert admin.fetchall() == [("t",)]
+    source.run("insert into heir values (1)")
+    source.run("update heir set id = 2")
+
+
 def test_published_without_a_key_a_table_would_refuse_its_own_application(
     source: FollowedSource, admin: cursor
 ) -> None:

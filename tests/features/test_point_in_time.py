@@ -58,7 +58,9 @@ def leaks(asked: FeatureSet, world: World, moment: datetime, tables: set[str]) -
     )
 
 
-@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(moment=st.datetimes(day(15, 13).replace(tzinfo=None), day(17).replace(tzinfo=None)))
 def test_planted_future_moves_no_feature(world: World, moment: datetime) -> None:
     assert leaks(FLIGHTS, world, moment.replace(tzinfo=START.tzinfo), set(EXTREME)) == []

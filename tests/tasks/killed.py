@@ -62,11 +62,16 @@ def started(variables: Mapping[str, str], code: str) -> Iterator[tuple[Any, Text
     process = _FORKS.Process(target=_execute, args=(variables, code, writing))
     process.start()
     writing.close()
-    with os.fdopen(os.dup(reading.fileno())) as lines:
-        yield process, lines
-        lines.read()
-    reading.close()
-    process.join()
+    try:
+        with os.fdopen(os.dup(reading.fileno())) as lines:
+            yield process, lines
+            lines.read()
+    except BaseException:
+        process.kill()
+        raise
+    finally:
+        reading.close()
+        process.join()
 
 
 def run_code(variables: Mapping[str, str], code: str, *, killed: bool) -> None:
