@@ -118,8 +118,7 @@ def test_nothing_within_the_time_is_none_and_then_the_session_goes_on(followed: 
 def test_what_was_not_acknowledged_comes_again_whole(followed: FollowedSource) -> None:
     followed.run("insert into t select generate_series(1, 10)")
     with following(followed, rows_at_once=4) as follower:
-        first = follower.read(PATIENCE_SECONDS)
-        assert isinstance(first, TransactionPiece)
+        first = read_until(follower, lambda answer: isinstance(answer, TransactionPiece))
         follower.acknowledge(first)  # of a transaction of which more is to come: nothing is confirmed
     with following(followed, rows_at_once=4) as follower:
         again = followed.read_all(follower)
