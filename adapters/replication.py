@@ -73,6 +73,7 @@ class ReplicationFollower:
             SlotGone, PublicationGone: as they say. What was missed is to be had from the tables themselves.
             Unavailable: the source does not answer.
             Refused: it lets us not in.
+            ValueError: the slot is of another database, or of another plugin than pgoutput.
         """
         self._connection = opened = _connect(self._dsn, LogicalReplicationConnection)
         try:

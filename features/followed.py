@@ -65,7 +65,8 @@ class FollowedSeries:
         split: datetime,
         lead: timedelta,
     ) -> None:
-        self._definition, self._identities, self._since, self._split = definition, identities, since, split
+        self._definition, self._identities, self._since = definition, identities, since
+        self._split = split.astimezone(UTC)
         self._steps = fill_steps(definition, FixedSpan(since, _EVER), lead)
         self._series = list_series(definition, point_kinds(definition))
         self._streams = list(dict.fromkeys(series.stream for series in self._series))
@@ -128,10 +129,10 @@ class FollowedSeries:
             if name not in self._stored:
                 self._store(name, "rows_given limit 0")
             columns = ", ".join(column for column, *_ in run(f"describe raw_{name}").fetchall())
-            run(f"create or replace temp table coming_{name} as select {columns} from rows_given")
+            run(f"create temp table coming_{name} as select {columns} from rows_given")
             keys = f"select {', '.join(identity)} from"
             run(
-                f"create or replace temp table leaving_{name} as select rowid as place, * from raw_{name} r"
+                f"create temp table leaving_{name} as select rowid as place, * from raw_{name} r"
                 f" where exists (select 1 from ({keys} coming_{name} union all {keys} identities_given) i"
                 f" where {_same(identity, 'i', 'r')})"
             )
@@ -145,7 +146,7 @@ class FollowedSeries:
             self._connection.unregister(name)
 
     def _follow(self, packed: ChangedSeries, grain: Sequence[str], names: Sequence[str]) -> None:
-        """Put staged rows of one grain in their place, and compute again the streams that read it."""
+        """Put staged rows of one grain in their place, compute again the streams that read it, and clear the stage."""
         sources = self._definition.sources
         changed = [name for name in sources if sources[name].grain == grain] if grain else names
         streams = [stream for stream in self._streams if self._reads[stream].intersection(changed)]
@@ -172,14 +173,14 @@ class FollowedSeries:
             for name in names
             for staged in ("coming", "leaving")
         )
-        self._connection.execute(f"create or replace temp table touched as {grains}")
+        self._connection.execute(f"create temp table touched as {grains}")
         return dict.fromkeys(changed, f"exists (select 1 from touched t where {_same(grain, 't', 's')})")
 
     def _compute(self, age: str, streams: Sequence[str], only: Mapping[str, str]) -> None:
         """Make the tables `<age>_<stream>` of some streams, of all rows or of some of each source."""
         with self._run_steps(streams, only):
             for stream in streams:
-                self._connection.execute(f"create or replace temp table {age}_{stream} as from {stream}")
+                self._connection.execute(f"create temp table {age}_{stream} as from {stream}")
 
     @contextmanager
     def _run_steps(self, wanted: Iterable[str], only: Mapping[str, str]) -> Iterator[None]:
@@ -245,7 +246,7 @@ class FollowedSeries:
         """The keys of rows that belong to one part; without columns, where a series has no key."""
         if _is_parted(series):
             moments = rows[series.moment]
-            split = pa.scalar(self._split.astimezone(UTC).replace(tzinfo=None), moments.type)
+            split = pa.scalar(self._split.replace(tzinfo=None), moments.type)
             rows = rows.filter((pc.greater_equal if recent else pc.less)(moments, split))
         if not series.key:
             return pa.table({"all": [True][: rows.num_rows]})

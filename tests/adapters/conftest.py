@@ -4,7 +4,7 @@ import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import psycopg2
 import pytest
@@ -29,12 +29,6 @@ from infra.local.stack import Stack
 
 PATIENCE_SECONDS = 60
 TABLE = "create table t (id int primary key, v text)"
-
-
-class Reader(Protocol):
-    """Whatever reads pieces."""
-
-    def read(self, timeout_seconds: float) -> TransactionPiece | Idle | None: ...
 
 
 @dataclass
@@ -165,7 +159,7 @@ def read_state(source: FollowedSource, admin: cursor) -> SlotState:
     return found
 
 
-def read_until(follower: Reader, is_it: Callable[[TransactionPiece | Idle], bool]) -> Any:
+def read_until(follower: ReplicationFollower, is_it: Callable[[TransactionPiece | Idle], bool]) -> Any:
     """The first answer of which this is true."""
     while True:
         answer = follower.read(PATIENCE_SECONDS)
