@@ -29,6 +29,7 @@ from tests.gateway_stand import Stand, stand, until
 
 EVENT = b'{"flight": 1}'
 PREDICT = "/v1/flights/predict"
+pytestmark = pytest.mark.usefixtures("processes")
 
 
 @pytest.fixture(scope="module")

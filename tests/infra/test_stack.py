@@ -36,7 +36,7 @@ def own(processes: None) -> Iterator[Stack]:
 
 
 @pytest.fixture
-def fresh() -> Iterator[Stack]:
+def fresh(processes: None) -> Iterator[Stack]:
     """A stack of one test, not started."""
     folder = Path(tempfile.mkdtemp(prefix="windsock-test-"))
     folder.chmod(0o755)
@@ -254,7 +254,6 @@ def test_a_process_holds_its_ports_until_its_last_thread_has_ended() -> None:
         assert is_port_free(port)
 
 
-@pytest.mark.usefixtures("processes")
 def test_a_stack_ends_with_its_owner_and_on_sigterm(fresh: Stack) -> None:
     code = (
         "import os, sys; from pathlib import Path; from infra.local.stack import Stack\n"
@@ -310,6 +309,7 @@ def test_a_pid_that_was_used_again_is_not_killed() -> None:
         stranger.wait()
 
 
+@pytest.mark.usefixtures("processes")
 @pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user's PostgreSQL runs as that user")
 def test_root_may_keep_the_state_where_nobody_else_may_pass(tmp_path: Path) -> None:
     closed = tmp_path / "closed"

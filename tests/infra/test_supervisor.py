@@ -15,6 +15,7 @@ from infra.local.supervisor import HUNG_CHECKS, Supervisor
 from tests.infra.test_stack import until
 
 HUNG_SECONDS = 0.6
+pytestmark = pytest.mark.usefixtures("processes")
 
 
 class Watched:
