@@ -91,7 +91,9 @@ class Alerts:
             settings.s3_access_key,
             settings.slack_token or "",
             settings.slack_webhook or "",
-        }.union(*map(secrets_in_dsn, (settings.warehouse_dsn, settings.source_dsn, settings.studies_dsn)))
+        }
+        dsns = (settings.warehouse_dsn, settings.source_dsn, settings.studies_dsn, settings.follower_dsn or "")
+        known = known.union(*map(secrets_in_dsn, dsns))
         self._secrets = frozenset(secret for secret in known if len(secret) >= 6)  # shorter would eat innocent words
 
     def raise_alert(self, tier: Tier, use_case: str | None, fingerprint: str, title: str, body: str) -> int:

@@ -5,6 +5,7 @@ window. For a prediction time before the store's `as_of` each value is the batch
 features are those of `as_of`: a window over the silence since then would show a standstill that nobody observed.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -21,7 +22,7 @@ from features.operations import MaskedColumn, missing_column
 from features.plan import SeriesPlan
 from features.series import Series, list_series, point_kinds
 from features.series_cache import SeriesCache
-from features.series_codec import unpack_series
+from features.series_codec import unpack_parts
 
 _KEYS_AT_ONCE = 200
 _MICROSECOND = timedelta(microseconds=1)
@@ -34,9 +35,26 @@ class StoreState(NamedTuple):
     since: int
     as_of: int
     snapshot: str  # the version of the dataset it was made with
+    changes: int = 0  # grows with what the stream writes of one revision
+
+    def is_later_than(self, held: "StoreState | None") -> bool:
+        """Whether it is of the same revision as the state held, and no older."""
+        return held is not None and self.changes >= held.changes and self[:2] == held[:2] and self[3] == held[3]
 
 
-FetchSeries = Callable[[list[str]], tuple[StoreState, dict[str, bytes]]]
+@dataclass(frozen=True, kw_only=True)
+class FetchedSeries:
+    """What a store answered: payloads by key, each before and after the store's split; None: it has no such part.
+
+    `stale` are the keys that changed since the state that was held, where that was of this revision.
+    """
+
+    state: StoreState
+    parts: Mapping[str, tuple[bytes | None, bytes | None]]
+    stale: frozenset[str] = frozenset()
+
+
+FetchSeries = Callable[[list[str], StoreState | None], FetchedSeries]
 
 
 @dataclass(frozen=True)
@@ -59,6 +77,7 @@ class OnlineFeatures:
         kinds = point_kinds(definition)
         self._definition, self._lead, self._cache_bytes = definition, lead // _MICROSECOND, cache_bytes
         self._series = list_series(definition, kinds)
+        self._reach = max(s.reach for s in self._series if s.reach) // _MICROSECOND
         self._plans = {s.name: SeriesPlan.of(definition, s) for s in self._series}
         request = {name: kind for name, kind in kinds.items() if name.startswith(REQUEST)}
         self._request_kinds = {name.removeprefix(REQUEST): kind for name, kind in request.items()}
@@ -69,12 +88,13 @@ class OnlineFeatures:
         looked_up = {n: k for plan in self._plans.values() for n, k in plan.kinds.items()}
         self._features = compile_expressions(features_sql(definition), points | looked_up)
         self._caches: dict[str, SeriesCache] = {}
+        self._texts: dict[str, tuple[str, Hashable]] = {}  # of what the caches hold: text of a key -> series, key
         self._state: StoreState | None = None
 
     def compute(self, events: pa.Table, fetch: FetchSeries | None) -> ComputedFeatures:
         """Features of events; `fetch` reads series by their keys, and None stands for a store that does not answer."""
         if sum(cache.nbytes for cache in self._caches.values()) > self._cache_bytes:
-            self._state, self._caches = None, {}
+            self._state, self._caches, self._texts = None, {}, {}
         while True:
             try:
                 return self._compute(EventBatch(events, self._request_kinds), fetch)
@@ -124,15 +144,37 @@ class OnlineFeatures:
         absent = self._absent(batch, wanted)
         for start in range(0, max(len(absent), int(fresh)), _KEYS_AT_ONCE):
             part = absent[start : start + _KEYS_AT_ONCE]
-            state, payloads = fetch([text for _, _, text in part])
-            if state != self._state:
-                held, self._state = self._caches, state
-                base = state.since - max(s.reach for s in self._series if s.reach) // _MICROSECOND
-                self._caches = {s.name: SeriesCache(s, base) for s in self._series}
-                if held or start or not fresh:
-                    raise _StoreRefreshed
-            self._decode(part, payloads)
+            fetched = fetch([text for _, _, text in part], self._state)
+            if fetched.state != self._state:
+                self._follow(fetched, is_first_read=fresh and not start)
+            self._decode(part, fetched.parts)
         return self._state
+
+    def _follow(self, fetched: FetchedSeries, *, is_first_read: bool) -> None:
+        """Forget what is not of the store's state.
+
+        Raises:
+            _StoreRefreshed: the batch is to be begun anew: what it read before, or did not read as held, is stale.
+        """
+        held, self._state = self._state, fetched.state
+        if fetched.state.is_later_than(held):
+            if self._forget(fetched.stale) or not is_first_read:
+                raise _StoreRefreshed
+            return
+        had_any, base = bool(self._caches), fetched.state.since - self._reach
+        self._caches, self._texts = {s.name: SeriesCache(s, base) for s in self._series}, {}
+        if had_any or not is_first_read:
+            raise _StoreRefreshed
+
+    def _forget(self, texts: frozenset[str]) -> bool:
+        """Drop the series under some texts of keys; whether any was held."""
+        by_series = defaultdict[str, list[Hashable]](list)
+        for text in texts & self._texts.keys():
+            name, key = self._texts.pop(text)
+            by_series[name].append(key)
+        for name, keys in by_series.items():
+            self._caches[name].forget(keys)
+        return bool(by_series)
 
     def _absent(self, batch: EventBatch, wanted: Sequence[Series]) -> list[tuple[str, Hashable, str]]:
         """The series to read: name, key, and the key's text."""
@@ -140,21 +182,23 @@ class OnlineFeatures:
         for series in wanted:
             held = self._caches[series.name].slots if self._caches else ()
             new = {key for key in batch.keys(series) if key is not None and key not in held}
-            absent += [(series.name, key, series.key_text(key if isinstance(key, tuple) else (key,))) for key in new]
+            absent += [(series.name, key, series.key_text(_as_tuple(key))) for key in new]
         return absent
 
-    def _decode(self, wanted: Sequence[tuple[str, Hashable, str]], payloads: Mapping[str, bytes]) -> None:
+    def _decode(
+        self, wanted: Sequence[tuple[str, Hashable, str]], parts: Mapping[str, tuple[bytes | None, bytes | None]]
+    ) -> None:
         for series in self._series:
             cache, read, damaged = self._caches[series.name], [], set()
             for key, text in [(key, text) for name, key, text in wanted if name == series.name]:
                 columns = None
-                if (payload := payloads.get(text)) is not None:
-                    try:
-                        columns = unpack_series(text, payload, cache.kinds)
-                    except ValueError:
-                        damaged.add(key)
+                try:
+                    columns = unpack_parts(series, text, parts.get(text, (None, None)))
+                except ValueError:
+                    damaged.add(key)
                 read.append((key, columns))
             cache.add(read, damaged)
+        self._texts |= {text: (name, key) for name, key, text in wanted}
 
     def _add_columns(self, batch: EventBatch, series: Series, *, answered: bool) -> None:
         """Add to a batch the columns that come from one series, and note what is wrong with them."""
@@ -168,3 +212,8 @@ class OnlineFeatures:
             slots[damaged] = -1
             batch.note_absence(f"damaged history of {series.name}", damaged)
         batch.columns |= plan.columns(batch, cache, slots)
+
+
+def _as_tuple(key: Hashable) -> tuple[str | int, ...]:
+    """The values of a key, of which one alone is not in a tuple."""
+    return key if isinstance(key, tuple) else (key,)

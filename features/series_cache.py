@@ -1,6 +1,6 @@
 """Decoded series of one kind, side by side in sorted arrays, so that a batch of lookups is a few array operations."""
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,6 +53,22 @@ class SeriesCache(SortedEvents):
         if self.series.sums:  # a null is stored as zero
             new = [np.concatenate([c[name].values for _, c in chunks]) for name in self.series.sums]
             self._sums = np.concatenate([self._sums, self._sums[-1] + np.cumsum(np.stack(new, axis=1), axis=0)])
+
+    def forget(self, keys: Collection[Hashable]) -> None:
+        """Drop keys with their series: whoever asks for one of them reads it again. Slots are numbered anew."""
+        if not (gone := {self.slots.pop(key) for key in keys if key in self.slots}):
+            return
+        left = np.array(sorted(self.slots.values()), np.int64)
+        numbers = dict(zip(left.tolist(), range(len(left)), strict=True))
+        self.slots = {key: numbers[slot] for key, slot in self.slots.items()}
+        self.damaged = {numbers[slot] for slot in self.damaged - gone}
+        of_slots = self._at >> _BITS
+        kept = ~np.isin(of_slots, list(gone))
+        self._at = left.searchsorted(of_slots[kept]) << _BITS | (self._at[kept] & ((1 << _BITS) - 1))
+        self._columns = {n: MaskedColumn(c.values[kept], c.valid[kept]) for n, c in self._columns.items()}
+        if self.series.sums:
+            sums = np.diff(self._sums, axis=0)[kept]
+            self._sums = np.concatenate([self._sums[:1], np.cumsum(sums, axis=0)])
 
     def bounds(self, slots: Places, *moments: Places) -> NDArray[np.int64]:
         keys = slots << _BITS

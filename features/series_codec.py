@@ -99,6 +99,29 @@ def unpack_series(key: str, payload: bytes, kinds: Mapping[str, str]) -> dict[st
     return columns
 
 
+def unpack_parts(series: Series, key: str, parts: tuple[bytes | None, bytes | None]) -> dict[str, MaskedColumn] | None:
+    """The columns of one key's series, whose earlier events and later ones lie apart in the store; None: it has none.
+
+    Events of the later part are greater in every order: only a series whose orders begin with the moment is parted.
+
+    Raises:
+        ValueError: a part is not what was written under this key.
+    """
+    read = [unpack_series(key, payload, series.stored) for payload in parts if payload is not None]
+    if len(read) < len(parts):
+        return read[0] if read else None
+    settled, recent = read
+    offset = len(settled["moment"].values)
+    columns = {}
+    for name, column in settled.items():
+        later = recent[name].values
+        columns[name] = MaskedColumn(
+            np.concatenate([column.values, later + offset if name.startswith("rank") else later]),
+            np.concatenate([column.valid, recent[name].valid]),
+        )
+    return columns
+
+
 def _values(content: bytes, at: int, form: bytes, scale: int, rows: int) -> tuple[NDArray[Any], int]:
     if form == _TEXT:
         texts = [value.decode() for value in np.frombuffer(content, f"S{scale}", rows, at).tolist()]

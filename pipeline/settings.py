@@ -29,6 +29,7 @@ class Settings:
     slack_webhook: str | None = field(repr=False)
     slack_channel: str
     slack_api: str | None
+    follower_dsn: str | None = field(default=None, repr=False)
     inference_url: str | None = None
     management_url: str | None = None
     model_store: Path | None = None
@@ -65,6 +66,7 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
         slack_webhook=environment.get("SLACK_WEBHOOK_URL") or None,
         slack_channel=environment.get("SLACK_CHANNEL") or "#windsock",
         slack_api=environment.get("SLACK_API_URL") or None,
+        follower_dsn=environment.get("WINDSOCK_FOLLOWER_DSN") or None,
         inference_url=_url(environment, "WINDSOCK_INFERENCE_URL"),
         management_url=_url(environment, "WINDSOCK_MANAGEMENT_URL"),
         model_store=_path(environment, "WINDSOCK_MODEL_STORE"),

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from datetime import date
+from typing import Literal
 
 from pydantic import Field
 
@@ -22,11 +23,23 @@ class Table(Block):
             yield f"min_rows: expected at most max_rows ({self.max_rows}), got {self.min_rows}"
 
 
+class Watermark(Block):
+    """A column whose greatest value says: whatever became known before this has been committed."""
+
+    table: Identifier
+    column: Identifier
+
+
 class Source(Block):
     """Where rows come from and by which grid they are taken. Row limits of a table are per partition.
 
     `recheck_partitions` says how many partitions before the latest are compared with the source after each landing: a
     row that is committed later than that is found by the comparison of all of them, once a week.
+
+    `follow` says how changes reach the online store between two partitions: `cdc` reads the source's log (logical
+    decoding), `poll` asks its tables; null: not at all. A polled row may be committed `horizon_seconds` after it became
+    known; what is committed later still is found by the comparison above. What is known is told by the source's clock,
+    less the horizon where it is polled, or by a `watermark`, where its data live by another clock.
 
     `last_partition` is for a source that has ended: nothing is scheduled after it. None: rows still arrive.
     """
@@ -35,6 +48,9 @@ class Source(Block):
     last_partition: date | None
     partition_days: int = Field(gt=0)
     recheck_partitions: int = Field(ge=0)
+    follow: Literal["cdc", "poll"] | None
+    horizon_seconds: float = Field(ge=0)
+    watermark: Watermark | None
     cron: Cron
     tables: Mapping[Identifier, Table] = Field(min_length=1)
 

@@ -193,6 +193,8 @@ class UseCase(Block):
             yield f"endpoint.costs: expected {expected} for a {kind} target"
         if self.experiment and (self.endpoint is None or self.endpoint.costs is None):
             yield "experiment: expected an endpoint with costs, which is what two versions are compared by"
+        if self.source.follow and self.endpoint is None:
+            yield "source.follow: expected null where there is no endpoint: nothing asks for what is new"
         if self.train.holdout_days < self.gate.min_days:
             yield (
                 f"train.holdout_days: expected at least gate.min_days ({self.gate.min_days}), or no candidate could"

@@ -18,7 +18,7 @@ import pyarrow as pa
 from psycopg2.extensions import POLL_OK, POLL_READ, POLL_WRITE, connection, cursor
 
 from features import FeatureSet
-from features.online import OnlineFeatures, StoreState
+from features.online import FetchedSeries, OnlineFeatures, StoreState
 from serving.reasons import DegradedReason
 
 logger = logging.getLogger(__name__)
@@ -27,12 +27,18 @@ _PAUSE_SECONDS = 1.0  # a store that answers nothing, or refuses, is left alone
 _CACHE_BYTES = 64 << 20
 _SESSION = "-c timezone=UTC -c default_transaction_read_only=on -c statement_timeout={}"
 _PREPARE = """
-prepare lookup (text, text, text[]) as
-select st.revision, (extract(epoch from st.since) * 1000000)::bigint, (extract(epoch from st.as_of) * 1000000)::bigint,
-    st.snapshot_version, s.key, s.payload
-from online_state st left join online_series s
-    on s.use_case = st.use_case and s.definition = st.definition and s.key = any($3)
-where st.use_case = $1 and st.definition = $2"""
+prepare lookup (text, text, text[], bigint, bigint) as
+with st as (
+    select *, (extract(epoch from since) * 1000000)::bigint as since_us,
+        (extract(epoch from coalesce(known_until, as_of)) * 1000000)::bigint as until_us
+    from online_state where use_case = $1 and definition = $2
+)
+select st.revision, since_us, until_us, snapshot_version, changes, s.key, s.payload, s.recent, false as is_stale
+from st left join online_series s on s.use_case = st.use_case and s.definition = st.definition and s.key = any($3)
+union all
+select st.revision, since_us, until_us, snapshot_version, changes, s.key, null, null, true
+from st join online_series s on s.use_case = st.use_case and s.definition = st.definition and s.changed > $5
+where st.revision = $4"""
 _WAITS = {POLL_READ: select.POLLIN, POLL_WRITE: select.POLLOUT}
 
 
@@ -110,28 +116,34 @@ class _Store:
         self._deadline = self._clock() + self._timeout_ms / 1000
         self.answered = False
 
-    def fetch_series(self, keys: list[str]) -> tuple[StoreState, dict[str, bytes]]:
-        """The store's state, and the series it has under some keys.
+    def fetch_series(self, keys: list[str], held: StoreState | None) -> FetchedSeries:
+        """The store's state, the series it has under some keys, and which keys changed since the state held.
 
         Raises:
             TimeoutError: the deadline passed.
             psycopg2.Error: the store refused, or was never filled for this definition.
         """
         try:
-            rows = self._read(keys)
+            rows = self._read(keys, held)
         except psycopg2.OperationalError:
             if self._connection is None:  # no server went away and came back
                 raise
             self.close()
-            rows = self._read(keys)
+            rows = self._read(keys, held)
         self.answered = True
         if not rows:
             raise psycopg2.OperationalError(f"it holds nothing of {self._use_case} by this feature definition yet")
-        return StoreState(*rows[0][:4]), {key: bytes(payload) for *_, key, payload in rows if key is not None}
+        told = [row[5:] for row in rows if row[5] is not None]
+        return FetchedSeries(
+            state=StoreState(*rows[0][:5]),
+            parts={key: (_bytes(settled), _bytes(recent)) for key, settled, recent, is_stale in told if not is_stale},
+            stale=frozenset(key for key, _, _, is_stale in told if is_stale),
+        )
 
-    def _read(self, keys: list[str]) -> list[tuple[Any, ...]]:
+    def _read(self, keys: list[str], held: StoreState | None) -> list[tuple[Any, ...]]:
         at = self._cursor or self._open()
-        at.execute("execute lookup (%s, %s, %s)", (self._use_case, self._digest, keys))
+        revision, changes = (held.revision, held.changes) if held else (0, 0)
+        at.execute("execute lookup (%s, %s, %s, %s, %s)", (self._use_case, self._digest, keys, revision, changes))
         self._wait(at.connection)
         return at.fetchall()
 
@@ -165,6 +177,10 @@ class _Store:
             left = self._deadline - self._clock()
             if left <= 0 or not waiting.poll(left * 1000):
                 raise TimeoutError(f"no answer within {self._timeout_ms} ms")
+
+
+def _bytes(payload: memoryview | None) -> bytes | None:
+    return None if payload is None else bytes(payload)
 
 
 def _as_of(state: StoreState | None) -> datetime | None:

@@ -74,6 +74,10 @@ class ReplayState:
             )
         return bool(rows[0]["state"] == "done")
 
+    def has_deployed(self) -> bool:
+        """Whether some version's way to the server has come to its end, be it a refusal."""
+        return bool(self._query("select from deployments where use_case = %s and outcome is not null limit 1"))
+
     def describe_scoring(self, week: Interval) -> str:
         """How many rows of a week were scored by which version, in words."""
         rows = self._query(

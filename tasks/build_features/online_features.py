@@ -3,13 +3,14 @@
 It holds today's definition of the features, and those of every version that answers or may come to, so that a changed
 definition is no outage. A refresh is one transaction for each: readers see the old state or the new one, whole, and
 only series that changed are written. The store follows snapshots in the order they were built; a run that was overtaken
-can no longer commit.
+can no longer commit. Where the source is followed (`tasks/stream`), what became known since then is taken along.
 """
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import timedelta
+from contextlib import closing
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
 
@@ -19,20 +20,24 @@ from psycopg2.extensions import cursor
 
 import features
 from adapters.connect import Outside
+from adapters.warehouse import Fence
+from features.followed import ChangedSeries
 from pipeline.handoffs import Snapshot
 from pipeline.partitions import Interval
 from pipeline.spec import UseCase
 from tasks.build_features import dataset
+from tasks.build_features.followed_rows import FollowedSource, read_followed
+from tasks.build_features.followed_series import apply_rows, build_followed_series, kept_interval
 from tasks.build_features.learnt_features import iterate_definitions_in_use
 from tasks.build_features.manifest import clean_files
 
 logger = logging.getLogger(__name__)
 
-_PARTITIONS_KEPT = 2  # of prediction times before `as_of` that are answered exactly; golden rows come from the last one
 _PAGE_ROWS = 500
+_WRITE_ROW = "(%s, %s, %s, %s::bytea, %s::bytea, %s)"
 
 _STATE = """
-select s.snapshot_version, b.build_order from online_state s
+select s.snapshot_version, b.build_order, s.split from online_state s
 left join snapshots b on b.use_case = s.use_case and b.version = s.snapshot_version
 where s.use_case = %s and s.definition = %s"""
 
@@ -41,14 +46,25 @@ _REACHED = "select definition from online_state where use_case = %s and snapshot
 _ORDER = "select build_order from snapshots where use_case = %s and version = %s"
 
 _WRITE = """
-insert into online_series (use_case, definition, key, payload) values %s
-on conflict (use_case, definition, key) do update set payload = excluded.payload"""
+insert into online_series (use_case, definition, key, payload, recent, changed) values %s
+on conflict (use_case, definition, key) do update set payload = excluded.payload, recent = excluded.recent,
+    changed = excluded.changed"""
 
 _ADVANCE = """
-insert into online_state (use_case, definition, since, as_of, snapshot_version, revision)
-values (%s, %s, %s, %s, %s, 1)
+insert into online_state (use_case, definition, since, as_of, snapshot_version, split, known_until, changes, revision)
+values (%s, %s, %s, %s, %s, %s, %s, %s, 1)
 on conflict (use_case, definition) do update set since = excluded.since, as_of = excluded.as_of,
-    snapshot_version = excluded.snapshot_version, revision = online_state.revision + 1, refreshed_at = now()"""
+    snapshot_version = excluded.snapshot_version, split = excluded.split, known_until = excluded.known_until,
+    changes = excluded.changes, revision = online_state.revision + 1, refreshed_at = now()"""
+
+_STORED = """
+select key, sha256(payload), sha256(recent) from online_series where use_case = %s and definition = %s"""
+
+_DELETE = "delete from online_series where use_case = %s and definition = %s and key = any(%s)"
+
+_LOCK_STREAM = "select changes, known_until from stream_state where use_case = %s for update"
+
+_FORGET_ROWS = "delete from followed_rows where use_case = %s and available_at < %s"
 
 _RETIRE = """
 with old as (
@@ -88,6 +104,17 @@ def find_unreached_snapshot(use_case: UseCase, outside: Outside) -> Snapshot | N
     return None if all(definition.digest() in reached for definition in in_use) else latest
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Content:
+    """The series of one definition, in their parts, and the state that they are of."""
+
+    settled: Mapping[str, bytes]
+    recent: Mapping[str, bytes]
+    split: datetime | None = None  # None: in one part
+    known_until: datetime | None = None
+    changes: int = 0
+
+
 def refresh_store(use_case: UseCase, snapshot: Snapshot, outside: Outside) -> Refreshed:
     """Bring the store to a snapshot, from the clean objects it was made from; an older one changes nothing.
 
@@ -99,33 +126,109 @@ def refresh_store(use_case: UseCase, snapshot: Snapshot, outside: Outside) -> Re
         FencedOut: a later refresh has begun, and will do this work.
     """
     fence = outside.warehouse.begin(f"{use_case.name}/online_features")
-    kept = Interval(snapshot.end - timedelta(days=_PARTITIONS_KEPT * use_case.source.partition_days), snapshot.end)
     done, digests, lost = Refreshed(written=0, deleted=0, unchanged=0), list[str](), list[str]()
     for definition in iterate_definitions_in_use(use_case, outside, lost):
-        digests.append(digest := definition.digest())
+        digests.append(definition.digest())
         try:
-            files = clean_files(snapshot, kept, outside, definition)
-            series = dict(pack_all_series(definition, files, kept, use_case.time.lead))
+            refresh = _Refresh(use_case, definition, snapshot, outside)
         except (ValueError, duckdb.Error) as error:
             if definition is features.definition(use_case.name):
                 raise
-            _alert_stale_definition(use_case, digest, error, outside)
+            _alert_stale_definition(use_case, definition.digest(), error, outside)
             continue
-
-        def commit(digest: str = digest, series: Mapping[str, bytes] = series) -> Refreshed:
-            with outside.warehouse.transaction(fence) as at:
-                return _write(at, use_case, snapshot, digest=digest, kept=kept, series=series)
-
-        done += outside.warehouse.retry_transaction(commit)
+        with closing(refresh):
+            done += outside.warehouse.retry_transaction(lambda: refresh.commit(fence))  # noqa: B023  # called at once
 
     def retire() -> None:
         with outside.warehouse.transaction(fence) as at:
             at.execute(_RETIRE, (use_case.name, digests, use_case.name, use_case.name))
+            if not lost:
+                at.execute(_FORGET_ROWS, (use_case.name, snapshot.end))
 
     if not lost:  # else one of those that seem unused may be what a lost version learnt
         outside.warehouse.retry_transaction(retire)
     logger.info("%s: online store at %s, %s", use_case.name, snapshot.version, done)
     return done
+
+
+class _Refresh:
+    """The series of one definition from a snapshot, and from the rows that were followed since, if the source is."""
+
+    def __init__(
+        self, use_case: UseCase, definition: features.FeatureSet, snapshot: Snapshot, outside: Outside
+    ) -> None:
+        self._use_case, self._definition, self._snapshot, self._outside = use_case, definition, snapshot, outside
+        self._kept = kept_interval(use_case, snapshot)
+        self._followed: FollowedSource | None = None
+        if use_case.source.follow is not None:
+            with outside.warehouse.transaction() as at:
+                self._followed = read_followed(at, use_case, snapshot.end)
+        if self._followed is None:
+            files = clean_files(snapshot, self._kept, outside, definition)
+            series = dict(pack_all_series(definition, files, self._kept, use_case.time.lead))
+            self._content = _Content(settled=series, recent={})
+            return
+        self._series = build_followed_series(use_case, definition, snapshot, outside, self._followed.identities)
+        self._apply(self._followed)
+        packed = self._series.pack_all()
+        self._content = _Content(
+            settled=_without_none(packed.settled), recent=_without_none(packed.recent), split=snapshot.end
+        )
+
+    def close(self) -> None:
+        """Free the memory."""
+        if self._followed is not None:
+            self._series.close()
+
+    def commit(self, fence: Fence) -> Refreshed:
+        """Write them, with what was followed while they were made."""
+        with self._outside.warehouse.transaction(fence) as at:
+            if self._followed is not None:
+                self._catch_up(at, self._followed)
+            return self._write(at)
+
+    def _catch_up(self, at: cursor, before: FollowedSource) -> None:
+        at.execute(_LOCK_STREAM, (self._use_case.name,))
+        changes, known_until = at.fetchone() or (0, None)
+        if (later := read_followed(at, self._use_case, self._snapshot.end, after=before.changes)) is not None:
+            changed = self._apply(later)
+            self._content = replace(
+                self._content,
+                settled=_without_none({**self._content.settled, **changed.settled}),
+                recent=_without_none({**self._content.recent, **changed.recent}),
+            )
+            self._followed = later
+        told = max(self._snapshot.end, known_until or self._snapshot.end)
+        self._content = replace(self._content, known_until=told, changes=changes)
+
+    def _write(self, at: cursor) -> Refreshed:
+        content, where = self._content, (self._use_case.name, self._definition.digest())
+        keys = content.settled.keys() | content.recent.keys()
+        at.execute(_STATE, where)
+        state = at.fetchone()
+        at.execute(_ORDER, (self._use_case.name, self._snapshot.version))
+        order = at.fetchone()
+        if state is not None and order is not None and (state[1] or 0) > order[0]:
+            logger.info("%s: the online store is past %s already", self._use_case.name, self._snapshot.version)
+            return Refreshed(written=0, deleted=0, unchanged=len(keys))
+        at.execute(_STORED, where)
+        stored = {key: tuple(hashed and bytes(hashed) for hashed in both) for key, *both in at.fetchall()}
+        parts = {key: (content.settled.get(key), content.recent.get(key)) for key in sorted(keys)}
+        changed = [(*where, k, *v, content.changes) for k, v in parts.items() if stored.get(k) != tuple(map(_hash, v))]
+        gone = sorted(stored.keys() - keys)
+        psycopg2.extras.execute_values(at, _WRITE, changed, template=_WRITE_ROW, page_size=_PAGE_ROWS)
+        at.execute(_DELETE, (*where, gone))
+        if changed or gone or state is None or (state[0], state[2]) != (self._snapshot.version, content.split):
+            told = (self._snapshot.version, content.split, content.known_until, content.changes)
+            at.execute(_ADVANCE, (*where, self._kept.start, self._kept.end, *told))
+        return Refreshed(written=len(changed), deleted=len(gone), unchanged=len(keys) - len(changed))
+
+    def _apply(self, followed: FollowedSource) -> ChangedSeries:
+        return apply_rows(self._series, self._use_case, self._definition, followed.rows, followed.identities)
+
+
+def _without_none(payloads: Mapping[str, bytes | None]) -> dict[str, bytes]:
+    return {key: payload for key, payload in payloads.items() if payload is not None}
 
 
 def _alert_stale_definition(use_case: UseCase, digest: str, error: Exception, outside: Outside) -> None:
@@ -150,23 +253,5 @@ def pack_all_series(
         yield from pack_series(item, table)
 
 
-def _write(
-    at: cursor, use_case: UseCase, snapshot: Snapshot, *, digest: str, kept: Interval, series: Mapping[str, bytes]
-) -> Refreshed:
-    at.execute(_STATE, (use_case.name, digest))
-    state = at.fetchone()
-    at.execute(_ORDER, (use_case.name, snapshot.version))
-    order = at.fetchone()
-    if state is not None and order is not None and (state[1] or 0) > order[0]:
-        logger.info("%s: the online store is past %s already", use_case.name, snapshot.version)
-        return Refreshed(written=0, deleted=0, unchanged=len(series))
-    where = (use_case.name, digest)
-    at.execute("select key, sha256(payload) from online_series where use_case = %s and definition = %s", where)
-    stored = {key: bytes(hashed) for key, hashed in at.fetchall()}
-    changed = [(*where, k, v) for k, v in sorted(series.items()) if stored.get(k) != sha256(v).digest()]
-    gone = sorted(stored.keys() - series.keys())
-    psycopg2.extras.execute_values(at, _WRITE, changed, page_size=_PAGE_ROWS)
-    at.execute("delete from online_series where use_case = %s and definition = %s and key = any(%s)", (*where, gone))
-    if changed or gone or state is None or state[0] != snapshot.version:
-        at.execute(_ADVANCE, (*where, kept.start, kept.end, snapshot.version))
-    return Refreshed(written=len(changed), deleted=len(gone), unchanged=len(series) - len(changed))
+def _hash(payload: bytes | None) -> bytes | None:
+    return None if payload is None else sha256(payload).digest()

@@ -1,5 +1,6 @@
 """One table against its suite: the schema on Arrow types, everything else by `suite_run`."""
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -9,7 +10,7 @@ import pyarrow as pa
 from expectations.vocabulary import Expect, Kind, Suite, content_expectations, delivery_expectations
 from pipeline.partitions import Interval
 from pipeline.source import Table
-from tasks.ingest.suite_run import SuiteRun, run_suite
+from tasks.ingest.suite_run import SuiteRun, find_failing_rows, run_suite
 
 _CANONICAL: Mapping[Kind, pa.DataType] = {
     "text": pa.string(),
@@ -58,14 +59,24 @@ def retyped_columns(schema: pa.Schema, suite: Suite) -> list[str]:
     ]
 
 
+def missing_columns(schema: pa.Schema, suite: Suite) -> list[str]:
+    """Declared columns that are not there."""
+    return [name for name in suite.columns if name not in schema.names]
+
+
 def added_columns(schema: pa.Schema, suite: Suite) -> list[str]:
     """Columns that no suite declares: kept in the raw object, left out of the clean one."""
     return [name for name in schema.names if name not in suite.columns]
 
 
+def canonical_schema(suite: Suite) -> pa.Schema:
+    """The declared columns, in their declared order and canonical types."""
+    return pa.schema([(name, _CANONICAL[column.kind]) for name, column in suite.columns.items()])
+
+
 def to_canonical(table: pa.Table, suite: Suite) -> pa.Table:
-    """The declared columns, in their declared order and canonical types; the schema has been checked."""
-    schema = pa.schema([(name, _CANONICAL[column.kind]) for name, column in suite.columns.items()])
+    """A table in the canonical schema; its own has been checked."""
+    schema = canonical_schema(suite)
     return table.select(schema.names).cast(schema)
 
 
@@ -74,7 +85,7 @@ def check_table(table: pa.Table, suite: Suite, limits: Table, partition: Interva
     notes = tuple(f"column {name} was added; it is not taken over" for name in added_columns(table.schema, suite))
     expects = delivery_expectations(suite, limits)
     retyped = retyped_columns(table.schema, suite)
-    if retyped or not set(suite.columns) <= set(table.column_names):
+    if retyped or missing_columns(table.schema, suite):
         first = run_suite(table, expects, complete=False)
         return CheckedTable(
             problems=(*_problems(first), *retyped), notes=notes, bad_rows={}, typed=None, results=first.results
@@ -100,6 +111,16 @@ def check_rows(typed: pa.Table, expects: Sequence[Expect], *, allowed: int) -> C
         why = "; ".join(f"{outcome.failed_rows} rows: {outcome.expect.reason}" for outcome in failed)
         problems.append(f"{count} of {typed.num_rows} rows would be quarantined, {allowed} are allowed; {why}")
     return CheckedTable(problems=tuple(problems), notes=(), bad_rows=bad_rows, typed=typed, results=first.results)
+
+
+def find_bad_rows(typed: pa.Table, suite: Suite, limits: Table, partition: Interval) -> dict[int, tuple[str, ...]]:
+    """The rows of one partition that validation would quarantine, however many: position -> why."""
+    expects = [e for e in content_expectations(suite, limits, partition) if e.severity == "warning"]
+    reasons = defaultdict[int, list[str]](list)
+    for expect, positions in zip(expects, find_failing_rows(typed, expects), strict=True):
+        for position in positions:
+            reasons[position].append(_reason(expect, typed, position))
+    return {position: tuple(reasons[position]) for position in sorted(reasons)}
 
 
 def _problems(suite_run: SuiteRun) -> list[str]:

@@ -121,6 +121,11 @@ def find_partitions_to_take(use_case: UseCase, outside: Outside, now: datetime) 
     return sorted(use_case.grid.key(use_case.grid.containing(row["partition_start"])) for row in tried)
 
 
+def open_retake(at: cursor, use_case: UseCase, start: datetime) -> None:
+    """Have a partition compared with the source, and taken again where it differs, in the caller's transaction."""
+    at.execute(_OPEN, (use_case.name, start, "late", json.dumps({})))
+
+
 def compare_with_source(use_case: UseCase, outside: Outside, now: datetime) -> None:
     """Open a retake for each partition that is not as it was taken, or was not taken; close those that are well again.
 

@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -11,8 +11,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from features import FeatureSet
+from features.followed import ChangedSeries
 from features.offline_requests import load_past_requests
-from features.online import ComputedFeatures, OnlineFeatures, StoreState
+from features.online import ComputedFeatures, FetchedSeries, OnlineFeatures, StoreState
 from tasks.build_features.online_features import pack_all_series
 from tests.features.world import FLIGHTS, LEAD, Span, World
 
@@ -21,17 +22,31 @@ CACHE_BYTES = 64 << 20
 
 @dataclass
 class Stored:
-    """The series by key; `reads` are the keys that were asked for, call by call."""
+    """The series by key, and their later parts; `reads` are the keys that were asked for, call by call."""
 
     state: StoreState
     series: dict[str, bytes]
+    recent: dict[str, bytes] = field(default_factory=dict)
+    changed: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.reads: list[list[str]] = []
 
-    def fetch(self, keys: list[str]) -> tuple[StoreState, dict[str, bytes]]:
+    def fetch(self, keys: list[str], held: StoreState | None) -> FetchedSeries:
         self.reads.append(keys)
-        return self.state, {key: self.series[key] for key in keys if key in self.series}
+        parts = {key: (self.series.get(key), self.recent.get(key)) for key in keys}
+        is_of_revision = held is not None and held.revision == self.state.revision
+        stale = {k for k, number in self.changed.items() if is_of_revision and held and number > held.changes}
+        return FetchedSeries(state=self.state, parts=parts, stale=frozenset(stale))
+
+    def change(self, by: ChangedSeries) -> None:
+        """What the stream writes."""
+        self.state = self.state._replace(changes=self.state.changes + 1)
+        for part, payloads in ((self.series, by.settled), (self.recent, by.recent)):
+            part.update({key: payload for key, payload in payloads.items() if payload is not None})
+            for key in [key for key, payload in payloads.items() if payload is None]:
+                part.pop(key, None)
+        self.changed |= dict.fromkeys([*by.settled, *by.recent], self.state.changes)
 
 
 def micros(moment: datetime) -> int:

@@ -87,7 +87,8 @@ def settings(old_stack: Stack, state: Path) -> Settings:
     params = state / "state" / "params.yaml"
     text = params.read_text()
     text = re.sub(r"^ +(history_days|calibration_quantile|event_time):.*\n", "", text, flags=re.MULTILINE)
-    text = text.replace("  source:\n", "  source:\n    recheck_partitions: 4\n")
+    following = "    follow: null\n    horizon_seconds: 60\n    watermark: null\n"
+    text = text.replace("  source:\n", f"  source:\n    recheck_partitions: 4\n{following}")
     params.write_text(text)  # with the key that the changelog asks to add, and without those that it asks to delete
     return read_settings({**old_stack.environment(), "WINDSOCK_PARAMS": str(params)})
 

@@ -1,0 +1,149 @@
+"""Follows the sources of all use cases that ask for it, until it is told to end.
+
+    python -m tasks.stream.follow
+
+Of two at one use case one waits. What goes wrong is tried again, and told while it lasts.
+"""
+
+import logging
+import signal
+import sys
+import threading
+import time
+from contextlib import ExitStack
+
+import psycopg2
+
+from adapters import connect
+from adapters.connect import Outside
+from adapters.errors import FencedOut, Missing, PublicationGone, Refused, SlotGone, Unavailable
+from pipeline.spec import UseCase, use_cases
+from tasks.stream.log_reader import LogReader, LogStart
+from tasks.stream.poll import PollReader
+from tasks.stream.session import (
+    NothingToFollow,
+    StoreRebuilt,
+    StreamSession,
+    StreamState,
+    begin_following,
+    forget_log,
+)
+from tasks.stream.source_step import SourceReader
+from tasks.stream.source_tables import SourceTables, check_followable, find_identities
+
+logger = logging.getLogger(__name__)
+
+_READ_SECONDS = 1.0
+_IDLE_WRITE_SECONDS = 1.0  # so often is it written until when all is known, where nothing came
+_PAUSE_SECONDS = 3.0  # before what failed is tried again, and for what is not there yet
+_TROUBLE = (psycopg2.Error, Unavailable, Missing, Refused)
+
+
+def follow_use_case(use_case: UseCase, outside: Outside, stopped: threading.Event) -> None:
+    """Follow one use case until the event is set.
+
+    Raises:
+        ValueError: its source cannot be followed as params.yaml says; what to change.
+    """
+    while not stopped.is_set():
+        try:
+            with outside.warehouse.alone(f"{use_case.name}/stream") as mine:
+                if mine:
+                    _follow(use_case, outside, stopped)
+        except StoreRebuilt:
+            logger.info("%s: the online store was refreshed; following on from there", use_case.name)
+            continue
+        except (FencedOut, NothingToFollow) as reason:
+            logger.info("%s: %s", use_case.name, reason)
+        except (SlotGone, PublicationGone) as error:
+            forget_log(use_case, outside)
+            _report(use_case, outside, f"{error}. What was missed is read from the tables")
+        except _TROUBLE as error:
+            _report(use_case, outside, str(error).strip() or type(error).__name__)
+        stopped.wait(_PAUSE_SECONDS)
+
+
+def _follow(use_case: UseCase, outside: Outside, stopped: threading.Event) -> None:
+    """From what was kept on, until the event is set or something fails."""
+    with outside.source.transaction() as at:
+        identities = find_identities(at, use_case)
+        check_followable(at, use_case)
+    fence, state = begin_following(use_case, outside, identities)
+    tables = SourceTables(use_case, outside, identities)
+    with ExitStack() as stack:
+        session = stack.enter_context(StreamSession(use_case, outside, fence, identities, state))
+        reader = stack.enter_context(_open_reader(session, tables, state, stopped))
+        logger.info("%s: following (%s) from %s on", use_case.name, use_case.source.follow, session.since)
+        is_well, idle_since = False, 0.0
+        while not stopped.is_set():
+            step = reader.read(_READ_SECONDS)
+            if step is None or not (step.changes_rows or time.monotonic() > idle_since + _IDLE_WRITE_SECONDS):
+                continue
+            session.take(step, reader.publication_oid)
+            reader.settle(step)
+            idle_since = time.monotonic()
+            if not is_well:
+                outside.alerts.resolve(_fingerprint(use_case))
+                is_well = True
+
+
+def _open_reader(
+    session: StreamSession, tables: SourceTables, state: StreamState, stopped: threading.Event
+) -> SourceReader:
+    use_case, outside = tables.use_case, tables.outside
+    if use_case.source.follow == "poll":
+        return PollReader(tables, since=session.since, held=session.held, stopped=stopped)
+    if (dsn := outside.settings.follower_dsn) is None:
+        raise ValueError(f"{use_case.name} follows by cdc: set WINDSOCK_FOLLOWER_DSN (see docs/online.md), or poll")
+    start = LogStart(place=state.place, publication_oid=state.publication_oid, since=session.since, held=session.held)
+    return LogReader(dsn, tables, start)
+
+
+def _report(use_case: UseCase, outside: Outside, problem: str) -> None:
+    logger.warning("%s: %s", use_case.name, problem)
+    try:
+        outside.alerts.raise_alert(
+            "warning",
+            use_case.name,
+            _fingerprint(use_case),
+            f"{use_case.name}: the source is not followed",
+            f"{problem}. It is tried again; meanwhile answers rest on what was known before",
+        )
+    except psycopg2.Error as error:  # it is the warehouse that is away
+        logger.warning("%s: nor can it be told: %s", use_case.name, error)
+
+
+def _fingerprint(use_case: UseCase) -> str:
+    return f"{use_case.name}.stream"
+
+
+def main() -> int:
+    """Follow until SIGTERM; 1: one use case cannot be followed, and the log says why."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    outside, stopped = connect.outside(), threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopped.set())
+    followed = [each for each in use_cases(outside.settings.params).values() if each.source.follow]
+    failed = list[str]()
+
+    def follow(use_case: UseCase) -> None:
+        try:
+            follow_use_case(use_case, outside, stopped)
+        except ValueError as error:
+            logger.critical("%s: %s", use_case.name, error)
+            failed.append(use_case.name)
+            stopped.set()
+
+    threads = [threading.Thread(target=follow, args=(each,), name=each.name) for each in followed]
+    for thread in threads:
+        thread.start()
+    if not followed:
+        logger.info("no use case follows its source: see source.follow in params.yaml")
+        stopped.wait()
+    for thread in threads:
+        thread.join()
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,202 @@
+"""Reads a source by its log: every transaction of the published tables, in the order of their commits.
+
+Where nothing was read before, what the tables hold already is read first, after the slot was made, so that no change
+lies between. What is read twice by this comes to the same: the log goes on to the last state of each row.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Self
+
+from psycopg2 import sql
+
+from adapters.errors import PublicationGone
+from adapters.pgoutput import Relation, RowChange, convert_rows
+from adapters.replication import ReplicationFollower
+from adapters.replication_pieces import Idle, TransactionPiece, skip_until
+from adapters.replication_setup import create_slot, drop_slot, inspect_slot
+from adapters.warehouse import Warehouse
+from pipeline.spec import UseCase
+from tasks.build_features.followed_rows import FollowedRow
+from tasks.stream.piece_rows import PieceRows
+from tasks.stream.poll import read_rows
+from tasks.stream.source_step import LogPlace, SourceStep
+from tasks.stream.source_tables import SourceTables
+
+_ROWS_AT_ONCE = 10_000
+_GATHER_SECONDS = 0.2  # what is committed meanwhile is one step
+_EVER = datetime(9999, 1, 1, tzinfo=UTC)
+_LOOK_SECONDS = 60.0  # at the publication: one that is made anew leaves a gap without a word
+
+
+def slot_name(use_case: UseCase) -> str:
+    """The slot, and the publication, of a use case."""
+    return f"windsock_{use_case.name}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogStart:
+    """Where a reader begins: what was read before, and the rows that were kept of what became known since a moment."""
+
+    place: LogPlace | None
+    publication_oid: int | None
+    since: datetime
+    held: Sequence[FollowedRow]
+
+
+class LogReader:
+    """Steps of a source's log. It begins again behind what was settled."""
+
+    def __init__(self, dsn: str, tables: SourceTables, start: LogStart) -> None:
+        self._dsn, self._tables, self._start, self._use_case = dsn, tables, start, tables.use_case
+        self._source = Warehouse(dsn, what="followed source")
+        self._held = start.place or LogPlace(position=0, number=-1)
+        self._first = start.place is None
+        self._latest: TransactionPiece | Idle | None = None
+        self._relations = dict[str, Relation]()
+        self._told: datetime | None = None  # by the watermark, in a transaction that has not come to its end
+        self.publication_oid = start.publication_oid
+
+    def __enter__(self) -> Self:
+        """Begin.
+
+        Raises:
+            SlotGone, PublicationGone: as they say; what was missed is to be had from the tables.
+            Unavailable: another follower has the slot, or the source does not answer.
+            Refused: it lets us not in.
+        """
+        name = slot_name(self._use_case)
+        if self._first:
+            self._begin_slot(name)
+        with ExitStack() as stack:
+            follower = ReplicationFollower(
+                self._dsn, name, name, rows_at_once=_ROWS_AT_ONCE, publication_oid=self.publication_oid
+            )
+            self._follower = stack.enter_context(follower)
+            self._look()
+            self._stack = stack.pop_all()
+        return self
+
+    def _begin_slot(self, name: str) -> None:
+        """A new one: what an old one would send is older than what the tables are about to tell."""
+        with self._source.transaction() as at:
+            drop_slot(at, name)
+        with self._source.transaction() as at:
+            create_slot(at, name)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def read(self, timeout_seconds: float) -> SourceStep | None:
+        """The next step: what was committed within a fifth of a second, and no more than a piece or two.
+
+        Raises:
+            SlotGone, PublicationGone: as they say.
+            Unavailable: the session has ended; another may do better.
+        """
+        if time.monotonic() > self._look_at:
+            self._look()
+        if self._first:
+            self._first = False
+            return self._read_tables()
+        answer = self._follower.read(timeout_seconds)
+        if answer is None:
+            return None
+        rows = PieceRows(self._use_case, self._tables, self._relations, self._fetch_values)
+        until = time.monotonic() + _GATHER_SECONDS
+        known_until = None
+        while answer is not None:
+            self._latest = answer
+            known_until = self._take(answer, rows) or known_until
+            left = until - time.monotonic()
+            answer = self._follower.read(left) if left > 0 and rows.count < _ROWS_AT_ONCE else None
+        return replace(rows.make_step(), known_until=known_until, place=self._held)
+
+    def settle(self, step: SourceStep) -> None:
+        """Confirm to the source what was read, so that it need keep it no longer."""
+        if self._latest is not None and step.place == self._held:
+            self._follower.acknowledge(self._latest)
+
+    def _take(self, answer: TransactionPiece | Idle, rows: PieceRows) -> datetime | None:
+        """Add a piece to a step; until when all is known after it."""
+        by_watermark = self._use_case.source.watermark is not None
+        if isinstance(answer, Idle):
+            self._held = max(self._held, LogPlace(position=answer.position, number=-1), key=_order)
+            return answer.server_time if answer.is_caught_up and not by_watermark else None
+        piece = skip_until(answer, (self._held.position, self._held.number))
+        for event in piece.events:
+            if isinstance(event, Relation):
+                self._relations[event.table] = event
+            elif event.table in self._use_case.source.tables:
+                rows.add(event)
+            elif moment := self._read_watermark(event):
+                self._told = max(moment, self._told or moment)
+        count = sum(isinstance(event, RowChange) for event in answer.events)
+        place = LogPlace(position=answer.position, number=answer.first_number + count - 1)
+        self._held = max(self._held, place, key=_order)
+        if not answer.is_last:
+            return None
+        told, self._told = self._told, None
+        return told if by_watermark else answer.committed_at
+
+    def _read_watermark(self, event: RowChange) -> datetime | None:
+        watermark = self._use_case.source.watermark
+        if watermark is None or event.table != watermark.table or not event.row:
+            return None
+        relation = self._relations[event.table]
+        only = replace(
+            relation,
+            columns={watermark.column: relation.columns[watermark.column]},
+            modifiers={watermark.column: relation.modifiers[watermark.column]},
+        )
+        [moment] = convert_rows([event.row], only)[watermark.column].to_pylist()
+        return moment.astimezone(UTC) if isinstance(moment, datetime) else None
+
+    def _read_tables(self) -> SourceStep:
+        """What the tables hold, beside what was kept: where nothing of the log was read before."""
+
+        def read() -> SourceStep:
+            with self._source.transaction(snapshot=True) as at:
+                rows, unread = read_rows(at, self._use_case, self._tables, self._start.since, _EVER)
+            held = {(row.table, row.identity): row for row in self._start.held if row.row_data is not None}
+            gone = {place for place in held if place not in rows and place[0] not in unread}
+            return SourceStep(
+                rows={place: row for place, row in rows.items() if held.get(place) != row},
+                gone=frozenset(gone),
+                place=self._held,
+            )
+
+        return self._source.retry_transaction(read)
+
+    def _look(self) -> None:
+        """Compare the publication with the one that was followed before."""
+        name = slot_name(self._use_case)
+        with self._source.transaction() as at:
+            state = inspect_slot(at, name, name)
+        oid = state.publication_oid if state else None
+        if self.publication_oid not in (None, oid):
+            raise PublicationGone(f"the publication {name} was dropped{' and made anew' if oid else ''}")
+        self.publication_oid = oid
+        self._look_at = time.monotonic() + _LOOK_SECONDS
+
+    def _fetch_values(self, table: str, key: Mapping[str, str | None], columns: Sequence[str]) -> dict[str, str | None]:
+        """Large values that the log leaves out because they did not change, as text; as they are now."""
+        query = sql.SQL("select {} from {} where {}").format(
+            sql.SQL(", ").join(sql.SQL("{}::text").format(sql.Identifier(name)) for name in columns),
+            sql.Identifier(table),
+            sql.SQL(" and ").join(sql.SQL("{}::text = %s").format(sql.Identifier(name)) for name in key),
+        )
+        with self._source.transaction() as at:
+            at.execute(query, list(key.values()))
+            row = at.fetchone()
+        return dict(zip(columns, row or [None] * len(columns), strict=True))
+
+
+def _order(place: LogPlace) -> tuple[int, int]:
+    return place.position, place.number

@@ -1,0 +1,298 @@
+"""Keeps the online store at what a reader tells: rows, their series, and how far was read, in one transaction."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from types import TracebackType
+from typing import NamedTuple, Self
+
+import psycopg2.extras
+from psycopg2.extensions import cursor
+
+from adapters.connect import Outside
+from adapters.warehouse import Fence
+from features import FeatureSet
+from features.followed import ChangedSeries, FollowedSeries
+from pipeline.handoffs import Snapshot
+from pipeline.spec import UseCase
+from tasks.build_features import dataset
+from tasks.build_features.followed_rows import FollowedRow, Identities, read_followed
+from tasks.build_features.followed_series import apply_rows, build_followed_series
+from tasks.build_features.learnt_features import iterate_definitions_in_use
+from tasks.build_features.online_features import refresh_store
+from tasks.ingest.late import open_retake
+from tasks.stream.source_step import LogPlace, SourceStep
+
+_PAGE_ROWS = 500
+_MICROSECOND = timedelta(microseconds=1)
+_REVISIONS = """
+select definition, revision, as_of, snapshot_version, split is not null as is_parted from online_state
+where use_case = %s order by 1"""
+_STATE = "select position, number, publication_oid, known_until, changes from stream_state where use_case = %s"
+_LOCK = "select from stream_state where use_case = %s for update"
+_BEGIN = """
+insert into stream_state (use_case, identities) values (%(use_case)s, %(identities)s)
+on conflict (use_case) do update set identities = excluded.identities, position = null, number = -1,
+    publication_oid = null where stream_state.identities <> excluded.identities"""
+_FORGET = """
+delete from followed_rows f where use_case = %(use_case)s and exists (
+    select from stream_state s where s.use_case = f.use_case and s.identities <> %(identities)s::jsonb)"""
+_ADVANCE = """
+update stream_state set position = %(position)s, number = %(number)s, publication_oid = %(publication_oid)s,
+    known_until = %(known_until)s, changes = %(changes)s, moved_at = now() where use_case = %(use_case)s"""
+_KEEP = """
+insert into followed_rows (use_case, table_name, identity, available_at, row_data, reasons, changes) values %s
+on conflict (use_case, table_name, identity) do update set available_at = excluded.available_at,
+    row_data = excluded.row_data, reasons = excluded.reasons, changes = excluded.changes"""
+_SETTLED = """
+insert into online_series (use_case, definition, key, payload, changed) values %s
+on conflict (use_case, definition, key) do update set payload = excluded.payload, changed = excluded.changed"""
+_RECENT = """
+insert into online_series (use_case, definition, key, recent, changed) values %s
+on conflict (use_case, definition, key) do update set recent = excluded.recent, changed = excluded.changed"""
+_TELL = """
+update online_state set known_until = %s, changes = %s, refreshed_at = now()
+where use_case = %s and definition = any(%s)"""
+
+
+class StoreRebuilt(Exception):  # noqa: N818  # not an error
+    """The online store was refreshed since: what is followed begins from there."""
+
+
+class NothingToFollow(Exception):  # noqa: N818  # not an error
+    """The online store holds nothing yet: it is filled when the first dataset was built."""
+
+
+class _Revision(NamedTuple):
+    """What the store holds of one definition: a refresh changes it, and the stream does not."""
+
+    revision: int
+    as_of: datetime
+    snapshot_version: str
+    is_parted: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamState:
+    """How far a use case was followed."""
+
+    place: LogPlace | None
+    publication_oid: int | None
+    known_until: datetime | None
+    changes: int
+
+
+def read_state(use_case: UseCase, outside: Outside) -> StreamState | None:
+    """How far a use case was followed; None: it never was."""
+    rows = outside.warehouse.query(_STATE, (use_case.name,))
+    if not rows:
+        return None
+    [row] = rows
+    place = None if row["position"] is None else LogPlace(position=row["position"], number=row["number"])
+    return StreamState(
+        place=place, publication_oid=row["publication_oid"], known_until=row["known_until"], changes=row["changes"]
+    )
+
+
+def begin_following(use_case: UseCase, outside: Outside, identities: Identities) -> tuple[Fence, StreamState]:
+    """The right to follow, which whoever followed before has no longer; and how far was followed."""
+    fence = outside.warehouse.begin(f"{use_case.name}/stream")
+
+    def begin() -> None:
+        with outside.warehouse.transaction(fence) as at:
+            values = {"use_case": use_case.name, "identities": json.dumps(identities)}
+            at.execute(_FORGET, values)  # rows that were told apart by other columns
+            at.execute(_BEGIN, values)
+
+    outside.warehouse.retry_transaction(begin)
+    state = read_state(use_case, outside)
+    assert state is not None  # begun
+    return fence, state
+
+
+def forget_log(use_case: UseCase, outside: Outside) -> None:
+    """What was read of the log counts no more: the next to follow reads the tables first, and begins a log anew."""
+    statement = "update stream_state set position = null, number = -1, publication_oid = null where use_case = %s"
+    outside.warehouse.execute(statement, (use_case.name,))
+
+
+class StreamSession:
+    """The series of every definition in use, from one dataset on; it ends when the store is refreshed.
+
+    After an error it is to be left: what is in memory may be ahead of what was kept.
+    """
+
+    def __init__(
+        self, use_case: UseCase, outside: Outside, fence: Fence, identities: Identities, state: StreamState
+    ) -> None:
+        self._use_case, self._outside, self._fence, self._identities = use_case, outside, fence, identities
+        self._state = state
+        self._series: list[tuple[FeatureSet, FollowedSeries]] = []
+
+    def __enter__(self) -> Self:
+        """Load the dataset that the store is at, and what was followed since.
+
+        Raises:
+            NothingToFollow: there is none yet.
+        """
+        snapshot = self._find_snapshot()
+        if not all(self._revisions[digest].is_parted for digest in self._followed):  # filled before it was followed
+            refresh_store(self._use_case, snapshot, self._outside)
+            snapshot = self._find_snapshot()
+        with ExitStack() as stack:
+            with self._outside.warehouse.transaction() as at:
+                followed = read_followed(at, self._use_case, snapshot.end)
+            assert followed is not None  # begun
+            self._held = {(row.table, row.identity): row for row in followed.rows}
+            for definition in iterate_definitions_in_use(self._use_case, self._outside, lost=[]):
+                if definition.digest() in self._followed:
+                    series = build_followed_series(
+                        self._use_case, definition, snapshot, self._outside, self._identities
+                    )
+                    stack.enter_context(closing(series))
+                    apply_rows(series, self._use_case, definition, followed.rows, self._identities)
+                    self._series.append((definition, series))
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    @property
+    def since(self) -> datetime:
+        """What became known from here on is followed; what did before is in the dataset."""
+        return self._since
+
+    @property
+    def held(self) -> list[FollowedRow]:
+        """The rows that were kept."""
+        return list(self._held.values())
+
+    def take(self, step: SourceStep, publication_oid: int | None = None) -> None:
+        """Keep a step, and bring the store to it.
+
+        Raises:
+            StoreRebuilt: the store was refreshed.
+            FencedOut: another follows.
+        """
+        fresh, late = self._sort_out(step)
+        number = self._state.changes + bool(fresh)
+        changed = [
+            (definition.digest(), apply_rows(series, self._use_case, definition, fresh, self._identities))
+            for definition, series in (self._series if fresh else ())
+        ]
+        known_until = _latest(self._state.known_until, step.known_until)
+        state = StreamState(
+            place=step.place or self._state.place,
+            publication_oid=publication_oid,
+            known_until=known_until,
+            changes=number,
+        )
+
+        def commit() -> None:
+            with self._outside.warehouse.transaction(self._fence) as at:
+                self._refuse_refreshed(at)
+                self._keep(at, fresh, number)
+                for digest, series in changed:
+                    self._write(at, digest, series, number)
+                told = _latest(known_until, self._since)
+                at.execute(_TELL, (told, number, self._use_case.name, self._followed))
+                for start in late:
+                    open_retake(at, self._use_case, start)
+                at.execute(_ADVANCE, _as_values(self._use_case, state))
+
+        self._outside.warehouse.retry_transaction(commit)
+        self._state = state
+        self._held |= {(row.table, row.identity): row for row in fresh}
+
+    def _sort_out(self, step: SourceStep) -> tuple[list[FollowedRow], set[datetime]]:
+        """The rows to keep, and the starts of partitions that were taken, and are not any more as they were taken."""
+        fresh, late, grid = list[FollowedRow](), set[datetime](), self._use_case.grid
+        for place, row in step.rows.items():
+            if row == self._held.get(place):
+                continue
+            if row.available_at >= self._since:
+                fresh.append(row)
+            else:
+                late.add(grid.containing(row.available_at).start)
+                fresh += self._bury(place)  # it was moved back
+        gone = {*step.gone, *(place for place in self._held if place[0] in step.truncated and place not in step.rows)}
+        for place in sorted(gone):
+            fresh += self._bury(place)
+            if place not in self._held:
+                late |= self._find_last_partition()
+        if step.truncated:
+            late |= self._find_last_partition()
+        return fresh, late
+
+    def _bury(self, place: tuple[str, str]) -> list[FollowedRow]:
+        held = self._held.get(place)
+        return [replace(held, row_data=None, reasons=None)] if held is not None and held.row_data is not None else []
+
+    def _find_last_partition(self) -> set[datetime]:
+        """Of a row that is gone, when it became known is not told: comparing one partition compares the latest ones."""
+        return {self._use_case.grid.containing(self._since - _MICROSECOND).start}
+
+    def _keep(self, at: cursor, rows: Sequence[FollowedRow], number: int) -> None:
+        values = [
+            (self._use_case.name, row.table, row.identity, row.available_at, row.row_data, _list(row.reasons), number)
+            for row in rows
+        ]
+        psycopg2.extras.execute_values(
+            at, _KEEP, values, template="(%s, %s, %s, %s, %s, %s::text[], %s)", page_size=_PAGE_ROWS
+        )
+
+    def _write(self, at: cursor, digest: str, series: ChangedSeries, number: int) -> None:
+        for statement, payloads in ((_SETTLED, series.settled), (_RECENT, series.recent)):
+            values = [(self._use_case.name, digest, key, payload, number) for key, payload in sorted(payloads.items())]
+            psycopg2.extras.execute_values(
+                at, statement, values, template="(%s, %s, %s, %s::bytea, %s)", page_size=_PAGE_ROWS
+            )
+
+    def _find_snapshot(self) -> Snapshot:
+        """The dataset that the store was refreshed to last; definitions that stayed behind it are not followed."""
+        self._revisions = self._read_revisions()
+        if not self._revisions:
+            raise NothingToFollow(f"{self._use_case.name}: the online store holds nothing yet")
+        latest = max(self._revisions.values(), key=lambda revision: revision.as_of)
+        self._since = latest.as_of
+        self._followed = [d for d, each in self._revisions.items() if each.snapshot_version == latest.snapshot_version]
+        return dataset.find_snapshot(latest.snapshot_version, self._use_case, self._outside)
+
+    def _read_revisions(self) -> dict[str, _Revision]:
+        with self._outside.warehouse.transaction() as at:
+            at.execute(_REVISIONS, (self._use_case.name,))
+            return _as_revisions(at)
+
+    def _refuse_refreshed(self, at: cursor) -> None:
+        at.execute(_LOCK, (self._use_case.name,))  # as a refresh does, before it touches the store
+        at.execute(f"{_REVISIONS} for update", (self._use_case.name,))
+        if _as_revisions(at) != self._revisions:
+            raise StoreRebuilt
+
+
+def _as_revisions(at: cursor) -> dict[str, _Revision]:
+    return {digest: _Revision(*others) for digest, *others in at.fetchall()}
+
+
+def _as_values(use_case: UseCase, state: StreamState) -> Mapping[str, object]:
+    return {
+        "use_case": use_case.name,
+        "position": state.place.position if state.place else None,
+        "number": state.place.number if state.place else -1,
+        "publication_oid": state.publication_oid,
+        "known_until": state.known_until,
+        "changes": state.changes,
+    }
+
+
+def _latest(*moments: datetime | None) -> datetime | None:
+    return max((moment for moment in moments if moment is not None), default=None)
+
+
+def _list(reasons: Iterable[str] | None) -> list[str] | None:
+    return None if reasons is None else list(reasons)

@@ -1,0 +1,120 @@
+"""The tables of a followed source: what tells their rows apart, and their rows as validation would have them."""
+
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from psycopg2.extensions import cursor
+
+from adapters.connect import Outside
+from expectations import suites
+from pipeline.partitions import Interval, utc
+from pipeline.spec import UseCase
+from tasks.build_features.followed_rows import FollowedRow, Identities, encode_rows
+from tasks.ingest.check import added_columns, find_bad_rows, missing_columns, retyped_columns, to_canonical
+
+if TYPE_CHECKING:
+    from adapters.alerts import Tier  # Slack is heavy
+
+_PRIMARY_KEY = """
+select array_agg(a.attname::text order by array_position(i.indkey, a.attnum))
+from pg_index i join pg_attribute a on a.attrelid = i.indrelid and a.attnum = any(i.indkey)
+where i.indrelid = to_regclass(quote_ident(%s)) and i.indisprimary"""
+
+
+def find_identities(at: cursor, use_case: UseCase) -> dict[str, tuple[str, ...]]:
+    """Of each table the columns that tell its rows apart: its primary key, if validation declares it whole.
+
+    Else the key by which rows are taken, and when each became known: such a table can only be polled.
+    """
+    found, declared = {}, suites(use_case.name)
+    for name, table in use_case.source.tables.items():
+        at.execute(_PRIMARY_KEY, (name,))
+        [key] = at.fetchone() or (None,)
+        if key and set(key) <= declared[name].columns.keys():
+            found[name] = tuple(key)
+        else:
+            found[name] = tuple(dict.fromkeys([*table.key, table.available_at]))
+    return found
+
+
+def check_followable(at: cursor, use_case: UseCase) -> None:
+    """Refuse to read by its log a table whose rows the log does not tell apart.
+
+    Raises:
+        ValueError: naming each such table, and what to do.
+    """
+    if use_case.source.follow != "cdc":
+        return
+    declared, faults = suites(use_case.name), list[str]()
+    for name in use_case.source.tables:
+        at.execute(_PRIMARY_KEY, (name,))
+        [key] = at.fetchone() or (None,)
+        if not key:
+            faults.append(f"{name} has no primary key")
+        elif undeclared := sorted(set(key) - declared[name].columns.keys()):
+            faults.append(f"the primary key of {name} has columns that its suite does not declare: {undeclared}")
+    if faults:
+        raise ValueError(f"{use_case.name} cannot be followed by cdc: {'; '.join(faults)}. Poll it instead")
+
+
+@dataclass
+class SourceTables:
+    """Turns rows as the source has them into rows that are kept; tells of tables that are not as declared."""
+
+    use_case: UseCase
+    outside: Outside
+    identities: Identities
+    _told: dict[str, str] = field(default_factory=dict, init=False)  # table -> what the last alert said
+
+    def keep_rows(self, name: str, raw: pa.Table) -> list[FollowedRow] | None:
+        """Rows of a table, judged; None where the table is not as declared: then an alert says so.
+
+        A row that became known at no time, or before the first partition, is left to `ingest`, which counts such rows.
+        """
+        suite = suites(self.use_case.name)[name]
+        missing = [f"column {column} is missing" for column in missing_columns(raw.schema, suite)]
+        problems = [*missing, *retyped_columns(raw.schema, suite)]
+        self._tell(name, problems, added_columns(raw.schema, suite))
+        if problems:
+            return None
+        rows = to_canonical(raw, suite)
+        known = rows[self.use_case.source.tables[name].available_at]
+        first = pa.scalar(utc(self.use_case.grid.first), known.type)
+        rows = rows.filter(pc.fill_null(pc.greater_equal(known, first), fill_value=False))
+        return [row for interval, part in self._by_partition(name, rows) for row in self._judge(name, part, interval)]
+
+    def stop(self, name: str, problem: str) -> None:
+        """Say that a table cannot be read."""
+        self._tell(name, [problem], [])
+
+    def _by_partition(self, name: str, rows: pa.Table) -> list[tuple[Interval, pa.Table]]:
+        column, grid = self.use_case.source.tables[name].available_at, self.use_case.grid
+        intervals = [grid.containing(moment) for moment in rows[column].to_pylist()]
+        order = sorted(range(rows.num_rows), key=intervals.__getitem__)
+        return [
+            (interval, rows.take(pa.array(list(places), pa.int64())))
+            for interval, places in groupby(order, key=intervals.__getitem__)
+        ]
+
+    def _judge(self, name: str, rows: pa.Table, interval: Interval) -> list[FollowedRow]:
+        bad = find_bad_rows(rows, suites(self.use_case.name)[name], self.use_case.source.tables[name], interval)
+        kept = encode_rows(self.use_case, name, rows, self.identities[name])
+        return [replace(row, reasons=bad.get(place)) for place, row in enumerate(kept)]
+
+    def _tell(self, name: str, problems: list[str], added: list[str]) -> None:
+        text = "; ".join(problems) or (
+            f"columns {', '.join(added)} were added; they are not taken over" if added else ""
+        )
+        if self._told.get(name) == text:
+            return
+        self._told[name], fingerprint = text, f"{self.use_case.name}.stream.{name}"
+        if not text:
+            self.outside.alerts.resolve(fingerprint)
+            return
+        title = f"{self.use_case.name}: {name} is no longer followed" if problems else f"{name} has undeclared columns"
+        body = f"{text}. The other tables go on; mend it, or declare its columns anew" if problems else text
+        tier: Tier = "critical" if problems else "warning"
+        self.outside.alerts.raise_alert(tier, self.use_case.name, fingerprint, title, body)

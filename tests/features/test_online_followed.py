@@ -1,0 +1,144 @@
+"""A server that reads a store which the stream keeps current: what changed is read again, and nothing else is."""
+
+import tempfile
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from features.followed import FollowedSeries
+from features.online import OnlineFeatures, StoreState
+from features.operations import MaskedColumn
+from features.series import list_series, point_kinds
+from features.series_cache import SeriesCache
+from tests.features.stored import CACHE_BYTES, Stored, micros, parquet, requests
+from tests.features.test_followed import IDENTITIES, between, known_by, rows_changed
+from tests.features.world import FLIGHTS, LEAD, World, day, engine, moved, small_world
+
+SINCE, SPLIT, CUT, END = day(12), day(15), day(16, 12), day(18)
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    return {name: small_world()[name] for name in IDENTITIES}
+
+
+@pytest.fixture
+def followed(world: World) -> Iterator[FollowedSeries]:
+    with tempfile.TemporaryDirectory() as folder:
+        files = parquet(known_by(world, CUT), folder)
+        series = FollowedSeries(FLIGHTS, files, IDENTITIES, since=SINCE, split=SPLIT, lead=LEAD)
+    yield series
+    series.close()
+
+
+def store_of(followed: FollowedSeries, known_until: int) -> Stored:
+    stored = Stored(StoreState(1, micros(SINCE), known_until, "dataset"), {})
+    stored.change(followed.pack_all())
+    return stored
+
+
+def test_features_are_the_batchs_whatever_came_meanwhile(world: World, followed: FollowedSeries) -> None:
+    """One reader asks before and after each step; what it held and did not change is not read again."""
+    reader, stored = OnlineFeatures(FLIGHTS, LEAD, cache_bytes=CACHE_BYTES), store_of(followed, micros(CUT))
+    for start, end in ((CUT, day(16, 18)), (day(16, 18), day(17)), (day(17), day(17, 12))):
+        events, batch = requests(world, day(16), start), engine(world, day(16), start)[0]
+        assert events.num_rows > 20
+        assert moved(batch, reader.compute(events, stored.fetch).features) == []
+        coming = {name: rows_changed(name, between(table, start, end)) for name, table in world.items()}
+        changed = followed.apply({name: change for name, change in coming.items() if change.rows.num_rows})
+        stored.change(changed)
+        stored.state = stored.state._replace(as_of=micros(end))
+        stored.reads.clear()
+        assert moved(batch, reader.compute(events, stored.fetch).features) == []  # the past is as it was
+        read = [key for keys in stored.reads for key in keys]
+        assert set(read) <= {*changed.settled, *changed.recent}
+        assert len(read) == len(set(read))
+
+
+def test_sabotage_a_change_that_is_not_told_is_not_seen(world: World, followed: FollowedSeries) -> None:
+    reader, stored = OnlineFeatures(FLIGHTS, LEAD, cache_bytes=CACHE_BYTES), store_of(followed, micros(CUT))
+    events, batch = requests(world, CUT, day(17)), engine(world, CUT, day(17))[0]
+    reader.compute(events, stored.fetch)
+    stored.change(followed.apply({name: rows_changed(name, between(table, CUT, END)) for name, table in world.items()}))
+    stored.state, told = stored.state._replace(as_of=micros(END)), dict(stored.changed)
+    stored.changed = dict.fromkeys(told, 0)
+    assert moved(batch, reader.compute(events, stored.fetch).features) != []
+    stored.changed = told
+    stored.state = stored.state._replace(changes=stored.state.changes + 1)
+    stored.changed = dict.fromkeys(told, stored.state.changes)
+    assert moved(batch, reader.compute(events, stored.fetch).features) == []
+
+
+def test_a_store_that_moves_between_two_reads_of_a_batch_is_read_anew(world: World, followed: FollowedSeries) -> None:
+    reader, stored = OnlineFeatures(FLIGHTS, LEAD, cache_bytes=CACHE_BYTES), store_of(followed, micros(CUT))
+    events, batch = requests(world, CUT, day(17)), engine(world, CUT, day(17))[0]
+    steps = iter([(CUT, day(16, 18)), (day(16, 18), END)])
+
+    def fetch(keys: list[str], held: StoreState | None) -> object:
+        answer = stored.fetch(keys, held)
+        if (step := next(steps, None)) is not None:
+            coming = {name: rows_changed(name, between(table, *step)) for name, table in world.items()}
+            stored.change(followed.apply(coming))
+            stored.state = stored.state._replace(as_of=micros(step[1]))
+        return answer
+
+    assert moved(batch, reader.compute(events, fetch).features) == []  # type: ignore[arg-type]
+
+
+def test_a_damaged_part_is_a_reason(world: World, followed: FollowedSeries) -> None:
+    stored = store_of(followed, micros(CUT))
+    events = requests(world, day(16), CUT)
+    key = "outcomes(origin)"
+    for part in ("series", "recent"):
+        whole = getattr(stored, part)
+        damaged = {k: v[:-3] + b"xyz" if k.startswith(key) else v for k, v in whole.items()}
+        computed = OnlineFeatures(FLIGHTS, LEAD, cache_bytes=CACHE_BYTES).compute(
+            events, replace(stored, **{part: damaged}).fetch
+        )
+        assert all(f"damaged history of {key}" in problems for problems in computed.problems)
+
+
+SERIES = next(s for s in list_series(FLIGHTS, point_kinds(FLIGHTS)) if s.name == "outcomes(tailnum)")
+
+
+def events_of(key: int, number: int) -> dict[str, MaskedColumn]:
+    """Events of a key, which say whose they are."""
+    columns = {}
+    for name, kind in SERIES.stored.items():
+        values = np.arange(number) * 10 + key
+        columns[name] = MaskedColumn(
+            np.array([str(v) for v in values], object) if kind == "varchar" else values, np.ones(number, np.bool_)
+        )
+    return columns
+
+
+@given(st.lists(st.tuples(st.sampled_from(["add", "forget"]), st.sets(st.integers(0, 9), max_size=5)), max_size=12))
+def test_a_cache_that_forgets_is_as_one_that_never_knew(steps: list[tuple[str, set[int]]]) -> None:
+    cache, held = SeriesCache(SERIES, 0), dict[int, int]()
+    for what, keys in steps:
+        if what == "forget":
+            cache.forget(sorted(keys))
+            held = {key: number for key, number in held.items() if key not in keys}
+        else:
+            new = {key: key % 4 for key in keys if key not in held}  # some have no event
+            cache.add([(key, events_of(key, number) if number else None) for key, number in new.items()], set())
+            held |= new
+    fresh = SeriesCache(SERIES, 0)
+    fresh.add([(key, events_of(key, number) if number else None) for key, number in held.items()], set())
+    assert cache.slots.keys() == fresh.slots.keys() == held.keys()
+    assert sorted(cache.slots.values()) == list(range(len(held)))
+    if not held:
+        return
+    for key in held:
+        answers = []
+        for each in (cache, fresh):
+            low, high = each.bounds(np.array([each.slots[key]]), np.array([0]), np.array([1000]))
+            record = each.record(high - 1, high > low, ("kind",))["kind"]
+            answers.append(
+                (int(high[0] - low[0]), each.totals(low, high).tolist(), record.values.tolist(), record.valid.tolist())
+            )
+        assert answers[0] == answers[1]
+        assert answers[0][0] == held[key]

@@ -1,0 +1,153 @@
+"""The online store follows the source: it always holds what a rebuild from the same rows gives, to the byte."""
+
+from datetime import timedelta
+
+from adapters.connect import Outside
+from features import definition
+from pipeline.handoffs import Snapshot
+from pipeline.spec import UseCase
+from tasks.build_features import build, online_features
+from tests.clean_data import week
+from tests.tasks.build_features.test_build import put
+from tests.tasks.stream.live import LiveSource, await_known, following, read_content, rebuild
+
+FLIGHTS = definition("flights")
+START = week(2).start
+HOUR = timedelta(hours=1)
+
+
+def test_what_becomes_known_is_in_the_store(
+    followed: UseCase, outside: Outside, snapshot: Snapshot, source: LiveSource
+) -> None:
+    source.tell(START + 5 * HOUR)
+    with following(followed, outside):
+        for hours in (6, 7, 20):
+            source.tell(START + hours * HOUR)
+            await_known(outside, START + hours * HOUR)
+            assert read_content(outside) == rebuild(followed, outside, snapshot, FLIGHTS, source.read_rows())
+    assert source.read_rows()["movements"].num_rows > 50
+
+
+def test_corrections_deletions_and_moved_keys_are_followed(
+    followed: UseCase, outside: Outside, snapshot: Snapshot, source: LiveSource
+) -> None:
+    source.tell(START + 20 * HOUR)
+    with following(followed, outside):
+        await_known(outside, START + 20 * HOUR)
+        source.run("update movements set delay_minutes = 99 where kind = 'departed' and origin = 'JFK'")
+        assert source.remove("movements", "kind = 'arrived' and origin = 'EWR'") > 5
+        source.run("update weather set known_at = known_at + interval '5 minutes' where origin = 'LGA'")
+        source.tell(START + 21 * HOUR)
+        await_known(outside, START + 21 * HOUR)
+        if followed.source.follow == "cdc":  # a poll looks back no further than its horizon
+            assert read_content(outside) == rebuild(followed, outside, snapshot, FLIGHTS, source.read_rows())
+        source.run("truncate weather")
+        source.tell(START + 22 * HOUR)
+        await_known(outside, START + 22 * HOUR)
+    with following(followed, outside):  # a poll compares all that it kept when it begins
+        source.tell(START + 23 * HOUR)
+        await_known(outside, START + 23 * HOUR)
+        assert read_content(outside) == rebuild(followed, outside, snapshot, FLIGHTS, source.read_rows())
+
+
+def test_a_refresh_meanwhile_loses_nothing(
+    followed: UseCase, outside: Outside, snapshot: Snapshot, source: LiveSource
+) -> None:
+    """The partition is built while the stream runs: the store is at the new dataset, and at what came after it."""
+    with following(followed, outside):
+        source.tell(week(2).end)
+        await_known(outside, week(2).end)
+        put(outside, followed, 2)
+        built = build.build_snapshot(followed, outside)
+        assert built is not None
+        online_features.refresh_store(followed, built, outside)
+        kept = outside.warehouse.query("select count(*) as rows from followed_rows")
+        assert kept == [{"rows": 0}]  # the dataset has them
+        late = {name: table for name, table in source.read_rows().items() if name == "weather"}
+        assert late["weather"].num_rows
+        source.run(
+            "insert into weather (origin, observed_at, temp_f, known_at)"
+            f" select origin, '{week(2).end}', 40, '{week(2).end + HOUR}' from weather group by origin"
+        )
+        source.insert({}, week(2).end + 2 * HOUR)
+        await_known(outside, week(2).end + 2 * HOUR)
+        after = {
+            name: table.filter([known >= week(2).end for known in table["known_at"].to_pylist()])
+            for name, table in source.read_rows().items()
+        }
+        assert after["weather"].num_rows == 3
+        assert read_content(outside) == rebuild(followed, outside, built, FLIGHTS, after)
+
+
+def test_a_row_that_breaks_an_expectation_is_in_no_feature_until_it_is_corrected(
+    followed: UseCase, outside: Outside, snapshot: Snapshot, source: LiveSource
+) -> None:
+    source.tell(START + 10 * HOUR)
+    with following(followed, outside):
+        source.run(
+            "insert into weather (origin, observed_at, temp_f, humidity, known_at) values"
+            f" ('JFK', '{START + 10.5 * HOUR}', 9000, 50, '{START + 10.6 * HOUR}')"
+        )
+        source.tell(START + 11 * HOUR)
+        await_known(outside, START + 11 * HOUR)
+        [bad] = outside.warehouse.query("select identity, reasons from followed_rows where reasons is not null")
+        assert "temp_f" in " ".join(bad["reasons"])
+        rows = source.read_rows()
+        good = rows["weather"].filter([temp is None or temp < 9000 for temp in rows["weather"]["temp_f"].to_pylist()])
+        assert read_content(outside) == rebuild(followed, outside, snapshot, FLIGHTS, {**rows, "weather": good})
+
+
+def test_a_row_of_a_partition_that_was_taken_has_it_taken_again(
+    followed: UseCase, outside: Outside, snapshot: Snapshot, source: LiveSource
+) -> None:
+    with following(followed, outside):
+        source.tell(START + HOUR)
+        await_known(outside, START + HOUR)
+        before = read_content(outside)
+        source.run(
+            "insert into weather (origin, observed_at, temp_f, known_at) values"
+            f" ('JFK', '{START - 9 * HOUR}', 33, '{START - 9 * HOUR}')"
+        )
+        source.insert({}, START + 2 * HOUR)
+        await_known(outside, START + 2 * HOUR)
+        assert read_content(outside) == before  # it waits for its partition, which is what batch scores rest on
+    taken_again = outside.warehouse.query("select partition_start from retakes where closed_at is null")
+    expected = [{"partition_start": week(1).start}] if followed.source.follow == "cdc" else []
+    assert taken_again == expected  # a poll does not look there: `reconcile` does
+
+
+def test_of_two_streams_one_waits(followed: UseCase, outside: Outside, snapshot: Snapshot, source: LiveSource) -> None:
+    with following(followed, outside):
+        source.tell(START + 2 * HOUR)
+        await_known(outside, START + 2 * HOUR)
+        [fence] = outside.warehouse.query("select epoch from fences where run_key = 'flights/stream'")
+        with following(followed, Outside(outside.settings)):
+            source.tell(START + 3 * HOUR)
+            await_known(outside, START + 3 * HOUR)
+            assert outside.warehouse.query("select epoch from fences where run_key = 'flights/stream'") == [fence]
+    assert read_content(outside) == rebuild(followed, outside, snapshot, FLIGHTS, source.read_rows())
+
+
+def test_a_column_that_is_retyped_stops_its_table_and_no_other(
+    followed: UseCase, outside: Outside, snapshot: Snapshot, source: LiveSource
+) -> None:
+    source.tell(START + 10 * HOUR)
+    with following(followed, outside):
+        await_known(outside, START + 10 * HOUR)
+        stays = source.read_rows()["weather"]
+        source.run("alter table weather alter column temp_f type text")
+        source.run("alter table movements add column gate text")
+        source.tell(START + 12 * HOUR)
+        await_known(outside, START + 12 * HOUR)
+    source.run("alter table weather alter column temp_f type double precision using temp_f::double precision")
+    rows = source.read_rows()
+    assert rows["weather"].num_rows > stays.num_rows
+    assert read_content(outside) == rebuild(followed, outside, snapshot, FLIGHTS, {**rows, "weather": stays})
+    alerts = outside.warehouse.query("select tier, title from alerts where resolved_at is null order by tier")
+    assert [(row["tier"], row["title"]) for row in alerts] == [
+        ("critical", "flights: weather is no longer followed"),
+        ("warning", "movements has undeclared columns"),
+    ]
+    with following(followed, outside):  # mended: what was missed is read
+        source.tell(START + 13 * HOUR)
+        await_known(outside, START + 13 * HOUR)
