@@ -94,6 +94,10 @@ rebuild: env ## make dataset VERSION=<hash> again from the code and clean data r
 quarantine: env ## print the quarantined rows and why, one JSON object a line; TABLE=weather PARTITION=2013-02-11
 	@$(BIN)/python -m infra.local run -- python -m tasks.ingest.quarantine $(or $(USE_CASE),flights) $(addprefix --table=,$(TABLE)) $(addprefix --partition=,$(PARTITION))
 
+.PHONY: publish
+publish: env ## make the embedded source ready to be followed by its log (source.follow: cdc); USE_CASE=flights
+	@$(BIN)/python -m infra.local publish -- $(or $(USE_CASE),flights)
+
 .PHONY: wheels
 wheels:
 	@rm -rf build/wheels && mkdir -p build/wheels

@@ -157,18 +157,24 @@ def create_follower_role(at: cursor, name: str, password: str, tables: Sequence[
     A role that may replicate may also copy the whole cluster where pg_hba.conf has a line for `replication`, which
     following does not need.
     """
+    # As the server would keep it: a statement that fails is logged.
+    kept = encrypt_password(password, name, scope=at.connection, algorithm="scram-sha-256")
+    statement = sql.SQL("create role {} login replication password {}")
+    at.execute(statement.format(sql.Identifier(name), sql.Literal(kept)))
+    grant_reading(at, name, tables)
+
+
+def grant_reading(at: cursor, name: str, tables: Sequence[str]) -> None:
+    """Let a role connect to this database, and read these tables of its schema."""
     at.execute("select current_database(), current_schema()")
     database, schema = at.fetchone() or ("", "")
     parts = {
         "role": sql.Identifier(name),
-        # As the server would keep it: a statement that fails is logged.
-        "password": sql.Literal(encrypt_password(password, name, scope=at.connection, algorithm="scram-sha-256")),
         "database": sql.Identifier(database),
         "schema": sql.Identifier(schema),
         "tables": sql.SQL(", ").join(map(sql.Identifier, tables)),
     }
     for statement in (
-        "create role {role} login replication password {password}",
         "grant connect on database {database} to {role}",
         "grant usage on schema {schema} to {role}",
         "grant select on {tables} to {role}",

@@ -2,7 +2,8 @@
 
 **Steps.** `find` checks, by a few cheap queries, whether features, scores, monitoring or deployments have something
 pending, and leaves out what is running or queued already; `start` starts the rest. It has those partitions ingested,
-too, that nobody ever took, and those that rows came to after they were taken. Usually there is nothing to start.
+too, that nobody ever took, and those that rows came to after they were taken. Usually there is nothing to start. `find`
+also tells of a stream that stands still, and drops its slot before the source's log fills a disk.
 
 **Started by** the clock, every ten minutes.
 
@@ -29,12 +30,14 @@ def make_reconcile_dag(use_case: UseCase) -> DAG:
         def find_runs_to_start(ti: Any = None) -> list[dict[str, Any]]:
             from tasks import pending_work
             from tasks.ingest import late
+            from tasks.stream import lag
 
             outside, name = reach_outside(), use_case.name
 
             def is_idle(verb: str) -> bool:
                 return not ti.get_dr_count(dag_id=f"{name}.{verb}", states=["queued", "running"])
 
+            lag.judge_stream(use_case, outside)
             verbs = filter(is_idle, pending_work.find_pending_verbs(use_case, outside))
             # While ingest runs, what a backfill has yet to take was not missed.
             keys = late.find_partitions_to_take(use_case, outside, datetime.now(UTC)) if is_idle("ingest") else []

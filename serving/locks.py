@@ -1,7 +1,25 @@
-"""Whether somebody holds a file's lock: a lock outlives no process, so a pid that is used again cannot mislead."""
+"""Locks of files: one outlives no process, so that a pid that is used again cannot mislead."""
 
 import fcntl
+import os
+import time
 from pathlib import Path
+
+_ATTEMPTS, _PAUSE_SECONDS = 10, 0.1
+
+
+def take_lock(path: Path) -> bool:
+    """Whether this process has the lock of a file now, until it ends; the file is made."""
+    # A check whether it is held has it for an instant.
+    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    for _ in range(_ATTEMPTS):
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(_PAUSE_SECONDS)
+        else:
+            return True
+    return False
 
 
 def is_held(path: Path) -> bool:

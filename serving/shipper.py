@@ -7,14 +7,12 @@ What can never be shipped is put aside as `.refused`, and the rest goes on. A ro
 client that sends a request again adds nothing, which is counted as repeated.
 """
 
-import fcntl
 import json
 import logging
 import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -25,6 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from psycopg2.extensions import connection, cursor
 
+from serving.locks import take_lock
 from serving.prediction_log import (
     FEATURE,
     LOGGED,
@@ -41,7 +40,6 @@ IDLE_SECONDS = 0.25
 _LONGEST_WAIT_SECONDS = 5.0
 _ROWS_A_STATEMENT = 1000
 _NICE = 10  # where the processor is short, answers go before what becomes of them
-_LOCK_ATTEMPTS, _LOCK_SECONDS = 10, 0.1
 _COLUMNS = ", ".join([*LOGGED, "features"])
 _INSERT = f"""
     insert into online_answers ({_COLUMNS})
@@ -240,25 +238,12 @@ def ship_until_ended(shipper: Shipper, ended: threading.Event, *, warn: Callable
         ended.wait(wait_seconds)
 
 
-def _lock(path: Path) -> bool:
-    """Whether this process has the spool to itself now. A check whether it is held has it for an instant."""
-    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    for _ in range(_LOCK_ATTEMPTS):
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            time.sleep(_LOCK_SECONDS)
-        else:
-            return True
-    return False
-
-
 def main() -> int:
     """Ship the spool that the environment names until SIGTERM."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     spool = Path(os.environ[SPOOL])
     spool.mkdir(parents=True, exist_ok=True)
-    if not _lock(spool / "shipper.lock"):
+    if not take_lock(spool / "shipper.lock"):
         logger.warning("another shipper has %s", spool)
         return 1
     os.nice(_NICE)

@@ -1,4 +1,4 @@
-"""`python -m infra.local up|status|stop|clean|env|key|revoke|run`: the embedded stack from the command line."""
+"""`python -m infra.local up|status|stop|clean|env|key|revoke|publish|run`: the embedded stack from the command line."""
 
 import argparse
 import os
@@ -6,12 +6,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from psycopg2.extensions import make_dsn
+
 from adapters.gateway import Gateway
 from infra.local import airflow
 from infra.local.home import inherited_environment
 from infra.local.plan import GROUPS
 from infra.local.stack import PartStatus, Stack
+from infra.local.stream import follower_dsn
 from pipeline.settings import REPOSITORY
+from pipeline.spec import use_cases
 
 
 def default_home() -> Path:
@@ -110,6 +114,17 @@ def _connect_gateway(stack: Stack) -> Gateway:
     )
 
 
+def publish_source(stack: Stack, name: str) -> None:
+    """Make the source of a use case ready to be followed by its log."""
+    from tasks.stream.prepare_source import prepare_source  # noqa: PLC0415  # features, which no other verb loads
+
+    known, home = use_cases(Path(os.environ.get("WINDSOCK_PARAMS") or REPOSITORY / "params.yaml")), stack.home()
+    if name not in known:
+        raise ValueError(f"no use case {name!r}: there are {', '.join(known)}")
+    admin_dsn = str(make_dsn(home.admin_dsn, dbname="source"))
+    print(*prepare_source(known[name], admin_dsn, follower_dsn(home)), sep="\n")
+
+
 def clean_stack(stack: Stack) -> None:
     """Delete all that it stored."""
     stack.clean()
@@ -128,6 +143,8 @@ def _run_verb(stack: Stack, verb: str, groups: tuple[str, ...], command: list[st
             issue_key(stack, *command)
         case "revoke":
             revoke_keys(stack, *command)
+        case "publish":
+            publish_source(stack, *command)
         case "stop":
             print("stopped" if stack.stop() else "no stack was running")
         case "clean":
@@ -140,13 +157,15 @@ def _run_verb(stack: Stack, verb: str, groups: tuple[str, ...], command: list[st
 def main(words: list[str]) -> int:
     """Exit status 0, or 1 with one line that says what to do."""
     parser = argparse.ArgumentParser(prog="python -m infra.local", description=__doc__)
-    parser.add_argument("verb", choices=["up", "status", "stop", "clean", "env", "key", "revoke", "run"])
+    parser.add_argument("verb", choices=["up", "status", "stop", "clean", "env", "key", "revoke", "publish", "run"])
     parser.add_argument("--home", type=Path, default=default_home(), help="the state folder")
     parser.add_argument("--no-airflow", action="store_true", help="only the stores and MLflow")
     own, command = (words[: words.index("--")], words[words.index("--") + 1 :]) if "--" in words else (words, [])
     given = parser.parse_args(own)
     if given.verb in {"key", "revoke"} and len(command) != 1:
         parser.error(f"expected one client: python -m infra.local {given.verb} -- <client>")
+    if given.verb == "publish" and len(command) != 1:
+        parser.error("expected one use case: python -m infra.local publish -- <use case>")
     groups = tuple(name for name in GROUPS if name != "airflow" or not given.no_airflow)
     try:
         return _run_verb(Stack(given.home), given.verb, groups, command)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from adapters.files import write_atomically
 from infra import settings as common
-from infra.local import gateway, postgres, torchserve
+from infra.local import gateway, postgres, stream, torchserve
 from infra.local.home import Home
 from infra.private import read_code_sha
 
@@ -25,6 +25,7 @@ def make_environment(home: Home, groups: Collection[str]) -> dict[str, str]:
             home.ports["postgres"], "warehouse", "observer", home.secrets["observer"]
         ),
         "WINDSOCK_SOURCE_DSN": home.dsn("source"),
+        "WINDSOCK_FOLLOWER_DSN": stream.follower_dsn(home),
         "WINDSOCK_STUDIES_DSN": home.dsn("optuna"),
         "WINDSOCK_S3_ENDPOINT": home.url("s3"),
         "AWS_ACCESS_KEY_ID": home.secrets["s3_access"],

@@ -1,12 +1,12 @@
 """Which parts and steps a stack consists of."""
 
-from infra.local import airflow, gateway, mlflow, postgres, s3, torchserve
+from infra.local import airflow, gateway, mlflow, postgres, s3, stream, torchserve
 from infra.local.environment import make_environment
 from infra.local.home import Home, inherited_environment
 from infra.local.part import Part, SetUpStep
 from infra.local.processes import MARKER
 
-GROUPS = ("postgres", "s3", "mlflow", "torchserve", "gateway", "airflow")
+GROUPS = ("postgres", "s3", "mlflow", "torchserve", "gateway", "stream", "airflow")
 
 
 def _migrate_warehouse(home: Home) -> None:
@@ -41,6 +41,7 @@ def plan_stack(home: Home, wanted: tuple[str, ...]) -> list[Part | SetUpStep]:
         "mlflow": [mlflow.plan_mlflow(home, {**shared, **mark("mlflow")})],
         "torchserve": torchserve.plan_torchserve(home, mark),
         "gateway": gateway.plan_gateway(home, mark),
+        "stream": [*stream.plan_stream(home, shared, mark)],
         "airflow": airflow.plan_airflow(home, shared, mark),
     }
     return [item for name in GROUPS if name in wanted for item in groups[name]]

@@ -24,7 +24,8 @@ FOLLOWING = {
     "max_wal_senders": "10",
     "max_slot_wal_keep_size": "4GB",  # a follower that stays away loses its slot before the disk is full
 }
-ROLES = ("online", "observer")  # without databases of their own: what they may do in the warehouse, migrations say
+FOLLOWER = "follower"  # may replicate; what it may read, `tasks.stream.prepare_source` says
+ROLES = ("online", "observer", FOLLOWER)  # without databases of their own: migrations say what the others may do
 
 
 def find_postgres_programs() -> Path:
@@ -141,6 +142,7 @@ def provision_databases(admin_dsn: str, passwords: Mapping[str, str]) -> None:
                 if cursor.fetchone() is None:
                     create_database(cursor, name, name)
             cursor.execute("revoke connect on database postgres from public")
+            cursor.execute(f"alter role {FOLLOWER} replication")
             cursor.execute("alter role observer set statement_timeout = '30s'")  # a panel holds nobody up
     except errors.DiskFull as error:
         raise ValueError(f"the disk is full: PostgreSQL could not create its databases ({error})") from error

@@ -18,6 +18,7 @@ from adapters import connect
 from adapters.connect import Outside
 from adapters.errors import FencedOut, Missing, PublicationGone, Refused, SlotGone, Unavailable
 from pipeline.spec import UseCase, use_cases
+from serving.locks import take_lock
 from tasks.stream.log_reader import LogReader, LogStart
 from tasks.stream.poll import PollReader
 from tasks.stream.session import (
@@ -28,11 +29,12 @@ from tasks.stream.session import (
     begin_following,
     forget_log,
 )
-from tasks.stream.source_step import SourceReader
+from tasks.stream.source_step import SourceReader, SourceStep
 from tasks.stream.source_tables import SourceTables, check_followable, find_identities
 
 logger = logging.getLogger(__name__)
 
+LOCK = "stream/stream.lock"  # below the home: held while it runs
 _READ_SECONDS = 1.0
 _IDLE_WRITE_SECONDS = 1.0  # so often is it written until when all is known, where nothing came
 _PAUSE_SECONDS = 3.0  # before what failed is tried again, and for what is not there yet
@@ -74,14 +76,15 @@ def _follow(use_case: UseCase, outside: Outside, stopped: threading.Event) -> No
         session = stack.enter_context(StreamSession(use_case, outside, fence, identities, state))
         reader = stack.enter_context(_open_reader(session, tables, state, stopped))
         logger.info("%s: following (%s) from %s on", use_case.name, use_case.source.follow, session.since)
-        is_well, idle_since = False, 0.0
+        is_well, taken_at, waiting = False, 0.0, SourceStep()
         while not stopped.is_set():
             step = reader.read(_READ_SECONDS)
-            if step is None or not (step.changes_rows or time.monotonic() > idle_since + _IDLE_WRITE_SECONDS):
+            waiting = waiting if step is None else step.after(waiting)
+            if not waiting.changes_rows and time.monotonic() < taken_at + _IDLE_WRITE_SECONDS:
                 continue
-            session.take(step, reader.publication_oid)
-            reader.settle(step)
-            idle_since = time.monotonic()
+            session.take(waiting, reader.publication_oid)
+            reader.settle(waiting)
+            taken_at, waiting = time.monotonic(), SourceStep()
             if not is_well:
                 outside.alerts.resolve(_fingerprint(use_case))
                 is_well = True
@@ -118,9 +121,14 @@ def _fingerprint(use_case: UseCase) -> str:
 
 
 def main() -> int:
-    """Follow until SIGTERM; 1: one use case cannot be followed, and the log says why."""
+    """Follow until SIGTERM; 1: a use case cannot be followed, and the log says why, or another stream runs here."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     outside, stopped = connect.outside(), threading.Event()
+    lock = outside.settings.home / LOCK
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    if not take_lock(lock):
+        logger.warning("another stream of this home runs")
+        return 1
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopped.set())
     followed = [each for each in use_cases(outside.settings.params).values() if each.source.follow]

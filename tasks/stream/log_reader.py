@@ -23,7 +23,7 @@ from adapters.warehouse import Warehouse
 from pipeline.spec import UseCase
 from tasks.build_features.followed_rows import FollowedRow
 from tasks.stream.piece_rows import PieceRows
-from tasks.stream.poll import read_rows
+from tasks.stream.poll import read_rows, read_time
 from tasks.stream.source_step import LogPlace, SourceStep
 from tasks.stream.source_tables import SourceTables
 
@@ -163,12 +163,14 @@ class LogReader:
 
         def read() -> SourceStep:
             with self._source.transaction(snapshot=True) as at:
+                told = read_time(at, self._use_case)
                 rows, unread = read_rows(at, self._use_case, self._tables, self._start.since, _EVER)
             held = {(row.table, row.identity): row for row in self._start.held if row.row_data is not None}
             gone = {place for place in held if place not in rows and place[0] not in unread}
             return SourceStep(
                 rows={place: row for place, row in rows.items() if held.get(place) != row},
                 gone=frozenset(gone),
+                known_until=told,
                 place=self._held,
             )
 

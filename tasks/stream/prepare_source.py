@@ -14,7 +14,7 @@ from contextlib import closing
 import psycopg2
 from psycopg2.extensions import cursor, parse_dsn
 
-from adapters.replication_setup import create_follower_role, create_publication
+from adapters.replication_setup import create_follower_role, create_publication, grant_reading
 from pipeline.spec import UseCase
 from tasks.common.command import parse_command, report_mistakes
 from tasks.stream.log_reader import slot_name
@@ -54,7 +54,8 @@ def _make_role(at: cursor, follower_dsn: str, tables: list[str]) -> str:
         raise ValueError("WINDSOCK_FOLLOWER_DSN: expected a user and a password in it")
     at.execute("select from pg_roles where rolname = %s", (parts["user"],))
     if at.fetchone() is not None:
-        return f"role {parts['user']}: was there"
+        grant_reading(at, parts["user"], tables)
+        return f"role {parts['user']}: was there, and may read them"
     create_follower_role(at, parts["user"], parts["password"], tables)
     return f"role {parts['user']}: made"
 

@@ -84,7 +84,7 @@ class StreamState:
     changes: int
 
 
-def read_state(use_case: UseCase, outside: Outside) -> StreamState | None:
+def read_stream_state(use_case: UseCase, outside: Outside) -> StreamState | None:
     """How far a use case was followed; None: it never was."""
     rows = outside.warehouse.query(_STATE, (use_case.name,))
     if not rows:
@@ -107,7 +107,7 @@ def begin_following(use_case: UseCase, outside: Outside, identities: Identities)
             at.execute(_BEGIN, values)
 
     outside.warehouse.retry_transaction(begin)
-    state = read_state(use_case, outside)
+    state = read_stream_state(use_case, outside)
     assert state is not None  # begun
     return fence, state
 

@@ -1,7 +1,7 @@
 """What a reader of a source hands on: rows that came or went since the step before, and how far the source is known."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from types import TracebackType
 from typing import Protocol, Self
@@ -35,6 +35,11 @@ class SourceStep:
     def changes_rows(self) -> bool:
         """Whether there is more to it than the time."""
         return bool(self.rows or self.gone or self.truncated)
+
+    def after(self, waiting: "SourceStep") -> "SourceStep":
+        """This step, and what one before it told that changed no row."""
+        told = [moment for moment in (waiting.known_until, self.known_until) if moment is not None]
+        return replace(self, known_until=max(told, default=None), place=self.place or waiting.place)
 
 
 class SourceReader(Protocol):

@@ -25,7 +25,19 @@ def test_networks_join_those_who_talk_and_nobody_else(compose: Compose) -> None:
     runners = {"scheduler", "worker", "trainer"}
     servers = {*runners, "api-server", "dag-processor", "triggerer"}
     assert found == {
-        "data": {*servers, "postgres", "s3", "init", "mlflow", "torchserve", "shipper", "exporter", "grafana", "demo"},
+        "data": {
+            *servers,
+            "postgres",
+            "s3",
+            "init",
+            "mlflow",
+            "torchserve",
+            "shipper",
+            "exporter",
+            "grafana",
+            "demo",
+            "stream",
+        },
         "airflow": {*servers, "statsd", "demo"},
         "online": {*runners, "triggerer", "torchserve", "gateway", "demo"},
         "management": {*runners, "torchserve"},
@@ -53,6 +65,7 @@ ASKED = {  # what a part that only listens would not answer
     "mlflow": "/api/2.0/mlflow/experiments/search",
     "torchserve": "serving.health",
     "shipper": "serving.health shipper",
+    "stream": "is_held",
     "gateway": '".servers.: 1"',
     "exporter": "windsock_",
     "statsd": "/metrics",
@@ -109,7 +122,7 @@ def test_each_opens_postgres_by_its_own_role_and_postgres_is_told_to_stop_fast(c
     }
     roles = {name: value.split("//")[1].split(":")[0] for name, value in told if name.endswith("_DSN")}
     assert roles == {name: ROLES.get(name.split("_")[1], name.split("_")[1].lower()) for name in roles}
-    assert len(roles) == 6
+    assert len(roles) == 7
     assert compose["services"]["postgres"]["stop_signal"] == "SIGINT"  # SIGTERM waits for every client to leave
 
 

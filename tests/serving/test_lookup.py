@@ -13,6 +13,7 @@ import pyarrow as pa
 import pytest
 
 from adapters.connect import Outside
+from features.online import StoreState
 from infra.local import postgres
 from infra.local.stack import Stack
 from pipeline.settings import Settings
@@ -155,9 +156,9 @@ def test_a_batch_that_is_too_much_for_its_time_does_not_cost_the_next_one_its_hi
     store, reads = reader._store, []
     read = store._read
 
-    def slowly(keys: list[str]) -> list[tuple[Any, ...]]:
+    def slowly(keys: list[str], held: StoreState | None) -> list[tuple[Any, ...]]:
         reads.append(len(keys))
-        found = read(keys)
+        found = read(keys, held)
         now[0] += 2 * TIMEOUT_MS / 1000 if len(reads) == 1 else 0
         return found
 

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline.settings import REPOSITORY
-from serving import shipper
+from serving.locks import take_lock
 from serving.prediction_log import FEATURE, LOGGED_SCHEMA, PredictionLog, has_ended
 from serving.shipper import Shipper, ship_until_ended
 from tests.infra.test_stack import query, until
@@ -199,7 +199,7 @@ def test_whoever_only_looks_at_the_lock_does_not_make_a_shipper_leave(tmp_path):
     fcntl.flock(looker, fcntl.LOCK_EX)
     assert not has_ended(lock)
     threading.Timer(0.15, looker.close).start()
-    assert shipper._lock(lock)
+    assert take_lock(lock)
 
 
 def test_a_second_shipper_of_a_spool_leaves_and_the_lock_says_whether_there_is_one(spool, dsn):

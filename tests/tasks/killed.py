@@ -42,6 +42,7 @@ def environment(settings: Settings) -> dict[str, str]:
         "WINDSOCK_LAKE_BUCKET": settings.lake_bucket,
         "WINDSOCK_VERSIONS_BUCKET": settings.versions_bucket,
         "MLFLOW_TRACKING_URI": settings.tracking_uri,
+        "WINDSOCK_FOLLOWER_DSN": settings.follower_dsn or "",
     }
 
 

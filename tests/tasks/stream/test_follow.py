@@ -2,12 +2,17 @@
 
 from datetime import timedelta
 
+import pyarrow as pa
+
 from adapters.connect import Outside
 from features import definition
 from pipeline.handoffs import Snapshot
 from pipeline.spec import UseCase
-from tasks.build_features import build, online_features
+from serving.lookup import FeatureLookup
+from tasks.build_features import build, dataset, online_features
+from tasks.deploy.golden import rebuild_requests
 from tests.clean_data import week
+from tests.features.world import moved
 from tests.tasks.build_features.test_build import put
 from tests.tasks.stream.live import LiveSource, await_known, following, read_content, rebuild
 
@@ -26,6 +31,47 @@ def test_what_becomes_known_is_in_the_store(
             await_known(outside, START + hours * HOUR)
             assert read_content(outside) == rebuild(followed, outside, snapshot, FLIGHTS, source.read_rows())
     assert source.read_rows()["movements"].num_rows > 50
+
+
+def test_an_answer_in_time_has_the_features_that_batch_works_out_later(
+    followed: UseCase, outside: Outside, snapshot: Snapshot, source: LiveSource
+) -> None:
+    """One server asks before, while and after the rows come; and as sabotage, a store that nobody kept current."""
+    until = START + 20 * HOUR
+    put(outside, followed, 2)
+    later = build.build_snapshot(followed, outside)
+    assert later is not None
+    points = dataset.load_points(later.version, followed, outside, start=START, end=until)
+    told = rebuild_requests(followed, later, outside, week(2), FLIGHTS)
+    keys = zip(points["entity_key"].to_pylist(), points["event_time"].to_pylist(), strict=True)
+    events = as_asked([told[key] for key in keys])
+    reader = FeatureLookup(
+        dsn=outside.settings.warehouse_dsn,
+        use_case=followed.name,
+        definition=FLIGHTS,
+        lead=followed.time.lead,
+        timeout_ms=60_000,
+    )
+    assert events.num_rows > 50
+    assert "origin_departed_late_share_3h" in moved(points, reader.features(events).features)
+    with following(followed, outside):
+        for hours in (6, 12, 20):
+            source.tell(START + hours * HOUR)
+            await_known(outside, START + hours * HOUR)
+            known = [moment < START + hours * HOUR for moment in points["prediction_time"].to_pylist()]
+            in_time = pa.array(known, pa.bool_())
+            found = reader.features(events)
+            assert moved(points.filter(in_time), found.features.filter(in_time)) == []
+            assert found.as_of == START + hours * HOUR
+
+
+def as_asked(rows: list[dict[str, object]]) -> pa.Table:
+    """Requests as the server has them: moments naive UTC."""
+    events = pa.Table.from_pylist([{field.name: row.get(field.name) for field in FLIGHTS.request} for row in rows])
+    for name in ("scheduled_departure", "scheduled_arrival"):
+        moments = events[name].cast(pa.timestamp("us", "UTC")).cast(pa.timestamp("us"))
+        events = events.set_column(events.column_names.index(name), name, moments)
+    return events
 
 
 def test_corrections_deletions_and_moved_keys_are_followed(
@@ -63,8 +109,6 @@ def test_a_refresh_meanwhile_loses_nothing(
         online_features.refresh_store(followed, built, outside)
         kept = outside.warehouse.query("select count(*) as rows from followed_rows")
         assert kept == [{"rows": 0}]  # the dataset has them
-        late = {name: table for name, table in source.read_rows().items() if name == "weather"}
-        assert late["weather"].num_rows
         source.run(
             "insert into weather (origin, observed_at, temp_f, known_at)"
             f" select origin, '{week(2).end}', 40, '{week(2).end + HOUR}' from weather group by origin"
@@ -72,7 +116,7 @@ def test_a_refresh_meanwhile_loses_nothing(
         source.insert({}, week(2).end + 2 * HOUR)
         await_known(outside, week(2).end + 2 * HOUR)
         after = {
-            name: table.filter([known >= week(2).end for known in table["known_at"].to_pylist()])
+            name: table.filter(pa.array([known >= week(2).end for known in table["known_at"].to_pylist()], pa.bool_()))
             for name, table in source.read_rows().items()
         }
         assert after["weather"].num_rows == 3
@@ -93,7 +137,8 @@ def test_a_row_that_breaks_an_expectation_is_in_no_feature_until_it_is_corrected
         [bad] = outside.warehouse.query("select identity, reasons from followed_rows where reasons is not null")
         assert "temp_f" in " ".join(bad["reasons"])
         rows = source.read_rows()
-        good = rows["weather"].filter([temp is None or temp < 9000 for temp in rows["weather"]["temp_f"].to_pylist()])
+        temps = rows["weather"]["temp_f"].to_pylist()
+        good = rows["weather"].filter(pa.array([temp is None or temp < 9000 for temp in temps], pa.bool_()))
         assert read_content(outside) == rebuild(followed, outside, snapshot, FLIGHTS, {**rows, "weather": good})
 
 

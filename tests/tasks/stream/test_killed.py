@@ -1,0 +1,63 @@
+"""A stream that is killed at any step goes on where it was: nothing is lost, nothing is taken twice."""
+
+from datetime import timedelta
+
+import pytest
+
+from adapters.connect import Outside
+from features import definition
+from pipeline.handoffs import Snapshot
+from pipeline.spec import UseCase
+from tests.clean_data import week
+from tests.tasks.killed import run
+from tests.tasks.stream.live import LiveSource, await_known, following, read_content, rebuild
+
+START = week(2).start
+HOUR = timedelta(hours=1)
+STREAM = """
+import threading
+import psycopg2.extras
+from tasks.stream import follow, session
+from tasks.stream.log_reader import LogReader
+from tasks.stream.poll import PollReader
+from tests.tasks.stream.live import live
+use_case = live(use_cases(settings().params)["flights"], "{follow}")
+{planted}
+follow.follow_use_case(use_case, outside, threading.Event())
+"""
+PLANTED = {
+    "before it works anything out": """
+real = session.apply_rows
+session.apply_rows = lambda *given: die() if given[3] else real(*given)
+""",
+    "with half of the series written": """
+real = psycopg2.extras.execute_values
+def half(at, statement, rows, **options):
+    dying = statement is session._RECENT and rows
+    real(at, statement, rows[: len(rows) // 2] if dying else rows, **options)
+    if dying:
+        die()
+psycopg2.extras.execute_values = half
+""",
+    "between the commit and the word to the source": """
+for reader in (LogReader, PollReader):
+    reader.settle = lambda self, step: die() if step.changes_rows else None
+""",
+}
+
+
+@pytest.mark.parametrize("when", PLANTED)
+def test_it_goes_on_where_it_was_killed(
+    when: str, followed: UseCase, outside: Outside, snapshot: Snapshot, source: LiveSource
+) -> None:
+    source.tell(START + 5 * HOUR)
+    run(outside.settings, STREAM.format(follow=followed.source.follow, planted=PLANTED[when]), killed=True)
+    kept = outside.warehouse.query("select position, changes from stream_state")
+    assert kept[0]["changes"] == (1 if when.startswith("between") else 0)
+    source.tell(START + 6 * HOUR)
+    with following(followed, outside):
+        await_known(outside, START + 6 * HOUR)
+    rows = source.read_rows()
+    assert read_content(outside) == rebuild(followed, outside, snapshot, definition("flights"), rows)
+    [counted] = outside.warehouse.query("select count(*) as rows, count(row_data) as there from followed_rows")
+    assert counted["rows"] == counted["there"] == sum(table.num_rows for table in rows.values())
