@@ -30,7 +30,7 @@ from tasks.stream.session import (
     forget_log,
 )
 from tasks.stream.source_step import SourceReader, SourceStep
-from tasks.stream.source_tables import SourceTables, check_followable, find_identities
+from tasks.stream.source_tables import SourceTables, TableMended, check_followable, find_identities
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +54,9 @@ def follow_use_case(use_case: UseCase, outside: Outside, stopped: threading.Even
                     _follow(use_case, outside, stopped)
         except StoreRebuilt:
             logger.info("%s: the online store was refreshed; following on from there", use_case.name)
+            continue
+        except TableMended as table:
+            logger.info("%s: %s is as declared again; reading what was missed", use_case.name, table)
             continue
         except (FencedOut, NothingToFollow) as reason:
             logger.info("%s: %s", use_case.name, reason)
@@ -82,7 +85,7 @@ def _follow(use_case: UseCase, outside: Outside, stopped: threading.Event) -> No
             waiting = waiting if step is None else step.after(waiting)
             if not waiting.changes_rows and time.monotonic() < taken_at + _IDLE_WRITE_SECONDS:
                 continue
-            session.take(waiting, reader.publication_oid)
+            session.take(waiting, reader.publication_oid, is_whole=not tables.stopped)
             reader.settle(waiting)
             taken_at, waiting = time.monotonic(), SourceStep()
             if not is_well:
@@ -140,7 +143,8 @@ def main() -> int:
         except ValueError as error:
             logger.critical("%s: %s", use_case.name, error)
             failed.append(use_case.name)
-            stopped.set()
+        finally:
+            stopped.set()  # whatever ended one ends all: whoever supervises this starts them again
 
     threads = [threading.Thread(target=follow, args=(each,), name=each.name) for each in followed]
     for thread in threads:

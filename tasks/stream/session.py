@@ -172,8 +172,8 @@ class StreamSession:
         """The rows that were kept."""
         return list(self._held.values())
 
-    def take(self, step: SourceStep, publication_oid: int | None = None) -> None:
-        """Keep a step, and bring the store to it.
+    def take(self, step: SourceStep, publication_oid: int | None = None, *, is_whole: bool = True) -> None:
+        """Keep a step, and bring the store to it. One that is not whole is kept as if nothing had been read.
 
         Raises:
             StoreRebuilt: the store was refreshed.
@@ -187,7 +187,7 @@ class StreamSession:
         ]
         known_until = _latest(self._state.known_until, step.known_until)
         state = StreamState(
-            place=step.place or self._state.place,
+            place=(step.place or self._state.place) if is_whole else None,
             publication_oid=publication_oid,
             known_until=known_until,
             changes=number,

@@ -60,26 +60,40 @@ def check_followable(at: cursor, use_case: UseCase) -> None:
         raise ValueError(f"{use_case.name} cannot be followed by cdc: {'; '.join(faults)}. Poll it instead")
 
 
+class TableMended(Exception):  # noqa: N818  # not an error
+    """A table that was not as declared is so again: what was missed of it is to be read."""
+
+
 @dataclass
 class SourceTables:
-    """Turns rows as the source has them into rows that are kept; tells of tables that are not as declared."""
+    """Turns rows as the source has them into rows that are kept; tells of tables that are not as declared.
+
+    `stopped` are those of which something was missed: whoever begins anew reads them from the start.
+    """
 
     use_case: UseCase
     outside: Outside
     identities: Identities
+    stopped: set[str] = field(default_factory=set, init=False)
     _told: dict[str, str] = field(default_factory=dict, init=False)  # table -> what the last alert said
 
     def keep_rows(self, name: str, raw: pa.Table) -> list[FollowedRow] | None:
         """Rows of a table, judged; None where the table is not as declared: then an alert says so.
 
         A row that became known at no time, or before the first partition, is left to `ingest`, which counts such rows.
+
+        Raises:
+            TableMended: it was not as declared, and is so now.
         """
         suite = suites(self.use_case.name)[name]
         missing = [f"column {column} is missing" for column in missing_columns(raw.schema, suite)]
         problems = [*missing, *retyped_columns(raw.schema, suite)]
         self._tell(name, problems, added_columns(raw.schema, suite))
         if problems:
+            self.stopped.add(name)
             return None
+        if name in self.stopped:
+            raise TableMended(name)
         rows = to_canonical(raw, suite)
         known = rows[self.use_case.source.tables[name].available_at]
         first = pa.scalar(utc(self.use_case.grid.first), known.type)
@@ -88,6 +102,7 @@ class SourceTables:
 
     def stop(self, name: str, problem: str) -> None:
         """Say that a table cannot be read."""
+        self.stopped.add(name)
         self._tell(name, [problem], [])
 
     def _by_partition(self, name: str, rows: pa.Table) -> list[tuple[Interval, pa.Table]]:
@@ -114,7 +129,7 @@ class SourceTables:
         if not text:
             self.outside.alerts.resolve(fingerprint)
             return
-        title = f"{self.use_case.name}: {name} is no longer followed" if problems else f"{name} has undeclared columns"
+        title = f"{self.use_case.name}: {name} {'is no longer followed' if problems else 'has undeclared columns'}"
         body = f"{text}. The other tables go on; mend it, or declare its columns anew" if problems else text
         tier: Tier = "critical" if problems else "warning"
         self.outside.alerts.raise_alert(tier, self.use_case.name, fingerprint, title, body)

@@ -146,6 +146,11 @@ def await_known(outside: Outside, until: datetime) -> None:
     assert wait_until(is_known, within_seconds=PATIENCE_SECONDS), outside.warehouse.query("select * from stream_state")
 
 
+def await_content(outside: Outside, content: Content) -> None:
+    """Wait until the store holds this."""
+    assert wait_until(lambda: read_content(outside) == content, within_seconds=PATIENCE_SECONDS)
+
+
 def read_content(outside: Outside) -> Content:
     """Every series that the store has, in its parts."""
     rows = outside.warehouse.query(
