@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from infra import settings
-from infra.doctor import airflow, machine, stores
+from infra.doctor import airflow, machine, stores, stream
 from infra.doctor.finding import Environment, Finding
 from infra.local.__main__ import default_home
 from infra.local.airflow import airflow_settings
@@ -27,6 +27,7 @@ def check_stack(environment: Environment) -> Iterator[Finding]:
     yield from stores.check_buckets(environment)
     yield from stores.check_mlflow(environment)
     yield from airflow.check_execution_api(environment)
+    yield from stream.check_streams(environment)
 
 
 def check_machine(folder: Path) -> Iterator[Finding]:

@@ -1,0 +1,72 @@
+"""Whether each followed source is followed: the stream, and for a log its publication, slot and role."""
+
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import psycopg2
+
+from adapters.replication_setup import SlotState, check_role, inspect_slot
+from infra.doctor.finding import RESTART, Environment, Finding
+from pipeline.settings import REPOSITORY
+from pipeline.spec import UseCase, use_cases
+
+_MOVED = """
+select extract(epoch from now() - moved_at)::float, known_until from stream_state where use_case = %s"""
+_SILENT_SECONDS = 60.0  # it writes every second how far it is; a new dataset takes it away for some
+_PREPARE = "make what is missing: `make publish`, or `python -m tasks.stream.prepare_source {}` as the source's owner"
+
+
+def check_streams(environment: Environment) -> Iterator[Finding]:
+    """What is wrong with following, for each use case that asks for it."""
+    params = Path(environment.get("WINDSOCK_PARAMS") or REPOSITORY / "params.yaml")
+    for use_case in use_cases(params).values():
+        if use_case.source.follow is not None:
+            yield _check_progress(use_case, environment["WINDSOCK_WAREHOUSE_DSN"])
+        if use_case.source.follow == "cdc":
+            yield from _check_log(use_case, environment.get("WINDSOCK_FOLLOWER_DSN"))
+
+
+def _check_progress(use_case: UseCase, dsn: str) -> Finding:
+    check = f"stream {use_case.name}"
+    start = f"start the part `stream` (its log says why it ended): {RESTART.removeprefix('then ')}"
+    with closing(psycopg2.connect(dsn, connect_timeout=5)) as opened, opened, opened.cursor() as at:
+        at.execute(_MOVED, (use_case.name,))
+        row = at.fetchone()
+    if row is None:
+        return Finding(check=check, observation="has never begun: it waits for the first dataset", remedy=start)
+    silent, known_until = row
+    observation = f"knows all until {known_until}, said so {silent:.0f} s ago"
+    return Finding(check=check, observation=observation, remedy=start if silent > _SILENT_SECONDS else "")
+
+
+def _check_log(use_case: UseCase, dsn: str | None) -> Iterator[Finding]:
+    check, name = f"log {use_case.name}", f"windsock_{use_case.name}"
+    if dsn is None:
+        yield Finding(check=check, observation="no role follows it", remedy="set WINDSOCK_FOLLOWER_DSN")
+        return
+    try:
+        with closing(psycopg2.connect(dsn, connect_timeout=5)) as opened, opened, opened.cursor() as at:
+            state, faults = inspect_slot(at, name, name), check_role(at, name)
+    except psycopg2.OperationalError as error:
+        reason = str(error).strip().splitlines()[-1]
+        yield Finding(check=check, observation=reason, remedy=_PREPARE.format(use_case.name))
+        return
+    remedy = _PREPARE.format(use_case.name) if faults else ""
+    yield Finding(check=check, observation="; ".join(faults) or "the role may follow, and no more", remedy=remedy)
+    yield _check_slot(use_case, state)
+
+
+def _check_slot(use_case: UseCase, state: SlotState | None) -> Finding:
+    check = f"slot {use_case.name}"
+    if state is None:
+        return Finding(check=check, observation="there is none", remedy="start the part `stream`, which makes it")
+    if state.publication_oid is None:
+        return Finding(check=check, observation="the publication is gone", remedy=_PREPARE.format(use_case.name))
+    behind = "its log is lost" if state.behind_bytes is None else f"{state.behind_bytes / 1e6:.1f} MB behind"
+    observation = f"{behind}, {'read' if state.is_active else 'not read'}, {len(state.tables)} tables"
+    return Finding(
+        check=check,
+        observation=observation,
+        remedy="" if state.is_active else "start the part `stream`: until then the source keeps its log",
+    )

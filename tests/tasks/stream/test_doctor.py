@@ -1,0 +1,56 @@
+"""The doctor says what a followed source lacks, and nothing where it is followed well."""
+
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import yaml
+
+from adapters.connect import Outside
+from infra.doctor.stream import check_streams
+from pipeline.handoffs import Snapshot
+from pipeline.settings import REPOSITORY
+from pipeline.spec import UseCase
+from tests.tasks.killed import environment
+from tests.tasks.stream.live import LiveSource, await_known, following
+
+HOUR = timedelta(hours=1)
+
+
+@pytest.fixture
+def follow() -> str:
+    return "cdc"
+
+
+@pytest.fixture
+def asked(followed: UseCase, outside: Outside, tmp_path: Path) -> dict[str, str]:
+    """The environment of a stack whose use case follows its source."""
+    params = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
+    params["flights"]["source"] |= {"follow": "cdc"}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    return {**environment(outside.settings), "WINDSOCK_PARAMS": str(tmp_path / "params.yaml")}
+
+
+def said(asked: dict[str, str]) -> list[str]:
+    return [str(finding) for finding in check_streams(asked) if not finding.is_ok]
+
+
+def test_what_is_missing_is_named_and_nothing_where_all_is_well(
+    followed: UseCase, outside: Outside, snapshot: Snapshot, source: LiveSource, asked: dict[str, str]
+) -> None:
+    assert [line.split()[1] for line in said(asked)] == ["stream", "slot"]
+    with following(followed, outside):
+        source.tell(snapshot.end + HOUR)
+        await_known(outside, snapshot.end + HOUR)
+        assert said(asked) == []
+        outside.source.execute(
+            f"grant insert on weather to {asked['WINDSOCK_FOLLOWER_DSN'].split('user=')[1].split()[0]}"
+        )
+        [line] = said(asked)
+        assert "may write weather" in line
+    del asked["WINDSOCK_FOLLOWER_DSN"]
+    assert any("set WINDSOCK_FOLLOWER_DSN" in line for line in said(asked))
+
+
+def test_a_stack_in_which_nothing_is_followed_is_left_alone(outside: Outside) -> None:
+    assert list(check_streams(environment(outside.settings))) == []
