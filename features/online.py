@@ -36,6 +36,7 @@ class StoreState(NamedTuple):
     as_of: int
     snapshot: str  # the version of the dataset it was made with
     changes: int = 0  # grows with what the stream writes of one revision
+    stopped: tuple[str, ...] = ()  # tables of the source of which the stream misses something
 
     def is_later_than(self, held: "StoreState | None") -> bool:
         """Whether it is of the same revision as the state held, and no older."""
@@ -121,6 +122,8 @@ class OnlineFeatures:
             self._add_columns(batch, series, answered=state is not None)
         if state is not None:
             batch.note_absence("older than the history that is kept", requested < state.since)
+            for table in state.stopped:
+                batch.note_absence(f"{table} is not followed", np.ones(rows, np.bool_))
         keys = {
             "entity_key": pa.array(points["entity_key"].values, pa.string()),
             "event_time": pa.array(batch.event_time, pa.int64()).cast(UTC_MOMENT),

@@ -33,10 +33,10 @@ with st as (
         (extract(epoch from coalesce(known_until, as_of)) * 1000000)::bigint as until_us
     from online_state where use_case = $1 and definition = $2
 )
-select st.revision, since_us, until_us, snapshot_version, changes, s.key, s.payload, s.recent, false as is_stale
+select st.revision, since_us, until_us, snapshot_version, changes, stopped, s.key, s.payload, s.recent, false
 from st left join online_series s on s.use_case = st.use_case and s.definition = st.definition and s.key = any($3)
 union all
-select st.revision, since_us, until_us, snapshot_version, changes, s.key, null, null, true
+select st.revision, since_us, until_us, snapshot_version, changes, stopped, s.key, null, null, true
 from st join online_series s on s.use_case = st.use_case and s.definition = st.definition and s.changed > $5
 where st.revision = $4"""
 _WAITS = {POLL_READ: select.POLLIN, POLL_WRITE: select.POLLOUT}
@@ -133,9 +133,9 @@ class _Store:
         self.answered = True
         if not rows:
             raise psycopg2.OperationalError(f"it holds nothing of {self._use_case} by this feature definition yet")
-        told = [row[5:] for row in rows if row[5] is not None]
+        told = [row[6:] for row in rows if row[6] is not None]
         return FetchedSeries(
-            state=StoreState(*rows[0][:5]),
+            state=StoreState(*rows[0][:5])._replace(stopped=tuple(rows[0][5])),
             parts={key: (_bytes(settled), _bytes(recent)) for key, settled, recent, is_stale in told if not is_stale},
             stale=frozenset(key for key, _, _, is_stale in told if is_stale),
         )

@@ -9,7 +9,8 @@ create index on online_series (use_case, definition, changed);
 alter table online_state
     add column split timestamptz,                  -- null: all is in the first part
     add column known_until timestamptz,            -- all that became known before this is in it; null: as_of
-    add column changes bigint not null default 0;  -- grows with each step of the stream; a refresh raises `revision`
+    add column changes bigint not null default 0,  -- grows with each step of the stream; a refresh raises `revision`
+    add column stopped text[] not null default '{}';  -- tables of the source of which the stream misses something
 
 -- What the stream took of the source that no dataset holds yet. A refresh of the store removes what its dataset holds.
 create table followed_rows (

@@ -80,7 +80,7 @@ class Replay:
     def _await_first_deployment(self) -> None:
         """The first champion is deployed while the weeks go by, of which a short replay has too few for it."""
         if self.outside.gateway is not None and self.use_case.endpoint is not None:
-            self.runs.wait_for("online", "the first deployment to come to its end", self.state.has_deployed)
+            self.runs.wait_for("online", "the first version to answer", self.state.has_deployed)
 
     def _list_weeks(self, plan: ReplayPlan) -> list[Interval]:
         length = timedelta(days=self.use_case.grid.days)

@@ -75,8 +75,18 @@ class ReplayState:
         return bool(rows[0]["state"] == "done")
 
     def has_deployed(self) -> bool:
-        """Whether some version's way to the server has come to its end, be it a refusal."""
-        return bool(self._query("select from deployments where use_case = %s and outcome is not null limit 1"))
+        """Whether some version answers online.
+
+        Raises:
+            ReplayError: the first way to the server ended otherwise.
+        """
+        rows = self._query(
+            "select version, stage, outcome, problem from deployments where use_case = %s and outcome is not null"
+            " order by (outcome = 'full') desc, position desc limit 1"
+        )
+        if rows and rows[0]["outcome"] != "full":
+            raise ReplayError("version {version} was not deployed: {outcome} at {stage}: {problem}".format(**rows[0]))
+        return bool(rows)
 
     def describe_scoring(self, week: Interval) -> str:
         """How many rows of a week were scored by which version, in words."""

@@ -55,7 +55,8 @@ insert into online_state (use_case, definition, since, as_of, snapshot_version, 
 values (%s, %s, %s, %s, %s, %s, %s, %s, 1)
 on conflict (use_case, definition) do update set since = excluded.since, as_of = excluded.as_of,
     snapshot_version = excluded.snapshot_version, split = excluded.split, known_until = excluded.known_until,
-    changes = excluded.changes, revision = online_state.revision + 1, refreshed_at = now()"""
+    changes = greatest(online_state.changes, excluded.changes), revision = online_state.revision + 1,
+    refreshed_at = now()"""
 
 _STORED = """
 select key, sha256(payload), sha256(recent) from online_series where use_case = %s and definition = %s"""
@@ -64,7 +65,11 @@ _DELETE = "delete from online_series where use_case = %s and definition = %s and
 
 _LOCK_STREAM = "select changes, known_until from stream_state where use_case = %s for update"
 
-_FORGET_ROWS = "delete from followed_rows where use_case = %s and available_at < %s"
+# What came between the landing and now is in no dataset: the partition is compared with the source once more.
+_FORGET_ROWS = """
+with forgotten as (delete from followed_rows where use_case = %(use_case)s and available_at < %(end)s returning 1)
+update source_checks set checked_at = '-infinity'
+where use_case = %(use_case)s and exists (select from forgotten)"""
 
 _RETIRE = """
 with old as (
@@ -143,7 +148,7 @@ def refresh_store(use_case: UseCase, snapshot: Snapshot, outside: Outside) -> Re
         with outside.warehouse.transaction(fence) as at:
             at.execute(_RETIRE, (use_case.name, digests, use_case.name, use_case.name))
             if not lost:
-                at.execute(_FORGET_ROWS, (use_case.name, snapshot.end))
+                at.execute(_FORGET_ROWS, {"use_case": use_case.name, "end": snapshot.end})
 
     if not lost:  # else one of those that seem unused may be what a lost version learnt
         outside.warehouse.retry_transaction(retire)

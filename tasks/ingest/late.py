@@ -55,9 +55,14 @@ insert into retakes (use_case, partition_start, reason, tables) values (%s, %s, 
 on conflict (use_case, partition_start) where closed_at is null do update
 set tables = case when excluded.tables = '{}' then retakes.tables else excluded.tables end"""
 
+_ASK = """
+insert into retakes (use_case, partition_start, reason) values (%s, %s, 'late')
+on conflict (use_case, partition_start) where closed_at is null do update set found_at = now()"""
+
+# What was found after the source was read was not looked at.
 _CLOSE = """
-update retakes set closed_at = now()
-where use_case = %s and closed_at is null and partition_start <> all(%s::timestamptz[])"""
+update retakes set closed_at = now() where use_case = %s and closed_at is null and found_at < %s
+    and partition_start <> all(%s::timestamptz[])"""
 
 _LISTED = """
 select partition_start, reason, tables, attempts, exists (
@@ -123,7 +128,7 @@ def find_partitions_to_take(use_case: UseCase, outside: Outside, now: datetime) 
 
 def open_retake(at: cursor, use_case: UseCase, start: datetime) -> None:
     """Have a partition compared with the source, and taken again where it differs, in the caller's transaction."""
-    at.execute(_OPEN, (use_case.name, start, "late", json.dumps({})))
+    at.execute(_ASK, (use_case.name, start))
 
 
 def compare_with_source(use_case: UseCase, outside: Outside, now: datetime) -> None:
@@ -167,7 +172,7 @@ def compare_with_source(use_case: UseCase, outside: Outside, now: datetime) -> N
                     tables[row["table_name"]] = [row["raw_rows"], found.rows]
             for start, (reason, tables) in unwell.items():
                 at.execute(_OPEN, (use_case.name, start, reason, json.dumps(tables)))
-            at.execute(_CLOSE, (use_case.name, [*unwell, *(opened - compared)]))
+            at.execute(_CLOSE, (use_case.name, clock["now"], [*unwell, *(opened - compared)]))
             at.execute(_CHECKED, {"use_case": use_case.name, "at": clock["now"], "everything": due["everything"]})
 
     outside.warehouse.retry_transaction(commit)

@@ -21,16 +21,10 @@ from pipeline.spec import UseCase, use_cases
 from serving.locks import take_lock
 from tasks.stream.log_reader import LogReader, LogStart
 from tasks.stream.poll import PollReader
-from tasks.stream.session import (
-    NothingToFollow,
-    StoreRebuilt,
-    StreamSession,
-    StreamState,
-    begin_following,
-    forget_log,
-)
+from tasks.stream.session import NothingToFollow, StoreRebuilt, StreamSession
 from tasks.stream.source_step import SourceReader, SourceStep
-from tasks.stream.source_tables import SourceTables, TableMended, check_followable, find_identities
+from tasks.stream.source_tables import SourceTables, check_followable, find_identities
+from tasks.stream.state import StreamState, begin_following, forget_log
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +32,12 @@ LOCK = "stream/stream.lock"  # below the home: held while it runs
 _READ_SECONDS = 1.0
 _IDLE_WRITE_SECONDS = 1.0  # so often is it written until when all is known, where nothing came
 _PAUSE_SECONDS = 3.0  # before what failed is tried again, and for what is not there yet
+_MENDED_SECONDS = 30.0  # at most so often is all read anew because a table is as declared again
 _TROUBLE = (psycopg2.Error, Unavailable, Missing, Refused)
+
+
+class TableMended(Exception):  # noqa: N818  # not an error
+    """A table that was not as declared is so again: what was missed of it is to be read."""
 
 
 def follow_use_case(use_case: UseCase, outside: Outside, stopped: threading.Event) -> None:
@@ -47,21 +46,24 @@ def follow_use_case(use_case: UseCase, outside: Outside, stopped: threading.Even
     Raises:
         ValueError: its source cannot be followed as params.yaml says; what to change.
     """
+    is_log_lost = False
     while not stopped.is_set():
         try:
+            if is_log_lost:
+                forget_log(use_case, outside)
+                is_log_lost = False
             with outside.warehouse.alone(f"{use_case.name}/stream") as mine:
                 if mine:
                     _follow(use_case, outside, stopped)
         except StoreRebuilt:
             logger.info("%s: the online store was refreshed; following on from there", use_case.name)
             continue
-        except TableMended as table:
-            logger.info("%s: %s is as declared again; reading what was missed", use_case.name, table)
-            continue
+        except TableMended as tables:
+            logger.info("%s: as declared again, what was missed is read: %s", use_case.name, tables)
         except (FencedOut, NothingToFollow) as reason:
             logger.info("%s: %s", use_case.name, reason)
         except (SlotGone, PublicationGone) as error:
-            forget_log(use_case, outside)
+            is_log_lost = True
             _report(use_case, outside, f"{error}. What was missed is read from the tables")
         except _TROUBLE as error:
             _report(use_case, outside, str(error).strip() or type(error).__name__)
@@ -79,18 +81,20 @@ def _follow(use_case: UseCase, outside: Outside, stopped: threading.Event) -> No
         session = stack.enter_context(StreamSession(use_case, outside, fence, identities, state))
         reader = stack.enter_context(_open_reader(session, tables, state, stopped))
         logger.info("%s: following (%s) from %s on", use_case.name, use_case.source.follow, session.since)
-        is_well, taken_at, waiting = False, 0.0, SourceStep()
+        is_well, taken_at, waiting, begun_at = False, 0.0, SourceStep(), time.monotonic()
         while not stopped.is_set():
             step = reader.read(_READ_SECONDS)
             waiting = waiting if step is None else step.after(waiting)
             if not waiting.changes_rows and time.monotonic() < taken_at + _IDLE_WRITE_SECONDS:
                 continue
-            session.take(waiting, reader.publication_oid, is_whole=not tables.stopped)
+            session.take(waiting, reader.publication_oid, missed=tables.stopped)
             reader.settle(waiting)
             taken_at, waiting = time.monotonic(), SourceStep()
             if not is_well:
                 outside.alerts.resolve(_fingerprint(use_case))
                 is_well = True
+            if tables.mended and time.monotonic() > begun_at + _MENDED_SECONDS:
+                raise TableMended(", ".join(sorted(tables.mended)))
 
 
 def _open_reader(
@@ -140,11 +144,13 @@ def main() -> int:
     def follow(use_case: UseCase) -> None:
         try:
             follow_use_case(use_case, outside, stopped)
-        except ValueError as error:
-            logger.critical("%s: %s", use_case.name, error)
+        except ValueError as error:  # a person has to change something; the others go on
             failed.append(use_case.name)
-        finally:
-            stopped.set()  # whatever ended one ends all: whoever supervises this starts them again
+            _report(use_case, outside, str(error))
+        except BaseException:  # whoever supervises this starts all of them again
+            failed.append(use_case.name)
+            stopped.set()
+            raise
 
     threads = [threading.Thread(target=follow, args=(each,), name=each.name) for each in followed]
     for thread in threads:

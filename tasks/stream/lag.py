@@ -6,12 +6,15 @@ A slot that nobody reads is dropped before it fills the source's disk: what was 
 from datetime import timedelta
 from typing import Any
 
+import psycopg2
+
 from adapters.connect import Outside
-from adapters.errors import SlotInUse
+from adapters.errors import Refused, SlotInUse, Unavailable
 from adapters.replication_setup import SlotState, drop_slot, inspect_slot
 from adapters.warehouse import Warehouse
 from pipeline.spec import UseCase
 from tasks.stream.log_reader import slot_name
+from tasks.stream.state import forget_log, read_stream_state
 
 STANDING_STILL = timedelta(minutes=5)  # a stream writes every second how far it is; a new dataset holds it up for less
 WARNED_BYTES, DROPPED_BYTES = 512 << 20, 2 << 30
@@ -20,12 +23,24 @@ _MOVED = "select now() - moved_at as since, known_until from stream_state where 
 
 
 def judge_stream(use_case: UseCase, outside: Outside) -> list[str]:
-    """Raise or resolve the alerts about one stream, and drop a slot that nobody reads; what was found."""
-    if use_case.source.follow is None:
-        return []
-    found = [*_judge_progress(use_case, outside)]
-    if use_case.source.follow == "cdc" and outside.settings.follower_dsn is not None:
-        found += _judge_slot(use_case, outside, Warehouse(outside.settings.follower_dsn, what="followed source"))
+    """Raise or resolve the alerts about one stream, and drop a slot that nobody reads; what was found.
+
+    A source that does not answer is an alert, and no error: what else is to be found goes on.
+    """
+    dsn = outside.settings.follower_dsn
+    state = read_stream_state(use_case, outside)
+    has_slot = dsn is not None and (use_case.source.follow == "cdc" or (state is not None and state.place is not None))
+    found = list[str]()
+    if use_case.source.follow is not None:
+        found += _judge_progress(use_case, outside)
+    elif state is not None:
+        found += _tell(use_case, outside, "standstill", None)
+    if has_slot and dsn is not None:
+        try:
+            found += _judge_slot(use_case, outside, Warehouse(dsn, what="followed source", patience_seconds=5))
+        except (psycopg2.Error, Unavailable, Refused) as error:
+            title, body = f"{use_case.name}: the slot of the source cannot be looked at", str(error).strip()
+            found += _tell(use_case, outside, "slot", ("warning", title, body))
     return found
 
 
@@ -40,6 +55,11 @@ def _judge_progress(use_case: UseCase, outside: Outside) -> list[str]:
 
 def _judge_slot(use_case: UseCase, outside: Outside, source: Warehouse) -> list[str]:
     name = slot_name(use_case)
+    if use_case.source.follow != "cdc":  # any more
+        with source.transaction() as at:
+            drop_slot(at, name)
+        forget_log(use_case, outside)
+        return _tell(use_case, outside, "slot", None)
     with source.transaction() as at:
         state = inspect_slot(at, name, name)
     kept = state.retained_bytes if state is not None else None

@@ -5,25 +5,26 @@ lies between. What is read twice by this comes to the same: the log goes on to t
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from types import TracebackType
 from typing import Self
 
 from psycopg2 import sql
 
-from adapters.errors import PublicationGone
+from adapters.errors import PublicationGone, SlotGone
 from adapters.pgoutput import Relation, RowChange, convert_rows
 from adapters.replication import ReplicationFollower
-from adapters.replication_pieces import Idle, TransactionPiece, skip_until
+from adapters.replication_pieces import Idle, TransactionPiece
 from adapters.replication_setup import create_slot, drop_slot, inspect_slot
 from adapters.warehouse import Warehouse
 from pipeline.spec import UseCase
 from tasks.build_features.followed_rows import FollowedRow
 from tasks.stream.piece_rows import PieceRows
-from tasks.stream.poll import read_rows, read_time
+from tasks.stream.poll import Held, find_end, read_rows, read_time
 from tasks.stream.source_step import LogPlace, SourceStep
 from tasks.stream.source_tables import SourceTables
 
@@ -55,7 +56,10 @@ class LogReader:
         self._dsn, self._tables, self._start, self._use_case = dsn, tables, start, tables.use_case
         self._source = Warehouse(dsn, what="followed source")
         self._held = start.place or LogPlace(position=0, number=-1)
-        self._first = start.place is None
+        self._stack = ExitStack()
+        self._follower: ReplicationFollower | None = None
+        self._unread: Iterator[SourceStep] = iter(())
+        self._unpublished = set[str]()
         self._latest: TransactionPiece | Idle | None = None
         self._relations = dict[str, Relation]()
         self._told: datetime | None = None  # by the watermark, in a transaction that has not come to its end
@@ -69,17 +73,31 @@ class LogReader:
             Unavailable: another follower has the slot, or the source does not answer.
             Refused: it lets us not in.
         """
-        name = slot_name(self._use_case)
-        if self._first:
-            self._begin_slot(name)
-        with ExitStack() as stack:
+        self._unread = self._begin_tables() if self._start.place is None else iter(())
+        if self._start.place is None:
+            self._begin_slot(slot_name(self._use_case))
+        else:
+            self._refuse_restored(self._start.place)
+        self._look()
+        return self
+
+    def _refuse_restored(self, place: LogPlace) -> None:
+        """A source that was restored from a copy with its slot would be skipped up to where it was read before."""
+        with self._source.transaction() as at:
+            at.execute("select pg_current_wal_lsn() - '0/0' < %s", (place.position,))
+            [is_behind] = at.fetchone() or (False,)
+        if is_behind:
+            raise SlotGone("the source's log ends before what was read of it: it was restored")
+
+    def _open(self) -> ReplicationFollower:
+        """The session with the slot, begun once the tables were read: a source drops one that says nothing for long."""
+        if self._follower is None:
+            name = slot_name(self._use_case)
             follower = ReplicationFollower(
                 self._dsn, name, name, rows_at_once=_ROWS_AT_ONCE, publication_oid=self.publication_oid
             )
-            self._follower = stack.enter_context(follower)
-            self._look()
-            self._stack = stack.pop_all()
-        return self
+            self._follower = self._stack.enter_context(follower)
+        return self._follower
 
     def _begin_slot(self, name: str) -> None:
         """A new one: what an old one would send is older than what the tables are about to tell."""
@@ -102,10 +120,10 @@ class LogReader:
         """
         if time.monotonic() > self._look_at:
             self._look()
-        if self._first:
-            self._first = False
-            return self._read_tables()
-        answer = self._follower.read(timeout_seconds)
+        if (step := next(self._unread, None)) is not None:
+            return step
+        follower = self._open()
+        answer = follower.read(timeout_seconds)
         if answer is None:
             return None
         rows = PieceRows(self._use_case, self._tables, self._relations, self._fetch_values)
@@ -115,39 +133,41 @@ class LogReader:
             self._latest = answer
             known_until = self._take(answer, rows) or known_until
             left = until - time.monotonic()
-            answer = self._follower.read(left) if left > 0 and rows.count < _ROWS_AT_ONCE else None
+            answer = follower.read(left) if left > 0 and rows.count < _ROWS_AT_ONCE else None
         return replace(rows.make_step(), known_until=known_until, place=self._held)
 
     def settle(self, step: SourceStep) -> None:
         """Confirm to the source what was read, so that it need keep it no longer."""
-        if self._latest is not None and step.place == self._held:
+        if self._latest is not None and self._follower is not None and step.place == self._held:
             self._follower.acknowledge(self._latest)
 
     def _take(self, answer: TransactionPiece | Idle, rows: PieceRows) -> datetime | None:
         """Add a piece to a step; until when all is known after it."""
-        by_watermark = self._use_case.source.watermark is not None
+        source = self._use_case.source
+        horizon = timedelta(seconds=source.horizon_seconds)
         if isinstance(answer, Idle):
             self._held = max(self._held, LogPlace(position=answer.position, number=-1), key=_order)
-            return answer.server_time if answer.is_caught_up and not by_watermark else None
-        piece = skip_until(answer, (self._held.position, self._held.number))
-        for event in piece.events:
+            return answer.server_time - horizon if answer.is_caught_up and source.watermark is None else None
+        held = _order(self._held)
+        for event in answer.events:
             if isinstance(event, Relation):
                 self._relations[event.table] = event
-            elif event.table in self._use_case.source.tables:
-                rows.add(event)
-            elif moment := self._read_watermark(event):
+                continue
+            if moment := self._read_watermark(event):
                 self._told = max(moment, self._told or moment)
+            if event.table in source.tables and (answer.position, event.number) > held:
+                rows.add(event)
         count = sum(isinstance(event, RowChange) for event in answer.events)
         place = LogPlace(position=answer.position, number=answer.first_number + count - 1)
         self._held = max(self._held, place, key=_order)
         if not answer.is_last:
             return None
         told, self._told = self._told, None
-        return told if by_watermark else answer.committed_at
+        return told if source.watermark else answer.committed_at - horizon
 
     def _read_watermark(self, event: RowChange) -> datetime | None:
         watermark = self._use_case.source.watermark
-        if watermark is None or event.table != watermark.table or not event.row:
+        if watermark is None or event.table != watermark.table or not (event.row or {}).get(watermark.column):
             return None
         relation = self._relations[event.table]
         only = replace(
@@ -155,29 +175,37 @@ class LogReader:
             columns={watermark.column: relation.columns[watermark.column]},
             modifiers={watermark.column: relation.modifiers[watermark.column]},
         )
-        [moment] = convert_rows([event.row], only)[watermark.column].to_pylist()
+        [moment] = convert_rows([event.row or {}], only)[watermark.column].to_pylist()
         return moment.astimezone(UTC) if isinstance(moment, datetime) else None
 
-    def _read_tables(self) -> SourceStep:
+    def _begin_tables(self) -> Iterator[SourceStep]:
         """What the tables hold, beside what was kept: where nothing of the log was read before."""
+        lower, known_until = self._start.since, None
+        held = {(row.table, row.identity): row for row in self._start.held if row.row_data is not None}
+        while lower < _EVER:
+            step, until, told = self._source.retry_transaction(partial(self._read_tables, lower, held))
+            known_until = known_until or told
+            lower = until
+            yield replace(step, known_until=known_until, place=self._held) if until == _EVER else step
 
-        def read() -> SourceStep:
-            with self._source.transaction(snapshot=True) as at:
-                told = read_time(at, self._use_case)
-                rows, unread = read_rows(at, self._use_case, self._tables, self._start.since, _EVER)
-            held = {(row.table, row.identity): row for row in self._start.held if row.row_data is not None}
-            gone = {place for place in held if place not in rows and place[0] not in unread}
-            return SourceStep(
-                rows={place: row for place, row in rows.items() if held.get(place) != row},
-                gone=frozenset(gone),
-                known_until=told,
-                place=self._held,
-            )
-
-        return self._source.retry_transaction(read)
+    def _read_tables(self, lower: datetime, held: Held) -> tuple[SourceStep, datetime, datetime]:
+        """One part of it; up to where, and until when all was known."""
+        with self._source.transaction(snapshot=True) as at:
+            told = read_time(at, self._use_case)
+            until = find_end(at, self._use_case, lower, _EVER)
+            rows, unread = read_rows(at, self._use_case, self._tables, lower, until)
+        before = {
+            place: row for place, row in held.items() if lower <= row.available_at < until and place[0] not in unread
+        }
+        step = SourceStep(
+            rows={place: row for place, row in rows.items() if before.get(place) != row},
+            gone=frozenset(before.keys() - rows.keys()),
+        )
+        horizon = 0 if self._use_case.source.watermark else self._use_case.source.horizon_seconds
+        return step, until, told - timedelta(seconds=horizon)
 
     def _look(self) -> None:
-        """Compare the publication with the one that was followed before."""
+        """Compare the publication with the one that was followed before, and its tables with ours."""
         name = slot_name(self._use_case)
         with self._source.transaction() as at:
             state = inspect_slot(at, name, name)
@@ -185,6 +213,13 @@ class LogReader:
         if self.publication_oid not in (None, oid):
             raise PublicationGone(f"the publication {name} was dropped{' and made anew' if oid else ''}")
         self.publication_oid = oid
+        published = state.tables if state and oid else ()
+        for table in self._use_case.source.tables:
+            if table not in published:
+                self._tables.stop(table, f"it is not in the publication {name}, or was made anew since")
+            elif table in self._unpublished:
+                self._tables.mended.add(table)
+        self._unpublished = self._use_case.source.tables.keys() - published
         self._look_at = time.monotonic() + _LOOK_SECONDS
 
     def _fetch_values(self, table: str, key: Mapping[str, str | None], columns: Sequence[str]) -> dict[str, str | None]:

@@ -35,16 +35,19 @@ class PieceRows:
     def add(self, change: RowChange) -> None:
         """Take in one change, after all before it."""
         relation, table = self._relations[change.table], self._changed.setdefault(change.table, {})
+        identity = self._tables.identities[change.table]
         self.count += 1
-        if change.kind is ChangeKind.TRUNCATE:
+        if not set(identity) <= set(relation.key):
+            self._tables.stop(change.table, f"its key is no longer {', '.join(identity)}")
+        elif change.kind is ChangeKind.TRUNCATE:
             table.clear()
             self._truncated.add(change.table)
-            return
-        if change.old_key is not None:
-            table[_values(change.old_key, relation.key)] = relation, None
-        if change.row is not None:
-            key = _values(change.row, relation.key)
-            table[key] = relation, self._complete(change, relation, table.get(key))
+        else:
+            if change.old_key is not None:
+                table[_values(change.old_key, identity)] = relation, None
+            if change.row is not None:
+                key = _values(change.row, identity)
+                table[key] = relation, self._complete(change, relation, table.get(key))
 
     def _complete(self, change: RowChange, relation: Relation, before: tuple[Relation, Texts | None] | None) -> Texts:
         """The new row, with what was not sent because it stayed as it was."""
@@ -81,15 +84,19 @@ class PieceRows:
         return kept, identities
 
     def _encode_keys(self, name: str, keys: Sequence[_Key], relation: Relation) -> list[str]:
+        identity = self._tables.identities[name]
         only = replace(
             relation,
-            columns={column: relation.columns[column] for column in relation.key},
-            modifiers={column: relation.modifiers[column] for column in relation.key},
+            columns={column: relation.columns[column] for column in identity},
+            modifiers={column: relation.modifiers[column] for column in identity},
         )
-        table = convert_rows([dict(zip(relation.key, key, strict=True)) for key in keys], only)
+        table = convert_rows([dict(zip(identity, key, strict=True)) for key in keys], only)
         declared = canonical_schema(suites(self._use_case.name)[name])
-        wanted = pa.schema([declared.field(column) for column in self._tables.identities[name]])
-        return encode_identities(table.select(wanted.names).cast(wanted))
+        try:
+            return encode_identities(table.cast(pa.schema([declared.field(column) for column in identity])))
+        except pa.ArrowInvalid as error:  # such as a key at infinity, which no row that is kept has
+            self._tables.stop(name, f"a key of it cannot be read: {error}")
+            return []
 
 
 def _values(row: Texts, names: Sequence[str]) -> _Key:

@@ -62,15 +62,17 @@ class PollReader:
         self._held |= step.rows
         for place in step.gone:
             self._held.pop(place, None)
-        if step.known_until is not None:
+        if step.known_until is not None and not self._tables.stopped:  # what was missed lies behind
             self._lower = max(self._lower, step.known_until)
             self._held = {place: row for place, row in self._held.items() if row.available_at >= self._lower}
 
     def _read(self) -> SourceStep:
         with self._source.transaction(snapshot=True) as at:
             told = read_time(at, self._use_case)
-            until = _find_end(at, self._use_case, self._lower, told)
+            until = find_end(at, self._use_case, self._lower, told)
             rows, unread = read_rows(at, self._use_case, self._tables, self._lower, until)
+        for name in self._tables.stopped - unread:  # read from where it was stopped
+            self._tables.resume(name)
         held = {
             place: row
             for place, row in self._held.items()
@@ -126,7 +128,7 @@ def read_rows(
     return rows, unread
 
 
-def _find_end(at: cursor, use_case: UseCase, lower: datetime, upper: datetime) -> datetime:
+def find_end(at: cursor, use_case: UseCase, lower: datetime, upper: datetime) -> datetime:
     """Up to where a step reads, so that it holds about so many rows at most."""
     query = "select {known} from {table} where {known} >= %s and {known} < %s order by 1 offset %s limit 1"
     until = upper

@@ -1,9 +1,8 @@
 """Keeps the online store at what a reader tells: rows, their series, and how far was read, in one transaction."""
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timedelta
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -23,25 +22,15 @@ from tasks.build_features.followed_series import apply_rows, build_followed_seri
 from tasks.build_features.learnt_features import iterate_definitions_in_use
 from tasks.build_features.online_features import refresh_store
 from tasks.ingest.late import open_retake
-from tasks.stream.source_step import LogPlace, SourceStep
+from tasks.stream.source_step import SourceStep
+from tasks.stream.state import StreamState, advance_stream
 
 _PAGE_ROWS = 500
 _MICROSECOND = timedelta(microseconds=1)
 _REVISIONS = """
 select definition, revision, as_of, snapshot_version, split is not null as is_parted from online_state
 where use_case = %s order by 1"""
-_STATE = "select position, number, publication_oid, known_until, changes from stream_state where use_case = %s"
 _LOCK = "select from stream_state where use_case = %s for update"
-_BEGIN = """
-insert into stream_state (use_case, identities) values (%(use_case)s, %(identities)s)
-on conflict (use_case) do update set identities = excluded.identities, position = null, number = -1,
-    publication_oid = null where stream_state.identities <> excluded.identities"""
-_FORGET = """
-delete from followed_rows f where use_case = %(use_case)s and exists (
-    select from stream_state s where s.use_case = f.use_case and s.identities <> %(identities)s::jsonb)"""
-_ADVANCE = """
-update stream_state set position = %(position)s, number = %(number)s, publication_oid = %(publication_oid)s,
-    known_until = %(known_until)s, changes = %(changes)s, moved_at = now() where use_case = %(use_case)s"""
 _KEEP = """
 insert into followed_rows (use_case, table_name, identity, available_at, row_data, reasons, changes) values %s
 on conflict (use_case, table_name, identity) do update set available_at = excluded.available_at,
@@ -53,7 +42,7 @@ _RECENT = """
 insert into online_series (use_case, definition, key, recent, changed) values %s
 on conflict (use_case, definition, key) do update set recent = excluded.recent, changed = excluded.changed"""
 _TELL = """
-update online_state set known_until = %s, changes = %s, refreshed_at = now()
+update online_state set known_until = %s, changes = %s, stopped = %s, refreshed_at = now()
 where use_case = %s and definition = any(%s)"""
 
 
@@ -72,50 +61,6 @@ class _Revision(NamedTuple):
     as_of: datetime
     snapshot_version: str
     is_parted: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class StreamState:
-    """How far a use case was followed."""
-
-    place: LogPlace | None
-    publication_oid: int | None
-    known_until: datetime | None
-    changes: int
-
-
-def read_stream_state(use_case: UseCase, outside: Outside) -> StreamState | None:
-    """How far a use case was followed; None: it never was."""
-    rows = outside.warehouse.query(_STATE, (use_case.name,))
-    if not rows:
-        return None
-    [row] = rows
-    place = None if row["position"] is None else LogPlace(position=row["position"], number=row["number"])
-    return StreamState(
-        place=place, publication_oid=row["publication_oid"], known_until=row["known_until"], changes=row["changes"]
-    )
-
-
-def begin_following(use_case: UseCase, outside: Outside, identities: Identities) -> tuple[Fence, StreamState]:
-    """The right to follow, which whoever followed before has no longer; and how far was followed."""
-    fence = outside.warehouse.begin(f"{use_case.name}/stream")
-
-    def begin() -> None:
-        with outside.warehouse.transaction(fence) as at:
-            values = {"use_case": use_case.name, "identities": json.dumps(identities)}
-            at.execute(_FORGET, values)  # rows that were told apart by other columns
-            at.execute(_BEGIN, values)
-
-    outside.warehouse.retry_transaction(begin)
-    state = read_stream_state(use_case, outside)
-    assert state is not None  # begun
-    return fence, state
-
-
-def forget_log(use_case: UseCase, outside: Outside) -> None:
-    """What was read of the log counts no more: the next to follow reads the tables first, and begins a log anew."""
-    statement = "update stream_state set position = null, number = -1, publication_oid = null where use_case = %s"
-    outside.warehouse.execute(statement, (use_case.name,))
 
 
 class StreamSession:
@@ -172,8 +117,10 @@ class StreamSession:
         """The rows that were kept."""
         return list(self._held.values())
 
-    def take(self, step: SourceStep, publication_oid: int | None = None, *, is_whole: bool = True) -> None:
-        """Keep a step, and bring the store to it. One that is not whole is kept as if nothing had been read.
+    def take(self, step: SourceStep, publication_oid: int | None = None, *, missed: Collection[str] = ()) -> None:
+        """Keep a step, and bring the store to it.
+
+        Of the tables that are `missed` something is lacking: answers say so, and whoever begins anew reads all tables.
 
         Raises:
             StoreRebuilt: the store was refreshed.
@@ -186,8 +133,9 @@ class StreamSession:
             for definition, series in (self._series if fresh else ())
         ]
         known_until = _latest(self._state.known_until, step.known_until)
+        digests = [definition.digest() for definition, _ in self._series]
         state = StreamState(
-            place=(step.place or self._state.place) if is_whole else None,
+            place=None if missed else step.place or self._state.place,
             publication_oid=publication_oid,
             known_until=known_until,
             changes=number,
@@ -200,10 +148,10 @@ class StreamSession:
                 for digest, series in changed:
                     self._write(at, digest, series, number)
                 told = _latest(known_until, self._since)
-                at.execute(_TELL, (told, number, self._use_case.name, self._followed))
+                at.execute(_TELL, (told, number, sorted(missed), self._use_case.name, digests))
                 for start in late:
                     open_retake(at, self._use_case, start)
-                at.execute(_ADVANCE, _as_values(self._use_case, state))
+                advance_stream(at, self._use_case, state)
 
         self._outside.warehouse.retry_transaction(commit)
         self._state = state
@@ -277,17 +225,6 @@ class StreamSession:
 
 def _as_revisions(at: cursor) -> dict[str, _Revision]:
     return {digest: _Revision(*others) for digest, *others in at.fetchall()}
-
-
-def _as_values(use_case: UseCase, state: StreamState) -> Mapping[str, object]:
-    return {
-        "use_case": use_case.name,
-        "position": state.place.position if state.place else None,
-        "number": state.place.number if state.place else -1,
-        "publication_oid": state.publication_oid,
-        "known_until": state.known_until,
-        "changes": state.changes,
-    }
 
 
 def _latest(*moments: datetime | None) -> datetime | None:

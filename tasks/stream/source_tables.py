@@ -1,6 +1,8 @@
 """The tables of a followed source: what tells their rows apart, and their rows as validation would have them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -18,6 +20,7 @@ from tasks.ingest.check import added_columns, find_bad_rows, missing_columns, re
 if TYPE_CHECKING:
     from adapters.alerts import Tier  # Slack is heavy
 
+_LAST = datetime(9000, 1, 1, tzinfo=UTC)  # what "becomes known" later is a mistake, and beyond what dates can say
 _PRIMARY_KEY = """
 select array_agg(a.attname::text order by array_position(i.indkey, a.attnum))
 from pg_index i join pg_attribute a on a.attrelid = i.indrelid and a.attnum = any(i.indkey)
@@ -60,50 +63,53 @@ def check_followable(at: cursor, use_case: UseCase) -> None:
         raise ValueError(f"{use_case.name} cannot be followed by cdc: {'; '.join(faults)}. Poll it instead")
 
 
-class TableMended(Exception):  # noqa: N818  # not an error
-    """A table that was not as declared is so again: what was missed of it is to be read."""
-
-
 @dataclass
 class SourceTables:
     """Turns rows as the source has them into rows that are kept; tells of tables that are not as declared.
 
-    `stopped` are those of which something was missed: whoever begins anew reads them from the start.
+    `stopped` are those of which something was missed, `mended` those of them that are as declared again.
     """
 
     use_case: UseCase
     outside: Outside
     identities: Identities
     stopped: set[str] = field(default_factory=set, init=False)
+    mended: set[str] = field(default_factory=set, init=False)
     _told: dict[str, str] = field(default_factory=dict, init=False)  # table -> what the last alert said
 
     def keep_rows(self, name: str, raw: pa.Table) -> list[FollowedRow] | None:
         """Rows of a table, judged; None where the table is not as declared: then an alert says so.
 
         A row that became known at no time, or before the first partition, is left to `ingest`, which counts such rows.
-
-        Raises:
-            TableMended: it was not as declared, and is so now.
         """
         suite = suites(self.use_case.name)[name]
         missing = [f"column {column} is missing" for column in missing_columns(raw.schema, suite)]
         problems = [*missing, *retyped_columns(raw.schema, suite)]
-        self._tell(name, problems, added_columns(raw.schema, suite))
         if problems:
-            self.stopped.add(name)
+            self.stop(name, "; ".join(problems))
             return None
         if name in self.stopped:
-            raise TableMended(name)
+            self.mended.add(name)
+        else:
+            self._tell(name, "warning", _describe_added(added_columns(raw.schema, suite)))
         rows = to_canonical(raw, suite)
         known = rows[self.use_case.source.tables[name].available_at]
-        first = pa.scalar(utc(self.use_case.grid.first), known.type)
-        rows = rows.filter(pc.fill_null(pc.greater_equal(known, first), fill_value=False))
+        first, last = (pa.scalar(moment, known.type) for moment in (utc(self.use_case.grid.first), _LAST))
+        inside = pc.and_(pc.greater_equal(known, first), pc.less(known, last))
+        rows = rows.filter(pc.fill_null(inside, fill_value=False))
         return [row for interval, part in self._by_partition(name, rows) for row in self._judge(name, part, interval)]
 
     def stop(self, name: str, problem: str) -> None:
-        """Say that a table cannot be read."""
+        """Say that a table cannot be followed, and that something of it is missed from now on."""
         self.stopped.add(name)
-        self._tell(name, [problem], [])
+        self.mended.discard(name)
+        self._tell(name, "critical", problem)
+
+    def resume(self, name: str) -> None:
+        """What was missed of a table was read."""
+        self.stopped.discard(name)
+        self.mended.discard(name)
+        self._tell(name, "warning", "")
 
     def _by_partition(self, name: str, rows: pa.Table) -> list[tuple[Interval, pa.Table]]:
         column, grid = self.use_case.source.tables[name].available_at, self.use_case.grid
@@ -119,17 +125,18 @@ class SourceTables:
         kept = encode_rows(self.use_case, name, rows, self.identities[name])
         return [replace(row, reasons=bad.get(place)) for place, row in enumerate(kept)]
 
-    def _tell(self, name: str, problems: list[str], added: list[str]) -> None:
-        text = "; ".join(problems) or (
-            f"columns {', '.join(added)} were added; they are not taken over" if added else ""
-        )
+    def _tell(self, name: str, tier: "Tier", text: str) -> None:
         if self._told.get(name) == text:
             return
         self._told[name], fingerprint = text, f"{self.use_case.name}.stream.{name}"
         if not text:
             self.outside.alerts.resolve(fingerprint)
             return
-        title = f"{self.use_case.name}: {name} {'is no longer followed' if problems else 'has undeclared columns'}"
-        body = f"{text}. The other tables go on; mend it, or declare its columns anew" if problems else text
-        tier: Tier = "critical" if problems else "warning"
+        is_stopped = tier == "critical"
+        title = f"{self.use_case.name}: {name} {'is no longer followed' if is_stopped else 'has undeclared columns'}"
+        body = f"{text}. The other tables go on; mend it, or declare its columns anew" if is_stopped else text
         self.outside.alerts.raise_alert(tier, self.use_case.name, fingerprint, title, body)
+
+
+def _describe_added(columns: Sequence[str]) -> str:
+    return f"columns {', '.join(columns)} were added; they are not taken over" if columns else ""

@@ -227,3 +227,28 @@ def test_a_source_that_cannot_be_compared_is_told_of_and_stops_nothing(use_case:
     outside.source.execute("alter table weather_of_old rename to weather")
     assert to_take(use_case, outside) == []
     assert open_alerts(outside) == []
+
+
+def test_a_retake_asked_for_while_the_source_is_compared_stays_open(
+    use_case: UseCase, outside: Outside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take(use_case, outside, 0, 1)
+    judge(outside, 0, 1)
+    assert to_take(use_case, outside) == []
+    real = late._read_all_fingerprints
+
+    def read_and_ask(*given: object) -> object:
+        found = real(*given)  # type: ignore[arg-type]
+        with outside.warehouse.transaction() as at:  # the stream has seen a row that this reading has not
+            late.open_retake(at, use_case, week(1).start)
+        return found
+
+    with outside.warehouse.transaction() as at:
+        late.open_retake(at, use_case, week(0).start)
+    monkeypatch.setattr(late, "_read_all_fingerprints", read_and_ask)
+    to_take(use_case, outside)
+    opened = outside.warehouse.query("select partition_start from retakes where closed_at is null")
+    assert [row["partition_start"] for row in opened] == [week(1).start]
+    monkeypatch.undo()
+    assert to_take(use_case, outside) == []
+    assert outside.warehouse.query("select from retakes where closed_at is null") == []

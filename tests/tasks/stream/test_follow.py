@@ -5,6 +5,7 @@ from datetime import timedelta
 import pyarrow as pa
 
 from adapters.connect import Outside
+from adapters.retrying import wait_until
 from features import definition
 from pipeline.handoffs import Snapshot
 from pipeline.spec import UseCase
@@ -14,7 +15,15 @@ from tasks.deploy.golden import rebuild_requests
 from tests.clean_data import week
 from tests.features.world import moved
 from tests.tasks.build_features.test_build import put
-from tests.tasks.stream.live import LiveSource, await_content, await_known, following, read_content, rebuild
+from tests.tasks.stream.live import (
+    PATIENCE_SECONDS,
+    LiveSource,
+    await_content,
+    await_known,
+    following,
+    read_content,
+    rebuild,
+)
 
 FLIGHTS = definition("flights")
 START = week(2).start
@@ -106,7 +115,10 @@ def test_a_refresh_meanwhile_loses_nothing(
         put(outside, followed, 2)
         built = build.build_snapshot(followed, outside)
         assert built is not None
+        outside.warehouse.execute("insert into source_checks values ('flights', now(), now())")
         online_features.refresh_store(followed, built, outside)
+        [checked] = outside.warehouse.query("select checked_at = '-infinity' as again from source_checks")
+        assert checked["again"]  # what came between the landing and now is in no dataset
         kept = outside.warehouse.query("select count(*) as rows from followed_rows")
         assert kept == [{"rows": 0}]  # the dataset has them
         source.run(
@@ -185,7 +197,7 @@ def test_a_column_that_is_retyped_stops_its_table_and_no_other_until_it_is_mende
         source.run("alter table movements add column gate text")
         source.tell(START + 14 * HOUR)
         await_known(outside, START + 14 * HOUR)
-        content, alerts = read_content(outside), list_alerts(outside)
+        content, alerts, stopped = read_content(outside), list_alerts(outside), list_stopped(outside)
         source.run("alter table weather alter column temp_f type double precision using temp_f::double precision")
         rows = source.read_rows()
         assert rows["weather"].num_rows > stays.num_rows
@@ -194,9 +206,37 @@ def test_a_column_that_is_retyped_stops_its_table_and_no_other_until_it_is_mende
             ("critical", "flights: weather is no longer followed"),
             ("warning", "flights: movements has undeclared columns"),
         ]
+        assert stopped == ["weather"]  # which every answer says
         source.tell(START + 16 * HOUR)  # with a row of the weather, which says that it is as it was
         await_content(outside, rebuild(followed, outside, snapshot, FLIGHTS, source.read_rows()))
-    assert ("critical", "flights: weather is no longer followed") not in list_alerts(outside)
+        await_alerts(outside, [("warning", "flights: movements has undeclared columns")])
+        assert list_stopped(outside) == []
+
+
+def test_a_row_with_a_moment_that_no_partition_has_stops_nothing(
+    followed: UseCase, outside: Outside, snapshot: Snapshot, source: LiveSource
+) -> None:
+    with following(followed, outside):
+        source.run(
+            "insert into weather (origin, observed_at, temp_f, known_at) values"
+            " ('JFK', '9999-12-31', 40, '9999-12-31'), ('LGA', '1999-12-31', 40, '1999-12-31')"
+        )
+        source.tell(START + 3 * HOUR)
+        await_known(outside, START + 3 * HOUR)
+        rows = source.read_rows()
+        known = [START <= moment < week(3).end for moment in rows["weather"]["known_at"].to_pylist()]
+        weather = rows["weather"].filter(pa.array(known, pa.bool_()))
+        assert read_content(outside) == rebuild(followed, outside, snapshot, FLIGHTS, {**rows, "weather": weather})
+    assert list_alerts(outside) == []
+
+
+def list_stopped(outside: Outside) -> list[str]:
+    [row] = outside.warehouse.query("select stopped from online_state")
+    return list(row["stopped"])
+
+
+def await_alerts(outside: Outside, alerts: list[tuple[str, str]]) -> None:
+    assert wait_until(lambda: list_alerts(outside) == alerts, within_seconds=PATIENCE_SECONDS), list_alerts(outside)
 
 
 def list_alerts(outside: Outside) -> list[tuple[str, str]]:

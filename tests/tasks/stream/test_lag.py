@@ -1,5 +1,7 @@
 """A stream that stands still, or that makes its source keep too much, is told of in time."""
 
+from dataclasses import replace
+
 import pytest
 
 from adapters.connect import Outside
@@ -62,6 +64,32 @@ def test_a_slot_that_nobody_reads_is_told_of_and_then_dropped(
     ]
     with follower.transaction() as at:
         assert inspect_slot(at, name, name) is None
+
+
+def test_a_slot_of_a_source_that_is_followed_no_more_is_dropped(
+    use_case: UseCase, followed: UseCase, outside: Outside, source: LiveSource
+) -> None:
+    moved(outside, "10 seconds")
+    outside.warehouse.execute("update stream_state set position = 1")
+    assert outside.settings.follower_dsn is not None
+    follower, name = Warehouse(outside.settings.follower_dsn), slot_name(followed)
+    with follower.transaction() as at:
+        create_slot(at, name)
+    assert lag.judge_stream(use_case, outside) == []
+    with follower.transaction() as at:
+        assert inspect_slot(at, name, name) is None
+
+
+def test_a_source_that_does_not_answer_is_an_alert_and_no_error(
+    followed: UseCase, outside: Outside, source: LiveSource
+) -> None:
+    moved(outside, "10 seconds")
+    assert outside.settings.follower_dsn is not None
+    wrong = outside.settings.follower_dsn.replace("password=", "password=not_")
+    away = Outside(replace(outside.settings, follower_dsn=wrong))
+    assert lag.judge_stream(followed, away) == ["flights: the slot of the source cannot be looked at"]
+    assert lag.judge_stream(followed, outside) == []
+    assert open_alerts(outside) == []
 
 
 def test_a_polled_source_has_no_slot_to_judge(use_case: UseCase, outside: Outside) -> None:
