@@ -112,11 +112,12 @@ def unpack_parts(series: Series, key: str, parts: tuple[bytes | None, bytes | No
         return read[0] if read else None
     settled, recent = read
     offset = len(settled["moment"].values)
+    ranks = {f"rank{number}" for number in range(len(series.orders))}  # not all that begins so: a field may, too
     columns = {}
     for name, column in settled.items():
         later = recent[name].values
         columns[name] = MaskedColumn(
-            np.concatenate([column.values, later + offset if name.startswith("rank") else later]),
+            np.concatenate([column.values, later + offset if name in ranks else later]),
             np.concatenate([column.valid, recent[name].valid]),
         )
     return columns

@@ -3,17 +3,21 @@
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cache
 
+import duckdb
 import numpy as np
+import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from features.followed import FollowedSeries
 from features.online import OnlineFeatures, StoreState
 from features.operations import MaskedColumn
-from features.series import list_series, point_kinds
+from features.series import Series, extract_sql, list_series, point_kinds
 from features.series_cache import SeriesCache
+from features.series_codec import pack_series, unpack_parts, unpack_series
 from tests.features.stored import CACHE_BYTES, Stored, micros, parquet, requests
 from tests.features.test_followed import IDENTITIES, between, known_by, rows_changed
 from tests.features.world import FLIGHTS, LEAD, World, day, engine, moved, small_world
@@ -143,3 +147,59 @@ def test_a_cache_that_forgets_is_as_one_that_never_knew(steps: list[tuple[str, s
             )
         assert answers[0] == answers[1]
         assert answers[0][0] == held[key]
+
+
+PARTED = Series(
+    name="told(gate)",
+    stream="told",
+    key=("gate",),
+    on=("gate",),
+    moment="known_at",
+    reach=None,
+    sums=("minutes",),
+    columns={"kind": "varchar", "ranking": "bigint"},  # a field may be named like a rank
+    orders=(("known_at", "minutes"), ("known_at", "kind")),
+)
+GATE = PARTED.key_text(["A"])
+Told = tuple[int, int, str, int | None]  # the hour, minutes, the kind, a ranking
+
+
+def pack(told: list[Told]) -> bytes | None:
+    """The payload of what was told of a gate; None: nothing was."""
+    columns = {"hours": pa.int64(), "minutes": pa.int64(), "kind": pa.string(), "ranking": pa.int64()}
+    table = pa.table({name: pa.array([row[at] for row in told], columns[name]) for at, name in enumerate(columns)})
+    with one_thread().cursor() as connection:
+        connection.register("rows_given", table)
+        events = "(select *, 'A' as gate, timestamp '2013-01-16' + to_hours(hours) as known_at from rows_given)"
+        return dict(pack_series(PARTED, connection.sql(extract_sql(PARTED, events, SINCE)).to_arrow_table())).get(GATE)
+
+
+@cache
+def one_thread() -> duckdb.DuckDBPyConnection:
+    return duckdb.connect(config={"threads": 1})
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    told=st.lists(
+        st.tuples(
+            st.integers(0, 3),
+            st.integers(0, 2),
+            st.sampled_from(["arrived", "departed"]),
+            st.none() | st.integers(0, 99),
+        ),
+        max_size=12,
+    ),
+    split=st.integers(0, 4),
+)
+def test_parts_are_joined_to_what_was_parted(told: list[Told], split: int) -> None:
+    """Ranks and all: with many events at one moment, with none before the split or none from it on, and with none."""
+    parts = pack([row for row in told if row[0] < split]), pack([row for row in told if row[0] >= split])
+    joined, whole = unpack_parts(PARTED, GATE, parts), pack(told)
+    if whole is None:
+        assert joined is None
+        return
+    assert joined is not None
+    for name, column in unpack_series(GATE, whole, PARTED.stored).items():
+        assert joined[name].values.tolist() == column.values.tolist(), name
+        assert joined[name].valid.tolist() == column.valid.tolist(), name

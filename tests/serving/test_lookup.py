@@ -3,23 +3,29 @@
 import os
 import signal
 import socket
+import tempfile
 import time
+from collections.abc import Iterator
+from datetime import datetime
 from typing import Any
 
 import psutil
 import psycopg2
 import psycopg2.extras
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from adapters.connect import Outside
+from features.followed import ChangedSeries, FollowedSeries
 from features.online import StoreState
 from infra.local import postgres
 from infra.local.stack import Stack
 from pipeline.settings import Settings
 from serving.lookup import FeatureLookup
 from serving.reasons import DegradedReason
-from tests.features.stored import Stored, filled, requests
+from tests.features.stored import Stored, filled, online, parquet, requests
+from tests.features.test_followed import IDENTITIES, between, known_by, rows_changed
 from tests.features.world import FLIGHTS, LEAD, World, day, engine, moved, small_world
 
 SINCE, AS_OF = day(15), day(18)
@@ -135,7 +141,7 @@ def test_a_store_that_hangs_costs_the_timeout_once_and_is_asked_again_a_second_l
         assert reader.features(events).problems == ((DegradedReason.STORE_SILENT,),) * events.num_rows
         assert time.monotonic() - began >= TIMEOUT_MS / 1000
         read = reader._store._read
-        reader._store._read = lambda keys: pytest.fail(f"asked again, for {keys}")  # type: ignore[method-assign]
+        reader._store._read = lambda keys, _: pytest.fail(f"asked again, for {keys}")  # type: ignore[method-assign]
         assert reader.features(events).as_of is None  # not even tried
         reader._store._read = read  # type: ignore[method-assign]
     finally:
@@ -190,3 +196,121 @@ def test_no_events_are_no_rows(full: Outside, events: pa.Table) -> None:
     found = lookup(full.settings.warehouse_dsn).features(events.slice(0, 0))
     assert found.features.num_rows == 0
     assert found.problems == ()
+
+
+SPLIT, CUT = day(16), day(17)
+
+
+@pytest.fixture
+def followed(world: World) -> Iterator[FollowedSeries]:
+    """The series as they were known by CUT, in two parts."""
+    with tempfile.TemporaryDirectory() as folder:
+        files = parquet(known_by({name: world[name] for name in IDENTITIES}, CUT), folder)
+        series = FollowedSeries(FLIGHTS, files, IDENTITIES, since=SINCE, split=SPLIT, lead=LEAD)
+    yield series
+    series.close()
+
+
+@pytest.fixture
+def parted(outside: Outside, followed: FollowedSeries) -> Outside:
+    """A warehouse whose online store was refreshed at SPLIT, and followed until CUT."""
+    outside.warehouse.execute(
+        "insert into online_state (use_case, definition, since, as_of, snapshot_version, split, revision)"
+        " values ('flights', %s, %s, %s, 'v1', %s, 1)",
+        (FLIGHTS.digest(), SINCE, SPLIT, SPLIT),
+    )
+    write_step(outside, followed.pack_all(), CUT, changes=1)
+    return outside
+
+
+def write_step(outside: Outside, step: ChangedSeries, known_until: datetime, *, changes: int) -> None:
+    """What the stream writes, in one transaction."""
+    digest = FLIGHTS.digest()
+    with outside.warehouse.transaction() as at:
+        for part, payloads in (("payload", step.settled), ("recent", step.recent)):
+            psycopg2.extras.execute_values(
+                at,
+                f"insert into online_series (use_case, definition, key, {part}, changed) values %s"
+                f" on conflict (use_case, definition, key) do update set {part} = excluded.{part},"
+                " changed = excluded.changed",
+                [("flights", digest, key, payload, changes) for key, payload in payloads.items()],
+            )
+        at.execute("update online_state set known_until = %s, changes = %s", (known_until, changes))
+
+
+def apply_between(followed: FollowedSeries, world: World, *names: str) -> ChangedSeries:
+    """What some tables' rows between CUT and AS_OF change."""
+    return followed.apply({name: rows_changed(name, between(world[name], CUT, AS_OF)) for name in names})
+
+
+def note_reads(reader: FeatureLookup) -> list[tuple[Any, ...]]:
+    """A list that gets each row the store answers from now on: its key, both parts, and whether it only names a change."""
+    rows, read = list[tuple[Any, ...]](), reader._store._read
+
+    def noting(keys: list[str], held: StoreState | None) -> list[tuple[Any, ...]]:
+        found = read(keys, held)
+        rows.extend(row[5:] for row in found)
+        return found
+
+    reader._store._read = noting  # type: ignore[method-assign]
+    return rows
+
+
+def test_a_store_in_two_parts_answers_as_the_batch_and_as_one_in_one_part(
+    parted: Outside, followed: FollowedSeries, events: pa.Table, batch: pa.Table, store: Stored
+) -> None:
+    """Each window of seven days spans the split. Its twin: without their later parts, the same series are others."""
+    write_step(parted, apply_between(followed, small_world(), *IDENTITIES), AS_OF, changes=2)
+    [kinds] = parted.warehouse.query(
+        "select count(*) filter (where recent is null) as settled, count(*) filter (where payload is null) as recent,"
+        " count(*) filter (where payload is not null and recent is not null) as parted from online_series"
+    )
+    assert min(kinds.values()) > 10
+    found = lookup(parted.settings.warehouse_dsn).features(events)
+    assert found.as_of == AS_OF  # until when all is known, not what the dataset ends with
+    assert moved(batch, found.features) == []
+    assert moved(online(events, store).features, found.features) == []
+    parted.warehouse.execute("update online_series set recent = null")
+    assert "all_late_rate_7d" in moved(batch, lookup(parted.settings.warehouse_dsn).features(events).features)
+
+
+def test_a_change_of_one_key_is_seen_by_the_next_batch_which_reads_no_other(
+    parted: Outside, followed: FollowedSeries, world: World, events: pa.Table, batch: pa.Table
+) -> None:
+    reader = lookup(parted.settings.warehouse_dsn)
+    before, rows = reader.features(events), note_reads(reader)
+    weather = between(world["weather"], CUT, AS_OF)
+    step = followed.apply({"weather": rows_changed("weather", weather.filter(pc.equal(weather["origin"], "JFK")))})
+    assert [*step.settled, *step.recent] == ['weather(origin)["JFK"]']
+    write_step(parted, step, AS_OF, changes=2)
+    after = reader.features(events)
+    assert [row[0] for row in rows if row[0] and not row[3]] == ['weather(origin)["JFK"]']
+    assert after.as_of == AS_OF
+    fresh = lookup(parted.settings.warehouse_dsn).features(events).features
+    assert moved(fresh, after.features) == []
+    at_jfk = pc.equal(batch["origin"], "JFK")
+    for name in ("temp_f", "pressure_trend_mb_per_hour"):
+        assert after.features[name].filter(at_jfk).equals(batch[name].filter(at_jfk))
+        assert not before.features[name].filter(at_jfk).equals(batch[name].filter(at_jfk))
+
+
+def test_sabotage_a_change_whose_number_is_not_raised_is_not_seen(
+    parted: Outside, followed: FollowedSeries, world: World, events: pa.Table, batch: pa.Table
+) -> None:
+    reader = lookup(parted.settings.warehouse_dsn)
+    reader.features(events)
+    write_step(parted, apply_between(followed, world, *IDENTITIES), AS_OF, changes=2)
+    parted.warehouse.execute("update online_series set changed = 1")
+    assert "temp_f" in moved(batch, reader.features(events).features)
+    parted.warehouse.execute("update online_series set changed = 3")
+    parted.warehouse.execute("update online_state set changes = 3")
+    assert moved(batch, reader.features(events).features) == []
+
+
+def test_time_that_passes_without_a_change_moves_as_of_and_reads_no_series(parted: Outside, events: pa.Table) -> None:
+    reader = lookup(parted.settings.warehouse_dsn)
+    assert reader.features(events).as_of == CUT
+    rows = note_reads(reader)
+    parted.warehouse.execute("update online_state set known_until = %s", (day(17, 6),))
+    assert reader.features(events).as_of == day(17, 6)
+    assert {row[0] for row in rows} == {None}

@@ -130,3 +130,23 @@ def test_the_series_of_definitions_that_nothing_uses_go(outside: Outside, use_ca
     for table in ("online_state", "online_series"):
         kept = outside.warehouse.query(f"select distinct definition from {table}")
         assert {row["definition"] for row in kept} == {FLIGHTS.digest()}
+
+
+def test_what_was_followed_is_in_one_part_again_when_the_source_no_longer_is(
+    outside: Outside, use_case: UseCase
+) -> None:
+    put(outside, use_case, 0)
+    snapshot = build.build_snapshot(use_case, outside)
+    assert snapshot is not None
+    online_features.refresh_store(use_case, snapshot, outside)
+    [before] = content(outside)
+    outside.warehouse.execute("update online_series set recent = payload, changed = 7 where key like 'weather(%'")
+    outside.warehouse.execute("update online_series set payload = null where key like 'weather(%JFK%'")
+    outside.warehouse.execute("update online_state set split = since, known_until = now(), changes = 7")
+    assert online_features.refresh_store(use_case, snapshot, outside).written == 3
+    [after] = content(outside)
+    assert after == {**before, "revision": 2}  # readers drop what they hold
+    assert outside.warehouse.query(
+        "select count(recent) as recent, max(changed) as changed, max(changes) as changes, max(split) as split,"
+        " max(known_until) as known_until from online_series join online_state using (use_case, definition)"
+    ) == [{"recent": 0, "changed": 0, "changes": 0, "split": None, "known_until": None}]
