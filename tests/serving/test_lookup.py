@@ -244,7 +244,7 @@ def apply_between(followed: FollowedSeries, world: World, *names: str) -> Change
 
 
 def note_reads(reader: FeatureLookup) -> list[tuple[Any, ...]]:
-    """A list that gets each row the store answers from now on: its key, both parts, and whether it only names a change."""
+    """A list that gets each row of the store from now on: its key, both parts, and whether it only names a change."""
     rows, read = list[tuple[Any, ...]](), reader._store._read
 
     def noting(keys: list[str], held: StoreState | None) -> list[tuple[Any, ...]]:
