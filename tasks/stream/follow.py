@@ -16,7 +16,7 @@ import psycopg2
 
 from adapters import connect
 from adapters.connect import Outside
-from adapters.errors import FencedOut, Missing, PublicationGone, Refused, SlotGone, Unavailable
+from adapters.errors import FencedOut, PublicationGone, SlotGone, Unavailable
 from pipeline.spec import UseCase, use_cases
 from serving.locks import take_lock
 from tasks.stream.log_reader import LogReader, LogStart
@@ -33,7 +33,7 @@ _READ_SECONDS = 1.0
 _IDLE_WRITE_SECONDS = 1.0  # so often is it written until when all is known, where nothing came
 _PAUSE_SECONDS = 3.0  # before what failed is tried again, and for what is not there yet
 _MENDED_SECONDS = 30.0  # at most so often is all read anew because a table is as declared again
-_TROUBLE = (psycopg2.Error, Unavailable, Missing, Refused)
+_TROUBLE = (psycopg2.Error, Unavailable, ValueError)  # the last: a person has to change something, and may at any time
 
 
 class TableMended(Exception):  # noqa: N818  # not an error
@@ -41,11 +41,7 @@ class TableMended(Exception):  # noqa: N818  # not an error
 
 
 def follow_use_case(use_case: UseCase, outside: Outside, stopped: threading.Event) -> None:
-    """Follow one use case until the event is set.
-
-    Raises:
-        ValueError: its source cannot be followed as params.yaml says; what to change.
-    """
+    """Follow one use case until the event is set; what is in the way is told, and tried again."""
     is_log_lost = False
     while not stopped.is_set():
         try:
@@ -128,7 +124,7 @@ def _fingerprint(use_case: UseCase) -> str:
 
 
 def main() -> int:
-    """Follow until SIGTERM; 1: a use case cannot be followed, and the log says why, or another stream runs here."""
+    """Follow until SIGTERM; 1: another stream runs here, or a mistake of ours ended one, which the log shows."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     outside, stopped = connect.outside(), threading.Event()
     lock = outside.settings.home / LOCK
@@ -144,9 +140,6 @@ def main() -> int:
     def follow(use_case: UseCase) -> None:
         try:
             follow_use_case(use_case, outside, stopped)
-        except ValueError as error:  # a person has to change something; the others go on
-            failed.append(use_case.name)
-            _report(use_case, outside, str(error))
         except BaseException:  # whoever supervises this starts all of them again
             failed.append(use_case.name)
             stopped.set()
