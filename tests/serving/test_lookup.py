@@ -249,7 +249,7 @@ def note_reads(reader: FeatureLookup) -> list[tuple[Any, ...]]:
 
     def noting(keys: list[str], held: StoreState | None) -> list[tuple[Any, ...]]:
         found = read(keys, held)
-        rows.extend(row[5:] for row in found)
+        rows.extend(row[-4:] for row in found)  # before them comes the state
         return found
 
     reader._store._read = noting  # type: ignore[method-assign]
