@@ -209,17 +209,19 @@ class LogReader:
         name = slot_name(self._use_case)
         with self._source.transaction() as at:
             state = inspect_slot(at, name, name)
-        oid = state.publication_oid if state else None
-        if self.publication_oid not in (None, oid):
-            raise PublicationGone(f"the publication {name} was dropped{' and made anew' if oid else ''}")
-        self.publication_oid = oid
-        published = state.tables if state and oid else ()
-        for table in self._use_case.source.tables:
-            if table not in published:
-                self._tables.stop(table, f"it is not in the publication {name}, or was made anew since")
-            elif table in self._unpublished:
-                self._tables.mended.add(table)
-        self._unpublished = self._use_case.source.tables.keys() - published
+        if state is None:
+            raise SlotGone(f"there is no replication slot {name}")
+        if state.publication_oid is None:
+            raise PublicationGone(f"there is no publication {name}: tasks.stream.prepare_source makes it")
+        if self.publication_oid not in (None, state.publication_oid):
+            raise PublicationGone(f"the publication {name} was dropped and made anew")
+        self.publication_oid = state.publication_oid
+        source = self._use_case.source
+        needed = {*source.tables, *([source.watermark.table] if source.watermark else [])}
+        for table in needed - {*state.tables}:
+            self._tables.stop(table, f"it is not in the publication {name}, or was made anew since")
+        self._tables.mended |= self._unpublished & {*state.tables}
+        self._unpublished = needed - {*state.tables}
         self._look_at = time.monotonic() + _LOOK_SECONDS
 
     def _fetch_values(self, table: str, key: Mapping[str, str | None], columns: Sequence[str]) -> dict[str, str | None]:
