@@ -6,7 +6,7 @@ between transactions. The layout of the messages: PostgreSQL's manual, "Logical 
 
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from types import EllipsisType
@@ -43,6 +43,14 @@ class Relation:
     columns: Mapping[str, int]  # name -> pg_type.oid, in order; a domain is its base type, as in what COPY reads
     modifiers: Mapping[str, int]  # name -> type modifier, -1 for none
     key: tuple[str, ...]  # the primary key; under REPLICA IDENTITY FULL, every column
+
+    def select(self, names: Sequence[str]) -> "Relation":
+        """The same with these columns alone, in this order."""
+        return replace(
+            self,
+            columns={name: self.columns[name] for name in names},
+            modifiers={name: self.modifiers[name] for name in names},
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

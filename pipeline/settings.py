@@ -61,7 +61,7 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
     required = {field_name: environment[name] for field_name, name in _REQUIRED.items()}
     return Settings(
         **{**required, "home": Path(required["home"])},  # type: ignore[arg-type]  # every other value is a string
-        params=Path(environment.get("WINDSOCK_PARAMS") or REPOSITORY / "params.yaml"),
+        params=find_params(environment),
         slack_token=environment.get("SLACK_BOT_TOKEN") or None,
         slack_webhook=environment.get("SLACK_WEBHOOK_URL") or None,
         slack_channel=environment.get("SLACK_CHANNEL") or "#windsock",
@@ -75,6 +75,11 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
         gateway_maps=_path(environment, "WINDSOCK_GATEWAY_MAPS"),
         gateway_key=environment.get("WINDSOCK_GATEWAY_KEY") or None,
     )
+
+
+def find_params(environment: Mapping[str, str]) -> Path:
+    """The params.yaml that an environment names, or that of the checkout."""
+    return Path(environment.get("WINDSOCK_PARAMS") or REPOSITORY / "params.yaml")
 
 
 def _url(environment: Mapping[str, str], name: str) -> str | None:

@@ -1,7 +1,7 @@
 """Where a use case's rows come from: its tables, and the grid by which they are taken."""
 
 from collections.abc import Iterator, Mapping
-from datetime import date
+from datetime import date, timedelta
 from typing import Literal
 
 from pydantic import Field
@@ -37,9 +37,9 @@ class Source(Block):
     row that is committed later than that is found by the comparison of all of them, once a week.
 
     `follow` says how changes reach the online store between two partitions: `cdc` reads the source's log (logical
-    decoding), `poll` asks its tables; null: not at all. A polled row may be committed `horizon_seconds` after it became
-    known; what is committed later still is found by the comparison above. What is known is told by the source's clock,
-    less the horizon where it is polled, or by a `watermark`, where its data live by another clock.
+    decoding), `poll` asks its tables; null: not at all. A row may be committed `horizon_seconds` after it became known;
+    what is committed later still is found by the comparison above. The source's clock, less the horizon, says until
+    when all is known; where its data live by another clock a `watermark` does.
 
     `last_partition` is for a source that has ended: nothing is scheduled after it. None: rows still arrive.
     """
@@ -53,6 +53,16 @@ class Source(Block):
     watermark: Watermark | None
     cron: Cron
     tables: Mapping[Identifier, Table] = Field(min_length=1)
+
+    @property
+    def horizon(self) -> timedelta:
+        """How far behind the source's clock all is known; a watermark says itself what is."""
+        return timedelta(seconds=0 if self.watermark else self.horizon_seconds)
+
+    @property
+    def followed_tables(self) -> set[str]:
+        """What whoever follows it reads: its tables, and that of the watermark."""
+        return {*self.tables, *([self.watermark.table] if self.watermark else [])}
 
     def _contradictions(self) -> Iterator[str]:
         after_days = (self.last_partition - self.first_partition).days if self.last_partition else 0

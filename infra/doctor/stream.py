@@ -2,14 +2,14 @@
 
 from collections.abc import Iterator
 from contextlib import closing
-from pathlib import Path
 
 import psycopg2
 
 from adapters.replication_setup import SlotState, check_role, inspect_slot
 from infra.doctor.finding import RESTART, Environment, Finding
-from pipeline.settings import REPOSITORY
+from pipeline.settings import find_params
 from pipeline.spec import UseCase, use_cases
+from tasks.stream.log_reader import slot_name
 
 _MOVED = """
 select extract(epoch from now() - moved_at)::float, known_until from stream_state where use_case = %s"""
@@ -19,8 +19,7 @@ _PREPARE = "make what is missing: `make publish`, or `python -m tasks.stream.pre
 
 def check_streams(environment: Environment) -> Iterator[Finding]:
     """What is wrong with following, for each use case that asks for it."""
-    params = Path(environment.get("WINDSOCK_PARAMS") or REPOSITORY / "params.yaml")
-    for use_case in use_cases(params).values():
+    for use_case in use_cases(find_params(environment)).values():
         if use_case.source.follow is not None:
             yield _check_progress(use_case, environment["WINDSOCK_WAREHOUSE_DSN"])
         if use_case.source.follow == "cdc":
@@ -41,7 +40,7 @@ def _check_progress(use_case: UseCase, dsn: str) -> Finding:
 
 
 def _check_log(use_case: UseCase, dsn: str | None) -> Iterator[Finding]:
-    check, name = f"log {use_case.name}", f"windsock_{use_case.name}"
+    check, name = f"log {use_case.name}", slot_name(use_case)
     if dsn is None:
         yield Finding(check=check, observation="no role follows it", remedy="set WINDSOCK_FOLLOWER_DSN")
         return

@@ -14,8 +14,7 @@ from infra.local.home import inherited_environment
 from infra.local.plan import GROUPS
 from infra.local.stack import PartStatus, Stack
 from infra.local.stream import follower_dsn
-from pipeline.settings import REPOSITORY
-from pipeline.spec import use_cases
+from pipeline.settings import REPOSITORY, find_params
 
 
 def default_home() -> Path:
@@ -116,9 +115,10 @@ def _connect_gateway(stack: Stack) -> Gateway:
 
 def publish_source(stack: Stack, name: str) -> None:
     """Make the source of a use case ready to be followed by its log."""
-    from tasks.stream.prepare_source import prepare_source  # noqa: PLC0415  # features, which no other verb loads
+    from pipeline.spec import use_cases  # noqa: PLC0415  # what no other verb needs, and loads
+    from tasks.stream.prepare_source import prepare_source  # noqa: PLC0415
 
-    known, home = use_cases(Path(os.environ.get("WINDSOCK_PARAMS") or REPOSITORY / "params.yaml")), stack.home()
+    known, home = use_cases(find_params(os.environ)), stack.home()
     if name not in known:
         raise ValueError(f"no use case {name!r}: there are {', '.join(known)}")
     admin_dsn = str(make_dsn(home.admin_dsn, dbname="source"))

@@ -3,12 +3,11 @@
 import signal
 import sys
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 from infra.local import postgres
 from infra.local.home import Home
 from infra.local.part import Part
-from pipeline.settings import REPOSITORY
+from pipeline.settings import REPOSITORY, find_params
 from serving.locks import is_held
 
 
@@ -22,7 +21,7 @@ def plan_stream(home: Home, environment: Mapping[str, str], mark: Callable[[str]
     from pipeline.spec import use_cases  # noqa: PLC0415  # pydantic, loaded while PostgreSQL starts
 
     try:
-        known = use_cases(Path(environment.get("WINDSOCK_PARAMS") or REPOSITORY / "params.yaml"))
+        known = use_cases(find_params(environment))
     except ValueError:  # Airflow's page says what is wrong with it, and for that the stack must come up
         known = {}
     if not any(use_case.source.follow for use_case in known.values()):

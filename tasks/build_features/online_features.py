@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
@@ -142,13 +143,12 @@ def refresh_store(use_case: UseCase, snapshot: Snapshot, outside: Outside) -> Re
             _alert_stale_definition(use_case, definition.digest(), error, outside)
             continue
         with closing(refresh):
-            done += outside.warehouse.retry_transaction(lambda: refresh.commit(fence))  # noqa: B023  # called at once
+            done += outside.warehouse.retry_transaction(partial(refresh.commit, fence))
 
     def retire() -> None:
         with outside.warehouse.transaction(fence) as at:
             at.execute(_RETIRE, (use_case.name, digests, use_case.name, use_case.name))
-            if not lost:
-                at.execute(_FORGET_ROWS, {"use_case": use_case.name, "end": snapshot.end})
+            at.execute(_FORGET_ROWS, {"use_case": use_case.name, "end": snapshot.end})
 
     if not lost:  # else one of those that seem unused may be what a lost version learnt
         outside.warehouse.retry_transaction(retire)

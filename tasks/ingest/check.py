@@ -1,7 +1,7 @@
 """One table against its suite: the schema on Arrow types, everything else by `suite_run`."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -116,11 +116,7 @@ def check_rows(typed: pa.Table, expects: Sequence[Expect], *, allowed: int) -> C
 def find_bad_rows(typed: pa.Table, suite: Suite, limits: Table, partition: Interval) -> dict[int, tuple[str, ...]]:
     """The rows of one partition that validation would quarantine, however many: position -> why."""
     expects = [e for e in content_expectations(suite, limits, partition) if e.severity == "warning"]
-    reasons = defaultdict[int, list[str]](list)
-    for expect, positions in zip(expects, find_failing_rows(typed, expects), strict=True):
-        for position in positions:
-            reasons[position].append(_reason(expect, typed, position))
-    return {position: tuple(reasons[position]) for position in sorted(reasons)}
+    return _collect_reasons(typed, zip(expects, find_failing_rows(typed, expects), strict=True))
 
 
 def _problems(suite_run: SuiteRun) -> list[str]:
@@ -133,10 +129,16 @@ def _problems(suite_run: SuiteRun) -> list[str]:
 
 
 def _bad_rows(typed: pa.Table, failed: Sequence[Expect]) -> dict[int, tuple[str, ...]]:
-    reasons: dict[int, list[str]] = {}
-    for outcome in run_suite(typed, failed, complete=True).outcomes:
-        for position in outcome.positions:
-            reasons.setdefault(position, []).append(_reason(outcome.expect, typed, position))
+    outcomes = run_suite(typed, failed, complete=True).outcomes
+    return _collect_reasons(typed, ((outcome.expect, outcome.positions) for outcome in outcomes))
+
+
+def _collect_reasons(typed: pa.Table, failing: Iterable[tuple[Expect, Sequence[int]]]) -> dict[int, tuple[str, ...]]:
+    """Expectations with the rows that fail them, by row."""
+    reasons = defaultdict[int, list[str]](list)
+    for expect, positions in failing:
+        for position in positions:
+            reasons[position].append(_reason(expect, typed, position))
     return {position: tuple(reasons[position]) for position in sorted(reasons)}
 
 

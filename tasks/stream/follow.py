@@ -23,7 +23,7 @@ from tasks.stream.log_reader import LogReader, LogStart
 from tasks.stream.poll import PollReader
 from tasks.stream.session import NothingToFollow, StoreRebuilt, StreamSession
 from tasks.stream.source_step import SourceReader, SourceStep
-from tasks.stream.source_tables import SourceTables, check_followable, find_identities
+from tasks.stream.source_tables import SourceTables, find_identities
 from tasks.stream.state import StreamState, begin_following, forget_log
 
 logger = logging.getLogger(__name__)
@@ -70,7 +70,6 @@ def _follow(use_case: UseCase, outside: Outside, stopped: threading.Event) -> No
     """From what was kept on, until the event is set or something fails."""
     with outside.source.transaction() as at:
         identities = find_identities(at, use_case)
-        check_followable(at, use_case)
     fence, state = begin_following(use_case, outside, identities)
     tables = SourceTables(use_case, outside, identities)
     with ExitStack() as stack:

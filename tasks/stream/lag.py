@@ -29,13 +29,13 @@ def judge_stream(use_case: UseCase, outside: Outside) -> list[str]:
     """
     dsn = outside.settings.follower_dsn
     state = read_stream_state(use_case, outside)
-    has_slot = dsn is not None and (use_case.source.follow == "cdc" or (state is not None and state.place is not None))
+    may_have_slot = use_case.source.follow == "cdc" or (state is not None and state.place is not None)
     found = list[str]()
     if use_case.source.follow is not None:
         found += _judge_progress(use_case, outside)
     elif state is not None:
         found += _tell(use_case, outside, "standstill", None)
-    if has_slot and dsn is not None:
+    if may_have_slot and dsn is not None:
         try:
             found += _judge_slot(use_case, outside, Warehouse(dsn, what="followed source", patience_seconds=5))
         except (psycopg2.Error, Unavailable, Refused) as error:

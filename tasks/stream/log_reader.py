@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import partial
 from types import TracebackType
 from typing import Self
@@ -18,13 +18,12 @@ from psycopg2 import sql
 from adapters.errors import PublicationGone, SlotGone
 from adapters.pgoutput import Relation, RowChange, convert_rows
 from adapters.replication import ReplicationFollower
-from adapters.replication_pieces import Idle, TransactionPiece
+from adapters.replication_pieces import Idle, TransactionPiece, skip_until
 from adapters.replication_setup import create_slot, drop_slot, inspect_slot
 from adapters.warehouse import Warehouse
 from pipeline.spec import UseCase
-from tasks.build_features.followed_rows import FollowedRow
 from tasks.stream.piece_rows import PieceRows
-from tasks.stream.poll import Held, find_end, read_rows, read_time
+from tasks.stream.read_tables import Held, TablesRead, read_tables, read_time
 from tasks.stream.source_step import LogPlace, SourceStep
 from tasks.stream.source_tables import SourceTables
 
@@ -46,7 +45,7 @@ class LogStart:
     place: LogPlace | None
     publication_oid: int | None
     since: datetime
-    held: Sequence[FollowedRow]
+    held: Held
 
 
 class LogReader:
@@ -73,9 +72,9 @@ class LogReader:
             Unavailable: another follower has the slot, or the source does not answer.
             Refused: it lets us not in.
         """
-        self._unread = self._begin_tables() if self._start.place is None else iter(())
         if self._start.place is None:
             self._begin_slot(slot_name(self._use_case))
+            self._unread = self._begin_tables()
         else:
             self._refuse_restored(self._start.place)
         self._look()
@@ -144,18 +143,17 @@ class LogReader:
     def _take(self, answer: TransactionPiece | Idle, rows: PieceRows) -> datetime | None:
         """Add a piece to a step; until when all is known after it."""
         source = self._use_case.source
-        horizon = timedelta(seconds=source.horizon_seconds)
         if isinstance(answer, Idle):
             self._held = max(self._held, LogPlace(position=answer.position, number=-1), key=_order)
-            return answer.server_time - horizon if answer.is_caught_up and source.watermark is None else None
-        held = _order(self._held)
+            return answer.server_time - source.horizon if answer.is_caught_up and source.watermark is None else None
+        begin = skip_until(answer, _order(self._held)).first_number
         for event in answer.events:
             if isinstance(event, Relation):
                 self._relations[event.table] = event
                 continue
             if moment := self._read_watermark(event):
                 self._told = max(moment, self._told or moment)
-            if event.table in source.tables and (answer.position, event.number) > held:
+            if event.table in source.tables and event.number >= begin:
                 rows.add(event)
         count = sum(isinstance(event, RowChange) for event in answer.events)
         place = LogPlace(position=answer.position, number=answer.first_number + count - 1)
@@ -163,46 +161,29 @@ class LogReader:
         if not answer.is_last:
             return None
         told, self._told = self._told, None
-        return told if source.watermark else answer.committed_at - horizon
+        return told if source.watermark else answer.committed_at - source.horizon
 
     def _read_watermark(self, event: RowChange) -> datetime | None:
         watermark = self._use_case.source.watermark
         if watermark is None or event.table != watermark.table or not (event.row or {}).get(watermark.column):
             return None
-        relation = self._relations[event.table]
-        only = replace(
-            relation,
-            columns={watermark.column: relation.columns[watermark.column]},
-            modifiers={watermark.column: relation.modifiers[watermark.column]},
-        )
-        [moment] = convert_rows([event.row or {}], only)[watermark.column].to_pylist()
+        told = convert_rows([event.row or {}], self._relations[event.table].select([watermark.column]))
+        [moment] = told[watermark.column].to_pylist()
         return moment.astimezone(UTC) if isinstance(moment, datetime) else None
 
     def _begin_tables(self) -> Iterator[SourceStep]:
         """What the tables hold, beside what was kept: where nothing of the log was read before."""
         lower, known_until = self._start.since, None
-        held = {(row.table, row.identity): row for row in self._start.held if row.row_data is not None}
         while lower < _EVER:
-            step, until, told = self._source.retry_transaction(partial(self._read_tables, lower, held))
-            known_until = known_until or told
-            lower = until
-            yield replace(step, known_until=known_until, place=self._held) if until == _EVER else step
+            read, told = self._source.retry_transaction(partial(self._read_tables, lower))
+            known_until, lower = known_until or told, read.until
+            yield replace(read.step, known_until=known_until, place=self._held) if lower == _EVER else read.step
 
-    def _read_tables(self, lower: datetime, held: Held) -> tuple[SourceStep, datetime, datetime]:
-        """One part of it; up to where, and until when all was known."""
+    def _read_tables(self, lower: datetime) -> tuple[TablesRead, datetime]:
+        """One part of it, and until when all was known."""
         with self._source.transaction(snapshot=True) as at:
-            told = read_time(at, self._use_case)
-            until = find_end(at, self._use_case, lower, _EVER)
-            rows, unread = read_rows(at, self._use_case, self._tables, lower, until)
-        before = {
-            place: row for place, row in held.items() if lower <= row.available_at < until and place[0] not in unread
-        }
-        step = SourceStep(
-            rows={place: row for place, row in rows.items() if before.get(place) != row},
-            gone=frozenset(before.keys() - rows.keys()),
-        )
-        horizon = 0 if self._use_case.source.watermark else self._use_case.source.horizon_seconds
-        return step, until, told - timedelta(seconds=horizon)
+            told = read_time(at, self._use_case) - self._use_case.source.horizon
+            return read_tables(at, self._tables, self._start.held, lower, _EVER), told
 
     def _look(self) -> None:
         """Compare the publication with the one that was followed before, and its tables with ours."""
@@ -216,8 +197,7 @@ class LogReader:
         if self.publication_oid not in (None, state.publication_oid):
             raise PublicationGone(f"the publication {name} was dropped and made anew")
         self.publication_oid = state.publication_oid
-        source = self._use_case.source
-        needed = {*source.tables, *([source.watermark.table] if source.watermark else [])}
+        needed = self._use_case.source.followed_tables
         for table in needed - {*state.tables}:
             self._tables.stop(table, f"it is not in the publication {name}, or was made anew since")
         self._tables.mended |= self._unpublished & {*state.tables}

@@ -1,7 +1,6 @@
 """The rows that some transactions of a log leave behind: each identity once, as it is after the last of them."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 
 import pyarrow as pa
 
@@ -85,12 +84,8 @@ class PieceRows:
 
     def _encode_keys(self, name: str, keys: Sequence[_Key], relation: Relation) -> list[str]:
         identity = self._tables.identities[name]
-        only = replace(
-            relation,
-            columns={column: relation.columns[column] for column in identity},
-            modifiers={column: relation.modifiers[column] for column in identity},
-        )
-        table = convert_rows([dict(zip(identity, key, strict=True)) for key in keys], only)
+        rows = [dict(zip(identity, key, strict=True)) for key in keys]
+        table = convert_rows(rows, relation.select(identity))
         declared = canonical_schema(suites(self._use_case.name)[name])
         try:
             return encode_identities(table.cast(pa.schema([declared.field(column) for column in identity])))

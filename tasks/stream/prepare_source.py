@@ -29,8 +29,7 @@ def prepare_source(use_case: UseCase, admin_dsn: str, follower_dsn: str) -> list
     Raises:
         ValueError: a table cannot be followed; or there is a publication of this name for other tables.
     """
-    watermark = use_case.source.watermark
-    tables = sorted({*use_case.source.tables, *([watermark.table] if watermark else [])})
+    tables = sorted(use_case.source.followed_tables)
     with closing(psycopg2.connect(admin_dsn)) as opened, opened, opened.cursor() as at:
         return [_publish(at, slot_name(use_case), tables), _make_role(at, follower_dsn, tables)]
 

@@ -1,6 +1,6 @@
 """Keeps the online store at what a reader tells: rows, their series, and how far was read, in one transaction."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -113,9 +113,9 @@ class StreamSession:
         return self._since
 
     @property
-    def held(self) -> list[FollowedRow]:
-        """The rows that were kept."""
-        return list(self._held.values())
+    def held(self) -> Mapping[tuple[str, str], FollowedRow]:
+        """The rows that were kept, by table and identity."""
+        return self._held
 
     def take(self, step: SourceStep, publication_oid: int | None = None, *, missed: Collection[str] = ()) -> None:
         """Keep a step, and bring the store to it.

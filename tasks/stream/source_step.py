@@ -22,7 +22,7 @@ class SourceStep:
     """Rows by table and identity, each as it is after the step.
 
     `gone` are rows that were deleted, of which no more than their identity is told. `known_until`: all that became
-    known before it is in this step or one before; None: that is not known. `is_truncated` names tables that lost all.
+    known before it is in this step or one before; None: that is not known. `truncated` are tables that lost all.
     """
 
     rows: Mapping[tuple[str, str], FollowedRow] = field(default_factory=dict)

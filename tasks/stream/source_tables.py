@@ -31,36 +31,24 @@ def find_identities(at: cursor, use_case: UseCase) -> dict[str, tuple[str, ...]]
     """Of each table the columns that tell its rows apart: its primary key, if validation declares it whole.
 
     Else the key by which rows are taken, and when each became known: such a table can only be polled.
+
+    Raises:
+        ValueError: one is to be read by its log, which does not tell its rows apart; names each, and what to do.
     """
-    found, declared = {}, suites(use_case.name)
+    found, faults, declared = dict[str, tuple[str, ...]](), list[str](), suites(use_case.name)
     for name, table in use_case.source.tables.items():
         at.execute(_PRIMARY_KEY, (name,))
         [key] = at.fetchone() or (None,)
-        if key and set(key) <= declared[name].columns.keys():
+        undeclared = sorted(set(key or ()) - declared[name].columns.keys())
+        if key and not undeclared:
             found[name] = tuple(key)
-        else:
-            found[name] = tuple(dict.fromkeys([*table.key, table.available_at]))
-    return found
-
-
-def check_followable(at: cursor, use_case: UseCase) -> None:
-    """Refuse to read by its log a table whose rows the log does not tell apart.
-
-    Raises:
-        ValueError: naming each such table, and what to do.
-    """
-    if use_case.source.follow != "cdc":
-        return
-    declared, faults = suites(use_case.name), list[str]()
-    for name in use_case.source.tables:
-        at.execute(_PRIMARY_KEY, (name,))
-        [key] = at.fetchone() or (None,)
-        if not key:
-            faults.append(f"{name} has no primary key")
-        elif undeclared := sorted(set(key) - declared[name].columns.keys()):
-            faults.append(f"the primary key of {name} has columns that its suite does not declare: {undeclared}")
-    if faults:
+            continue
+        found[name] = tuple(dict.fromkeys([*table.key, table.available_at]))
+        why = f"the primary key of {name} has columns that its suite does not declare: {undeclared}"
+        faults.append(why if key else f"{name} has no primary key")
+    if faults and use_case.source.follow == "cdc":
         raise ValueError(f"{use_case.name} cannot be followed by cdc: {'; '.join(faults)}. Poll it instead")
+    return found
 
 
 @dataclass

@@ -151,6 +151,15 @@ def await_content(outside: Outside, content: Content) -> None:
     assert wait_until(lambda: read_content(outside) == content, within_seconds=PATIENCE_SECONDS)
 
 
+def list_alerts(outside: Outside) -> list[tuple[str, str]]:
+    rows = outside.warehouse.query("select tier, title from alerts where resolved_at is null order by tier, title")
+    return [(row["tier"], row["title"]) for row in rows]
+
+
+def await_alerts(outside: Outside, alerts: list[tuple[str, str]]) -> None:
+    assert wait_until(lambda: list_alerts(outside) == alerts, within_seconds=PATIENCE_SECONDS), list_alerts(outside)
+
+
 def read_content(outside: Outside) -> Content:
     """Every series that the store has, in its parts."""
     rows = outside.warehouse.query(

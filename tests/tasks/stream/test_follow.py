@@ -5,7 +5,6 @@ from datetime import timedelta
 import pyarrow as pa
 
 from adapters.connect import Outside
-from adapters.retrying import wait_until
 from features import definition
 from pipeline.handoffs import Snapshot
 from pipeline.spec import UseCase
@@ -16,11 +15,12 @@ from tests.clean_data import week
 from tests.features.world import moved
 from tests.tasks.build_features.test_build import put
 from tests.tasks.stream.live import (
-    PATIENCE_SECONDS,
     LiveSource,
+    await_alerts,
     await_content,
     await_known,
     following,
+    list_alerts,
     read_content,
     rebuild,
 )
@@ -233,12 +233,3 @@ def test_a_row_with_a_moment_that_no_partition_has_stops_nothing(
 def list_stopped(outside: Outside) -> list[str]:
     [row] = outside.warehouse.query("select stopped from online_state")
     return list(row["stopped"])
-
-
-def await_alerts(outside: Outside, alerts: list[tuple[str, str]]) -> None:
-    assert wait_until(lambda: list_alerts(outside) == alerts, within_seconds=PATIENCE_SECONDS), list_alerts(outside)
-
-
-def list_alerts(outside: Outside) -> list[tuple[str, str]]:
-    rows = outside.warehouse.query("select tier, title from alerts where resolved_at is null order by tier, title")
-    return [(row["tier"], row["title"]) for row in rows]

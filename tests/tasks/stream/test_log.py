@@ -15,8 +15,16 @@ from tasks.stream import follow as stream
 from tasks.stream import log_reader
 from tasks.stream.log_reader import slot_name
 from tests.clean_data import week
-from tests.tasks.stream.live import LiveSource, await_content, await_known, following, read_content, rebuild
-from tests.tasks.stream.test_follow import await_alerts, list_alerts
+from tests.tasks.stream.live import (
+    LiveSource,
+    await_alerts,
+    await_content,
+    await_known,
+    following,
+    list_alerts,
+    read_content,
+    rebuild,
+)
 
 FLIGHTS = definition("flights")
 START = week(2).start
@@ -67,6 +75,8 @@ def test_a_key_that_is_dropped_stops_its_table_and_no_other(
         source.tell(START + 4 * HOUR)
         await_known(outside, START + 4 * HOUR)
         assert read_content(outside) == rebuild(followed, outside, snapshot, FLIGHTS, source.read_rows())
+    told = outside.warehouse.query("select tier from alerts where title = 'flights: airlines is no longer followed'")
+    assert told == [{"tier": "critical"}]  # and resolved, once it was mended
 
 
 @pytest.mark.parametrize("lost", ["slot", "publication"])
