@@ -74,6 +74,7 @@ class FollowedSeries:
         self._connection = duckdb.connect(config={"threads": 1})  # most of what it is asked is small
         self._connection.execute("set TimeZone = 'UTC'")
         self._stored = set[str]()  # sources that have had a row, or a file
+        self._standing = set[str]()  # steps that no change of another grain touches, as `standing_<step>`
         with naming_undeclared_source(definition):
             for name in definition.sources:
                 if files := read_files_sql(tables.get(name, ())):
@@ -99,7 +100,7 @@ class FollowedSeries:
         Raises:
             ValueError: rows lack a column, or hold values of another type; then nothing was changed.
         """
-        packed, stored = ChangedSeries(), set(self._stored)
+        packed, stored, standing = ChangedSeries(), set(self._stored), set(self._standing)
         by_grain = defaultdict[tuple[str, ...], list[str]](list)
         for name in changes:
             by_grain[self._definition.sources[name].grain].append(name)
@@ -112,7 +113,7 @@ class FollowedSeries:
                     self._follow(packed, grain, names)
             self._connection.execute("commit")
         except BaseException:
-            self._stored = stored
+            self._stored, self._standing = stored, standing
             self._connection.execute("rollback")
             raise
         return packed
@@ -132,9 +133,8 @@ class FollowedSeries:
             run(f"create temp table coming_{name} as select {columns} from rows_given")
             keys = f"select {', '.join(identity)} from"
             run(
-                f"create temp table leaving_{name} as select rowid as place, * from raw_{name} r"
-                f" where exists (select 1 from ({keys} coming_{name} union all {keys} identities_given) i"
-                f" where {_same(identity, 'i', 'r')})"
+                f"create temp table leaving_{name} as select r.* from (select rowid as place, * from raw_{name}) r"
+                f" semi join ({keys} coming_{name} union all {keys} identities_given) i on {_same(identity, 'i', 'r')}"
             )
 
     @contextmanager
@@ -153,6 +153,9 @@ class FollowedSeries:
         only = self._touched_rows(grain, names, changed) if grain else {}
         if grain:
             self._compute("old", streams, only)
+        for step in [step for step in self._standing if self._reads[step].intersection(names)]:
+            self._connection.execute(f"drop table standing_{step}")
+            self._standing.remove(step)
         for name in names:
             self._connection.execute(f"delete from raw_{name} where rowid in (select place from leaving_{name})")
             self._connection.execute(f"insert into raw_{name} by name from coming_{name}")
@@ -166,7 +169,7 @@ class FollowedSeries:
             self._connection.execute(f"drop table if exists {name}")
 
     def _touched_rows(self, grain: Sequence[str], names: Sequence[str], changed: Sequence[str]) -> dict[str, str]:
-        """The condition that leaves of each changed source what has a grain of the staged rows."""
+        """The condition by which each changed source keeps what has a grain of the staged rows."""
         sources, columns = self._definition.sources, ", ".join(grain)
         grains = " union ".join(
             f"select {columns} from ({source_sql(sources[name], f'{staged}_{name}')})"
@@ -174,7 +177,7 @@ class FollowedSeries:
             for staged in ("coming", "leaving")
         )
         self._connection.execute(f"create temp table touched as {grains}")
-        return dict.fromkeys(changed, f"exists (select 1 from touched t where {_same(grain, 't', 's')})")
+        return dict.fromkeys(changed, _same(grain, "t", "s"))
 
     def _compute(self, age: str, streams: Sequence[str], only: Mapping[str, str]) -> None:
         """Make the tables `<age>_<stream>` of some streams, of all rows or of some of each source."""
@@ -186,17 +189,30 @@ class FollowedSeries:
     def _run_steps(self, wanted: Iterable[str], only: Mapping[str, str]) -> Iterator[None]:
         """Under their own names, sources and steps as far as these need them."""
         needed = set[str]().union(*(self._reads[name] for name in wanted))
-        made = [(name, "view", self._source_sql(name, only)) for name in self._definition.sources if name in needed]
-        made += [(name, "table", sql) for name, sql in self._steps.items() if name in needed]
-        for name, kind, sql in made:
+        made = list[tuple[str, str]]()
+
+        def make(kind: str, name: str, sql: str) -> None:
             self._connection.execute(f"create temp {kind} {name} as {sql}")
+            made.append((kind, name))
+
+        for name in self._definition.sources:
+            if name in needed:  # what is left of a source is read by many a step: of a view, all would be, each time
+                make("table" if name in only else "view", name, self._source_sql(name, only))
+        for name, sql in self._steps.items():
+            if name in needed and only and not self._reads[name].intersection(only):
+                if name not in self._standing:
+                    self._connection.execute(f"create table standing_{name} as {sql}")
+                    self._standing.add(name)
+                make("view", name, f"from standing_{name}")
+            elif name in needed:
+                make("table", name, sql)
         yield
-        for name, kind, _ in reversed(made):
+        for kind, name in reversed(made):
             self._connection.execute(f"drop {kind} {name}")
 
     def _source_sql(self, name: str, only: Mapping[str, str]) -> str:
         rows = source_sql(self._definition.sources[name], f"raw_{name}" if name in self._stored else None)
-        return f"select * from ({rows}) s where {only[name]}" if name in only else rows
+        return f"select s.* from ({rows}) s semi join touched t on {only[name]}" if name in only else rows
 
     def _replace(self, stream: str, old: str, new: str) -> pa.Table:
         """Bring a stream to what was computed; the rows that come and go."""
@@ -224,11 +240,11 @@ class FollowedSeries:
         for recent in (False, True):
             if (side := self._side_sql(series, recent=recent)) is None:
                 continue
-            into, events = packed.recent if recent else packed.settled, f"stream_{series.stream} s where {side}"
+            into, events = packed.recent if recent else packed.settled, f"stream_{series.stream} s"
             if differs is None:
-                into |= self._extract(series, events)
+                into |= self._extract(series, f"{events} where {side}")
             elif (keys := self._find_keys(series, differs, recent=recent)).num_rows:
-                events += f" and exists (select 1 from keys_given k where {_same(series.key, 'k', 's')})"
+                events += f" semi join keys_given k on {_same(series.key, 'k', 's')} where {side}"
                 with self._registered(keys_given=keys):
                     into |= dict.fromkeys(key_texts(series, keys)) | self._extract(series, events)
 

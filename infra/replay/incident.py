@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from psycopg2 import sql
+from psycopg2.extensions import cursor
 
 from adapters.warehouse import Warehouse
 from pipeline.partitions import Interval
@@ -41,13 +42,13 @@ def list_incidents(source: Warehouse) -> list[Incident]:
     return [Incident(**row) for row in rows]
 
 
-def _measurements(source: Warehouse) -> list[str]:
-    columns = source.query(
-        "select column_name as name from information_schema.columns "
+def _measurements(at: cursor) -> list[str]:
+    at.execute(
+        "select column_name from information_schema.columns "
         "where table_schema = 'public' and table_name = %s order by ordinal_position",
         (TABLE,),
     )
-    return [column["name"] for column in columns if column["name"] not in KEY]
+    return [name for (name,) in at.fetchall() if name not in KEY]
 
 
 def _backup_name(partition_key: str) -> sql.Identifier:
@@ -56,38 +57,59 @@ def _backup_name(partition_key: str) -> sql.Identifier:
 
 def break_feed(source: Warehouse, week: Interval, partition_key: str) -> Incident:
     """Empty every measurement the feed sent in a week, keeping the true records beside; twice is once."""
-    blanks = sql.SQL(", ").join(sql.SQL("{} = null").format(sql.Identifier(name)) for name in _measurements(source))
-
-    keep = sql.SQL("create table {} as select * from {} where known_at >= %s and known_at < %s").format(
-        _backup_name(partition_key), sql.Identifier(TABLE)
-    )
-    empty = sql.SQL("update {} set {} where known_at >= %s and known_at < %s").format(sql.Identifier(TABLE), blanks)
 
     def change_feed() -> None:
-        with source.transaction() as cursor:
-            cursor.execute(_MANIFEST)
-            cursor.execute("select from injected_incidents where partition_key = %s", (partition_key,))
-            if cursor.fetchone() is None:
-                cursor.execute(keep, (week.start, week.end))
-                cursor.execute(empty, (week.start, week.end))
-                cursor.execute(
-                    "insert into injected_incidents values (%s, %s, %s, %s, 'broken')",
-                    (partition_key, TABLE, _WHAT, cursor.rowcount),
-                )
+        with source.transaction() as at:
+            begin_incident(at, partition_key)
+            break_rows(at, partition_key, week)
 
     source.retry_transaction(change_feed)
     return next(known for known in list_incidents(source) if known.partition_key == partition_key)
 
 
+def begin_incident(at: cursor, partition_key: str) -> None:
+    """Write down, in the caller's transaction, that the feed breaks in a partition; twice is once."""
+    at.execute(_MANIFEST)
+    at.execute(
+        sql.SQL("create table if not exists {} (like {})").format(_backup_name(partition_key), sql.Identifier(TABLE))
+    )
+    at.execute(
+        "insert into injected_incidents values (%s, %s, %s, 0, 'broken') on conflict do nothing",
+        (partition_key, TABLE, _WHAT),
+    )
+
+
+def break_rows(at: cursor, partition_key: str, interval: Interval) -> None:
+    """Empty, in the caller's transaction, what the feed sent in an interval of a partition that broke; once only."""
+    names, backup = _measurements(at), _backup_name(partition_key)
+    blanks = sql.SQL(", ").join(sql.SQL("{} = null").format(sql.Identifier(name)) for name in names)
+    known = {"start": interval.start, "end": interval.end}
+    at.execute(
+        sql.SQL(
+            "insert into {0} select * from {1} w where known_at >= %(start)s and known_at < %(end)s and not exists"
+            " (select from {0} b where (b.origin, b.observed_at, b.known_at) = (w.origin, w.observed_at, w.known_at))"
+        ).format(backup, sql.Identifier(TABLE)),
+        known,
+    )
+    kept = at.rowcount
+    at.execute(
+        sql.SQL("update {} set {} where known_at >= %(start)s and known_at < %(end)s").format(
+            sql.Identifier(TABLE), blanks
+        ),
+        known,
+    )
+    at.execute("update injected_incidents set rows = rows + %s where partition_key = %s", (kept, partition_key))
+
+
 @contextmanager
 def restored_feed(source: Warehouse, partition_key: str) -> Iterator[None]:
     """Put the true records of the broken week back, as the feed's operator would; mended once the block has ended."""
-    assignments = sql.SQL(", ").join(
-        sql.SQL("{0} = backup.{0}").format(sql.Identifier(name)) for name in _measurements(source)
-    )
-    statement = sql.SQL("update {} w set {} from {} backup where w.origin = backup.origin and {}").format(
-        sql.Identifier(TABLE), assignments, _backup_name(partition_key), sql.SQL("w.observed_at = backup.observed_at")
-    )
-    source.execute(statement)
+    with source.transaction() as at:
+        assignments = sql.SQL(", ").join(
+            sql.SQL("{0} = backup.{0}").format(sql.Identifier(name)) for name in _measurements(at)
+        )
+        statement = sql.SQL("update {} w set {} from {} backup where w.origin = backup.origin and {}")
+        same = sql.SQL("w.observed_at = backup.observed_at")
+        at.execute(statement.format(sql.Identifier(TABLE), assignments, _backup_name(partition_key), same))
     yield
     source.execute("update injected_incidents set state = 'mended' where partition_key = %s", (partition_key,))

@@ -92,9 +92,7 @@ def format_online(served: OnlineSummary | None, tally: ClientTally) -> str:
         return "online     nothing: this stack has no gateway (README: HAProxy), so the models scored in batch only"
     parity = served.parity
     lines = [f"version {row['model_version']} {row['answers']:,}" for row in served.answered]
-    asking = (
-        f"{tally.requests:,} requests while the weeks went by, {tally.failed} failed, {tally.static} by the gateway"
-    )
+    asking = f"{tally.requests:,} requests as time went by, {tally.failed} failed, {tally.static} by the gateway"
     doors = f"{parity.rows:,} real events, {parity.features_compared} features: training = batch = online"
     largest = f"at most {parity.numbers_difference:.1e} apart, scores {parity.score_difference:.1e}"
     return f"online     {asking}; answers logged: {', '.join(lines)}\nparity     {doors}, {largest}"

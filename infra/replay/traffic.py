@@ -1,25 +1,25 @@
-"""Operators who ask while the weeks go by: real events of the latest partition, one a request, through the gateway."""
+"""Operators who ask as time goes by: of flights that leave in two hours, one a request, through the gateway."""
 
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from itertools import cycle
 from types import TracebackType
 from typing import Any
 
 import features
 from adapters.connect import Outside
-from pipeline.partitions import Interval
+from infra.replay.flights_source import ENTERED_BEFORE
+from infra.replay.live_source import LiveSource
 from pipeline.spec import UseCase
-from tasks.build_features import dataset
-from tasks.deploy.golden import rebuild_requests
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClientTally:
-    """Weeks asked about, requests made, those that failed, and those that the gateway answered itself."""
+    """Hours asked about, requests made, those that failed, and those that the gateway answered itself."""
 
-    weeks: int = 0
+    hours: int = 0
     requests: int = 0
     failed: int = 0
     static: int = 0
@@ -32,19 +32,20 @@ class ClientTally:
 
 
 class Traffic:
-    """A thread that asks at an even pace, from `ask_about` until the block ends. Without a gateway it does nothing."""
+    """A thread that asks at an even pace, from the first hour until the block ends; without a gateway it is silent."""
 
-    def __init__(self, use_case: UseCase, outside: Outside, *, per_second: float = 30) -> None:
-        self._use_case, self._outside, self._per_second = use_case, outside, per_second
+    def __init__(self, use_case: UseCase, outside: Outside, source: LiveSource, *, per_second: float = 20) -> None:
+        self._use_case, self._outside, self._source, self._per_second = use_case, outside, source, per_second
+        self._fields = [field.name for field in features.definition(use_case.name).request]
         self._events: Sequence[Mapping[str, Any]] = ()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._ask_on, name="traffic", daemon=True)
-        self._weeks, self._tally = 0, ClientTally()  # each written by one thread only
+        self._hours, self._tally = 0, ClientTally()  # each written by one thread only
 
     @property
     def tally(self) -> ClientTally:
         """The counts so far."""
-        return replace(self._tally, weeks=self._weeks)
+        return replace(self._tally, hours=self._hours)
 
     def __enter__(self) -> "Traffic":
         """Start, silent until there is something to ask about."""
@@ -60,13 +61,13 @@ class Traffic:
         if self._thread.is_alive():
             self._thread.join()
 
-    def ask_about(self, week: Interval) -> None:
-        """From now on ask about this week's events."""
-        snapshot = dataset.latest_snapshot(self._use_case, self._outside)
-        if self._outside.gateway is not None and snapshot is not None:
-            self._weeks += 1
-            definition = features.definition(self._use_case.name)
-            self._events = list(rebuild_requests(self._use_case, snapshot, self._outside, week, definition).values())
+    def ask_about(self, start: datetime, end: datetime) -> None:
+        """From now on ask about the flights whose prediction is due in an hour; they were entered a day before."""
+        lead = self._use_case.time.lead
+        known = self._source.rows_between("flights", start + lead - ENTERED_BEFORE, end + lead - ENTERED_BEFORE)
+        if self._outside.gateway is not None and known.num_rows:
+            self._hours += 1
+            self._events = [_as_request(row) for row in known.select(self._fields).to_pylist()]
 
     def _ask_on(self) -> None:
         while not self._over.wait(1 / self._per_second):
@@ -87,3 +88,11 @@ class Traffic:
         self._tally = self._tally.with_request(
             reply.status, static=isinstance(reply.body, dict) and bool(reply.body.get("fallback"))
         )
+
+
+def _as_request(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: value.isoformat() if isinstance(value, datetime) else value
+        for name, value in row.items()
+        if value is not None
+    }

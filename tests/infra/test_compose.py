@@ -63,14 +63,20 @@ def test_every_service_is_healthy_as_nobody_and_only_pages_have_ports(stack: Com
     assert {stack("exec", "-T", name, "id", "-u") for name in stack.services()} == {"10001"}
 
 
-def test_the_replay_ends_well_and_the_gateway_answers(stack: Composed) -> None:
-    said = stack("run", "--rm", "-T", "demo")
-    assert f"http://127.0.0.1:{stack.told['AIRFLOW_PORT']}" in said
+@pytest.fixture(scope="module")
+def replayed(stack: Composed) -> str:
+    """What the replay said at its end."""
+    return stack("run", "--rm", "-T", "demo")
+
+
+def test_the_replay_ends_well_and_the_gateway_answers(stack: Composed, replayed: str) -> None:
+    assert f"http://127.0.0.1:{stack.told['AIRFLOW_PORT']}" in replayed
     answer = stack.ask()
     assert (answer.status, answer.body["model_version"]) == (200, "1")
     assert 0 < answer.body["probability"] < 1
 
 
+@pytest.mark.usefixtures("replayed")
 def test_every_step_and_the_model_say_which_code_it_was(stack: Composed) -> None:
     sha = stack.told["WINDSOCK_CODE_SHA"]
     without_retrain = [table for table in RECORDED if table != "retrains"]
@@ -128,7 +134,7 @@ def kill(stack: Composed, name: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def before(stack: Composed) -> dict[str, str]:
+def before(stack: Composed, replayed: str) -> dict[str, str]:
     """What the stack has after the replay."""
     return stack.kept()
 
@@ -177,6 +183,7 @@ def test_down_and_up_again_loses_nothing(stack: Composed, before: dict[str, str]
     assert stack.kept() == before
 
 
+@pytest.mark.usefixtures("replayed")
 def test_two_workers_come_to_the_same(stack: Composed, tmp_path_factory: pytest.TempPathFactory) -> None:
     alone = stack.facts()
     stack("stop")  # memory and processors for the other

@@ -1,0 +1,77 @@
+"""Data time: the source's clock goes on at a stated speed, an hour a step, and waits for nobody."""
+
+import threading
+import time
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from types import TracebackType
+from typing import Self
+
+from infra.replay.live_source import LiveSource
+from infra.replay.state import ReplayError
+from pipeline.partitions import Interval
+from pipeline.spec import UseCase
+
+STEP = timedelta(hours=1)
+
+
+class DataTime:
+    """A thread that moves a source's clock, from where it stands to `until`, unless the block ends before."""
+
+    def __init__(
+        self,
+        use_case: UseCase,
+        source: LiveSource,
+        *,
+        until: datetime,
+        seconds_per_hour: float,
+        broken: Interval | None = None,
+        then: Callable[[datetime, datetime], object],
+    ) -> None:
+        """`then` is told of each step, once it was taken; in the partition `broken` the feed breaks."""
+        self._source, self._until, self._pause, self._then = source, until, seconds_per_hour, then
+        self._broken, self._key = broken, None if broken is None else use_case.grid.key(broken)
+        self._over = threading.Event()
+        self._problem: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="data time", daemon=True)
+
+    def __enter__(self) -> Self:
+        """Start the clock."""
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop it, after the step under way."""
+        self._over.set()
+        self._thread.join()
+
+    def has_reached(self, moment: datetime) -> bool:
+        """Whether all that became known before a moment is in the source.
+
+        Raises:
+            ReplayError: the clock stands still for good.
+        """
+        if self._source.told_until >= moment:
+            return True
+        if self._problem is not None:
+            raise ReplayError(f"data time stands at {self._source.told_until:%d %b %H:%M}: {self._problem}")
+        return False
+
+    def _run(self) -> None:
+        try:
+            next_at = time.monotonic()
+            while self._source.told_until < self._until and not self._over.wait(max(0.0, next_at - time.monotonic())):
+                self._step()
+                next_at = max(next_at + self._pause, time.monotonic())  # an hour that was late is not made up for
+        except BaseException as error:
+            self._problem = error
+            raise
+
+    def _step(self) -> None:
+        start = self._source.told_until
+        end = min(start + STEP, self._until)
+        breaks = self._broken is not None and self._broken.start <= start < self._broken.end
+        self._source.tell(end, broken=self._key if breaks else None)
+        self._then(start, end)
