@@ -2,14 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
 from features.engine import FeatureSet, Span, points_sql, run_steps
 
-_KEYS = ("entity_key", "event_time")
+EVENT_KEYS = ("entity_key", "event_time", "prediction_time")
 
 
 def load_past_requests(
@@ -19,10 +20,24 @@ def load_past_requests(
 
     `tables` are clean Parquet files, as `build` takes them.
     """
-    fields = {f"request_{field.name}": f"asked.{field.name}" for field in definition.request}
-    # The points of the same definition, with the request's fields as their columns: no window is computed.
-    points = replace(definition, point_sql={**{name: definition.point_sql[name] for name in _KEYS}, **fields})
-    columns = ", ".join([*_KEYS, *(f"{name} as {name.removeprefix('request_')}" for name in fields)])
-    query = f"select {columns} from ({points_sql(points, points.point_sql)}) order by event_time, entity_key"
+    query = f"select * exclude (prediction_time) from ({requests_sql(definition)}) order by event_time, entity_key"
     with run_steps(definition, tables, interval, lead) as connection:
         return connection.sql(query).to_arrow_table()
+
+
+def requests_sql(definition: FeatureSet) -> str:
+    """A query, from `asked`, of the points' keys, their prediction times, and what a request tells of each."""
+    fields = {f"request_{field.name}": f"asked.{field.name}" for field in definition.request}
+    # The points of the same definition, with the request's fields as their columns: no window is computed.
+    points = replace(definition, point_sql={**{name: definition.point_sql[name] for name in EVENT_KEYS}, **fields})
+    columns = ", ".join([*EVENT_KEYS, *(f"{name} as {name.removeprefix('request_')}" for name in fields)])
+    return f"select {columns} from ({points_sql(points, points.point_sql)})"
+
+
+def to_request(definition: FeatureSet, row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of past requests as a client sends it: moments with their zone, nothing where nothing is known."""
+    told = {field.name: row[field.name] for field in definition.request if row[field.name] is not None}
+    return {
+        name: value.replace(tzinfo=UTC).isoformat() if isinstance(value, datetime) else value
+        for name, value in told.items()
+    }

@@ -1,6 +1,7 @@
 """The blocks of params.yaml about answering online: the endpoint, how a version is let in, and experiments."""
 
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -35,6 +36,18 @@ class Rollout(Block):
     hold_minutes: float = Field(gt=0)  # without that many requests by then, the old version stays
 
 
+class AnswerSettings(Block):
+    """Events are answered by themselves once their prediction time has passed: in time, if before the event and within
+    so many minutes."""
+
+    within_minutes: int = Field(gt=0)
+
+    @property
+    def budget(self) -> timedelta:
+        """So long after its prediction time an answer is in time."""
+        return timedelta(minutes=self.within_minutes)
+
+
 class EndpointSettings(Block):
     """An online server: how it batches, how old its features may be, and how a version is let in."""
 
@@ -45,6 +58,7 @@ class EndpointSettings(Block):
     store_timeout_ms: int = Field(gt=0)  # after this the answer does without history, flagged
     max_feature_age_hours: float = Field(gt=0)  # older history still answers, flagged
     costs: Costs | None
+    answers: AnswerSettings | None  # null: who wants an answer asks for it
     rollout: Rollout
 
 

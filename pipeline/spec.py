@@ -195,6 +195,14 @@ class UseCase(Block):
             yield "experiment: expected an endpoint with costs, which is what two versions are compared by"
         if self.source.follow and self.endpoint is None:
             yield "source.follow: expected null where there is no endpoint: nothing asks for what is new"
+        if self.endpoint and self.endpoint.answers:
+            if self.source.follow is None:
+                yield "endpoint.answers: expected null where source.follow is null: nothing tells of new events"
+            if self.endpoint.answers.budget > self.time.lead:
+                yield (
+                    f"endpoint.answers.within_minutes: expected at most time.lead_minutes ({self.time.lead_minutes}),"
+                    f" after which the event has come, got {self.endpoint.answers.within_minutes}"
+                )
         if self.train.holdout_days < self.gate.min_days:
             yield (
                 f"train.holdout_days: expected at least gate.min_days ({self.gate.min_days}), or no candidate could"

@@ -203,6 +203,8 @@ class Answerer:
         row = dict(zip(_SHOWN, values, strict=True))
         row["event_time"] = row["event_time"].isoformat()
         row["prediction_time"] = row["prediction_time"].isoformat()
+        known_until = row.pop("feature_as_of")
+        row["known_until"] = None if known_until is None else known_until.isoformat()
         return {"probability" if self._options.kind == "binary" else "value": row.pop("score"), **row}
 
     def _add_explanations(self, rows: list[dict[str, Any]], table: pa.Table) -> None:
@@ -221,6 +223,7 @@ _SHOWN = (
     "event_time",
     "prediction_time",
     "feature_age_seconds",
+    "feature_as_of",
     "degraded",
     "reasons",
 )

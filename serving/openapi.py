@@ -16,6 +16,11 @@ _ANSWER: Json = {
     "event_time": {"type": "string", "format": "date-time"},
     "prediction_time": {"type": "string", "format": "date-time", "description": "nothing known later was used"},
     "feature_age_seconds": {"type": ["number", "null"], "description": "how far history lags; null: there was none"},
+    "known_until": {
+        "type": ["string", "null"],
+        "format": "date-time",
+        "description": "all that became known before was in the history; null: there was none",
+    },
     "degraded": {"type": "boolean", "description": "answered with less than usual; see reasons"},
     "reasons": {"type": "array", "items": {"type": "string"}},
 }

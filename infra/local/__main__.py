@@ -6,14 +6,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from psycopg2.extensions import make_dsn
-
 from adapters.gateway import Gateway
 from infra.local import airflow
 from infra.local.home import inherited_environment
 from infra.local.plan import GROUPS
 from infra.local.stack import PartStatus, Stack
-from infra.local.stream import follower_dsn
+from infra.local.stream import follower_dsn, source_admin_dsn
 from pipeline.settings import REPOSITORY, find_params
 
 
@@ -121,8 +119,7 @@ def publish_source(stack: Stack, name: str) -> None:
     known, home = use_cases(find_params(os.environ)), stack.home()
     if name not in known:
         raise ValueError(f"no use case {name!r}: there are {', '.join(known)}")
-    admin_dsn = str(make_dsn(home.admin_dsn, dbname="source"))
-    print(*prepare_source(known[name], admin_dsn, follower_dsn(home)), sep="\n")
+    print(*prepare_source(known[name], source_admin_dsn(home), follower_dsn(home)), sep="\n")
 
 
 def clean_stack(stack: Stack) -> None:

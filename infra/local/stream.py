@@ -4,6 +4,8 @@ import signal
 import sys
 from collections.abc import Callable, Mapping
 
+from psycopg2.extensions import make_dsn
+
 from infra.local import postgres
 from infra.local.home import Home
 from infra.local.part import Part
@@ -14,6 +16,11 @@ from serving.locks import is_held
 def follower_dsn(home: Home) -> str:
     """The source database, opened by the role that may replicate and read."""
     return postgres.postgres_dsn(home.ports["postgres"], "source", postgres.FOLLOWER, home.secrets[postgres.FOLLOWER])
+
+
+def source_admin_dsn(home: Home) -> str:
+    """The source database, as its administrator opens it."""
+    return str(make_dsn(home.admin_dsn, dbname="source"))
 
 
 def plan_stream(home: Home, environment: Mapping[str, str], mark: Callable[[str], dict[str, str]]) -> list[Part]:

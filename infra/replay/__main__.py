@@ -11,9 +11,10 @@ from pathlib import Path
 
 import psycopg2
 
-from adapters.connect import outside
+from adapters.connect import Outside, outside
 from infra.local.__main__ import default_home
 from infra.local.stack import Stack
+from infra.local.stream import source_admin_dsn
 from infra.replay import online, report
 from infra.replay.api import AirflowApi, AirflowError
 from infra.replay.drive import Replay, ReplayPlan
@@ -25,6 +26,7 @@ from infra.replay.progress import ReplayProgress
 from infra.replay.state import ReplayError
 from infra.replay.traffic import ClientTally
 from pipeline.spec import UseCase, use_cases
+from tasks.stream.prepare_source import ADMIN, prepare_source
 
 USE_CASE = "flights"
 SECONDS_PER_HOUR = 0.5  # a week in 84 seconds
@@ -79,12 +81,21 @@ def _start(stack: Stack, progress: ReplayProgress) -> None:
     os.environ.update(stack.environment())
 
 
-def _replay(arguments: argparse.Namespace, progress: ReplayProgress) -> None:
+def _publish(use_case: UseCase, world: Outside, admin_dsn: str | None) -> None:
+    """What the source's owner does once, so that the stream may follow its log."""
+    if admin_dsn is None or world.settings.follower_dsn is None:
+        raise ValueError(f"{use_case.name} follows by cdc: set WINDSOCK_SOURCE_ADMIN_DSN and WINDSOCK_FOLLOWER_DSN")
+    prepare_source(use_case, admin_dsn, world.settings.follower_dsn)
+
+
+def _replay(arguments: argparse.Namespace, progress: ReplayProgress, admin_dsn: str | None) -> None:
     world = outside()
     use_case = use_cases(world.settings.params)[USE_CASE]
     plan = _plan(use_case, arguments)
     source = LiveSource(world.source)
     rows = source.open(plan.first_as_of)
+    if use_case.source.follow == "cdc":
+        _publish(use_case, world, admin_dsn)
     progress.say("source", ", ".join(f"{count:,} {table}" for table, count in rows.items()))
     airflow, user, password = (os.environ[f"AIRFLOW_{name}"] for name in ("URL", "ADMIN_USER", "ADMIN_PASSWORD"))
     api = AirflowApi(airflow, user=user, password=password)
@@ -139,7 +150,8 @@ def main() -> int:
     try:
         if stack is not None:
             _start(stack, progress)
-        _replay(arguments, progress)
+        admin_dsn = os.environ.get(ADMIN) if stack is None else source_admin_dsn(stack.home())
+        _replay(arguments, progress, admin_dsn)
         if stack is not None:
             print("The stack is running: `make stop` ends it, `make clean` also deletes its data.")
     except (ReplayError, AirflowError, ValueError, psycopg2.Error, ConnectionError) as error:

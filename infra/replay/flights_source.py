@@ -179,7 +179,7 @@ def export_tables(folder: Path) -> dict[str, Path]:
     return paths
 
 
-def read_tables() -> dict[str, pa.Table]:
+def read_year() -> dict[str, pa.Table]:
     """Each table of the operator, its rows in the order in which they became known."""
     with tempfile.TemporaryDirectory() as folder, _opened_package(Path(folder)) as db:
         return {

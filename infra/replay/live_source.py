@@ -43,7 +43,7 @@ class LiveSource:
 
         Tables that hold the whole year, as an earlier version left them, are given keys, and a clock at its end.
         """
-        self._rows = flights_source.read_tables()
+        self._rows = flights_source.read_year()
         self._known = {
             name: rows[_KNOWN].cast(pa.timestamp("us", "UTC")).cast(pa.int64()).to_numpy()
             for name, rows in self._rows.items()

@@ -21,9 +21,15 @@ def kept_interval(use_case: UseCase, snapshot: Snapshot) -> Interval:
 
 
 def build_followed_series(
-    use_case: UseCase, definition: FeatureSet, snapshot: Snapshot, outside: Outside, identities: Identities
+    use_case: UseCase,
+    definition: FeatureSet,
+    snapshot: Snapshot,
+    outside: Outside,
+    identities: Identities,
+    *,
+    asks: bool = False,
 ) -> FollowedSeries:
-    """Of a dataset alone: `apply_rows` brings them to what was followed since.
+    """Of a dataset alone: `apply_rows` brings them to what was followed since. With `asks`, events too.
 
     Raises:
         ValueError, duckdb.Error: a clean table lacks what the features read.
@@ -37,6 +43,7 @@ def build_followed_series(
         since=kept.start,
         split=snapshot.end,
         lead=use_case.time.lead,
+        asks=asks,
     )
 
 

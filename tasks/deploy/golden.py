@@ -2,7 +2,6 @@
 
 import time
 import uuid
-from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,7 +11,7 @@ import pyarrow as pa
 from adapters.connect import Outside
 from adapters.retrying import retry_call
 from features import FeatureSet
-from features.offline_requests import load_past_requests
+from features.offline_requests import load_past_requests, to_request
 from pipeline.handoffs import Snapshot
 from pipeline.partitions import Interval
 from pipeline.spec import UseCase
@@ -94,15 +93,8 @@ def rebuild_requests(
 ) -> dict[tuple[str, datetime], dict[str, Any]]:
     """What a client would have sent for each row, by the row's key, from the clean objects the snapshot was made of."""
     tables = clean_files(snapshot, interval, outside, definition)
-    names = [field.name for field in definition.request]
     rows = load_past_requests(definition, tables, interval, use_case.time.lead).to_pylist()
-    return {(row["entity_key"], row["event_time"].replace(tzinfo=UTC)): _event(row, names) for row in rows}
-
-
-def _event(row: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """One row as JSON has it: moments with their zone, nothing where nothing is known."""
-    moments = {name: row[name].replace(tzinfo=UTC).isoformat() for name in names if isinstance(row[name], datetime)}
-    return {name: moments.get(name, row[name]) for name in names if row[name] is not None}
+    return {(row["entity_key"], row["event_time"].replace(tzinfo=UTC)): to_request(definition, row) for row in rows}
 
 
 def _ask(use_case: UseCase, version: str, events: list[dict[str, Any]], outside: Outside) -> tuple[list[float], float]:

@@ -1,4 +1,4 @@
-"""Follows the sources of all use cases that ask for it, until it is told to end.
+"""Follows the sources of all use cases that ask for it, and answers their events, until it is told to end.
 
     python -m tasks.stream.follow
 
@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 
 import psycopg2
@@ -19,6 +20,7 @@ from adapters.connect import Outside
 from adapters.errors import FencedOut, PublicationGone, SlotGone, Unavailable
 from pipeline.spec import UseCase, use_cases
 from serving.locks import take_lock
+from tasks.stream.answer_events import answer_events
 from tasks.stream.log_reader import LogReader, LogStart
 from tasks.stream.poll import PollReader
 from tasks.stream.session import NothingToFollow, StoreRebuilt, StreamSession
@@ -136,15 +138,17 @@ def main() -> int:
     followed = [each for each in use_cases(outside.settings.params).values() if each.source.follow]
     failed = list[str]()
 
-    def follow(use_case: UseCase) -> None:
+    def run(work: Callable[[UseCase, Outside, threading.Event], None], use_case: UseCase) -> None:
         try:
-            follow_use_case(use_case, outside, stopped)
+            work(use_case, outside, stopped)
         except BaseException:  # whoever supervises this starts all of them again
             failed.append(use_case.name)
             stopped.set()
             raise
 
-    threads = [threading.Thread(target=follow, args=(each,), name=each.name) for each in followed]
+    works = [(follow_use_case, each) for each in followed]
+    works += [(answer_events, each) for each in followed if each.endpoint and each.endpoint.answers]
+    threads = [threading.Thread(target=run, args=each, name=f"{each[1].name} {each[0].__name__}") for each in works]
     for thread in threads:
         thread.start()
     if not followed:

@@ -19,7 +19,7 @@ from pipeline.spec import UseCase
 from tasks.common.command import parse_command, report_mistakes
 from tasks.stream.log_reader import slot_name
 
-_ADMIN = "WINDSOCK_SOURCE_ADMIN_DSN"
+ADMIN = "WINDSOCK_SOURCE_ADMIN_DSN"
 _PUBLISHED = "select tablename::text from pg_publication_tables where pubname = %s order by 1"
 
 
@@ -65,9 +65,9 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tasks.stream.prepare_source", description="Make a source ready.")
     parser.add_argument("use_case")
     _, use_case, outside = parse_command(parser, arguments)
-    admin_dsn, follower_dsn = os.environ.get(_ADMIN), outside.settings.follower_dsn
+    admin_dsn, follower_dsn = os.environ.get(ADMIN), outside.settings.follower_dsn
     if admin_dsn is None or follower_dsn is None:
-        raise ValueError(f"set {_ADMIN} (who owns the tables, and may make roles) and WINDSOCK_FOLLOWER_DSN")
+        raise ValueError(f"set {ADMIN} (who owns the tables, and may make roles) and WINDSOCK_FOLLOWER_DSN")
     for line in prepare_source(use_case, admin_dsn, follower_dsn):
         print(line)
     return 0

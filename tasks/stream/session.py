@@ -14,14 +14,16 @@ from adapters.connect import Outside
 from adapters.warehouse import Fence
 from features import FeatureSet
 from features.followed import ChangedSeries, FollowedSeries
+from features.followed_streams import StreamChange
 from pipeline.handoffs import Snapshot
 from pipeline.spec import UseCase
 from tasks.build_features import dataset
-from tasks.build_features.followed_rows import FollowedRow, Identities, read_followed
+from tasks.build_features.followed_rows import FollowedRow, FollowedSource, Identities, read_followed
 from tasks.build_features.followed_series import apply_rows, build_followed_series
 from tasks.build_features.learnt_features import iterate_definitions_in_use
 from tasks.build_features.online_features import refresh_store
 from tasks.ingest.late import open_retake
+from tasks.stream.known_events import EventChanges, EventList, write_events
 from tasks.stream.source_step import SourceStep
 from tasks.stream.state import StreamState, advance_stream
 
@@ -75,6 +77,7 @@ class StreamSession:
         self._use_case, self._outside, self._fence, self._identities = use_case, outside, fence, identities
         self._state = state
         self._series: list[tuple[FeatureSet, FollowedSeries]] = []
+        self._events: EventList | None = None
 
     def __enter__(self) -> Self:
         """Load the dataset that the store is at, and what was followed since.
@@ -93,14 +96,21 @@ class StreamSession:
             self._held = {(row.table, row.identity): row for row in followed.rows}
             for definition in iterate_definitions_in_use(self._use_case, self._outside, lost=[]):
                 if definition.digest() in self._followed:
-                    series = build_followed_series(
-                        self._use_case, definition, snapshot, self._outside, self._identities
-                    )
-                    stack.enter_context(closing(series))
-                    apply_rows(series, self._use_case, definition, followed.rows, self._identities)
-                    self._series.append((definition, series))
+                    self._series.append((definition, self._build(stack, definition, snapshot, followed)))
             self._stack = stack.pop_all()
         return self
+
+    def _build(
+        self, stack: ExitStack, definition: FeatureSet, snapshot: Snapshot, followed: FollowedSource
+    ) -> FollowedSeries:
+        endpoint = self._use_case.endpoint
+        asks = endpoint is not None and endpoint.answers is not None and self._events is None
+        series = build_followed_series(self._use_case, definition, snapshot, self._outside, self._identities, asks=asks)
+        stack.enter_context(closing(series))
+        apply_rows(series, self._use_case, definition, followed.rows, self._identities)
+        if asks:
+            self._events = EventList(self._use_case, definition, series)
+        return series
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -134,11 +144,14 @@ class StreamSession:
         ]
         known_until = _latest(self._state.known_until, step.known_until)
         digests = [definition.digest() for definition, _ in self._series]
+        answers_since = None if self._events is None else self._state.answers_since or known_until
+        events = self._find_events(answers_since, [series.events for _, series in changed])
         state = StreamState(
             place=None if missed else step.place or self._state.place,
             publication_oid=publication_oid,
             known_until=known_until,
             changes=number,
+            answers_since=answers_since,
         )
 
         def commit() -> None:
@@ -147,6 +160,8 @@ class StreamSession:
                 self._keep(at, fresh, number)
                 for digest, series in changed:
                     self._write(at, digest, series, number)
+                if events is not None:
+                    write_events(at, self._use_case, events)
                 told = _latest(known_until, self._since)
                 at.execute(_TELL, (told, number, sorted(missed), self._use_case.name, digests))
                 for start in late:
@@ -156,6 +171,12 @@ class StreamSession:
         self._outside.warehouse.retry_transaction(commit)
         self._state = state
         self._held |= {(row.table, row.identity): row for row in fresh}
+
+    def _find_events(self, since: datetime | None, changed: Sequence[StreamChange | None]) -> EventChanges | None:
+        """What changes of the known events, where they are answered by themselves."""
+        if self._events is None or since is None:
+            return None
+        return self._events.find_changed(since, next((change for change in changed if change is not None), None))
 
     def _sort_out(self, step: SourceStep) -> tuple[list[FollowedRow], set[datetime]]:
         """The rows to keep, and the starts of partitions that were taken, and are not any more as they were taken."""

@@ -12,7 +12,8 @@ from pipeline.spec import UseCase
 from tasks.build_features.followed_rows import Identities
 from tasks.stream.source_step import LogPlace
 
-_STATE = "select position, number, publication_oid, known_until, changes from stream_state where use_case = %s"
+_STATE = """
+select position, number, publication_oid, known_until, changes, answers_since from stream_state where use_case = %s"""
 _BEGIN = """
 insert into stream_state (use_case, identities) values (%(use_case)s, %(identities)s)
 on conflict (use_case) do update set identities = excluded.identities, position = null, number = -1,
@@ -26,7 +27,8 @@ delete from followed_rows f where use_case = %(use_case)s and exists (
     select from stream_state s where s.use_case = f.use_case and s.identities <> %(identities)s::jsonb)"""
 _ADVANCE = """
 update stream_state set position = %(position)s, number = %(number)s, publication_oid = %(publication_oid)s,
-    known_until = %(known_until)s, changes = %(changes)s, moved_at = now() where use_case = %(use_case)s"""
+    known_until = %(known_until)s, changes = %(changes)s, answers_since = %(answers_since)s, moved_at = now()
+where use_case = %(use_case)s"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +39,7 @@ class StreamState:
     publication_oid: int | None
     known_until: datetime | None
     changes: int
+    answers_since: datetime | None = None  # a prediction time; None: no event is answered by itself yet
 
 
 def read_stream_state(use_case: UseCase, outside: Outside) -> StreamState | None:
@@ -47,7 +50,11 @@ def read_stream_state(use_case: UseCase, outside: Outside) -> StreamState | None
     [row] = rows
     place = None if row["position"] is None else LogPlace(position=row["position"], number=row["number"])
     return StreamState(
-        place=place, publication_oid=row["publication_oid"], known_until=row["known_until"], changes=row["changes"]
+        place=place,
+        publication_oid=row["publication_oid"],
+        known_until=row["known_until"],
+        changes=row["changes"],
+        answers_since=row["answers_since"],
     )
 
 
@@ -82,5 +89,6 @@ def advance_stream(at: cursor, use_case: UseCase, state: StreamState) -> None:
         "publication_oid": state.publication_oid,
         "known_until": state.known_until,
         "changes": state.changes,
+        "answers_since": state.answers_since,
     }
     at.execute(_ADVANCE, values)

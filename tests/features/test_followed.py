@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from features import FeatureSet
-from features.followed import ChangedSeries, FollowedSeries, SourceChange
+from features.followed import ChangedSeries, FollowedSeries
+from features.followed_streams import SourceChange
 from tasks.build_features.online_features import pack_all_series
 from tests.features.stored import parquet
 from tests.features.test_point_in_time import EXTREME
