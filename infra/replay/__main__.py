@@ -103,8 +103,11 @@ def _replay(arguments: argparse.Namespace, progress: ReplayProgress, admin_dsn: 
     replay.run(plan)
     tally = replay.traffic.tally
     served = online.summarise_online(use_case, world)
-    weeks = report.write_report(use_case, world, to=arguments.report, served=served)
-    print(f"\n{report.format_weeks(weeks)}\n\n{report.format_online(served, tally)}\n")
+    weeks, answered = report.write_report(use_case, world, to=arguments.report, served=served)
+    print(f"\n{report.format_weeks(weeks)}\n")
+    if answered:
+        print(f"{report.format_answers(answered)}\n")
+    print(f"{report.format_online(served, tally)}\n")
     _check_promises(weeks, list_incidents(world.source))
     _check_online(use_case, served, tally)
     print(

@@ -7,11 +7,14 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, select_autoescape
 
 from adapters.connect import Outside
-from infra.replay import incident, measures, plots
+from infra.replay import in_time, incident, measures, plots
+from infra.replay.in_time import AnsweredWeek
 from infra.replay.measures import ReplayedWeek
 from infra.replay.online import OnlineSummary
 from infra.replay.traffic import ClientTally
+from pipeline.partitions import Interval
 from pipeline.spec import UseCase
+from tasks.build_features import dataset
 
 TITLES = {
     "log_loss": "Weekly log-loss (lower is better)",
@@ -21,12 +24,19 @@ TITLES = {
 }
 
 
-def write_report(use_case: UseCase, outside: Outside, *, to: Path, served: OnlineSummary | None) -> list[ReplayedWeek]:
-    """Write the report page; returns the weeks it shows."""
-    weeks = measures.compare_weeks(use_case, outside)
-    if not weeks:
+def write_report(
+    use_case: UseCase, outside: Outside, *, to: Path, served: OnlineSummary | None
+) -> tuple[list[ReplayedWeek], list[AnsweredWeek]]:
+    """Write the report page; returns the weeks it shows, and how they were answered in time."""
+    weeks, snapshot = measures.compare_weeks(use_case, outside), dataset.latest_snapshot(use_case, outside)
+    if not weeks or snapshot is None:
         raise ValueError(f"{use_case.name}: no week has been decided yet: there is nothing to report")
     names = list(weeks[0].live)
+    measured = (
+        in_time.measure_week(use_case, outside, snapshot, Interval(week.start, week.end), tuple(names))
+        for week in weeks
+    )
+    answered = [week for week in measured if week is not None]
     starts, ratios = measures.list_drift_ratios(use_case, outside)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=select_autoescape(["j2", "html"])
@@ -40,11 +50,14 @@ def write_report(use_case: UseCase, outside: Outside, *, to: Path, served: Onlin
         ledger=measures.list_ledger_entries(use_case, outside),
         incidents=incident.list_incidents(outside.source),
         alerts=measures.list_alerts(use_case, outside),
+        answered=answered,
+        pooled=in_time.pool_answers(answered),
+        answered_data=[in_time.to_document(week) for week in answered],
         served=served,
         exchange=served and [json.dumps(part, indent=2) for part in (served.request, served.answer)],
     )
     to.write_text(page)
-    return weeks
+    return weeks, answered
 
 
 def pool_metric(weeks: list[ReplayedWeek], model: str, name: str) -> float:
@@ -84,6 +97,34 @@ def format_weeks(weeks: list[ReplayedWeek]) -> str:
         for week in weeks
     ]
     return "\n".join([head, *lines])
+
+
+def format_answers(weeks: list[AnsweredWeek]) -> str:
+    """How each week was answered in time, as text."""
+    names = list(weeks[0].metrics.get("in_time", ())) if weeks else []
+    head = f"{'week':<8}{'events':>8}{'in time':>9}{'knew all':>10}{'age p99':>9}" + "".join(
+        f"{name + ' in time':>18}{'restated':>10}{'last week':>11}" for name in names
+    )
+    lines = [
+        f"{week.start:%d %b}  {week.events:>8,}{week.share_in_time:>9.2%}{week.knew_all / week.answered:>10.2%}"
+        f"{week.age_minutes_p99:>5.0f} min"
+        + "".join(
+            f"{week.metrics['in_time'][name]:>18.4f}{week.metrics['restated'][name]:>10.4f}"
+            f"{week.metrics['last_partition'][name]:>11.4f}"
+            for name in names
+            if week.metrics
+        )
+        for week in weeks
+    ]
+    pooled = in_time.pool_answers(weeks)
+    total = f"{'all':<8}{sum(week.events for week in weeks):>8,}" + (
+        f"{sum(week.in_time for week in weeks) / sum(week.events for week in weeks):>9.2%}{'':>19}" if weeks else ""
+    )
+    total += "".join(
+        f"{pooled['in_time'][name]:>18.4f}{pooled['restated'][name]:>10.4f}{pooled['last_partition'][name]:>11.4f}"
+        for name in names
+    )
+    return "\n".join([head, *lines, total])
 
 
 def format_online(served: OnlineSummary | None, tally: ClientTally) -> str:

@@ -1,0 +1,170 @@
+"""How a week was answered in time, beside what batch works out afterwards, and what the last partition alone would say.
+
+All on the same events: those of the week that have a label and an answer in time. `restated` is the version that
+answered, on the features that batch has made since; `last_partition` is the same version on an online store that knows
+what was ingested by the week's begin, and nothing after it.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from adapters.connect import Outside
+from features.offline_requests import load_past_requests
+from features.online import FetchedSeries, OnlineFeatures, StoreState
+from models import metrics
+from pipeline.handoffs import Snapshot
+from pipeline.partitions import Interval
+from pipeline.spec import UseCase
+from tasks.build_features import dataset
+from tasks.build_features.followed_series import kept_interval
+from tasks.build_features.learnt_features import load_learnt_definition, load_learnt_points
+from tasks.build_features.manifest import clean_files
+from tasks.build_features.online_features import pack_all_series
+from tasks.deploy.batch_scores import load_batch_predictor
+
+Key = tuple[str, datetime]
+_CACHE_BYTES = 256 << 20
+_ANSWERS = """
+select entity_key, event_time, model_version, score, in_time, degraded,
+    greatest(0, extract(epoch from prediction_time - known_until))::float / 60 as age_minutes,
+    extract(epoch from answered_at - prediction_time)::float / 60 as delay_minutes
+from answers_in_time where use_case = %s and prediction_time >= %s and prediction_time < %s"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnsweredWeek:
+    """One week of answers. `events` are all whose prediction time lies in it; ages and delays are of data time.
+
+    An age is how far before its prediction time the history of an answer ends: 0 where it knew all there was to know.
+    """
+
+    start: datetime
+    events: int
+    answered: int
+    in_time: int
+    knew_all: int
+    degraded: int
+    age_minutes_p50: float
+    age_minutes_p99: float
+    delay_minutes_p99: float
+    compared: int
+    metrics: Mapping[str, Mapping[str, float]]  # in_time | restated | last_partition -> metric -> value
+
+    @property
+    def share_in_time(self) -> float:
+        """Of all known events."""
+        return self.in_time / self.events if self.events else float("nan")
+
+
+def measure_week(
+    use_case: UseCase, outside: Outside, snapshot: Snapshot, week: Interval, names: tuple[str, ...]
+) -> AnsweredWeek | None:
+    """How a week was answered; None: no event of it was."""
+    answers = {
+        (row["entity_key"], row["event_time"].astimezone(UTC)): row
+        for row in outside.warehouse.query(_ANSWERS, (use_case.name, week.start, week.end))
+    }
+    if not answers:
+        return None
+    events = dataset.load_points(snapshot.version, use_case, outside, start=week.start, end=week.end).num_rows
+    rows = dataset.load_rows(snapshot.version, use_case, outside, start=week.start, end=week.end, known_by=snapshot.end)
+    labels = dict(zip(_keys(rows), rows["label"].to_pylist(), strict=True))
+    compared = [key for key in labels if key in answers and answers[key]["in_time"]]
+    truth = np.array([labels[key] for key in compared])
+    restated = _Restated(use_case, outside, snapshot, week)
+    scores = {
+        "in_time": [answers[key]["score"] for key in compared],
+        "restated": restated.score({key: answers[key]["model_version"] for key in compared}, is_afterwards=True),
+        "last_partition": restated.score({key: answers[key]["model_version"] for key in compared}, is_afterwards=False),
+    }
+    ages = np.array([row["age_minutes"] if row["age_minutes"] is not None else np.inf for row in answers.values()])
+    return AnsweredWeek(
+        start=week.start,
+        events=events,
+        answered=len(answers),
+        in_time=sum(row["in_time"] for row in answers.values()),
+        knew_all=int(np.sum(ages == 0)),
+        degraded=sum(row["degraded"] for row in answers.values()),
+        age_minutes_p50=float(np.quantile(ages, 0.5, method="higher")),
+        age_minutes_p99=float(np.quantile(ages, 0.99, method="higher")),
+        delay_minutes_p99=float(np.quantile([row["delay_minutes"] for row in answers.values()], 0.99, method="higher")),
+        compared=len(compared),
+        metrics={
+            which: {name: float(metrics.compute_metric(name, np.array(values), truth)) for name in names}
+            for which, values in scores.items()
+        }
+        if compared
+        else {},
+    )
+
+
+class _Restated:
+    """The events of a week as they can be scored at the end of a replay, by whichever version."""
+
+    def __init__(self, use_case: UseCase, outside: Outside, snapshot: Snapshot, week: Interval) -> None:
+        self._use_case, self._outside, self._snapshot, self._week = use_case, outside, snapshot, week
+
+    def score(self, versions: Mapping[Key, str], *, is_afterwards: bool) -> list[float]:
+        """Scores of events by the version that is named for each, on the features of batch or of the last partition."""
+        scores = dict[Key, float]()
+        for version, _ in Counter(versions.values()).most_common():
+            predictor = load_batch_predictor(self._use_case, version, self._outside)
+            table = self._build_afterwards(version) if is_afterwards else self._build_before(version)
+            mine = dict(zip(_keys(table), predictor.predict(table).tolist(), strict=True))
+            scores |= {key: mine[key] for key, named in versions.items() if named == version}
+        return [scores[key] for key in versions]
+
+    def _build_afterwards(self, version: str) -> pa.Table:
+        definition = load_learnt_definition(self._use_case, version, self._outside)
+        where = {"start": self._week.start, "end": self._week.end}
+        return load_learnt_points(definition, self._snapshot.version, self._use_case, self._outside, **where)
+
+    def _build_before(self, version: str) -> pa.Table:
+        """By the server's own code, on the store that a refresh makes of what was ingested by the week's begin."""
+        definition, lead = load_learnt_definition(self._use_case, version, self._outside), self._use_case.time.lead
+        reach = kept_interval(self._use_case, self._snapshot)
+        kept = Interval(self._week.start - (reach.end - reach.start), self._week.start)
+        series = dict(
+            pack_all_series(definition, clean_files(self._snapshot, kept, self._outside, definition), kept, lead)
+        )
+        state = StoreState(1, _microseconds(kept.start), _microseconds(kept.end), self._snapshot.version)
+
+        def fetch(keys: list[str], _: StoreState | None) -> FetchedSeries:
+            return FetchedSeries(state=state, parts={key: (series.get(key), None) for key in keys})
+
+        tables = clean_files(self._snapshot, self._week, self._outside, definition)
+        asked = load_past_requests(definition, tables, self._week, lead).drop_columns(["entity_key", "event_time"])
+        return OnlineFeatures(definition, lead, cache_bytes=_CACHE_BYTES).compute(asked, fetch).features
+
+
+def pool_answers(weeks: list[AnsweredWeek]) -> dict[str, dict[str, float]]:
+    """The means of the weekly metrics, weighted by the events that were compared."""
+    told = [week for week in weeks if week.metrics]
+    weights = [week.compared for week in told]
+    return {
+        which: {
+            name: float(np.average([week.metrics[which][name] for week in told], weights=weights))
+            for name in told[0].metrics[which]
+        }
+        for which in (told[0].metrics if told else ())
+    }
+
+
+def _keys(rows: pa.Table) -> list[Key]:
+    moments: list[datetime] = rows["event_time"].to_pylist()
+    return list(zip(rows["entity_key"].to_pylist(), (moment.astimezone(UTC) for moment in moments), strict=True))
+
+
+def _microseconds(moment: datetime) -> int:
+    return int(moment.timestamp()) * 1_000_000
+
+
+def to_document(week: AnsweredWeek) -> dict[str, Any]:
+    """As the report's data keeps it."""
+    return {**week.__dict__, "start": week.start.isoformat(), "share_in_time": week.share_in_time}
