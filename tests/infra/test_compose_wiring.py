@@ -39,7 +39,7 @@ def test_networks_join_those_who_talk_and_nobody_else(compose: Compose) -> None:
             "stream",
         },
         "airflow": {*servers, "statsd", "demo"},
-        "online": {*runners, "triggerer", "torchserve", "gateway", "demo"},
+        "online": {*runners, "triggerer", "torchserve", "gateway", "demo", "stream"},
         "management": {*runners, "torchserve"},
         "queue": {*runners, "redis"},
         "metrics": {"exporter", "statsd", "torchserve", "gateway", "prometheus", "grafana"},
@@ -113,7 +113,12 @@ def test_the_image_is_told_its_commit_and_no_start_goes_without(compose: Compose
     assert "ARG WINDSOCK_CODE_SHA\nENV WINDSOCK_CODE_SHA=${WINDSOCK_CODE_SHA}\n" in dockerfile
 
 
-ROLES = {"STUDIES": "optuna", "ADMIN": "windsock"}  # the others are called as their addresses are
+# The others are called as their addresses are.
+ROLES = {
+    "WINDSOCK_STUDIES_DSN": "optuna",
+    "WINDSOCK_ADMIN_DSN": "windsock",
+    "WINDSOCK_SOURCE_ADMIN_DSN": "windsock",
+}
 
 
 def test_each_opens_postgres_by_its_own_role_and_postgres_is_told_to_stop_fast(compose: Compose) -> None:
@@ -121,8 +126,8 @@ def test_each_opens_postgres_by_its_own_role_and_postgres_is_told_to_stop_fast(c
         (name, str(value)) for one in compose["services"].values() for name, value in one.get("environment", {}).items()
     }
     roles = {name: value.split("//")[1].split(":")[0] for name, value in told if name.endswith("_DSN")}
-    assert roles == {name: ROLES.get(name.split("_")[1], name.split("_")[1].lower()) for name in roles}
-    assert len(roles) == 7
+    assert roles == {name: ROLES.get(name, name.split("_")[1].lower()) for name in roles}
+    assert len(roles) == 8
     assert compose["services"]["postgres"]["stop_signal"] == "SIGINT"  # SIGTERM waits for every client to leave
 
 

@@ -122,7 +122,16 @@ def test_what_is_allowed_parses(changes):
         (REGRESSION | {"train.metric": "auc"}, "flights.train.metric: expected a metric of a regression target (mae, "),
         ({"endpoint.costs": None}, "flights.endpoint.costs: expected missed and needless for a binary target"),
         ({"endpoint.rollout.canary_share": 0.7}, "flights.endpoint.rollout.canary_share: "),
-        ({"endpoint": None, "experiment": EXPERIMENT}, "flights.experiment: expected an endpoint with costs"),
+        (
+            {"endpoint": None, "experiment": EXPERIMENT, "source.follow": None},
+            "flights.experiment: expected an endpoint with costs",
+        ),
+        ({"endpoint": None}, "flights.source.follow: expected null where there is no endpoint"),
+        ({"source.follow": None}, "flights.endpoint.answers: expected null where source.follow is null"),
+        (
+            {"endpoint.answers": {"within_minutes": 121}},
+            "flights.endpoint.answers.within_minutes: expected at most time.lead_minutes (120)",
+        ),
         (
             {"experiment": EXPERIMENT | {"max_events": 10}},
             "flights.experiment.max_events: expected more than min_events",
