@@ -183,7 +183,7 @@ def read_year() -> dict[str, pa.Table]:
     """Each table of the operator, its rows in the order in which they became known."""
     with tempfile.TemporaryDirectory() as folder, _opened_package(Path(folder)) as db:
         return {
-            table: db.sql(f"from ({query}) order by known_at, all").to_arrow_table()  # ours
+            table: db.sql(f"from ({query}) order by known_at, {', '.join(IDENTITIES[table])}").to_arrow_table()
             for table, query in _SELECTS.items()
         }
 
