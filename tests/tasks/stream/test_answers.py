@@ -1,0 +1,221 @@
+"""Known events are answered by themselves, once, in time, and as batch would answer them later."""
+
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from adapters.connect import Outside
+from adapters.retrying import wait_until
+from pipeline.handoffs import Snapshot
+from pipeline.settings import Settings
+from pipeline.spec import UseCase
+from serving.answers import InferenceReply
+from tasks.build_features import build, dataset
+from tests.clean_data import week
+from tests.features.world import moved
+from tests.tasks.build_features.test_build import put
+from tests.tasks.stream.answering import (
+    VERSION,
+    AnsweredOutside,
+    Server,
+    answering,
+    await_answers,
+    list_answers,
+    serving,
+)
+from tests.tasks.stream.live import PATIENCE_SECONDS, LiveSource, await_known, following, list_alerts
+
+START = week(2).start
+HOUR = timedelta(hours=1)
+
+
+@pytest.fixture
+def follow() -> str:
+    """By the log: what is answered does not depend on how the source is followed."""
+    return "cdc"
+
+
+@pytest.fixture
+def server(followed: UseCase, settings: Settings, tmp_path: Path) -> Server:
+    (tmp_path / "bundle").mkdir()
+    return Server(followed, settings, tmp_path / "bundle")
+
+
+@pytest.fixture
+def outside(settings: Settings, server: Server) -> Iterator[Outside]:
+    made = AnsweredOutside(settings)
+    with serving(server) as url:
+        made.server_url = url
+        yield made
+
+
+def points_of(use_case: UseCase, outside: Outside, until: datetime) -> pa.Table:
+    """What batch makes of the week's events, once the week was ingested."""
+    put(outside, use_case, 2)
+    later = build.build_snapshot(use_case, outside)
+    assert later is not None
+    return dataset.load_points(later.version, use_case, outside, start=START, end=until)
+
+
+def count_due(outside: Outside, until: datetime) -> int:
+    [row] = outside.warehouse.query("select count(*) as due from known_events where prediction_time < %s", (until,))
+    return int(row["due"])
+
+
+@pytest.mark.usefixtures("snapshot")
+def test_every_event_is_answered_in_time_by_what_batch_works_out_later(
+    followed: UseCase, outside: Outside, source: LiveSource, server: Server
+) -> None:
+    with following(followed, outside), answering(followed, outside):
+        await_known(outside, START)
+        for hours in range(1, 21):
+            source.tell(START + hours * HOUR)
+            await_known(outside, START + hours * HOUR)
+            assert wait_until(lambda: count_due(outside, source.told_until) == 0, within_seconds=PATIENCE_SECONDS)
+        answers = list_answers(outside)
+    points = points_of(followed, outside, START + 20 * HOUR)
+    keys = list(zip(points["entity_key"].to_pylist(), points["event_time"].to_pylist(), strict=True))
+    assert len(keys) > 50
+    assert {(row["entity_key"], row["event_time"].astimezone(UTC)) for row in answers} == {
+        (key, moment.astimezone(UTC)) for key, moment in keys
+    }
+    assert all(row["in_time"] and row["known_until"] > row["prediction_time"] for row in answers)
+    assert {row["model_version"] for row in answers} == {VERSION}
+    logged = pa.concat_tables(server.logged).sort_by([("prediction_time", "ascending"), ("entity_key", "ascending")])
+    served = points.sort_by([("prediction_time", "ascending"), ("entity_key", "ascending")])
+    names = [name.removeprefix("feature.") for name in logged.column_names if name.startswith("feature.")]
+    found = logged.rename_columns([name.removeprefix("feature.") for name in logged.column_names])
+    assert names
+    assert moved(served.select(["entity_key", *names]), found.select(["entity_key", *names])) == []
+    scores = dict(zip(keys, server.predictor.predict(points).tolist(), strict=True))
+    assert max(
+        abs(row["score"] - scores[row["entity_key"], row["event_time"].astimezone(UTC)]) for row in answers
+    ) == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.usefixtures("snapshot")
+def test_where_the_store_stays_behind_an_answer_comes_on_what_is_known_while_it_is_in_time(
+    followed: UseCase, outside: Outside, source: LiveSource
+) -> None:
+    """The stream ends, and the source goes on."""
+    reached = START + 8 * HOUR
+    with following(followed, outside):
+        source.tell(reached)
+        await_known(outside, reached)
+    known = count_due(outside, reached)
+    query = "select min(prediction_time) as first from known_events where prediction_time >= %s"
+    [row] = outside.warehouse.query(query, (reached,))
+    first = row["first"].astimezone(UTC)
+    with answering(followed, outside):
+        source.tell(first + timedelta(minutes=59))
+        assert len(await_answers(outside, known)) == known
+        source.tell(first + timedelta(minutes=61))
+        [behind, *_] = await_answers(outside, known + 1)[known:]
+    assert (behind["prediction_time"], behind["known_until"], behind["in_time"]) == (first, reached, True)
+
+
+@pytest.mark.usefixtures("snapshot")
+def test_an_answer_that_comes_too_late_says_so(followed: UseCase, outside: Outside, source: LiveSource) -> None:
+    with following(followed, outside):
+        source.tell(START + 2 * HOUR)
+        await_known(outside, START + 2 * HOUR)
+        source.tell(START + 20 * HOUR)
+        await_known(outside, START + 20 * HOUR)
+    due = count_due(outside, START + 20 * HOUR)
+    assert due > 20
+    with answering(followed, outside):
+        answers = await_answers(outside, due)
+    late = [row for row in answers if row["prediction_time"] < START + 18 * HOUR]
+    assert late
+    assert not any(row["in_time"] for row in late)
+    assert all(row["in_time"] for row in answers if row["prediction_time"] >= START + 18 * HOUR)
+
+
+@pytest.mark.usefixtures("snapshot")
+def test_a_gateway_that_fails_is_asked_again_and_told_of(
+    followed: UseCase, outside: Outside, source: LiveSource, server: Server
+) -> None:
+    server.before = lambda: InferenceReply(status=503, body=b'{"error": "no version answers"}')
+    with following(followed, outside), answering(followed, outside):
+        source.tell(START + 12 * HOUR)
+        await_known(outside, START + 12 * HOUR)
+        assert wait_until(
+            lambda: ("warning", "flights: due events are not answered") in list_alerts(outside),
+            within_seconds=PATIENCE_SECONDS,
+        )
+        assert list_answers(outside) == []
+        server.before = lambda: None
+        due = count_due(outside, START + 12 * HOUR)
+        assert due
+        await_answers(outside, due)
+        assert wait_until(lambda: list_alerts(outside) == [], within_seconds=PATIENCE_SECONDS)
+
+
+@pytest.mark.usefixtures("snapshot")
+def test_an_event_that_the_server_refuses_stops_no_other(
+    followed: UseCase, outside: Outside, source: LiveSource
+) -> None:
+    with following(followed, outside):
+        source.tell(START + 12 * HOUR)
+        await_known(outside, START + 12 * HOUR)
+    due = count_due(outside, START + 12 * HOUR)
+    refused = "jsonb_set(request, '{carrier}', '\"not a carrier\"')"
+    outside.warehouse.execute(
+        f"update known_events set request = {refused} where entity_key = ("  # ours
+        "select entity_key from known_events where prediction_time < %s order by prediction_time limit 1)",
+        (START + 12 * HOUR,),
+    )
+    with answering(followed, outside):
+        await_answers(outside, due - 1)
+        assert wait_until(
+            lambda: ("warning", "flights: a known event cannot be asked about") in list_alerts(outside),
+            within_seconds=PATIENCE_SECONDS,
+        )
+    [left] = outside.warehouse.query("select problem from known_events where problem is not null")
+    assert "carrier" in json.dumps(left["problem"])
+
+
+@pytest.mark.usefixtures("snapshot")
+def test_two_that_answer_and_one_that_begins_anew_answer_each_event_once(
+    followed: UseCase, outside: Outside, source: LiveSource, server: Server
+) -> None:
+    with following(followed, outside):
+        source.tell(START + 6 * HOUR)
+        await_known(outside, START + 6 * HOUR)
+        with answering(followed, outside), answering(followed, outside):
+            source.tell(START + 12 * HOUR)
+            await_known(outside, START + 12 * HOUR)
+            assert wait_until(lambda: count_due(outside, START + 12 * HOUR) == 0, within_seconds=PATIENCE_SECONDS)
+    answered = list_answers(outside)
+    with following(followed, outside), answering(followed, outside):  # what is known is listed anew
+        source.tell(START + 13 * HOUR)
+        await_known(outside, START + 13 * HOUR)
+        assert wait_until(lambda: count_due(outside, START + 13 * HOUR) == 0, within_seconds=PATIENCE_SECONDS)
+    assert sum(server.asked) == len(list_answers(outside))
+    assert [row for row in list_answers(outside) if row["prediction_time"] < START + 12 * HOUR] == answered
+
+
+def test_an_entry_that_is_changed_or_deleted_before_its_time_is_asked_about_as_it_is_then(
+    followed: UseCase, outside: Outside, snapshot: Snapshot, source: LiveSource
+) -> None:
+    assert snapshot
+    with following(followed, outside):
+        source.tell(START + 6 * HOUR)
+        await_known(outside, START + 6 * HOUR)
+        known = outside.warehouse.query(
+            "select entity_key, request from known_events where prediction_time > %s order by 1 limit 2",
+            (START + 10 * HOUR,),
+        )
+        changed, gone = (row["request"] for row in known)
+        where = "carrier = '{carrier}' and flight = {flight} and scheduled_departure = '{scheduled_departure}'"
+        source.run(f"update flights set tailnum = 'N99999' where {where.format(**changed)}")
+        assert source.remove("flights", where.format(**gone)) == 1
+        source.tell(START + 7 * HOUR)
+        await_known(outside, START + 7 * HOUR)
+    rows = outside.warehouse.query("select entity_key, request->>'tailnum' as tail from known_events")
+    tails = {row["entity_key"]: row["tail"] for row in rows if row["entity_key"] in {k["entity_key"] for k in known}}
+    assert tails == {known[0]["entity_key"]: "N99999"}
