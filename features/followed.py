@@ -14,10 +14,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from features.engine import FeatureSet, moment_sql
-from features.followed_streams import FollowedStreams, SourceChange, StreamChange, same_sql
+from features.followed_streams import FollowedStreams, same_sql
 from features.offline_requests import requests_sql
 from features.series import Series, extract_sql, list_series, point_kinds
 from features.series_codec import key_texts, pack_series
+from features.stream_change import RecentPart, SourceChange, StreamChange, is_later
 
 _ASKED = "asked"
 
@@ -54,12 +55,12 @@ class FollowedSeries:
         asks: bool = False,
     ) -> None:
         self._definition, self._since, self._asks = definition, since, asks
-        self._split = split.astimezone(UTC)
+        self._split = split.astimezone(UTC).replace(tzinfo=None)
         self._series = list_series(definition, point_kinds(definition))
-        streams = [series.stream for series in self._series]
-        self._streams = FollowedStreams(
-            definition, tables, identities, since=since, lead=lead, streams=[*streams, *([_ASKED] if asks else [])]
-        )
+        self._recent = {series.stream: self._find_recent(series.stream) for series in self._series}
+        if asks:
+            self._recent[_ASKED] = None
+        self._streams = FollowedStreams(definition, tables, identities, since=since, lead=lead, streams=self._recent)
 
     def close(self) -> None:
         """Free the memory."""
@@ -98,12 +99,19 @@ class FollowedSeries:
         query = f"with asked as (from {asked}) {requests_sql(self._definition)}"
         return self._streams.connection.sql(query).to_arrow_table()
 
+    def _find_recent(self, stream: str) -> RecentPart | None:
+        """Where each series of a stream has the same later part, it lies apart, so that it is found fast."""
+        moments = {(series.moment, _is_parted(series)) for series in self._series if series.stream == stream}
+        [(moment, is_parted), *others] = moments
+        return RecentPart(moment=moment, split=self._split) if is_parted and not others else None
+
     def _pack(self, packed: ChangedSeries, series: Series, differs: pa.Table | None = None) -> None:
         """Each key's series, in its parts; where rows differ, those of their keys only."""
         for recent in (False, True):
             if (side := self._side_sql(series, recent=recent)) is None:
                 continue
-            into, events = packed.recent if recent else packed.settled, f"stream_{series.stream} s"
+            into = packed.recent if recent else packed.settled
+            events = f"{'recent' if recent and self._recent[series.stream] else 'stream'}_{series.stream} s"
             if differs is None:
                 into |= self._extract(series, f"{events} where {side}")
             elif (keys := self._find_keys(series, differs, recent=recent)).num_rows:
@@ -119,14 +127,13 @@ class FollowedSeries:
         """SQL condition: the events of one part; None where a series has no such part."""
         if not _is_parted(series):
             return None if recent else "true"
-        return f"{series.moment} {'>=' if recent else '<'} {moment_sql(self._split)}"
+        return f"{series.moment} {'>=' if recent else '<'} {moment_sql(self._split.replace(tzinfo=UTC))}"
 
     def _find_keys(self, series: Series, rows: pa.Table, *, recent: bool) -> pa.Table:
         """The keys of rows that belong to one part; without columns, where a series has no key."""
         if _is_parted(series):
-            moments = rows[series.moment]
-            split = pa.scalar(self._split.replace(tzinfo=None), moments.type)
-            rows = rows.filter((pc.greater_equal if recent else pc.less)(moments, split))
+            later = is_later(rows[series.moment], self._split)
+            rows = rows.filter(later if recent else pc.invert(later))
         if not series.key:
             return pa.table({"all": [True][: rows.num_rows]})
         return rows.select(series.key).drop_null().group_by(list(series.key)).aggregate([])

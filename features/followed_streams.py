@@ -8,41 +8,25 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import duckdb
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from features.engine import FeatureSet, FixedSpan, fill_steps, naming_undeclared_source, read_files_sql, source_sql
+from features.engine import (
+    FeatureSet,
+    FixedSpan,
+    fill_steps,
+    moment_sql,
+    naming_undeclared_source,
+    read_files_sql,
+    source_sql,
+)
+from features.stream_change import RecentPart, SourceChange, StreamChange, is_later
 
 _EVER = datetime(9999, 1, 1, tzinfo=UTC)  # what is to come is in the streams too: no point looks beyond what it knows
-
-
-@dataclass(frozen=True, kw_only=True)
-class SourceChange:
-    """Rows of one source, as they lie in clean files, in place of those of their identity; and identities that go."""
-
-    rows: pa.Table
-    gone: pa.Table
-
-
-@dataclass(frozen=True)
-class StreamChange:
-    """Rows that came into a stream, and rows that went."""
-
-    coming: pa.Table
-    going: pa.Table
-
-    @property
-    def rows(self) -> pa.Table:
-        """All of them."""
-        return pa.concat_tables([self.coming, self.going])
-
-    def then(self, later: "StreamChange") -> "StreamChange":
-        """This change and one after it."""
-        return StreamChange(pa.concat_tables([self.coming, later.coming]), pa.concat_tables([self.going, later.going]))
 
 
 class FollowedStreams:
@@ -59,28 +43,34 @@ class FollowedStreams:
         *,
         since: datetime,
         lead: timedelta,
-        streams: Iterable[str],
+        streams: Mapping[str, RecentPart | None],
     ) -> None:
         """`tables` are clean Parquet files; `identities` are the columns that tell a source's rows apart.
 
         Raises:
             ValueError: a source is not as declared.
         """
-        self._definition, self._identities = definition, identities
+        self._definition, self._identities, self._streams = definition, identities, streams
         self._steps = fill_steps(definition, FixedSpan(since, _EVER), lead)
-        self._streams = list(dict.fromkeys(streams))
         self._reads = _list_sources_read(definition)
         self.connection = duckdb.connect(config={"threads": 1})  # most of what it is asked is small
         self._run("set TimeZone = 'UTC'")
-        self._stored = set[str]()  # sources that have had a row, or a file
+        self._stored = set[str]()  # sources that have had a row, or a file: as `raw_<source>`
         self._standing = set[str]()  # steps that no change of another grain touches, as `standing_<step>`
         with naming_undeclared_source(definition):
             for name in definition.sources:
                 if files := read_files_sql(tables.get(name, ())):
-                    self._store(name, files)
-            with self._run_steps(self._streams, {}):
-                for stream in self._streams:
-                    self._run(f"create table stream_{stream} as from {stream}")
+                    self._run(f"create table raw_{name} as {self._read_sql(name, files)}")
+                    self._stored.add(name)
+            with self._run_steps(streams, {}):
+                for stream, recent in streams.items():
+                    later = recent and f"{recent.moment} >= {moment_sql(recent.split.replace(tzinfo=UTC))}"
+                    self._run(
+                        f"create table stream_{stream} as from {stream}"
+                        + (f" where ({later}) is not true" if later else "")
+                    )
+                    if later:
+                        self._run(f"create table recent_{stream} as from {stream} where {later}")
 
     @contextmanager
     def changed(self, changes: Mapping[str, SourceChange]) -> Iterator[dict[str, StreamChange]]:
@@ -101,8 +91,12 @@ class FollowedStreams:
                 for grain, names in by_grain.items():
                     for name in names:
                         self._stage(name, changes[name])
-                    for stream, change in self._follow(grain, names):
+                    for stream, change in self._follow_grain(grain, names) if grain else self._follow_all(names):
+                        self._bring(stream, change)
                         found[stream] = found[stream].then(change) if stream in found else change
+                    for name in names:
+                        self._run(f"drop table coming_{name}")
+                        self._run(f"drop table gone_{name}")
                 yield found
             self._run("commit")
         except BaseException:
@@ -122,66 +116,103 @@ class FollowedStreams:
     def _run(self, statement: str) -> None:
         self.connection.execute(statement)
 
-    def _store(self, name: str, rows: str) -> None:
-        columns = dict.fromkeys([*self._identities[name], *self._definition.sources[name].columns])
-        self._run(f"create table raw_{name} as select {', '.join(columns)} from {rows}")
-        self._stored.add(name)
+    def _fetch(self, query: str) -> pa.Table:
+        return self.connection.sql(query).to_arrow_table()
+
+    def _read_sql(self, name: str, rows: str) -> str:
+        """A source's rows as steps read them, and beside them what tells them apart."""
+        ids = ", ".join(f"{column} as id_{place}" for place, column in enumerate(self._identities[name]))
+        return f"select {ids}, " + source_sql(self._definition.sources[name], rows).removeprefix("select ")
 
     def _stage(self, name: str, change: SourceChange) -> None:
-        """Put the rows that come, and those that they and the change take away, into temporary tables."""
-        identity = self._identities[name]
+        """Put the rows that come, and what tells apart those that they and the change take away, into tables."""
         with self.registered(rows_given=change.rows, identities_given=change.gone):
+            self._run(f"create temp table coming_{name} as {self._read_sql(name, 'rows_given')}")
+            ids = ", ".join(f"{column} as id_{place}" for place, column in enumerate(self._identities[name]))
+            self._run(f"create temp table gone_{name} as select {ids} from identities_given")
             if name not in self._stored:
-                self._store(name, "rows_given limit 0")
-            described = self.connection.execute(f"describe raw_{name}").fetchall()
-            columns = ", ".join(column for column, *_ in described)
-            self._run(f"create temp table coming_{name} as select {columns} from rows_given")
-            keys, same = f"select {', '.join(identity)} from", same_sql(identity, "i", "r")
-            self._run(
-                f"create temp table leaving_{name} as select r.* from (select rowid as place, * from raw_{name}) r"
-                f" semi join ({keys} coming_{name} union all {keys} identities_given) i on {same}"
-            )
+                self._run(f"create table raw_{name} as from coming_{name} limit 0")
+                self._stored.add(name)
 
-    def _follow(self, grain: Sequence[str], names: Sequence[str]) -> list[tuple[str, StreamChange]]:
-        """Put staged rows of one grain in their place, bring the streams that read it to them, and clear the stage."""
-        sources = self._definition.sources
-        changed = [name for name in sources if sources[name].grain == grain] if grain else names
-        streams = [stream for stream in self._streams if self._reads[stream].intersection(changed)]
-        only = self._touched_rows(grain, names, changed) if grain else {}
-        if grain:
-            self._compute("old", streams, only)
+    def _leaving_sql(self, name: str, rows: str) -> str:
+        """Of rows with a `place`, those that go, or for which others come."""
+        ids = [f"id_{place}" for place in range(len(self._identities[name]))]
+        taken = f"select {', '.join(ids)} from coming_{name} union all from gone_{name}"
+        return f"select r.* from {rows} r semi join ({taken}) i on {same_sql(ids, 'i', 'r')}"
+
+    def _put(self, name: str, leaving: str) -> None:
+        self._run(f"delete from raw_{name} where rowid in (select place from {leaving})")
+        self._run(f"insert into raw_{name} from coming_{name}")
+
+    def _forget_standing(self, names: Iterable[str]) -> None:
         for step in [step for step in self._standing if self._reads[step].intersection(names)]:
             self._run(f"drop table standing_{step}")
             self._standing.remove(step)
+
+    def _list_streams(self, changed: Iterable[str]) -> list[str]:
+        return [stream for stream in self._streams if self._reads[stream].intersection(changed)]
+
+    def _follow_all(self, names: Sequence[str]) -> list[tuple[str, StreamChange]]:
+        """Put staged rows of sources without a grain in their place; what differs of all that is made of them."""
+        self._forget_standing(names)
         for name in names:
-            self._run(f"delete from raw_{name} where rowid in (select place from leaving_{name})")
-            self._run(f"insert into raw_{name} by name from coming_{name}")
-        self._compute("new", streams, only)
-        found = [
-            (stream, self._replace(stream, f"old_{stream}" if grain else f"stream_{stream}", f"new_{stream}"))
-            for stream in streams
-        ]
-        made = [f"{age}_{stream}" for stream in streams for age in ("old", "new")]
-        for name in (*made, *(f"{staged}_{name}" for name in names for staged in ("coming", "leaving")), "touched"):
-            self._run(f"drop table if exists {name}")
+            self._put(name, f"({self._leaving_sql(name, f'(select rowid as place, * from raw_{name})')})")
+        found = []
+        streams = self._list_streams(names)
+        with self._run_steps(streams, {}):
+            for stream in streams:
+                both = f"from recent_{stream} union all " if self._streams[stream] else ""
+                was = f"({both}from stream_{stream})"
+                coming = self._fetch(f"from {stream} except all from {was}")
+                found.append((stream, StreamChange(coming, self._fetch(f"from {was} except all from {stream}"))))
         return found
 
-    def _touched_rows(self, grain: Sequence[str], names: Sequence[str], changed: Sequence[str]) -> dict[str, str]:
-        """The condition by which each changed source keeps what has a grain of the staged rows."""
-        sources, columns = self._definition.sources, ", ".join(grain)
-        grains = " union ".join(
-            f"select {columns} from ({source_sql(sources[name], f'{staged}_{name}')})"
-            for name in names
-            for staged in ("coming", "leaving")
+    def _follow_grain(self, grain: Sequence[str], names: Sequence[str]) -> list[tuple[str, StreamChange]]:
+        """Put staged rows of one grain in their place; what differs of what is made of the rows of their grains."""
+        sources = self._definition.sources
+        changed = [name for name in sources if sources[name].grain == grain and name in self._stored]
+        same = self._touch(grain, names)
+        for name in changed:
+            rows = f"(select rowid as place, * from raw_{name}) r"
+            self._run(f"create temp table before_{name} as select r.* from {rows} semi join touched t on {same}")
+            leaving = self._leaving_sql(name, f"before_{name}") if name in names else f"from before_{name} limit 0"
+            self._run(f"create temp table leaving_{name} as {leaving}")
+        streams = self._list_streams(changed)
+        old = self._compute(streams, {name: f"from before_{name}" for name in changed})
+        for name in names:
+            self._put(name, f"leaving_{name}")
+        stay = "where place not in (select place from leaving_{0})"
+        new = self._compute(
+            streams,
+            {
+                name: f"from before_{name} {stay.format(name)}"
+                + (f" union all by name from coming_{name}" if name in names else "")
+                for name in changed
+            },
         )
-        self._run(f"create temp table touched as {grains}")
-        return dict.fromkeys(changed, same_sql(grain, "t", "s"))
+        for name in ("touched", *(f"{staged}_{name}" for name in changed for staged in ("before", "leaving"))):
+            self._run(f"drop table {name}")
+        return [(stream, StreamChange.between(old[stream], new[stream])) for stream in streams]
 
-    def _compute(self, age: str, streams: Sequence[str], only: Mapping[str, str]) -> None:
-        """Make the tables `<age>_<stream>` of some streams, of all rows or of some of each source."""
+    def _touch(self, grain: Sequence[str], names: Sequence[str]) -> str:
+        """Make a table `touched` of the grains of staged rows; the condition by which a row `r` has one `t` of them."""
+        columns, parts = ", ".join(grain), list[str]()
+        for name in names:
+            parts.append(f"select {columns} from coming_{name}")
+            [(gone,)] = self.connection.execute(f"select count(*) from gone_{name}").fetchall()
+            if gone or not set(grain) <= set(self._identities[name]):  # else they have the grains of those that come
+                rows = f"(select rowid as place, * from raw_{name})"
+                parts.append(f"select {columns} from ({self._leaving_sql(name, rows)})")
+        self._run(f"create temp table touched as {' union '.join(parts)}")
+        [(has_nothing,)] = self.connection.execute(
+            f"select coalesce(bool_or({' or '.join(f'{name} is null' for name in grain)}), false) from touched"
+        ).fetchall()
+        return same_sql(grain, "t", "r") if has_nothing else " and ".join(f"t.{name} = r.{name}" for name in grain)
+
+    def _compute(self, streams: Sequence[str], only: Mapping[str, str]) -> dict[str, pa.Table]:
+        """Streams made of some rows of some sources, and of all rows of the others."""
         with self._run_steps(streams, only):
-            for stream in streams:
-                self._run(f"create temp table {age}_{stream} as from {stream}")
+            return {stream: self._fetch(f"from {stream}") for stream in streams}
 
     @contextmanager
     def _run_steps(self, wanted: Iterable[str], only: Mapping[str, str]) -> Iterator[None]:
@@ -209,20 +240,28 @@ class FollowedStreams:
             self._run(f"drop {kind} {name}")
 
     def _source_sql(self, name: str, only: Mapping[str, str]) -> str:
-        rows = source_sql(self._definition.sources[name], f"raw_{name}" if name in self._stored else None)
-        return f"select s.* from ({rows}) s semi join touched t on {only[name]}" if name in only else rows
+        if name not in self._stored:
+            return source_sql(self._definition.sources[name], None)
+        columns = ", ".join(self._definition.sources[name].columns)
+        return f"select {columns} from ({only.get(name, f'from raw_{name}')})"
 
-    def _replace(self, stream: str, old: str, new: str) -> StreamChange:
-        """Bring a stream to what was computed."""
-        coming = self.connection.sql(f"from {new} except all from {old}").to_arrow_table()
-        going = self.connection.sql(f"from {old} except all from {new}").to_arrow_table()
-        if going.num_rows:
-            with self.registered(rows_given=going):
-                self._delete_equal(f"stream_{stream}", going.column_names)
-        if coming.num_rows:
-            with self.registered(rows_given=coming):
-                self._run(f"insert into stream_{stream} from rows_given")
-        return StreamChange(coming, going)
+    def _bring(self, stream: str, change: StreamChange) -> None:
+        """Bring a stream's tables to what was computed."""
+        for table, part in self._divide(stream, change):
+            if part.going.num_rows:
+                with self.registered(rows_given=part.going):
+                    self._delete_equal(table, part.going.column_names)
+            if part.coming.num_rows:
+                with self.registered(rows_given=part.coming):
+                    self._run(f"insert into {table} from rows_given")
+
+    def _divide(self, stream: str, change: StreamChange) -> list[tuple[str, StreamChange]]:
+        recent = self._streams[stream]
+        if recent is None:
+            return [(f"stream_{stream}", change)]
+        later = change.filter(lambda rows: is_later(rows[recent.moment], recent.split))
+        settled = change.filter(lambda rows: pc.invert(is_later(rows[recent.moment], recent.split)))
+        return [(f"stream_{stream}", settled), (f"recent_{stream}", later)]
 
     def _delete_equal(self, table: str, columns: Sequence[str]) -> None:
         """Of rows that are equal, as many as were given."""

@@ -14,7 +14,7 @@ import pyarrow as pa
 from psycopg2.extensions import cursor
 
 from expectations import suites
-from features.followed_streams import SourceChange
+from features.stream_change import SourceChange
 from pipeline.spec import UseCase
 from tasks.ingest.check import canonical_schema
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from functools import partial
+from functools import cached_property, partial
 from hashlib import sha256
 from pathlib import Path
 
@@ -35,7 +35,7 @@ from tasks.build_features.manifest import clean_files
 logger = logging.getLogger(__name__)
 
 _PAGE_ROWS = 500
-_WRITE_ROW = "(%s, %s, %s, %s::bytea, %s::bytea, %s)"
+_STAGE_ROW = "(%s, %s::bytea, %s::bytea)"
 
 _STATE = """
 select s.snapshot_version, b.build_order, s.split from online_state s
@@ -46,8 +46,13 @@ _REACHED = "select definition from online_state where use_case = %s and snapshot
 
 _ORDER = "select build_order from snapshots where use_case = %s and version = %s"
 
+_STAGED = "create temp table refreshed (key text primary key, payload bytea, recent bytea) on commit drop"
+
+_STAGE = "insert into refreshed (key, payload, recent) values %s"
+
 _WRITE = """
-insert into online_series (use_case, definition, key, payload, recent, changed) values %s
+insert into online_series (use_case, definition, key, payload, recent, changed)
+select %s, %s, key, payload, recent, %s from refreshed order by key
 on conflict (use_case, definition, key) do update set payload = excluded.payload, recent = excluded.recent,
     changed = excluded.changed"""
 
@@ -120,6 +125,15 @@ class _Content:
     known_until: datetime | None = None
     changes: int = 0
 
+    @cached_property
+    def keys(self) -> frozenset[str]:
+        """Of all series."""
+        return frozenset([*self.settled, *self.recent])
+
+    def parts(self, key: str) -> tuple[bytes | None, bytes | None]:
+        """What there is of a key."""
+        return self.settled.get(key), self.recent.get(key)
+
 
 def refresh_store(use_case: UseCase, snapshot: Snapshot, outside: Outside) -> Refreshed:
     """Bring the store to a snapshot, from the clean objects it was made from; an older one changes nothing.
@@ -186,47 +200,70 @@ class _Refresh:
             self._series.close()
 
     def commit(self, fence: Fence) -> Refreshed:
-        """Write them, with what was followed while they were made."""
+        """Write them, with what was followed while they were made; a stream waits for the last part of it only."""
         with self._outside.warehouse.transaction(fence) as at:
             if self._followed is not None:
                 self._catch_up(at, self._followed)
-            return self._write(at)
+            if (done := self._stage(at)) is None:
+                return Refreshed(written=0, deleted=0, unchanged=len(self._content.keys))
+            if self._followed is not None:
+                at.execute(_LOCK_STREAM, (self._use_case.name,))
+                changes, known_until = at.fetchone() or (0, None)
+                told = max(self._snapshot.end, known_until or self._snapshot.end)
+                self._content = replace(self._content, known_until=told, changes=changes)
+                done |= self._restage(at, self._catch_up(at, self._followed))
+            return self._write(at, done)
 
-    def _catch_up(self, at: cursor, before: FollowedSource) -> None:
-        at.execute(_LOCK_STREAM, (self._use_case.name,))
-        changes, known_until = at.fetchone() or (0, None)
-        if (later := read_followed(at, self._use_case, self._snapshot.end, after=before.changes)) is not None:
-            changed = self._apply(later)
-            self._content = replace(
-                self._content,
-                settled=_without_none({**self._content.settled, **changed.settled}),
-                recent=_without_none({**self._content.recent, **changed.recent}),
-            )
-            self._followed = later
-        told = max(self._snapshot.end, known_until or self._snapshot.end)
-        self._content = replace(self._content, known_until=told, changes=changes)
+    def _catch_up(self, at: cursor, before: FollowedSource) -> frozenset[str]:
+        """Take along what was followed since; the keys that it changes."""
+        if (later := read_followed(at, self._use_case, self._snapshot.end, after=before.changes)) is None:
+            return frozenset()
+        changed = self._apply(later)
+        self._content = replace(
+            self._content,
+            settled=_without_none({**self._content.settled, **changed.settled}),
+            recent=_without_none({**self._content.recent, **changed.recent}),
+        )
+        self._followed = later
+        return frozenset([*changed.settled, *changed.recent])
 
-    def _write(self, at: cursor) -> Refreshed:
+    def _stage(self, at: cursor) -> set[str] | None:
+        """Put what differs from the store into a table; keys that are to go. None: the store is past this dataset."""
         content, where = self._content, (self._use_case.name, self._definition.digest())
-        keys = content.settled.keys() | content.recent.keys()
         at.execute(_STATE, where)
-        state = at.fetchone()
+        self._state = at.fetchone()
         at.execute(_ORDER, (self._use_case.name, self._snapshot.version))
         order = at.fetchone()
-        if state is not None and order is not None and (state[1] or 0) > order[0]:
+        if self._state is not None and order is not None and (self._state[1] or 0) > order[0]:
             logger.info("%s: the online store is past %s already", self._use_case.name, self._snapshot.version)
-            return Refreshed(written=0, deleted=0, unchanged=len(keys))
+            return None
+        at.execute(_STAGED)
         at.execute(_STORED, where)
         stored = {key: tuple(hashed and bytes(hashed) for hashed in both) for key, *both in at.fetchall()}
-        parts = {key: (content.settled.get(key), content.recent.get(key)) for key in sorted(keys)}
-        changed = [(*where, k, *v, content.changes) for k, v in parts.items() if stored.get(k) != tuple(map(_hash, v))]
-        gone = sorted(stored.keys() - keys)
-        psycopg2.extras.execute_values(at, _WRITE, changed, template=_WRITE_ROW, page_size=_PAGE_ROWS)
-        at.execute(_DELETE, (*where, gone))
-        if changed or gone or state is None or (state[0], state[2]) != (self._snapshot.version, content.split):
+        parts = {key: content.parts(key) for key in sorted(content.keys)}
+        changed = [(key, *both) for key, both in parts.items() if stored.get(key) != tuple(map(_hash, both))]
+        psycopg2.extras.execute_values(at, _STAGE, changed, template=_STAGE_ROW, page_size=_PAGE_ROWS)
+        return stored.keys() - content.keys
+
+    def _restage(self, at: cursor, touched: frozenset[str]) -> set[str]:
+        """What the stream wrote since is written anew, whatever it was; keys that are to go."""
+        at.execute("delete from refreshed where key = any(%s)", (sorted(touched),))
+        kept = touched & self._content.keys
+        rows = [(key, *self._content.parts(key)) for key in sorted(kept)]
+        psycopg2.extras.execute_values(at, _STAGE, rows, template=_STAGE_ROW, page_size=_PAGE_ROWS)
+        return set(touched - kept)
+
+    def _write(self, at: cursor, gone: set[str]) -> Refreshed:
+        content, where = self._content, (self._use_case.name, self._definition.digest())
+        gone -= content.keys
+        at.execute(_WRITE, (*where, content.changes))
+        written = at.rowcount
+        at.execute(_DELETE, (*where, sorted(gone)))
+        state = self._state
+        if written or gone or state is None or (state[0], state[2]) != (self._snapshot.version, content.split):
             told = (self._snapshot.version, content.split, content.known_until, content.changes)
             at.execute(_ADVANCE, (*where, self._kept.start, self._kept.end, *told))
-        return Refreshed(written=len(changed), deleted=len(gone), unchanged=len(keys) - len(changed))
+        return Refreshed(written=written, deleted=len(gone), unchanged=len(content.keys) - written)
 
     def _apply(self, followed: FollowedSource) -> ChangedSeries:
         return apply_rows(self._series, self._use_case, self._definition, followed.rows, followed.identities)

@@ -20,12 +20,14 @@ from adapters.errors import Unavailable
 from adapters.gateway import Gateway
 from pipeline.online import AnswerSettings
 from pipeline.spec import UseCase
+from serving.reasons import DegradedReason
 from tasks.stream.read_tables import read_time
 
 logger = logging.getLogger(__name__)
 
 PATIENCE_SHARE = 0.5  # of the time in which an answer is in time: so long it waits for the store
 _REFUSED = 400
+_MOST_AT_ONCE = 64  # history that nobody asked for yet takes its time
 _LOOK_SECONDS = 0.1
 _PAUSE_SECONDS = 3.0
 _TROUBLE = (psycopg2.Error, Unavailable, ConnectionError)
@@ -76,12 +78,11 @@ def _answer_on(
         while not stopped.is_set():
             began = time.monotonic()
             due = _find_due(use_case, settings, outside)
-            if due:
-                _answer(use_case, settings, outside, gateway, due)
-                if not is_well:
-                    outside.alerts.resolve(_fingerprint(use_case))
-                    is_well = True
-            else:
+            is_answered = bool(due) and _answer(use_case, settings, outside, gateway, due)
+            if is_answered and not is_well:
+                outside.alerts.resolve(_fingerprint(use_case))
+                is_well = True
+            if not is_answered:
                 stopped.wait(max(0.0, _LOOK_SECONDS - (time.monotonic() - began)))
 
 
@@ -94,7 +95,7 @@ def _find_due(use_case: UseCase, settings: AnswerSettings, outside: Outside) -> 
             "now": _read_clock(use_case, outside),
             "patience": settings.budget * PATIENCE_SHARE,
             "budget": settings.budget,
-            "most": use_case.endpoint.max_events,
+            "most": min(use_case.endpoint.max_events, _MOST_AT_ONCE),
         },
     )
 
@@ -106,17 +107,18 @@ def _read_clock(use_case: UseCase, outside: Outside) -> datetime:
 
 def _answer(
     use_case: UseCase, settings: AnswerSettings, outside: Outside, gateway: Gateway, due: list[dict[str, Any]]
-) -> None:
-    """Ask about events, and keep what was answered."""
+) -> bool:
+    """Ask about events, and keep what was answered; whether anything was.
+
+    Where the store was silent, and there is time, the event is asked about again.
+    """
     request_id = f"due-{uuid.uuid4().hex}"
     reply = gateway.ask(use_case.name, [event["request"] for event in due], request_id=request_id)
     if reply.status == _REFUSED and len(due) > 1:  # because of one of them
-        for event in due:
-            _answer(use_case, settings, outside, gateway, [event])
-        return
+        return sum(_answer(use_case, settings, outside, gateway, [event]) for event in due) > 0
     if reply.status == _REFUSED:
         _set_aside(use_case, outside, due[0], str(reply.body))
-        return
+        return True
     if reply.status != 200 or not isinstance(reply.body, list):
         raise NotAnswered(f"{use_case.name}: {len(due)} due events: {reply.status} {str(reply.body)[:300]}")
     now = _read_clock(use_case, outside)
@@ -138,6 +140,8 @@ def _answer(
             _is_in_time(event, settings.budget, now),
         )
         for position, (event, answer) in enumerate(zip(due, reply.body, strict=True))
+        if DegradedReason.STORE_SILENT not in answer["reasons"]
+        or now > event["prediction_time"] + settings.budget * PATIENCE_SHARE
     ]
     keys = [row[:3] for row in rows]
 
@@ -147,6 +151,7 @@ def _answer(
             psycopg2.extras.execute_values(at, _REMOVE, keys, template="(%s, %s, %s::timestamptz)")
 
     outside.warehouse.retry_transaction(keep)
+    return bool(rows)
 
 
 def _set_aside(use_case: UseCase, outside: Outside, event: dict[str, Any], problem: str) -> None:

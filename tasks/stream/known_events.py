@@ -12,8 +12,8 @@ from psycopg2.extensions import cursor
 
 from features import FeatureSet
 from features.followed import FollowedSeries
-from features.followed_streams import StreamChange
 from features.offline_requests import to_request
+from features.stream_change import StreamChange
 from pipeline.spec import UseCase
 
 EventKey = tuple[str, datetime]

@@ -14,7 +14,7 @@ from adapters.connect import Outside
 from adapters.warehouse import Fence
 from features import FeatureSet
 from features.followed import ChangedSeries, FollowedSeries
-from features.followed_streams import StreamChange
+from features.stream_change import StreamChange
 from pipeline.handoffs import Snapshot
 from pipeline.spec import UseCase
 from tasks.build_features import dataset

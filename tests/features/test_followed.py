@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from features import FeatureSet
 from features.followed import ChangedSeries, FollowedSeries
-from features.followed_streams import SourceChange
+from features.stream_change import SourceChange
 from tasks.build_features.online_features import pack_all_series
 from tests.features.stored import parquet
 from tests.features.test_point_in_time import EXTREME

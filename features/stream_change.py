@@ -1,0 +1,73 @@
+"""What changes of sources, and of the streams that are made of them, as Arrow tables."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import datetime
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceChange:
+    """Rows of one source, as they lie in clean files, in place of those of their identity; and identities that go."""
+
+    rows: pa.Table
+    gone: pa.Table
+
+
+@dataclass(frozen=True)
+class StreamChange:
+    """Rows that came into a stream, and rows that went."""
+
+    coming: pa.Table
+    going: pa.Table
+
+    @property
+    def rows(self) -> pa.Table:
+        """All of them."""
+        return pa.concat_tables([self.coming, self.going])
+
+    @classmethod
+    def between(cls, old: pa.Table, new: pa.Table) -> "StreamChange":
+        """What has to come and to go, so that one becomes the other."""
+        return cls(_subtract(new, old), _subtract(old, new))
+
+    def filter(self, chosen: Callable[[pa.Table], pa.ChunkedArray]) -> "StreamChange":
+        """The chosen ones of its rows."""
+        return StreamChange(self.coming.filter(chosen(self.coming)), self.going.filter(chosen(self.going)))
+
+    def then(self, later: "StreamChange") -> "StreamChange":
+        """This change and one after it."""
+        return StreamChange(pa.concat_tables([self.coming, later.coming]), pa.concat_tables([self.going, later.going]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecentPart:
+    """Rows of a stream whose moment is `split` or later (naive UTC) lie apart, in `recent_<stream>`."""
+
+    moment: str
+    split: datetime
+
+
+def is_later(moments: pa.ChunkedArray, split: datetime) -> pa.ChunkedArray:
+    """Which moments are a naive one in UTC, or later; nothing is not."""
+    return pc.fill_null(pc.greater_equal(moments, pa.scalar(split, moments.type)), pa.scalar(value=False))
+
+
+def _subtract(rows: pa.Table, others: pa.Table) -> pa.Table:
+    """Rows beyond those that are among others, of equal ones as many as are left."""
+    left = Counter(_to_tuples(others))
+    kept = []
+    for place, row in enumerate(_to_tuples(rows)):
+        if left[row] > 0:
+            left[row] -= 1
+        else:
+            kept.append(place)
+    return rows.take(pa.array(kept, pa.int64()))
+
+
+def _to_tuples(rows: pa.Table) -> Iterable[tuple[object, ...]]:
+    columns = (c.cast(pa.int64()) if pa.types.is_timestamp(c.type) else c for c in rows.columns)
+    return zip(*(column.to_pylist() for column in columns), strict=True)
