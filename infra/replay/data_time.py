@@ -47,6 +47,11 @@ class DataTime:
         self._over.set()
         self._thread.join()
 
+    @property
+    def is_over(self) -> bool:
+        """Whether all has been told: the source holds what was to come."""
+        return self._source.told_until >= self._until
+
     def has_reached(self, moment: datetime) -> bool:
         """Whether all that became known before a moment is in the source.
 

@@ -179,6 +179,8 @@ class Replay:
                 self.progress.say(label, f"{week.start:%d %b}: INJECTED: {broken.what} ({broken.rows} rows)")
         if week.start not in self.state.list_clean_partitions():
             self.runs.run_to_end(label, "ingest", f"replay__{key}", partition_key=key)
+        if data_time.is_over:  # nothing is due any more, and a rollout waits for requests
+            self.traffic.ask_about(week.start, week.end)
         self._build_features(label, week.end)
         self._write_scores(label)
         self.runs.finish_work(
