@@ -34,7 +34,7 @@ class ClientTally:
 class Traffic:
     """A thread that asks at an even pace, from the first hour until the block ends; without a gateway it is silent."""
 
-    def __init__(self, use_case: UseCase, outside: Outside, source: LiveSource, *, per_second: float = 20) -> None:
+    def __init__(self, use_case: UseCase, outside: Outside, source: LiveSource, *, per_second: float = 10) -> None:
         self._use_case, self._outside, self._source, self._per_second = use_case, outside, source, per_second
         self._fields = [field.name for field in features.definition(use_case.name).request]
         self._events: Sequence[Mapping[str, Any]] = ()

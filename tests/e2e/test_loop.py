@@ -155,6 +155,7 @@ def disturbed(folder: Path, environment: dict[str, str]) -> Iterator[dict[str, A
         str(folder / "report.html"),
     ]
     command += ["--train-until", TRAIN_UNTIL, "--weeks", str(WEEKS), "--incident-week", str(BROKEN)]
+    command += ["--seconds-per-hour", "0.5"]
     with (folder / "replay.log").open("wb") as log:
         replay = subprocess.Popen(command, env=environment, cwd=folder, stdout=log, stderr=subprocess.STDOUT)
         try:
@@ -275,6 +276,26 @@ def test_every_panel_and_every_alert_has_data_and_one_that_has_none_is_named(
         assert running.up() == dict.fromkeys(("prometheus", "warehouse", "gateway", "torchserve", "airflow"), True)
         named = without_data(running, stack, {"sabotage": {"panels": empty}}, patience_seconds=5)
     assert named == ["sabotage: empty A: no_such", f"sabotage: empty A: {NOTHING}"]
+
+
+def test_every_event_was_answered_by_itself_once_though_parts_were_killed(disturbed: dict[str, Any]) -> None:
+    """Nearly all in time: while a part comes back, none can be."""
+    stack = disturbed["stack"]
+    weeks = "prediction_time >= '2013-02-25' and prediction_time < '2013-03-18'"
+    points = count(stack, f"select count(*) from predictions where model_version = '1' and {weeks}")  # ours
+    answered = count(stack, f"select count(*) from answers_in_time where {weeks}")
+    in_time = count(stack, f"select count(*) from answers_in_time where in_time and {weeks}")
+    assert points > 15_000
+    assert answered == points
+    assert in_time > 0.5 * points
+    assert count(stack, f"select count(*) from known_events where {weeks}") == 0
+    lost = count(
+        stack,
+        "select count(*) from answers_in_time a where not exists (select from online_answers o where"
+        " (o.use_case, o.request_id, o.position, o.entity_key, o.event_time)"
+        " = (a.use_case, a.request_id, a.position, a.entity_key, a.event_time))",
+    )
+    assert lost == 0
 
 
 def test_a_second_run_has_nothing_to_do(disturbed: dict[str, Any]) -> None:
