@@ -86,10 +86,22 @@ class FollowedSeries:
         with self._streams.changed(changes) as changed:
             asked = changed.get(_ASKED) if self._asks else None
             packed = ChangedSeries(events=asked and StreamChange(*map(self._request, (asked.coming, asked.going))))
-            for series in self._series:
-                if series.stream in changed:
-                    self._pack(packed, series, changed[series.stream].rows)
+            for stream, change in changed.items():
+                self._pack_changed(packed, stream, change.rows)
         return packed
+
+    def _pack_changed(self, packed: ChangedSeries, stream: str, differs: pa.Table) -> None:
+        later: pa.Table | None = None
+        for series in (each for each in self._series if each.stream == stream):
+            if self._recent[stream] is None or series.orders:
+                self._pack(packed, series, differs)
+                continue
+            self._pack(packed, series, differs, sides=(False,))
+            if (keys := self._find_keys(series, differs, recent=True)).num_rows:
+                if later is None:  # one query for all of them
+                    later = self._streams.connection.sql(f"from recent_{stream}").to_arrow_table()
+                found = dict(pack_series(series, _select_events(series, later, keys)))
+                packed.recent.update(dict.fromkeys(key_texts(series, keys)) | found)
 
     def _request(self, asked: pa.Table) -> pa.Table:
         with self._streams.registered(rows_given=asked):
@@ -105,9 +117,16 @@ class FollowedSeries:
         [(moment, is_parted), *others] = moments
         return RecentPart(moment=moment, split=self._split) if is_parted and not others else None
 
-    def _pack(self, packed: ChangedSeries, series: Series, differs: pa.Table | None = None) -> None:
+    def _pack(
+        self,
+        packed: ChangedSeries,
+        series: Series,
+        differs: pa.Table | None = None,
+        *,
+        sides: Sequence[bool] = (False, True),
+    ) -> None:
         """Each key's series, in its parts; where rows differ, those of their keys only."""
-        for recent in (False, True):
+        for recent in sides:
             if (side := self._side_sql(series, recent=recent)) is None:
                 continue
             into = packed.recent if recent else packed.settled
@@ -142,3 +161,17 @@ class FollowedSeries:
 def _is_parted(series: Series) -> bool:
     """Whether its records compare by their moment first: ranks tell which is greater only within a part."""
     return all(fields[0] == series.moment for fields in series.orders)
+
+
+def _select_events(series: Series, rows: pa.Table, keys: pa.Table) -> pa.Table:
+    """The events of some keys, as `extract_sql` has them, of a series whose records are not compared."""
+    for name in series.key:
+        rows = rows.filter(pc.is_in(rows[name], keys[name].combine_chunks()))
+    if len(series.key) > 1:  # each value is of some key: are they of one?
+        wanted = set(zip(*(keys[name].to_pylist() for name in series.key), strict=True))
+        found = zip(*(rows[name].to_pylist() for name in series.key), strict=True)
+        rows = rows.filter(pa.array([key in wanted for key in found], pa.bool_()))
+    names = dict.fromkeys([*series.key, *series.sums, *series.columns])
+    moments = rows[series.moment]
+    rows = pa.table({"moment": moments, **{name: rows[name] for name in names}})
+    return rows.sort_by([(name, "ascending") for name in dict.fromkeys([*series.key, "moment", *names])])

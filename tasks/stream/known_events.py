@@ -19,7 +19,7 @@ from pipeline.spec import UseCase
 EventKey = tuple[str, datetime]
 
 _PAGE_ROWS = 500
-_CLEAR = "delete from known_events where use_case = %s"
+_CLEAR = "delete from known_events where use_case = %s and prediction_time >= %s"
 _REMOVE = """
 delete from known_events k using (values %s) as gone (use_case, entity_key, event_time)
 where (k.use_case, k.entity_key, k.event_time) = (gone.use_case, gone.entity_key, gone.event_time)"""
@@ -36,32 +36,36 @@ set prediction_time = excluded.prediction_time, request = excluded.request, prob
 class EventChanges:
     """Prediction time and request of each event that came, or changed; the keys of those that went.
 
-    With `is_all`, no other is known.
+    `all_since`: from this prediction time on no other is known.
     """
 
     known: Mapping[EventKey, tuple[datetime, dict[str, Any]]]
     gone: Iterable[EventKey]
-    is_all: bool
+    all_since: datetime | None = None
 
 
 class EventList:
     """What one session tells of events: all there are at first, and then what changed."""
 
-    def __init__(self, use_case: UseCase, definition: FeatureSet, series: FollowedSeries) -> None:
-        """`series` follow their events; those of the rows that they begin with are in the first list."""
-        self._use_case, self._definition, self._series = use_case, definition, series
+    def __init__(self, definition: FeatureSet, series: FollowedSeries, told_until: datetime | None) -> None:
+        """`series` follow their events. Those that were due before `told_until`, a session before has told of.
+
+        What became known since is due since: nothing is asked about before it is known.
+        """
+        self._definition, self._series, self._told_until = definition, series, told_until
         self._is_listed = False
 
     def find_changed(self, since: datetime, changed: StreamChange | None) -> EventChanges:
-        """The events from a prediction time on among those that changed; the first time, all there are."""
+        """The events from a prediction time on among those that changed; the first time, all that may be new."""
         if not self._is_listed:
             self._is_listed = True
-            return EventChanges(known=self._read(self._series.list_events(since), since), gone=(), is_all=True)
+            first = max(since, self._told_until or since)
+            return EventChanges(known=self._read(self._series.list_events(first), first), gone=(), all_since=first)
         if changed is None:
-            return EventChanges(known={}, gone=(), is_all=False)
+            return EventChanges(known={}, gone=())
         known = self._read(changed.coming, since)
         gone = self._read(changed.going, since).keys() - known.keys()
-        return EventChanges(known=known, gone=sorted(gone), is_all=False)
+        return EventChanges(known=known, gone=sorted(gone))
 
     def _read(self, events: pa.Table, since: datetime) -> dict[EventKey, tuple[datetime, dict[str, Any]]]:
         rows = (
@@ -77,8 +81,8 @@ class EventList:
 
 def write_events(at: cursor, use_case: UseCase, events: EventChanges) -> None:
     """Keep what changed, in the caller's transaction; an event that was answered is not asked about again."""
-    if events.is_all:
-        at.execute(_CLEAR, (use_case.name,))
+    if events.all_since is not None:
+        at.execute(_CLEAR, (use_case.name, events.all_since))
     gone = [(use_case.name, *key) for key in events.gone]
     psycopg2.extras.execute_values(at, _REMOVE, gone, template="(%s, %s, %s::timestamptz)", page_size=_PAGE_ROWS)
     put = [(use_case.name, *key, moment, json.dumps(request)) for key, (moment, request) in events.known.items()]

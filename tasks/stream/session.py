@@ -109,7 +109,7 @@ class StreamSession:
         stack.enter_context(closing(series))
         apply_rows(series, self._use_case, definition, followed.rows, self._identities)
         if asks:
-            self._events = EventList(self._use_case, definition, series)
+            self._events = EventList(definition, series, self._state.known_until)
         return series
 
     def __exit__(

@@ -127,14 +127,14 @@ def test_parity_holds_only_where_something_was_compared_and_nothing_differs(chan
 @pytest.mark.parametrize(
     "asked",
     [
-        ClientTally(weeks=2, requests=100, failed=1),
-        ClientTally(weeks=2, requests=100, static=1),
-        ClientTally(weeks=2),
+        ClientTally(hours=2, requests=100, failed=1),
+        ClientTally(hours=2, requests=100, static=1),
+        ClientTally(hours=2),
     ],
 )
 def test_a_request_without_a_models_answer_or_no_request_at_all_fails_the_demo(use_case, asked: ClientTally) -> None:
     served = OnlineSummary(request={}, answer={}, parity=parity(), answered=[])
-    _check_online(use_case, served, ClientTally(weeks=2, requests=100))
+    _check_online(use_case, served, ClientTally(hours=2, requests=100))
     _check_online(use_case, served, ClientTally())
     with pytest.raises(ReplayError):
         _check_online(use_case, served, asked)

@@ -14,10 +14,9 @@ from adapters.warehouse import Warehouse
 from infra.local.__main__ import main as manage_stack
 from infra.local.plan import plan_stack
 from infra.local.stack import PartStatus, Stack
-from infra.replay.flights_source import create_source_tables
+from infra.replay.flights_source import IDENTITIES, create_source_tables
 from pipeline.settings import REPOSITORY
 from tests.conftest import start_stack
-from tests.tasks.stream.live import IDENTITIES
 
 PATIENCE_SECONDS = 120
 
@@ -26,7 +25,7 @@ PATIENCE_SECONDS = 120
 def followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: None) -> Iterator[Stack]:
     """A stack whose use case follows its source by the log."""
     params = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
-    params["flights"]["source"]["follow"] = "cdc"
+    params["flights"]["source"] |= {"follow": "cdc", "watermark": None}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
     monkeypatch.setenv("WINDSOCK_PARAMS", str(tmp_path / "params.yaml"))
     with contextmanager(start_stack)("postgres", "s3", "stream") as stack:
@@ -75,5 +74,13 @@ def test_one_command_readies_the_source_and_a_second_time_changes_nothing(
 
 
 @pytest.mark.usefixtures("processes")
-def test_a_stack_in_which_nothing_is_followed_has_no_such_part(stack: Stack) -> None:
-    assert "stream" not in {item.name for item in plan_stack(stack.home(), ("postgres", "s3", "stream"))}
+def test_a_stack_in_which_nothing_is_followed_has_no_such_part(
+    stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = ("postgres", "s3", "stream")
+    assert "stream" in {item.name for item in plan_stack(stack.home(), parts)}
+    params = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
+    params["flights"]["source"]["follow"] = params["flights"]["endpoint"]["answers"] = None
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    monkeypatch.setenv("WINDSOCK_PARAMS", str(tmp_path / "params.yaml"))
+    assert "stream" not in {item.name for item in plan_stack(stack.home(), parts)}

@@ -89,7 +89,8 @@ def settings(old_stack: Stack, state: Path) -> Settings:
     text = re.sub(r"^ +(history_days|calibration_quantile|event_time):.*\n", "", text, flags=re.MULTILINE)
     following = "    follow: null\n    horizon_seconds: 60\n    watermark: null\n"
     text = text.replace("  source:\n", f"  source:\n    recheck_partitions: 4\n{following}")
-    params.write_text(text)  # with the key that the changelog asks to add, and without those that it asks to delete
+    text = re.sub(r"^  endpoint:.*\n", r"\g<0>    answers: null\n", text, flags=re.MULTILINE)
+    params.write_text(text)  # with the keys that the changelog asks to add, and without those that it asks to delete
     return read_settings({**old_stack.environment(), "WINDSOCK_PARAMS": str(params)})
 
 

@@ -19,7 +19,7 @@ from adapters.retrying import wait_until
 from expectations import suites
 from features import FeatureSet
 from features.followed import FollowedSeries
-from infra.replay.flights_source import create_source_tables
+from infra.replay.flights_source import IDENTITIES, create_source_tables
 from pipeline.handoffs import Snapshot
 from pipeline.spec import UseCase
 from tasks.build_features.followed_series import kept_interval
@@ -30,14 +30,6 @@ from tests.clean_data import TABLES, clean_rows, week
 from tests.tasks.build_features.test_build import small
 
 PATIENCE_SECONDS = 120
-IDENTITIES = {
-    "flights": ("carrier", "flight", "origin", "scheduled_departure", "known_at"),
-    "movements": ("carrier", "flight", "origin", "scheduled_departure", "kind", "known_at"),
-    "weather": ("origin", "observed_at", "known_at"),
-    "planes": ("tailnum", "known_at"),
-    "airports": ("faa", "known_at"),
-    "airlines": ("carrier", "known_at"),
-}
 Rows = Mapping[str, pa.Table]
 Content = list[tuple[str, bytes | None, bytes | None]]
 

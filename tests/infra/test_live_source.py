@@ -1,0 +1,158 @@
+"""The operator's database fills as time goes by: what was not known yet is not in it."""
+
+import math
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+
+import psycopg2
+import pytest
+
+from adapters.connect import Outside
+from adapters.retrying import wait_until
+from infra.replay import flights_source, incident
+from infra.replay.data_time import DataTime
+from infra.replay.live_source import LiveSource
+from infra.replay.state import ReplayError
+from infra.replay.traffic import Traffic
+from pipeline.partitions import Interval
+from pipeline.spec import UseCase
+
+START = datetime(2013, 1, 7, tzinfo=UTC)
+HOUR = timedelta(hours=1)
+WEEK = Interval(START, START + timedelta(days=7))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_year(processes: None) -> Iterator[None]:
+    """Reading the package's files takes seconds: once is enough."""
+    year = flights_source.read_year()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(flights_source, "read_year", lambda: year)
+        yield
+
+
+@pytest.fixture
+def source(outside: Outside) -> LiveSource:
+    made = LiveSource(outside.source)
+    made.open(START)
+    return made
+
+
+def count_unknown(outside: Outside, until: datetime) -> dict[str, int]:
+    """Rows that became known at a moment or later."""
+    return {
+        name: outside.source.query(f"select count(*) as rows from {name} where known_at >= %s", (until,))[0]["rows"]
+        for name in flights_source.IDENTITIES
+    }
+
+
+def test_it_holds_what_is_known_and_each_table_has_a_key(outside: Outside, source: LiveSource) -> None:
+    counts = flights_source.count_rows(outside.source)
+    assert counts["movements"] > 5000
+    assert set(count_unknown(outside, START).values()) == {0}
+    [keys] = outside.source.query("select count(*) as n from pg_constraint where contype = 'p' and conname ~ '_pkey'")
+    assert keys["n"] == len(flights_source.IDENTITIES) + 1
+    assert source.told_until == START
+
+
+def test_what_becomes_known_comes_with_the_clock_and_once(outside: Outside, source: LiveSource) -> None:
+    before = flights_source.count_rows(outside.source)
+    source.tell(START + 5 * HOUR)
+    after = flights_source.count_rows(outside.source)
+    assert (
+        after["movements"] - before["movements"] == source.rows_between("movements", START, START + 5 * HOUR).num_rows
+    )
+    assert after["movements"] > before["movements"]
+    assert set(count_unknown(outside, START + 5 * HOUR).values()) == {0}
+    again = LiveSource(outside.source)
+    assert again.open(START) == after  # a replay that was stopped goes on where its source is
+    assert again.told_until == START + 5 * HOUR
+    again.tell(START + 5 * HOUR)
+    assert flights_source.count_rows(outside.source) == after
+
+
+def test_told_hour_by_hour_it_comes_to_hold_what_a_source_loaded_at_once_does(outside: Outside) -> None:
+    live = LiveSource(outside.source)
+    live.open(START)
+    for hours in range(1, 49):
+        live.tell(START + hours * HOUR)
+    query = "select md5(string_agg(m::text, ',' order by m::text)) as content from movements m where known_at < %s"
+    by_hours = outside.source.query(query, (START + 48 * HOUR,))
+    outside.source.execute("drop table " + ", ".join([*flights_source.IDENTITIES, "data_clock"]))
+    flights_source.load_flights(outside.settings.source_dsn)
+    assert outside.source.query(query, (START + 48 * HOUR,)) == by_hours
+
+
+def test_a_source_that_an_earlier_version_filled_gets_keys_and_a_clock_at_its_end(outside: Outside) -> None:
+    counts = flights_source.load_flights(outside.settings.source_dsn)
+    live = LiveSource(outside.source)
+    assert live.open(START) == counts
+    assert live.told_until > datetime(2013, 12, 30, tzinfo=UTC)
+    with pytest.raises(psycopg2.errors.UniqueViolation):
+        outside.source.execute("insert into airlines select * from airlines limit 1")
+
+
+def test_a_broken_feed_is_broken_as_it_comes_and_its_true_records_are_put_back(
+    outside: Outside, source: LiveSource
+) -> None:
+    source.tell(START + 3 * HOUR, broken="2013-01-07")
+    source.tell(START + 6 * HOUR, broken="2013-01-07")
+    source.tell(START + 7 * HOUR)
+    query = "select count(*) as rows, count(temp_f) as measured from weather where known_at >= %s and known_at < %s"
+    [broken] = outside.source.query(query, (START, START + 6 * HOUR))
+    [sound] = outside.source.query(query, (START + 6 * HOUR, START + 7 * HOUR))
+    assert (broken["rows"], broken["measured"], sound["measured"]) == (18, 0, 3)
+    [known] = incident.list_incidents(outside.source)
+    assert (known.rows, known.state) == (18, "broken")
+    with incident.restored_feed(outside.source, "2013-01-07"):
+        [mended] = outside.source.query(query, (START, START + 6 * HOUR))
+        assert mended["measured"] == 18
+
+
+def test_data_time_goes_on_by_hours_to_its_end_and_says_so(
+    outside: Outside, use_case: UseCase, source: LiveSource
+) -> None:
+    steps = list[tuple[datetime, datetime]]()
+    until = START + timedelta(hours=2.5)
+
+    def note(start: datetime, end: datetime) -> None:
+        steps.append((start, end))
+
+    with DataTime(use_case, source, until=until, seconds_per_hour=0.01, broken=WEEK, then=note) as data_time:
+        assert wait_until(lambda: data_time.has_reached(until), within_seconds=30)
+        assert data_time.is_over
+    assert steps == [(START, START + HOUR), (START + HOUR, START + 2 * HOUR), (START + 2 * HOUR, until)]
+    assert [known.rows for known in incident.list_incidents(outside.source)] == [9]
+
+
+def test_data_time_that_cannot_go_on_says_why(use_case: UseCase, source: LiveSource) -> None:
+    def fail(start: datetime, end: datetime) -> None:
+        raise ValueError(f"nobody listens at {start} until {end}")
+
+    until = START + 24 * HOUR
+    with (
+        pytest.warns(pytest.PytestUnhandledThreadExceptionWarning),
+        DataTime(use_case, source, until=until, seconds_per_hour=0.01, then=fail) as data_time,
+        pytest.raises(ReplayError, match="nobody listens"),
+    ):
+        wait_until(lambda: data_time.has_reached(until), within_seconds=30)
+
+
+def test_clients_ask_about_flights_whose_prediction_is_due(
+    outside: Outside, use_case: UseCase, source: LiveSource
+) -> None:
+    class Asked(Traffic):
+        @property
+        def events(self) -> list[dict[str, object]]:
+            return [dict(event) for event in self._events]
+
+    outside.__dict__["gateway"] = object()  # that there is one
+    traffic = Asked(use_case, outside, source)
+    traffic.ask_about(START + 14 * HOUR, START + 15 * HOUR)
+    departures = [datetime.fromisoformat(str(event["scheduled_departure"])) for event in traffic.events]
+    assert len(departures) > 20
+    assert min(departures) >= START + 16 * HOUR
+    assert max(departures) < START + 17 * HOUR
+    assert not any(
+        isinstance(value, float) and math.isnan(value) for event in traffic.events for value in event.values()
+    )
