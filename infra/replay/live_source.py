@@ -84,7 +84,8 @@ class LiveSource:
     def _create(self) -> None:
         with self._source.transaction() as at:
             at.execute("select pg_advisory_xact_lock(%s)", (flights_source.LOAD_LOCK,))
-            at.execute("select to_regclass('flights') is not null, to_regclass('data_clock') is not null")
+            query = "select to_regclass(%s) is not null, to_regclass('data_clock') is not null"
+            at.execute(query, (flights_source.EVENTS,))
             [(is_loaded, has_clock)] = at.fetchall()
             if has_clock:
                 return

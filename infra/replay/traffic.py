@@ -1,4 +1,4 @@
-"""Operators who ask as time goes by: of flights that leave in two hours, one a request, through the gateway."""
+"""Operators who ask as time goes by: of events whose prediction is due, one a request, through the gateway."""
 
 import threading
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from typing import Any
 
 import features
 from adapters.connect import Outside
-from infra.replay.flights_source import ENTERED_BEFORE
+from infra.replay.flights_source import ENTERED_BEFORE, EVENTS
 from infra.replay.live_source import LiveSource
 from pipeline.spec import UseCase
 
@@ -62,9 +62,9 @@ class Traffic:
             self._thread.join()
 
     def ask_about(self, start: datetime, end: datetime) -> None:
-        """From now on ask about the flights whose prediction is due in an hour; they were entered a day before."""
+        """From now on ask about the events whose prediction is due in an interval; they were entered long before."""
         lead = self._use_case.time.lead
-        known = self._source.rows_between("flights", start + lead - ENTERED_BEFORE, end + lead - ENTERED_BEFORE)
+        known = self._source.rows_between(EVENTS, start + lead - ENTERED_BEFORE, end + lead - ENTERED_BEFORE)
         if self._outside.gateway is not None and known.num_rows:
             self._hours += 1
             self._events = [_as_request(row) for row in known.select(self._fields).to_pylist()]
