@@ -29,12 +29,13 @@ PATIENCE_SHARE = 0.5  # of the time in which an answer is in time: so long it wa
 _REFUSED = 400
 _MOST_AT_ONCE = 64  # history that nobody asked for yet takes its time
 _LOOK_SECONDS = 0.1
+_CLOCK_SECONDS = 0.25
 _PAUSE_SECONDS = 3.0
 _TROUBLE = (psycopg2.Error, Unavailable, ConnectionError)
 _DUE = """
 select entity_key, event_time, prediction_time, request from known_events k,
-    (select min(known_until) as known_until from online_state where use_case = %(use_case)s) store
-where use_case = %(use_case)s and problem is null and prediction_time <= %(now)s
+    (select max(known_until) as known_until from online_state where use_case = %(use_case)s) store
+where use_case = %(use_case)s and problem is null
     and (prediction_time < store.known_until or prediction_time <= %(now)s - %(patience)s)
 order by prediction_time + %(budget)s < %(now)s, prediction_time, entity_key limit %(most)s"""
 _KEEP = """
@@ -73,11 +74,11 @@ def answer_events(use_case: UseCase, outside: Outside, stopped: threading.Event)
 def _answer_on(
     use_case: UseCase, settings: AnswerSettings, outside: Outside, gateway: Gateway, stopped: threading.Event
 ) -> None:
-    is_well = False
+    is_well, clock = False, _SourceClock(use_case, outside)
     with outside.warehouse.session(), outside.source.session():
         while not stopped.is_set():
             began = time.monotonic()
-            due = _find_due(use_case, settings, outside)
+            due = _find_due(use_case, settings, outside, clock.read(_CLOCK_SECONDS))
             is_answered = bool(due) and _answer(use_case, settings, outside, gateway, due)
             if is_answered and not is_well:
                 outside.alerts.resolve(_fingerprint(use_case))
@@ -86,23 +87,34 @@ def _answer_on(
                 stopped.wait(max(0.0, _LOOK_SECONDS - (time.monotonic() - began)))
 
 
-def _find_due(use_case: UseCase, settings: AnswerSettings, outside: Outside) -> list[dict[str, Any]]:
+class _SourceClock:
+    """The source's clock, or its watermark; the operator's database is not asked at each look."""
+
+    def __init__(self, use_case: UseCase, outside: Outside) -> None:
+        self._use_case, self._outside = use_case, outside
+        self._read_at = float("-inf")
+
+    def read(self, within_seconds: float = 0) -> datetime:
+        """What it says, or said so many seconds ago."""
+        if time.monotonic() > self._read_at + within_seconds:
+            with self._outside.source.transaction() as at:
+                self._told = read_time(at, self._use_case)
+            self._read_at = time.monotonic()
+        return self._told
+
+
+def _find_due(use_case: UseCase, settings: AnswerSettings, outside: Outside, now: datetime) -> list[dict[str, Any]]:
     assert use_case.endpoint is not None
     return outside.warehouse.query(
         _DUE,
         {
             "use_case": use_case.name,
-            "now": _read_clock(use_case, outside),
+            "now": now,
             "patience": settings.budget * PATIENCE_SHARE,
             "budget": settings.budget,
             "most": min(use_case.endpoint.max_events, _MOST_AT_ONCE),
         },
     )
-
-
-def _read_clock(use_case: UseCase, outside: Outside) -> datetime:
-    with outside.source.transaction() as at:
-        return read_time(at, use_case)
 
 
 def _answer(
@@ -121,7 +133,7 @@ def _answer(
         return True
     if reply.status != 200 or not isinstance(reply.body, list):
         raise NotAnswered(f"{use_case.name}: {len(due)} due events: {reply.status} {str(reply.body)[:300]}")
-    now = _read_clock(use_case, outside)
+    now = _SourceClock(use_case, outside).read()
     rows = [
         (
             use_case.name,
