@@ -18,6 +18,7 @@ from infra.local.stream import source_admin_dsn
 from infra.replay import online, report
 from infra.replay.api import AirflowApi, AirflowError
 from infra.replay.drive import Replay, ReplayPlan
+from infra.replay.in_time import AnsweredWeek
 from infra.replay.incident import Incident, list_incidents
 from infra.replay.live_source import LiveSource
 from infra.replay.measures import ReplayedWeek
@@ -110,6 +111,7 @@ def _replay(arguments: argparse.Namespace, progress: ReplayProgress, admin_dsn: 
     print(f"{report.format_online(served, tally)}\n")
     _check_promises(weeks, list_incidents(world.source))
     _check_online(use_case, served, tally)
+    _check_answers(answered)
     print(
         f"report     {arguments.report.resolve()}",
         f"Airflow    {os.environ['AIRFLOW_PAGE']}   login {user} / {password}",
@@ -144,6 +146,18 @@ def _check_online(use_case: UseCase, served: OnlineSummary | None, tally: Client
         )
     if tally.hours and not tally.requests:
         raise ReplayError("nobody asked online as time went by: the requests could not be made")
+
+
+def _check_answers(weeks: list[AnsweredWeek]) -> None:
+    """How many come in time is a matter of the machine at this speed; that each comes is not."""
+    for week in weeks:
+        if week.answered < week.events:
+            raise ReplayError(
+                f"of {week.events} events of {week.start:%d %b} {week.events - week.answered} were never answered;"
+                " see known_events in the warehouse"
+            )
+    if weeks and not any(week.in_time for week in weeks):
+        raise ReplayError("no event was answered in time: data time goes by too fast for this machine")
 
 
 def main() -> int:

@@ -8,7 +8,8 @@ import pytest
 
 from adapters.connect import Outside
 from infra.replay import flights_source, incident, plots
-from infra.replay.__main__ import _check_online, _check_promises
+from infra.replay.__main__ import _check_answers, _check_online, _check_promises
+from infra.replay.in_time import AnsweredWeek
 from infra.replay.measures import ReplayedWeek, _score_metrics
 from infra.replay.online import OnlineSummary, Parity
 from infra.replay.state import ReplayError, ReplayState
@@ -102,6 +103,21 @@ def test_what_could_not_be_measured_is_shown_first() -> None:
     picture = plots.plot_drift([WEEK.start], {"steady": [0.1], "gone": [math.nan]}, most=1)
     assert "gone" in picture
     assert "steady" not in picture
+
+
+def answered_week(**changes: int) -> AnsweredWeek:
+    counts = {"events": 100, "answered": 100, "in_time": 90, "knew_all": 50, "degraded": 0, "compared": 0} | changes
+    ages = {"age_minutes_p50": 0.0, "age_minutes_p99": 5.0, "delay_minutes_p99": 10.0}
+    return AnsweredWeek(start=WEEK.start, metrics={}, **counts, **ages)  # type: ignore[arg-type]
+
+
+def test_the_demo_fails_where_an_event_was_never_answered_or_none_in_time() -> None:
+    with pytest.raises(ReplayError, match="of 100 events of 07 Jan 1 were never answered"):
+        _check_answers([answered_week(), answered_week(answered=99)])
+    with pytest.raises(ReplayError, match="no event was answered in time"):
+        _check_answers([answered_week(in_time=0)])
+    _check_answers([answered_week(in_time=0), answered_week()])
+    _check_answers([])
 
 
 def parity(**changes: float) -> Parity:
