@@ -36,7 +36,7 @@ _DUE = """
 select entity_key, event_time, prediction_time, request from known_events k,
     (select max(known_until) as known_until from online_state where use_case = %(use_case)s) store
 where use_case = %(use_case)s and problem is null
-    and (prediction_time < store.known_until or prediction_time <= %(now)s - %(patience)s)
+    and (prediction_time < store.known_until or prediction_time < %(now)s - %(patience)s)
 order by prediction_time + %(budget)s < %(now)s, prediction_time, entity_key limit %(most)s"""
 _KEEP = """
 insert into answers_in_time (use_case, entity_key, event_time, prediction_time, model_version, score, decision,

@@ -140,6 +140,15 @@ def answering(use_case: UseCase, outside: Outside) -> Iterator[None]:
     assert not failed, failed
 
 
+def await_listed(outside: Outside) -> None:
+    """Wait until the stream has begun to tell of events: those that are due from then on are answered."""
+
+    def is_listed() -> bool:
+        return bool(outside.warehouse.query("select from stream_state where answers_since is not null"))
+
+    assert wait_until(is_listed, within_seconds=PATIENCE_SECONDS)
+
+
 def list_answers(outside: Outside) -> list[dict[str, Any]]:
     return outside.warehouse.query("select * from answers_in_time order by prediction_time, entity_key")
 
