@@ -165,6 +165,6 @@ def _microseconds(moment: datetime) -> int:
     return int(moment.timestamp()) * 1_000_000
 
 
-def to_document(week: AnsweredWeek) -> dict[str, Any]:
+def describe_week(week: AnsweredWeek) -> dict[str, Any]:
     """As the report's data keeps it."""
     return {**week.__dict__, "start": week.start.isoformat(), "share_in_time": week.share_in_time}

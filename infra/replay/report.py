@@ -52,7 +52,7 @@ def write_report(
         alerts=measures.list_alerts(use_case, outside),
         answered=answered,
         pooled=in_time.pool_answers(answered),
-        answered_data=[in_time.to_document(week) for week in answered],
+        answered_data=[in_time.describe_week(week) for week in answered],
         served=served,
         exchange=served and [json.dumps(part, indent=2) for part in (served.request, served.answer)],
     )

@@ -125,13 +125,13 @@ def test_data_time_goes_on_by_hours_to_its_end_and_says_so(
     assert [known.rows for known in incident.list_incidents(outside.source)] == [9]
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # the thread says so itself, too
 def test_data_time_that_cannot_go_on_says_why(use_case: UseCase, source: LiveSource) -> None:
     def fail(start: datetime, end: datetime) -> None:
         raise ValueError(f"nobody listens at {start} until {end}")
 
     until = START + 24 * HOUR
     with (
-        pytest.warns(pytest.PytestUnhandledThreadExceptionWarning),
         DataTime(use_case, source, until=until, seconds_per_hour=0.01, then=fail) as data_time,
         pytest.raises(ReplayError, match="nobody listens"),
     ):

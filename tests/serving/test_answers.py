@@ -44,7 +44,7 @@ def test_one_event_in_one_answer_out_a_list_in_a_list_out():
     assert json.loads(one.body) == {
         "probability": pytest.approx(0.0015), "request_id": "r1", "model_version": "7", "decision": False,
         "entity_key": "UA", "event_time": "2013-07-04T22:30:00+00:00", "prediction_time": "2013-07-04T20:30:00+00:00",
-        "feature_age_seconds": 1800.0, "degraded": False, "reasons": [],
+        "feature_age_seconds": 1800.0, "known_until": "2013-07-04T20:00:00+00:00", "degraded": False, "reasons": [],
     }  # fmt: skip
     assert json.loads(many.body) == [json.loads(one.body)]
 
@@ -128,6 +128,7 @@ def test_history_older_than_the_limit_is_flagged(hours, degraded):
 def test_an_answer_without_a_store_has_no_age():
     [reply] = answerer(Echo(as_of=None)).answer([asked(SMALL)])
     assert json.loads(reply.body)["feature_age_seconds"] is None
+    assert json.loads(reply.body)["known_until"] is None
 
 
 def test_only_those_of_a_mixed_batch_who_ask_are_explained_and_it_adds_up():
