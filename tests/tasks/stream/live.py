@@ -34,8 +34,8 @@ Rows = Mapping[str, pa.Table]
 Content = list[tuple[str, bytes | None, bytes | None]]
 
 
-def live(use_case: UseCase, follow: str) -> UseCase:
-    """The use case with a followed source, whose clock is the table `clock`."""
+def live(use_case: UseCase, follow: str | None) -> UseCase:
+    """The use case with a followed source, whose clock is the table `clock`; None: one that is not followed."""
     settings = use_case.source.model_dump() | {
         "follow": follow,
         "horizon_seconds": 0.0,

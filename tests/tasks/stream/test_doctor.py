@@ -22,13 +22,19 @@ def follow() -> str:
     return "cdc"
 
 
+def told(outside: Outside, folder: Path, follow: str | None) -> dict[str, str]:
+    """The environment of a stack whose use case follows its source, or does not."""
+    params = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
+    params["flights"]["source"]["follow"] = follow
+    params["flights"]["endpoint"]["answers"] = None
+    (folder / "params.yaml").write_text(yaml.safe_dump(params))
+    return {**environment(outside.settings), "WINDSOCK_PARAMS": str(folder / "params.yaml")}
+
+
 @pytest.fixture
 def asked(followed: UseCase, outside: Outside, tmp_path: Path) -> dict[str, str]:
     """The environment of a stack whose use case follows its source."""
-    params = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
-    params["flights"]["source"] |= {"follow": "cdc"}
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
-    return {**environment(outside.settings), "WINDSOCK_PARAMS": str(tmp_path / "params.yaml")}
+    return told(outside, tmp_path, "cdc")
 
 
 def said(asked: dict[str, str]) -> list[str]:
@@ -52,5 +58,5 @@ def test_what_is_missing_is_named_and_nothing_where_all_is_well(
     assert any("set WINDSOCK_FOLLOWER_DSN" in line for line in said(asked))
 
 
-def test_a_stack_in_which_nothing_is_followed_is_left_alone(outside: Outside) -> None:
-    assert list(check_streams(environment(outside.settings))) == []
+def test_a_stack_in_which_nothing_is_followed_is_left_alone(outside: Outside, tmp_path: Path) -> None:
+    assert list(check_streams(told(outside, tmp_path, None))) == []

@@ -33,7 +33,7 @@ def open_alerts(outside: Outside) -> list[str]:
 def test_a_stream_that_stands_still_is_told_of_and_one_that_goes_on_is_not(
     followed: UseCase, use_case: UseCase, outside: Outside, source: LiveSource
 ) -> None:
-    assert lag.judge_stream(use_case, outside) == []  # nobody asked for it
+    assert lag.judge_stream(live(use_case, None), outside) == []  # nobody asked for it
     moved(outside, "10 seconds")
     assert lag.judge_stream(followed, outside) == []
     moved(outside, "6 minutes")
@@ -75,7 +75,7 @@ def test_a_slot_of_a_source_that_is_followed_no_more_is_dropped(
     follower, name = Warehouse(outside.settings.follower_dsn), slot_name(followed)
     with follower.transaction() as at:
         create_slot(at, name)
-    assert lag.judge_stream(use_case, outside) == []
+    assert lag.judge_stream(live(use_case, None), outside) == []
     with follower.transaction() as at:
         assert inspect_slot(at, name, name) is None
 
