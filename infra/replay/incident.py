@@ -81,24 +81,15 @@ def begin_incident(at: cursor, partition_key: str) -> None:
 
 def break_rows(at: cursor, partition_key: str, interval: Interval) -> None:
     """Empty, in the caller's transaction, what the feed sent in an interval of a partition that broke; once only."""
-    names, backup = _measurements(at), _backup_name(partition_key)
-    blanks = sql.SQL(", ").join(sql.SQL("{} = null").format(sql.Identifier(name)) for name in names)
-    known = {"start": interval.start, "end": interval.end}
-    at.execute(
-        sql.SQL(
-            "insert into {0} select * from {1} w where known_at >= %(start)s and known_at < %(end)s and not exists"
-            " (select from {0} b where (b.origin, b.observed_at, b.known_at) = (w.origin, w.observed_at, w.known_at))"
-        ).format(backup, sql.Identifier(TABLE)),
-        known,
-    )
-    kept = at.rowcount
-    at.execute(
-        sql.SQL("update {} set {} where known_at >= %(start)s and known_at < %(end)s").format(
-            sql.Identifier(TABLE), blanks
-        ),
-        known,
-    )
-    at.execute("update injected_incidents set rows = rows + %s where partition_key = %s", (kept, partition_key))
+    same = sql.SQL("(k.origin, k.observed_at, k.known_at) = (w.origin, w.observed_at, w.known_at)")
+    blanks = sql.SQL(", ").join(sql.SQL("{} = null").format(sql.Identifier(name)) for name in _measurements(at))
+    statement = sql.SQL(
+        "with kept as (insert into {backup} select * from {feed} w where known_at >= %s and known_at < %s"
+        " and not exists (select from {backup} k where {same}) returning origin, observed_at, known_at)"
+        " update {feed} w set {blanks} from kept k where {same}"
+    ).format(backup=_backup_name(partition_key), feed=sql.Identifier(TABLE), same=same, blanks=blanks)
+    at.execute(statement, (interval.start, interval.end))
+    at.execute("update injected_incidents set rows = rows + %s where partition_key = %s", (at.rowcount, partition_key))
 
 
 @contextmanager

@@ -61,6 +61,8 @@ def test_a_broken_feed_empties_one_week_once_and_is_mended_to_what_was_there(out
     with incident.restored_feed(outside.source, "2013-01-07"):
         assert outside.source.query("select * from weather order by known_at") == before
     assert [known.state for known in incident.list_incidents(outside.source)] == ["mended"]
+    incident.break_feed(outside.source, WEEK, "2013-01-07")
+    assert outside.source.query("select * from weather order by known_at") == before
 
 
 def test_the_verdict_on_a_retrain_is_the_gates_and_not_a_step_of_what_follows(
