@@ -54,7 +54,7 @@ class FollowedSeries:
         lead: timedelta,
         asks: bool = False,
     ) -> None:
-        self._definition, self._since, self._asks = definition, since, asks
+        self._definition, self._since = definition, since
         self._split = split.astimezone(UTC).replace(tzinfo=None)
         self._series = list_series(definition, point_kinds(definition))
         self._recent = {series.stream: self._find_recent(series.stream) for series in self._series}
@@ -84,8 +84,10 @@ class FollowedSeries:
             ValueError: rows lack a column, or hold values of another type; then nothing was changed.
         """
         with self._streams.changed(changes) as changed:
-            asked = changed.get(_ASKED) if self._asks else None
-            packed = ChangedSeries(events=asked and StreamChange(*map(self._request, (asked.coming, asked.going))))
+            asked = changed.get(_ASKED)
+            packed = ChangedSeries(
+                events=asked and StreamChange(self._request(asked.coming), self._request(asked.going))
+            )
             for stream, change in changed.items():
                 self._pack_changed(packed, stream, change.rows)
         return packed
@@ -172,6 +174,5 @@ def _select_events(series: Series, rows: pa.Table, keys: pa.Table) -> pa.Table:
         found = zip(*(rows[name].to_pylist() for name in series.key), strict=True)
         rows = rows.filter(pa.array([key in wanted for key in found], pa.bool_()))
     names = dict.fromkeys([*series.key, *series.sums, *series.columns])
-    moments = rows[series.moment]
-    rows = pa.table({"moment": moments, **{name: rows[name] for name in names}})
+    rows = pa.table({"moment": rows[series.moment], **{name: rows[name] for name in names}})
     return rows.sort_by([(name, "ascending") for name in dict.fromkeys([*series.key, "moment", *names])])

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from features.engine import FeatureSet, Span, points_sql, run_steps
 
-EVENT_KEYS = ("entity_key", "event_time", "prediction_time")
+_KEYS = ("entity_key", "event_time", "prediction_time")
 
 
 def load_past_requests(
@@ -29,8 +29,8 @@ def requests_sql(definition: FeatureSet) -> str:
     """A query, from `asked`, of the points' keys, their prediction times, and what a request tells of each."""
     fields = {f"request_{field.name}": f"asked.{field.name}" for field in definition.request}
     # The points of the same definition, with the request's fields as their columns: no window is computed.
-    points = replace(definition, point_sql={**{name: definition.point_sql[name] for name in EVENT_KEYS}, **fields})
-    columns = ", ".join([*EVENT_KEYS, *(f"{name} as {name.removeprefix('request_')}" for name in fields)])
+    points = replace(definition, point_sql={**{name: definition.point_sql[name] for name in _KEYS}, **fields})
+    columns = ", ".join([*_KEYS, *(f"{name} as {name.removeprefix('request_')}" for name in fields)])
     return f"select {columns} from ({points_sql(points, points.point_sql)})"
 
 

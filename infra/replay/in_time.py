@@ -2,12 +2,11 @@
 
 All on the same events: those of the week that have a label and an answer in time. `restated` is the version that
 answered, on the features that batch has made since; `last_partition` is the same version on an online store that knows
-what was ingested by the week's begin, and nothing after it.
+what was ingested by the week's begin, and nothing after it; a partition that was mended since, as it was mended.
 """
 
-from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from adapters.connect import Outside
+from features import FeatureSet
 from features.offline_requests import load_past_requests
 from features.online import FetchedSeries, OnlineFeatures, StoreState
 from models import metrics
@@ -77,11 +77,10 @@ def measure_week(
     labels = dict(zip(_keys(rows), rows["label"].to_pylist(), strict=True))
     compared = [key for key in labels if key in answers and answers[key]["in_time"]]
     truth = np.array([labels[key] for key in compared])
-    restated = _Restated(use_case, outside, snapshot, week)
+    again = _Rescoring(use_case, outside, snapshot, week)
     scores = {
         "in_time": [answers[key]["score"] for key in compared],
-        "restated": restated.score({key: answers[key]["model_version"] for key in compared}, is_afterwards=True),
-        "last_partition": restated.score({key: answers[key]["model_version"] for key in compared}, is_afterwards=False),
+        **again.score({key: answers[key]["model_version"] for key in compared}),
     }
     ages = np.array([row["age_minutes"] if row["age_minutes"] is not None else np.inf for row in answers.values()])
     return AnsweredWeek(
@@ -104,30 +103,32 @@ def measure_week(
     )
 
 
-class _Restated:
+class _Rescoring:
     """The events of a week as they can be scored at the end of a replay, by whichever version."""
 
     def __init__(self, use_case: UseCase, outside: Outside, snapshot: Snapshot, week: Interval) -> None:
         self._use_case, self._outside, self._snapshot, self._week = use_case, outside, snapshot, week
 
-    def score(self, versions: Mapping[Key, str], *, is_afterwards: bool) -> list[float]:
-        """Scores of events by the version that is named for each, on the features of batch or of the last partition."""
-        scores = dict[Key, float]()
-        for version, _ in Counter(versions.values()).most_common():
+    def score(self, versions: Mapping[Key, str]) -> dict[str, list[float]]:
+        """Scores of events by the version named for each: on the features of batch, and on the last partition's."""
+        builds = {"restated": self._build_afterwards, "last_partition": self._build_before}
+        scores: dict[str, dict[Key, float]] = {which: {} for which in builds}
+        for version in sorted(set(versions.values())):
             predictor = load_batch_predictor(self._use_case, version, self._outside)
-            table = self._build_afterwards(version) if is_afterwards else self._build_before(version)
-            mine = dict(zip(_keys(table), predictor.predict(table).tolist(), strict=True))
-            scores |= {key: mine[key] for key, named in versions.items() if named == version}
-        return [scores[key] for key in versions]
+            definition = load_learnt_definition(self._use_case, version, self._outside)
+            for which, build in builds.items():
+                table = build(definition)
+                mine = dict(zip(_keys(table), predictor.predict(table).tolist(), strict=True))
+                scores[which] |= {key: mine[key] for key, named in versions.items() if named == version}
+        return {which: [found[key] for key in versions] for which, found in scores.items()}
 
-    def _build_afterwards(self, version: str) -> pa.Table:
-        definition = load_learnt_definition(self._use_case, version, self._outside)
+    def _build_afterwards(self, definition: FeatureSet) -> pa.Table:
         where = {"start": self._week.start, "end": self._week.end}
         return load_learnt_points(definition, self._snapshot.version, self._use_case, self._outside, **where)
 
-    def _build_before(self, version: str) -> pa.Table:
+    def _build_before(self, definition: FeatureSet) -> pa.Table:
         """By the server's own code, on the store that a refresh makes of what was ingested by the week's begin."""
-        definition, lead = load_learnt_definition(self._use_case, version, self._outside), self._use_case.time.lead
+        lead = self._use_case.time.lead
         reach = kept_interval(self._use_case, self._snapshot)
         kept = Interval(self._week.start - (reach.end - reach.start), self._week.start)
         series = dict(
@@ -167,4 +168,4 @@ def _microseconds(moment: datetime) -> int:
 
 def describe_week(week: AnsweredWeek) -> dict[str, Any]:
     """As the report's data keeps it."""
-    return {**week.__dict__, "start": week.start.isoformat(), "share_in_time": week.share_in_time}
+    return {**asdict(week), "start": week.start.isoformat(), "share_in_time": week.share_in_time}

@@ -10,6 +10,7 @@ from typing import Any
 
 import features
 from adapters.connect import Outside
+from features.offline_requests import to_request
 from infra.replay.flights_source import ENTERED_BEFORE, EVENTS
 from infra.replay.live_source import LiveSource
 from pipeline.spec import UseCase
@@ -36,7 +37,7 @@ class Traffic:
 
     def __init__(self, use_case: UseCase, outside: Outside, source: LiveSource, *, per_second: float = 10) -> None:
         self._use_case, self._outside, self._source, self._per_second = use_case, outside, source, per_second
-        self._fields = [field.name for field in features.definition(use_case.name).request]
+        self._definition = features.definition(use_case.name)
         self._events: Sequence[Mapping[str, Any]] = ()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._ask_on, name="traffic", daemon=True)
@@ -67,7 +68,7 @@ class Traffic:
         known = self._source.rows_between(EVENTS, start + lead - ENTERED_BEFORE, end + lead - ENTERED_BEFORE)
         if self._outside.gateway is not None and known.num_rows:
             self._hours += 1
-            self._events = [_as_request(row) for row in known.select(self._fields).to_pylist()]
+            self._events = [to_request(self._definition, row) for row in known.to_pylist()]
 
     def _ask_on(self) -> None:
         while not self._over.wait(1 / self._per_second):
@@ -88,11 +89,3 @@ class Traffic:
         self._tally = self._tally.with_request(
             reply.status, static=isinstance(reply.body, dict) and bool(reply.body.get("fallback"))
         )
-
-
-def _as_request(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        name: value.isoformat() if isinstance(value, datetime) else value
-        for name, value in row.items()
-        if value is not None
-    }

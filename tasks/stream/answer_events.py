@@ -5,11 +5,10 @@ works out afterwards. Where that takes too long, it is given on what is known: a
 none. Killed between an answer and its keeping, the event is asked about again; of one event one answer is kept.
 """
 
-import logging
 import threading
 import time
 import uuid
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 import psycopg2
@@ -21,9 +20,9 @@ from adapters.gateway import Gateway
 from pipeline.online import AnswerSettings
 from pipeline.spec import UseCase
 from serving.reasons import DegradedReason
+from tasks.stream.known_events import remove_events
 from tasks.stream.read_tables import read_time
-
-logger = logging.getLogger(__name__)
+from tasks.stream.trouble import report_trouble
 
 PATIENCE_SHARE = 0.5  # of the time in which an answer is in time: so long it waits for the store
 _REFUSED = 400
@@ -41,11 +40,6 @@ order by prediction_time + %(budget)s < %(now)s, prediction_time, entity_key lim
 _KEEP = """
 insert into answers_in_time (use_case, entity_key, event_time, prediction_time, model_version, score, decision,
     degraded, reasons, request_id, position, known_until, answered_at, in_time) values %s on conflict do nothing"""
-_REMOVE = """
-delete from known_events k using (values %s) as done (use_case, entity_key, event_time)
-where (k.use_case, k.entity_key, k.event_time) = (done.use_case, done.entity_key, done.event_time)"""
-
-
 _REFUSE = """
 update known_events set problem = %s where (use_case, entity_key, event_time) = (%s, %s, %s)"""
 
@@ -65,26 +59,12 @@ def answer_events(use_case: UseCase, outside: Outside, stopped: threading.Event)
                 raise NotAnswered(f"{use_case.name}: there is no gateway to ask (WINDSOCK_GATEWAY_URL)")
             with outside.warehouse.alone(f"{use_case.name}/answers") as mine:
                 if mine:
-                    _answer_on(use_case, settings, outside, gateway, stopped)
+                    _EventAnswerer(use_case, settings, outside, gateway).answer_on(stopped)
         except _TROUBLE as error:
-            _report(use_case, outside, str(error).strip() or type(error).__name__)
+            what, meanwhile = "due events are not answered", "what is answered later is marked as late"
+            problem = str(error).strip() or type(error).__name__
+            report_trouble(use_case, outside, _fingerprint(use_case), what=what, problem=problem, meanwhile=meanwhile)
         stopped.wait(_PAUSE_SECONDS)
-
-
-def _answer_on(
-    use_case: UseCase, settings: AnswerSettings, outside: Outside, gateway: Gateway, stopped: threading.Event
-) -> None:
-    is_well, clock = False, _SourceClock(use_case, outside)
-    with outside.warehouse.session(), outside.source.session():
-        while not stopped.is_set():
-            began = time.monotonic()
-            due = _find_due(use_case, settings, outside, clock.read(_CLOCK_SECONDS))
-            is_answered = bool(due) and _answer(use_case, settings, outside, gateway, due)
-            if is_answered and not is_well:
-                outside.alerts.resolve(_fingerprint(use_case))
-                is_well = True
-            if not is_answered:
-                stopped.wait(max(0.0, _LOOK_SECONDS - (time.monotonic() - began)))
 
 
 class _SourceClock:
@@ -103,98 +83,98 @@ class _SourceClock:
         return self._told
 
 
-def _find_due(use_case: UseCase, settings: AnswerSettings, outside: Outside, now: datetime) -> list[dict[str, Any]]:
-    assert use_case.endpoint is not None
-    return outside.warehouse.query(
-        _DUE,
-        {
-            "use_case": use_case.name,
-            "now": now,
-            "patience": settings.budget * PATIENCE_SHARE,
-            "budget": settings.budget,
-            "most": min(use_case.endpoint.max_events, _MOST_AT_ONCE),
-        },
-    )
+class _EventAnswerer:
+    """Who answers the events of one use case."""
 
+    def __init__(self, use_case: UseCase, settings: AnswerSettings, outside: Outside, gateway: Gateway) -> None:
+        assert use_case.endpoint is not None
+        self._use_case, self._outside, self._gateway = use_case, outside, gateway
+        self._budget, self._patience = settings.budget, settings.budget * PATIENCE_SHARE
+        self._most = min(use_case.endpoint.max_events, _MOST_AT_ONCE)
+        self._clock = _SourceClock(use_case, outside)
 
-def _answer(
-    use_case: UseCase, settings: AnswerSettings, outside: Outside, gateway: Gateway, due: list[dict[str, Any]]
-) -> bool:
-    """Ask about events, and keep what was answered; whether anything was.
+    def answer_on(self, stopped: threading.Event) -> None:
+        """Answer what is due, until the event is set."""
+        is_well = False
+        with self._outside.warehouse.session(), self._outside.source.session():
+            while not stopped.is_set():
+                began = time.monotonic()
+                due = self._find_due()
+                is_answered = bool(due) and self._answer(due)
+                if is_answered and not is_well:
+                    self._outside.alerts.resolve(_fingerprint(self._use_case))
+                    is_well = True
+                if not is_answered:
+                    stopped.wait(max(0.0, _LOOK_SECONDS - (time.monotonic() - began)))
 
-    Where the store was silent, and there is time, the event is asked about again.
-    """
-    request_id = f"due-{uuid.uuid4().hex}"
-    reply = gateway.ask(use_case.name, [event["request"] for event in due], request_id=request_id)
-    if reply.status == _REFUSED and len(due) > 1:  # because of one of them
-        return sum(_answer(use_case, settings, outside, gateway, [event]) for event in due) > 0
-    if reply.status == _REFUSED:
-        _set_aside(use_case, outside, due[0], str(reply.body))
-        return True
-    if reply.status != 200 or not isinstance(reply.body, list):
-        raise NotAnswered(f"{use_case.name}: {len(due)} due events: {reply.status} {str(reply.body)[:300]}")
-    now = _SourceClock(use_case, outside).read()
-    rows = [
-        (
-            use_case.name,
-            event["entity_key"],
-            event["event_time"],
-            event["prediction_time"],
-            answer["model_version"],
-            answer["probability" if use_case.target.kind == "binary" else "value"],
-            answer["decision"],
-            answer["degraded"],
-            answer["reasons"],
-            request_id,
-            position,
-            answer["known_until"],
-            now,
-            _is_in_time(event, settings.budget, now),
+    def _find_due(self) -> list[dict[str, Any]]:
+        return self._outside.warehouse.query(
+            _DUE,
+            {
+                "use_case": self._use_case.name,
+                "now": self._clock.read(_CLOCK_SECONDS),
+                "patience": self._patience,
+                "budget": self._budget,
+                "most": self._most,
+            },
         )
-        for position, (event, answer) in enumerate(zip(due, reply.body, strict=True))
-        if DegradedReason.STORE_SILENT not in answer["reasons"]
-        or now > event["prediction_time"] + settings.budget * PATIENCE_SHARE
-    ]
-    keys = [row[:3] for row in rows]
 
-    def keep() -> None:
-        with outside.warehouse.transaction() as at:
-            psycopg2.extras.execute_values(at, _KEEP, rows, template=f"({', '.join(['%s'] * 14)})")
-            psycopg2.extras.execute_values(at, _REMOVE, keys, template="(%s, %s, %s::timestamptz)")
+    def _answer(self, due: list[dict[str, Any]]) -> bool:
+        """Ask about events, and keep what was answered; whether anything was.
 
-    outside.warehouse.retry_transaction(keep)
-    return bool(rows)
+        Where the store was silent, and there is time, the event is asked about again.
+        """
+        request_id = f"due-{uuid.uuid4().hex}"
+        reply = self._gateway.ask(self._use_case.name, [event["request"] for event in due], request_id=request_id)
+        if reply.status == _REFUSED and len(due) > 1:  # because of one of them
+            return sum(self._answer([event]) for event in due) > 0
+        if reply.status == _REFUSED:
+            self._set_aside(due[0], str(reply.body))
+            return True
+        if reply.status != 200 or not isinstance(reply.body, list):
+            raise NotAnswered(f"{self._use_case.name}: {len(due)} due events: {reply.status} {str(reply.body)[:300]}")
+        now = self._clock.read()
+        rows = [
+            (
+                self._use_case.name,
+                event["entity_key"],
+                event["event_time"],
+                event["prediction_time"],
+                answer["model_version"],
+                answer["probability" if self._use_case.target.kind == "binary" else "value"],
+                answer["decision"],
+                answer["degraded"],
+                answer["reasons"],
+                request_id,
+                position,
+                answer["known_until"],
+                now,
+                now < event["event_time"] and now <= event["prediction_time"] + self._budget,
+            )
+            for position, (event, answer) in enumerate(zip(due, reply.body, strict=True))
+            if DegradedReason.STORE_SILENT not in answer["reasons"] or now > event["prediction_time"] + self._patience
+        ]
 
+        def keep() -> None:
+            with self._outside.warehouse.transaction() as at:
+                psycopg2.extras.execute_values(at, _KEEP, rows, template=f"({', '.join(['%s'] * 14)})")
+                remove_events(at, self._use_case, [row[1:3] for row in rows])
 
-def _set_aside(use_case: UseCase, outside: Outside, event: dict[str, Any], problem: str) -> None:
-    """An event that the server refuses is asked about again when its entry is changed."""
-    key = (event["entity_key"], event["event_time"])
-    outside.warehouse.execute(_REFUSE, (problem, use_case.name, *key))
-    outside.alerts.raise_alert(
-        "warning",
-        use_case.name,
-        f"{use_case.name}.answers.refused",
-        f"{use_case.name}: a known event cannot be asked about",
-        f"{key[0]} at {key[1]}: {problem[:500]}. It is left unanswered; see known_events in the warehouse for others",
-    )
+        self._outside.warehouse.retry_transaction(keep)
+        return bool(rows)
 
-
-def _is_in_time(event: dict[str, Any], budget: timedelta, now: datetime) -> bool:
-    return bool(now < event["event_time"] and now <= event["prediction_time"] + budget)
-
-
-def _report(use_case: UseCase, outside: Outside, problem: str) -> None:
-    logger.warning("%s: %s", use_case.name, problem)
-    try:
-        outside.alerts.raise_alert(
+    def _set_aside(self, event: dict[str, Any], problem: str) -> None:
+        """An event that the server refuses is asked about again when its entry is changed."""
+        key, name = (event["entity_key"], event["event_time"]), self._use_case.name
+        self._outside.warehouse.execute(_REFUSE, (problem, name, *key))
+        self._outside.alerts.raise_alert(
             "warning",
-            use_case.name,
-            _fingerprint(use_case),
-            f"{use_case.name}: due events are not answered",
-            f"{problem}. It is tried again; what is answered later is marked as late",
+            name,
+            f"{name}.answers.refused",
+            f"{name}: a known event cannot be asked about",
+            f"{key[0]} at {key[1]}: {problem[:500]}. It is left unanswered;"
+            " see known_events in the warehouse for others",
         )
-    except psycopg2.Error as error:  # it is the warehouse that is away
-        logger.warning("%s: nor can it be told: %s", use_case.name, error)
 
 
 def _fingerprint(use_case: UseCase) -> str:

@@ -27,6 +27,7 @@ from tasks.stream.session import NothingToFollow, StoreRebuilt, StreamSession
 from tasks.stream.source_step import SourceReader, SourceStep
 from tasks.stream.source_tables import SourceTables, find_identities
 from tasks.stream.state import StreamState, begin_following, forget_log
+from tasks.stream.trouble import report_trouble
 
 logger = logging.getLogger(__name__)
 
@@ -107,17 +108,8 @@ def _open_reader(
 
 
 def _report(use_case: UseCase, outside: Outside, problem: str) -> None:
-    logger.warning("%s: %s", use_case.name, problem)
-    try:
-        outside.alerts.raise_alert(
-            "warning",
-            use_case.name,
-            _fingerprint(use_case),
-            f"{use_case.name}: the source is not followed",
-            f"{problem}. It is tried again; meanwhile answers rest on what was known before",
-        )
-    except psycopg2.Error as error:  # it is the warehouse that is away
-        logger.warning("%s: nor can it be told: %s", use_case.name, error)
+    what, meanwhile = "the source is not followed", "meanwhile answers rest on what was known before"
+    report_trouble(use_case, outside, _fingerprint(use_case), what=what, problem=problem, meanwhile=meanwhile)
 
 
 def _fingerprint(use_case: UseCase) -> str:

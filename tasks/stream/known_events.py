@@ -83,8 +83,13 @@ def write_events(at: cursor, use_case: UseCase, events: EventChanges) -> None:
     """Keep what changed, in the caller's transaction; an event that was answered is not asked about again."""
     if events.all_since is not None:
         at.execute(_CLEAR, (use_case.name, events.all_since))
-    gone = [(use_case.name, *key) for key in events.gone]
-    psycopg2.extras.execute_values(at, _REMOVE, gone, template="(%s, %s, %s::timestamptz)", page_size=_PAGE_ROWS)
+    remove_events(at, use_case, events.gone)
     put = [(use_case.name, *key, moment, json.dumps(request)) for key, (moment, request) in events.known.items()]
     template = "(%s, %s, %s::timestamptz, %s::timestamptz, %s::jsonb)"
     psycopg2.extras.execute_values(at, _PUT, put, template=template, page_size=_PAGE_ROWS)
+
+
+def remove_events(at: cursor, use_case: UseCase, keys: Iterable[EventKey]) -> None:
+    """Events that were answered, or that are no more, are asked about no more; in the caller's transaction."""
+    gone = [(use_case.name, *key) for key in keys]
+    psycopg2.extras.execute_values(at, _REMOVE, gone, template="(%s, %s, %s::timestamptz)", page_size=_PAGE_ROWS)

@@ -70,9 +70,8 @@ def call(airflow_stack: Stack) -> Callable[..., Any]:
 
 def test_every_part_is_healthy(airflow_stack: Stack) -> None:
     rows = airflow_stack.status()
-    assert {row.part for row in rows} - {"gateway"} == PARTS | {
-        "stream"
-    }  # a stack without HAProxy has no gateway, and says so
+    # A stack without HAProxy has no gateway, and says so.
+    assert {row.part for row in rows} - {"gateway"} == PARTS | {"stream"}
     assert all(row.healthy for row in rows)
     assert main(["status", "--home", str(airflow_stack.folder)]) == 0
 

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from serving.predictor import Predictor
 from serving.request import RequestReader
 from tasks.stream.answer_events import answer_events
 from tests.serving.online import make_bundle
-from tests.tasks.stream.live import PATIENCE_SECONDS
+from tests.tasks.stream.live import PATIENCE_SECONDS, running
 
 FLIGHTS = definition("flights")
 VERSION = "7"
@@ -118,26 +119,7 @@ def serving(server: Server) -> Iterator[str]:
         listening.server_close()
 
 
-@contextmanager
-def answering(use_case: UseCase, outside: Outside) -> Iterator[None]:
-    """Answers due events, in a thread of this process."""
-    stopped, failed = threading.Event(), list[BaseException]()
-
-    def answer() -> None:
-        try:
-            answer_events(use_case, outside, stopped)
-        except BaseException as error:
-            failed.append(error)
-            raise
-
-    thread = threading.Thread(target=answer)
-    thread.start()
-    try:
-        yield
-    finally:
-        stopped.set()
-        thread.join(PATIENCE_SECONDS)
-    assert not failed, failed
+answering = partial(running, answer_events)
 
 
 def await_listed(outside: Outside) -> None:

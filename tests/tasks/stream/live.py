@@ -3,10 +3,11 @@
 import io
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -107,18 +108,20 @@ class LiveSource:
 
 
 @contextmanager
-def following(use_case: UseCase, outside: Outside) -> Iterator[None]:
-    """The stream, in a thread of this process."""
+def running(
+    work: Callable[[UseCase, Outside, threading.Event], None], use_case: UseCase, outside: Outside
+) -> Iterator[None]:
+    """What goes on until it is stopped, in a thread of this process, until the block ends."""
     stopped, failed = threading.Event(), list[BaseException]()
 
-    def follow() -> None:
+    def run() -> None:
         try:
-            follow_use_case(use_case, outside, stopped)
+            work(use_case, outside, stopped)
         except BaseException as error:
             failed.append(error)
             raise
 
-    thread = threading.Thread(target=follow)
+    thread = threading.Thread(target=run)
     thread.start()
     try:
         yield
@@ -126,6 +129,9 @@ def following(use_case: UseCase, outside: Outside) -> Iterator[None]:
         stopped.set()
         thread.join(PATIENCE_SECONDS)
     assert not failed, failed
+
+
+following = partial(running, follow_use_case)
 
 
 def await_known(outside: Outside, until: datetime) -> None:
