@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from features.engine import FeatureSet, moment_sql
 from features.followed_streams import FollowedStreams, same_sql
 from features.offline_requests import requests_sql
+from features.recent_rows import RecentRows
 from features.series import Series, extract_sql, list_series, point_kinds
 from features.series_codec import key_texts, pack_series
 from features.stream_change import RecentPart, SourceChange, StreamChange, is_later
@@ -93,17 +94,27 @@ class FollowedSeries:
         return packed
 
     def _pack_changed(self, packed: ChangedSeries, stream: str, differs: pa.Table) -> None:
-        later: pa.Table | None = None
-        for series in (each for each in self._series if each.stream == stream):
-            if self._recent[stream] is None or series.orders:
+        if (part := self._recent[stream]) is None:
+            for series in self._list_series(stream):
                 self._pack(packed, series, differs)
-                continue
-            self._pack(packed, series, differs, sides=(False,))
-            if (keys := self._find_keys(series, differs, recent=True)).num_rows:
-                if later is None:  # one query for all of them
-                    later = self._streams.connection.sql(f"from recent_{stream}").to_arrow_table()
-                found = dict(pack_series(series, _select_events(series, later, keys)))
-                packed.recent.update(dict.fromkeys(key_texts(series, keys)) | found)
+            return
+        later = is_later(differs[part.moment], part.split)
+        if (settled := differs.filter(pc.invert(later))).num_rows:
+            for series in self._list_series(stream):
+                self._pack(packed, series, settled, sides=(False,))
+        if (recent := differs.filter(later)).num_rows:
+            self._pack_recent(packed, stream, recent)
+
+    def _pack_recent(self, packed: ChangedSeries, stream: str, differs: pa.Table) -> None:
+        of_stream = self._list_series(stream)
+        rows = RecentRows(self._streams.read_recent(stream), of_stream[0].order)
+        for series in of_stream:
+            keys = _find_keys(series, differs)
+            found = dict(pack_series(series, rows.select(series, keys)))
+            packed.recent.update(found if len(found) == keys.num_rows else dict.fromkeys(key_texts(series, keys)) | found)
+
+    def _list_series(self, stream: str) -> list[Series]:
+        return [series for series in self._series if series.stream == stream]
 
     def _request(self, asked: pa.Table) -> pa.Table:
         with self._streams.registered(rows_given=asked):
@@ -114,10 +125,11 @@ class FollowedSeries:
         return self._streams.connection.sql(query).to_arrow_table()
 
     def _find_recent(self, stream: str) -> RecentPart | None:
-        """Where each series of a stream has the same later part, it lies apart, so that it is found fast."""
-        moments = {(series.moment, _is_parted(series)) for series in self._series if series.stream == stream}
-        [(moment, is_parted), *others] = moments
-        return RecentPart(moment=moment, split=self._split) if is_parted and not others else None
+        """Where all series of a stream have the same later part, in one order, it lies apart: so it is found fast."""
+        of_stream = self._list_series(stream)
+        [order, *others] = {series.order for series in of_stream}
+        is_one = not others and all(series.is_parted for series in of_stream)
+        return RecentPart(moment=of_stream[0].moment, split=self._split) if is_one else None
 
     def _pack(
         self,
@@ -135,7 +147,7 @@ class FollowedSeries:
             events = f"{'recent' if recent and self._recent[series.stream] else 'stream'}_{series.stream} s"
             if differs is None:
                 into |= self._extract(series, f"{events} where {side}")
-            elif (keys := self._find_keys(series, differs, recent=recent)).num_rows:
+            elif (keys := _find_keys(series, self._filter_side(series, differs, recent=recent))).num_rows:
                 events += f" semi join keys_given k on {same_sql(series.key, 'k', 's')} where {side}"
                 with self._streams.registered(keys_given=keys):
                     into |= dict.fromkeys(key_texts(series, keys)) | self._extract(series, events)
@@ -146,33 +158,20 @@ class FollowedSeries:
 
     def _side_sql(self, series: Series, *, recent: bool) -> str | None:
         """SQL condition: the events of one part; None where a series has no such part."""
-        if not _is_parted(series):
+        if not series.is_parted:
             return None if recent else "true"
         return f"{series.moment} {'>=' if recent else '<'} {moment_sql(self._split.replace(tzinfo=UTC))}"
 
-    def _find_keys(self, series: Series, rows: pa.Table, *, recent: bool) -> pa.Table:
-        """The keys of rows that belong to one part; without columns, where a series has no key."""
-        if _is_parted(series):
-            later = is_later(rows[series.moment], self._split)
-            rows = rows.filter(later if recent else pc.invert(later))
-        if not series.key:
-            return pa.table({"all": [True][: rows.num_rows]})
-        return rows.select(series.key).drop_null().group_by(list(series.key)).aggregate([])
+    def _filter_side(self, series: Series, rows: pa.Table, *, recent: bool) -> pa.Table:
+        """Those of one part."""
+        if not series.is_parted:
+            return rows
+        later = is_later(rows[series.moment], self._split)
+        return rows.filter(later if recent else pc.invert(later))
 
 
-def _is_parted(series: Series) -> bool:
-    """Whether its records compare by their moment first: ranks tell which is greater only within a part."""
-    return all(fields[0] == series.moment for fields in series.orders)
-
-
-def _select_events(series: Series, rows: pa.Table, keys: pa.Table) -> pa.Table:
-    """The events of some keys, as `extract_sql` has them, of a series whose records are not compared."""
-    for name in series.key:
-        rows = rows.filter(pc.is_in(rows[name], keys[name].combine_chunks()))
-    if len(series.key) > 1:  # each value is of some key: are they of one?
-        wanted = set(zip(*(keys[name].to_pylist() for name in series.key), strict=True))
-        found = zip(*(rows[name].to_pylist() for name in series.key), strict=True)
-        rows = rows.filter(pa.array([key in wanted for key in found], pa.bool_()))
-    names = dict.fromkeys([*series.key, *series.sums, *series.columns])
-    rows = pa.table({"moment": rows[series.moment], **{name: rows[name] for name in names}})
-    return rows.sort_by([(name, "ascending") for name in dict.fromkeys([*series.key, "moment", *names])])
+def _find_keys(series: Series, rows: pa.Table) -> pa.Table:
+    """The keys of rows; without columns, where a series has no key."""
+    if not series.key:
+        return pa.table({"all": [True][: rows.num_rows]})
+    return rows.select(series.key).drop_null().group_by(list(series.key)).aggregate([])

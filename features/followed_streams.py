@@ -113,6 +113,10 @@ class FollowedStreams:
         for name in tables:  # after an error the next use of the name takes its place: the transaction takes no more
             self.connection.unregister(name)
 
+    def read_recent(self, stream: str) -> pa.Table:
+        """The rows of a stream that lie apart."""
+        return self._fetch(f"from recent_{stream}")
+
     def _run(self, statement: str) -> None:
         self.connection.execute(statement)
 

@@ -5,7 +5,7 @@ Derived from the same windows, lookups and joins that the batch compiles to SQL,
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -24,7 +24,8 @@ _KINDS = {
 class Series:
     """One stream's events by one key. `columns` are what an event holds beside its moment: name -> kind.
 
-    `orders` are the fields that records are compared by, each kept as a column `rank<number>`.
+    `orders` are the fields that records are compared by, each kept as a column `rank<number>`; `beside` is what all series
+    of the stream hold, so that its events are in one order for all of them.
     """
 
     name: str
@@ -39,6 +40,18 @@ class Series:
     lookup: tuple[str, AsOf] | None = None
     windows: tuple[Window, ...] = ()
     joined: Preceding | None = None
+    beside: tuple[str, ...] = ()
+
+    @property
+    def is_parted(self) -> bool:
+        """Whether its records compare by their moment first: ranks tell which is greater only within a part."""
+        return all(fields[0] == self.moment for fields in self.orders)
+
+    @property
+    def order(self) -> tuple[str, ...]:
+        """The columns by which the events of one key are in order: what is stored of two that tie is the same."""
+        first = self.orders[0] if self.orders and self.is_parted else ()
+        return tuple(dict.fromkeys([self.moment, *first, *self.beside, *self.sums, *self.columns]))
 
     @property
     def stored(self) -> dict[str, str]:
@@ -73,11 +86,19 @@ def list_series(definition: FeatureSet, kinds: Mapping[str, str]) -> tuple[Serie
     shared: dict[tuple[str, tuple[str, ...]], list[Window]] = {}
     for window in definition.windows:
         shared.setdefault((window.stream, window.key), []).append(window)
-    return (
+    series = (
         *(_of_lookup(definition, name, kinds) for name in definition.lookups),
         *(_of_windows(definition, together, kinds) for together in shared.values()),
         *(_of_joined(definition, joined, kinds) for joined in definition.joined),
     )
+    return tuple(replace(each, beside=_list_held([other for other in series if other.stream == each.stream])) for each in series)
+
+
+def _list_held(series: Sequence[Series]) -> tuple[str, ...]:
+    """All that some series of one stream hold of its events, what records compare by first."""
+    compared = [fields for each in series for fields in each.orders[:1]]
+    held = [[*each.sums, *each.columns] for each in series]
+    return tuple(dict.fromkeys(name for names in [*compared, *held] for name in names))
 
 
 def record_fields(definition: FeatureSet, record: str) -> tuple[str, ...]:
@@ -121,9 +142,7 @@ def extract_sql(item: Series, stream: str, since: datetime) -> str:
         conditions.append(f"{item.moment} >= {moment_sql(since - item.reach)}")
     where = f"where {' and '.join(conditions)}" if conditions else ""
     columns = ", ".join([f"{item.moment} as moment", *dict.fromkeys(names), *ranks])
-    # Every column is in the order, so that the same events are the same bytes.
-    order = ", ".join([*item.key, "moment", *(f"rank{number}" for number in range(len(item.orders))), *names])
-    return f"select {columns} from {stream} {where} order by {order}"
+    return f"select {columns} from {stream} {where} order by {', '.join([*item.key, *item.order])}"
 
 
 def _of_lookup(definition: FeatureSet, name: str, kinds: Mapping[str, str]) -> Series:
