@@ -56,6 +56,7 @@ class FollowedStreams:
         self.connection = duckdb.connect(config={"threads": 1})  # most of what it is asked is small
         self._run("set TimeZone = 'UTC'")
         self._stored = set[str]()  # sources that have had a row, or a file: as `raw_<source>`
+        self._going = set[str]()  # sources of which a change names rows that go: as `gone_<source>`
         self._standing = set[str]()  # steps that no change of another grain touches, as `standing_<step>`
         with naming_undeclared_source(definition):
             for name in definition.sources:
@@ -82,6 +83,7 @@ class FollowedStreams:
             ValueError: rows lack a column, or hold values of another type.
         """
         found, stored, standing = dict[str, StreamChange](), set(self._stored), set(self._standing)
+        self._going = {name for name, change in changes.items() if change.gone.num_rows}
         by_grain = defaultdict[tuple[str, ...], list[str]](list)
         for name in changes:
             by_grain[self._definition.sources[name].grain].append(name)
@@ -96,6 +98,7 @@ class FollowedStreams:
                         found[stream] = found[stream].then(change) if stream in found else change
                     for name in names:
                         self._run(f"drop table coming_{name}")
+                    for name in self._going.intersection(names):
                         self._run(f"drop table gone_{name}")
                 yield found
             self._run("commit")
@@ -132,8 +135,9 @@ class FollowedStreams:
         """Put the rows that come, and what tells apart those that they and the change take away, into tables."""
         with self.registered(rows_given=change.rows, identities_given=change.gone):
             self._run(f"create temp table coming_{name} as {self._read_sql(name, 'rows_given')}")
-            ids = ", ".join(f"{column} as id_{place}" for place, column in enumerate(self._identities[name]))
-            self._run(f"create temp table gone_{name} as select {ids} from identities_given")
+            if name in self._going:
+                ids = ", ".join(f"{column} as id_{place}" for place, column in enumerate(self._identities[name]))
+                self._run(f"create temp table gone_{name} as select {ids} from identities_given")
             if name not in self._stored:
                 self._run(f"create table raw_{name} as from coming_{name} limit 0")
                 self._stored.add(name)
@@ -141,7 +145,9 @@ class FollowedStreams:
     def _leaving_sql(self, name: str, rows: str) -> str:
         """Of rows with a `place`, those that go, or for which others come."""
         ids = [f"id_{place}" for place in range(len(self._identities[name]))]
-        taken = f"select {', '.join(ids)} from coming_{name} union all from gone_{name}"
+        taken = f"select {', '.join(ids)} from coming_{name}"
+        if name in self._going:
+            taken += f" union all from gone_{name}"
         return f"select r.* from {rows} r semi join ({taken}) i on {same_sql(ids, 'i', 'r')}"
 
     def _put(self, name: str, leaving: str) -> None:
@@ -203,8 +209,7 @@ class FollowedStreams:
         columns, parts = ", ".join(grain), list[str]()
         for name in names:
             parts.append(f"select {columns} from coming_{name}")
-            [(gone,)] = self.connection.execute(f"select count(*) from gone_{name}").fetchall()
-            if gone or not set(grain) <= set(self._identities[name]):  # else they have the grains of those that come
+            if name in self._going or not set(grain) <= set(self._identities[name]):  # else they have the grains of those that come
                 rows = f"(select rowid as place, * from raw_{name})"
                 parts.append(f"select {columns} from ({self._leaving_sql(name, rows)})")
         self._run(f"create temp table touched as {' union '.join(parts)}")

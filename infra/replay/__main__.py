@@ -144,7 +144,7 @@ def _check_online(use_case: UseCase, served: OnlineSummary | None, tally: Client
             f"of {tally.requests} online requests {tally.failed} failed, {tally.static} were answered by the gateway"
             f" alone; see {use_case.name}.watch in Airflow"
         )
-    if tally.hours and not tally.requests:
+    if tally.steps and not tally.requests:
         raise ReplayError("nobody asked online as time went by: the requests could not be made")
 
 

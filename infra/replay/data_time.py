@@ -1,4 +1,4 @@
-"""Data time: the source's clock goes on at a stated speed, an hour a step, and waits for nobody."""
+"""Data time: the source's clock goes on at a stated speed, a quarter of an hour a step, and waits for nobody."""
 
 import threading
 import time
@@ -12,7 +12,7 @@ from infra.replay.state import ReplayError
 from pipeline.partitions import Interval
 from pipeline.spec import UseCase
 
-STEP = timedelta(hours=1)
+STEP = timedelta(minutes=15)
 
 
 class DataTime:
@@ -29,7 +29,8 @@ class DataTime:
         then: Callable[[datetime, datetime], object],
     ) -> None:
         """`then` is told of each step, once it was taken; in the partition `broken` the feed breaks."""
-        self._source, self._until, self._pause, self._then = source, until, seconds_per_hour, then
+        self._source, self._until, self._then = source, until, then
+        self._pause = seconds_per_hour * (STEP / timedelta(hours=1))
         self._broken, self._key = broken, None if broken is None else use_case.grid.key(broken)
         self._over = threading.Event()
         self._problem: BaseException | None = None
@@ -69,7 +70,7 @@ class DataTime:
             next_at = time.monotonic()
             while self._source.told_until < self._until and not self._over.wait(max(0.0, next_at - time.monotonic())):
                 self._step()
-                next_at = max(next_at + self._pause, time.monotonic())  # an hour that was late is not made up for
+                next_at = max(next_at + self._pause, time.monotonic())  # a step that was late is not made up for
         except BaseException as error:
             self._problem = error
             raise

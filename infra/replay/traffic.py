@@ -18,9 +18,9 @@ from pipeline.spec import UseCase
 
 @dataclass(frozen=True, kw_only=True)
 class ClientTally:
-    """Hours asked about, requests made, those that failed, and those that the gateway answered itself."""
+    """Steps of data time asked about, requests made, those that failed, and those that the gateway answered itself."""
 
-    hours: int = 0
+    steps: int = 0
     requests: int = 0
     failed: int = 0
     static: int = 0
@@ -33,7 +33,7 @@ class ClientTally:
 
 
 class Traffic:
-    """A thread that asks at an even pace, from the first hour until the block ends; without a gateway it is silent."""
+    """A thread that asks at an even pace, from the first step until the block ends; without a gateway it is silent."""
 
     def __init__(self, use_case: UseCase, outside: Outside, source: LiveSource, *, per_second: float = 10) -> None:
         self._use_case, self._outside, self._source, self._per_second = use_case, outside, source, per_second
@@ -41,12 +41,12 @@ class Traffic:
         self._events: Sequence[Mapping[str, Any]] = ()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._ask_on, name="traffic", daemon=True)
-        self._hours, self._tally = 0, ClientTally()  # each written by one thread only
+        self._steps, self._tally = 0, ClientTally()  # each written by one thread only
 
     @property
     def tally(self) -> ClientTally:
         """The counts so far."""
-        return replace(self._tally, hours=self._hours)
+        return replace(self._tally, steps=self._steps)
 
     def __enter__(self) -> "Traffic":
         """Start, silent until there is something to ask about."""
@@ -67,7 +67,7 @@ class Traffic:
         lead = self._use_case.time.lead
         known = self._source.rows_between(EVENTS, start + lead - ENTERED_BEFORE, end + lead - ENTERED_BEFORE)
         if self._outside.gateway is not None and known.num_rows:
-            self._hours += 1
+            self._steps += 1
             self._events = [to_request(self._definition, row) for row in known.to_pylist()]
 
     def _ask_on(self) -> None:

@@ -109,11 +109,11 @@ def test_a_broken_feed_is_broken_as_it_comes_and_its_true_records_are_put_back(
         assert mended["measured"] == 18
 
 
-def test_data_time_goes_on_by_hours_to_its_end_and_says_so(
+def test_data_time_goes_on_by_quarters_of_an_hour_to_its_end_and_says_so(
     outside: Outside, use_case: UseCase, source: LiveSource
 ) -> None:
     steps = list[tuple[datetime, datetime]]()
-    until = START + timedelta(hours=2.5)
+    quarter, until = HOUR / 4, START + 2.4 * HOUR
 
     def note(start: datetime, end: datetime) -> None:
         steps.append((start, end))
@@ -121,7 +121,7 @@ def test_data_time_goes_on_by_hours_to_its_end_and_says_so(
     with DataTime(use_case, source, until=until, seconds_per_hour=0.01, broken=WEEK, then=note) as data_time:
         assert wait_until(lambda: data_time.has_reached(until), within_seconds=30)
         assert data_time.is_over
-    assert steps == [(START, START + HOUR), (START + HOUR, START + 2 * HOUR), (START + 2 * HOUR, until)]
+    assert steps == [*((START + n * quarter, START + (n + 1) * quarter) for n in range(9)), (START + 9 * quarter, until)]
     assert [known.rows for known in incident.list_incidents(outside.source)] == [9]
 
 
