@@ -111,7 +111,9 @@ class FollowedSeries:
         for series in of_stream:
             keys = _find_keys(series, differs)
             found = dict(pack_series(series, rows.select(series, keys)))
-            packed.recent.update(found if len(found) == keys.num_rows else dict.fromkeys(key_texts(series, keys)) | found)
+            if len(found) < keys.num_rows:
+                packed.recent.update(dict.fromkeys(key_texts(series, keys)))
+            packed.recent.update(found)
 
     def _list_series(self, stream: str) -> list[Series]:
         return [series for series in self._series if series.stream == stream]
@@ -127,8 +129,7 @@ class FollowedSeries:
     def _find_recent(self, stream: str) -> RecentPart | None:
         """Where all series of a stream have the same later part, in one order, it lies apart: so it is found fast."""
         of_stream = self._list_series(stream)
-        [order, *others] = {series.order for series in of_stream}
-        is_one = not others and all(series.is_parted for series in of_stream)
+        is_one = len({series.order for series in of_stream}) == 1 and all(series.is_parted for series in of_stream)
         return RecentPart(moment=of_stream[0].moment, split=self._split) if is_one else None
 
     def _pack(

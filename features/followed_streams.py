@@ -209,7 +209,8 @@ class FollowedStreams:
         columns, parts = ", ".join(grain), list[str]()
         for name in names:
             parts.append(f"select {columns} from coming_{name}")
-            if name in self._going or not set(grain) <= set(self._identities[name]):  # else they have the grains of those that come
+            # Those that others take the place of have their grains, where the grain is told by the identity.
+            if name in self._going or not set(grain) <= set(self._identities[name]):
                 rows = f"(select rowid as place, * from raw_{name})"
                 parts.append(f"select {columns} from ({self._leaving_sql(name, rows)})")
         self._run(f"create temp table touched as {' union '.join(parts)}")

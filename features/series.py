@@ -24,8 +24,8 @@ _KINDS = {
 class Series:
     """One stream's events by one key. `columns` are what an event holds beside its moment: name -> kind.
 
-    `orders` are the fields that records are compared by, each kept as a column `rank<number>`; `beside` is what all series
-    of the stream hold, so that its events are in one order for all of them.
+    `orders` are the fields that records are compared by, each kept as a column `rank<number>`; `beside` is what all
+    series of the stream hold, so that its events are in one order for all of them.
     """
 
     name: str
@@ -91,7 +91,8 @@ def list_series(definition: FeatureSet, kinds: Mapping[str, str]) -> tuple[Serie
         *(_of_windows(definition, together, kinds) for together in shared.values()),
         *(_of_joined(definition, joined, kinds) for joined in definition.joined),
     )
-    return tuple(replace(each, beside=_list_held([other for other in series if other.stream == each.stream])) for each in series)
+    held = {each.stream: _list_held([other for other in series if other.stream == each.stream]) for each in series}
+    return tuple(replace(each, beside=held[each.stream]) for each in series)
 
 
 def _list_held(series: Sequence[Series]) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ import argparse
 import functools
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from adapters import connect
 from pipeline.spec import UseCase, use_cases
@@ -18,12 +19,19 @@ def parse_command(
         ValueError: there is no such use case; says which there are.
     """
     options, outside = parser.parse_args(arguments), connect.outside()
-    known = use_cases(outside.settings.params)
-    if options.use_case not in known:
-        raise ValueError(
-            f"no use case {options.use_case!r} in {outside.settings.params}; there are: {', '.join(known)}"
-        )
-    return options, known[options.use_case], outside
+    return options, find_use_case(options.use_case, outside.settings.params), outside
+
+
+def find_use_case(name: str, params: Path) -> UseCase:
+    """The use case of a params.yaml that has a name.
+
+    Raises:
+        ValueError: there is no such use case; says which there are.
+    """
+    known = use_cases(params)
+    if name not in known:
+        raise ValueError(f"no use case {name!r} in {params}; there are: {', '.join(known)}")
+    return known[name]
 
 
 def report_mistakes(command: Callable[[list[str]], int]) -> Callable[[list[str]], int]:

@@ -15,11 +15,12 @@ import psycopg2
 from psycopg2.extensions import cursor, parse_dsn
 
 from adapters.replication_setup import create_follower_role, create_publication, grant_reading
+from pipeline.settings import find_params
 from pipeline.spec import UseCase
-from tasks.common.command import parse_command, report_mistakes
+from tasks.common.command import find_use_case, report_mistakes
 from tasks.stream.log_reader import slot_name
 
-ADMIN = "WINDSOCK_SOURCE_ADMIN_DSN"
+ADMIN, FOLLOWER = "WINDSOCK_SOURCE_ADMIN_DSN", "WINDSOCK_FOLLOWER_DSN"
 _PUBLISHED = "select tablename::text from pg_publication_tables where pubname = %s order by 1"
 
 
@@ -50,7 +51,7 @@ def _publish(at: cursor, name: str, tables: list[str]) -> str:
 def _make_role(at: cursor, follower_dsn: str, tables: list[str]) -> str:
     parts = parse_dsn(follower_dsn)
     if not parts.get("user") or not parts.get("password"):
-        raise ValueError("WINDSOCK_FOLLOWER_DSN: expected a user and a password in it")
+        raise ValueError(f"{FOLLOWER}: expected a user and a password in it")
     at.execute("select from pg_roles where rolname = %s", (parts["user"],))
     if at.fetchone() is not None:
         grant_reading(at, parts["user"], tables)
@@ -61,15 +62,18 @@ def _make_role(at: cursor, follower_dsn: str, tables: list[str]) -> str:
 
 @report_mistakes
 def main(arguments: list[str]) -> int:
-    """The command line; 2: the source cannot be followed, and why."""
+    """The command line; 1: the source is not there; 2: it cannot be followed, and why."""
     parser = argparse.ArgumentParser(prog="python -m tasks.stream.prepare_source", description="Make a source ready.")
     parser.add_argument("use_case")
-    _, use_case, outside = parse_command(parser, arguments)
-    admin_dsn, follower_dsn = os.environ.get(ADMIN), outside.settings.follower_dsn
-    if admin_dsn is None or follower_dsn is None:
-        raise ValueError(f"set {ADMIN} (who owns the tables, and may make roles) and WINDSOCK_FOLLOWER_DSN")
-    for line in prepare_source(use_case, admin_dsn, follower_dsn):
-        print(line)
+    use_case = find_use_case(parser.parse_args(arguments).use_case, find_params(os.environ))
+    admin_dsn, follower_dsn = os.environ.get(ADMIN), os.environ.get(FOLLOWER)
+    if not admin_dsn or not follower_dsn:
+        raise ValueError(f"set {ADMIN} (who owns the tables, and may make roles) and {FOLLOWER}")
+    try:
+        print(*prepare_source(use_case, admin_dsn, follower_dsn), sep="\n")
+    except psycopg2.OperationalError as error:
+        print(f"{ADMIN}: {str(error).strip()}", file=sys.stderr)
+        return 1
     return 0
 
 

@@ -121,7 +121,10 @@ def test_data_time_goes_on_by_quarters_of_an_hour_to_its_end_and_says_so(
     with DataTime(use_case, source, until=until, seconds_per_hour=0.01, broken=WEEK, then=note) as data_time:
         assert wait_until(lambda: data_time.has_reached(until), within_seconds=30)
         assert data_time.is_over
-    assert steps == [*((START + n * quarter, START + (n + 1) * quarter) for n in range(9)), (START + 9 * quarter, until)]
+    assert steps == [
+        *((START + n * quarter, START + (n + 1) * quarter) for n in range(9)),
+        (START + 9 * quarter, until),
+    ]
     assert [known.rows for known in incident.list_incidents(outside.source)] == [9]
 
 
