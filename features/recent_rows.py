@@ -66,7 +66,8 @@ class RecentRows:
     def _held(self) -> NDArray[np.bool_]:
         """Versions that held: another took not their place at the same moment."""
         same = pc.equal(self._rows["known_until"], self._rows["known_at"])
-        return np.logical_not(pc.fill_null(same, fill_value=False).to_numpy())
+        held: NDArray[np.bool_] = np.logical_not(pc.fill_null(same, fill_value=False).to_numpy())
+        return held
 
     def _rank(self, fields: tuple[str, ...], keys: Codes, places: NDArray[np.int64]) -> Codes:
         """One more than the events of the same key whose record is less, for each place."""

@@ -32,7 +32,7 @@ class UnknownCommand(ValueError):  # noqa: N818  # a test's own
 
 
 def list_blocks(text: str) -> list[tuple[str, str]]:
-    """Language and text of each block, fenced or indented; the tree of the README is left out: another test reads it."""
+    """Language and text of each block, fenced or indented; the README's tree is left out: another test reads it."""
     fenced = re.findall(r"^ *```(\w*)\n(.*?)^ *```", text, flags=re.MULTILINE | re.DOTALL)
     rest = re.sub(r"^ *```.*?^ *```", "", text, flags=re.MULTILINE | re.DOTALL)
     indented = re.findall(r"(?<=\n\n)(?:^    .+\n)+", rest, flags=re.MULTILINE)
