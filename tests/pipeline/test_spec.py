@@ -129,7 +129,7 @@ def test_what_is_allowed_parses(changes):
         ({"endpoint": None}, "flights.source.follow: expected null where there is no endpoint"),
         ({"source.follow": None}, "flights.endpoint.answers: expected null where source.follow is null"),
         (
-            {"endpoint.answers": {"within_minutes": 121}},
+            {"endpoint.answers": {"within_minutes": 121, "webhook": None}},
             "flights.endpoint.answers.within_minutes: expected at most time.lead_minutes (120)",
         ),
         (
