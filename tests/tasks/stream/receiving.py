@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from adapters.warehouse import Warehouse
 from pipeline.online import AnswerSettings, WebhookSettings
 from pipeline.spec import UseCase
 
@@ -19,6 +20,24 @@ URL_ENV, SECRET_ENV = "WEBHOOK_OF_A_TEST", "WEBHOOK_SECRET_OF_A_TEST"
 KEY = b"a key of a test, of some length"
 SECRET = "whsec_" + base64.b64encode(KEY).decode()
 OTHER_SECRET = "whsec_" + base64.b64encode(KEY[::-1]).decode()
+
+_PLANTED = """
+with given as (
+    insert into answers_in_time (use_case, entity_key, event_time, prediction_time, model_version, score, decision,
+        degraded, reasons, request_id, position, known_until, answered_at, in_time)
+    select 'flights', 'UA-' || n, moment + interval '2 hours', moment, '7', n / 100.0, true, false, '{}', 'due-' || n,
+        0, moment, moment + interval '1 second', true
+    from generate_series(%s, %s - 1) n, lateral (select '2013-05-01 00:00+00'::timestamptz + n * interval '1 minute') m
+        (moment)
+    returning use_case, entity_key, event_time, prediction_time
+)
+insert into answer_deliveries (use_case, entity_key, event_time)
+select use_case, entity_key, event_time from given order by prediction_time"""
+
+
+def plant_answers(warehouse: Warehouse, first: int, end: int) -> None:
+    """Answers to events first..end-1, and that they are to be sent."""
+    warehouse.execute(_PLANTED, (first, end))
 
 
 def sent(use_case: UseCase, *, max_answers: int = 3, timeout_seconds: float = 20) -> UseCase:

@@ -25,24 +25,13 @@ from tests.tasks.stream.receiving import (
     URL_ENV,
     Received,
     Receiver,
+    plant_answers,
     receiving,
     sent,
 )
 
 FAILING = [("warning", "flights: the webhook does not take answers")]
 REFUSED = [("warning", "flights: the webhook refuses answers")]
-PLANTED = """
-with given as (
-    insert into answers_in_time (use_case, entity_key, event_time, prediction_time, model_version, score, decision,
-        degraded, reasons, request_id, position, known_until, answered_at, in_time)
-    select 'flights', 'UA-' || n, moment + interval '2 hours', moment, '7', n / 100.0, true, false, '{}', 'due-' || n,
-        0, moment, moment + interval '1 second', true
-    from generate_series(%s, %s - 1) n, lateral (select '2013-05-01 00:00+00'::timestamptz + n * interval '1 minute') m
-        (moment)
-    returning use_case, entity_key, event_time, prediction_time
-)
-insert into answer_deliveries (use_case, entity_key, event_time)
-select use_case, entity_key, event_time from given order by prediction_time"""
 KILLED = """
 import threading
 from tasks.stream import deliver_answers
@@ -82,7 +71,7 @@ def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def plant(outside: Outside, first: int, end: int) -> list[str]:
     """Answers to events first..end-1, to be sent; their keys in the order in which they were given."""
-    outside.warehouse.execute(PLANTED, (first, end))
+    plant_answers(outside.warehouse, first, end)
     rows = outside.warehouse.query("select * from answer_deliveries order by number")
     return [row["entity_key"] + row["event_time"].isoformat() for row in rows]
 
