@@ -38,7 +38,7 @@ update answer_deliveries set attempts = attempts + 1, status = 'undeliverable', 
 where message_id = %s and status = 'waiting'"""
 _RELEASE = """
 update answer_deliveries set status = 'waiting', attempts = 0, next_at = now()
-where use_case = %s and status in ('waiting', 'undeliverable') and message_id is not null"""
+where use_case = %s and status <> 'delivered' and message_id is not null"""
 _UNDELIVERABLE = """
 select count(*) as answers from answer_deliveries where use_case = %s and status = 'undeliverable'"""
 
