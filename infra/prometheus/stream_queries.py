@@ -50,17 +50,18 @@ STREAM_QUERIES = (
     ),
     MetricQuery(
         {
-            "answers_of_a_day": "Events answered by themselves whose prediction time is in the newest day of these",
-            "answers_of_a_day_in_time": "Of these, the ones that were answered in time",
+            "newest_answers": "Events answered by themselves: the newest 1,000 by prediction time",
+            "newest_answers_in_time": "Of these, the ones that were answered in time",
         },
         ("use_case",),
         """
-        select s.use_case, count(a.entity_key) as answers_of_a_day,
-            count(*) filter (where a.in_time) as answers_of_a_day_in_time
-        from stream_state s cross join lateral (
-            select max(prediction_time) - interval '1 day' as since from answers_in_time where use_case = s.use_case
-        ) as newest left join answers_in_time a on a.use_case = s.use_case and a.prediction_time > newest.since
-        where s.answers_since is not null group by 1""",
+        select s.use_case, newest.* from stream_state s, lateral (
+            select count(*) as newest_answers, count(*) filter (where in_time) as newest_answers_in_time
+            from (
+                select in_time from answers_in_time a where a.use_case = s.use_case
+                order by use_case desc, prediction_time desc limit 1000
+            ) as latest) as newest
+        where s.answers_since is not null""",
     ),
     MetricQuery(
         {

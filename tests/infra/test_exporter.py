@@ -15,6 +15,7 @@ from infra.local import postgres
 from infra.local.stack import Stack
 from infra.prometheus.exporter import make_registry
 from pipeline.settings import REPOSITORY, Settings
+from tests.tasks.stream.receiving import plant_answers
 
 FLIGHTS = {"use_case": "flights"}
 OF_VERSION = {**FLIGHTS, "model_version": "2"}
@@ -252,16 +253,18 @@ def test_the_stream_and_what_it_answers_are_told_of(outside: Outside, observer: 
     assert value("stream_silent_seconds") == pytest.approx(40, abs=30)
     assert value("stream_known_until_timestamp_seconds") == 1367409600
     assert (value("due_events"), value("refused_events"), value("due_events_seconds")) == (2, 1, 3600)
-    assert (value("answers_of_a_day"), value("undelivered_answers"), value("undelivered_seconds")) == (0, 0, 0)
+    assert (value("newest_answers"), value("undelivered_answers"), value("undelivered_seconds")) == (0, 0, 0)
     give(outside, "old", "2013-04-29 00:00+00", in_time=False)
     give(outside, "a", "2013-05-01 01:00+00", in_time=False, status="delivered")
     give(outside, "b", "2013-05-01 02:00+00", ago=900, status="waiting")
     give(outside, "c", "2013-05-01 03:00+00", ago=100, status="waiting")
     give(outside, "d", "2013-05-01 04:00+00", ago=5000, status="undeliverable")
-    assert (value("answers_of_a_day"), value("answers_of_a_day_in_time")) == (4, 3)
+    assert (value("newest_answers"), value("newest_answers_in_time")) == (5, 3)
     assert (value("undelivered_answers"), value("undeliverable_answers")) == (2, 1)
     assert value("undelivered_seconds") == pytest.approx(900, abs=30)
     assert value("answer_budget_seconds") == 7200
+    plant_answers(outside.warehouse, 0, 1000)
+    assert (value("newest_answers"), value("newest_answers_in_time")) == (1000, 999)  # the one of April is not among them
 
 
 def test_the_slot_of_a_source_on_the_same_server_is_told_of_and_of_no_other(

@@ -101,7 +101,7 @@ FIRING: dict[str, list[tuple[dict[str, Any], dict[str, str]]]] = {
     "StreamBehind": [(followed(stream_known_until_timestamp_seconds=0, stream_horizon_seconds=60), OURS)],
     "SlotKeepsLog": [(followed(stream_slot_retained_bytes=600_000_000), OURS)],
     "EventsUnanswered": [(followed(due_events_seconds=7201, answer_budget_seconds=7200), OURS)],
-    "AnswersTooLate": [(followed(answers_of_a_day=20, answers_of_a_day_in_time=17), OURS)],
+    "AnswersTooLate": [(followed(newest_answers=20, newest_answers_in_time=17), OURS)],
     "AnswersUndelivered": [
         (followed(undeliverable_answers=1, undelivered_seconds=0), OURS),
         (followed(undeliverable_answers=0, undelivered_seconds=601), OURS),
@@ -151,8 +151,8 @@ QUIET: dict[str, list[dict[str, Any]]] = {
         followed(due_events_seconds=0, answer_budget_seconds=7200),
     ],
     "AnswersTooLate": [
-        followed(answers_of_a_day=20, answers_of_a_day_in_time=18),
-        followed(answers_of_a_day=19, answers_of_a_day_in_time=0),  # too few to say
+        followed(newest_answers=20, newest_answers_in_time=18),
+        followed(newest_answers=19, newest_answers_in_time=0),  # too few to say
     ],
     "AnswersUndelivered": [
         followed(undeliverable_answers=0, undelivered_seconds=0),
