@@ -264,7 +264,7 @@ def test_the_stream_and_what_it_answers_are_told_of(outside: Outside, observer: 
     assert value("undelivered_seconds") == pytest.approx(900, abs=30)
     assert value("answer_budget_seconds") == 7200
     plant_answers(outside.warehouse, 0, 1000)
-    assert (value("newest_answers"), value("newest_answers_in_time")) == (1000, 999)  # the one of April is not among them
+    assert (value("newest_answers"), value("newest_answers_in_time")) == (1000, 999)  # none of April
 
 
 def test_the_slot_of_a_source_on_the_same_server_is_told_of_and_of_no_other(
