@@ -98,6 +98,10 @@ quarantine: env ## print the quarantined rows and why, one JSON object a line; T
 publish: env ## make the embedded source ready to be followed by its log (source.follow: cdc); USE_CASE=flights
 	@$(BIN)/python -m infra.local publish -- $(or $(USE_CASE),flights)
 
+.PHONY: redeliver
+redeliver: env ## send answers again that their webhook refused, and end its pauses; USE_CASE=flights
+	@$(BIN)/python -m infra.local run -- python -m tasks.stream.retry_deliveries $(or $(USE_CASE),flights)
+
 .PHONY: wheels
 wheels:
 	@rm -rf build/wheels && mkdir -p build/wheels

@@ -91,6 +91,7 @@ class Alerts:
             settings.s3_access_key,
             settings.slack_token or "",
             settings.slack_webhook or "",
+            *(word for value in settings.webhooks.values() for word in value.split()),
         }
         dsns = (settings.warehouse_dsn, settings.source_dsn, settings.studies_dsn, settings.follower_dsn or "")
         known = known.union(*map(secrets_in_dsn, dsns))

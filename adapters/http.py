@@ -5,7 +5,10 @@ It takes no proxy and no credentials from the environment: what it calls is on t
 
 import http.client
 import json
-from collections.abc import Mapping
+import socket
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
@@ -57,8 +60,14 @@ def send_request(
     content: bytes | None = None,
     headers: Mapping[str, str] | None = None,
     timeout_seconds: float = _TIMEOUT_SECONDS,
+    most_bytes: int | None = None,
 ) -> HttpReply:
-    """The server's answer, whatever its status.
+    """The server's answer, whatever its status; a redirect is an answer like any other.
+
+    Args:
+        timeout_seconds: of silence.
+        most_bytes: for a server that is not ours: no more of the content is read than so many bytes, nor longer than
+            `timeout_seconds` from the connection on, also where it sends a byte now and then.
 
     Raises:
         Unavailable: there is no whole answer in time; `server` names who is missing.
@@ -68,15 +77,39 @@ def send_request(
     connection = kind(address.hostname or "", address.port, timeout=timeout_seconds)
     target = f"{address.path}?{address.query}" if address.query else address.path
     try:
-        connection.request(method, target, content, dict(headers or {}))
-        answer = connection.getresponse()
-        return HttpReply(answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read())
+        connection.connect()
+        with nullcontext() if most_bytes is None else _broken_off(connection.sock, timeout_seconds):
+            connection.request(method, target, content, dict(headers or {}))
+            answer = connection.getresponse()
+            found = {name.lower(): value for name, value in answer.getheaders()}
+            return HttpReply(answer.status, found, answer.read(most_bytes))
     except (OSError, http.client.HTTPException) as error:
         raise Unavailable(  # without a user and password
             f"{server} at {address.scheme}://{address.hostname}:{address.port} does not answer: {error!r}"
         ) from error
     finally:
         connection.close()
+
+
+@contextmanager
+def _broken_off(opened: socket.socket, seconds: float) -> Iterator[None]:
+    """What reads this socket does not wait longer; it then has what looks like a whole answer, so this raises."""
+    broken = threading.Event()
+
+    def break_off() -> None:
+        broken.set()
+        with suppress(OSError):  # it was closed meanwhile
+            opened.shutdown(socket.SHUT_RDWR)
+
+    timer = threading.Timer(seconds, break_off)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+    if broken.is_set():
+        raise TimeoutError(f"no whole answer in {seconds:g} s")
 
 
 def require_success(reply: HttpReply, purpose: str) -> HttpReply:

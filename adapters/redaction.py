@@ -11,6 +11,7 @@ _SHAPES = [
     re.compile(r"(-----BEGIN [A-Z ]*PRIVATE KEY-----).*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL),
     re.compile(r"(\b[a-z][a-z0-9+.-]*://[^\s:/@]*:)[^\s/]+(?=@)", re.IGNORECASE),  # scheme://user:PASSWORD@host
     re.compile(r"(hooks\.slack\.com/(?:services|workflows|triggers)/)[\w/+-]+", re.IGNORECASE),
+    re.compile(r"(\bwhsec_)[\w+/=-]{8,}"),  # the keys that sign webhooks
     re.compile(r"()\bx(?:ox[a-z]|app)-[\w-]{8,}", re.IGNORECASE),  # Slack tokens
     re.compile(r"()\b(?:AKIA|ASIA)[A-Z0-9]{16}\b"),  # AWS access key ids
     re.compile(r"()\b(?:gh[a-z]_|github_pat_|glpat-)\w{16,}"),

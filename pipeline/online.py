@@ -7,8 +7,10 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from pipeline.fields import Block, Share
+from pipeline.settings import WEBHOOK_PREFIX
 
 SmallShare = Annotated[float, Field(gt=0, le=0.5)]
+WebhookVariable = Annotated[str, Field(pattern=rf"^{WEBHOOK_PREFIX}[A-Z0-9_]+$")]
 
 
 class Costs(Block):
@@ -36,11 +38,25 @@ class Rollout(Block):
     hold_minutes: float = Field(gt=0)  # without that many requests by then, the old version stays
 
 
+class WebhookSettings(Block):
+    """Where answers are sent as they are given. Address and secret are in the environment, which these names say."""
+
+    url_env: WebhookVariable
+    secret_env: WebhookVariable  # several secrets, separated by spaces, while one takes the place of another
+    max_answers: int = Field(gt=0, le=1000)  # in one request
+    timeout_seconds: float = Field(gt=0, le=60)  # a receiver that takes longer is tried again
+
+    def _contradictions(self) -> Iterator[str]:
+        if self.url_env == self.secret_env:
+            yield f"secret_env: expected another variable than url_env, got {self.secret_env}"
+
+
 class AnswerSettings(Block):
     """Events are answered by themselves once their prediction time has passed: in time, if before the event and within
     so many minutes."""
 
     within_minutes: int = Field(gt=0)
+    webhook: WebhookSettings | None  # null: answers are in the warehouse, and are sent nowhere
 
     @property
     def budget(self) -> timedelta:

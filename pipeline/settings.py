@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+WEBHOOK_PREFIX = "WEBHOOK_"  # of the variables that params.yaml may name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,7 @@ class Settings:
     gateway_admin: str | None = None
     gateway_maps: Path | None = None
     gateway_key: str | None = field(default=None, repr=False)
+    webhooks: Mapping[str, str] = field(default_factory=dict, repr=False)  # variable -> an address, or a secret
 
 
 _REQUIRED = {
@@ -74,6 +76,7 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
         gateway_admin=environment.get("WINDSOCK_GATEWAY_ADMIN") or None,
         gateway_maps=_path(environment, "WINDSOCK_GATEWAY_MAPS"),
         gateway_key=environment.get("WINDSOCK_GATEWAY_KEY") or None,
+        webhooks={name: value for name, value in environment.items() if name.startswith(WEBHOOK_PREFIX) and value},
     )
 
 

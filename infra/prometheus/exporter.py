@@ -20,6 +20,7 @@ from prometheus_client.registry import Collector
 
 from adapters.warehouse import Warehouse
 from infra.prometheus.queries import CHAMPIONS, QUERIES, SLICES, MetricQuery
+from infra.prometheus.stream_queries import STREAM_QUERIES
 from pipeline.settings import REPOSITORY
 from pipeline.spec import UseCase, use_cases
 
@@ -43,7 +44,7 @@ class WarehouseCollector(Collector):
             asked: list[tuple[MetricQuery, tuple[list[str], ...] | None]] = [
                 (CHAMPIONS, (list(self.declared),)),
                 (SLICES, ([name for name, _ in sliced], [slice_ for _, slice_ in sliced])),
-                *((query, None) for query in QUERIES),
+                *((query, None) for query in (*QUERIES, *STREAM_QUERIES)),
             ]
             for query, parameters in asked:
                 at.execute(query.sql, parameters)
@@ -77,6 +78,7 @@ def make_limits(declared: Mapping[str, UseCase], newest: Mapping[str, datetime])
                 "partition_seconds": None if ended else u.source.partition_days * 86400,
                 "drifted_features_limit": u.monitor.min_drifted_features,
                 "retrains_30_days_limit": u.monitor.monthly_retrains,
+                **_find_stream_limits(u),
             }
         )
     of_table = [
@@ -94,6 +96,8 @@ def make_limits(declared: Mapping[str, UseCase], newest: Mapping[str, datetime])
         "partition_seconds": "Length of a partition, where more are expected: none once the source has ended",
         "drifted_features_limit": "Features beyond their thresholds from which monitoring calls it drift",
         "retrains_30_days_limit": "Retrains that monitoring allows itself in 30 days",
+        "stream_horizon_seconds": "So far behind the clock all of the source is known; none where it has its own clock",
+        "answer_budget_seconds": "So long after its prediction time an event is answered in time",
     }
     return [
         *make_families(MetricQuery(said, ("use_case",), ""), of_use_case),
@@ -112,6 +116,15 @@ def make_limits(declared: Mapping[str, UseCase], newest: Mapping[str, datetime])
             of_error,
         ),
     ]
+
+
+def _find_stream_limits(use_case: UseCase) -> dict[str, float | None]:
+    is_by_clock = use_case.source.follow is not None and use_case.source.watermark is None
+    answers = use_case.endpoint.answers if use_case.endpoint else None
+    return {
+        "stream_horizon_seconds": use_case.source.horizon_seconds if is_by_clock else None,
+        "answer_budget_seconds": answers.budget.total_seconds() if answers else None,
+    }
 
 
 def make_registry(dsn: str, params: Path) -> CollectorRegistry:

@@ -229,17 +229,6 @@ QUERIES = (
             pg_database_size(current_database()) as warehouse_bytes
         """,
     ),
-    MetricQuery(
-        {
-            "stream_known_until_timestamp_seconds": "Until when the stream knows all of its source, by its time",
-            "stream_silent_seconds": "Since the stream last wrote how far it is",
-        },
-        ("use_case",),
-        """
-        select use_case, extract(epoch from known_until) as stream_known_until_timestamp_seconds,
-            extract(epoch from now() - moved_at) as stream_silent_seconds
-        from stream_state""",
-    ),
 )
 # Of the use cases of params.yaml.
 CHAMPIONS = MetricQuery(

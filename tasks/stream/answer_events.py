@@ -40,6 +40,11 @@ order by prediction_time + %(budget)s < %(now)s, prediction_time, entity_key lim
 _KEEP = """
 insert into answers_in_time (use_case, entity_key, event_time, prediction_time, model_version, score, decision,
     degraded, reasons, request_id, position, known_until, answered_at, in_time) values %s on conflict do nothing"""
+# With an answer, the mark that it is to be sent; only of those that were not there.
+_KEEP_TO_SEND = f"""
+with kept as ({_KEEP} returning use_case, entity_key, event_time, prediction_time)
+insert into answer_deliveries (use_case, entity_key, event_time)
+select use_case, entity_key, event_time from kept order by prediction_time, entity_key"""  # noqa: S608  # ours
 _REFUSE = """
 update known_events set problem = %s where (use_case, entity_key, event_time) = (%s, %s, %s)"""
 
@@ -91,6 +96,7 @@ class _EventAnswerer:
         self._use_case, self._outside, self._gateway = use_case, outside, gateway
         self._budget, self._patience = settings.budget, settings.budget * PATIENCE_SHARE
         self._most = min(use_case.endpoint.max_events, _MOST_AT_ONCE)
+        self._keep = _KEEP if settings.webhook is None else _KEEP_TO_SEND
         self._clock = _SourceClock(use_case, outside)
 
     def answer_on(self, stopped: threading.Event) -> None:
@@ -157,7 +163,7 @@ class _EventAnswerer:
 
         def keep() -> None:
             with self._outside.warehouse.transaction() as at:
-                psycopg2.extras.execute_values(at, _KEEP, rows, template=f"({', '.join(['%s'] * 14)})")
+                psycopg2.extras.execute_values(at, self._keep, rows, template=f"({', '.join(['%s'] * 14)})")
                 remove_events(at, self._use_case, [row[1:3] for row in rows])
 
         self._outside.warehouse.retry_transaction(keep)

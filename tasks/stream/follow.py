@@ -21,6 +21,7 @@ from adapters.errors import FencedOut, PublicationGone, SlotGone, Unavailable
 from pipeline.spec import UseCase, use_cases
 from serving.locks import take_lock
 from tasks.stream.answer_events import answer_events
+from tasks.stream.deliver_answers import deliver_answers
 from tasks.stream.log_reader import LogReader, LogStart
 from tasks.stream.poll import PollReader
 from tasks.stream.session import NothingToFollow, StoreRebuilt, StreamSession
@@ -139,7 +140,9 @@ def main() -> int:
             raise
 
     works = [(follow_use_case, each) for each in followed]
-    works += [(answer_events, each) for each in followed if each.endpoint and each.endpoint.answers]
+    answered = [(each, each.endpoint.answers) for each in followed if each.endpoint and each.endpoint.answers]
+    works += [(answer_events, each) for each, _ in answered]
+    works += [(deliver_answers, each) for each, settings in answered if settings.webhook]
     threads = [threading.Thread(target=run, args=each, name=f"{each[1].name} {each[0].__name__}") for each in works]
     for thread in threads:
         thread.start()

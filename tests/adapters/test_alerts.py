@@ -254,6 +254,7 @@ SECRETS = [
     ("AWS_SECRET_ACCESS_KEY=wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY", "wJalr"),
     ("key AKIAIOSFODNN7EXAMPLE used", "AKIAIOSF"),
     ("token xoxb-123456789012-abcdefghij", "xoxb-1234"),
+    ("signed by whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", "MfKQ9r8G"),
     ("https://hooks.slack.com/services/T000/B000/XXXXXXXX", "XXXX"),
     ("Authorization: Bearer abcdef0123456789", "abcdef0"),
     ('{"api_key": "0123456789abcdef"}', "0123456"),

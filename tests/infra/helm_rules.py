@@ -26,6 +26,24 @@ def complaints(values: Values, pods: Mapping[str, Any]) -> list[str]:
     return found + [f"{name}: {text}" for name, pod in pods.items() for text in _nodes(name, pod)]
 
 
+def list_stream_complaints(values: Values, deployment: Any) -> list[str]:
+    """Every rule that the deployment of the part `stream` breaks."""
+    spec = deployment["spec"]["template"]["spec"]
+    [container] = spec["containers"]
+    return [*_rights(spec), *_settings(values, spec), *_needs(spec), *_following(deployment, container)]
+
+
+def _following(deployment: Any, container: Any) -> Iterator[str]:
+    if (deployment["spec"]["replicas"], deployment["spec"]["strategy"]["type"]) != (1, "Recreate"):
+        yield "is there more than once"
+    if container["command"] != ["python", "-m", "tasks.stream.follow"]:
+        yield "does not follow"
+    if "is_held" not in str(container.get("livenessProbe", {}).get("exec")):
+        yield "is not asked whether it lives"
+    if deployment["spec"]["selector"]["matchLabels"] != deployment["spec"]["template"]["metadata"]["labels"]:
+        yield "does not find its pods"
+
+
 def missing(values: Values, known: set[str], wanted: set[str]) -> list[str]:
     """The names that are wanted, and that neither the values nor the chart give, nor is among those known."""
     given = {variable["name"] for variable in values["env"]} | known
@@ -54,6 +72,14 @@ def _secrets(values: Values) -> Iterator[str]:
 def _pod(values: Values, pod: Any) -> Iterator[str]:
     spec = pod["spec"]
     [container] = spec["containers"]
+    yield from _rights(spec)
+    yield from _settings(values, spec)
+    if container["name"] != "base" or spec["restartPolicy"] != "Never":
+        yield "is not as the executor expects it"
+
+
+def _rights(spec: Any) -> Iterator[str]:
+    [container] = spec["containers"]
     rights = spec["securityContext"]
     if not rights.get("runAsNonRoot") or rights.get("runAsUser") != ACCOUNT:
         yield "may run as root"
@@ -64,19 +90,26 @@ def _pod(values: Values, pod: Any) -> Iterator[str]:
         yield "may write to its root file system"
     if spec.get("automountServiceAccountToken") is not False:
         yield "has a key to the cluster"
+
+
+def _settings(values: Values, spec: Any) -> Iterator[str]:
+    [container] = spec["containers"]
     if container["envFrom"] != SOURCES or container["env"] != values["env"]:
         yield "has other variables than the servers"
-    if container["name"] != "base" or spec["restartPolicy"] != "Never":
-        yield "is not as the executor expects it"
     if {mount["name"] for mount in container["volumeMounts"]} != {volume["name"] for volume in spec["volumes"]}:
         yield "mounts what it has not, or has what it does not mount"
 
 
-def _nodes(name: str, pod: Any) -> Iterator[str]:
-    spec = pod["spec"]
+def _needs(spec: Any) -> Iterator[str]:
     resources = spec["containers"][0]["resources"]
     if not {"cpu", "memory"} <= resources["requests"].keys() or "memory" not in resources["limits"]:
         yield "asks for no processor and memory, or has no limit"
+
+
+def _nodes(name: str, pod: Any) -> Iterator[str]:
+    spec = pod["spec"]
+    yield from _needs(spec)
+    resources = spec["containers"][0]["resources"]
     tolerated = GPU in [toleration["key"] for toleration in spec.get("tolerations", ())]
     selected = any(label.startswith(GPU) for label in spec.get("nodeSelector", ()))
     wanted = name == "gpu"

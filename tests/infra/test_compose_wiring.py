@@ -43,7 +43,7 @@ def test_networks_join_those_who_talk_and_nobody_else(compose: Compose) -> None:
         "management": {*runners, "torchserve"},
         "queue": {*runners, "redis"},
         "metrics": {"exporter", "statsd", "torchserve", "gateway", "prometheus", "grafana"},
-        "front": {*servers, "mlflow", "gateway", "grafana"},
+        "front": {*servers, "mlflow", "gateway", "grafana", "stream"},
     }
     assert services["storage"]["network_mode"] == "none"  # nobody is asked for a password there
 

@@ -2,10 +2,12 @@
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import psycopg2
 import pytest
 import requests
+import yaml
 from prometheus_client import start_http_server
 
 from adapters.connect import Outside
@@ -13,6 +15,7 @@ from infra.local import postgres
 from infra.local.stack import Stack
 from infra.prometheus.exporter import make_registry
 from pipeline.settings import REPOSITORY, Settings
+from tests.tasks.stream.receiving import plant_answers
 
 FLIGHTS = {"use_case": "flights"}
 OF_VERSION = {**FLIGHTS, "model_version": "2"}
@@ -210,3 +213,89 @@ def test_a_warehouse_that_cannot_be_read_is_a_failed_scrape_and_no_old_number(ou
     assert requests.get(scraped, timeout=10).status_code == 500
     outside.warehouse.execute("grant select on champions to observer")
     assert requests.get(scraped, timeout=10).status_code == 200
+
+
+FOLLOWED = """
+insert into stream_state (use_case, identities, known_until, answers_since, moved_at)
+values ('flights', '{}', '2013-05-01 12:00+00', '2013-05-01 00:00+00', now() - interval '40 seconds');
+insert into known_events (use_case, entity_key, event_time, prediction_time, request, problem) values
+    ('flights', 'late', '2013-05-01 13:00+00', '2013-05-01 11:00+00', '{}', null),
+    ('flights', 'due', '2013-05-01 13:30+00', '2013-05-01 11:30+00', '{}', null),
+    ('flights', 'wrong', '2013-05-01 12:30+00', '2013-05-01 10:30+00', '{}', 'no carrier'),
+    ('flights', 'to come', '2013-05-01 15:00+00', '2013-05-01 13:00+00', '{}', null)
+"""
+GIVEN = """
+insert into answers_in_time (use_case, entity_key, event_time, prediction_time, model_version, score, degraded, reasons,
+    request_id, position, answered_at, made_at, in_time)
+values ('flights', %(key)s, %(at)s, %(at)s, '1', 0.5, false, '{}', 'r', 0, now(), now() - %(ago)s * interval '1 second',
+    %(in_time)s)
+"""
+
+
+def give(outside: Outside, key: str, at: str, *, ago: int = 0, in_time: bool = True, status: str | None = None) -> None:
+    outside.warehouse.execute(GIVEN, {"key": key, "at": at, "ago": ago, "in_time": in_time})
+    if status is not None:
+        outside.warehouse.execute(
+            "insert into answer_deliveries (use_case, entity_key, event_time, status) values ('flights', %s, %s, %s)",
+            (key, at, status),
+        )
+
+
+def test_the_stream_and_what_it_answers_are_told_of(outside: Outside, observer: str) -> None:
+    numbers = make_registry(observer, PARAMS)
+
+    def value(name: str) -> float | None:
+        return numbers.get_sample_value(f"windsock_{name}", FLIGHTS)
+
+    assert value("stream_silent_seconds") is None  # nothing was followed yet
+    assert value("due_events_seconds") is None
+    outside.warehouse.execute(FOLLOWED)
+    assert value("stream_silent_seconds") == pytest.approx(40, abs=30)
+    assert value("stream_known_until_timestamp_seconds") == 1367409600
+    assert (value("due_events"), value("refused_events"), value("due_events_seconds")) == (2, 1, 3600)
+    assert (value("newest_answers"), value("undelivered_answers"), value("undelivered_seconds")) == (0, 0, 0)
+    give(outside, "old", "2013-04-29 00:00+00", in_time=False)
+    give(outside, "a", "2013-05-01 01:00+00", in_time=False, status="delivered")
+    give(outside, "b", "2013-05-01 02:00+00", ago=900, status="waiting")
+    give(outside, "c", "2013-05-01 03:00+00", ago=100, status="waiting")
+    give(outside, "d", "2013-05-01 04:00+00", ago=5000, status="undeliverable")
+    assert (value("newest_answers"), value("newest_answers_in_time")) == (5, 3)
+    assert (value("undelivered_answers"), value("undeliverable_answers")) == (2, 1)
+    assert value("undelivered_seconds") == pytest.approx(900, abs=30)
+    assert value("answer_budget_seconds") == 7200
+    plant_answers(outside.warehouse, 0, 1000)
+    assert (value("newest_answers"), value("newest_answers_in_time")) == (1000, 999)  # none of April
+
+
+def test_the_slot_of_a_source_on_the_same_server_is_told_of_and_of_no_other(
+    outside: Outside, observer: str, settings: Settings, stack: Stack
+) -> None:
+    outside.warehouse.execute(FOLLOWED)
+    numbers, database = make_registry(observer, PARAMS), settings.source_dsn.rpartition("/")[2]
+    admin = psycopg2.connect(stack.home().admin_dsn, dbname=database)
+    admin.autocommit = True
+    with admin.cursor() as at:
+        assert numbers.get_sample_value("windsock_stream_slot_behind_bytes", FLIGHTS) is None
+        at.execute("select pg_create_logical_replication_slot('windsock_flights', 'pgoutput')")
+        try:
+            at.execute("create table kept as select repeat('x', 2000) from generate_series(1, 2000)")
+            for name in ("retained", "behind"):
+                value = numbers.get_sample_value(f"windsock_stream_slot_{name}_bytes", FLIGHTS)
+                assert value is not None
+                assert value > 100_000
+            assert numbers.get_sample_value("windsock_stream_slot_active", FLIGHTS) == 0
+        finally:
+            at.execute("select pg_drop_replication_slot('windsock_flights')")
+    admin.close()
+
+
+def test_only_a_source_that_lives_by_the_clock_has_a_horizon_to_be_behind(observer: str, tmp_path: Path) -> None:
+    def horizon(watermark: dict[str, str] | None) -> float | None:
+        params = yaml.safe_load(PARAMS.read_text())
+        params["flights"]["source"] |= {"watermark": watermark, "horizon_seconds": 90.0}
+        path = tmp_path / f"{watermark is None}.yaml"
+        path.write_text(yaml.safe_dump(params))
+        return make_registry(observer, path).get_sample_value("windsock_stream_horizon_seconds", FLIGHTS)
+
+    assert horizon(None) == 90
+    assert horizon({"table": "clock", "column": "told_until"}) is None

@@ -2,6 +2,7 @@
 
 import copy
 import os
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -14,9 +15,10 @@ import yaml
 
 from infra import settings as common
 from pipeline.settings import REPOSITORY
-from tests.infra.helm_rules import complaints, missing
+from tests.infra.helm_rules import complaints, list_stream_complaints, missing
 
 FILE = REPOSITORY / "infra" / "helm" / "values.yaml"
+STREAM = REPOSITORY / "infra" / "helm" / "stream"
 SECRET = common.read_assignments(REPOSITORY / "infra" / "helm" / "secret.env")
 KNOWN = {*common.read_assignments(common.COMMON), *common.read_assignments(common.AIRFLOW), *SECRET}
 # As the chart makes them of its values: its template of a pod, and what is mounted beside the scheduler.
@@ -52,6 +54,19 @@ POD_SABOTAGE: dict[str, tuple[str, str, str]] = {
     "everywhere": ("{{- if .gpu }}", "{{- if true }}", "is for nodes with a GPU"),
     "nowhere": ("nvidia.com/gpu.present", "disk", "is not for nodes with a GPU"),
     "taint": ("tolerations: [{ key: nvidia.com/gpu,", "tolerations: [{ key: spot,", "is not for nodes with a GPU"),
+}
+
+STREAM_SABOTAGE: dict[str, tuple[str, str, str]] = {
+    "twice": ("replicas: 1", "replicas: 2", "is there more than once"),
+    "beside": ("type: Recreate", "type: RollingUpdate", "is there more than once"),
+    "other": ("tasks.stream.follow", "tasks.score", "does not follow"),
+    "unasked": ("livenessProbe:", "startupProbe:", "is not asked whether it lives"),
+    "settings": ("env: {{ toJson .Values.env }}", "env: []", "has other variables than the servers"),
+    "cluster": ("automountServiceAccountToken: false", "hostIPC: false", "has a key to the cluster"),
+    "writes": ("toJson .Values.securityContexts.containers", "dict | toJson", "may write to its root file system"),
+    "root": ("toJson .Values.securityContexts.pod", "dict | toJson", "may run as root"),
+    "greedy": ("limits: { memory: 2Gi }", "limits: {}", "asks for no processor and memory, or has no limit"),
+    "homeless": ("volumes: {{ toJson .Values.volumes }}", "volumes: []", "mounts what it has not"),
 }
 
 
@@ -133,6 +148,41 @@ def test_kubernetes_knows_every_key_of_the_pods(pods: Pods) -> None:
     misspelt = copy.deepcopy(pods["gpu"])
     misspelt["spec"]["toleration"] = misspelt["spec"].pop("tolerations")
     assert known(misspelt) != misspelt
+
+
+def deploy_stream(chart: Path) -> Any:
+    """What the command in values.yaml installs for the part `stream`."""
+    return yaml.safe_load(template(chart, FILE))
+
+
+@pytest.mark.usefixtures("processes")
+def test_the_stream_is_deployed_with_the_values_of_airflow_and_keeps_every_rule(values: Values) -> None:
+    from kubernetes.client import ApiClient
+
+    deployment = deploy_stream(STREAM)
+    assert list_stream_complaints(values, deployment) == []
+    [container] = deployment["spec"]["template"]["spec"]["containers"]
+    assert container["image"] == f"{values['defaultAirflowRepository']}:{values['defaultAirflowTag']}"
+    known = ApiClient()._ApiClient__deserialize(deployment, "V1Deployment")
+    assert ApiClient().sanitize_for_serialization(known) == deployment
+    assert "infra/helm/stream --values infra/helm/values.yaml" in FILE.read_text()
+
+
+@pytest.mark.usefixtures("processes")
+@pytest.mark.parametrize("fault", STREAM_SABOTAGE)
+def test_a_stream_that_breaks_one_is_named(values: Values, tmp_path: Path, fault: str) -> None:
+    old, new, complaint = STREAM_SABOTAGE[fault]
+    chart = Path(shutil.copytree(STREAM, tmp_path / "stream"))
+    file = chart / "templates" / "deployment.yaml"
+    assert old in file.read_text()
+    file.write_text(file.read_text().replace(old, new))
+    assert any(one.startswith(complaint) for one in list_stream_complaints(values, deploy_stream(chart)))
+
+
+def test_the_stream_has_all_that_it_has_under_compose(values: Values) -> None:
+    compose = yaml.safe_load((REPOSITORY / "docker-compose.yaml").read_text())
+    assert missing(values, KNOWN, set(compose["services"]["stream"]["environment"])) == []
+    assert missing(values, KNOWN - {"WEBHOOK_SECRET"}, {"WEBHOOK_SECRET"}) == ["WEBHOOK_SECRET"]
 
 
 @pytest.mark.usefixtures("processes")

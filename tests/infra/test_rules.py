@@ -69,6 +69,10 @@ def feed(**values: Any) -> dict[str, Any]:
     return said if every is None else {**said, f"windsock_partition_seconds{{{UC}}}": every}
 
 
+def followed(**values: Any) -> dict[str, Any]:
+    return {f"windsock_{name}{{{UC}}}": value for name, value in values.items()}
+
+
 OURS = {"use_case": "flights"}
 VERSION = {**OURS, "model_version": "2"}
 TABLE = {**OURS, "table": "weather"}
@@ -93,6 +97,15 @@ FIRING: dict[str, list[tuple[dict[str, Any], dict[str, str]]]] = {
         (feed(behind_seconds=86400), TABLE),
     ],
     "BlockedPartition": [(feed(blocked_partitions=1), TABLE)],
+    "StreamSilent": [(followed(stream_silent_seconds=301), OURS)],
+    "StreamBehind": [(followed(stream_known_until_timestamp_seconds=0, stream_horizon_seconds=60), OURS)],
+    "SlotKeepsLog": [(followed(stream_slot_retained_bytes=600_000_000), OURS)],
+    "EventsUnanswered": [(followed(due_events_seconds=7201, answer_budget_seconds=7200), OURS)],
+    "AnswersTooLate": [(followed(newest_answers=20, newest_answers_in_time=17), OURS)],
+    "AnswersUndelivered": [
+        (followed(undeliverable_answers=1, undelivered_seconds=0), OURS),
+        (followed(undeliverable_answers=0, undelivered_seconds=601), OURS),
+    ],
     "TargetDown": [
         ({'up{job="gateway"}': 0}, {"job": "gateway"}),
         ({'up{job="airflow"}': "1x60 0x60"}, {"job": "airflow"}),
@@ -127,6 +140,24 @@ QUIET: dict[str, list[dict[str, Any]]] = {
         feed(behind_seconds="0x100 86400x40"),  # the others were quicker by some minutes
     ],
     "BlockedPartition": [feed(blocked_partitions=0)],
+    "StreamSilent": [followed(stream_silent_seconds=299), followed(stream_silent_seconds="0x119 400")],
+    "StreamBehind": [
+        followed(stream_known_until_timestamp_seconds=f"-350+60x{MINUTES}", stream_horizon_seconds=60),
+        followed(stream_known_until_timestamp_seconds=0),  # it has a clock of its own
+    ],
+    "SlotKeepsLog": [followed(stream_slot_retained_bytes=500_000_000)],
+    "EventsUnanswered": [
+        followed(due_events_seconds=7199, answer_budget_seconds=7200),
+        followed(due_events_seconds=0, answer_budget_seconds=7200),
+    ],
+    "AnswersTooLate": [
+        followed(newest_answers=20, newest_answers_in_time=18),
+        followed(newest_answers=19, newest_answers_in_time=0),  # too few to say
+    ],
+    "AnswersUndelivered": [
+        followed(undeliverable_answers=0, undelivered_seconds=0),
+        followed(undeliverable_answers=0, undelivered_seconds=599),
+    ],
     "TargetDown": [
         {'up{job="gateway"}': 1},
         {'up{job="gateway"}': "1x119 0"},
@@ -172,7 +203,7 @@ def test_it_stays_silent(alert: str, series: dict[str, Any], tmp_path: Path) -> 
 def test_every_alert_has_both_cases_a_severity_and_a_page_that_names_it() -> None:
     assert {rule["alert"] for rule in RULES} == FIRING.keys() == QUIET.keys()
     severities = {rule["alert"]: rule["labels"]["severity"] for rule in RULES}
-    now = {"FailingAnswers", "NoChampion", "RetrainStorm", "TargetDown"}  # rather than in the morning
+    now = {"FailingAnswers", "NoChampion", "RetrainStorm", "StreamSilent", "TargetDown"}  # rather than in the morning
     assert severities == {name: "critical" if name in now else "warning" for name in FIRING}
     for rule in RULES:
         assert rule["alert"] in (REPOSITORY / rule["annotations"]["runbook"]).read_text(), rule["alert"]

@@ -17,15 +17,27 @@ from infra.local.stack import PartStatus, Stack
 from infra.replay.flights_source import IDENTITIES, create_source_tables
 from pipeline.settings import REPOSITORY
 from tests.conftest import start_stack
+from tests.tasks.stream.receiving import SECRET, SECRET_ENV, URL_ENV, Receiver, plant_answers, receiving
 
 PATIENCE_SECONDS = 120
 
 
 @pytest.fixture
-def followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: None) -> Iterator[Stack]:
-    """A stack whose use case follows its source by the log."""
+def receiver() -> Iterator[Receiver]:
+    made = Receiver()
+    with receiving(made):
+        yield made
+
+
+@pytest.fixture
+def followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: None, receiver: Receiver) -> Iterator[Stack]:
+    """A stack whose use case follows its source by the log, and sends its answers to a webhook."""
     params = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
     params["flights"]["source"] |= {"follow": "cdc", "watermark": None}
+    webhook = {"url_env": URL_ENV, "secret_env": SECRET_ENV, "max_answers": 10, "timeout_seconds": 15}
+    params["flights"]["endpoint"]["answers"]["webhook"] = webhook
+    monkeypatch.setenv(URL_ENV, receiver.url)
+    monkeypatch.setenv(SECRET_ENV, SECRET)
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
     monkeypatch.setenv("WINDSOCK_PARAMS", str(tmp_path / "params.yaml"))
     with contextmanager(start_stack)("postgres", "s3", "stream") as stack:
@@ -48,6 +60,14 @@ def test_it_is_up_and_comes_back_when_it_is_killed(followed: Stack) -> None:
         return now.healthy and now.pid != before.pid
 
     assert wait_until(is_back, within_seconds=PATIENCE_SECONDS, every_seconds=0.5)
+
+
+def test_it_sends_answers_to_the_webhook_that_the_environment_of_make_up_names(
+    followed: Stack, receiver: Receiver
+) -> None:
+    plant_answers(Warehouse(followed.home().dsn("warehouse")), 0, 25)
+    assert wait_until(lambda: len(receiver.list_keys()) == 25, within_seconds=PATIENCE_SECONDS)
+    assert [len(message.answers) for message in receiver.taken] == [10, 10, 5]
 
 
 def test_one_command_readies_the_source_and_a_second_time_changes_nothing(

@@ -49,3 +49,9 @@ def test_no_secret_is_in_the_words_for_settings():
 
 def test_a_slash_at_the_end_of_an_address_changes_nothing():
     assert read_settings(ENVIRONMENT | {"WINDSOCK_GATEWAY_URL": "http://h:1/"}).gateway_url == "http://h:1"
+
+
+def test_what_params_yaml_may_name_for_webhooks_is_read_and_not_told():
+    found = read_settings({**ENVIRONMENT, "WEBHOOK_URL": "https://a.example/hush8", "WEBHOOK_EMPTY": "", "OTHER": "x"})
+    assert found.webhooks == {"WEBHOOK_URL": "https://a.example/hush8"}
+    assert "hush" not in repr(found)

@@ -13,6 +13,7 @@ from pipeline.settings import REPOSITORY
 from pipeline.spec import UseCase, parse_use_cases, use_cases
 
 SHIPPED = (REPOSITORY / "params.yaml").read_text()
+WEBHOOK = {"url_env": "WEBHOOK_URL", "secret_env": "WEBHOOK_SECRET", "max_answers": 9, "timeout_seconds": 9}
 EXPERIMENT = {
     "mode": "fixed",
     "share": 0.2,
@@ -129,7 +130,15 @@ def test_what_is_allowed_parses(changes):
         ({"endpoint": None}, "flights.source.follow: expected null where there is no endpoint"),
         ({"source.follow": None}, "flights.endpoint.answers: expected null where source.follow is null"),
         (
-            {"endpoint.answers": {"within_minutes": 121}},
+            {"endpoint.answers": {"within_minutes": 60, "webhook": WEBHOOK | {"url_env": "https://a.example/secret"}}},
+            "flights.endpoint.answers.webhook.url_env: ",
+        ),
+        (
+            {"endpoint.answers": {"within_minutes": 60, "webhook": WEBHOOK | {"secret_env": "WEBHOOK_URL"}}},
+            "flights.endpoint.answers.webhook.secret_env: expected another variable than url_env",
+        ),
+        (
+            {"endpoint.answers": {"within_minutes": 121, "webhook": None}},
             "flights.endpoint.answers.within_minutes: expected at most time.lead_minutes (120)",
         ),
         (

@@ -43,6 +43,7 @@ def environment(settings: Settings) -> dict[str, str]:
         "WINDSOCK_VERSIONS_BUCKET": settings.versions_bucket,
         "MLFLOW_TRACKING_URI": settings.tracking_uri,
         "WINDSOCK_FOLLOWER_DSN": settings.follower_dsn or "",
+        **settings.webhooks,
     }
 
 

@@ -1,7 +1,9 @@
 """Known events are answered by themselves, once, in time, and as batch would answer them later."""
 
 import json
+import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from pipeline.settings import Settings
 from pipeline.spec import UseCase
 from serving.answers import InferenceReply
 from tasks.build_features import build, dataset
+from tasks.stream.deliver_answers import deliver_answers
 from tests.clean_data import week
 from tests.features.world import moved
 from tests.tasks.build_features.test_build import put
@@ -28,7 +31,8 @@ from tests.tasks.stream.answering import (
     list_answers,
     serving,
 )
-from tests.tasks.stream.live import PATIENCE_SECONDS, LiveSource, await_known, following, list_alerts
+from tests.tasks.stream.live import PATIENCE_SECONDS, LiveSource, await_known, following, list_alerts, running
+from tests.tasks.stream.receiving import SECRET, SECRET_ENV, URL_ENV, Received, Receiver, receiving, sent
 
 START = week(2).start
 HOUR = timedelta(hours=1)
@@ -86,6 +90,7 @@ def test_every_event_is_answered_in_time_by_what_batch_works_out_later(
     }
     assert all(row["in_time"] and row["known_until"] > row["prediction_time"] for row in answers)
     assert {row["model_version"] for row in answers} == {VERSION}
+    assert outside.warehouse.query("select from answer_deliveries") == []  # there is no webhook
     logged = pa.concat_tables(server.logged).sort_by([("prediction_time", "ascending"), ("entity_key", "ascending")])
     served = points.sort_by([("prediction_time", "ascending"), ("entity_key", "ascending")])
     names = [name.removeprefix("feature.") for name in logged.column_names if name.startswith("feature.")]
@@ -225,3 +230,34 @@ def test_an_entry_that_is_changed_or_deleted_before_its_time_is_asked_about_as_i
     query = "select request->>'tailnum' as tail from known_events where (entity_key, event_time) = (%s, %s)"
     left = [outside.warehouse.query(query, (row["entity_key"], row["event_time"])) for row in known]
     assert left == [[{"tail": "N99999"}], []]
+
+
+@pytest.mark.usefixtures("snapshot")
+def test_answers_are_sent_to_the_webhook_and_go_on_while_its_receiver_hangs(
+    followed: UseCase, outside: Outside, source: LiveSource
+) -> None:
+    receiver, hangs, goes_on = Receiver(), threading.Event(), threading.Event()
+
+    def hang(_: Received) -> None:
+        hangs.set()
+        goes_on.wait(PATIENCE_SECONDS)
+
+    receiver.plan = hang
+    use_case = sent(followed, max_answers=1000)
+    with receiving(receiver):
+        told = AnsweredOutside(replace(outside.settings, webhooks={URL_ENV: receiver.url, SECRET_ENV: SECRET}))
+        told.server_url = outside.server_url  # type: ignore[attr-defined]
+        with following(followed, outside), answering(use_case, told), running(deliver_answers, use_case, told):
+            await_listed(outside)
+            source.tell(START + 2 * HOUR)
+            assert hangs.wait(PATIENCE_SECONDS)
+            source.tell(START + 12 * HOUR)
+            await_known(outside, START + 12 * HOUR)
+            assert wait_until(lambda: count_due(outside, START + 12 * HOUR) == 0, within_seconds=PATIENCE_SECONDS)
+            query = "select entity_key, event_time from answer_deliveries order by number"
+            keys = [row["entity_key"] + row["event_time"].isoformat() for row in outside.warehouse.query(query)]
+            goes_on.set()
+            assert wait_until(lambda: len(receiver.list_keys()) == len(keys), within_seconds=PATIENCE_SECONDS)
+    assert receiver.list_keys() == keys
+    assert sorted(keys) == sorted(row["entity_key"] + row["event_time"].isoformat() for row in list_answers(outside))
+    assert len(keys) > len(receiver.taken) > 1
