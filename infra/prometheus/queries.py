@@ -19,16 +19,32 @@ select distinct on (use_case, table_name, partition_start) use_case, table_name,
 from batches order by use_case, table_name, partition_start, version desc
 """
 # Every version that predicted in a use case's newest window: a champion of today has none of its own yet.
-_NEWEST = """
-select distinct on (use_case, model_version) performance.* from performance where status = any({0}) and
-    (use_case, window_end) in (select use_case, max(window_end) from performance where status = any({0}) group by 1)
+_NEWEST_WINDOW = """
+select distinct on (use_case, model_version) performance.* from performance
+where (use_case, window_end) in (select use_case, max(window_end) from performance group by 1)
 order by use_case, model_version, measured_as_of desc
 """
-_NEWEST_WINDOW = _NEWEST.format("array['ok', 'degraded', 'unknown']")
-_NEWEST_MEASURED = _NEWEST.format("array['ok', 'degraded']")
-_FIRST = """
-select distinct on (use_case, model_version) performance.* from performance
-where status = any(array['ok', 'degraded']) order by use_case, model_version, window_end, measured_as_of desc
+_MEASURED = """
+select use_case, model_version, 'restated' as basis, window_end, measured_as_of, metrics from performance
+where status in ('ok', 'degraded')
+union all
+select use_case, model_version, 'served', window_end, measured_as_of, metrics from served_performance
+where status in ('ok', 'degraded') and is_judged
+"""
+# What was answered in a champion's time, where that was judged; what batch has of any other version.
+_NEWEST_MEASURED = f"""
+select distinct on (use_case, model_version) * from ({_MEASURED}) as measured
+where (use_case, window_end) in (select use_case, max(window_end) from ({_MEASURED}) as every group by 1)
+order by use_case, model_version, basis = 'served' desc, measured_as_of desc
+"""  # noqa: S608  # our own text
+_FIRST = f"""
+select distinct on (use_case, model_version, basis) * from ({_MEASURED}) as measured
+order by use_case, model_version, basis, window_end, measured_as_of desc
+"""  # noqa: S608  # our own text
+_NEWEST_SERVED = """
+select distinct on (use_case, model_version) served_performance.* from served_performance
+where (use_case, window_end) in (select use_case, max(window_end) from served_performance group by 1)
+order by use_case, model_version, measured_as_of desc
 """
 # The last answer a client got about each event counts; 28 days of data time, so that a scrape does not read a year.
 _ANSWERED = """
@@ -119,20 +135,41 @@ QUERIES = (
         """,
     ),
     MetricQuery(
-        {"performance": "A metric of a version in the newest window with enough labels"},
-        ("use_case", "model_version", "metric"),
+        {"performance": "A metric of a version in the newest window with enough labels: served where that was judged"},
+        ("use_case", "model_version", "metric", "basis"),
         f"""
-        select use_case, model_version, key as metric, value::float8 as performance
+        select use_case, model_version, basis, key as metric, value::float8 as performance
         from ({_NEWEST_MEASURED}) as newest, jsonb_each_text(metrics)
         """,
     ),
     MetricQuery(
         {"first_performance": "The same metric in the first window of that version that had enough labels"},
+        ("use_case", "model_version", "metric", "basis"),
+        f"""
+        select first.use_case, first.model_version, basis, key as metric, value::float8 as first_performance
+        from ({_FIRST}) as first join ({_NEWEST_MEASURED}) as newest using (use_case, model_version, basis),
+            jsonb_each_text(first.metrics)
+        """,
+    ),
+    MetricQuery(
+        {
+            "served_coverage": "Share of the labelled events of a champion's newest window that were answered in time",
+            "served_judged": "1 where these answers were judged, 0 where batch scores were, for they were too few",
+            "late_answers": "Labelled events of that window that were answered too late",
+        },
+        ("use_case", "model_version"),
+        f"""
+        select use_case, model_version, coverage as served_coverage, is_judged::int as served_judged,
+            late as late_answers
+        from ({_NEWEST_SERVED}) as newest
+        """,
+    ),
+    MetricQuery(
+        {"restated_performance": "The metric of the same events by the same versions, on the features made since"},
         ("use_case", "model_version", "metric"),
         f"""
-        select first.use_case, first.model_version, key as metric, value::float8 as first_performance
-        from ({_FIRST}) as first join ({_NEWEST_MEASURED}) as newest using (use_case, model_version),
-            jsonb_each_text(first.metrics)
+        select use_case, model_version, key as metric, value::float8 as restated_performance
+        from ({_NEWEST_SERVED}) as newest, jsonb_each_text(restated_metrics)
         """,
     ),
     MetricQuery(
