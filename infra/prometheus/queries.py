@@ -36,11 +36,11 @@ _NEWEST_MEASURED = f"""
 select distinct on (use_case, model_version) * from ({_MEASURED}) as measured
 where (use_case, window_end) in (select use_case, max(window_end) from ({_MEASURED}) as every group by 1)
 order by use_case, model_version, basis = 'served' desc, measured_as_of desc
-"""  # noqa: S608  # our own text
+"""
 _FIRST = f"""
 select distinct on (use_case, model_version, basis) * from ({_MEASURED}) as measured
 order by use_case, model_version, basis, window_end, measured_as_of desc
-"""  # noqa: S608  # our own text
+"""
 _NEWEST_SERVED = """
 select distinct on (use_case, model_version) served_performance.* from served_performance
 where (use_case, window_end) in (select use_case, max(window_end) from served_performance group by 1)

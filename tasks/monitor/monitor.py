@@ -108,7 +108,7 @@ def examine_partition(
     definition = load_learnt_definition(use_case, version, outside)
     points = _scored_points(use_case, undecided, definition, outside)
     served_points = _served_points(use_case, undecided, profile, outside)
-    moved = measure_served_drift(profile, served_points, points, use_case.monitor)
+    moved = measure_served_drift(use_case, profile, served_points, points)
     performances = performance.measure_performance(use_case, version, as_of, outside)
     answers = served.measure_served(use_case, undecided.champion, as_of, undecided.snapshot_version, outside)
     learnt_until = datetime.fromisoformat(profile["known_by"]).astimezone(UTC)  # at or just before the split's cutoff

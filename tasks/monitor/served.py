@@ -96,7 +96,7 @@ def measure_served(
 
     None where events are not answered by themselves: of what clients ask, nobody can say what share it is.
     """
-    if use_case.endpoint is None or use_case.endpoint.answers is None:
+    if not use_case.answers_events:
         return []
     window = _find_window(use_case, champion, as_of, outside)
     measured = [(champion.version, window), *find_changed_windows("served_performance", use_case, as_of, outside)]
@@ -176,13 +176,11 @@ def describe_served(served: ServedPerformance) -> dict[str, Any]:
 
 def _find_window(use_case: UseCase, champion: Champion, as_of: datetime, outside: Outside) -> Interval:
     """The trailing window, from the champion's first answer on; where it gave none, from its time in force on."""
-    whole = trailing_window(use_case, as_of)
-    since = max(champion.as_of.astimezone(UTC), whole.start)
-    if since >= whole.end:  # its labels are still to come
-        return whole
-    params = (use_case.name, champion.version, as_of, since, whole.end)
+    whole, in_force = trailing_window(use_case, as_of), champion.as_of.astimezone(UTC)
+    params = (use_case.name, champion.version, as_of, in_force, whole.end)
     [row] = outside.warehouse.query(_BEGUN, params)
-    return Interval((row["begun"] or since).astimezone(UTC), whole.end)
+    since = max(row["begun"].astimezone(UTC) if row["begun"] else in_force, whole.start)
+    return Interval(since, whole.end) if since < whole.end else whole  # of whose events no label has matured
 
 
 def _restate(

@@ -10,8 +10,9 @@ from psycopg2 import sql
 
 from adapters.connect import Outside
 from pipeline.partitions import Interval
-from pipeline.spec import Monitor, UseCase
-from tasks.monitor.drift import SCORE, Basis, FeatureDrift, choose_measures, measure_drift
+from pipeline.spec import UseCase
+from tasks.monitor import drift
+from tasks.monitor.drift import SCORE, Basis, FeatureDrift, choose_measures
 
 _FEATURES = """
 select {columns} from answers_in_time a
@@ -56,14 +57,16 @@ def load_served_features(
 
 
 def measure_served_drift(
-    profile: Mapping[str, Any], served: pa.Table, points: pa.Table, monitor: Monitor
+    use_case: UseCase, profile: Mapping[str, Any], served: pa.Table, points: pa.Table
 ) -> MeasuredDrift:
     """The drift of what was served where that is enough of the partition's points, else that of the points."""
-    restated = measure_drift(profile, points, monitor)
-    is_enough = served.num_rows >= max(monitor.min_rows, monitor.min_coverage * points.num_rows)
+    monitor = use_case.monitor
+    restated = drift.measure_drift(profile, points, monitor)
+    needed = max(monitor.min_rows, monitor.min_coverage * points.num_rows)
+    is_enough = use_case.answers_events and served.num_rows >= needed
     return MeasuredDrift(
         basis=Basis.SERVED if is_enough else Basis.RESTATED,
-        drifts=choose_measures(measure_drift(profile, served, monitor), restated) if is_enough else restated,
+        drifts=choose_measures(drift.measure_drift(profile, served, monitor), restated) if is_enough else restated,
         judged=served if is_enough else points,
         answers=served.num_rows,
         points=points.num_rows,

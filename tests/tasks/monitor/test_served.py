@@ -98,9 +98,10 @@ def test_where_nothing_is_answered_by_itself_nothing_is_written(world: World) ->
     silent = world.use_case.endpoint.model_copy(update={"answers": None})
     world.use_case = world.use_case.model_copy(update={"endpoint": silent})
     world.score(10)
+    world.answer(10, emptied(points(week(10), seed=10), "x3"), score=AWRY)
     assert decided(world) == ["ignore"]
     assert world.rows("served_performance") == []
-    assert evidence(world)["served"] is None
+    assert (evidence(world)["served"], evidence(world)["drift"]["basis"]) == (None, "restated")
 
 
 @pytest.mark.parametrize(("shift", "decisions"), [(1.0, ["ignore", "retrain"]), (0.0, ["ignore", "ignore"])])
@@ -152,6 +153,19 @@ def test_answers_of_a_version_that_is_not_champion_count_until_the_champion_begi
     assert (row["is_judged"], row["versions"]) == (True, {"2": row["answered"]})
     assert row["window_start"] > week(11).start
     assert row["restated_metrics"] == row["metrics"]
+
+
+def test_events_that_nobody_answered_once_the_champion_answers_lower_the_coverage(world: World) -> None:
+    """The window begins with a day of silence."""
+    world.use_case = monitored(world.use_case, performance_days=7)
+    for number, share in ((10, 0.8), (11, 1.0)):
+        world.score(number)
+        world.answer(number, share=share)
+    decided(world)
+    row = max(world.rows("served_performance"), key=lambda each: each["window_end"])
+    assert row["window_start"] == week(11).start - (week(11).end - week(11).start) / 7
+    assert row["coverage"] == pytest.approx(6 / 7, abs=0.01)
+    assert not row["is_judged"]
 
 
 def test_labels_that_come_late_restate_what_was_served_too(world: World) -> None:
