@@ -1,50 +1,12 @@
 """The numbers of the warehouse: SQL whose columns are labels and, under their own names, metrics."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-
-
-@dataclass(frozen=True)
-class MetricQuery:
-    """Rows of labels and values: a column `x` is the metric `windsock_x`, a counter if it ends in `_total`."""
-
-    metrics: Mapping[str, str]  # column -> what it says, and its unit; a null is no sample
-    labels: tuple[str, ...]
-    sql: str
-
+from infra.prometheus.metric_query import MetricQuery
+from infra.prometheus.performance_queries import PERFORMANCE_QUERIES
 
 _CURRENT = """
 select distinct on (use_case, table_name, partition_start) use_case, table_name, partition_start, partition_end,
     status, raw_rows, quarantined_rows, validated_at
 from batches order by use_case, table_name, partition_start, version desc
-"""
-# Every version that predicted in a use case's newest window: a champion of today has none of its own yet.
-_NEWEST_WINDOW = """
-select distinct on (use_case, model_version) performance.* from performance
-where (use_case, window_end) in (select use_case, max(window_end) from performance group by 1)
-order by use_case, model_version, measured_as_of desc
-"""
-_MEASURED = """
-select use_case, model_version, 'restated' as basis, window_end, measured_as_of, metrics from performance
-where status in ('ok', 'degraded')
-union all
-select use_case, model_version, 'served', window_end, measured_as_of, metrics from served_performance
-where status in ('ok', 'degraded') and is_judged
-"""
-# What was answered in a champion's time, where that was judged; what batch has of any other version.
-_NEWEST_MEASURED = f"""
-select distinct on (use_case, model_version) * from ({_MEASURED}) as measured
-where (use_case, window_end) in (select use_case, max(window_end) from ({_MEASURED}) as every group by 1)
-order by use_case, model_version, basis = 'served' desc, measured_as_of desc
-"""
-_FIRST = f"""
-select distinct on (use_case, model_version, basis) * from ({_MEASURED}) as measured
-order by use_case, model_version, basis, window_end, measured_as_of desc
-"""
-_NEWEST_SERVED = """
-select distinct on (use_case, model_version) served_performance.* from served_performance
-where (use_case, window_end) in (select use_case, max(window_end) from served_performance group by 1)
-order by use_case, model_version, measured_as_of desc
 """
 # The last answer a client got about each event counts; 28 days of data time, so that a scrape does not read a year.
 _ANSWERED = """
@@ -121,57 +83,7 @@ QUERIES = (
         from drift where (use_case, as_of) in (select use_case, max(as_of) from drift group by 1) group by 1
         """,
     ),
-    MetricQuery(
-        {
-            "label_coverage": "Share of a version's predictions in the newest window whose label is known",
-            "predicted_rows": "Its predictions in that window",
-            "performance_window_end_timestamp_seconds": "End of that window, in data time",
-        },
-        ("use_case", "model_version"),
-        f"""
-        select use_case, model_version, coverage as label_coverage, predicted as predicted_rows,
-            extract(epoch from window_end) as performance_window_end_timestamp_seconds
-        from ({_NEWEST_WINDOW}) as newest
-        """,
-    ),
-    MetricQuery(
-        {"performance": "A metric of a version in the newest window with enough labels: served where that was judged"},
-        ("use_case", "model_version", "metric", "basis"),
-        f"""
-        select use_case, model_version, basis, key as metric, value::float8 as performance
-        from ({_NEWEST_MEASURED}) as newest, jsonb_each_text(metrics)
-        """,
-    ),
-    MetricQuery(
-        {"first_performance": "The same metric in the first window of that version that had enough labels"},
-        ("use_case", "model_version", "metric", "basis"),
-        f"""
-        select first.use_case, first.model_version, basis, key as metric, value::float8 as first_performance
-        from ({_FIRST}) as first join ({_NEWEST_MEASURED}) as newest using (use_case, model_version, basis),
-            jsonb_each_text(first.metrics)
-        """,
-    ),
-    MetricQuery(
-        {
-            "served_coverage": "Share of the labelled events of a champion's newest window that were answered in time",
-            "served_judged": "1 where these answers were judged, 0 where batch scores were, for they were too few",
-            "late_answers": "Labelled events of that window that were answered too late",
-        },
-        ("use_case", "model_version"),
-        f"""
-        select use_case, model_version, coverage as served_coverage, is_judged::int as served_judged,
-            late as late_answers
-        from ({_NEWEST_SERVED}) as newest
-        """,
-    ),
-    MetricQuery(
-        {"restated_performance": "The metric of the same events by the same versions, on the features made since"},
-        ("use_case", "model_version", "metric"),
-        f"""
-        select use_case, model_version, key as metric, value::float8 as restated_performance
-        from ({_NEWEST_SERVED}) as newest, jsonb_each_text(restated_metrics)
-        """,
-    ),
+    *PERFORMANCE_QUERIES,
     MetricQuery(
         {"decisions_total": "Decisions of monitoring, one a partition"},
         ("use_case", "decision"),
