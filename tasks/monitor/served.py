@@ -10,7 +10,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +31,7 @@ from tasks.common.ledger import Champion
 from tasks.monitor.drift import Basis
 from tasks.monitor.performance import LABEL_FINGERPRINT, find_changed_windows, trailing_window
 from tasks.monitor.restated import list_event_keys, rescore_events
-from tasks.monitor.triage import Performance, judge_performance
+from tasks.monitor.triage import Performance, PerformanceStatus, judge_performance
 
 if TYPE_CHECKING:
     from psycopg2.extensions import cursor
@@ -123,6 +123,19 @@ def measure_served_window(
     judged, labelled = (rows.filter(rows["label"].is_valid()) for rows in (served, events))
     again = _restate(use_case, judged, window, snapshot_version, outside)
     monitor = use_case.monitor
+    given = judge_performance(
+        predicted=served.num_rows,
+        labelled=judged.num_rows,
+        metrics=_compute(use_case, judged["score"].to_pylist(), judged),
+        monitor=monitor,
+        basis=Basis.SERVED,
+    )
+    restated = judge_performance(
+        predicted=judged.num_rows,
+        labelled=len(again) - again.count(None),
+        metrics=_compute(use_case, again, judged),
+        monitor=monitor,
+    )
     return ServedPerformance(
         model_version=champion_version,
         window=window,
@@ -131,15 +144,9 @@ def measure_served_window(
         answered=judged.num_rows,
         late=int(pc.sum(pc.invert(labelled["in_time"])).as_py() or 0),
         versions=Counter(judged["model_version"].to_pylist()),
-        performance=judge_performance(
-            predicted=served.num_rows,
-            labelled=judged.num_rows,
-            metrics=_compute(use_case, judged["score"].to_pylist(), judged),
-            monitor=monitor,
-            basis=Basis.SERVED,
-        ),
-        restated=len(again) - again.count(None),
-        restated_metrics=_compute(use_case, again, judged),
+        performance=_compare(given, restated),
+        restated=restated.labelled,
+        restated_metrics=restated.metrics,
         is_judged=judged.num_rows >= max(monitor.min_labelled, monitor.min_coverage * labelled.num_rows),
         labels=str(sum(labelled["fingerprint"].to_pylist())) if labelled.num_rows else None,
     )
@@ -181,6 +188,14 @@ def _find_window(use_case: UseCase, champion: Champion, as_of: datetime, outside
     [row] = outside.warehouse.query(_BEGUN, params)
     since = max(row["begun"].astimezone(UTC) if row["begun"] else in_force, whole.start)
     return Interval(since, whole.end) if since < whole.end else whole  # of whose events no label has matured
+
+
+def _compare(given: Performance, restated: Performance) -> Performance:
+    """What was served; where only that is outside the limits, a person is told that the model may be innocent."""
+    if (given.status, restated.status) != (PerformanceStatus.DEGRADED, PerformanceStatus.OK):
+        return given
+    sentence = "restated, the same events are within the limits: what was answered on has to do with it"
+    return replace(given, reasons=(*given.reasons, sentence))
 
 
 def _restate(

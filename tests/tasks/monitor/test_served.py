@@ -47,11 +47,21 @@ def test_bad_answers_are_a_trigger_though_batch_would_have_said_better(world: Wo
     assert row["metrics"]["auc"] < 0.5 < row["restated_metrics"]["auc"]
     assert row["restated"] == row["answered"] == row["labelled"]
     assert decision["reasons"][0].startswith("performance as served: auc")
+    assert decision["reasons"][1].startswith("restated, the same events are within the limits")
     assert evidence(world)["codes"] == ["performance"]
     assert evidence(world)["performance"]["basis"] == "served"
     told = evidence(world)["served"]
     assert (told["coverage"], told["versions"]) == (1, {"1": row["answered"]})
     assert told["restated"]["metrics"] == row["restated_metrics"]
+
+
+def test_answers_that_are_bad_restated_too_are_told_without_that_excuse(world: World) -> None:
+    world.score(10)
+    world.outside.warehouse.execute(f"update predictions set score = {AWRY}")
+    world.answer(10)
+    assert decided(world) == ["retrain"]
+    [decision] = world.rows("decisions")
+    assert len(decision["reasons"]) == 1
 
 
 def test_good_answers_are_none_also_where_batch_says_worse_afterwards(world: World) -> None:
