@@ -2,9 +2,10 @@
 
 **Steps.** `monitor` takes the scored partitions without a decision, oldest first, up to the first that is still to be
 scored: data drift against thresholds calibrated on the champion's own training data, prediction drift, performance on
-the labels that have matured, triage, decision. A decision to retrain is picked up by `retrain`. With nothing to do it
-ends as skipped. `measure_online` joins what was answered online with outcomes and batch scores, where there is an
-endpoint.
+the labels that have matured, triage, decision. Judged is what was answered in time, where that is enough of the events;
+the same events restated stand beside it, in `served_performance`. A decision to retrain is picked up by `retrain`. With
+nothing to do it ends as skipped. `measure_online` joins what was answered online with outcomes and batch scores, where
+there is an endpoint.
 
 **Started by** new scores, by `reconcile`, or by hand. Every run does all pending work.
 

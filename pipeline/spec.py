@@ -210,6 +210,11 @@ class UseCase(Block):
             )
 
     @property
+    def answers_events(self) -> bool:
+        """Whether known events are answered by themselves, so that it is known how many were answered in time."""
+        return self.endpoint is not None and self.endpoint.answers is not None
+
+    @property
     def grid(self) -> Grid:
         """The partitions of this use case's data."""
         return Grid(first=self.source.first_partition, days=self.source.partition_days)

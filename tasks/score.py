@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +24,9 @@ from tasks.build_features.learnt_features import (
     read_learnt_definition,
 )
 from tasks.common.ledger import Champion, champion_at, current, load_champions
+
+if TYPE_CHECKING:
+    from serving.predictor import Predictor
 
 Window = tuple[str, str, datetime, datetime]  # use case, model version, [start, end) of prediction_time
 _PARTITIONS_A_TASK = 16  # a task takes seconds to start, a partition a fraction of one to score
@@ -116,6 +120,14 @@ def score_partition(use_case: UseCase, unscored: UnscoredPartition, outside: Out
             )
 
     return outside.warehouse.retry_transaction(commit)
+
+
+def load_batch_predictor(use_case: UseCase, version: str, outside: Outside) -> "Predictor":
+    """The batch path of a registered version, its bundle verified."""
+    from serving.predictor import Predictor
+
+    registered = outside.registry.version(use_case.name, version)
+    return Predictor.load(outside.registry.download_bundle(use_case.name, version), sha256=registered.bundle_sha256)
 
 
 def make_predictions(

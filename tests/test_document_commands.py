@@ -1,14 +1,16 @@
-"""The commands and queries of the documents work as printed: each is run, or given to the program that reads it.
+"""What the documents tell people to type works as printed: each is run, or given to the program that reads it.
 
 Elsewhere are run: the requests of docs/online.md (tests/e2e, all of them), the YAML of docs/monitoring.md
 (tests/infra/test_rules.py), and what `make` and `docker compose` start (CI, tests/infra/test_compose.py).
 """
 
+import json
 import re
 import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -18,7 +20,10 @@ import yaml
 
 from adapters.connect import Outside
 from infra.local.__main__ import main as manage_stack
+from pipeline.online import AnswerSettings
 from pipeline.settings import REPOSITORY
+from pipeline.spec import use_cases
+from tasks.stream.deliver_answers import make_document
 from tests.test_documents import PAGES
 
 SHELL, QUERY = ("make ", "docker compose ", "python -m ", ".venv/bin/python -m "), ("select ", "delete from ")
@@ -43,7 +48,7 @@ def list_commands(text: str) -> list[str]:
     """Each command line of its blocks, each command and query in its sentences."""
     lines = list[str]()
     for language, block in list_blocks(text):
-        if language not in ("mermaid", "yaml"):
+        if language in ("", "sh"):
             lines += re.sub(r"\\\n|\n(?=  )", " ", block).strip().splitlines()
     inline = re.findall(r"(?<!`)`([^`]+)`(?!`)", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
     return [
@@ -170,6 +175,26 @@ def test_every_command_and_query_of_every_page_works(outside: Outside, tmp_path:
     assert sum(len(list_commands(text)) for text in pages.values()) > 60
     problems = [p for page, text in pages.items() for p in find_problems(page.name, text, tmp_path, outside)]
     assert problems == [], "\n".join(problems)
+
+
+def test_settings_and_messages_that_a_page_shows_are_of_their_form() -> None:
+    """Of docs/online.md; the YAML of docs/monitoring.md is tried elsewhere."""
+    blocks = dict(list_blocks((REPOSITORY / "docs" / "online.md").read_text()))
+    shown = yaml.safe_load(blocks["yaml"])["answers"]
+    assert AnswerSettings.model_validate(shown).webhook is not None
+    with pytest.raises(ValueError, match="max_answer"):
+        AnswerSettings.model_validate(shown | {"webhook": {**shown["webhook"], "max_answer": 1}})
+    message = json.loads(blocks["json"])
+    [answer] = message["data"]["answers"]
+    moments = {
+        name: datetime.fromisoformat(answer[name])
+        for name in answer
+        if name.endswith(("_time", "_at", "until")) and isinstance(answer[name], str)
+    }
+    row = {**answer, "score": answer["probability"], **moments}
+    made = json.loads(make_document(use_cases(REPOSITORY / "params.yaml")["flights"], [row]))
+    assert made["data"] == message["data"] | {"answers": [answer | {n: m.isoformat() for n, m in moments.items()}]}
+    assert made.keys() == message.keys()
 
 
 WRONG = {

@@ -19,7 +19,8 @@ from prometheus_client.core import CollectorRegistry, CounterMetricFamily, Gauge
 from prometheus_client.registry import Collector
 
 from adapters.warehouse import Warehouse
-from infra.prometheus.queries import CHAMPIONS, QUERIES, SLICES, MetricQuery
+from infra.prometheus.metric_query import MetricQuery
+from infra.prometheus.queries import CHAMPIONS, QUERIES, SLICES
 from infra.prometheus.stream_queries import STREAM_QUERIES
 from pipeline.settings import REPOSITORY
 from pipeline.spec import UseCase, use_cases

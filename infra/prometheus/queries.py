@@ -1,34 +1,12 @@
 """The numbers of the warehouse: SQL whose columns are labels and, under their own names, metrics."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-
-
-@dataclass(frozen=True)
-class MetricQuery:
-    """Rows of labels and values: a column `x` is the metric `windsock_x`, a counter if it ends in `_total`."""
-
-    metrics: Mapping[str, str]  # column -> what it says, and its unit; a null is no sample
-    labels: tuple[str, ...]
-    sql: str
-
+from infra.prometheus.metric_query import MetricQuery
+from infra.prometheus.performance_queries import PERFORMANCE_QUERIES
 
 _CURRENT = """
 select distinct on (use_case, table_name, partition_start) use_case, table_name, partition_start, partition_end,
     status, raw_rows, quarantined_rows, validated_at
 from batches order by use_case, table_name, partition_start, version desc
-"""
-# Every version that predicted in a use case's newest window: a champion of today has none of its own yet.
-_NEWEST = """
-select distinct on (use_case, model_version) performance.* from performance where status = any({0}) and
-    (use_case, window_end) in (select use_case, max(window_end) from performance where status = any({0}) group by 1)
-order by use_case, model_version, measured_as_of desc
-"""
-_NEWEST_WINDOW = _NEWEST.format("array['ok', 'degraded', 'unknown']")
-_NEWEST_MEASURED = _NEWEST.format("array['ok', 'degraded']")
-_FIRST = """
-select distinct on (use_case, model_version) performance.* from performance
-where status = any(array['ok', 'degraded']) order by use_case, model_version, window_end, measured_as_of desc
 """
 # The last answer a client got about each event counts; 28 days of data time, so that a scrape does not read a year.
 _ANSWERED = """
@@ -105,36 +83,7 @@ QUERIES = (
         from drift where (use_case, as_of) in (select use_case, max(as_of) from drift group by 1) group by 1
         """,
     ),
-    MetricQuery(
-        {
-            "label_coverage": "Share of a version's predictions in the newest window whose label is known",
-            "predicted_rows": "Its predictions in that window",
-            "performance_window_end_timestamp_seconds": "End of that window, in data time",
-        },
-        ("use_case", "model_version"),
-        f"""
-        select use_case, model_version, coverage as label_coverage, predicted as predicted_rows,
-            extract(epoch from window_end) as performance_window_end_timestamp_seconds
-        from ({_NEWEST_WINDOW}) as newest
-        """,
-    ),
-    MetricQuery(
-        {"performance": "A metric of a version in the newest window with enough labels"},
-        ("use_case", "model_version", "metric"),
-        f"""
-        select use_case, model_version, key as metric, value::float8 as performance
-        from ({_NEWEST_MEASURED}) as newest, jsonb_each_text(metrics)
-        """,
-    ),
-    MetricQuery(
-        {"first_performance": "The same metric in the first window of that version that had enough labels"},
-        ("use_case", "model_version", "metric"),
-        f"""
-        select first.use_case, first.model_version, key as metric, value::float8 as first_performance
-        from ({_FIRST}) as first join ({_NEWEST_MEASURED}) as newest using (use_case, model_version),
-            jsonb_each_text(first.metrics)
-        """,
-    ),
+    *PERFORMANCE_QUERIES,
     MetricQuery(
         {"decisions_total": "Decisions of monitoring, one a partition"},
         ("use_case", "decision"),

@@ -3,7 +3,7 @@
 Where a source has a clock of its own, seconds between two moments of it are seconds of that clock.
 """
 
-from infra.prometheus.queries import MetricQuery
+from infra.prometheus.metric_query import MetricQuery
 
 STREAM_QUERIES = (
     MetricQuery(

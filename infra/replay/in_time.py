@@ -23,12 +23,11 @@ from pipeline.partitions import Interval
 from pipeline.spec import UseCase
 from tasks.build_features import dataset
 from tasks.build_features.followed_series import kept_interval
-from tasks.build_features.learnt_features import load_learnt_definition, load_learnt_points
+from tasks.build_features.learnt_features import load_learnt_points
 from tasks.build_features.manifest import clean_files
 from tasks.build_features.online_features import pack_all_series
-from tasks.deploy.batch_scores import load_batch_predictor
+from tasks.monitor.restated import EventKey, list_event_keys, rescore_events
 
-Key = tuple[str, datetime]
 _CACHE_BYTES = 256 << 20
 _ANSWERS = """
 select entity_key, event_time, model_version, score, in_time, degraded,
@@ -74,7 +73,7 @@ def measure_week(
         return None
     events = dataset.load_points(snapshot.version, use_case, outside, start=week.start, end=week.end).num_rows
     rows = dataset.load_rows(snapshot.version, use_case, outside, start=week.start, end=week.end, known_by=snapshot.end)
-    labels = dict(zip(_keys(rows), rows["label"].to_pylist(), strict=True))
+    labels = dict(zip(list_event_keys(rows), rows["label"].to_pylist(), strict=True))
     compared = [key for key in labels if key in answers and answers[key]["in_time"]]
     truth = np.array([labels[key] for key in compared])
     again = _Rescoring(use_case, outside, snapshot, week)
@@ -109,17 +108,12 @@ class _Rescoring:
     def __init__(self, use_case: UseCase, outside: Outside, snapshot: Snapshot, week: Interval) -> None:
         self._use_case, self._outside, self._snapshot, self._week = use_case, outside, snapshot, week
 
-    def score(self, versions: Mapping[Key, str]) -> dict[str, list[float]]:
+    def score(self, versions: Mapping[EventKey, str]) -> dict[str, list[float]]:
         """Scores of events by the version named for each: on the features of batch, and on the last partition's."""
         builds = {"restated": self._build_afterwards, "last_partition": self._build_before}
-        scores: dict[str, dict[Key, float]] = {which: {} for which in builds}
-        for version in sorted(set(versions.values())):
-            predictor = load_batch_predictor(self._use_case, version, self._outside)
-            definition = load_learnt_definition(self._use_case, version, self._outside)
-            for which, build in builds.items():
-                table = build(definition)
-                mine = dict(zip(_keys(table), predictor.predict(table).tolist(), strict=True))
-                scores[which] |= {key: mine[key] for key, named in versions.items() if named == version}
+        scores = {
+            which: rescore_events(self._use_case, versions, build, self._outside) for which, build in builds.items()
+        }
         return {which: [found[key] for key in versions] for which, found in scores.items()}
 
     def _build_afterwards(self, definition: FeatureSet) -> pa.Table:
@@ -155,11 +149,6 @@ def pool_answers(weeks: list[AnsweredWeek]) -> dict[str, dict[str, float]]:
         }
         for which in (told[0].metrics if told else ())
     }
-
-
-def _keys(rows: pa.Table) -> list[Key]:
-    moments: list[datetime] = rows["event_time"].to_pylist()
-    return list(zip(rows["entity_key"].to_pylist(), (moment.astimezone(UTC) for moment in moments), strict=True))
 
 
 def _microseconds(moment: datetime) -> int:

@@ -16,9 +16,9 @@ from pipeline.spec import UseCase
 from serving.reasons import DegradedReason
 from tasks.build_features.learnt_features import load_learnt_definition
 from tasks.common import ledger
-from tasks.deploy.batch_scores import load_batch_predictor
 from tasks.deploy.golden import choose_golden_rows
 from tasks.deploy.server import read_score
+from tasks.score import load_batch_predictor
 
 if TYPE_CHECKING:
     from serving.predictor import Predictor

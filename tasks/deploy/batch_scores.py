@@ -7,9 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from adapters.connect import Outside
-from pipeline.spec import UseCase
-
 if TYPE_CHECKING:
     from serving.predictor import Predictor
 
@@ -24,14 +21,6 @@ class ScoreCheck:
 
 
 NO_SCORES = ScoreCheck(answers=0, requests=0, max_difference=None)
-
-
-def load_batch_predictor(use_case: UseCase, version: str, outside: Outside) -> "Predictor":
-    """The batch path of a registered version, its bundle verified."""
-    from serving.predictor import Predictor
-
-    registered = outside.registry.version(use_case.name, version)
-    return Predictor.load(outside.registry.download_bundle(use_case.name, version), sha256=registered.bundle_sha256)
 
 
 def check_scores(batch: "Predictor", answers: Sequence[Mapping[str, Any]]) -> ScoreCheck:

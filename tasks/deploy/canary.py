@@ -4,8 +4,9 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from tasks.deploy.batch_scores import NO_SCORES, ScoreCheck, check_scores, load_batch_predictor
+from tasks.deploy.batch_scores import NO_SCORES, ScoreCheck, check_scores
 from tasks.deploy.judge import TrafficTally, compute_p99
+from tasks.score import load_batch_predictor
 
 if TYPE_CHECKING:
     from adapters.connect import Outside

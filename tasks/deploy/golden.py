@@ -19,9 +19,9 @@ from serving.reasons import DegradedReason
 from tasks.build_features import dataset
 from tasks.build_features.learnt_features import load_learnt_definition, load_learnt_points
 from tasks.build_features.manifest import clean_files
-from tasks.deploy.batch_scores import load_batch_predictor
 from tasks.deploy.judge import GoldenTally, compute_p99
 from tasks.deploy.server import ask_version, read_score
+from tasks.score import load_batch_predictor
 
 SLOT = "golden"
 _MOST_AT_ONCE = 64  # history that nobody asked for yet takes its time

@@ -19,12 +19,12 @@ from adapters.warehouse import Fence
 from pipeline.spec import UseCase
 from tasks.common.ledger import current
 from tasks.deploy import deployments, shadow
-from tasks.deploy.batch_scores import load_batch_predictor
 from tasks.deploy.canary import AnswerChecker, tally_traffic
 from tasks.deploy.deployments import Deployment, DeploymentOutcome, DeploymentStage
 from tasks.deploy.golden import ask_golden_rows
 from tasks.deploy.judge import StageJudgement, StageResult, judge_canary, judge_golden, judge_shadow
 from tasks.deploy.server import UseCaseServer, VersionRejected, WrongAnswer, require_gateway
+from tasks.score import load_batch_predictor
 
 POLL_SECONDS = 1.0
 _NEW_CHAMPION = "the champion has changed meanwhile"

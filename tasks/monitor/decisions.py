@@ -10,6 +10,8 @@ from psycopg2.extras import execute_values
 from pipeline.partitions import Interval
 from pipeline.spec import UseCase
 from tasks.monitor.performance import WindowPerformance
+from tasks.monitor.served import ServedPerformance, describe_served, write_served
+from tasks.monitor.served_features import MeasuredDrift
 from tasks.monitor.triage import (
     Action,
     Decision,
@@ -44,6 +46,8 @@ class Examination:
     snapshot_version: str
     observed: Observed
     performances: list[WindowPerformance]
+    served: list[ServedPerformance]
+    moved: MeasuredDrift
     report_uri: str | None
 
 
@@ -80,6 +84,7 @@ def write_decision(
         with outside.warehouse.transaction(fence) as at:
             _write_drift(at, use_case, examined.observed)
             _write_performances(at, use_case, examined.performances)
+            write_served(at, use_case, examined.served)
             _write_decision(at, use_case, examined, decision)
             _write_alert(at, use_case, examined, decision, outside)
 
@@ -89,7 +94,8 @@ def write_decision(
 def _write_drift(at: "cursor", use_case: UseCase, observed: Observed) -> None:
     execute_values(
         at,
-        "insert into drift (use_case, as_of, model_version, feature, measure, value, threshold, status) values %s",
+        "insert into drift (use_case, as_of, model_version, feature, measure, value, threshold, status, basis)"
+        " values %s",
         [
             (
                 use_case.name,
@@ -100,6 +106,7 @@ def _write_drift(at: "cursor", use_case: UseCase, observed: Observed) -> None:
                 d.value,
                 d.threshold,
                 d.status,
+                d.basis,
             )
             for d in observed.drifts
         ],
@@ -145,6 +152,8 @@ def _evidence(examined: Examination, decision: Decision) -> dict[str, Any]:
         "broken": sorted(broken_features(observed.drifts)),
         "unknown": unknown_features(observed.drifts),
         "performance": {k: v for k, v in asdict(observed.performance).items() if k != "reasons"},
+        "served": describe_served(examined.served[0]) if examined.served else None,
+        "drift": examined.moved.describe(),
         "champion_cutoff": observed.champion_cutoff.isoformat(),
         "trained_rows": observed.trained_rows,
         "new_rows": observed.new_rows,

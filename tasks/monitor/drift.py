@@ -6,8 +6,8 @@ champion's training left (tasks/build_features/profile.py), by thresholds that f
 rolling rates move every week while the model stays fine, and one fixed threshold would call all of that drift.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
@@ -20,6 +20,13 @@ from tasks.build_features.profile import Codes, bin_codes, corrected_psi, is_num
 SCORE = "score"  # a column of this name holds the model's own predictions
 _WORST_WEEK = 0.99  # quantile of the training weeks' PSI: with the few weeks of a training, practically the worst
 _WHOLLY_MISSING = 0.999  # a feature this empty is broken however empty it was in training
+
+
+class Basis(StrEnum):
+    """What is judged: answers as they were given in time, or what batch works out afterwards."""
+
+    SERVED = "served"
+    RESTATED = "restated"
 
 
 class DriftMeasure(StrEnum):
@@ -47,6 +54,7 @@ class FeatureDrift:
     value: float | None
     threshold: float
     status: DriftStatus
+    basis: Basis = Basis.RESTATED
 
 
 def measure_drift(profile: Mapping[str, Any], table: pa.Table, monitor: Monitor) -> list[FeatureDrift]:
@@ -62,6 +70,18 @@ def measure_drift(profile: Mapping[str, Any], table: pa.Table, monitor: Monitor)
             name, reference, bin_codes(table[name] if name in table.column_names else absent, reference), monitor
         )
     ]
+
+
+def choose_measures(served: Sequence[FeatureDrift], restated: Sequence[FeatureDrift]) -> list[FeatureDrift]:
+    """Those of what was served; but what batch finds broken is broken, for batch is what a model learns from."""
+    return [
+        again if _is_broken(again) and not _is_broken(given) else replace(given, basis=Basis.SERVED)
+        for given, again in zip(served, restated, strict=True)
+    ]
+
+
+def _is_broken(drift: FeatureDrift) -> bool:
+    return drift.measure == DriftMeasure.MISSING_SHARE and drift.status == DriftStatus.BREACH
 
 
 def psi_threshold(reference: Mapping[str, Any], monitor: Monitor) -> float:

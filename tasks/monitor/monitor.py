@@ -1,5 +1,6 @@
 """Watches the champion: drift of each scored partition, performance on matured labels, and one decision about both.
 
+Judged is what was answered in time, where that is enough of the events; else, and named so, what batch has (restated).
 Reconciles from the warehouse: every scored partition without a decision, oldest first, each as of its end. What was
 measured, the decision, its retrain and its alert are written in one fenced transaction: running again writes nothing.
 """
@@ -26,7 +27,8 @@ from tasks.build_features.learnt_features import (
     load_learnt_points,
 )
 from tasks.common.ledger import Champion, champion_at, load_champions
-from tasks.monitor import decisions, drift, drift_report, performance
+from tasks.monitor import decisions, drift, drift_report, performance, served
+from tasks.monitor.served_features import load_served_features, measure_served_drift
 from tasks.monitor.triage import Observed, make_decision
 
 _SCORED = """
@@ -105,13 +107,16 @@ def examine_partition(
     version, as_of = undecided.champion.version, undecided.as_of
     definition = load_learnt_definition(use_case, version, outside)
     points = _scored_points(use_case, undecided, definition, outside)
+    served_points = _served_points(use_case, undecided, profile, outside)
+    moved = measure_served_drift(use_case, profile, served_points, points)
     performances = performance.measure_performance(use_case, version, as_of, outside)
+    answers = served.measure_served(use_case, undecided.champion, as_of, undecided.snapshot_version, outside)
     learnt_until = datetime.fromisoformat(profile["known_by"]).astimezone(UTC)  # at or just before the split's cutoff
     observed = Observed(
         as_of=as_of,
         model_version=version,
-        drifts=drift.measure_drift(profile, points, use_case.monitor),
-        performance=performances[0].performance,
+        drifts=moved.drifts,
+        performance=answers[0].performance if answers and answers[0].is_judged else performances[0].performance,
         champion_cutoff=learnt_until,
         trained_rows=profile["rows"],
         new_rows=_count_new_labels(use_case, learnt_until, as_of, outside),
@@ -123,7 +128,9 @@ def examine_partition(
         snapshot_version=undecided.snapshot_version,
         observed=observed,
         performances=performances,
-        report_uri=drift_report.publish_report(use_case, as_of, profile, (reference, points), outside),
+        served=answers,
+        moved=moved,
+        report_uri=drift_report.publish_report(use_case, as_of, profile, (reference, moved.judged), outside),
     )
 
 
@@ -164,6 +171,19 @@ def _scored_points(
     if len(scores) != points.num_rows:  # scored again since, from another snapshot; the next run reads that one
         raise RuntimeError(f"{partition}: {points.num_rows} points but {len(scores)} predictions; run again")
     return points.append_column(drift.SCORE, pa.array(scores, pa.float64()))
+
+
+def _served_points(
+    use_case: UseCase, undecided: UndecidedPartition, profile: dict[str, Any], outside: Outside
+) -> pa.Table:
+    return load_served_features(
+        use_case,
+        profile,
+        outside,
+        model_version=undecided.champion.version,
+        partition=undecided.partition,
+        as_of=undecided.as_of,
+    )
 
 
 def _load_training_window(

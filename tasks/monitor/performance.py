@@ -1,4 +1,4 @@
-"""How well did it do? Metrics of each model version on matured labels, with coverage, restated when late labels come.
+"""How well did batch do? Metrics of each version's batch scores on matured labels, restated when late labels come.
 
 A window ends one label delay before the data time it is measured at, so that practically every label has matured.
 Labels that come later still are not dropped: the windows they fall into are measured again, as a new row.
@@ -6,6 +6,7 @@ Labels that come later still are not dropped: the windows they fall into are mea
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Literal
 
 from adapters.connect import Outside
 from models.metrics import compute_metrics
@@ -18,22 +19,22 @@ select distinct model_version from predictions
 where use_case = %s and prediction_time >= %s and prediction_time < %s order by model_version
 """
 # A number that differs wherever a label does; the sum of a window's does not depend on the order of its rows.
-_FINGERPRINT = (
+LABEL_FINGERPRINT = (
     "('x' || left(md5(concat_ws('|', o.entity_key, extract(epoch from o.event_time), o.label)), 15))::bit(60)::bigint"
 )
 # Ordered, so that the last bits of the metrics are the same each time.
 _LABELLED = f"""
-select p.score, o.label, {_FINGERPRINT} as fingerprint from predictions p left join outcomes o
+select p.score, o.label, {LABEL_FINGERPRINT} as fingerprint from predictions p left join outcomes o
     on o.use_case = p.use_case and o.entity_key = p.entity_key and o.event_time = p.event_time and o.label_time <= %s
 where p.use_case = %s and p.model_version = %s and p.prediction_time >= %s and p.prediction_time < %s
 order by p.prediction_time, p.entity_key collate "C", p.event_time
 """  # noqa: S608  # our own expression
-# Earlier windows whose latest row saw fewer (or, after a correction, more or other) labels than are known now.
-_RESTATED = f"""
+# Earlier windows of a table whose latest row saw fewer labels than are known now, or, after a correction, others.
+_CHANGED = f"""
 with latest as (
     select distinct on (model_version, window_start, window_end) model_version, window_start, window_end, labelled,
         labels
-    from performance where use_case = %(use_case)s and measured_as_of < %(as_of)s
+    from {{table}} where use_case = %(use_case)s and measured_as_of < %(as_of)s
     order by model_version, window_start, window_end, measured_as_of desc
 )
 select w.model_version, w.window_start, w.window_end from latest w
@@ -43,7 +44,7 @@ join outcomes o on o.use_case = p.use_case and o.entity_key = p.entity_key and o
     and o.label_time <= %(as_of)s
 where w.window_end < %(window_end)s
 group by w.model_version, w.window_start, w.window_end, w.labelled, w.labels
-having count(*) <> w.labelled or sum({_FINGERPRINT})::text <> w.labels
+having count(*) <> w.labelled or sum({LABEL_FINGERPRINT})::text <> w.labels
 order by w.window_start, w.model_version
 """  # noqa: S608  # our own expression
 
@@ -95,9 +96,17 @@ def measure_performance(
     window = trailing_window(use_case, as_of)
     rows = outside.warehouse.query(_VERSIONS, (use_case.name, window.start, window.end))
     others = [row["model_version"] for row in rows if row["model_version"] != champion_version]
-    params = {"use_case": use_case.name, "as_of": as_of, "window_end": window.end}
-    measured = [(version, window) for version in (champion_version, *others)] + [
-        (row["model_version"], Interval(row["window_start"], row["window_end"]))
-        for row in outside.warehouse.query(_RESTATED, params)
-    ]
+    measured = [(version, window) for version in (champion_version, *others)]
+    measured += find_changed_windows("performance", use_case, as_of, outside)
     return [measure_window(use_case, version, each, as_of, outside) for version, each in measured]
+
+
+def find_changed_windows(
+    table: Literal["performance", "served_performance"], use_case: UseCase, as_of: datetime, outside: Outside
+) -> list[tuple[str, Interval]]:
+    """The model versions and windows of a table before the one measured at a data time whose labels have changed."""
+    params = {"use_case": use_case.name, "as_of": as_of, "window_end": trailing_window(use_case, as_of).end}
+    return [
+        (row["model_version"], Interval(row["window_start"], row["window_end"]))
+        for row in outside.warehouse.query(_CHANGED.format(table=table), params)
+    ]

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 
 from pipeline.spec import Monitor
-from tasks.monitor.drift import DriftMeasure, DriftStatus, FeatureDrift
+from tasks.monitor.drift import Basis, DriftMeasure, DriftStatus, FeatureDrift
 
 REFUSALS = frozenset({"held", "need-more-data", "rejected"})  # release outcomes: the gate, or a person, said no
 _NAMED = 5  # features named in a reason; the rest are in the drift table
@@ -69,7 +69,7 @@ CodedReason = tuple[TriageCode, str]
 
 @dataclass(frozen=True, kw_only=True)
 class Performance:
-    """How the champion did on the labels that have matured."""
+    """How the champion, or what was answered in its time, did on the labels that have matured."""
 
     predicted: int
     labelled: int
@@ -77,6 +77,7 @@ class Performance:
     metrics: Mapping[str, float]
     status: PerformanceStatus
     reasons: tuple[str, ...]
+    basis: Basis = Basis.RESTATED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,14 +141,21 @@ def _decision(action: Action, *because: CodedReason) -> Decision:
     )
 
 
-def judge_performance(*, predicted: int, labelled: int, metrics: Mapping[str, float], monitor: Monitor) -> Performance:
+def judge_performance(
+    *,
+    predicted: int,
+    labelled: int,
+    metrics: Mapping[str, float],
+    monitor: Monitor,
+    basis: Basis = Basis.RESTATED,
+) -> Performance:
     """Whether metrics lie within their limits; unknown while too few of the predictions have a label."""
     coverage = labelled / predicted if predicted else 0.0
     status = PerformanceStatus.UNKNOWN
     reasons = [*_too_few(predicted, labelled, coverage, monitor)]
     reasons += [f"performance unknown: no {name} could be computed" for name in monitor.limits if name not in metrics]
     if not reasons:
-        reasons = [*_outside_limits(metrics, monitor)]
+        reasons = [*_outside_limits(metrics, monitor, basis)]
         status = PerformanceStatus.DEGRADED if reasons else PerformanceStatus.OK
     return Performance(
         predicted=predicted,
@@ -156,6 +164,7 @@ def judge_performance(*, predicted: int, labelled: int, metrics: Mapping[str, fl
         metrics=metrics,
         status=status,
         reasons=tuple(reasons),
+        basis=basis,
     )
 
 
@@ -184,13 +193,13 @@ def _too_few(predicted: int, labelled: int, coverage: float, monitor: Monitor) -
         yield f"performance unknown: {labelled} of {predicted} predictions have a label, {needed}"
 
 
-def _outside_limits(metrics: Mapping[str, float], monitor: Monitor) -> Iterator[str]:
+def _outside_limits(metrics: Mapping[str, float], monitor: Monitor, basis: Basis) -> Iterator[str]:
     for name, limit in monitor.limits.items():
         value = metrics[name]
         if limit.min is not None and not value >= limit.min:  # written so that NaN is outside
-            yield f"performance: {name} {value:.4f} is below {limit.min}"
+            yield f"performance as {basis}: {name} {value:.4f} is below {limit.min}"
         if limit.max is not None and not value <= limit.max:
-            yield f"performance: {name} {value:.4f} is above {limit.max}"
+            yield f"performance as {basis}: {name} {value:.4f} is above {limit.max}"
 
 
 def _unknown(observed: Observed) -> Iterator[CodedReason]:

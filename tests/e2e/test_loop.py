@@ -1,5 +1,6 @@
 """The whole loop through the real scheduler, its parts killed on the way, ends as an undisturbed one does."""
 
+import io
 import json
 import os
 import re
@@ -43,9 +44,12 @@ COMPARED = {
     "outcomes": "select count(*), sum(label), md5(string_agg(label_time::text, ',' order by event_time, entity_key)) "
     "from outcomes",
     "scorings": "select partition_start, model_version, inputs, rows from scorings order by 1, 2",
-    "drift": "select as_of, feature, measure, value, threshold, status from drift order by 1, 2, 3",
+    "drift": "select as_of, feature, measure, value, threshold, status, basis from drift order by 1, 2, 3",
     "performance": "select model_version, window_start, measured_as_of, predicted, labelled, metrics::text, status "
     "from performance order by 1, 2, 3",
+    "served performance": "select model_version, window_start, window_end, measured_as_of, labelled, answered, late, "
+    "versions::text, metrics::text, restated, restated_metrics::text, is_judged from served_performance "
+    "order by 1, 2, 3, 4",
     "alerts": "select fingerprint, tier, title, occurrences from alerts "
     "where fingerprint like '%.monitor.%' order by 1, alert_id",
     "predictions": "select model_version, count(*), md5(string_agg(score::text, ',' order by event_time, entity_key)) "
@@ -178,11 +182,25 @@ def disturbed(folder: Path, environment: dict[str, str]) -> Iterator[dict[str, A
             stack.stop()
 
 
+def copy_served(source: Stack, target: Stack) -> None:
+    """What was served is a fact of its own: whoever decides again is told of it, and does not ask again."""
+    connections = [psycopg2.connect(stack.home().dsn("warehouse")) for stack in (source, target)]
+    for table in ("answers_in_time", "online_answers"):
+        rows = io.StringIO()
+        for connection, direction in zip(connections, ("to stdout", "from stdin"), strict=True):
+            with connection, connection.cursor() as cursor:
+                cursor.copy_expert(f"copy {table} {direction}", rows)
+            rows.seek(0)
+    for connection in connections:
+        connection.close()
+
+
 @pytest.fixture(scope="module")
-def undisturbed(folder: Path, environment: dict[str, str]) -> Iterator[dict[str, list[Any]]]:
+def undisturbed(folder: Path, environment: dict[str, str], disturbed: dict[str, Any]) -> Iterator[dict[str, list[Any]]]:
     stack = Stack(folder / "undisturbed")
     try:
         stack.start(("postgres", "s3", "mlflow"), owner=os.getpid())
+        copy_served(disturbed["stack"], stack)
         command = [sys.executable, "-m", "tests.e2e.straight", TRAIN_UNTIL, str(WEEKS), str(BROKEN)]
         done = subprocess.run(
             command,

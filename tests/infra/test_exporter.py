@@ -49,6 +49,14 @@ insert into decisions (decision_id, use_case, as_of, model_version, decision, re
     ('d3', 'flights', '2013-03-11', '2', 'ignore', '{fine}', '{}');
 insert into retrains (decision_id, use_case, state) values ('d1', 'flights', 'done'), ('d2', 'flights', 'done');
 """
+SERVED = """
+insert into served_performance (use_case, model_version, window_start, window_end, measured_as_of, labelled, answered,
+    late, coverage, versions, metrics, restated, restated_metrics, status, is_judged) values
+    ('flights', '2', '2013-02-22', '2013-03-03', '2013-03-04', 100, 96, 0, 0.96, '{"2": 96}', '{"auc": 0.70}', 96,
+        '{"auc": 0.71}', 'ok', true),
+    ('flights', '2', '2013-03-01', '2013-03-10', '2013-03-11', 100, 95, 3, 0.95, '{"2": 95}', '{"auc": 0.66}', 95,
+        '{"auc": 0.72}', 'degraded', true);
+"""
 ANSWER = """
 insert into online_answers (use_case, request_id, position, model_version, slot, client, entity_key, event_time,
     prediction_time, score, decision, degraded, reasons, server_ms, request, features, answered_at)
@@ -89,9 +97,10 @@ def test_it_says_the_newest_of_everything(outside: Outside, observer: str) -> No
     assert value("champion_present", **FLIGHTS) == 1
     assert value("drift", **OF_VERSION, feature="temp", measure="psi") == 0.3
     assert value("drift_threshold", **OF_VERSION, feature="temp", measure="psi") == 0.2
-    assert value("performance", **OF_VERSION, metric="auc") == 0.71
-    assert value("performance", **FLIGHTS, model_version="1", metric="auc") == 0.6
-    assert value("first_performance", **OF_VERSION, metric="auc") == 0.75
+    of_auc = {"metric": "auc", "basis": "restated"}
+    assert value("performance", **OF_VERSION, **of_auc) == 0.71
+    assert value("performance", **FLIGHTS, model_version="1", **of_auc) == 0.6
+    assert value("first_performance", **OF_VERSION, **of_auc) == 0.75
     assert value("label_coverage", **OF_VERSION) == 0.2  # too few labels to say more of that window
     assert value("decisions_total", **FLIGHTS, decision="retrain") == 2
     assert value("decisions_total", **FLIGHTS, decision="block") == 0
@@ -99,6 +108,34 @@ def test_it_says_the_newest_of_everything(outside: Outside, observer: str) -> No
     assert value("retrains_30_days_limit", **FLIGHTS) == 3
     assert value("ledger_entries_total", **FLIGHTS, action="promote") == 1
     assert value("error_cost", **FLIGHTS, outcome="missed") == 5
+
+
+def test_what_was_served_is_shown_where_it_was_judged_and_restated_beside_it(outside: Outside, observer: str) -> None:
+    outside.warehouse.execute(PLANTED)
+    outside.warehouse.execute(SERVED)
+    numbers = make_registry(observer, PARAMS)
+
+    def value(name: str, **labels: str) -> float | None:
+        return numbers.get_sample_value(f"windsock_{name}", labels)
+
+    assert value("performance", **OF_VERSION, metric="auc", basis="served") == 0.66
+    assert value("performance", **OF_VERSION, metric="auc", basis="restated") is None
+    assert value("performance", **FLIGHTS, model_version="1", metric="auc", basis="restated") == 0.6
+    assert value("first_performance", **OF_VERSION, metric="auc", basis="served") == 0.7
+    assert value("restated_performance", **OF_VERSION, metric="auc") == 0.72
+    assert [value(name, **OF_VERSION) for name in ("served_coverage", "served_judged", "late_answers")] == [0.95, 1, 3]
+
+
+def test_where_too_little_was_served_batch_is_shown_and_how_little(outside: Outside, observer: str) -> None:
+    outside.warehouse.execute(PLANTED)
+    outside.warehouse.execute(SERVED)
+    outside.warehouse.execute("update served_performance set is_judged = false, coverage = 0.2")
+    numbers = make_registry(observer, PARAMS)
+    batch = {**OF_VERSION, "metric": "auc", "basis": "restated"}
+    assert numbers.get_sample_value("windsock_performance", batch) == 0.71
+    assert numbers.get_sample_value("windsock_first_performance", batch) == 0.75
+    assert numbers.get_sample_value("windsock_served_judged", OF_VERSION) == 0
+    assert numbers.get_sample_value("windsock_served_coverage", OF_VERSION) == 0.2
 
 
 def test_what_could_not_be_measured_is_no_sample_and_counted_as_unknown(outside: Outside, observer: str) -> None:

@@ -31,7 +31,7 @@ from adapters.registry import folder_sha256
 from pipeline.online import Rollout
 from pipeline.spec import UseCase
 from tasks.deploy import golden
-from tasks.deploy.batch_scores import load_batch_predictor
+from tasks.score import load_batch_predictor
 from tests.serving.online import make_bundle, rows
 
 _LOG = """

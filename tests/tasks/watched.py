@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from psycopg2.extras import execute_values
 
 import features
 from adapters.connect import Outside
+from adapters.errors import Missing
 from models.bundle_card import FORMAT, KEYS
 from pipeline.partitions import Interval
 from pipeline.spec import Monitor, UseCase
@@ -24,6 +26,18 @@ NUMBERS = tuple(f"x{i}" for i in range(8))
 FIRST = datetime(2012, 12, 31, tzinfo=UTC)
 WEEK = timedelta(days=7)
 TRAINING_WEEKS = 10
+_ANSWER_LOG = """
+insert into online_answers (use_case, request_id, position, model_version, slot, client, entity_key, event_time,
+    prediction_time, score, degraded, reasons, server_ms, request, features, answered_at)
+select use_case, 'due-' || entity_key, 0, %s, 'stable', 'stream', entity_key, event_time, prediction_time, {score},
+    false, '{{}}', 1, '{{}}', features, now()
+from predictions join answering using (entity_key) where model_version = %s"""
+_ANSWERS = """
+insert into answers_in_time (use_case, entity_key, event_time, prediction_time, model_version, score, degraded,
+    reasons, request_id, position, known_until, answered_at, in_time)
+select use_case, entity_key, event_time, prediction_time, %s, {score}, false, '{{}}', 'due-' || entity_key, 0,
+    prediction_time, prediction_time + interval '1 minute', %s
+from predictions join answering using (entity_key) where model_version = %s"""
 
 
 def monitored(use_case: UseCase, **changes: Any) -> UseCase:
@@ -96,11 +110,14 @@ class Registry:
     """Stands in for MLflow, of which monitoring needs a profile, and what the model learnt: today's features."""
 
     profile_of: dict[str, dict[str, Any]] = field(default_factory=dict)
+    lost: set[str] = field(default_factory=set)  # versions whose bundle is not there
 
     def profile(self, _use_case: str, model_version: str) -> dict[str, Any]:
         return self.profile_of[model_version]
 
-    def download_bundle(self, use_case: str, _model_version: str) -> Path:
+    def download_bundle(self, use_case: str, model_version: str) -> Path:
+        if model_version in self.lost:
+            raise Missing(f"nothing is stored for version {model_version}")
         folder = Path(_bundles().name)
         card = dict.fromkeys(KEYS) | {
             "format": FORMAT,
@@ -192,6 +209,37 @@ class World:
             )
         return outcomes
 
+    def answer(
+        self,
+        number: int,
+        table: pa.Table | None = None,
+        *,
+        share: float = 1.0,
+        score: str = "score",
+        version: str = "1",
+        by: str | None = None,
+        in_time: bool = True,
+    ) -> None:
+        """Answers to the first events of a scored week, a minute after their prediction time.
+
+        Args:
+            number: which week.
+            table: what they were made of; None: the points that batch has.
+            share: how many of the events.
+            score: what was said, by the batch score.
+            version: whose batch scores these are.
+            by: which version says so; None: the same.
+            in_time: whether the answers are.
+        """
+        table = pq.read_table(self._path("points", week(number))) if table is None else table
+        rows = table.slice(0, round(share * table.num_rows)).to_pylist()
+        features = [(row["entity_key"], json.dumps({k: row[k] for k in (*NUMBERS, "carrier", "dest")})) for row in rows]
+        with self.outside.warehouse.transaction() as at:
+            at.execute("create temporary table answering (entity_key text, features jsonb) on commit drop")
+            execute_values(at, "insert into answering values %s", features)
+            at.execute(_ANSWER_LOG.format(score=score), (by or version, version))
+            at.execute(_ANSWERS.format(score=score), (by or version, in_time, version))
+
     def rows(self, table: str) -> list[dict[str, Any]]:
         """A table of the warehouse, as text that can be compared."""
         return self.outside.warehouse.query(f"select * from {table} t order by t::text")
@@ -200,11 +248,14 @@ class World:
         key = self.use_case.grid.key(partition)
         for kind in ("points", "labels"):
             (self.folder / kind).mkdir(parents=True, exist_ok=True)
-            pq.write_table(table, self.folder / kind / f"{key}.parquet")
+            pq.write_table(table, self._path(kind, partition))
         path = self.folder / "index.json"
         index = json.loads(path.read_text()) if path.exists() else {}
         index[key] = {"start": partition.start.isoformat(), "end": partition.end.isoformat()}
         path.write_text(json.dumps(index))
+
+    def _path(self, kind: str, partition: Interval) -> Path:
+        return self.folder / kind / f"{self.use_case.grid.key(partition)}.parquet"
 
     def _write(self, query: str, params: tuple[Any, ...]) -> None:
         with self.outside.warehouse.transaction() as at:

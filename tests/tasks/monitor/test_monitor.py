@@ -16,7 +16,7 @@ from tasks.monitor.triage import Action, Decision, TriageCode
 from tests.tasks import killed
 from tests.tasks.watched import NUMBERS, ROWS, WEEK, World, emptied, monitored, points, training, week
 
-TABLES = ("drift", "performance", "decisions", "retrains", "alerts")
+TABLES = ("drift", "performance", "served_performance", "decisions", "retrains", "alerts")
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def test_one_run_of_three_weeks_decides_as_three_runs_do(world: World, no_report
         one_by_one += decided(world)
     reasons = [row["reasons"] for row in world.rows("decisions")]
     with world.outside.warehouse.transaction() as at:
-        at.execute("truncate drift, performance, decisions, retrains")
+        at.execute("truncate drift, performance, served_performance, decisions, retrains")
     assert decided(world) == one_by_one
     assert [row["reasons"] for row in world.rows("decisions")] == reasons
 
@@ -284,7 +284,7 @@ def test_a_run_that_was_overtaken_writes_nothing(world: World, no_report: None) 
     decision = Decision(decision=Action.BLOCK, codes=(TriageCode.BROKEN_FEED,), reasons=("late orphan",))
     with pytest.raises(FencedOut):
         decisions.write_decision(world.use_case, found, decision, world.outside, fence=fence)
-    assert [world.rows(table) for table in TABLES] == [[], [], [], [], []]
+    assert [world.rows(table) for table in TABLES] == [[]] * len(TABLES)
 
 
 _CHILD = """
@@ -333,7 +333,7 @@ def test_a_run_killed_at_any_point_and_run_again_leaves_the_same_rows(
     assert [alert["delivered_at"] is not None for alert in world.rows("alerts")] == [True]
     interrupted = left()
     with world.outside.warehouse.transaction() as at:
-        at.execute("truncate drift, performance, decisions, retrains, alerts")
+        at.execute("truncate drift, performance, served_performance, decisions, retrains, alerts")
     assert decided(world) == ["ignore", "retrain"]
     assert left() == interrupted
 

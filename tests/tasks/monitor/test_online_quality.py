@@ -5,8 +5,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from tasks.deploy.batch_scores import load_batch_predictor
 from tasks.monitor import online_quality
+from tasks.score import load_batch_predictor
 from tests.tasks.rollouts import alerts
 from tests.tasks.server_room import Room
 
