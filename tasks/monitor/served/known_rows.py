@@ -108,7 +108,7 @@ class KnownRows:
 
     @cached_property
     def first_told(self) -> Mapping[str, Sequence[RowVersion]]:
-        """Of each table the first version of every row of which a time is kept, in the order in which they were told."""
+        """Of each table the first version of every row whose time is kept, in the order in which they were told."""
         found = defaultdict[str, list[RowVersion]](list)
         for first, *_ in self.by_place.values():
             if first.available_at is not None and first.step.known_before is not None:

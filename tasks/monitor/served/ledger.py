@@ -24,7 +24,7 @@ from pipeline.handoffs import Snapshot
 from pipeline.partitions import Interval
 from pipeline.spec import UseCase
 from tasks.build_features import dataset
-from tasks.build_features.followed_rows import read_followed
+from tasks.build_features.followed_rows import read_identities
 from tasks.build_features.followed_versions import first_compared, read_versions
 from tasks.build_features.learnt_features import UncomputableFeatures, load_learnt_definition, load_learnt_points
 from tasks.monitor.served.answers import ServedAnswer, compare_features, read_answers
@@ -175,10 +175,10 @@ def make_prover(
 ) -> DifferenceProver:
     """Who proves the differences of a partition's answers by one definition, from a dataset and what is kept."""
     with outside.warehouse.transaction(snapshot=True) as at:
-        followed = read_followed(at, use_case, snapshot.end)
+        identities = read_identities(at, use_case)
         since = partition.start - definition.look_back
         versions = read_versions(at, use_case, since, list(definition.sources))
-    identities = followed.identities if followed else {n: use_case.source.tables[n].key for n in definition.sources}
+    assert identities is not None  # whoever answers events by themselves follows their source
     clean = CleanRows(use_case, identities, outside)
 
     @cache

@@ -1,8 +1,8 @@
 """Gives each difference its cause, and proves it: with the rows of that cause as the store had them, and no others, the
 definition gives what was served, to the bit.
 
-It must also give batch's value on batch's rows, and what was served on all that the store held. Where it does not, or
-where a row without a cause is needed for it, the difference is a defect.
+It must also give batch's value on batch's rows. Where no set of causes gives what was served, or a row without a cause
+is needed for it, the difference is a defect.
 """
 
 from collections import defaultdict
@@ -12,13 +12,14 @@ from datetime import datetime
 from itertools import combinations
 from typing import Any
 
-from tasks.monitor.served.answers import EventValues, FeatureDifference, ServedAnswer, Value
+from tasks.monitor.served.answers import EventKey, EventValues, FeatureDifference, ServedAnswer, Value
 from tasks.monitor.served.known_rows import DatasetObjects, KnownRows, RowDifference
 from tasks.monitor.served.recompute import Recomputation, compute_silently
 from tasks.monitor.served.row_causes import CauseFinder, KnownState, RowCause, ServedCause
 
 _NOT_FOLLOWED = " is not followed"
 _ROWS_TOLD = 5  # of a proof
+_MOST_SCENES = 1000  # each takes a computation or more, of about a second
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +29,9 @@ class ProvedDifference:
     difference: FeatureDifference
     cause: ServedCause
     proof: Mapping[str, Any]
+
+
+_Proofs = tuple[list[ProvedDifference], list[FeatureDifference]]  # and those that are left
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,37 +61,66 @@ class DifferenceProver:
 
     def prove(self, differences: Sequence[FeatureDifference]) -> list[ProvedDifference]:
         """Each of them, once."""
-        by_answer = defaultdict[tuple[str, datetime], list[FeatureDifference]](list)
-        for each in differences:
-            by_answer[each.answer.key].append(each)
-        answers = [found[0].answer for found in by_answer.values()]
-        silent = [answer for answer in answers if answer.is_store_silent]
-        lost = [answer for answer in answers if not answer.is_store_silent and not _is_state_known(answer)]
-        proved = self._prove_silent(silent, by_answer)
-        proved += [
-            _as_defect(each, "what the store held was not logged") for answer in lost for each in by_answer[answer.key]
-        ]
-        for scene in self._make_scenes([a for a in answers if not a.is_store_silent and _is_state_known(a)]):
-            mine = [each for answer in scene.answers for each in by_answer[answer.key]]
-            proved += _SceneProof(self.recomputation, scene).prove(mine)
+        left = [each for each in differences if not each.answer.is_store_silent]
+        proved = self._prove_silent([each for each in differences if each.answer.is_store_silent])
+        for step in (self._refuse_unlogged, self._refuse_other_batch, self._prove_behind, self._prove_by_rows):
+            done, left = step(left)
+            proved += done
+        assert not left
         return proved
 
-    def _prove_silent(
-        self, answers: Sequence[ServedAnswer], by_answer: Mapping[Any, Sequence[FeatureDifference]]
-    ) -> list[ProvedDifference]:
-        if not answers:
-            return []
+    def _prove_silent(self, differences: Sequence[FeatureDifference]) -> list[ProvedDifference]:
         lead = self.recomputation.use_case.time.lead
-        values = compute_silently(self.recomputation.definition, lead, answers)
+        values = compute_silently(self.recomputation.definition, lead, _list_answers(differences))
         return [
             ProvedDifference(
                 difference=each, cause=ServedCause.STORE_SILENT, proof={"reasons": list(each.answer.reasons)}
             )
             if _is_given(values, each, each.served)
             else _as_defect(each, "a store that is silent does not give it")
-            for answer in answers
-            for each in by_answer[answer.key]
+            for each in differences
         ]
+
+    def _refuse_unlogged(self, differences: Sequence[FeatureDifference]) -> _Proofs:
+        lost = [each for each in differences if each.answer.snapshot is None or each.answer.changes is None]
+        return _part(differences, [_as_defect(each, "what the store held was not logged") for each in lost])
+
+    def _refuse_other_batch(self, differences: Sequence[FeatureDifference]) -> _Proofs:
+        """Batch's rows must give what batch has: else what gives the served value proves nothing."""
+        values = self._compute(differences)
+        other = [each for each in differences if not _is_given(values, each, each.batch)]
+        return _part(differences, [_as_defect(each, "batch's rows do not give batch's value") for each in other])
+
+    def _prove_behind(self, differences: Sequence[FeatureDifference]) -> _Proofs:
+        """Those that differ by nothing else, all at once: they need no rows, for what came later is not seen."""
+        behind = [each for each in differences if each.answer.behind is not None]
+        values = self._compute(behind, is_behind=True)
+        proved = [
+            ProvedDifference(difference=each, cause=ServedCause.STREAM_BEHIND, proof=_describe_state(each.answer))
+            for each in behind
+            if _is_given(values, each, each.served)
+        ]
+        return _part(differences, proved)
+
+    def _prove_by_rows(self, differences: Sequence[FeatureDifference]) -> _Proofs:
+        by_answer = defaultdict[EventKey, list[FeatureDifference]](list)
+        for each in differences:
+            by_answer[each.answer.key].append(each)
+        scenes = sorted(self._make_scenes(_list_answers(differences)), key=lambda scene: -len(scene.answers))
+        proved = list[ProvedDifference]()
+        for number, scene in enumerate(scenes):
+            mine = [each for answer in scene.answers for each in by_answer[answer.key]]
+            if number < _MOST_SCENES:
+                proved += _SceneProof(self.recomputation, scene).prove(mine)
+            else:
+                proved += [
+                    _as_defect(each, f"not examined: beyond {_MOST_SCENES} states of the store") for each in mine
+                ]
+        return proved, []
+
+    def _compute(self, differences: Sequence[FeatureDifference], *, is_behind: bool = False) -> EventValues:
+        answers = _list_answers(differences)
+        return self.recomputation.compute(answers, is_behind=is_behind) if answers else {}
 
     def _make_scenes(self, answers: Iterable[ServedAnswer]) -> list[_Scene]:
         """Answers by what they knew: of the rows that differ, those of their time."""
@@ -130,30 +163,23 @@ class _SceneProof:
         return [self._prove(each) for each in differences]
 
     def _prove(self, each: FeatureDifference) -> ProvedDifference:
-        present = tuple(self._scene.list_causes())
-        if not _is_given(self._compute(()), each, each.batch):
-            return _as_defect(each, "batch's rows do not give batch's value")
-        if not _is_given(self._compute(present), each, each.served):
-            return _as_defect(each, "the rows that the store held do not give it")
-        for causes in _list_subsets(present):
+        for causes in _list_subsets(self._scene.list_causes()):
             if _is_given(self._compute(causes), each, each.served):
                 cause = ServedCause.DEFECT if ServedCause.DEFECT in causes else causes[0]
                 return ProvedDifference(difference=each, cause=cause, proof=self._describe(each, causes))
-        raise AssertionError("all of them together gave it")
+        return _as_defect(each, "the rows that the store held do not give it")
 
     def _compute(self, causes: tuple[ServedCause, ...]) -> EventValues:
         if causes not in self._computed:
             undone = [row.difference for row in self._scene.causes if row.cause in causes]
-            behind = self._scene.state.behind if ServedCause.STREAM_BEHIND in causes else None
-            self._computed[causes] = self._recomputation.compute(self._scene.answers, undone, behind)
+            is_behind = ServedCause.STREAM_BEHIND in causes
+            self._computed[causes] = self._recomputation.compute(self._scene.answers, undone, is_behind=is_behind)
         return self._computed[causes]
 
     def _describe(self, each: FeatureDifference, causes: Sequence[ServedCause]) -> dict[str, Any]:
-        answer, rows = each.answer, [row for row in self._scene.causes if row.cause in causes]
+        rows = [row for row in self._scene.causes if row.cause in causes]
         return {
-            "dataset": answer.snapshot,
-            "step": answer.changes,
-            "known_until": None if answer.known_until is None else answer.known_until.isoformat(),
+            **_describe_state(each.answer),
             "causes": [cause.value for cause in causes],
             "rows_in_all": len(rows),
             "rows": [
@@ -178,8 +204,24 @@ def _is_given(values: EventValues, each: FeatureDifference, wanted: Value) -> bo
     return values.get(each.answer.key, {}).get(each.feature) == wanted
 
 
-def _is_state_known(answer: ServedAnswer) -> bool:
-    return answer.snapshot is not None and answer.changes is not None
+def _list_answers(differences: Iterable[FeatureDifference]) -> list[ServedAnswer]:
+    return list({each.answer.key: each.answer for each in differences}.values())
+
+
+def _part(differences: Iterable[FeatureDifference], proved: list[ProvedDifference]) -> _Proofs:
+    """What is proved, and the others."""
+    done = {id(each.difference) for each in proved}
+    return proved, [each for each in differences if id(each) not in done]
+
+
+def _describe_state(answer: ServedAnswer) -> dict[str, Any]:
+    """What the store held, and the time for which it was asked."""
+    return {
+        "dataset": answer.snapshot,
+        "step": answer.changes,
+        "known_until": None if answer.known_until is None else answer.known_until.isoformat(),
+        "prediction_time": answer.prediction_time.isoformat(),
+    }
 
 
 def _list_stopped(answer: ServedAnswer) -> frozenset[str]:
@@ -193,5 +235,5 @@ def _moment(difference: RowDifference) -> datetime:
 
 def _as_defect(each: FeatureDifference, missing: str) -> ProvedDifference:
     answer = each.answer
-    proof = {"missing": missing, "dataset": answer.snapshot, "step": answer.changes, "reasons": list(answer.reasons)}
+    proof = {**_describe_state(answer), "missing": missing, "reasons": list(answer.reasons)}
     return ProvedDifference(difference=each, cause=ServedCause.DEFECT, proof=proof)

@@ -2,7 +2,7 @@
 
 import json
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -20,7 +20,7 @@ from pipeline.partitions import Interval
 from pipeline.spec import UseCase
 from serving.request import RequestReader
 from tasks.build_features.followed_rows import FollowedRow, decode_rows
-from tasks.monitor.served.answers import EventValues, ServedAnswer, read_values
+from tasks.monitor.served.answers import EventKey, EventValues, ServedAnswer, read_values
 from tasks.monitor.served.known_rows import CleanRows, DatasetObjects, RowDifference
 
 _MICROSECOND = timedelta(microseconds=1)
@@ -52,16 +52,17 @@ class Recomputation:
     outside: Outside
 
     def compute(
-        self, answers: Sequence[ServedAnswer], undone: Iterable[RowDifference], behind: datetime | None
+        self, answers: Sequence[ServedAnswer], undone: Iterable[RowDifference] = (), *, is_behind: bool = False
     ) -> EventValues:
         """The features of the events of answers, with rows as the store had them.
 
-        Events that then are none are left out. With `behind` no event knows more than had become known before it.
+        Events that then are none are left out. With `is_behind` none knows more than its answer did.
         """
         names = [*self.definition.numeric, *self.definition.categorical]
         moments = [answer.prediction_time for answer in answers]
-        interval = Interval(min([*moments, *([behind] if behind else [])]), max(moments) + _MICROSECOND)
-        definition = self.definition if behind is None else know_less(self.definition, behind)
+        knew = {answer.key: answer.behind for answer in answers if is_behind and answer.behind is not None}
+        interval = Interval(min([*moments, *knew.values()]), max(moments) + _MICROSECOND)
+        definition = know_less(self.definition, knew) if knew else self.definition
         with self._change_files(list(undone)) as tables:
             points, _ = build_offline(definition, tables, interval, self.use_case.time.lead)
         return read_values(points, frozenset(answer.key for answer in answers), names)
@@ -93,8 +94,16 @@ class Recomputation:
         return path
 
 
-def know_less(definition: FeatureSet, until: datetime) -> FeatureSet:
-    """The definition with events that know nothing beyond a moment: what the server does where the store is behind."""
-    known = f"least(prediction_time, {moment_sql(until)}) as prediction_time"
-    asked = f"select * replace ({known}) from ({definition.steps['asked']})"  # noqa: S608  # the definition's own
+def know_less(definition: FeatureSet, until: Mapping[EventKey, datetime]) -> FeatureSet:
+    """The definition where some events know nothing beyond a moment: what a server does whose store is behind."""
+    events = (f"({_text_sql(key)}, {moment_sql(event)}, {moment_sql(knew)})" for (key, event), knew in until.items())
+    key, event = definition.point_sql["entity_key"], definition.point_sql["event_time"]  # of `asked`, as a request is
+    less = "least(asked.prediction_time, coalesce(knew.until, asked.prediction_time)) as prediction_time"
+    given = f"(values {', '.join(events)}) knew (entity_key, event_time, until)"
+    joined = f"{given} on knew.entity_key = {key} and knew.event_time = {event}".replace("{", "{{").replace("}", "}}")
+    asked = f"select asked.* replace ({less}) from ({definition.steps['asked']}) asked left join {joined}"  # noqa: S608
     return replace(definition, steps={**definition.steps, "asked": asked})
+
+
+def _text_sql(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"

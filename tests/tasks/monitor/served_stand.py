@@ -1,13 +1,12 @@
 """A store that is followed step by step, and answers from it: what the ledger of served features compares."""
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-
-import json
 
 import pyarrow as pa
 
@@ -34,8 +33,8 @@ START = week(2).start
 HOUR = timedelta(hours=1)
 HORIZON = timedelta(seconds=60)
 _ANSWERED = """
-insert into answers_in_time (use_case, entity_key, event_time, prediction_time, model_version, score, decision, degraded,
-    reasons, request_id, position, known_until, answered_at, in_time)
+insert into answers_in_time (use_case, entity_key, event_time, prediction_time, model_version, score, decision,
+    degraded, reasons, request_id, position, known_until, answered_at, in_time)
 values ('flights', %s, %s, %s, %s, %s, %s, %s, %s, %s, 0, %s, %s, true)"""
 
 
@@ -61,16 +60,25 @@ class Stand:
     outside: Outside
     folder: Path
     now: datetime = START
+    lacking: FollowedRow | None = None  # a movement of the second week that comes to it late
     answered: dict[tuple[str, datetime], str] = field(default_factory=dict)  # event -> under what it was asked
     _requests: int = 0
 
     def __post_init__(self) -> None:
-        put(self.outside, self.use_case, 0, 1)
+        put(self.outside, self.use_case, 0)
+        put_clean(self.outside, self.use_case, week(1), **{**small(week(1)), **self.movements_without(1, self.lacking)})
         self.refresh()
         (self.folder / "bundle").mkdir()
         self.server = Server(self.use_case, self.outside.settings, self.folder / "bundle")
         self.outside.__dict__["registry"] = SimpleNamespace(download_bundle=lambda *_: self.folder / "bundle")
         self.follow()
+
+    def movements_without(self, number: int, *rows: FollowedRow | None) -> dict[str, pa.Table]:
+        """A week's movements but for some."""
+        movements = small(week(number))["movements"]
+        out = {row.identity for row in rows if row is not None}
+        kept = [row.identity not in out for row in encode(self.use_case, "movements", movements)]
+        return {"movements": movements.filter(pa.array(kept, pa.bool_()))}
 
     def refresh(self) -> Snapshot:
         built = build.build_snapshot(self.use_case, self.outside)

@@ -6,26 +6,35 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
-import pyarrow as pa
 import pytest
 
 from adapters.connect import Outside
 from features import definition
 from pipeline.spec import UseCase
+from tasks.build_features import dataset
 from tasks.build_features.followed_rows import FollowedRow
+from tasks.monitor.served.ledger import compare_partition
 from tasks.monitor.served.row_causes import ServedCause
 from tests.clean_data import week
-from tests.tasks.build_features.test_build import small
+from tests.tasks.build_features.test_build import put, small
 from tests.tasks.monitor.served_stand import HOUR, START, Stand, encode, followed_by_clock
 
 FLIGHTS = definition("flights")
+PLANTED = ("before", "both")
 MOMENTS = ("scheduled_departure", "occurred_at", "known_at")
 
 
 @pytest.fixture
-def stand(use_case: UseCase, outside: Outside, tmp_path: Path) -> Iterator[Stand]:
-    made = Stand(followed_by_clock(use_case), outside, tmp_path)
+def lacking() -> FollowedRow | None:
+    """A row of a week that was taken, which comes later."""
+    return None
+
+
+@pytest.fixture
+def stand(use_case: UseCase, outside: Outside, tmp_path: Path, lacking: FollowedRow | None) -> Iterator[Stand]:
+    made = Stand(followed_by_clock(use_case), outside, tmp_path, lacking=lacking)
     yield made
     made.close()
 
@@ -42,6 +51,11 @@ def delayed(row: FollowedRow, minutes: int) -> FollowedRow:
     values = json.loads(row.row_data or "")
     values["delay_minutes"] += minutes
     return replace(row, row_data=json.dumps(values, separators=(",", ":"), ensure_ascii=False))
+
+
+def planted(stand: Stand, row: dict[str, Any]) -> str:
+    """Under what a difference's answer was given."""
+    return stand.answered[row["entity_key"], row["event_time"].astimezone(UTC)]
 
 
 def go_on(stand: Stand, hours: int, what: str = "", **changes: list[FollowedRow]) -> None:
@@ -61,20 +75,13 @@ def test_answers_that_knew_all_are_equal_to_the_bit_and_nothing_is_told(stand: S
     assert stand.compare() == []
 
 
-def without(stand: Stand, row: FollowedRow) -> pa.Table:
-    """The week's movements without one."""
-    rows = small(week(2))["movements"]
-    kept = [each.identity != row.identity for each in encode(stand.use_case, "movements", rows)]
-    return rows.filter(pa.array(kept))
-
-
 def set_aside(stand: Stand, row: FollowedRow, status: str, number: int) -> None:
     """A row as validation has it in quarantine, in what is current of the week."""
     values = json.loads(row.row_data or "")
     moments = {name: datetime.fromtimestamp(values[name] / 1e6, UTC).isoformat() for name in MOMENTS}
     stand.outside.warehouse.execute(
-        "insert into quarantine (use_case, table_name, partition_start, raw_sha256, row_number, row_data, reasons, status)"
-        " select use_case, table_name, partition_start, raw_sha256, %s, %s, '{planted}', %s from batches"
+        "insert into quarantine (use_case, table_name, partition_start, raw_sha256, row_number, row_data, reasons,"
+        " status) select use_case, table_name, partition_start, raw_sha256, %s, %s, '{planted}', %s from batches"
         " where table_name = 'movements' and partition_start = %s order by version desc limit 1",
         (number, json.dumps(values | moments), status, START),
     )
@@ -82,7 +89,7 @@ def set_aside(stand: Stand, row: FollowedRow, status: str, number: int) -> None:
 
 def shift(stand: Stand, feature: str, what: str, by: float) -> None:
     """Features that some answers used, as a server with a mistake in it would have logged them."""
-    keys = [key for key, planted in stand.answered.items() if planted == what]
+    keys = [key for key, name in stand.answered.items() if name == what]
     for key in keys:
         stand.outside.warehouse.execute(
             "update online_answers set features = jsonb_set(features, %s,"
@@ -93,30 +100,24 @@ def shift(stand: Stand, feature: str, what: str, by: float) -> None:
 
 def live_through(stand: Stand) -> None:
     """A day and a half, with each cause planted in hours of its own."""
-    late, corrected, released, dropped = (arrival(stand, hour) for hour in (12, 15, 18, 21))
+    late, corrected, released, dropped = (arrival(stand, hour) for hour in (12, 14, 16, 18))
     go_on(stand, 8)
     go_on(stand, 12)
     go_on(stand, 13, "record_late", without=[late])
-    go_on(stand, 14, "record_late")
-    go_on(stand, 15, beside=[late])
-    go_on(stand, 16, "record_corrected", beside=[delayed(corrected, 40)])
-    go_on(stand, 17, "record_corrected")
-    go_on(stand, 18, beside=[corrected])
-    go_on(stand, 19, "quarantined_since", beside=[replace(released, reasons=("planted",))])
-    go_on(stand, 20, "quarantined_since")
-    go_on(stand, 21, beside=[released])
-    go_on(stand, 22, "quarantined_since")
-    go_on(stand, 23, "quarantined_since")
-    go_on(stand, 24, gone=[dropped])
-    go_on(stand, 34)
-    stand.answer(START + 36 * HOUR, "stream_behind")
-    go_on(stand, 36)
-    stand.tell(START + 37 * HOUR)
+    go_on(stand, 14, beside=[late])
+    go_on(stand, 15, "record_corrected", beside=[delayed(corrected, 40)])
+    go_on(stand, 16, beside=[corrected])
+    go_on(stand, 17, "quarantined_since", beside=[replace(released, reasons=("planted",))])
+    go_on(stand, 18, beside=[released])
+    go_on(stand, 19, "quarantined_since")
+    go_on(stand, 20, gone=[dropped])
+    stand.answer(START + 22 * HOUR, "stream_behind")
+    stand.tell(START + 23 * HOUR)
     stand.answer(stand.now, "store_silent", stand.silent_server())
+    go_on(stand, 24, "defect")
+    go_on(stand, 37)
     live_by_another_clock(stand, 37, 41)
-    go_on(stand, 43)
-    go_on(stand, 44, "defect")
-    stand.build(movements=without(stand, dropped))
+    stand.build(**stand.movements_without(2, dropped))
     set_aside(stand, released, "replayed", 1)
     set_aside(stand, dropped, "quarantined", 2)
 
@@ -158,3 +159,56 @@ def test_every_planted_cause_is_named_and_a_defect_is_told_until_there_is_none(s
     assert again.causes == {cause: count for cause, count in found.causes.items() if cause != "defect"}
     assert stand.list_differences() == [row for row in told if row["cause"] != "defect"]
     assert stand.list_alerts() == []
+
+
+def test_a_row_that_the_stream_lost_is_a_defect(stand: Stand) -> None:
+    lost = arrival(stand, 12)
+    for hours in (8, 12):
+        go_on(stand, hours)
+    go_on(stand, 13, without=[lost])
+    stand.build()
+    [found] = stand.compare()
+    assert found.causes.keys() == {"defect"}
+    proofs = [row["proof"] for row in stand.list_differences()]
+    assert {proof["rows"][0]["identity"] for proof in proofs} == {lost.identity}
+    assert {proof["rows"][0]["missing"] for proof in proofs} == {"nothing that is kept says why"}
+    assert len(stand.list_alerts()) == 1
+
+
+class TestOfTakenPartition:
+    """A row of a partition that was taken comes late; what it and another row together change has both causes."""
+
+    @pytest.fixture
+    def lacking(self, use_case: UseCase) -> FollowedRow:
+        rows = encode(use_case, "movements", small(week(1))["movements"])
+        arrived = [row for row in rows if '"kind":"arrived"' in (row.row_data or "")]
+        return max(arrived, key=lambda row: (row.available_at, row.identity))
+
+    def test_it_is_late_by_its_position_in_the_log_or_by_what_was_taken(
+        self, stand: Stand, lacking: FollowedRow
+    ) -> None:
+        deleted = arrival(stand, 12)
+        go_on(stand, 8)
+        go_on(stand, 12, "before", beside=[lacking])
+        go_on(stand, 13, "both")
+        go_on(stand, 14, "before", gone=[deleted])
+        put(stand.outside, stand.use_case, 1)
+        stand.build(**stand.movements_without(2, deleted))
+        [found] = stand.compare()
+        told = stand.list_differences()
+        assert found.causes.keys() == {"record_late", "record_corrected"}
+        causes = {name: [row["proof"]["causes"] for row in told if planted(stand, row) == name] for name in PLANTED}
+        assert {tuple(each) for each in causes["before"]} == {("record_late",)}
+        assert ["record_late", "record_corrected"] in causes["both"]
+        [of_log] = {row["proof"]["rows"][0]["position"] for row in told if row["proof"]["causes"] == ["record_late"]}
+        assert of_log == 12 * 3600
+
+        stand.outside.warehouse.execute("delete from followed_versions where not is_followed")
+        snapshot = dataset.latest_snapshot(stand.use_case, stand.outside)
+        assert snapshot is not None
+        again = compare_partition(stand.use_case, snapshot, found.partition, found.seen, stand.outside)
+        assert again.causes == found.causes
+        [of_objects] = {
+            row["partition"] for each in again.differing for row in each.proof["rows"] if "partition" in row
+        }
+        assert of_objects == "2013-01-07"
