@@ -4,8 +4,8 @@
 scored: data drift against thresholds calibrated on the champion's own training data, prediction drift, performance on
 the labels that have matured, triage, decision. A decision to retrain is picked up by `retrain`. With nothing to do it
 ends as skipped. `measure_online` joins what was answered online with outcomes and batch scores, where there is an
-endpoint. `compare_served` compares the features of answers in time with batch's, one by one, and proves why they differ;
-what has no cause is an alert.
+endpoint. `compare_served` compares the features of answers in time with batch's, one by one, and proves why they
+differ; what has no cause is an alert.
 
 **Started by** new scores, by `reconcile`, or by hand. Every run does all pending work.
 

@@ -15,8 +15,8 @@ from psycopg2.extensions import cursor
 from pipeline.spec import UseCase
 from tasks.build_features.followed_rows import FollowedRow
 
-PARTITIONS_COMPARED = 8  # the latest: so long a partition that is built again is compared again
-
+_PARTITIONS_COMPARED = 8  # the latest: so long a partition that is built again is compared again
+_PARTITIONS_BEFORE = 4  # are kept, too: answers of the first one rest on a dataset that ended so long before, at most
 _PAGE_ROWS = 500
 _KEEP = """
 insert into followed_versions (use_case, table_name, identity, changes, available_at, row_data, reasons, is_followed,
@@ -106,9 +106,10 @@ def read_versions(at: cursor, use_case: UseCase, since: datetime, tables: Sequen
 
 def first_compared(use_case: UseCase, end: datetime) -> datetime:
     """The start of the first partition whose answers are compared, where a dataset ends at a moment."""
-    return end - PARTITIONS_COMPARED * timedelta(days=use_case.grid.days)
+    return end - _PARTITIONS_COMPARED * timedelta(days=use_case.grid.days)
 
 
 def forget_versions(at: cursor, use_case: UseCase, end: datetime) -> None:
     """Delete what no comparison reads any more, where a dataset ends at a moment."""
-    at.execute(_FORGET, (use_case.name, first_compared(use_case, end)))
+    before = _PARTITIONS_BEFORE * timedelta(days=use_case.grid.days)
+    at.execute(_FORGET, (use_case.name, first_compared(use_case, end) - before))

@@ -3,16 +3,20 @@
 import json
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from adapters.connect import Outside
 from features import definition
 from pipeline.spec import UseCase
+from serving.lookup import LookedUpFeatures
 from tasks.build_features import dataset
 from tasks.build_features.followed_rows import FollowedRow
 from tasks.monitor.served.ledger import compare_partition
@@ -20,6 +24,7 @@ from tasks.monitor.served.row_causes import ServedCause
 from tests.clean_data import week
 from tests.tasks.build_features.test_build import put, small
 from tests.tasks.monitor.served_stand import HOUR, START, Stand, encode, followed_by_clock
+from tests.tasks.stream.answering import Server
 
 FLIGHTS = definition("flights")
 PLANTED = ("before", "both")
@@ -87,15 +92,21 @@ def set_aside(stand: Stand, row: FollowedRow, status: str, number: int) -> None:
     )
 
 
-def shift(stand: Stand, feature: str, what: str, by: float) -> None:
-    """Features that some answers used, as a server with a mistake in it would have logged them."""
-    keys = [key for key, name in stand.answered.items() if name == what]
-    for key in keys:
-        stand.outside.warehouse.execute(
-            "update online_answers set features = jsonb_set(features, %s,"
-            " to_jsonb(((features->>%s)::float8 + %s)::float8)) where (entity_key, event_time) = (%s, %s)",
-            ([feature], feature, by, *key),
-        )
+@contextmanager
+def shifted(server: Server, feature: str, by: float) -> Iterator[None]:
+    """A server that works one feature out wrongly."""
+    lookup = server._answerer._lookup
+    real = lookup.features
+
+    def look_up(events: pa.Table) -> LookedUpFeatures:
+        told = real(events)
+        place = told.features.column_names.index(feature)
+        wrong = pc.add(told.features[feature], pa.scalar(by, pa.float32()))
+        return replace(told, features=told.features.set_column(place, feature, wrong))
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(lookup, "features", look_up)
+        yield
 
 
 def live_through(stand: Stand) -> None:
@@ -114,7 +125,8 @@ def live_through(stand: Stand) -> None:
     stand.answer(START + 22 * HOUR, "stream_behind")
     stand.tell(START + 23 * HOUR)
     stand.answer(stand.now, "store_silent", stand.silent_server())
-    go_on(stand, 24, "defect")
+    with shifted(stand.server, "all_late_rate_7d", 0.25):
+        go_on(stand, 24, "defect")
     go_on(stand, 37)
     live_by_another_clock(stand, 37, 41)
     stand.build(**stand.movements_without(2, dropped))
@@ -135,7 +147,6 @@ def live_by_another_clock(stand: Stand, first: int, last: int) -> None:
 
 def test_every_planted_cause_is_named_and_a_defect_is_told_until_there_is_none(stand: Stand) -> None:
     live_through(stand)
-    shift(stand, "all_late_rate_7d", "defect", 0.25)
     [found] = stand.compare()
     told = stand.list_differences()
     matrix = Counter(
@@ -154,7 +165,10 @@ def test_every_planted_cause_is_named_and_a_defect_is_told_until_there_is_none(s
     assert (alert["tier"], alert["fingerprint"]) == ("critical", "flights.served.2013-01-14")
     assert f"all_late_rate_7d: {len(defects)} events" in alert["body"]
 
-    shift(stand, "all_late_rate_7d", "defect", -0.25)
+    stand.outside.warehouse.execute(
+        "update online_answers o set features = jsonb_set(features, array[feature], batch) from served_differences d"
+        " where (o.entity_key, o.event_time, d.cause) = (d.entity_key, d.event_time, 'defect')"
+    )
     [again] = stand.compare()
     assert again.causes == {cause: count for cause, count in found.causes.items() if cause != "defect"}
     assert stand.list_differences() == [row for row in told if row["cause"] != "defect"]

@@ -44,5 +44,5 @@ def test_what_was_told_is_kept_version_by_version_and_forgotten_in_time(
     with outside.warehouse.transaction() as at:
         forget_versions(at, followed, snapshot.end)
         assert read_versions(at, followed, START, ["weather"]) == versions
-        forget_versions(at, followed, START + timedelta(days=8 * 7, hours=4))
+        forget_versions(at, followed, START + timedelta(days=12 * 7, hours=4))
         assert read_versions(at, followed, START, ["weather"]) == []
