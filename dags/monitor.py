@@ -49,7 +49,7 @@ def make_monitor_dag(use_case: UseCase) -> DAG:
 
         @task(task_id="compare_served", execution_timeout=timedelta(hours=2), trigger_rule="none_failed")
         def compare_served_answers() -> int:
-            from tasks.monitor.served import ledger
+            from tasks.monitor.feature_ledger import ledger
 
             if use_case.endpoint is None or use_case.endpoint.answers is None:
                 raise AirflowSkipException("no event is answered by itself")

@@ -20,7 +20,7 @@ from serving.shipper import Shipper
 from tasks.build_features import build, online_features
 from tasks.build_features.followed_rows import FollowedRow, encode_rows
 from tasks.ingest.check import to_canonical
-from tasks.monitor.served.ledger import ServedPartition, compare_served_features
+from tasks.monitor.feature_ledger.ledger import ServedPartition, compare_served_features
 from tasks.stream.session import StreamSession
 from tasks.stream.source_step import LogPlace, SourceStep
 from tasks.stream.state import begin_following

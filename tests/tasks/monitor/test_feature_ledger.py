@@ -19,8 +19,8 @@ from pipeline.spec import UseCase
 from serving.lookup import LookedUpFeatures
 from tasks.build_features import dataset
 from tasks.build_features.followed_rows import FollowedRow
-from tasks.monitor.served.ledger import compare_partition
-from tasks.monitor.served.row_causes import ServedCause
+from tasks.monitor.feature_ledger.ledger import compare_partition
+from tasks.monitor.feature_ledger.row_causes import ServedCause
 from tests.clean_data import week
 from tests.tasks.build_features.test_build import put, small
 from tests.tasks.monitor.served_stand import HOUR, START, Stand, encode, followed_by_clock

@@ -27,12 +27,12 @@ from tasks.build_features import dataset
 from tasks.build_features.followed_rows import read_identities
 from tasks.build_features.followed_versions import first_compared, read_versions
 from tasks.build_features.learnt_features import UncomputableFeatures, load_learnt_definition, load_learnt_points
-from tasks.monitor.served.answers import ServedAnswer, compare_features, read_answers
-from tasks.monitor.served.known_rows import CleanRows, DatasetObjects, KnownRows, read_objects
-from tasks.monitor.served.prove import DifferenceProver, ProvedDifference
-from tasks.monitor.served.quarantined import find_quarantined
-from tasks.monitor.served.recompute import Recomputation
-from tasks.monitor.served.row_causes import CauseFinder, ServedCause
+from tasks.monitor.feature_ledger.answers import ServedAnswer, compare_features, read_answers
+from tasks.monitor.feature_ledger.known_rows import CleanRows, DatasetObjects, KnownRows, read_objects
+from tasks.monitor.feature_ledger.prove import DifferenceProver, ProvedDifference
+from tasks.monitor.feature_ledger.quarantined import find_quarantined
+from tasks.monitor.feature_ledger.recompute import Recomputation
+from tasks.monitor.feature_ledger.row_causes import CauseFinder, ServedCause
 
 logger = logging.getLogger(__name__)
 

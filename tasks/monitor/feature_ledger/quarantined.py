@@ -13,8 +13,8 @@ from pipeline.spec import UseCase
 from tasks.build_features.followed_rows import Identities, encode_identities
 from tasks.ingest.check import canonical_schema
 from tasks.ingest.quarantine import list_quarantined
-from tasks.monitor.served.known_rows import Objects, Place
-from tasks.monitor.served.row_causes import QuarantinedRow
+from tasks.monitor.feature_ledger.known_rows import Objects, Place
+from tasks.monitor.feature_ledger.row_causes import QuarantinedRow
 
 
 def find_quarantined(

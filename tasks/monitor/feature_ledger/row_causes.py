@@ -15,7 +15,7 @@ from typing import Any
 from tasks.build_features.followed_rows import FollowedRow
 from tasks.build_features.followed_versions import RowVersion
 from tasks.build_features.manifest import CleanObject
-from tasks.monitor.served.known_rows import DatasetObjects, KnownRows, Place, RowDifference
+from tasks.monitor.feature_ledger.known_rows import DatasetObjects, KnownRows, Place, RowDifference
 
 
 class ServedCause(StrEnum):
