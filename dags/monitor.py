@@ -5,7 +5,8 @@ scored: data drift against thresholds calibrated on the champion's own training 
 the labels that have matured, triage, decision. Judged is what was answered in time, where that is enough of the events;
 the same events restated stand beside it, in `served_performance`. A decision to retrain is picked up by `retrain`. With
 nothing to do it ends as skipped. `measure_online` joins what was answered online with outcomes and batch scores, where
-there is an endpoint.
+there is an endpoint. `compare_served` compares the features of answers in time with batch's, one by one, and proves why
+they differ; what has no cause is an alert.
 
 **Started by** new scores, by `reconcile`, or by hand. Every run does all pending work.
 
@@ -24,7 +25,7 @@ from pipeline.spec import UseCase
 
 
 def make_monitor_dag(use_case: UseCase) -> DAG:
-    """`monitor -> measure_online`, after scores."""
+    """`monitor -> measure_online -> compare_served`, after scores."""
     with DAG(
         **dag_args(use_case, "monitor", __doc__), schedule=PartitionedAssetTimetable(assets=scores(use_case))
     ) as dag:
@@ -47,7 +48,15 @@ def make_monitor_dag(use_case: UseCase) -> DAG:
                 raise AirflowSkipException("nothing answers online")
             return len(online_quality.measure_online_quality(use_case, reach_outside()))
 
-        decide_partitions() >> measure_online_answers()
+        @task(task_id="compare_served", execution_timeout=timedelta(hours=2), trigger_rule="none_failed")
+        def compare_served_answers() -> int:
+            from tasks.monitor.feature_ledger import ledger
+
+            if use_case.endpoint is None or use_case.endpoint.answers is None:
+                raise AirflowSkipException("no event is answered by itself")
+            return len(ledger.compare_served_features(use_case, reach_outside()))
+
+        decide_partitions() >> measure_online_answers() >> compare_served_answers()
     return dag
 
 

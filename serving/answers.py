@@ -188,6 +188,7 @@ class Answerer:
             "reasons": reasons,
             "feature_as_of": [looked_up.as_of] * rows,
             "feature_snapshot": [looked_up.snapshot] * rows,
+            "feature_changes": [looked_up.changes] * rows,
             "feature_age_seconds": ages,
             "request": [json.dumps(event) for _, _, event in origin],
             "answered_at": [datetime.now(UTC)] * rows,

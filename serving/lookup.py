@@ -46,14 +46,15 @@ _WAITS = {POLL_READ: select.POLLIN, POLL_WRITE: select.POLLOUT}
 class LookedUpFeatures:
     """Features, one row an event: the key columns and every feature, as in the batch.
 
-    `as_of` is what the store knew up to, `snapshot` the dataset it was made with (None: it did not answer); `problems`
-    says per row why something is missing.
+    `as_of` is what the store knew up to, `snapshot` the dataset it was made with, and `changes` how much the stream had
+    written to it (None: it did not answer); `problems` says per row why something is missing.
     """
 
     features: pa.Table
     as_of: datetime | None
     snapshot: str | None
     problems: tuple[tuple[str, ...], ...]
+    changes: int | None = None
 
 
 class FeatureLookup:
@@ -87,8 +88,12 @@ class FeatureLookup:
                 problem = " ".join(str(error).split()) or type(error).__name__
                 logger.warning("%s: %s", DegradedReason.STORE_SILENT, problem)
             else:
-                snapshot = computed.state.snapshot if computed.state else None
-                return LookedUpFeatures(computed.features, _as_of(computed.state), snapshot, computed.problems)
+                snapshot, changes = (
+                    (computed.state.snapshot, computed.state.changes) if computed.state else (None, None)
+                )
+                return LookedUpFeatures(
+                    computed.features, _as_of(computed.state), snapshot, computed.problems, changes=changes
+                )
         computed = self._online.compute(events, None)
         return LookedUpFeatures(
             features=computed.features,

@@ -50,6 +50,7 @@ LOGGED_SCHEMA = pa.schema(
         "reasons": pa.list_(pa.string()),
         "feature_as_of": _MOMENT,
         "feature_snapshot": pa.string(),
+        "feature_changes": pa.int64(),
         "feature_age_seconds": pa.float64(),
         "server_ms": pa.float64(),
         "request": pa.string(),
@@ -57,6 +58,7 @@ LOGGED_SCHEMA = pa.schema(
     }
 )
 LOGGED = tuple(LOGGED_SCHEMA.names)
+ADDED = ("feature_changes",)  # what a server of before did not log
 logger = logging.getLogger(__name__)
 
 

@@ -25,6 +25,7 @@ from psycopg2.extensions import connection, cursor
 
 from serving.locks import take_lock
 from serving.prediction_log import (
+    ADDED,
     FEATURE,
     LOGGED,
     LOGGED_SCHEMA,
@@ -206,6 +207,8 @@ def _rows_of(segment: Path) -> list[dict[str, Any]]:
 
 def _rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
     table = pa.Table.from_batches([batch])
+    for name in {*ADDED} - {*table.column_names}:
+        table = table.append_column(name, pa.nulls(table.num_rows, LOGGED_SCHEMA.field(name).type))
     kinds = dict(zip(table.schema.names, table.schema.types, strict=True))
     if wrong := [field.name for field in LOGGED_SCHEMA if kinds.get(field.name) != field.type]:
         raise ValueError(f"written by another version of the server: {', '.join(wrong)}")

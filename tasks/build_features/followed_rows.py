@@ -62,8 +62,18 @@ def read_followed(at: cursor, use_case: UseCase, since: datetime, *, after: int 
         FollowedRow(table=row[0], identity=row[1], available_at=row[2], row_data=row[3], reasons=_tuple(row[4]))
         for row in at.fetchall()
     ]
-    identities = {table: tuple(columns) for table, columns in state[0].items()}
-    return FollowedSource(identities=identities, changes=state[1], rows=tuple(rows))
+    return FollowedSource(identities=_read_identities(state[0]), changes=state[1], rows=tuple(rows))
+
+
+def read_identities(at: cursor, use_case: UseCase) -> Identities | None:
+    """Of each table the columns in `FollowedRow.identity`; None where nothing was ever followed."""
+    at.execute(_STATE, (use_case.name,))
+    state = at.fetchone()
+    return None if state is None else _read_identities(state[0])
+
+
+def _read_identities(columns: Mapping[str, list[str]]) -> Identities:
+    return {table: tuple(names) for table, names in columns.items()}
 
 
 def _tuple(reasons: list[str] | None) -> tuple[str, ...] | None:

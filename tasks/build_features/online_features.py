@@ -29,6 +29,7 @@ from pipeline.spec import UseCase
 from tasks.build_features import dataset
 from tasks.build_features.followed_rows import FollowedSource, read_followed
 from tasks.build_features.followed_series import apply_rows, build_followed_series, kept_interval
+from tasks.build_features.followed_versions import forget_versions
 from tasks.build_features.learnt_features import iterate_definitions_in_use
 from tasks.build_features.manifest import clean_files
 
@@ -43,7 +44,6 @@ left join snapshots b on b.use_case = s.use_case and b.version = s.snapshot_vers
 where s.use_case = %s and s.definition = %s"""
 
 _REACHED = "select definition from online_state where use_case = %s and snapshot_version = %s"
-
 _ORDER = "select build_order from snapshots where use_case = %s and version = %s"
 
 _STAGED = "create temp table refreshed (key text primary key, payload bytea, recent bytea) on commit drop"
@@ -163,8 +163,9 @@ def refresh_store(use_case: UseCase, snapshot: Snapshot, outside: Outside) -> Re
         with outside.warehouse.transaction(fence) as at:
             at.execute(_RETIRE, (use_case.name, digests, use_case.name, use_case.name))
             at.execute(_FORGET_ROWS, {"use_case": use_case.name, "end": snapshot.end})
+            forget_versions(at, use_case, snapshot.end)
 
-    if not lost:  # else one of those that seem unused may be what a lost version learnt
+    if not lost:  # else what seems unused may be what a lost version learnt
         outside.warehouse.retry_transaction(retire)
     logger.info("%s: online store at %s, %s", use_case.name, snapshot.version, done)
     return done

@@ -20,6 +20,7 @@ from pipeline.spec import UseCase
 from tasks.build_features import dataset
 from tasks.build_features.followed_rows import FollowedRow, FollowedSource, Identities, read_followed
 from tasks.build_features.followed_series import apply_rows, build_followed_series
+from tasks.build_features.followed_versions import ToldStep, keep_versions
 from tasks.build_features.learnt_features import iterate_definitions_in_use
 from tasks.build_features.online_features import refresh_store
 from tasks.ingest.late import open_retake
@@ -63,6 +64,15 @@ class _Revision(NamedTuple):
     as_of: datetime
     snapshot_version: str
     is_parted: bool
+
+
+class _SortedStep(NamedTuple):
+    """Rows to keep; those of partitions that were taken, which stay out; and the starts of partitions to take again."""
+
+    fresh: list[FollowedRow]
+    late: list[FollowedRow]
+    gone: list[tuple[str, str]]
+    retakes: set[datetime]
 
 
 class StreamSession:
@@ -136,16 +146,22 @@ class StreamSession:
             StoreRebuilt: the store was refreshed.
             FencedOut: another follows.
         """
-        fresh, late = self._sort_out(step)
-        number = self._state.changes + bool(fresh)
+        told = self._sort_out(step)
+        number = self._state.changes + bool(told.fresh)
         changed = [
-            (definition.digest(), apply_rows(series, self._use_case, definition, fresh, self._identities))
-            for definition, series in (self._series if fresh else ())
+            (definition.digest(), apply_rows(series, self._use_case, definition, told.fresh, self._identities))
+            for definition, series in (self._series if told.fresh else ())
         ]
         known_until = _latest(self._state.known_until, step.known_until)
         digests = [definition.digest() for definition, _ in self._series]
         answers_since = None if self._events is None else self._state.answers_since or known_until
         events = self._find_events(answers_since, [series.events for _, series in changed])
+        at_step = ToldStep(
+            changes=number,
+            position=step.place.position if step.place else None,
+            known_before=self._state.known_until,
+            known_until=known_until,
+        )
         state = StreamState(
             place=None if missed else step.place or self._state.place,
             publication_oid=publication_oid,
@@ -157,20 +173,21 @@ class StreamSession:
         def commit() -> None:
             with self._outside.warehouse.transaction(self._fence) as at:
                 self._refuse_refreshed(at)
-                self._keep(at, fresh, number)
+                self._keep(at, told.fresh, number)
+                keep_versions(at, self._use_case, at_step, followed=told.fresh, told=told.late, gone=told.gone)
                 for digest, series in changed:
                     self._write(at, digest, series, number)
                 if events is not None:
                     write_events(at, self._use_case, events)
-                told = _latest(known_until, self._since)
-                at.execute(_TELL, (told, number, sorted(missed), self._use_case.name, digests))
-                for start in late:
+                reached = _latest(known_until, self._since)
+                at.execute(_TELL, (reached, number, sorted(missed), self._use_case.name, digests))
+                for start in told.retakes:
                     open_retake(at, self._use_case, start)
                 advance_stream(at, self._use_case, state)
 
         self._outside.warehouse.retry_transaction(commit)
         self._state = state
-        self._held |= {(row.table, row.identity): row for row in fresh}
+        self._held |= {(row.table, row.identity): row for row in told.fresh}
 
     def _find_events(self, since: datetime | None, changed: Sequence[StreamChange | None]) -> EventChanges | None:
         """What changes of the known events, where they are answered by themselves."""
@@ -178,25 +195,28 @@ class StreamSession:
             return None
         return self._events.find_changed(since, next((change for change in changed if change is not None), None))
 
-    def _sort_out(self, step: SourceStep) -> tuple[list[FollowedRow], set[datetime]]:
-        """The rows to keep, and the starts of partitions that were taken, and are not any more as they were taken."""
-        fresh, late, grid = list[FollowedRow](), set[datetime](), self._use_case.grid
+    def _sort_out(self, step: SourceStep) -> _SortedStep:
+        """What is to be done with a step; a partition is taken again where it is not as it was taken."""
+        fresh, late, gone, retakes = sorted_step = _SortedStep([], [], [], set())
+        grid = self._use_case.grid
         for place, row in step.rows.items():
             if row == self._held.get(place):
                 continue
             if row.available_at >= self._since:
                 fresh.append(row)
             else:
-                late.add(grid.containing(row.available_at).start)
+                late.append(row)
+                retakes.add(grid.containing(row.available_at).start)
                 fresh += self._bury(place)  # it was moved back
-        gone = {*step.gone, *(place for place in self._held if place[0] in step.truncated and place not in step.rows)}
-        for place in sorted(gone):
+        held = (place for place in self._held if place[0] in step.truncated and place not in step.rows)
+        for place in sorted({*step.gone, *held}):
             fresh += self._bury(place)
             if place not in self._held:
-                late |= self._find_last_partition()
+                gone.append(place)
+                retakes |= self._find_last_partition()
         if step.truncated:
-            late |= self._find_last_partition()
-        return fresh, late
+            retakes |= self._find_last_partition()
+        return sorted_step
 
     def _bury(self, place: tuple[str, str]) -> list[FollowedRow]:
         held = self._held.get(place)

@@ -22,6 +22,9 @@ _FORGET = """
 with store as (
     update online_state o set split = null where use_case = %(use_case)s and exists (
         select from stream_state s where s.use_case = o.use_case and s.identities <> %(identities)s::jsonb)
+), versions as (
+    delete from followed_versions v where use_case = %(use_case)s and exists (
+        select from stream_state s where s.use_case = v.use_case and s.identities <> %(identities)s::jsonb)
 )
 delete from followed_rows f where use_case = %(use_case)s and exists (
     select from stream_state s where s.use_case = f.use_case and s.identities <> %(identities)s::jsonb)"""

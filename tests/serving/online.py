@@ -71,6 +71,7 @@ class LookedUpFeatures:
     as_of: datetime | None
     snapshot: str | None
     problems: tuple[tuple[str, ...], ...]
+    changes: int | None = None
 
 
 @dataclass

@@ -31,7 +31,7 @@ def batch(request_id: str, events: int = 1, **changes: object) -> pa.Table:
         "use_case": "flights", "request_id": request_id, "model_version": "3", "slot": "stable", "client": "ops",
         "entity_key": "UA15", "event_time": NOW, "prediction_time": NOW, "score": 0.25, "decision": True,
         "degraded": True, "reasons": ["no weather"], "feature_as_of": None,
-        "feature_snapshot": None, "feature_age_seconds": None,
+        "feature_snapshot": None, "feature_changes": 7, "feature_age_seconds": None,
         "server_ms": 1.5, "request": '{"carrier": "UA"}', "answered_at": NOW, **changes,
     }  # fmt: skip
     table = pa.Table.from_pylist([{**row, "position": n} for n in range(events)], LOGGED_SCHEMA)
