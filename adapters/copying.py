@@ -1,6 +1,7 @@
 """What PostgreSQL's COPY writes and reads, as typed Arrow tables."""
 
 import io
+from collections.abc import Callable
 
 import pyarrow as pa
 import pyarrow.csv
@@ -18,6 +19,13 @@ _TYPES: dict[int, pa.DataType] = {
     1184: pa.timestamp("us", tz="UTC"),
 }
 _NUMERIC = 1700
+# Which columns have values that Arrow does not: tried in this order, until all can be read.
+_KEPT_AS_TEXT: tuple[Callable[[pa.DataType], bool], ...] = (
+    lambda _: False,
+    pa.types.is_temporal,
+    pa.types.is_decimal,
+    lambda kind: pa.types.is_temporal(kind) or pa.types.is_decimal(kind),
+)
 
 
 def arrow_type(oid: int, precision: int | None, scale: int | None) -> pa.DataType:
@@ -33,16 +41,17 @@ def arrow_type(oid: int, precision: int | None, scale: int | None) -> pa.DataTyp
 def read_copy(data: bytes, schema: pa.Schema) -> pa.Table:
     """The table in COPY's CSV output (written under timezone UTC).
 
-    Dates Arrow cannot hold ('infinity', before Christ) make their columns text: landed as is, for validation to stop.
+    Dates Arrow cannot hold ('infinity', before Christ) make the columns of dates text, and a 'NaN' in a `numeric(p, s)`
+    those of exact numbers: landed as is, for validation to stop.
     """
     if not data:
         return schema.empty_table()
-    try:
-        return _read(data, schema)
-    except pa.ArrowInvalid:
-        return _read(
-            data, pa.schema([(f.name, pa.string() if pa.types.is_temporal(f.type) else f.type) for f in schema])
-        )
+    for is_text in _KEPT_AS_TEXT:
+        try:
+            return _read(data, pa.schema([(f.name, pa.string() if is_text(f.type) else f.type) for f in schema]))
+        except pa.ArrowInvalid as error:
+            refused = error
+    raise refused
 
 
 def _read(data: bytes, schema: pa.Schema) -> pa.Table:

@@ -224,6 +224,20 @@ def test_dates_that_arrow_cannot_hold_are_read_as_text(warehouse: Warehouse) -> 
     assert rows["t"].to_pylist() == ["infinity"]
 
 
+@pytest.mark.parametrize(
+    ("moment", "kinds"),
+    [("2013-01-01+00", ["timestamp[us, tz=UTC]", "string", "double"]), ("infinity", ["string", "string", "double"])],
+)
+def test_a_nan_where_numbers_are_exact_is_read_as_text_and_says_so_of_no_other_column(
+    warehouse: Warehouse, moment: str, kinds: list[str]
+) -> None:
+    query = "select %s::timestamptz as t, n::numeric(4, 2), n::float8 as f from unnest(array[1.5, 'NaN']) n"
+    with warehouse.transaction() as at:
+        rows = warehouse.copy_out(query, (moment,), at=at)
+    assert [str(field.type) for field in rows.schema] == kinds
+    assert rows["n"].to_pylist() == ["1.50", "NaN"]
+
+
 def test_an_empty_result_keeps_its_types(warehouse: Warehouse) -> None:
     with warehouse.transaction() as at:
         rows = warehouse.copy_out("select * from outcomes", at=at)
