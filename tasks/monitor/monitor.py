@@ -57,6 +57,14 @@ class UndecidedPartition:
         return self.partition.end
 
 
+@dataclass(frozen=True, kw_only=True)
+class WatchedModel:
+    """What a model version learnt: the distributions of its training data, and the definition that made them."""
+
+    profile: dict[str, Any]
+    definition: FeatureSet
+
+
 def find_undecided(use_case: UseCase, outside: Outside) -> list[UndecidedPartition]:
     """Every partition scored by the champion in force at its start that has no decision yet, oldest first.
 
@@ -75,14 +83,13 @@ def monitor_partitions(use_case: UseCase, outside: Outside) -> list[Drift]:
     """
     outside.alerts.flush()  # also what an earlier run recorded and could not deliver
     fence = outside.warehouse.begin(f"monitor/{use_case.name}")
-    profiles: dict[str, dict[str, Any]] = {}
+    models: dict[str, WatchedModel] = {}
     decided = []
     for undecided in find_undecided(use_case, outside):
         version = undecided.champion.version
-        if version not in profiles:
-            profiles[version] = outside.registry.profile(use_case.name, version)
-            _require_features(use_case, profiles[version], version, outside)
-        examined = examine_partition(use_case, undecided, profiles[version], outside)
+        if version not in models:
+            models[version] = load_watched_model(use_case, version, outside)
+        examined = examine_partition(use_case, undecided, models[version], outside)
         decision = make_decision(examined.observed, decisions.load_decisions(use_case, outside), use_case.monitor)
         decisions.write_decision(use_case, examined, decision, outside, fence=fence)
         outside.alerts.flush()
@@ -100,12 +107,28 @@ def monitor_partitions(use_case: UseCase, outside: Outside) -> list[Drift]:
     return decided
 
 
+def load_watched_model(use_case: UseCase, version: str, outside: Outside) -> WatchedModel:
+    """What a model version learnt, from the registry.
+
+    Raises:
+        ValueError: a structural feature of today's definition is none that it has: its drift could never be seen.
+        UncomputableFeatures: this code cannot compute its features any more.
+    """
+    model = WatchedModel(
+        profile=outside.registry.profile(use_case.name, version),
+        definition=load_learnt_definition(use_case, version, outside),
+    )
+    if model.definition == features.definition(use_case.name):
+        _require_features(use_case, model.profile, version)
+    return model
+
+
 def examine_partition(
-    use_case: UseCase, undecided: UndecidedPartition, profile: dict[str, Any], outside: Outside
+    use_case: UseCase, undecided: UndecidedPartition, model: WatchedModel, outside: Outside
 ) -> decisions.Examination:
     """Measure one partition: data and prediction drift, performance, age, and the report people read."""
     version, as_of = undecided.champion.version, undecided.as_of
-    definition = load_learnt_definition(use_case, version, outside)
+    profile, definition = model.profile, model.definition
     points = _scored_points(use_case, undecided, definition, outside)
     served_points = _served_points(use_case, undecided, profile, outside)
     moved = measure_served_drift(use_case, profile, served_points, points)
@@ -134,10 +157,7 @@ def examine_partition(
     )
 
 
-def _require_features(use_case: UseCase, profile: dict[str, Any], version: str, outside: Outside) -> None:
-    """ValueError where a structural feature of today's definition is none: its drift could never be seen."""
-    if load_learnt_definition(use_case, version, outside) != features.definition(use_case.name):
-        return
+def _require_features(use_case: UseCase, profile: dict[str, Any], version: str) -> None:
     if absent := sorted(set(use_case.monitor.structural_features) - set(profile["features"])):
         raise ValueError(
             f"monitor.structural_features of {use_case.name} names {absent}, which version {version} does not have"

@@ -9,8 +9,10 @@ import pytest
 
 from adapters.connect import Outside
 from adapters.errors import FencedOut
+from features import FeatureSet
 from pipeline.spec import UseCase
 from tasks.build_features import profile as profiling
+from tasks.build_features.learnt_features import load_learnt_definition
 from tasks.monitor import decisions, drift_report, monitor, performance
 from tasks.monitor.triage import Action, Decision, TriageCode
 from tests.tasks import killed
@@ -61,6 +63,22 @@ def test_a_structural_feature_that_the_model_does_not_have_is_refused_by_name(wo
         monitor.monitor_partitions(wrong, world.outside)
     assert world.rows("decisions") == []
     assert decided(world) == ["ignore"]
+
+
+def test_what_a_version_learnt_is_loaded_once_a_run(
+    world: World, no_report: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = []
+
+    def load(use_case: UseCase, version: str, outside: Outside) -> FeatureSet:
+        loaded.append(version)
+        return load_learnt_definition(use_case, version, outside)
+
+    monkeypatch.setattr(monitor, "load_learnt_definition", load)
+    for number in (10, 11):
+        world.score(number)
+    assert decided(world) == ["ignore", "ignore"]
+    assert loaded == ["1"]
 
 
 def test_running_again_writes_nothing(world: World, no_report: None) -> None:
@@ -277,8 +295,8 @@ def test_before_the_first_champion_nothing_is_pending(world: World) -> None:
 def test_a_run_that_was_overtaken_writes_nothing(world: World, no_report: None) -> None:
     world.score(10)
     [work] = monitor.find_undecided(world.use_case, world.outside)
-    profile = world.outside.registry.profile("flights", "1")
-    found = monitor.examine_partition(world.use_case, work, profile, world.outside)
+    model = monitor.load_watched_model(world.use_case, "1", world.outside)
+    found = monitor.examine_partition(world.use_case, work, model, world.outside)
     fence = world.outside.warehouse.begin("monitor/flights")
     world.outside.warehouse.begin("monitor/flights")
     decision = Decision(decision=Action.BLOCK, codes=(TriageCode.BROKEN_FEED,), reasons=("late orphan",))
