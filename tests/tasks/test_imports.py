@@ -13,7 +13,7 @@ LIGHT = (
     *("tasks.ingest.land", "tasks.ingest.validate", "tasks.build_features.build"),
     *("tasks.build_features.online_features", "tasks.score", "tasks.monitor.monitor", "tasks.monitor.retrain"),
     *("tasks.promote.evaluate", "tasks.promote.promote", "tasks.deploy.deploy", "tasks.deploy.watch"),
-    "tasks.pending_work",
+    *("tasks.pending_work", "tasks.reproduce", "tasks.build_features.rebuild", "tasks.ingest.quarantine"),
 )
 
 

@@ -3,9 +3,9 @@ from dataclasses import replace
 import pytest
 
 from adapters.registry import Registry
-from tasks import reproduce as reproduction
+from tasks import reproduce
 from tasks.build_features import dataset
-from tasks.train import search
+from tasks.train import reproduction, search
 from tasks.train.refit import refit
 from tests.tasks import toy
 
@@ -84,15 +84,15 @@ def test_the_command_ends_with_2_on_code_of_another_commit(outside, monkeypatch,
 
     monkeypatch.setattr("adapters.connect.outside", lambda: outside)
     monkeypatch.setattr(reproduction, "reproduce", refuse)
-    assert reproduction.main(["flights", "1"]) == 2
+    assert reproduce.main(["flights", "1"]) == 2
     assert "cannot be compared" in capsys.readouterr().err
-    reproduction.main(["flights", "1", "--allow-other-code"])
+    reproduce.main(["flights", "1", "--allow-other-code"])
     assert asked == [False, True]
 
 
 def test_the_command_says_what_is_wrong_and_does_not_end_with_0(mlflow_stack, outside, monkeypatch, capsys):
     monkeypatch.setattr("adapters.connect.outside", lambda: outside)
-    assert reproduction.main(["nonsense", "1"]) == 2
+    assert reproduce.main(["nonsense", "1"]) == 2
     assert "no use case 'nonsense'" in capsys.readouterr().err
-    assert reproduction.main(["flights", "999999"]) == 2
+    assert reproduce.main(["flights", "999999"]) == 2
     assert "no model version '999999'" in capsys.readouterr().err
