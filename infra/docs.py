@@ -18,7 +18,7 @@ from pipeline.spec import use_cases
 PAGE = REPOSITORY / "docs" / "dags.md"
 _HEAD = """# DAGs
 
-Generated from the DAG files by `python -m infra.docs`; do not edit. There is one of each per use case, shown here for
+Generated from the DAG files by `make docs`; do not edit. There is one of each per use case, shown here for
 `{use_case}`; those that start with `alerts` serve all.
 """
 

@@ -3,7 +3,6 @@
 import io
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -24,6 +23,7 @@ from infra.local.state_file import quote_log_end
 from pipeline.settings import REPOSITORY
 from tests.conftest import leave_dag_files_alone
 from tests.e2e.observed import observed, unhealthy_rules, without_data
+from tests.pages import read_blocks
 
 # The only limit of the loop, and generous: some machines are four times as slow as a quiet one.
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("processes"), pytest.mark.timeout(4000)]
@@ -262,8 +262,7 @@ def test_the_champion_answers_online_as_in_batch_though_parts_were_killed(distur
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed here")
 def test_the_lines_of_docs_online_work_as_printed(disturbed: dict[str, Any], folder: Path) -> None:
-    page = (REPOSITORY / "docs" / "online.md").read_text()
-    settings, *lines = re.findall(r"```sh\n(.*?)```", page, flags=re.DOTALL)
+    settings, *lines = read_blocks("docs/online.md", "sh")
     assert len(lines) == 4
     checkout = folder / "checkout"
     checkout.mkdir()

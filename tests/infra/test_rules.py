@@ -1,6 +1,5 @@
 """Each alert fires where it should, stays silent where it should, and leads to a page."""
 
-import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import yaml
 from pipeline.settings import REPOSITORY
 from tests.dashboards import RULES
 from tests.infra.compose_rules import Compose, complaints
+from tests.pages import read_blocks
 from tests.prometheus_stand import program
 
 FOLDER = REPOSITORY / "infra" / "prometheus"
@@ -224,7 +224,7 @@ def test_the_configuration_is_one_that_prometheus_takes_with_these_rules() -> No
 
 @pytest.mark.usefixtures("processes")
 def test_an_alertmanager_as_the_page_says_is_taken_and_misspelt_it_is_not(compose: Compose, tmp_path: Path) -> None:
-    alerting, beside = re.findall(r"```yaml\n(.*?)```", (REPOSITORY / "docs" / "monitoring.md").read_text(), re.DOTALL)
+    alerting, beside = read_blocks("docs/monitoring.md", "yaml")
     ours, both = (FOLDER / "prometheus.yaml").read_text(), tmp_path / "prometheus.yaml"
     (tmp_path / "rules.yaml").write_text((FOLDER / "rules.yaml").read_text())
     both.write_text(ours + alerting)
