@@ -2,7 +2,7 @@
 
 Exact at a point in time: what became known after an event's prediction time is in the series, and outside every
 window. For a prediction time before the store's `as_of` each value is the batch's, to the last bit. Later than that,
-features are those of `as_of`: a window over the silence since then would show a standstill that nobody observed.
+features are those of the moment before `as_of`: a window over the silence since then would show a standstill that nobody observed.
 """
 
 from collections import defaultdict
@@ -109,7 +109,7 @@ class OnlineFeatures:
         # Before anything else: which revision is this, and is what was decoded still of it?
         first = [s for s in self._series if s.lookup]
         state = self._load(batch, first, fetch, fresh=True)
-        batch.known = requested if state is None else np.minimum(requested, state.as_of)
+        batch.known = requested if state is None else np.minimum(requested, state.as_of - 1)
         batch.columns[REQUEST + "prediction_time"] = MaskedColumn(batch.known, np.ones(rows, np.bool_))
         for series in first:
             self._add_columns(batch, series, answered=state is not None)

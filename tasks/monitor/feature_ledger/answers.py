@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from pipeline.partitions import Interval
 from pipeline.spec import UseCase
 from serving.reasons import DegradedReason
 
+_MICROSECOND = timedelta(microseconds=1)
 EVENT = "event"  # stands for the event itself, where batch has none
 Value = float | str | bool | None
 EventKey = tuple[str, datetime]
@@ -55,9 +56,10 @@ class ServedAnswer:
 
     @property
     def behind(self) -> datetime | None:
-        """Until when all was known, where that is before its prediction time."""
-        is_behind = self.known_until is not None and self.known_until < self.prediction_time
-        return self.known_until if is_behind else None
+        """The last moment of which all was known, where that is before its prediction time: for that it was made."""
+        if self.known_until is None or self.known_until > self.prediction_time:
+            return None
+        return self.known_until - _MICROSECOND
 
 
 @dataclass(frozen=True, kw_only=True)

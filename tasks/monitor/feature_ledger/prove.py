@@ -19,7 +19,7 @@ from tasks.monitor.feature_ledger.row_causes import CauseFinder, KnownState, Row
 
 _NOT_FOLLOWED = " is not followed"
 _ROWS_TOLD = 5  # of a proof
-_MOST_SCENES = 1000  # each takes a computation or more, of about a second
+_MOST_SCENES = 100  # each takes a computation or more, of about a second
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +134,7 @@ class DifferenceProver:
             if store not in differing:
                 then = self.find_dataset(answer.snapshot)
                 differing[store] = sorted(self.known.find_differing(then, answer.changes), key=_moment)
-            mine = [each for each in differing[store] if each.available_at <= answer.prediction_time]
+            mine = [each for each in differing[store] if each.available_at <= (answer.behind or answer.prediction_time)]
             scene = answer.snapshot, answer.behind, _list_stopped(answer), tuple(mine)
             together[scene].append(answer)
             rows_of[scene] = mine

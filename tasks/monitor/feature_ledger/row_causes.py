@@ -43,7 +43,7 @@ class RowCause:
 class KnownState:
     """What an answer says of the store: its dataset, the stream's steps in it, and what it knows to miss.
 
-    `behind` is until when all was known, where that is before the prediction time.
+    `behind` is the last moment of which all was known, where that is before the prediction time.
     """
 
     then: DatasetObjects
@@ -148,8 +148,8 @@ class CauseFinder:
 
     def _explain_behind(self, batch: FollowedRow, state: KnownState) -> _Found | None:
         """The answer said itself that it did not know of this time, or table."""
-        if state.behind is not None and batch.available_at >= state.behind:
-            return ServedCause.STREAM_BEHIND, {"known_until": state.behind.isoformat()}
+        if state.behind is not None and batch.available_at > state.behind:
+            return ServedCause.STREAM_BEHIND, {"known_to": state.behind.isoformat()}
         if batch.table in state.stopped:
             return ServedCause.STREAM_BEHIND, {"not_followed": batch.table}
         return None
