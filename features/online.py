@@ -2,7 +2,8 @@
 
 Exact at a point in time: what became known after an event's prediction time is in the series, and outside every
 window. For a prediction time before the store's `as_of` each value is the batch's, to the last bit. Later than that,
-features are those of the moment before `as_of`: a window over the silence since then would show a standstill that nobody observed.
+features are those of the moment before `as_of`: a window over the silence since then would show a standstill that
+nobody observed.
 """
 
 from collections import defaultdict
