@@ -17,6 +17,7 @@ from pipeline.settings import Settings
 from pipeline.spec import UseCase
 from serving.answers import InferenceReply
 from tasks.build_features import build, dataset
+from tasks.stream.answer_events import PATIENCE_SHARE
 from tasks.stream.deliver_answers import deliver_answers
 from tests.clean_data import week
 from tests.features.world import moved
@@ -118,10 +119,13 @@ def test_where_the_store_stays_behind_an_answer_comes_on_what_is_known_while_it_
     query = "select min(prediction_time) as first from known_events where prediction_time >= %s"
     [row] = outside.warehouse.query(query, (reached,))
     first = row["first"].astimezone(UTC)
+    assert followed.endpoint is not None
+    assert followed.endpoint.answers is not None
+    patience, minute = followed.endpoint.answers.budget * PATIENCE_SHARE, timedelta(minutes=1)
     with answering(followed, outside):
-        source.tell(first + timedelta(minutes=59))
+        source.tell(first + patience - minute)
         assert len(await_answers(outside, known)) == known
-        source.tell(first + timedelta(minutes=61))
+        source.tell(first + patience + minute)
         [behind, *_] = await_answers(outside, known + 1)[known:]
     assert (behind["prediction_time"], behind["known_until"], behind["in_time"]) == (first, reached, True)
 
