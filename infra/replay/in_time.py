@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from adapters.connect import Outside
 from features import FeatureSet
@@ -53,7 +54,7 @@ class AnsweredWeek:
     age_minutes_p99: float
     delay_minutes_p99: float
     compared: int
-    metrics: Mapping[str, Mapping[str, float]]  # in_time | restated | last_partition -> metric -> value
+    metrics: Mapping[str, Mapping[str, float]]  # in_time | restated | last_partition -> metric -> value; may be empty
 
     @property
     def share_in_time(self) -> float:
@@ -93,13 +94,20 @@ def measure_week(
         age_minutes_p99=float(np.quantile(ages, 0.99, method="higher")),
         delay_minutes_p99=float(np.quantile([row["delay_minutes"] for row in answers.values()], 0.99, method="higher")),
         compared=len(compared),
-        metrics={
-            which: {name: float(metrics.compute_metric(name, np.array(values), truth)) for name in names}
-            for which, values in scores.items()
-        }
-        if compared
-        else {},
+        metrics=compare_scores(use_case.target.kind, names, scores, truth),
     )
+
+
+def compare_scores(
+    kind: str, names: tuple[str, ...], scores: Mapping[str, list[float]], truth: NDArray[np.float64]
+) -> dict[str, dict[str, float]]:
+    """The metrics of some scores of the same events [n]; none where too few came out differently for any to tell."""
+    if len(np.unique(truth)) < (2 if kind == "binary" else 1):
+        return {}
+    return {
+        which: {name: float(metrics.compute_metric(name, np.array(values), truth)) for name in names}
+        for which, values in scores.items()
+    }
 
 
 class _Rescoring:

@@ -101,7 +101,8 @@ def format_weeks(weeks: list[ReplayedWeek]) -> str:
 
 def format_answers(weeks: list[AnsweredWeek]) -> str:
     """How each week was answered in time, as text."""
-    names = list(weeks[0].metrics.get("in_time", ())) if weeks else []
+    pooled = in_time.pool_answers(weeks)
+    names = list(pooled.get("in_time", ()))
     head = f"{'week':<8}{'events':>8}{'in time':>9}{'knew all':>10}{'age p99':>9}" + "".join(
         f"{name + ' in time':>18}{'restated':>10}{'last week':>11}" for name in names
     )
@@ -116,7 +117,6 @@ def format_answers(weeks: list[AnsweredWeek]) -> str:
         )
         for week in weeks
     ]
-    pooled = in_time.pool_answers(weeks)
     total = f"{'all':<8}{sum(week.events for week in weeks):>8,}" + (
         f"{sum(week.in_time for week in weeks) / sum(week.events for week in weeks):>9.2%}{'':>19}" if weeks else ""
     )

@@ -1,6 +1,7 @@
 """What the replay measures and shows."""
 
 import math
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import numpy as np
@@ -9,9 +10,10 @@ import pytest
 from adapters.connect import Outside
 from infra.replay import flights_source, incident, plots
 from infra.replay.__main__ import _check_answers, _check_online, _check_promises
-from infra.replay.in_time import AnsweredWeek
+from infra.replay.in_time import AnsweredWeek, compare_scores
 from infra.replay.measures import ReplayedWeek, _score_metrics
 from infra.replay.online import OnlineSummary, Parity
+from infra.replay.report import format_answers
 from infra.replay.state import ReplayError, ReplayState
 from infra.replay.traffic import ClientTally
 from pipeline.partitions import Interval
@@ -120,6 +122,16 @@ def test_the_demo_fails_where_an_event_was_never_answered_or_none_in_time() -> N
         _check_answers([answered_week(in_time=0)])
     _check_answers([answered_week(in_time=0), answered_week()])
     _check_answers([])
+
+
+def test_a_week_whose_answers_all_came_out_alike_has_no_metrics_and_the_report_goes_on() -> None:
+    names, scores = ("auc", "log_loss"), {which: [0.2, 0.3, 0.4] for which in ("in_time", "restated", "last_partition")}
+    assert compare_scores("binary", names, scores, np.array([0.0, 0.0, 0.0])) == {}
+    assert compare_scores("binary", names, dict.fromkeys(scores, []), np.array([])) == {}
+    told = compare_scores("binary", names, scores, np.array([0.0, 0.0, 1.0]))
+    assert told["in_time"]["auc"] == 1.0
+    weeks = [answered_week(compared=3), replace(answered_week(compared=3), metrics=told)]
+    assert format_answers(weeks).count("1.0000") == 6  # the week that has them, and all
 
 
 def parity(**changes: float) -> Parity:
