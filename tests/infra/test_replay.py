@@ -127,7 +127,7 @@ def test_the_demo_fails_where_an_event_was_never_answered_or_none_in_time() -> N
 def test_a_week_whose_answers_all_came_out_alike_has_no_metrics_and_the_report_goes_on() -> None:
     names, scores = ("auc", "log_loss"), {which: [0.2, 0.3, 0.4] for which in ("in_time", "restated", "last_partition")}
     assert compare_scores("binary", names, scores, np.array([0.0, 0.0, 0.0])) == {}
-    assert compare_scores("binary", names, dict.fromkeys(scores, []), np.array([])) == {}
+    assert compare_scores("binary", names, {which: [] for which in scores}, np.array([])) == {}
     told = compare_scores("binary", names, scores, np.array([0.0, 0.0, 1.0]))
     assert told["in_time"]["auc"] == 1.0
     weeks = [answered_week(compared=3), replace(answered_week(compared=3), metrics=told)]
@@ -157,14 +157,14 @@ def test_parity_holds_only_where_something_was_compared_and_nothing_differs(chan
 @pytest.mark.parametrize(
     "asked",
     [
-        ClientTally(hours=2, requests=100, failed=1),
-        ClientTally(hours=2, requests=100, static=1),
-        ClientTally(hours=2),
+        ClientTally(steps=2, requests=100, failed=1),
+        ClientTally(steps=2, requests=100, static=1),
+        ClientTally(steps=2),
     ],
 )
 def test_a_request_without_a_models_answer_or_no_request_at_all_fails_the_demo(use_case, asked: ClientTally) -> None:
     served = OnlineSummary(request={}, answer={}, parity=parity(), answered=[])
-    _check_online(use_case, served, ClientTally(hours=2, requests=100))
+    _check_online(use_case, served, ClientTally(steps=2, requests=100))
     _check_online(use_case, served, ClientTally())
     with pytest.raises(ReplayError):
         _check_online(use_case, served, asked)
