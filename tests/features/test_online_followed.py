@@ -1,8 +1,11 @@
 """A server that reads a store which the stream keeps current: what changed is read again, and nothing else is."""
 
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
+from datetime import timedelta
 from functools import cache
 
 import duckdb
@@ -61,6 +64,22 @@ def test_features_are_the_batchs_whatever_came_meanwhile(world: World, followed:
         read = [key for keys in stored.reads for key in keys]
         assert set(read) <= {*changed.settled, *changed.recent}
         assert len(read) == len(set(read))
+
+
+def test_a_store_that_is_behind_is_asked_for_the_moment_before_it_knows_no_more(world: World) -> None:
+    """All *before* its `as_of` is in it: whether what became known at that very moment is, changes no answer."""
+    known = Counter(moment for moment in world["movements"]["known_at"].to_pylist() if CUT <= moment < day(17))
+    [(moment, told)] = known.most_common(1)
+    assert told > 1
+    events, answers = requests(world, moment, day(17, 6)), []
+    assert events.num_rows > 20
+    for until in (moment, moment + timedelta(microseconds=1)):
+        with tempfile.TemporaryDirectory() as folder:
+            files = parquet(known_by(world, until), folder)
+            with closing(FollowedSeries(FLIGHTS, files, IDENTITIES, since=SINCE, split=SPLIT, lead=LEAD)) as series:
+                stored = store_of(series, micros(moment))
+        answers.append(OnlineFeatures(FLIGHTS, LEAD, cache_bytes=CACHE_BYTES).compute(events, stored.fetch).features)
+    assert moved(*answers) == []
 
 
 def test_sabotage_a_change_that_is_not_told_is_not_seen(world: World, followed: FollowedSeries) -> None:
