@@ -133,14 +133,15 @@ class FollowedStreams:
 
     def _stage(self, name: str, change: SourceChange) -> None:
         """Put the rows that come, and what tells apart those that they and the change take away, into tables."""
-        with self.registered(rows_given=change.rows, identities_given=change.gone):
+        with self.registered(rows_given=change.rows):
             self._run(f"create temp table coming_{name} as {self._read_sql(name, 'rows_given')}")
-            if name in self._going:
-                ids = ", ".join(f"{column} as id_{place}" for place, column in enumerate(self._identities[name]))
+        if name in self._going:
+            ids = ", ".join(f"{column} as id_{place}" for place, column in enumerate(self._identities[name]))
+            with self.registered(identities_given=change.gone):
                 self._run(f"create temp table gone_{name} as select {ids} from identities_given")
-            if name not in self._stored:
-                self._run(f"create table raw_{name} as from coming_{name} limit 0")
-                self._stored.add(name)
+        if name not in self._stored:
+            self._run(f"create table raw_{name} as from coming_{name} limit 0")
+            self._stored.add(name)
 
     def _leaving_sql(self, name: str, rows: str) -> str:
         """Of rows with a `place`, those that go, or for which others come."""

@@ -113,13 +113,11 @@ def _connect_gateway(stack: Stack) -> Gateway:
 
 def publish_source(stack: Stack, name: str) -> None:
     """Make the source of a use case ready to be followed by its log."""
-    from pipeline.spec import use_cases  # noqa: PLC0415  # what no other verb needs, and loads
+    from tasks.common.command import find_use_case  # noqa: PLC0415  # what no other verb needs, and loads
     from tasks.stream.prepare_source import prepare_source  # noqa: PLC0415
 
-    known, home = use_cases(find_params(os.environ)), stack.home()
-    if name not in known:
-        raise ValueError(f"no use case {name!r}: there are {', '.join(known)}")
-    print(*prepare_source(known[name], source_admin_dsn(home), follower_dsn(home)), sep="\n")
+    use_case, home = find_use_case(name, find_params(os.environ)), stack.home()
+    print(*prepare_source(use_case, source_admin_dsn(home), follower_dsn(home)), sep="\n")
 
 
 def clean_stack(stack: Stack) -> None:

@@ -18,7 +18,7 @@ from adapters.connect import Outside
 from features import FeatureSet
 from features.offline_requests import load_past_requests
 from features.online import FetchedSeries, OnlineFeatures, StoreState
-from models import metrics
+from infra.replay.measures import score_metrics
 from pipeline.handoffs import Snapshot
 from pipeline.partitions import Interval
 from pipeline.spec import UseCase
@@ -104,10 +104,7 @@ def compare_scores(
     """The metrics of some scores of the same events [n]; none where too few came out differently for any to tell."""
     if len(np.unique(truth)) < (2 if kind == "binary" else 1):
         return {}
-    return {
-        which: {name: float(metrics.compute_metric(name, np.array(values), truth)) for name in names}
-        for which, values in scores.items()
-    }
+    return {which: score_metrics(names, truth, np.array(values)) for which, values in scores.items()}
 
 
 class _Rescoring:

@@ -42,7 +42,8 @@ def _live_scores(
     return {(row["entity_key"], row["event_time"]): row["score"] for row in rows}
 
 
-def _score_metrics(names: tuple[str, ...], labels: np.ndarray, scores: np.ndarray) -> dict[str, float]:
+def score_metrics(names: tuple[str, ...], labels: np.ndarray, scores: np.ndarray) -> dict[str, float]:
+    """These metrics of scores [n] of labels [n]."""
     return {name: float(metrics.compute_metric(name, scores, labels)) for name in names}
 
 
@@ -80,8 +81,8 @@ def compare_weeks(use_case: UseCase, outside: Outside) -> list[ReplayedWeek]:
                 rows=len(scores),
                 labelled=len(keys),
                 live_version=decision["model_version"],
-                frozen=_score_metrics(names, labels, frozen.predict(table)),
-                live=_score_metrics(names, labels, np.array([scores[key] for key in keys])),
+                frozen=score_metrics(names, labels, frozen.predict(table)),
+                live=score_metrics(names, labels, np.array([scores[key] for key in keys])),
                 decision=decision["decision"],
                 reasons=list(decision["reasons"]),
                 retrain_outcome=decision["outcome"],

@@ -14,14 +14,16 @@ from pipeline.spec import UseCase
 from tasks.monitor import drift
 from tasks.monitor.drift import SCORE, Basis, FeatureDrift, choose_measures
 
-_FEATURES = """
-select {columns} from answers_in_time a
-join online_answers o on (o.use_case, o.request_id, o.position, o.model_version, o.entity_key, o.event_time)
-    = (a.use_case, a.request_id, a.position, a.model_version, a.entity_key, a.event_time)
+# An answer in time `a`, and the row `o` of the log that has the features it was made of.
+LOGGED_ANSWER = """
+online_answers o on (o.use_case, o.request_id, o.position, o.model_version, o.entity_key, o.event_time)
+    = (a.use_case, a.request_id, a.position, a.model_version, a.entity_key, a.event_time)"""
+_FEATURES = f"""
+select {{columns}} from answers_in_time a join {LOGGED_ANSWER}
 where a.use_case = %s and a.model_version = %s and a.in_time and a.answered_at <= %s
     and a.prediction_time >= %s and a.prediction_time < %s
 order by a.prediction_time, a.entity_key collate "C", a.event_time
-"""
+"""  # noqa: S608  # our own condition
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,13 +1,13 @@
 """What becomes of one request, against a server of the test's own."""
 
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import pytest
 
 from adapters.errors import Unavailable
 from adapters.http import HttpReply, require_success, send_request
+from tests.http_stand import serving_http
 
 
 class _Echo(BaseHTTPRequestHandler):
@@ -31,12 +31,8 @@ class _Echo(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def url() -> Iterator[str]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), _Echo) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-        server.shutdown()
-        thread.join()
+    with serving_http(_Echo) as address:
+        yield address
 
 
 def test_a_request_keeps_its_path_its_query_and_its_headers(url: str) -> None:

@@ -4,7 +4,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import pytest
 
@@ -13,6 +13,7 @@ from adapters.http import send_request
 from adapters.redaction import redact
 from adapters.webhook import DeliveryOutcome, Webhook, open_webhook, read_retry_after, sign
 from pipeline.online import WebhookSettings
+from tests.http_stand import serving_http
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 SETTINGS = WebhookSettings(url_env="WEBHOOK_URL", secret_env="WEBHOOK_SECRET", max_answers=10, timeout_seconds=5)
@@ -97,12 +98,8 @@ class _Answers(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def url() -> Iterator[str]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), _Answers) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+    with serving_http(_Answers) as address:
+        yield address
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from adapters.connect import Outside
 from infra.replay import flights_source, incident, plots
 from infra.replay.__main__ import _check_answers, _check_online, _check_promises
 from infra.replay.in_time import AnsweredWeek, compare_scores
-from infra.replay.measures import ReplayedWeek, _score_metrics
+from infra.replay.measures import ReplayedWeek, score_metrics
 from infra.replay.online import OnlineSummary, Parity
 from infra.replay.report import format_answers
 from infra.replay.state import ReplayError, ReplayState
@@ -41,10 +41,8 @@ def week(decision: str, outcome: str | None = None) -> ReplayedWeek:
 def test_a_perfect_ranking_has_auc_one_and_a_better_score_a_lower_log_loss() -> None:
     label = np.array([0.0, 0.0, 1.0, 1.0])
     good, bad = np.array([0.1, 0.2, 0.8, 0.9]), np.array([0.4, 0.6, 0.5, 0.6])
-    assert _score_metrics(("auc",), label, good) == {"auc": 1.0}
-    assert (
-        _score_metrics(("log_loss",), label, good)["log_loss"] < _score_metrics(("log_loss",), label, bad)["log_loss"]
-    )
+    assert score_metrics(("auc",), label, good) == {"auc": 1.0}
+    assert score_metrics(("log_loss",), label, good)["log_loss"] < score_metrics(("log_loss",), label, bad)["log_loss"]
 
 
 def test_a_broken_feed_empties_one_week_once_and_is_mended_to_what_was_there(outside: Outside) -> None:

@@ -13,21 +13,20 @@ from features import FeatureSet
 from pipeline.partitions import Interval
 from pipeline.spec import UseCase
 from serving.reasons import DegradedReason
+from tasks.monitor.restated import EventKey, list_event_keys
+from tasks.monitor.served_features import LOGGED_ANSWER
 
 _MICROSECOND = timedelta(microseconds=1)
 EVENT = "event"  # stands for the event itself, where batch has none
 Value = float | str | bool | None
-EventKey = tuple[str, datetime]
 EventValues = Mapping[EventKey, Mapping[str, Value]]
 
-_ANSWERS = """
+_ANSWERS = f"""
 select a.entity_key, a.event_time, a.prediction_time, a.model_version, o.reasons, o.feature_as_of, o.feature_snapshot,
     o.feature_changes, o.request, o.features
-from answers_in_time a left join online_answers o
-    on (o.use_case, o.request_id, o.position, o.model_version, o.entity_key, o.event_time)
-    = (a.use_case, a.request_id, a.position, a.model_version, a.entity_key, a.event_time)
+from answers_in_time a left join {LOGGED_ANSWER}
 where a.use_case = %s and a.in_time and a.prediction_time >= %s and a.prediction_time < %s
-order by a.prediction_time, a.entity_key collate "C", a.event_time"""
+order by a.prediction_time, a.entity_key collate "C", a.event_time"""  # noqa: S608  # our own condition
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +97,7 @@ def compare_features(
 
     Nothing equals nothing; numbers are 32-bit floats, and equal or not: the logged ones are exact.
     """
-    places = {key: place for place, key in enumerate(list_keys(points))}
+    places = {key: place for place, key in enumerate(list_event_keys(points))}
     known = [answer for answer in answers if answer.key in places]
     batch = points.take(pa.array([places[answer.key] for answer in known], pa.int64()))
     found = [
@@ -123,12 +122,6 @@ def _read(answer: ServedAnswer, name: str) -> Value:
     return None if answer.features is None else answer.features.get(name)
 
 
-def list_keys(points: pa.Table) -> list[EventKey]:
-    """Of each point its entity key and the time of its event."""
-    moments: list[datetime] = points["event_time"].to_pylist()
-    return list(zip(points["entity_key"].to_pylist(), (moment.astimezone(UTC) for moment in moments), strict=True))
-
-
 def find_unequal(left: pa.Array, right: pa.Array) -> list[int]:
     """Where two columns of one type differ. What is no number is nothing: so it was logged."""
     values, others = (column.to_numpy(zero_copy_only=False) for column in (left, right))
@@ -146,7 +139,7 @@ def to_value(scalar: pa.Scalar) -> Value:
 
 def read_values(points: pa.Table, keys: frozenset[EventKey], names: Sequence[str]) -> dict[EventKey, dict[str, Value]]:
     """The features of some events; those that are no points are left out."""
-    places = {key: place for place, key in enumerate(list_keys(points)) if key in keys}
+    places = {key: place for place, key in enumerate(list_event_keys(points)) if key in keys}
     chosen = points.take(pa.array(places.values(), pa.int64()))
     columns = {name: [to_value(scalar) for scalar in chosen[name]] for name in names}
     return {

@@ -33,20 +33,20 @@ from tasks.monitor.feature_ledger.prove import DifferenceProver, ProvedDifferenc
 from tasks.monitor.feature_ledger.quarantined import find_quarantined
 from tasks.monitor.feature_ledger.recompute import Recomputation
 from tasks.monitor.feature_ledger.row_causes import CauseFinder, ServedCause
+from tasks.monitor.served_features import LOGGED_ANSWER
 
 logger = logging.getLogger(__name__)
 
 _PAGE_ROWS = 500
-_SEEN = """
+_SEEN = f"""
 select p.start, concat_ws('|', s.index #>> array[p.key, 'inputs'], count(a.*), count(o.*),
     sum(hashtextextended(o.features::text, 0))) as seen, count(a.*) as answers
 from unnest(%(keys)s::text[], %(starts)s::timestamptz[], %(ends)s::timestamptz[]) as p (key, start, "end")
 join snapshots s on s.use_case = %(use_case)s and s.version = %(version)s and s.index ? p.key
 left join answers_in_time a on a.use_case = s.use_case and a.in_time
     and a.prediction_time >= p.start and a.prediction_time < p."end"
-left join online_answers o on (o.use_case, o.request_id, o.position, o.model_version, o.entity_key, o.event_time)
-    = (a.use_case, a.request_id, a.position, a.model_version, a.entity_key, a.event_time)
-group by p.key, p.start, s.index order by p.start"""
+left join {LOGGED_ANSWER}
+group by p.key, p.start, s.index order by p.start"""  # noqa: S608  # our own condition
 _KNOWN = "select partition_start, seen from served_partitions where use_case = %s"
 _CLEAR = "delete from served_differences where use_case = %s and partition_start = %s"
 _WRITE = """

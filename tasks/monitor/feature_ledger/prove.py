@@ -12,10 +12,11 @@ from datetime import datetime
 from itertools import combinations
 from typing import Any
 
-from tasks.monitor.feature_ledger.answers import EventKey, EventValues, FeatureDifference, ServedAnswer, Value
+from tasks.monitor.feature_ledger.answers import EventValues, FeatureDifference, ServedAnswer, Value
 from tasks.monitor.feature_ledger.known_rows import DatasetObjects, KnownRows, RowDifference
 from tasks.monitor.feature_ledger.recompute import Recomputation, compute_silently
 from tasks.monitor.feature_ledger.row_causes import CauseFinder, KnownState, RowCause, ServedCause
+from tasks.monitor.restated import EventKey
 
 _NOT_FOLLOWED = " is not followed"
 _ROWS_TOLD = 5  # of a proof

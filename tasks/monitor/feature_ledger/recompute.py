@@ -20,8 +20,9 @@ from pipeline.partitions import Interval
 from pipeline.spec import UseCase
 from serving.request import RequestReader
 from tasks.build_features.followed_rows import FollowedRow, decode_rows
-from tasks.monitor.feature_ledger.answers import EventKey, EventValues, ServedAnswer, read_values
+from tasks.monitor.feature_ledger.answers import EventValues, ServedAnswer, read_values
 from tasks.monitor.feature_ledger.known_rows import CleanRows, DatasetObjects, RowDifference
+from tasks.monitor.restated import EventKey
 
 _MICROSECOND = timedelta(microseconds=1)
 _CACHE_BYTES = 1 << 20
