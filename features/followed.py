@@ -5,21 +5,25 @@ moment those that a rebuild from the same rows gives, to the byte: a property te
 declared grains.
 """
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from features.engine import FeatureSet, moment_sql
-from features.followed_streams import FollowedStreams, same_sql
+from features.engine import FeatureSet, Span, moment_sql
+from features.followed_streams import FollowedStreams
 from features.offline_requests import requests_sql
+from features.raw_rows import registered
 from features.recent_rows import RecentRows
+from features.row_sql import same_sql
 from features.series import Series, extract_sql, list_series, point_kinds
-from features.series_codec import key_texts, pack_series
-from features.stream_change import RecentPart, SourceChange, StreamChange, is_later
+from features.series_codec import key_texts, pack_series, read_keys
+from features.stream_change import RecentPart, SourceChange, SourceKey, StreamChange, is_later
 
 _ASKED = "asked"
 
@@ -40,15 +44,19 @@ class ChangedSeries:
 class FollowedSeries:
     """The series of one definition from `since` on; events from `split` on lie apart, so that what is new is small.
 
-    `tables` are clean Parquet files, as `extract_series` takes them; `identities` are the columns that tell a source's
-    rows apart. With `asks`, the events that can be asked about are followed too. For one thread.
+    `tables` are clean Parquet files, as `extract_series` takes them. With `asks`, the events that can be asked about
+    are followed too. For one thread.
+
+    `move` goes on to later files in place. Series that are stored by then are cut at another moment, or hold what no
+    point looks back on any more: those are *unsettled* until they are packed again, with what changes of them, or by
+    `settle`, some at a time.
     """
 
     def __init__(
         self,
         definition: FeatureSet,
         tables: Mapping[str, Sequence[Path]],
-        identities: Mapping[str, Sequence[str]],
+        keys: Mapping[str, SourceKey],
         *,
         since: datetime,
         split: datetime,
@@ -58,10 +66,11 @@ class FollowedSeries:
         self._definition, self._since = definition, since
         self._split = split.astimezone(UTC).replace(tzinfo=None)
         self._series = list_series(definition, point_kinds(definition))
-        self._recent = {series.stream: self._find_recent(series.stream) for series in self._series}
+        self._unsettled = dict[str, None]()  # texts of keys, those of a series together
+        parts = {series.stream: self._find_recent(series.stream) for series in self._series}
         if asks:
-            self._recent[_ASKED] = None
-        self._streams = FollowedStreams(definition, tables, identities, since=since, lead=lead, streams=self._recent)
+            parts[_ASKED] = None
+        self._streams = FollowedStreams(definition, tables, keys, since=since, lead=lead, parts=parts)
 
     def close(self) -> None:
         """Free the memory."""
@@ -85,23 +94,79 @@ class FollowedSeries:
             ValueError: rows lack a column, or hold values of another type; then nothing was changed.
         """
         with self._streams.changed(changes) as changed:
-            asked = changed.get(_ASKED)
-            packed = ChangedSeries(
-                events=asked and StreamChange(self._request(asked.coming), self._request(asked.going))
-            )
+            packed = self._begin_packing(changed)
             for stream, change in changed.items():
                 self._pack_changed(packed, stream, change.rows)
+            self._settle(packed, self._unsettled.keys() & {*packed.settled, *packed.recent})
         return packed
 
+    def move(
+        self,
+        files: Mapping[str, Sequence[Path]],
+        spans: Mapping[str, Span],
+        kept: Mapping[str, pa.Table],
+        *,
+        since: datetime,
+        split: datetime,
+    ) -> ChangedSeries:
+        """Go on to later files: the rows that became known in a span are those of files, and what that touches is new.
+
+        `kept` are the identities of rows that became known after the files end, and stay. Nothing is forgotten: rows
+        before the spans stay. After an error this is to be left.
+
+        Raises:
+            ValueError: the files lack a column, or hold values of another type.
+        """
+        with self._streams.moved(files, spans, kept) as changed:
+            packed = self._begin_packing(changed)
+            self._since, self._split = since, split.astimezone(UTC).replace(tzinfo=None)
+            self._streams.shift_split(self._split)
+            for stream, change in changed.items():
+                for series in self._list_series(stream):
+                    self._pack_keys(packed, series, _find_keys(series, change.rows))
+        return packed
+
+    def mark_unsettled(self, stored: Iterable[tuple[str, bool]], *, has_forgotten: bool) -> None:
+        """These series are stored as they were before: texts of their keys, and whether they have a later part.
+
+        Unless rows were forgotten since, one that lasts for ever and has no later part is as it should be.
+        """
+        lasting = set[str]()
+        if not has_forgotten:
+            lasting = {series.name for series in self._series if series.reach is None and series.is_parted}
+        texts = (text for text, is_later in stored if is_later or _name_series(text) not in lasting)
+        self._unsettled = dict.fromkeys(sorted(texts))
+
+    def settle(self, most: int) -> ChangedSeries:
+        """Some of the series that are unsettled, anew."""
+        packed = ChangedSeries()
+        self._settle(packed, [*islice(self._unsettled, most)])
+        return packed
+
+    def _settle(self, packed: ChangedSeries, texts: Iterable[str]) -> None:
+        by_series = defaultdict[str, list[str]](list)
+        for text in texts:
+            by_series[_name_series(text)].append(text)
+            del self._unsettled[text]
+        for series in self._series:
+            if chosen := by_series[series.name]:
+                self._pack_keys(packed, series, read_keys(series, chosen, self._streams.read_schema(series.stream)))
+
+    def _begin_packing(self, changed: Mapping[str, StreamChange]) -> ChangedSeries:
+        asked = changed.get(_ASKED)
+        return ChangedSeries(events=asked and StreamChange(self._request(asked.coming), self._request(asked.going)))
+
     def _pack_changed(self, packed: ChangedSeries, stream: str, differs: pa.Table) -> None:
-        if (part := self._recent[stream]) is None:
+        if (part := self._streams.parts[stream]) is None:
             for series in self._list_series(stream):
-                self._pack(packed, series, differs)
+                for recent in (False, True):
+                    rows = self._filter_side(series, differs, recent=recent)
+                    self._pack_keys(packed, series, _find_keys(series, rows), sides=(recent,))
             return
         later = is_later(differs[part.moment], part.split)
         if (settled := differs.filter(pc.invert(later))).num_rows:
             for series in self._list_series(stream):
-                self._pack(packed, series, settled, sides=(False,))
+                self._pack_keys(packed, series, _find_keys(series, settled), sides=(False,))
         if (recent := differs.filter(later)).num_rows:
             self._pack_recent(packed, stream, recent)
 
@@ -119,7 +184,7 @@ class FollowedSeries:
         return [series for series in self._series if series.stream == stream]
 
     def _request(self, asked: pa.Table) -> pa.Table:
-        with self._streams.registered(rows_given=asked):
+        with registered(self._streams.connection, rows_given=asked):
             return self._to_requests("rows_given")
 
     def _to_requests(self, asked: str) -> pa.Table:
@@ -132,26 +197,28 @@ class FollowedSeries:
         is_one = len({series.order for series in of_stream}) == 1 and all(series.is_parted for series in of_stream)
         return RecentPart(moment=of_stream[0].moment, split=self._split) if is_one else None
 
-    def _pack(
-        self,
-        packed: ChangedSeries,
-        series: Series,
-        differs: pa.Table | None = None,
-        *,
-        sides: Sequence[bool] = (False, True),
+    def _pack(self, packed: ChangedSeries, series: Series) -> None:
+        """Every key's series, in its parts."""
+        for recent, payloads in ((False, packed.settled), (True, packed.recent)):
+            if (side := self._side_sql(series, recent=recent)) is not None:
+                payloads.update(self._extract(series, f"{self._name_events(series, recent=recent)} where {side}"))
+
+    def _pack_keys(
+        self, packed: ChangedSeries, series: Series, keys: pa.Table, *, sides: Sequence[bool] = (False, True)
     ) -> None:
-        """Each key's series, in its parts; where rows differ, those of their keys only."""
+        """The series of some keys, in parts."""
         for recent in sides:
-            if (side := self._side_sql(series, recent=recent)) is None:
+            if not keys.num_rows or (side := self._side_sql(series, recent=recent)) is None:
                 continue
+            events = f"{self._name_events(series, recent=recent)} semi join keys_given k"
+            events += f" on {same_sql(series.key, 'k', 's')} where {side}"
             into = packed.recent if recent else packed.settled
-            events = f"{'recent' if recent and self._recent[series.stream] else 'stream'}_{series.stream} s"
-            if differs is None:
-                into |= self._extract(series, f"{events} where {side}")
-            elif (keys := _find_keys(series, self._filter_side(series, differs, recent=recent))).num_rows:
-                events += f" semi join keys_given k on {same_sql(series.key, 'k', 's')} where {side}"
-                with self._streams.registered(keys_given=keys):
-                    into |= dict.fromkeys(key_texts(series, keys)) | self._extract(series, events)
+            with registered(self._streams.connection, keys_given=keys):
+                into |= dict.fromkeys(key_texts(series, keys)) | self._extract(series, events)
+
+    def _name_events(self, series: Series, *, recent: bool) -> str:
+        """SQL: what holds the events of one part, as `s`."""
+        return f"{'recent' if recent and self._streams.parts[series.stream] else 'stream'}_{series.stream} s"
 
     def _extract(self, series: Series, events: str) -> dict[str, bytes]:
         query = extract_sql(series, f"(select s.* from {events})", self._since)
@@ -176,3 +243,8 @@ def _find_keys(series: Series, rows: pa.Table) -> pa.Table:
     if not series.key:
         return pa.table({"all": [True][: rows.num_rows]})
     return rows.select(series.key).drop_null().group_by(list(series.key)).aggregate([])
+
+
+def _name_series(text: str) -> str:
+    """The series of the text of a key."""
+    return text.partition("[")[0]

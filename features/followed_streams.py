@@ -8,6 +8,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -18,13 +19,15 @@ import pyarrow.compute as pc
 from features.engine import (
     FeatureSet,
     FixedSpan,
+    Span,
     fill_steps,
     moment_sql,
     naming_undeclared_source,
-    read_files_sql,
     source_sql,
 )
-from features.stream_change import RecentPart, SourceChange, StreamChange, is_later
+from features.raw_rows import RawRows, registered
+from features.row_sql import equal_places_sql, same_sql
+from features.stream_change import RecentPart, SourceChange, SourceKey, StreamChange, is_later
 
 _EVER = datetime(9999, 1, 1, tzinfo=UTC)  # what is to come is in the streams too: no point looks beyond what it knows
 
@@ -39,32 +42,29 @@ class FollowedStreams:
         self,
         definition: FeatureSet,
         tables: Mapping[str, Sequence[Path]],
-        identities: Mapping[str, Sequence[str]],
+        keys: Mapping[str, SourceKey],
         *,
         since: datetime,
         lead: timedelta,
-        streams: Mapping[str, RecentPart | None],
+        parts: Mapping[str, RecentPart | None],
     ) -> None:
-        """`tables` are clean Parquet files; `identities` are the columns that tell a source's rows apart.
+        """`tables` are clean Parquet files, by source; `parts` are the streams to follow, and what lies apart of each.
 
         Raises:
             ValueError: a source is not as declared.
         """
-        self._definition, self._identities, self._streams = definition, identities, streams
+        self._definition, self.parts = definition, dict(parts)
         self._steps = fill_steps(definition, FixedSpan(since, _EVER), lead)
         self._reads = _list_sources_read(definition)
         self.connection = duckdb.connect(config={"threads": 1})  # most of what it is asked is small
         self._run("set TimeZone = 'UTC'")
-        self._stored = set[str]()  # sources that have had a row, or a file: as `raw_<source>`
-        self._going = set[str]()  # sources of which a change names rows that go: as `gone_<source>`
+        self._rows = RawRows(self.connection, definition, keys)
         self._standing = set[str]()  # steps that no change of another grain touches, as `standing_<step>`
         with naming_undeclared_source(definition):
             for name in definition.sources:
-                if files := read_files_sql(tables.get(name, ())):
-                    self._run(f"create table raw_{name} as {self._read_sql(name, files)}")
-                    self._stored.add(name)
-            with self._run_steps(streams, {}):
-                for stream, recent in streams.items():
+                self._rows.load(name, tables.get(name, ()))
+            with self._run_steps(self.parts, {}):
+                for stream, recent in self.parts.items():
                     later = recent and f"{recent.moment} >= {moment_sql(recent.split.replace(tzinfo=UTC))}"
                     self._run(
                         f"create table stream_{stream} as from {stream}"
@@ -82,43 +82,67 @@ class FollowedStreams:
         Raises:
             ValueError: rows lack a column, or hold values of another type.
         """
-        found, stored, standing = dict[str, StreamChange](), set(self._stored), set(self._standing)
-        self._going = {name for name, change in changes.items() if change.gone.num_rows}
-        by_grain = defaultdict[tuple[str, ...], list[str]](list)
-        for name in changes:
-            by_grain[self._definition.sources[name].grain].append(name)
+        with self._kept_on_error():
+            for name, change in changes.items():
+                self._rows.stage(name, change)
+            found = self._follow_staged()
+            yield found
+
+    @contextmanager
+    def moved(
+        self, files: Mapping[str, Sequence[Path]], spans: Mapping[str, Span], kept: Mapping[str, pa.Table]
+    ) -> Iterator[dict[str, StreamChange]]:
+        """Make the rows that became known in a span those of clean files, by source; what changes of the streams.
+
+        Rows of the identities in `kept` stay as they are. For errors see `changed`.
+        """
+        with self._kept_on_error():
+            for name in self._definition.sources:
+                self._rows.stage_files(name, files.get(name, ()), spans[name], kept[name])
+            yield self._follow_staged()
+
+    @contextmanager
+    def _kept_on_error(self) -> Iterator[None]:
+        stored, standing = set(self._rows.stored), set(self._standing)
         self._run("begin")
         try:
             with naming_undeclared_source(self._definition):
-                for grain, names in by_grain.items():
-                    for name in names:
-                        self._stage(name, changes[name])
-                    for stream, change in self._follow_grain(grain, names) if grain else self._follow_all(names):
-                        self._bring(stream, change)
-                        found[stream] = found[stream].then(change) if stream in found else change
-                    for name in names:
-                        self._run(f"drop table coming_{name}")
-                    for name in self._going.intersection(names):
-                        self._run(f"drop table gone_{name}")
-                yield found
+                yield
             self._run("commit")
         except BaseException:
-            self._stored, self._standing = stored, standing
+            self._standing = standing
             self._run("rollback")
+            self._rows.restore(stored)
             raise
 
-    @contextmanager
-    def registered(self, **tables: pa.Table) -> Iterator[None]:
-        """Let SQL read Arrow tables by these names."""
-        for name, table in tables.items():
-            self.connection.register(name, table)
-        yield
-        for name in tables:  # after an error the next use of the name takes its place: the transaction takes no more
-            self.connection.unregister(name)
+    def _follow_staged(self) -> dict[str, StreamChange]:
+        """Put staged rows in their place, and bring the streams to what follows; what changes of them."""
+        found, by_grain = dict[str, StreamChange](), defaultdict[tuple[str, ...], list[str]](list)
+        for name in self._rows.list_staged():
+            by_grain[self._definition.sources[name].grain].append(name)
+        for grain, names in by_grain.items():
+            for stream, change in self._follow_grain(grain, names) if grain else self._follow_all(names):
+                self._bring(stream, change)
+                found[stream] = found[stream].then(change) if stream in found else change
+            self._rows.drop_staged(names)
+        return found
+
+    def shift_split(self, split: datetime) -> None:
+        """From now on what lies apart begins at a later moment (naive UTC); the rest goes to the other rows."""
+        self.parts = {stream: part and replace(part, split=split) for stream, part in self.parts.items()}
+        for stream, part in self.parts.items():
+            if part is not None:
+                earlier = f"{part.moment} < {moment_sql(split.replace(tzinfo=UTC))}"
+                self._run(f"insert into stream_{stream} from recent_{stream} where {earlier}")
+                self._run(f"delete from recent_{stream} where {earlier}")
 
     def read_recent(self, stream: str) -> pa.Table:
         """The rows of a stream that lie apart."""
         return self._fetch(f"from recent_{stream}")
+
+    def read_schema(self, stream: str) -> pa.Schema:
+        """The columns of a stream."""
+        return self._fetch(f"from stream_{stream} limit 0").schema
 
     def _run(self, statement: str) -> None:
         self.connection.execute(statement)
@@ -126,53 +150,24 @@ class FollowedStreams:
     def _fetch(self, query: str) -> pa.Table:
         return self.connection.sql(query).to_arrow_table()
 
-    def _read_sql(self, name: str, rows: str) -> str:
-        """A source's rows as steps read them, and beside them what tells them apart."""
-        ids = ", ".join(f"{column} as id_{place}" for place, column in enumerate(self._identities[name]))
-        return f"select {ids}, " + source_sql(self._definition.sources[name], rows).removeprefix("select ")
-
-    def _stage(self, name: str, change: SourceChange) -> None:
-        """Put the rows that come, and what tells apart those that they and the change take away, into tables."""
-        with self.registered(rows_given=change.rows):
-            self._run(f"create temp table coming_{name} as {self._read_sql(name, 'rows_given')}")
-        if name in self._going:
-            ids = ", ".join(f"{column} as id_{place}" for place, column in enumerate(self._identities[name]))
-            with self.registered(identities_given=change.gone):
-                self._run(f"create temp table gone_{name} as select {ids} from identities_given")
-        if name not in self._stored:
-            self._run(f"create table raw_{name} as from coming_{name} limit 0")
-            self._stored.add(name)
-
-    def _leaving_sql(self, name: str, rows: str) -> str:
-        """Of rows with a `place`, those that go, or for which others come."""
-        ids = [f"id_{place}" for place in range(len(self._identities[name]))]
-        taken = f"select {', '.join(ids)} from coming_{name}"
-        if name in self._going:
-            taken += f" union all from gone_{name}"
-        return f"select r.* from {rows} r semi join ({taken}) i on {same_sql(ids, 'i', 'r')}"
-
-    def _put(self, name: str, leaving: str) -> None:
-        self._run(f"delete from raw_{name} where rowid in (select place from {leaving})")
-        self._run(f"insert into raw_{name} from coming_{name}")
-
     def _forget_standing(self, names: Iterable[str]) -> None:
         for step in [step for step in self._standing if self._reads[step].intersection(names)]:
             self._run(f"drop table standing_{step}")
             self._standing.remove(step)
 
     def _list_streams(self, changed: Iterable[str]) -> list[str]:
-        return [stream for stream in self._streams if self._reads[stream].intersection(changed)]
+        return [stream for stream in self.parts if self._reads[stream].intersection(changed)]
 
     def _follow_all(self, names: Sequence[str]) -> list[tuple[str, StreamChange]]:
         """Put staged rows of sources without a grain in their place; what differs of all that is made of them."""
         self._forget_standing(names)
         for name in names:
-            self._put(name, f"({self._leaving_sql(name, f'(select rowid as place, * from raw_{name})')})")
+            self._rows.put(name, f"({self._rows.leaving_sql(name, f'(select rowid as place, * from raw_{name})')})")
         found = []
         streams = self._list_streams(names)
         with self._run_steps(streams, {}):
             for stream in streams:
-                both = f"from recent_{stream} union all " if self._streams[stream] else ""
+                both = f"from recent_{stream} union all " if self.parts[stream] else ""
                 was = f"({both}from stream_{stream})"
                 coming = self._fetch(f"from {stream} except all from {was}")
                 found.append((stream, StreamChange(coming, self._fetch(f"from {was} except all from {stream}"))))
@@ -181,17 +176,17 @@ class FollowedStreams:
     def _follow_grain(self, grain: Sequence[str], names: Sequence[str]) -> list[tuple[str, StreamChange]]:
         """Put staged rows of one grain in their place; what differs of what is made of the rows of their grains."""
         sources = self._definition.sources
-        changed = [name for name in sources if sources[name].grain == grain and name in self._stored]
+        changed = [name for name in sources if sources[name].grain == grain and name in self._rows.stored]
         same = self._touch(grain, names)
         for name in changed:
             rows = f"(select rowid as place, * from raw_{name}) r"
             self._run(f"create temp table before_{name} as select r.* from {rows} semi join touched t on {same}")
-            leaving = self._leaving_sql(name, f"before_{name}") if name in names else f"from before_{name} limit 0"
+            leaving = self._rows.leaving_sql(name, f"before_{name}") if name in names else f"from before_{name} limit 0"
             self._run(f"create temp table leaving_{name} as {leaving}")
         streams = self._list_streams(changed)
         old = self._compute(streams, {name: f"from before_{name}" for name in changed})
         for name in names:
-            self._put(name, f"leaving_{name}")
+            self._rows.put(name, f"leaving_{name}")
         stay = "where place not in (select place from leaving_{0})"
         new = self._compute(
             streams,
@@ -211,9 +206,9 @@ class FollowedStreams:
         for name in names:
             parts.append(f"select {columns} from coming_{name}")
             # Those that others take the place of have their grains, where the grain is told by the identity.
-            if name in self._going or not set(grain) <= set(self._identities[name]):
+            if not self._rows.is_grain_told(name, grain):
                 rows = f"(select rowid as place, * from raw_{name})"
-                parts.append(f"select {columns} from ({self._leaving_sql(name, rows)})")
+                parts.append(f"select {columns} from ({self._rows.leaving_sql(name, rows)})")
         self._run(f"create temp table touched as {' union '.join(parts)}")
         [(has_nothing,)] = self.connection.execute(
             f"select coalesce(bool_or({' or '.join(f'{name} is null' for name in grain)}), false) from touched"
@@ -251,7 +246,7 @@ class FollowedStreams:
             self._run(f"drop {kind} {name}")
 
     def _source_sql(self, name: str, only: Mapping[str, str]) -> str:
-        if name not in self._stored:
+        if name not in self._rows.stored:
             return source_sql(self._definition.sources[name], None)
         columns = ", ".join(self._definition.sources[name].columns)
         return f"select {columns} from ({only.get(name, f'from raw_{name}')})"
@@ -260,33 +255,21 @@ class FollowedStreams:
         """Bring a stream's tables to what was computed."""
         for table, part in self._divide(stream, change):
             if part.going.num_rows:
-                with self.registered(rows_given=part.going):
-                    self._delete_equal(table, part.going.column_names)
+                with registered(self.connection, rows_given=part.going):
+                    rows = f"(select rowid as place, * from {table})"
+                    places = equal_places_sql(rows, "rows_given", part.going.column_names)
+                    self._run(f"delete from {table} where rowid in ({places})")
             if part.coming.num_rows:
-                with self.registered(rows_given=part.coming):
+                with registered(self.connection, rows_given=part.coming):
                     self._run(f"insert into {table} from rows_given")
 
     def _divide(self, stream: str, change: StreamChange) -> list[tuple[str, StreamChange]]:
-        recent = self._streams[stream]
+        recent = self.parts[stream]
         if recent is None:
             return [(f"stream_{stream}", change)]
         later = change.filter(lambda rows: is_later(rows[recent.moment], recent.split))
         settled = change.filter(lambda rows: pc.invert(is_later(rows[recent.moment], recent.split)))
         return [(f"stream_{stream}", settled), (f"recent_{stream}", later)]
-
-    def _delete_equal(self, table: str, columns: Sequence[str]) -> None:
-        """Of rows that are equal, as many as were given."""
-        self._run(
-            f"delete from {table} where rowid in (select place from (select s.rowid as place, g.copies,"
-            f" row_number() over (partition by {', '.join(f's.{name}' for name in columns)}) as number from {table} s"
-            f" join (select *, count(*) as copies from rows_given group by all) g on {same_sql(columns, 's', 'g')})"
-            " where number <= copies)"
-        )
-
-
-def same_sql(columns: Sequence[str], left: str, right: str) -> str:
-    """SQL condition: two tables have the same in these columns, nothing being the same as nothing."""
-    return " and ".join(f"{left}.{name} is not distinct from {right}.{name}" for name in columns) or "true"
 
 
 def _list_sources_read(definition: FeatureSet) -> dict[str, set[str]]:

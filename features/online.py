@@ -27,6 +27,7 @@ from features.series_codec import unpack_parts
 
 _KEYS_AT_ONCE = 200
 _MICROSECOND = timedelta(microseconds=1)
+_CACHED_SPAN = timedelta(days=90) // _MICROSECOND  # then caches begin anew: they count moments from where they began
 
 
 class StoreState(NamedTuple):
@@ -40,8 +41,8 @@ class StoreState(NamedTuple):
     stopped: tuple[str, ...] = ()  # tables of the source of which the stream misses something
 
     def is_later_than(self, held: "StoreState | None") -> bool:
-        """Whether it is of the same revision as the state held, and no older."""
-        return held is not None and self.changes >= held.changes and self[:2] == held[:2] and self[3] == held[3]
+        """Whether it is of the same revision as the state held, and no older: what did not change is as it was."""
+        return held is not None and self.revision == held.revision and self.changes >= held.changes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +92,7 @@ class OnlineFeatures:
         self._features = compile_expressions(features_sql(definition), points | looked_up)
         self._caches: dict[str, SeriesCache] = {}
         self._texts: dict[str, tuple[str, Hashable]] = {}  # of what the caches hold: text of a key -> series, key
+        self._cached_since = 0
         self._state: StoreState | None = None
 
     def compute(self, events: pa.Table, fetch: FetchSeries | None) -> ComputedFeatures:
@@ -161,11 +163,12 @@ class OnlineFeatures:
             _StoreRefreshed: the batch is to be begun anew: what it read before, or did not read as held, is stale.
         """
         held, self._state = self._state, fetched.state
-        if fetched.state.is_later_than(held):
+        if fetched.state.is_later_than(held) and fetched.state.since < self._cached_since + _CACHED_SPAN:
             if self._forget(fetched.stale) or not is_first_read:
                 raise _StoreRefreshed
             return
-        had_any, base = bool(self._caches), fetched.state.since - self._reach
+        had_any, self._cached_since = bool(self._caches), fetched.state.since
+        base = self._cached_since - self._reach
         self._caches, self._texts = {s.name: SeriesCache(s, base) for s in self._series}, {}
         if had_any or not is_first_read:
             raise _StoreRefreshed

@@ -6,6 +6,7 @@ stored), whether marks of validity follow (1 byte), the values, and the marks (1
 """
 
 import hashlib
+import json
 import struct
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -62,6 +63,20 @@ def key_texts(series: Series, rows: pa.Table) -> list[str]:
     if not series.key:
         return [series.key_text(())] * rows.num_rows
     return [series.key_text(key) for key in zip(*(_key_values(rows[name]) for name in series.key), strict=True)]
+
+
+def read_keys(series: Series, texts: Sequence[str], stream: pa.Schema) -> pa.Table:
+    """The keys that were written as these texts, typed as in their stream."""
+    if not series.key:
+        return pa.table({"all": [True] * len(texts)})
+    keys = zip(*(json.loads(text.removeprefix(series.name)) for text in texts), strict=True)
+    return pa.table(
+        {
+            name: pa.array(values, pa.int64() if pa.types.is_timestamp(kind) else kind).cast(kind)
+            for name, values in zip(series.key, keys, strict=True)
+            for kind in [stream.field(name).type]
+        }
+    )
 
 
 def _key_values(column: pa.ChunkedArray) -> list[Any]:

@@ -10,6 +10,14 @@ import pyarrow.compute as pc
 
 
 @dataclass(frozen=True, kw_only=True)
+class SourceKey:
+    """The columns that tell a source's rows apart, and the one that says when a row became known."""
+
+    identity: tuple[str, ...]
+    available_at: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class SourceChange:
     """Rows of one source, as they lie in clean files, in place of those of their identity; and identities that go."""
 

@@ -26,7 +26,7 @@ from tasks.build_features import dataset
 from tasks.build_features.followed_series import kept_interval
 from tasks.build_features.learnt_features import load_learnt_points
 from tasks.build_features.manifest import clean_files
-from tasks.build_features.online_features import pack_all_series
+from tasks.build_features.store_refresh import pack_all_series
 from tasks.monitor.restated import EventKey, list_event_keys, rescore_events
 
 _CACHE_BYTES = 256 << 20

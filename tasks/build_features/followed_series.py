@@ -1,17 +1,26 @@
 """The series of a definition in memory, from a dataset and the rows that were followed since; and their bytes."""
 
+from collections import defaultdict
 from collections.abc import Iterable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 from adapters.connect import Outside
 from features import FeatureSet
 from features.followed import ChangedSeries, FollowedSeries
+from features.stream_change import SourceKey
 from pipeline.handoffs import Snapshot
 from pipeline.partitions import Interval
 from pipeline.spec import UseCase
-from tasks.build_features.followed_rows import FollowedRow, Identities, to_source_changes
-from tasks.build_features.manifest import clean_files
+from tasks.build_features.followed_rows import (
+    FollowedRow,
+    FollowedSource,
+    Identities,
+    decode_identities,
+    to_source_changes,
+)
+from tasks.build_features.manifest import clean_files, clean_objects
 
+_EVER = datetime(1, 1, 1, tzinfo=UTC)
 _PARTITIONS_KEPT = 2  # of prediction times before `as_of` that are answered exactly; golden rows come from the last one
 
 
@@ -36,14 +45,50 @@ def build_followed_series(
     """
     kept = kept_interval(use_case, snapshot)
     files = clean_files(snapshot, kept, outside, definition)
+    tables = use_case.source.tables
     return FollowedSeries(
         definition,
         files,
-        {name: identities[name] for name in definition.sources},
+        {n: SourceKey(identity=identities[n], available_at=tables[n].available_at) for n in definition.sources},
         since=kept.start,
         split=snapshot.end,
         lead=use_case.time.lead,
         asks=asks,
+    )
+
+
+def move_series(
+    series: FollowedSeries,
+    use_case: UseCase,
+    definition: FeatureSet,
+    *,
+    snapshot: Snapshot,
+    outside: Outside,
+    followed: FollowedSource,
+) -> ChangedSeries:
+    """Bring series to a later dataset, beside the rows that were followed since it ends.
+
+    Raises:
+        ValueError, duckdb.Error: a clean table lacks what the features read.
+    """
+    kept, identities = kept_interval(use_case, snapshot), followed.identities
+    objects = clean_objects(snapshot, kept, outside, definition)
+    held = defaultdict[str, list[str]](list)
+    for row in followed.rows:
+        held[row.table].append(row.identity)
+    reach = kept.start - definition.look_back
+    return series.move(
+        {table: [outside.lake.local(item.uri) for item in items] for table, items in objects.items()},
+        {
+            name: Interval(
+                _EVER if source.timeless else min([reach, *(item.interval.start for item in objects[name])]),
+                snapshot.end,
+            )
+            for name, source in definition.sources.items()
+        },
+        {name: decode_identities(use_case, name, held[name], identities) for name in definition.sources},
+        since=kept.start,
+        split=snapshot.end,
     )
 
 

@@ -26,6 +26,11 @@ _READ = """
 select version, table_name, identity, changes, available_at, row_data, reasons, is_followed, position, known_before,
     known_until from followed_versions
 where use_case = %s and (available_at is null or available_at >= %s) and table_name = any(%s) order by version"""
+# What came between the landing and now is in no dataset: the partition is compared with the source once more.
+_FORGET_ROWS = """
+with forgotten as (delete from followed_rows where use_case = %(use_case)s and available_at < %(end)s returning 1)
+update source_checks set checked_at = '-infinity'
+where use_case = %(use_case)s and exists (select from forgotten)"""
 _FORGET = """
 delete from followed_versions where use_case = %s and coalesce(available_at, known_until, '-infinity') < %s"""
 
@@ -109,7 +114,8 @@ def first_compared(use_case: UseCase, end: datetime) -> datetime:
     return end - _PARTITIONS_COMPARED * timedelta(days=use_case.grid.days)
 
 
-def forget_versions(at: cursor, use_case: UseCase, end: datetime) -> None:
-    """Delete what no comparison reads any more, where a dataset ends at a moment."""
+def forget_followed(at: cursor, use_case: UseCase, end: datetime) -> None:
+    """Delete the rows that a dataset holds which ends at a moment, and versions that no comparison reads any more."""
+    at.execute(_FORGET_ROWS, {"use_case": use_case.name, "end": end})
     before = _PARTITIONS_BEFORE * timedelta(days=use_case.grid.days)
     at.execute(_FORGET, (use_case.name, first_compared(use_case, end) - before))

@@ -122,10 +122,10 @@ def committed_manifest(snapshot: Snapshot, outside: "Outside") -> Manifest:
     return Manifest.from_json(outside.versions.committed(snapshot.use_case, snapshot.git_revision, path))
 
 
-def clean_files(
+def clean_objects(
     snapshot: Snapshot, interval: Interval, outside: "Outside", definition: "FeatureSet"
-) -> dict[str, list[Path]]:
-    """The clean objects of a version that a definition reads for an interval, by table, as files of this machine.
+) -> dict[str, list[CleanObject]]:
+    """The clean objects of a version that a definition reads for an interval, by table.
 
     Raises:
         ValueError: it reads a table of which the version knows nothing.
@@ -133,5 +133,12 @@ def clean_files(
     manifest = replace(committed_manifest(snapshot, outside), reach=definition.look_back)
     if absent := sorted(definition.sources.keys() - manifest.objects.keys()):
         raise ValueError(f"dataset version {snapshot.version} has nothing of {absent}: build features anew")
-    inputs = manifest.inputs_of(interval, definition.sources)
-    return {table: [outside.lake.local(item.uri) for item in items] for table, items in inputs.items()}
+    return manifest.inputs_of(interval, definition.sources)
+
+
+def clean_files(
+    snapshot: Snapshot, interval: Interval, outside: "Outside", definition: "FeatureSet"
+) -> dict[str, list[Path]]:
+    """The same, as files of this machine."""
+    objects = clean_objects(snapshot, interval, outside, definition)
+    return {table: [outside.lake.local(item.uri) for item in items] for table, items in objects.items()}

@@ -3,80 +3,40 @@
 It holds today's definition of the features, and those of every version that answers or may come to, so that a changed
 definition is no outage. A refresh is one transaction for each: readers see the old state or the new one, whole, and
 only series that changed are written. The store follows snapshots in the order they were built; a run that was overtaken
-can no longer commit. Where the source is followed (`tasks/stream`), what became known since then is taken along.
+can no longer commit.
+
+Where the source is followed (`tasks/stream`), the stream brings the store to a later snapshot itself, in place; a
+refresh waits for it. Where nobody follows, or a definition is new, it takes along what became known since.
 """
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
-from functools import cached_property, partial
-from hashlib import sha256
-from pathlib import Path
+from functools import partial
+from typing import Any
 
 import duckdb
-import psycopg2.extras
-from psycopg2.extensions import cursor
 
 import features
 from adapters.connect import Outside
+from adapters.retrying import wait_until
 from adapters.warehouse import Fence
-from features.followed import ChangedSeries
 from pipeline.handoffs import Snapshot
-from pipeline.partitions import Interval
 from pipeline.spec import UseCase
 from tasks.build_features import dataset
-from tasks.build_features.followed_rows import FollowedSource, read_followed
-from tasks.build_features.followed_series import apply_rows, build_followed_series, kept_interval
-from tasks.build_features.followed_versions import forget_versions
+from tasks.build_features.followed_versions import forget_followed
 from tasks.build_features.learnt_features import iterate_definitions_in_use
-from tasks.build_features.manifest import clean_files
+from tasks.build_features.store_refresh import DefinitionRefresh, Refreshed
 
 logger = logging.getLogger(__name__)
 
-_PAGE_ROWS = 500
-_STAGE_ROW = "(%s, %s::bytea, %s::bytea)"
-
-_STATE = """
-select s.snapshot_version, b.build_order, s.split from online_state s
-left join snapshots b on b.use_case = s.use_case and b.version = s.snapshot_version
-where s.use_case = %s and s.definition = %s"""
-
-_REACHED = "select definition from online_state where use_case = %s and snapshot_version = %s"
-_ORDER = "select build_order from snapshots where use_case = %s and version = %s"
-
-_STAGED = "create temp table refreshed (key text primary key, payload bytea, recent bytea) on commit drop"
-
-_STAGE = "insert into refreshed (key, payload, recent) values %s"
-
-_WRITE = """
-insert into online_series (use_case, definition, key, payload, recent, changed)
-select %s, %s, key, payload, recent, %s from refreshed order by key
-on conflict (use_case, definition, key) do update set payload = excluded.payload, recent = excluded.recent,
-    changed = excluded.changed"""
-
-_ADVANCE = """
-insert into online_state (use_case, definition, since, as_of, snapshot_version, split, known_until, changes, revision)
-values (%s, %s, %s, %s, %s, %s, %s, %s, 1)
-on conflict (use_case, definition) do update set since = excluded.since, as_of = excluded.as_of,
-    snapshot_version = excluded.snapshot_version, split = excluded.split, known_until = excluded.known_until,
-    changes = greatest(online_state.changes, excluded.changes), revision = online_state.revision + 1,
-    refreshed_at = now()"""
-
-_STORED = """
-select key, sha256(payload), sha256(recent) from online_series where use_case = %s and definition = %s"""
-
-_DELETE = "delete from online_series where use_case = %s and definition = %s and key = any(%s)"
-
-_LOCK_STREAM = "select changes, known_until from stream_state where use_case = %s for update"
-
-# What came between the landing and now is in no dataset: the partition is compared with the source once more.
-_FORGET_ROWS = """
-with forgotten as (delete from followed_rows where use_case = %(use_case)s and available_at < %(end)s returning 1)
-update source_checks set checked_at = '-infinity'
-where use_case = %(use_case)s and exists (select from forgotten)"""
-
+_STREAM_SECONDS = 120.0  # a stream that has not come to it by then will not
+_REACHED = """
+select s.definition, s.snapshot_version, s.split is not null as is_parted, s.snapshot_version = %(version)s
+    or b.build_order >= (select build_order from snapshots where (use_case, version) = (%(use_case)s, %(version)s))
+    as is_reached
+from online_state s left join snapshots b on (b.use_case, b.version) = (s.use_case, s.snapshot_version)
+where s.use_case = %(use_case)s"""
 _RETIRE = """
 with old as (
     select definition from online_state where use_case = %s and definition <> all(%s)
@@ -86,53 +46,21 @@ with old as (
 delete from online_state using old where use_case = %s and online_state.definition = old.definition"""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Refreshed:
-    """What a refresh did to the store, in series."""
-
-    written: int
-    deleted: int
-    unchanged: int
-
-    def __add__(self, other: "Refreshed") -> "Refreshed":
-        return Refreshed(
-            written=self.written + other.written,
-            deleted=self.deleted + other.deleted,
-            unchanged=self.unchanged + other.unchanged,
-        )
-
-
 def find_unreached_snapshot(use_case: UseCase, outside: Outside) -> Snapshot | None:
-    """The snapshot the store has yet to reach; None: it is there, or there is no endpoint, or nothing was built."""
+    """The snapshot the store has yet to reach; None: it is there, or there is no endpoint, or nothing was built.
+
+    A definition that is in use no more is to go, so the store is not there either.
+    """
     if use_case.endpoint is None:
         return None
     latest = dataset.latest_snapshot(use_case, outside)
     if latest is None:
         return None
-    rows = outside.warehouse.query(_REACHED, (use_case.name, latest.version))
-    reached = {row["definition"] for row in rows}
-    in_use = iterate_definitions_in_use(use_case, outside, lost=[])
-    return None if all(definition.digest() in reached for definition in in_use) else latest
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Content:
-    """The series of one definition, in their parts, and the state that they are of."""
-
-    settled: Mapping[str, bytes]
-    recent: Mapping[str, bytes]
-    split: datetime | None = None  # None: in one part
-    known_until: datetime | None = None
-    changes: int = 0
-
-    @cached_property
-    def keys(self) -> frozenset[str]:
-        """Of all series."""
-        return frozenset([*self.settled, *self.recent])
-
-    def parts(self, key: str) -> tuple[bytes | None, bytes | None]:
-        """What there is of a key."""
-        return self.settled.get(key), self.recent.get(key)
+    lost = list[str]()
+    in_use = {definition.digest() for definition in iterate_definitions_in_use(use_case, outside, lost)}
+    held = outside.warehouse.query(_REACHED, {"use_case": use_case.name, "version": latest.version})
+    unused = set[str]() if lost else {row["definition"] for row in held} - in_use
+    return latest if unused or in_use - {row["definition"] for row in held if row["is_reached"]} else None
 
 
 def refresh_store(use_case: UseCase, snapshot: Snapshot, outside: Outside) -> Refreshed:
@@ -145,25 +73,19 @@ def refresh_store(use_case: UseCase, snapshot: Snapshot, outside: Outside) -> Re
         ValueError: a clean table lacks what the features read.
         FencedOut: a later refresh has begun, and will do this work.
     """
+    lost = list[str]()
+    in_use = list(iterate_definitions_in_use(use_case, outside, lost))
+    digests = [definition.digest() for definition in in_use]
     fence = outside.warehouse.begin(f"{use_case.name}/online_features")
-    done, digests, lost = Refreshed(written=0, deleted=0, unchanged=0), list[str](), list[str]()
-    for definition in iterate_definitions_in_use(use_case, outside, lost):
-        digests.append(definition.digest())
-        try:
-            refresh = _Refresh(use_case, definition, snapshot, outside)
-        except (ValueError, duckdb.Error) as error:
-            if definition is features.definition(use_case.name):
-                raise
-            _alert_stale_definition(use_case, definition.digest(), error, outside)
-            continue
-        with closing(refresh):
-            done += outside.warehouse.retry_transaction(partial(refresh.commit, fence))
+    done = Refreshed(written=0, deleted=0, unchanged=0)
+    if not _await_stream(use_case, snapshot, outside, digests):
+        for definition in in_use:
+            done += _refresh_definition(use_case, definition, snapshot, outside, fence)
 
     def retire() -> None:
         with outside.warehouse.transaction(fence) as at:
             at.execute(_RETIRE, (use_case.name, digests, use_case.name, use_case.name))
-            at.execute(_FORGET_ROWS, {"use_case": use_case.name, "end": snapshot.end})
-            forget_versions(at, use_case, snapshot.end)
+            forget_followed(at, use_case, snapshot.end)
 
     if not lost:  # else what seems unused may be what a lost version learnt
         outside.warehouse.retry_transaction(retire)
@@ -171,107 +93,43 @@ def refresh_store(use_case: UseCase, snapshot: Snapshot, outside: Outside) -> Re
     return done
 
 
-class _Refresh:
-    """The series of one definition from a snapshot, and from the rows that were followed since, if the source is."""
+def _await_stream(use_case: UseCase, snapshot: Snapshot, outside: Outside, digests: Sequence[str]) -> bool:
+    """Whether the stream brought all definitions to a snapshot; where it follows only some, it is not awaited."""
+    if use_case.source.follow is None:
+        return False
 
-    def __init__(
-        self, use_case: UseCase, definition: features.FeatureSet, snapshot: Snapshot, outside: Outside
-    ) -> None:
-        self._use_case, self._definition, self._snapshot, self._outside = use_case, definition, snapshot, outside
-        self._kept = kept_interval(use_case, snapshot)
-        self._followed: FollowedSource | None = None
-        if use_case.source.follow is not None:
-            with outside.warehouse.transaction() as at:
-                self._followed = read_followed(at, use_case, snapshot.end)
-        if self._followed is None:
-            files = clean_files(snapshot, self._kept, outside, definition)
-            series = dict(pack_all_series(definition, files, self._kept, use_case.time.lead))
-            self._content = _Content(settled=series, recent={})
-            return
-        self._series = build_followed_series(use_case, definition, snapshot, outside, self._followed.identities)
-        self._apply(self._followed)
-        packed = self._series.pack_all()
-        self._content = _Content(
-            settled=_without_none(packed.settled), recent=_without_none(packed.recent), split=snapshot.end
-        )
+    def read_held() -> dict[str, dict[str, Any]]:
+        rows = outside.warehouse.query(_REACHED, {"use_case": use_case.name, "version": snapshot.version})
+        return {row["definition"]: row for row in rows if row["is_parted"]}
 
-    def close(self) -> None:
-        """Free the memory."""
-        if self._followed is not None:
-            self._series.close()
+    held = read_held()
+    if not held.keys() >= {*digests} or len({held[digest]["snapshot_version"] for digest in digests}) > 1:
+        return False
 
-    def commit(self, fence: Fence) -> Refreshed:
-        """Write them, with what was followed while they were made; a stream waits for the last part of it only."""
-        with self._outside.warehouse.transaction(fence) as at:
-            if self._followed is not None:
-                self._catch_up(at, self._followed)
-            if (done := self._stage(at)) is None:
-                return Refreshed(written=0, deleted=0, unchanged=len(self._content.keys))
-            if self._followed is not None:
-                at.execute(_LOCK_STREAM, (self._use_case.name,))
-                changes, known_until = at.fetchone() or (0, None)
-                told = max(self._snapshot.end, known_until or self._snapshot.end)
-                self._content = replace(self._content, known_until=told, changes=changes)
-                done |= self._restage(at, self._catch_up(at, self._followed))
-            return self._write(at, done)
+    def is_over() -> bool:
+        nonlocal held
+        held = read_held()
+        if all(held[digest]["is_reached"] for digest in digests):
+            return True
+        with outside.warehouse.alone(f"{use_case.name}/stream") as is_left:
+            return is_left
 
-    def _catch_up(self, at: cursor, before: FollowedSource) -> frozenset[str]:
-        """Take along what was followed since; the keys that it changes."""
-        if (later := read_followed(at, self._use_case, self._snapshot.end, after=before.changes)) is None:
-            return frozenset()
-        changed = self._apply(later)
-        self._content = replace(
-            self._content,
-            settled=_without_none({**self._content.settled, **changed.settled}),
-            recent=_without_none({**self._content.recent, **changed.recent}),
-        )
-        self._followed = later
-        return frozenset([*changed.settled, *changed.recent])
-
-    def _stage(self, at: cursor) -> set[str] | None:
-        """Put what differs from the store into a table; keys that are to go. None: the store is past this dataset."""
-        content, where = self._content, (self._use_case.name, self._definition.digest())
-        at.execute(_STATE, where)
-        self._state = at.fetchone()
-        at.execute(_ORDER, (self._use_case.name, self._snapshot.version))
-        order = at.fetchone()
-        if self._state is not None and order is not None and (self._state[1] or 0) > order[0]:
-            logger.info("%s: the online store is past %s already", self._use_case.name, self._snapshot.version)
-            return None
-        at.execute(_STAGED)
-        at.execute(_STORED, where)
-        stored = {key: tuple(hashed and bytes(hashed) for hashed in both) for key, *both in at.fetchall()}
-        parts = {key: content.parts(key) for key in sorted(content.keys)}
-        changed = [(key, *both) for key, both in parts.items() if stored.get(key) != tuple(map(_hash, both))]
-        psycopg2.extras.execute_values(at, _STAGE, changed, template=_STAGE_ROW, page_size=_PAGE_ROWS)
-        return stored.keys() - content.keys
-
-    def _restage(self, at: cursor, touched: frozenset[str]) -> set[str]:
-        """What the stream wrote since is written anew, whatever it was; keys that are to go."""
-        at.execute("delete from refreshed where key = any(%s)", (sorted(touched),))
-        kept = touched & self._content.keys
-        rows = [(key, *self._content.parts(key)) for key in sorted(kept)]
-        psycopg2.extras.execute_values(at, _STAGE, rows, template=_STAGE_ROW, page_size=_PAGE_ROWS)
-        return set(touched - kept)
-
-    def _write(self, at: cursor, gone: set[str]) -> Refreshed:
-        content, where = self._content, (self._use_case.name, self._definition.digest())
-        gone -= content.keys
-        at.execute(_WRITE, (*where, content.changes))
-        written = at.rowcount
-        at.execute(_DELETE, (*where, sorted(gone)))
-        state = self._state
-        if written or gone or state is None or (state[0], state[2]) != (self._snapshot.version, content.split):
-            told = (self._snapshot.version, content.split, content.known_until, content.changes)
-            at.execute(_ADVANCE, (*where, self._kept.start, self._kept.end, *told))
-        return Refreshed(written=written, deleted=len(gone), unchanged=len(content.keys) - written)
-
-    def _apply(self, followed: FollowedSource) -> ChangedSeries:
-        return apply_rows(self._series, self._use_case, self._definition, followed.rows, followed.identities)
+    wait_until(is_over, within_seconds=_STREAM_SECONDS, every_seconds=0.5)
+    return all(held[digest]["is_reached"] for digest in digests)
 
 
-def _without_none(payloads: Mapping[str, bytes | None]) -> dict[str, bytes]:
-    return {key: payload for key, payload in payloads.items() if payload is not None}
+def _refresh_definition(
+    use_case: UseCase, definition: features.FeatureSet, snapshot: Snapshot, outside: Outside, fence: Fence
+) -> Refreshed:
+    try:
+        refresh = DefinitionRefresh(use_case, definition, snapshot, outside)
+    except (ValueError, duckdb.Error) as error:
+        if definition is features.definition(use_case.name):
+            raise
+        _alert_stale_definition(use_case, definition.digest(), error, outside)
+        return Refreshed(written=0, deleted=0, unchanged=0)
+    with closing(refresh):
+        return outside.warehouse.retry_transaction(partial(refresh.commit, fence))
 
 
 def _alert_stale_definition(use_case: UseCase, digest: str, error: Exception, outside: Outside) -> None:
@@ -283,18 +141,3 @@ def _alert_stale_definition(use_case: UseCase, digest: str, error: Exception, ou
         f"the clean data no longer have what the features {digest[:12]} read ({error}). What answers by them grows old:"
         f" run {use_case.name}.train",
     )
-
-
-def pack_all_series(
-    definition: features.FeatureSet, tables: Mapping[str, Sequence[Path]], kept: Interval, lead: timedelta
-) -> Iterator[tuple[str, bytes]]:
-    """Every series of a definition: the text of its key, and its bytes."""
-    from features.series import extract_series
-    from features.series_codec import pack_series
-
-    for item, table in extract_series(definition, tables, kept, lead):
-        yield from pack_series(item, table)
-
-
-def _hash(payload: bytes | None) -> bytes | None:
-    return None if payload is None else sha256(payload).digest()

@@ -24,7 +24,7 @@ from tasks.stream.answer_events import answer_events
 from tasks.stream.deliver_answers import deliver_answers
 from tasks.stream.log_reader import LogReader, LogStart
 from tasks.stream.poll import PollReader
-from tasks.stream.session import NothingToFollow, StoreRebuilt, StreamSession
+from tasks.stream.session import DatasetRefused, NothingToFollow, StoreRebuilt, StreamSession
 from tasks.stream.source_step import SourceReader, SourceStep
 from tasks.stream.source_tables import SourceTables, find_identities
 from tasks.stream.state import StreamState, begin_following, forget_log
@@ -46,7 +46,7 @@ class TableMended(Exception):  # noqa: N818  # not an error
 
 def follow_use_case(use_case: UseCase, outside: Outside, stopped: threading.Event) -> None:
     """Follow one use case until the event is set; what is in the way is told, and tried again."""
-    is_log_lost = False
+    is_log_lost, refused = False, set[str | None]()
     while not stopped.is_set():
         try:
             if is_log_lost:
@@ -54,9 +54,12 @@ def follow_use_case(use_case: UseCase, outside: Outside, stopped: threading.Even
                 is_log_lost = False
             with outside.warehouse.alone(f"{use_case.name}/stream") as mine:
                 if mine:
-                    _follow(use_case, outside, stopped)
+                    _follow(use_case, outside, stopped, refused)
         except StoreRebuilt:
             logger.info("%s: the online store was refreshed; following on from there", use_case.name)
+            continue
+        except DatasetRefused as reason:
+            logger.warning("%s: %s", use_case.name, reason)
             continue
         except TableMended as tables:
             logger.info("%s: as declared again, what was missed is read: %s", use_case.name, tables)
@@ -70,8 +73,8 @@ def follow_use_case(use_case: UseCase, outside: Outside, stopped: threading.Even
         stopped.wait(_PAUSE_SECONDS)
 
 
-def _follow(use_case: UseCase, outside: Outside, stopped: threading.Event) -> None:
-    """From what was kept on, until the event is set or something fails."""
+def _follow(use_case: UseCase, outside: Outside, stopped: threading.Event, refused: set[str | None]) -> None:
+    """From what was kept on, until the event is set or something fails; to no dataset that was refused."""
     with outside.source.transaction() as at:
         identities = find_identities(at, use_case)
     fence, state = begin_following(use_case, outside, identities)
@@ -88,12 +91,25 @@ def _follow(use_case: UseCase, outside: Outside, stopped: threading.Event) -> No
                 continue
             session.take(waiting, reader.publication_oid, missed=tables.stopped)
             reader.settle(waiting)
+            if session.later_dataset not in {None, *refused}:
+                _move(session, refused)
+            session.settle()
             taken_at, waiting = time.monotonic(), SourceStep()
             if not is_well:
                 outside.alerts.resolve(_fingerprint(use_case))
                 is_well = True
             if tables.mended and time.monotonic() > begun_at + _MENDED_SECONDS:
                 raise TableMended(", ".join(sorted(tables.mended)))
+
+
+def _move(session: StreamSession, refused: set[str | None]) -> None:
+    """Bring the store to the latest dataset; one that it cannot be brought to is not tried again."""
+    version = session.later_dataset
+    try:
+        session.move()
+    except DatasetRefused:
+        refused.add(version)
+        raise
 
 
 def _open_reader(

@@ -1,13 +1,17 @@
-"""Keeps the online store at what a reader tells: rows, their series, and how far was read, in one transaction."""
+"""Keeps the online store at what a reader tells: rows, their series, and how far was read, in one transaction.
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+When a later dataset was built, the store is brought to it in place: nothing is read anew that did not change.
+"""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import datetime
+from functools import partial
 from types import TracebackType
 from typing import NamedTuple, Self
 
-import psycopg2.extras
+import duckdb
 from psycopg2.extensions import cursor
 
 from adapters.connect import Outside
@@ -19,38 +23,39 @@ from pipeline.handoffs import Snapshot
 from pipeline.spec import UseCase
 from tasks.build_features import dataset
 from tasks.build_features.followed_rows import FollowedRow, FollowedSource, Identities, read_followed
-from tasks.build_features.followed_series import apply_rows, build_followed_series
-from tasks.build_features.followed_versions import ToldStep, keep_versions
+from tasks.build_features.followed_series import apply_rows, build_followed_series, kept_interval, move_series
+from tasks.build_features.followed_versions import ToldStep, forget_followed, keep_versions
 from tasks.build_features.learnt_features import iterate_definitions_in_use
 from tasks.build_features.online_features import refresh_store
 from tasks.ingest.late import open_retake
 from tasks.stream.known_events import EventChanges, EventList, write_events
+from tasks.stream.sorted_step import keep_rows, sort_step
 from tasks.stream.source_step import SourceStep
 from tasks.stream.state import StreamState, advance_stream
+from tasks.stream.store_series import StoreWriter
 
-_PAGE_ROWS = 500
-_MICROSECOND = timedelta(microseconds=1)
+_SETTLED_AT_ONCE = 256
+_LOOK_BACKS_HELD = 2  # before what is looked back on: then a session begins anew, from the files, and so forgets
 _REVISIONS = """
 select definition, revision, as_of, snapshot_version, split is not null as is_parted from online_state
 where use_case = %s order by 1"""
 _LOCK = "select from stream_state where use_case = %s for update"
-_KEEP = """
-insert into followed_rows (use_case, table_name, identity, available_at, row_data, reasons, changes) values %s
-on conflict (use_case, table_name, identity) do update set available_at = excluded.available_at,
-    row_data = excluded.row_data, reasons = excluded.reasons, changes = excluded.changes"""
-_SETTLED = """
-insert into online_series (use_case, definition, key, payload, changed) values %s
-on conflict (use_case, definition, key) do update set payload = excluded.payload, changed = excluded.changed"""
-_RECENT = """
-insert into online_series (use_case, definition, key, recent, changed) values %s
-on conflict (use_case, definition, key) do update set recent = excluded.recent, changed = excluded.changed"""
 _TELL = """
 update online_state set known_until = %s, changes = %s, stopped = %s, refreshed_at = now()
 where use_case = %s and definition = any(%s)"""
 
+_MOVE = """
+update online_state set since = %s, as_of = %s, split = %s, snapshot_version = %s, known_until = %s, changes = %s
+where use_case = %s and definition = any(%s)"""
+_LATEST = "select version from snapshots where use_case = %s order by build_order desc limit 1"
+
 
 class StoreRebuilt(Exception):  # noqa: N818  # not an error
     """The online store was refreshed since: what is followed begins from there."""
+
+
+class DatasetRefused(Exception):  # noqa: N818  # not an error of ours
+    """The store cannot be brought to a dataset: whoever refreshes it finds the same, and says so."""
 
 
 class NothingToFollow(Exception):  # noqa: N818  # not an error
@@ -66,17 +71,8 @@ class _Revision(NamedTuple):
     is_parted: bool
 
 
-class _SortedStep(NamedTuple):
-    """Rows to keep; those of partitions that were taken, which stay out; and the starts of partitions to take again."""
-
-    fresh: list[FollowedRow]
-    late: list[FollowedRow]
-    gone: list[tuple[str, str]]
-    retakes: set[datetime]
-
-
 class StreamSession:
-    """The series of every definition in use, from one dataset on; it ends when the store is refreshed.
+    """The series of every definition in use, from a dataset on and then from later ones, until the store is refreshed.
 
     After an error it is to be left: what is in memory may be ahead of what was kept.
     """
@@ -88,6 +84,9 @@ class StreamSession:
         self._state = state
         self._series: list[tuple[FeatureSet, FollowedSeries]] = []
         self._events: EventList | None = None
+        self._latest: str | None = None  # version of the dataset built last
+        self._revisions = dict[str, _Revision]()
+        self._followed = list[str]()  # digests of definitions
 
     def __enter__(self) -> Self:
         """Load the dataset that the store is at, and what was followed since.
@@ -107,6 +106,10 @@ class StreamSession:
             for definition in iterate_definitions_in_use(self._use_case, self._outside, lost=[]):
                 if definition.digest() in self._followed:
                     self._series.append((definition, self._build(stack, definition, snapshot, followed)))
+            self._begin_at(snapshot)
+            self._began = kept_interval(self._use_case, snapshot).start
+            with self._outside.warehouse.transaction() as at:
+                self._mark_unsettled(at, has_forgotten=True)
             self._stack = stack.pop_all()
         return self
 
@@ -133,6 +136,11 @@ class StreamSession:
         return self._since
 
     @property
+    def later_dataset(self) -> str | None:
+        """The version of the dataset that the store has yet to be brought to; None: of none, as last seen."""
+        return None if self._latest in (None, self._snapshot.version) else self._latest
+
+    @property
     def held(self) -> Mapping[tuple[str, str], FollowedRow]:
         """The rows that were kept, by table and identity."""
         return self._held
@@ -146,48 +154,105 @@ class StreamSession:
             StoreRebuilt: the store was refreshed.
             FencedOut: another follows.
         """
-        told = self._sort_out(step)
-        number = self._state.changes + bool(told.fresh)
-        changed = [
-            (definition.digest(), apply_rows(series, self._use_case, definition, told.fresh, self._identities))
+        told = sort_step(step, self._held, self._since, self._use_case.grid)
+        changed = {
+            definition.digest(): apply_rows(series, self._use_case, definition, told.fresh, self._identities)
             for definition, series in (self._series if told.fresh else ())
-        ]
+        }
         known_until = _latest(self._state.known_until, step.known_until)
-        digests = [definition.digest() for definition, _ in self._series]
         answers_since = None if self._events is None else self._state.answers_since or known_until
-        events = self._find_events(answers_since, [series.events for _, series in changed])
-        at_step = ToldStep(
-            changes=number,
-            position=step.place.position if step.place else None,
-            known_before=self._state.known_until,
-            known_until=known_until,
-        )
         state = StreamState(
             place=None if missed else step.place or self._state.place,
             publication_oid=publication_oid,
             known_until=known_until,
-            changes=number,
+            changes=self._state.changes + bool(told.fresh),
             answers_since=answers_since,
         )
+        at_step = ToldStep(
+            changes=state.changes,
+            position=step.place.position if step.place else None,
+            known_before=self._state.known_until,
+            known_until=known_until,
+        )
+
+        def write(at: cursor) -> None:
+            keep_rows(at, self._use_case, told.fresh, state.changes)
+            keep_versions(at, self._use_case, at_step, followed=told.fresh, told=told.late, gone=told.gone)
+            reached = _latest(known_until, self._since)
+            at.execute(_TELL, (reached, state.changes, sorted(missed), self._use_case.name, [*self._writers]))
+            for start in told.retakes:
+                open_retake(at, self._use_case, start)
+
+        self._commit(changed, state, write)
+        self._held |= {(row.table, row.identity): row for row in told.fresh}
+
+    def move(self) -> None:
+        """Bring the store to the dataset that was built last; what it holds otherwise is new, and nothing else.
+
+        Raises:
+            DatasetRefused: its tables lack what features read.
+            StoreRebuilt: the store was refreshed, or what is in memory has grown old.
+            FencedOut: another follows.
+        """
+        assert self._latest is not None
+        snapshot = dataset.find_snapshot(self._latest, self._use_case, self._outside)
+        since = kept_interval(self._use_case, snapshot).start
+        if any(since > self._began + _LOOK_BACKS_HELD * definition.look_back for definition, _ in self._series):
+            raise StoreRebuilt
+        held = {place: row for place, row in self._held.items() if row.available_at >= snapshot.end}
+        state = replace(self._state, changes=self._state.changes + 1)
+        followed = FollowedSource(identities=self._identities, changes=state.changes, rows=tuple(held.values()))
+        move = partial(move_series, snapshot=snapshot, outside=self._outside, followed=followed)
+        try:
+            changed = {d.digest(): move(series, self._use_case, d) for d, series in self._series}
+        except (ValueError, duckdb.Error) as error:
+            raise DatasetRefused(f"the store stays behind dataset {snapshot.version}: {error}") from error
+        self._begin_at(snapshot)
+        self._held, moved = held, self._revisions
+
+        def write(at: cursor) -> None:
+            nonlocal moved
+            reached = _latest(state.known_until, snapshot.end)
+            told = (since, snapshot.end, snapshot.end, snapshot.version, reached, state.changes)
+            at.execute(_MOVE, (*told, self._use_case.name, [*self._writers]))
+            forget_followed(at, self._use_case, snapshot.end)
+            moved = _read_revisions(at, self._use_case)
+            self._mark_unsettled(at, has_forgotten=False)
+
+        self._commit(changed, state, write)
+        self._revisions = moved
+
+    def settle(self) -> None:
+        """Cut some of the series where the store's dataset ends, and forget what no point looks back on any more."""
+        settled = {definition.digest(): series.settle(_SETTLED_AT_ONCE) for definition, series in self._series}
 
         def commit() -> None:
             with self._outside.warehouse.transaction(self._fence) as at:
                 self._refuse_refreshed(at)
-                self._keep(at, told.fresh, number)
-                keep_versions(at, self._use_case, at_step, followed=told.fresh, told=told.late, gone=told.gone)
-                for digest, series in changed:
-                    self._write(at, digest, series, number)
+                for digest, series in settled.items():
+                    self._writers[digest].settle(at, series)
+
+        if any(series.settled or series.recent for series in settled.values()):
+            self._outside.warehouse.retry_transaction(commit)
+
+    def _commit(
+        self, changed: Mapping[str, ChangedSeries], state: StreamState, write: Callable[[cursor], None]
+    ) -> None:
+        """All or nothing: series, events, how far was followed, and what else is to be written."""
+        events = self._find_events(state.answers_since, [series.events for series in changed.values()])
+
+        def commit() -> None:
+            with self._outside.warehouse.transaction(self._fence) as at:
+                self._refuse_refreshed(at)
+                for digest, series in changed.items():
+                    self._writers[digest].write(at, series, state.changes)
                 if events is not None:
                     write_events(at, self._use_case, events)
-                reached = _latest(known_until, self._since)
-                at.execute(_TELL, (reached, number, sorted(missed), self._use_case.name, digests))
-                for start in told.retakes:
-                    open_retake(at, self._use_case, start)
+                write(at)
                 advance_stream(at, self._use_case, state)
 
         self._outside.warehouse.retry_transaction(commit)
         self._state = state
-        self._held |= {(row.table, row.identity): row for row in told.fresh}
 
     def _find_events(self, since: datetime | None, changed: Sequence[StreamChange | None]) -> EventChanges | None:
         """What changes of the known events, where they are answered by themselves."""
@@ -195,82 +260,40 @@ class StreamSession:
             return None
         return self._events.find_changed(since, next((change for change in changed if change is not None), None))
 
-    def _sort_out(self, step: SourceStep) -> _SortedStep:
-        """What is to be done with a step; a partition is taken again where it is not as it was taken."""
-        fresh, late, gone, retakes = sorted_step = _SortedStep([], [], [], set())
-        grid = self._use_case.grid
-        for place, row in step.rows.items():
-            if row == self._held.get(place):
-                continue
-            if row.available_at >= self._since:
-                fresh.append(row)
-            else:
-                late.append(row)
-                retakes.add(grid.containing(row.available_at).start)
-                fresh += self._bury(place)  # it was moved back
-        held = (place for place in self._held if place[0] in step.truncated and place not in step.rows)
-        for place in sorted({*step.gone, *held}):
-            fresh += self._bury(place)
-            if place not in self._held:
-                gone.append(place)
-                retakes |= self._find_last_partition()
-        if step.truncated:
-            retakes |= self._find_last_partition()
-        return sorted_step
-
-    def _bury(self, place: tuple[str, str]) -> list[FollowedRow]:
-        held = self._held.get(place)
-        return [replace(held, row_data=None, reasons=None)] if held is not None and held.row_data is not None else []
-
-    def _find_last_partition(self) -> set[datetime]:
-        """Of a row that is gone, when it became known is not told: comparing one partition compares the latest ones."""
-        return {self._use_case.grid.containing(self._since - _MICROSECOND).start}
-
-    def _keep(self, at: cursor, rows: Sequence[FollowedRow], number: int) -> None:
-        values = [
-            (self._use_case.name, row.table, row.identity, row.available_at, row.row_data, _list(row.reasons), number)
-            for row in rows
-        ]
-        psycopg2.extras.execute_values(
-            at, _KEEP, values, template="(%s, %s, %s, %s, %s, %s::text[], %s)", page_size=_PAGE_ROWS
-        )
-
-    def _write(self, at: cursor, digest: str, series: ChangedSeries, number: int) -> None:
-        for statement, payloads in ((_SETTLED, series.settled), (_RECENT, series.recent)):
-            values = [(self._use_case.name, digest, key, payload, number) for key, payload in sorted(payloads.items())]
-            psycopg2.extras.execute_values(
-                at, statement, values, template="(%s, %s, %s, %s::bytea, %s)", page_size=_PAGE_ROWS
-            )
-
     def _find_snapshot(self) -> Snapshot:
-        """The dataset that the store was refreshed to last; definitions that stayed behind it are not followed."""
-        self._revisions = self._read_revisions()
+        """The dataset that the store was brought to last; definitions that stayed behind it are not followed."""
+        with self._outside.warehouse.transaction() as at:
+            self._revisions = _read_revisions(at, self._use_case)
         if not self._revisions:
             raise NothingToFollow(f"{self._use_case.name}: the online store holds nothing yet")
         latest = max(self._revisions.values(), key=lambda revision: revision.as_of)
-        self._since = latest.as_of
         self._followed = [d for d, each in self._revisions.items() if each.snapshot_version == latest.snapshot_version]
         return dataset.find_snapshot(latest.snapshot_version, self._use_case, self._outside)
 
-    def _read_revisions(self) -> dict[str, _Revision]:
-        with self._outside.warehouse.transaction() as at:
-            at.execute(_REVISIONS, (self._use_case.name,))
-            return _as_revisions(at)
+    def _begin_at(self, snapshot: Snapshot) -> None:
+        self._snapshot, self._since = snapshot, snapshot.end
+        self._writers = {
+            digest: StoreWriter(use_case=self._use_case.name, definition=digest, split=snapshot.end)
+            for digest in (definition.digest() for definition, _ in self._series)
+        }
+
+    def _mark_unsettled(self, at: cursor, *, has_forgotten: bool) -> None:
+        for definition, series in self._series:
+            stored = self._writers[definition.digest()].list_unsettled(at)
+            series.mark_unsettled(stored, has_forgotten=has_forgotten)
 
     def _refuse_refreshed(self, at: cursor) -> None:
         at.execute(_LOCK, (self._use_case.name,))  # as a refresh does, before it touches the store
-        at.execute(f"{_REVISIONS} for update", (self._use_case.name,))
-        if _as_revisions(at) != self._revisions:
+        if _read_revisions(at, self._use_case, lock="for update") != self._revisions:
             raise StoreRebuilt
+        at.execute(_LATEST, (self._use_case.name,))
+        [self._latest] = at.fetchone() or (None,)
 
 
-def _as_revisions(at: cursor) -> dict[str, _Revision]:
+def _read_revisions(at: cursor, use_case: UseCase, lock: str = "") -> dict[str, _Revision]:
+    at.execute(f"{_REVISIONS} {lock}", (use_case.name,))
     return {digest: _Revision(*others) for digest, *others in at.fetchall()}
 
 
 def _latest(*moments: datetime | None) -> datetime | None:
     return max((moment for moment in moments if moment is not None), default=None)
-
-
-def _list(reasons: Iterable[str] | None) -> list[str] | None:
-    return None if reasons is None else list(reasons)

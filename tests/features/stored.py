@@ -14,7 +14,7 @@ from features import FeatureSet
 from features.followed import ChangedSeries
 from features.offline_requests import load_past_requests
 from features.online import ComputedFeatures, FetchedSeries, OnlineFeatures, StoreState
-from tasks.build_features.online_features import pack_all_series
+from tasks.build_features.store_refresh import pack_all_series
 from tests.features.world import FLIGHTS, LEAD, Span, World
 
 CACHE_BYTES = 64 << 20
@@ -47,6 +47,12 @@ class Stored:
             for key in [key for key, payload in payloads.items() if payload is None]:
                 part.pop(key, None)
         self.changed |= dict.fromkeys([*by.settled, *by.recent], self.state.changes)
+
+    def settle(self, by: ChangedSeries) -> None:
+        """What the stream cuts anew, of which no event changes."""
+        changed, state = dict(self.changed), self.state
+        self.change(by)
+        self.changed, self.state = changed, state
 
 
 def micros(moment: datetime) -> int:

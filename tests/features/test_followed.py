@@ -12,9 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from features import FeatureSet
+from features.engine import FixedSpan
 from features.followed import ChangedSeries, FollowedSeries
-from features.stream_change import SourceChange
-from tasks.build_features.online_features import pack_all_series
+from features.stream_change import SourceChange, SourceKey
+from tasks.build_features.store_refresh import pack_all_series
 from tests.features.stored import parquet
 from tests.features.test_point_in_time import EXTREME
 from tests.features.world import FLIGHTS, LEAD, Span, World, changed, day, small_world
@@ -27,7 +28,8 @@ IDENTITIES = {
     "planes": ("tailnum", "known_at"),
     "airports": ("faa", "known_at"),
 }
-SINCE, SPLIT, CUT = day(12), day(15), day(16, 12)
+KEYS = {name: SourceKey(identity=columns, available_at="known_at") for name, columns in IDENTITIES.items()}
+SINCE, SPLIT, MOVE, CUT = day(12), day(15), day(16), day(16, 12)
 NEVER = datetime(9999, 1, 1, tzinfo=UTC)
 Held = tuple[dict[str, bytes | None], dict[str, bytes | None]]
 
@@ -53,7 +55,7 @@ def known_by(world: World, moment: datetime) -> World:
 
 def follow(world: World, definition: FeatureSet = FLIGHTS, split: datetime = SPLIT) -> FollowedSeries:
     with tempfile.TemporaryDirectory() as folder:
-        return FollowedSeries(definition, parquet(world, folder), IDENTITIES, since=SINCE, split=split, lead=LEAD)
+        return FollowedSeries(definition, parquet(world, folder), KEYS, since=SINCE, split=split, lead=LEAD)
 
 
 def apply_to_rows(world: World, changes: Mapping[str, SourceChange]) -> World:
@@ -113,6 +115,68 @@ def test_after_every_step_they_are_those_of_a_rebuild(world: World, draw: st.Dat
         rows = apply_to_rows(rows, changes)
         update(held, followed.apply(changes))
         assert held == packed_all(follow(rows))
+
+
+def move(followed: FollowedSeries, filed: World, rows: World, since: datetime) -> tuple[World, ChangedSeries]:
+    """Go on to files of what became known before MOVE; all rows there are then, and what changed."""
+    before = {name: between(table, datetime(2012, 1, 1, tzinfo=UTC), MOVE) for name, table in filed.items()}
+    after = {name: between(table, MOVE, NEVER) for name, table in rows.items()}
+    spans = dict.fromkeys(KEYS, FixedSpan(datetime(1, 1, 1, tzinfo=UTC), MOVE))
+    kept = {name: table.select(list(IDENTITIES[name])) for name, table in after.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        changed = followed.move(parquet(before, folder), spans, kept, since=since, split=MOVE)
+    return {name: pa.concat_tables([before[name], after[name]]) for name in before}, changed
+
+
+def settle_all(followed: FollowedSeries, held: Held, at_once: int) -> None:
+    while (settled := followed.settle(at_once)) != ChangedSeries():
+        update(held, settled)
+
+
+@settings(
+    max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
+@given(draw=st.data())
+def test_moved_to_later_files_they_are_those_of_a_rebuild_from_them(world: World, draw: st.DataObject) -> None:
+    """The files have some rows otherwise than they were followed; rows come before, meanwhile and after."""
+    rows = known_by(world, CUT)
+    followed = follow(rows)
+    held = packed_all(followed)
+    for _ in range(draw.draw(st.integers(0, 2))):
+        changes = steps(world, draw)
+        rows = apply_to_rows(rows, changes)
+        update(held, followed.apply(changes))
+    since = draw.draw(st.sampled_from([SINCE, day(13)]))
+    filed = apply_to_rows(rows, steps(world, draw)) if draw.draw(st.booleans()) else rows
+    rows, changed = move(followed, filed, rows, since)
+    stored = [(key, key in held[1]) for key in {*held[0], *held[1]} - {*changed.settled, *changed.recent}]
+    update(held, changed)
+    followed.mark_unsettled(stored, has_forgotten=draw.draw(st.booleans()))
+    for _ in range(draw.draw(st.integers(0, 2))):
+        changes = steps(world, draw)
+        rows = apply_to_rows(rows, changes)
+        update(held, followed.apply(changes))
+        update(held, followed.settle(draw.draw(st.integers(1, 200))))
+    settle_all(followed, held, 500)
+    rebuilt = follow(rows, split=MOVE)
+    move(rebuilt, rows, rows, since)  # which forgets what no window reaches any more, and changes nothing else
+    assert held == packed_all(rebuilt)
+
+
+def test_a_row_that_the_files_do_not_have_is_seen_to_be_gone(world: World) -> None:
+    """The property above is not blind: what a dataset lacks goes, and what it has otherwise is as it has it."""
+    rows = known_by(world, CUT)
+    followed = follow(rows)
+    held = packed_all(followed)
+    lacking = {**rows, "movements": rows["movements"].slice(7)}
+    rows, changed = move(followed, lacking, rows, SINCE)
+    assert changed.settled
+    stored = [(key, key in held[1]) for key in {*held[0], *held[1]} - {*changed.settled, *changed.recent}]
+    update(held, changed)
+    assert held != packed_all(follow(rows, split=MOVE))  # not yet
+    followed.mark_unsettled(stored, has_forgotten=False)
+    settle_all(followed, held, 10_000)
+    assert held == packed_all(follow(rows, split=MOVE))
 
 
 def test_undivided_they_are_what_a_refresh_of_the_store_writes(world: World) -> None:
@@ -176,7 +240,7 @@ def test_a_change_that_fails_in_its_second_grain_leaves_nothing_of_its_first(wor
 def test_from_nothing_they_come_to_what_a_rebuild_gives(world: World) -> None:
     """A source may have had no file yet; the split may be told in any time zone."""
     eastern = SPLIT.astimezone(timezone(timedelta(hours=-5)))
-    followed = FollowedSeries(FLIGHTS, {}, IDENTITIES, since=SINCE, split=eastern, lead=LEAD)
+    followed = FollowedSeries(FLIGHTS, {}, KEYS, since=SINCE, split=eastern, lead=LEAD)
     held = packed_all(followed)
     rows = known_by(world, CUT)
     for name, table in rows.items():

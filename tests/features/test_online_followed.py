@@ -15,14 +15,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from features.followed import FollowedSeries
+from features.followed import ChangedSeries, FollowedSeries
 from features.online import OnlineFeatures, StoreState
 from features.operations import MaskedColumn
 from features.series import Series, extract_sql, list_series, point_kinds
 from features.series_cache import SeriesCache
 from features.series_codec import pack_series, unpack_parts, unpack_series
-from tests.features.stored import CACHE_BYTES, Stored, micros, parquet, requests
-from tests.features.test_followed import IDENTITIES, between, known_by, rows_changed
+from tests.features.stored import CACHE_BYTES, Stored, micros, online, parquet, requests
+from tests.features.test_followed import IDENTITIES, KEYS, between, known_by, move, rows_changed
 from tests.features.world import FLIGHTS, LEAD, World, day, engine, moved, small_world
 
 SINCE, SPLIT, CUT, END = day(12), day(15), day(16, 12), day(18)
@@ -37,7 +37,7 @@ def world() -> World:
 def followed(world: World) -> Iterator[FollowedSeries]:
     with tempfile.TemporaryDirectory() as folder:
         files = parquet(known_by(world, CUT), folder)
-        series = FollowedSeries(FLIGHTS, files, IDENTITIES, since=SINCE, split=SPLIT, lead=LEAD)
+        series = FollowedSeries(FLIGHTS, files, KEYS, since=SINCE, split=SPLIT, lead=LEAD)
     yield series
     series.close()
 
@@ -66,6 +66,34 @@ def test_features_are_the_batchs_whatever_came_meanwhile(world: World, followed:
         assert len(read) == len(set(read))
 
 
+def test_nobody_notices_that_the_store_moves_to_a_later_dataset(world: World, followed: FollowedSeries) -> None:
+    """Series that are still cut at the former split answer as those that were cut anew, and none is read again."""
+    reader, stored = OnlineFeatures(FLIGHTS, LEAD, cache_bytes=CACHE_BYTES), store_of(followed, micros(CUT))
+    rows, later = known_by(world, CUT), day(13)
+    events, batch = requests(world, day(16), CUT), engine(world, day(16), CUT)[0]
+    assert moved(batch, reader.compute(events, stored.fetch).features) == []
+    _, changed = move(followed, rows, rows, later)
+    assert changed == ChangedSeries()  # the dataset has what was followed
+    followed.mark_unsettled(
+        [(key, key in stored.recent) for key in {*stored.series, *stored.recent}], has_forgotten=True
+    )
+    stored.state = stored.state._replace(since=micros(later), snapshot="later", changes=stored.state.changes + 1)
+    stored.reads.clear()
+    for start, end in ((CUT, day(16, 18)), (day(16, 18), day(17))):
+        events, batch = requests(world, day(16), start), engine(world, day(16), start)[0]
+        assert moved(batch, reader.compute(events, stored.fetch).features) == []
+        assert moved(batch, online(events, stored).features) == []  # one that begins now
+        coming = {name: rows_changed(name, between(table, start, end)) for name, table in world.items()}
+        stored.change(followed.apply({name: change for name, change in coming.items() if change.rows.num_rows}))
+        stored.state = stored.state._replace(as_of=micros(end))
+        stored.settle(followed.settle(300))
+    assert followed.settle(1) != ChangedSeries()  # some still are as they were
+    while (settled := followed.settle(10_000)) != ChangedSeries():
+        stored.settle(settled)
+    events, batch = requests(world, day(16), day(17)), engine(world, day(16), day(17))[0]
+    assert moved(batch, online(events, stored).features) == []
+
+
 def test_a_store_that_is_behind_is_asked_for_the_moment_before_it_knows_no_more(world: World) -> None:
     """All *before* its `as_of` is in it: whether what became known at that very moment is, changes no answer."""
     known = Counter(moment for moment in world["movements"]["known_at"].to_pylist() if CUT <= moment < day(17))
@@ -76,7 +104,7 @@ def test_a_store_that_is_behind_is_asked_for_the_moment_before_it_knows_no_more(
     for until in (moment, moment + timedelta(microseconds=1)):
         with tempfile.TemporaryDirectory() as folder:
             files = parquet(known_by(world, until), folder)
-            with closing(FollowedSeries(FLIGHTS, files, IDENTITIES, since=SINCE, split=SPLIT, lead=LEAD)) as series:
+            with closing(FollowedSeries(FLIGHTS, files, KEYS, since=SINCE, split=SPLIT, lead=LEAD)) as series:
                 stored = store_of(series, micros(moment))
         answers.append(OnlineFeatures(FLIGHTS, LEAD, cache_bytes=CACHE_BYTES).compute(events, stored.fetch).features)
     assert moved(*answers) == []

@@ -25,7 +25,7 @@ from pipeline.settings import Settings
 from serving.lookup import FeatureLookup
 from serving.reasons import DegradedReason
 from tests.features.stored import Stored, filled, online, parquet, requests
-from tests.features.test_followed import IDENTITIES, between, known_by, rows_changed
+from tests.features.test_followed import IDENTITIES, KEYS, between, known_by, rows_changed
 from tests.features.world import FLIGHTS, LEAD, World, day, engine, moved, small_world
 
 SINCE, AS_OF = day(15), day(18)
@@ -207,7 +207,7 @@ def followed(world: World) -> Iterator[FollowedSeries]:
     """The series as they were known by CUT, in two parts."""
     with tempfile.TemporaryDirectory() as folder:
         files = parquet(known_by({name: world[name] for name in IDENTITIES}, CUT), folder)
-        series = FollowedSeries(FLIGHTS, files, IDENTITIES, since=SINCE, split=SPLIT, lead=LEAD)
+        series = FollowedSeries(FLIGHTS, files, KEYS, since=SINCE, split=SPLIT, lead=LEAD)
     yield series
     series.close()
 

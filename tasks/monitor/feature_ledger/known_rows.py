@@ -6,7 +6,7 @@ it is written, to the byte (decision 24), so what it held can be put together ag
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 
@@ -21,7 +21,7 @@ from pipeline.partitions import Interval
 from pipeline.spec import UseCase
 from tasks.build_features.followed_rows import FollowedRow, Identities, encode_rows
 from tasks.build_features.followed_versions import RowVersion
-from tasks.build_features.manifest import CleanObject, committed_manifest
+from tasks.build_features.manifest import CleanObject, clean_objects
 from tasks.ingest.check import to_canonical
 
 Place = tuple[str, str]  # table, identity
@@ -62,9 +62,8 @@ class DatasetObjects:
 
 
 def read_objects(snapshot: Snapshot, interval: Interval, definition: FeatureSet, outside: Outside) -> DatasetObjects:
-    """As `clean_files` gives them, by partition."""
-    manifest = replace(committed_manifest(snapshot, outside), reach=definition.look_back)
-    inputs = manifest.inputs_of(interval, definition.sources)
+    """As `clean_objects` gives them, by partition."""
+    inputs = clean_objects(snapshot, interval, outside, definition)
     return DatasetObjects(
         snapshot=snapshot, objects={table: {item.key: item for item in items} for table, items in inputs.items()}
     )

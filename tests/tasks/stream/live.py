@@ -20,6 +20,7 @@ from adapters.retrying import wait_until
 from expectations import suites
 from features import FeatureSet
 from features.followed import FollowedSeries
+from features.stream_change import SourceKey
 from infra.replay.flights_source import IDENTITIES, create_source_tables
 from pipeline.handoffs import Snapshot
 from pipeline.spec import UseCase
@@ -180,7 +181,7 @@ def rebuild(use_case: UseCase, outside: Outside, snapshot: Snapshot, definition:
         series = FollowedSeries(
             definition,
             files,
-            {name: IDENTITIES[name] for name in definition.sources},
+            {name: SourceKey(identity=tuple(IDENTITIES[name]), available_at="known_at") for name in definition.sources},
             since=kept_interval(use_case, snapshot).start,
             split=snapshot.end,
             lead=use_case.time.lead,

@@ -6,7 +6,7 @@ from adapters.connect import Outside
 from pipeline.handoffs import Snapshot
 from pipeline.spec import UseCase
 from tasks.build_features.followed_rows import read_followed
-from tasks.build_features.followed_versions import forget_versions, read_versions
+from tasks.build_features.followed_versions import forget_followed, read_versions
 from tests.clean_data import week
 from tests.tasks.stream.live import LiveSource, await_known, following
 
@@ -42,7 +42,7 @@ def test_what_was_told_is_kept_version_by_version_and_forgotten_in_time(
     assert [step.changes for step in steps] == sorted(step.changes for step in steps)
     assert all(step.known_until and step.known_until >= (step.known_before or START) for step in steps)
     with outside.warehouse.transaction() as at:
-        forget_versions(at, followed, snapshot.end)
+        forget_followed(at, followed, snapshot.end)
         assert read_versions(at, followed, START, ["weather"]) == versions
-        forget_versions(at, followed, START + timedelta(days=12 * 7, hours=4))
+        forget_followed(at, followed, START + timedelta(days=12 * 7, hours=4))
         assert read_versions(at, followed, START, ["weather"]) == []
