@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from adapters.connect import Outside
 from adapters.retrying import wait_until
 from expectations import suites
 from features import FeatureSet
+from features.engine import FixedSpan
 from features.followed import FollowedSeries
 from features.stream_change import SourceKey
 from infra.replay.flights_source import IDENTITIES, create_source_tables
@@ -171,10 +172,22 @@ def _bytes(payload: memoryview | None) -> bytes | None:
     return None if payload is None else bytes(payload)
 
 
-def rebuild(use_case: UseCase, outside: Outside, snapshot: Snapshot, definition: FeatureSet, rows: Rows) -> Content:
-    """What the store should have: made at once from a dataset's files and the rows that became known since."""
+def rebuild(
+    use_case: UseCase,
+    outside: Outside,
+    snapshot: Snapshot,
+    definition: FeatureSet,
+    rows: Rows,
+    *,
+    first: Snapshot | None = None,
+) -> Content:
+    """What the store should have: made at once from a dataset's files and the rows that became known since.
+
+    `first` is the dataset with which the stream began: what it holds since then it does not forget.
+    """
+    kept = kept_interval(use_case, snapshot)
     with tempfile.TemporaryDirectory() as folder:
-        files = clean_files(snapshot, kept_interval(use_case, snapshot), outside, definition)
+        files = clean_files(snapshot, kept, outside, definition)
         for name in files:
             pq.write_table(rows[name], Path(folder) / f"{name}.parquet")
             files[name].append(Path(folder) / f"{name}.parquet")
@@ -182,10 +195,13 @@ def rebuild(use_case: UseCase, outside: Outside, snapshot: Snapshot, definition:
             definition,
             files,
             {name: SourceKey(identity=tuple(IDENTITIES[name]), available_at="known_at") for name in definition.sources},
-            since=kept_interval(use_case, snapshot).start,
+            since=kept_interval(use_case, first or snapshot).start,
             split=snapshot.end,
             lead=use_case.time.lead,
         )
+        all_time = FixedSpan(datetime(1, 1, 1, tzinfo=UTC), datetime(9999, 1, 1, tzinfo=UTC))
+        none = {name: rows[name].slice(0, 0).select(list(IDENTITIES[name])) for name in files}
+        series.move(files, dict.fromkeys(files, all_time), none, since=kept.start, split=snapshot.end)
     packed = series.pack_all()
     series.close()
     keys = sorted({*packed.settled, *packed.recent})

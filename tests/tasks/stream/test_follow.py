@@ -3,6 +3,7 @@
 from datetime import timedelta
 
 import pyarrow as pa
+import pytest
 
 from adapters.connect import Outside
 from features import definition
@@ -11,9 +12,10 @@ from pipeline.spec import UseCase
 from serving.lookup import FeatureLookup
 from tasks.build_features import build, dataset, online_features
 from tasks.deploy.golden import rebuild_requests
-from tests.clean_data import week
+from tasks.stream import session
+from tests.clean_data import put_clean, week
 from tests.features.world import moved
-from tests.tasks.build_features.test_build import put
+from tests.tasks.build_features.test_build import put, small
 from tests.tasks.stream.live import (
     LiveSource,
     await_alerts,
@@ -52,6 +54,7 @@ def test_an_answer_in_time_has_the_features_that_batch_works_out_later(
     assert later is not None
     points = dataset.load_points(later.version, followed, outside, start=START, end=until)
     told = rebuild_requests(followed, later, outside, week(2), FLIGHTS)
+    outside.warehouse.execute("delete from snapshots where version = %s", (later.version,))  # not built yet
     keys = zip(points["entity_key"].to_pylist(), points["event_time"].to_pylist(), strict=True)
     events = as_asked([told[key] for key in keys])
     reader = FeatureLookup(
@@ -112,6 +115,7 @@ def test_a_refresh_meanwhile_loses_nothing(
     with following(followed, outside):
         source.tell(week(2).end)
         await_known(outside, week(2).end)
+        revision = read_revision(outside)
         put(outside, followed, 2)
         built = build.build_snapshot(followed, outside)
         assert built is not None
@@ -132,7 +136,55 @@ def test_a_refresh_meanwhile_loses_nothing(
             for name, table in source.read_rows().items()
         }
         assert after["weather"].num_rows == 3
-        assert read_content(outside) == rebuild(followed, outside, built, FLIGHTS, after)
+        await_content(outside, rebuild(followed, outside, built, FLIGHTS, after, first=snapshot))
+        assert read_revision(outside) == revision  # so that no server forgot what it held
+    with following(followed, outside):  # begun anew it has forgotten what no point looks back on any more
+        source.tell(week(2).end + 3 * HOUR)
+        await_known(outside, week(2).end + 3 * HOUR)
+        await_content(outside, rebuild(followed, outside, built, FLIGHTS, after))
+
+
+def test_what_a_dataset_has_otherwise_is_in_the_store_with_it(
+    followed: UseCase, outside: Outside, snapshot: Snapshot, source: LiveSource
+) -> None:
+    """A correction that the stream never saw came into the partition that was landed; a row was set aside there."""
+    with following(followed, outside):
+        source.tell(week(2).end)
+        await_known(outside, week(2).end)
+        before = read_content(outside)
+        tables = small(week(2))
+        put_clean(outside, followed, week(2), **tables | {"movements": tables["movements"].slice(5)})
+        built = build.build_snapshot(followed, outside)
+        assert built is not None
+        online_features.refresh_store(followed, built, outside)
+        none = {name: table.slice(0, 0) for name, table in source.read_rows().items()}
+        await_content(outside, rebuild(followed, outside, built, FLIGHTS, none, first=snapshot))
+        assert before != read_content(outside)
+
+
+def test_a_dataset_that_the_stream_refuses_is_refreshed_and_followed_from_there(
+    followed: UseCase, outside: Outside, snapshot: Snapshot, source: LiveSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise ValueError("planted")
+
+    monkeypatch.setattr(session, "move_series", refuse)
+    monkeypatch.setattr(online_features, "_STREAM_SECONDS", 5.0)
+    with following(followed, outside):
+        source.tell(week(2).end)
+        await_known(outside, week(2).end)
+        revision = read_revision(outside)
+        put(outside, followed, 2)
+        built = build.build_snapshot(followed, outside)
+        assert built is not None
+        source.insert({}, week(2).end + HOUR)
+        await_known(outside, week(2).end + HOUR)  # it follows on from where it is
+        assert read_revision(outside) == revision
+        assert online_features.refresh_store(followed, built, outside).written > 0
+        source.insert({}, week(2).end + 2 * HOUR)
+        await_known(outside, week(2).end + 2 * HOUR)
+        none = {name: table.slice(0, 0) for name, table in source.read_rows().items()}
+        assert read_content(outside) == rebuild(followed, outside, built, FLIGHTS, none)
 
 
 def test_a_row_that_breaks_an_expectation_is_in_no_feature_until_it_is_corrected(
@@ -233,3 +285,8 @@ def test_a_row_with_a_moment_that_no_partition_has_stops_nothing(
 def list_stopped(outside: Outside) -> list[str]:
     [row] = outside.warehouse.query("select stopped from online_state")
     return list(row["stopped"])
+
+
+def read_revision(outside: Outside) -> int:
+    [row] = outside.warehouse.query("select revision from online_state")
+    return int(row["revision"])
