@@ -20,7 +20,7 @@ import numpy as np
 KEY = "BENCHMARK_KEY"  # in the environment, where no other user's `ps` shows it
 # When it was sent (seconds since 1970), how long it took, the status (0: the connection broke), and who answered.
 RECORD = np.dtype([("at", "f8"), ("milliseconds", "f8"), ("status", "i4"), ("version", "i4"), ("static", "i4")])
-_END, _LENGTH, _VERSION, _STATIC = b"\r\n\r\n", b"content-length:", b'"model_version": "', b'"fallback": true'
+_END, _LENGTH, _VERSION, _STATIC = b"\r\n\r\n", b"content-length:", b'"model_version":"', b'"fallback": true'
 _HUNG_SECONDS = 60.0
 
 

@@ -88,12 +88,13 @@ def _look_up(world: World) -> Callable[[int], None]:
         definition=definition,
         lead=timedelta(minutes=use_case.time.lead_minutes),
         timeout_ms=endpoint.store_timeout_ms,
+        is_mirrored=True,
     )
     reader = RequestReader(definition.request, max_events=endpoint.max_events)
-    tables = [reader.table(reader.read(json.dumps(event).encode()).rows) for event in world.events]
+    events = [reader.list_events(reader.read(json.dumps(event).encode()).rows) for event in world.events]
 
     def call(number: int) -> None:
-        lookup.features(tables[number % len(tables)])
+        lookup.look_up(events[number % len(events)])
 
     return call
 

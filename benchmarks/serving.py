@@ -1,4 +1,4 @@
-"""Our servers beside four others that answer with the same model, on this machine, in one run.
+"""Our servers beside four others that answer with the same model, or beside an earlier build of ours, in one run.
 
 Run by `make bench` or `python -m benchmarks.serving`. The contenders take turns, several rounds of them, and the median
 is told: what else the machine does then meets all of them alike. See benchmarks/README.md.
@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks import lookup
+from benchmarks import builds, lookup
 from benchmarks.load import Measured, middle, press, require_wrk
 from benchmarks.servers import Contender, all_of, check
 from benchmarks.table import COMMIT
@@ -36,35 +36,30 @@ def measure(world: World, contenders: Sequence[Contender], *, rounds: int, secon
     """Every contender at every concurrency, in turn, as many times as there are rounds."""
     figures: Figures = {}
     work: Work = {}
+    spool = world.stack.folder / "torchserve" / "spool"
     for number in range(1, rounds + 1):
         for connections in CONCURRENCIES:
             for one in contenders:
                 press(one.url, one.bodies, connections=connections, seconds=1, key=one.key)
-                drain(world)
+                drain(spool)
                 before = one.cpu_seconds()
                 seen = press(one.url, one.bodies, connections=connections, seconds=seconds, key=one.key)
                 figures.setdefault((one.name, connections), []).append(seen)
                 print(f"round {number} c={connections:<2} {one.name:20} {seen}", flush=True)
-                drain(world)  # the work that an answer leaves behind is its work, too
+                drain(spool)  # the work that an answer leaves behind is its work, too
                 spent = work.setdefault((one.name, connections), {})
                 for part, seconds_spent in one.cpu_seconds().items():
                     spent[part] = spent.get(part, 0.0) + seconds_spent - before.get(part, 0.0)
     return figures, work
 
 
-def spooled(world: World) -> int:
-    """How many segments of answers wait for the shipper."""
-    return len([*(world.stack.folder / "torchserve" / "spool").glob("*.done")])
-
-
-def drain(world: World) -> float:
-    """Wait until every answer is in the warehouse, so that the next contender has the machine; seconds."""
+def drain(spool: Path) -> None:
+    """Wait until every answer is in the warehouse, so that the next contender has the machine."""
     began = time.monotonic()
-    while spooled(world):
+    while waiting := [*spool.glob("*.done"), *(path for path in spool.glob("*.open") if path.stat().st_size)]:
         if time.monotonic() - began > _DRAIN_SECONDS:
-            raise ValueError(f"{spooled(world)} segments of answers are still not in the warehouse")
+            raise ValueError(f"{len(waiting)} segments of answers are still not in the warehouse")
         time.sleep(0.05)  # the shipper tells nobody
-    return time.monotonic() - began
 
 
 def losses(world: World) -> dict[str, int]:
@@ -103,17 +98,24 @@ def work_table(figures: Figures, work: Work) -> str:
     return "\n".join(lines)
 
 
-def _document(figures: Figures, **more: Any) -> dict[str, Any]:
-    return {
+def _list_rounds(figures: Figures) -> list[dict[str, Any]]:
+    return [
+        {"server": name, "connections": connections, "rounds": [asdict(one) for one in rounds]}
+        for (name, connections), rounds in figures.items()
+    ]
+
+
+def _keep(name: str, **found: Any) -> None:
+    document = {
         "commit": COMMIT,
         "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": {"cores": os.cpu_count(), "processor": platform.machine(), "load": os.getloadavg()},
-        "rounds": [
-            {"server": name, "connections": connections, "rounds": [asdict(one) for one in rounds]}
-            for (name, connections), rounds in figures.items()
-        ],
-        **more,
+        **found,
     }
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}-{datetime.now(UTC):%Y%m%dT%H%M%S}.json"
+    path.write_text(json.dumps(document, indent=1))
+    print(f"kept in {path}")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -123,8 +125,19 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--seconds", type=int, default=8)
     parser.add_argument("--folder", type=Path, help="keep the stack's state here, and use it again")
     parser.add_argument("--only", help="names of contenders, with commas between them")
+    parser.add_argument(
+        "--against", type=Path, help="a checkout of an earlier build, with its .venv, instead of others"
+    )
+    parser.add_argument("--feast", type=Path, help="with --against: the Python of an environment with feast[redis]")
     told = parser.parse_args(arguments)
     require_wrk()
+    if told.against is not None:
+        text, found = builds.run(
+            told.against.resolve(), feast=told.feast, rounds=told.rounds, seconds=told.seconds, folder=told.folder
+        )
+        print(f"\n{text}\n")
+        _keep("serving-against", **builds.to_document(found))
+        return 0
     os.environ["GATEWAY_RATE"] = UNLIMITED
     with opened(told.folder) as world, all_of(world, world.bundle.parent / "contenders") as contenders:
         expected = Predictor.load(world.bundle).predict(world.points).tolist()
@@ -139,11 +152,14 @@ def main(arguments: Sequence[str]) -> int:
         f"prediction log: {counted}"
     )
     print(f"largest difference to the predictor's answers: {max(differences.values()):.1e}")
-    RESULTS.mkdir(exist_ok=True)
-    document = _document(figures, memory_mb=memory, lookup=asdict(looked_up), log=counted, differences=differences)
-    path = RESULTS / f"serving-{datetime.now(UTC):%Y%m%dT%H%M%S}.json"
-    path.write_text(json.dumps(document, indent=1))
-    print(f"kept in {path}")
+    _keep(
+        "serving",
+        rounds=_list_rounds(figures),
+        memory_mb=memory,
+        lookup=asdict(looked_up),
+        log=counted,
+        differences=differences,
+    )
     return 0
 
 

@@ -60,6 +60,7 @@ def _answerer(world: World, clock: Clock, log: PredictionLog) -> Answerer:
         definition=definition,
         lead=options.lead,
         timeout_ms=10_000,
+        is_mirrored=True,
     )
     predictor = Predictor.load(world.bundle)
 
@@ -68,13 +69,11 @@ def _answerer(world: World, clock: Clock, log: PredictionLog) -> Answerer:
 
     for name, owner, method in (
         ("parse", reader, "read"),
-        ("look up", lookup, "features"),
-        ("predict", predictor, "predict"),
+        ("look up", lookup, "look_up"),
+        ("predict", predictor, "predict_rows"),
         ("log", log, "write"),
     ):
         setattr(owner, method, clock.timed(name, getattr(owner, method)))
-    store = lookup._store  # noqa: SLF001  # what of a lookup is the database
-    store.fetch_series = clock.timed("  of it PostgreSQL", store.fetch_series)  # type: ignore[method-assign]
     return Answerer(options=options, reader=reader, lookup=lookup, predictor=predictor, explain=unasked, log=log.write)
 
 
@@ -105,7 +104,7 @@ def main(arguments: Sequence[str]) -> int:
                 found[size][name] for name in ("parse", "look up", "predict", "log")
             )
         log.close()
-    names = ["parse", "look up", "  of it PostgreSQL", "predict", "log", "the rest", "all"]
+    names = ["parse", "look up", "predict", "log", "the rest", "all"]
     print(f"\n{'microseconds an event':24}" + "".join(f"{f'batch {size}':>12}" for size in BATCHES))
     for name in names:
         print(f"{name:24}" + "".join(f"{found[size].get(name, 0.0):12.0f}" for size in BATCHES))

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from features.engine import Span, moment_sql
-from features.operations import Array, MaskedColumn
+from features.masked import Array, MaskedColumn
 from features.series import Series
 from features.sorted_events import Places, SortedEvents
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from features import engine
 from features.engine import KEY_COLUMNS, LABEL_SCHEMA, UTC_MOMENT, FeatureSet, Span
 from features.history import History, Stream, read_coded, to_arrow, to_dictionary
-from features.operations import MaskedColumn
+from features.masked import MaskedColumn
 from features.plan import SeriesPlan
 from features.series import Series, list_series, point_kinds
 from features.sorted_events import Places

@@ -6,28 +6,29 @@ features are those of the moment before `as_of`: a window over the silence since
 nobody observed.
 """
 
-from collections import defaultdict
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import NamedTuple
+from operator import itemgetter
+from string import Formatter
+from typing import Any, NamedTuple
 
-import numpy as np
 import pyarrow as pa
 
-from features.batch import REQUEST, EventBatch
-from features.engine import UTC_MOMENT, FeatureSet, features_sql
+from features.engine import FeatureSet, features_sql
 from features.expressions import compile_expressions
-from features.history import to_arrow
-from features.operations import MaskedColumn, missing_column
+from features.feature_rows import FeatureRows
+from features.key_events import KeyEvents, decode_events
 from features.plan import SeriesPlan
+from features.point_program import AddValues, compile_plan
 from features.series import Series, list_series, point_kinds
-from features.series_cache import SeriesCache
 from features.series_codec import unpack_parts
 
 _KEYS_AT_ONCE = 200
 _MICROSECOND = timedelta(microseconds=1)
-_CACHED_SPAN = timedelta(days=90) // _MICROSECOND  # then caches begin anew: they count moments from where they began
+_REQUEST = "asked."  # the prefix of what clients send, as definitions write it in expressions
+
+Event = Mapping[str, Any]  # the fields of a request; moments are microseconds since 1970
 
 
 class StoreState(NamedTuple):
@@ -64,13 +65,46 @@ FetchSeries = Callable[[list[str], StoreState | None], FetchedSeries]
 class ComputedFeatures:
     """Features in the order of the events, why some are missing, and the state of the store (None: it was not read)."""
 
-    features: pa.Table
+    rows: FeatureRows
     problems: tuple[tuple[str, ...], ...]
     state: StoreState | None
+
+    @property
+    def features(self) -> pa.Table:
+        """As the batch has them."""
+        return self.rows.table
 
 
 class _StoreRefreshed(Exception):  # noqa: N818  # not an error
     """The store was refreshed between two reads."""
+
+
+@dataclass
+class _Point:
+    """An event at work: its values so far, by the names that expressions use."""
+
+    values: dict[str, Any]
+    event_time: int = 0
+    requested: int = 0
+    known: int = 0  # the moment up to which it may know
+    problems: list[str] = field(default_factory=list)
+    keys: list[Hashable] = field(default_factory=list)  # of the series that are looked up now; None: it has none
+
+    def note(self, absent: str) -> None:
+        """Add why something is not known."""
+        names = [name for _, name, _, _ in Formatter().parse(absent) if name]
+        told = {n: self.values[n if n in self.values else _REQUEST + n] for n in names}
+        self.problems.append(absent.format(**told))
+
+
+class _Lookup(NamedTuple):
+    """One series at work: how a point finds it, what is held of it by key (None: damaged), and what a point gets."""
+
+    series: Series
+    key_of: Callable[[dict[str, Any]], Hashable]
+    held: dict[Hashable, KeyEvents | None]
+    add_values: AddValues
+    nothing: Mapping[str, None]
 
 
 class OnlineFeatures:
@@ -79,81 +113,86 @@ class OnlineFeatures:
     def __init__(self, definition: FeatureSet, lead: timedelta, *, cache_bytes: int) -> None:
         kinds = point_kinds(definition)
         self._definition, self._lead, self._cache_bytes = definition, lead // _MICROSECOND, cache_bytes
-        self._series = list_series(definition, kinds)
-        self._reach = max(s.reach for s in self._series if s.reach) // _MICROSECOND
-        self._plans = {s.name: SeriesPlan.of(definition, s) for s in self._series}
-        request = {name: kind for name, kind in kinds.items() if name.startswith(REQUEST)}
-        self._request_kinds = {name.removeprefix(REQUEST): kind for name, kind in request.items()}
+        series = list_series(definition, kinds)
+        plans = {each.name: SeriesPlan.of(definition, each) for each in series}
+        self._lookups = {
+            name: _Lookup(plan.series, _find_key(plan.series), {}, compile_plan(plan), dict.fromkeys(plan.kinds))
+            for name, plan in plans.items()
+        }
+        self._first = [each for each in self._lookups.values() if each.series.lookup]
+        self._rest = [each for each in self._lookups.values() if not each.series.lookup]
+        request = {name: kind for name, kind in kinds.items() if name.startswith(_REQUEST)}
+        self._fields = [(name, name.removeprefix(_REQUEST)) for name in request]
         self._event_time = compile_expressions({"event_time": definition.point_sql["event_time"]}, request)
-        fields = {f"{s.lookup[0]}.{f}": k for s in self._series if s.lookup for f, k in s.columns.items()}
+        fields = {f"{each.lookup[0]}.{f}": k for each in series if each.lookup for f, k in each.columns.items()}
         self._points = compile_expressions(definition.point_sql, request | fields)
         points = {n.removeprefix("points."): k for n, k in kinds.items() if n.startswith("points.")}
-        looked_up = {n: k for plan in self._plans.values() for n, k in plan.kinds.items()}
+        looked_up = {n: k for plan in plans.values() for n, k in plan.kinds.items()}
         self._features = compile_expressions(features_sql(definition), points | looked_up)
-        self._caches: dict[str, SeriesCache] = {}
-        self._texts: dict[str, tuple[str, Hashable]] = {}  # of what the caches hold: text of a key -> series, key
-        self._cached_since = 0
         self._state: StoreState | None = None
+        self.forget()
 
     def compute(self, events: pa.Table, fetch: FetchSeries | None) -> ComputedFeatures:
+        """As `compute_rows`, of a table whose columns are the fields of requests, moments naive UTC."""
+        return self.compute_rows(list_events(events), fetch)
+
+    def compute_rows(self, events: Sequence[Event], fetch: FetchSeries | None) -> ComputedFeatures:
         """Features of events; `fetch` reads series by their keys, and None stands for a store that does not answer."""
-        if sum(cache.nbytes for cache in self._caches.values()) > self._cache_bytes:
-            self._state, self._caches, self._texts = None, {}, {}
+        if self._held_bytes > self._cache_bytes:
+            self.forget()
         while True:
             try:
-                return self._compute(EventBatch(events, self._request_kinds), fetch)
+                return self._compute(events, fetch)
             except _StoreRefreshed:
                 continue
 
-    def _compute(self, batch: EventBatch, fetch: FetchSeries | None) -> ComputedFeatures:
-        rows = batch.rows
-        batch.event_time = self._event_time.run(batch.columns, rows)["event_time"].values
-        requested = batch.event_time - self._lead
+    def _compute(self, events: Sequence[Event], fetch: FetchSeries | None) -> ComputedFeatures:
+        points = [_Point({name: event.get(field) for name, field in self._fields}) for event in events]
+        for point in points:
+            (point.event_time,) = self._event_time.run(point.values)
+            point.requested = point.event_time - self._lead
         # Before anything else: which revision is this, and is what was decoded still of it?
-        first = [s for s in self._series if s.lookup]
-        state = self._load(batch, first, fetch, fresh=True)
-        batch.known = requested if state is None else np.minimum(requested, state.as_of - 1)
-        batch.columns[REQUEST + "prediction_time"] = MaskedColumn(batch.known, np.ones(rows, np.bool_))
-        for series in first:
-            self._add_columns(batch, series, answered=state is not None)
-        points = self._points.run(batch.columns, rows)
-        batch.key_lists.clear()
-        batch.columns |= points
-        rest = [s for s in self._series if not s.lookup]
-        self._load(batch, rest, fetch, fresh=False)
-        for series in rest:
-            self._add_columns(batch, series, answered=state is not None)
-        if state is not None:
-            batch.note_absence("older than the history that is kept", requested < state.since)
-            for table in state.stopped:
-                batch.note_absence(f"{table} is not followed", np.ones(rows, np.bool_))
-        keys = {
-            "entity_key": pa.array(points["entity_key"].values, pa.string()),
-            "event_time": pa.array(batch.event_time, pa.int64()).cast(UTC_MOMENT),
-            "prediction_time": pa.array(requested, pa.int64()).cast(UTC_MOMENT),
-        }
-        features = {
-            name: to_arrow(column, pa.string() if self._features.kinds[name] == "varchar" else pa.float32())
-            for name, column in self._features.run(batch.columns, rows).items()
-        }
-        return ComputedFeatures(pa.table(keys | features), tuple(map(tuple, batch.problems)), state)
+        state = self._load(points, self._first, fetch, fresh=True)
+        for point in points:
+            point.known = point.requested if state is None else min(point.requested, state.as_of - 1)
+            point.values[_REQUEST + "prediction_time"] = point.known
+            _add_series(point, self._first, is_answered=state is not None)
+            point.values.update(zip(self._points.kinds, self._points.run(point.values), strict=True))
+        self._load(points, self._rest, fetch, fresh=False)
+        for point in points:
+            _add_series(point, self._rest, is_answered=state is not None)
+            if state is not None:
+                if point.requested < state.since:
+                    point.note("older than the history that is kept")
+                point.problems += [f"{table} is not followed" for table in state.stopped]
+        rows = FeatureRows(
+            self._definition.numeric,
+            self._definition.categorical,
+            [point.values["entity_key"] for point in points],
+            [point.event_time for point in points],
+            [point.requested for point in points],
+            [self._features.run(point.values) for point in points],
+        )
+        return ComputedFeatures(rows, tuple(tuple(point.problems) for point in points), state)
 
     def _load(
-        self, batch: EventBatch, wanted: Sequence[Series], fetch: FetchSeries | None, *, fresh: bool
+        self, points: Sequence[_Point], wanted: Sequence[_Lookup], fetch: FetchSeries | None, *, fresh: bool
     ) -> StoreState | None:
-        """Decode every series that a batch needs and that is not decoded yet. `fresh`: read the state in any case.
+        """Decode every series that points need and that is not decoded yet. `fresh`: read the state in any case.
 
         What was read before a store stopped answering stays, so that the next attempt has less to do.
         """
         if fetch is None:
             return None
-        absent = self._absent(batch, wanted)
+        absent = list(dict.fromkeys(self._absent(points, wanted)))
         for start in range(0, max(len(absent), int(fresh)), _KEYS_AT_ONCE):
             part = absent[start : start + _KEYS_AT_ONCE]
-            fetched = fetch([text for _, _, text in part], self._state)
+            texts = [self._lookups[name].series.key_text(_as_tuple(key)) for name, key in part]
+            fetched = fetch(texts, self._state)
             if fetched.state != self._state:
                 self._follow(fetched, is_first_read=fresh and not start)
-            self._decode(part, fetched.parts)
+            for (name, key), text in zip(part, texts, strict=True):
+                self._decode(name, key, text, fetched.parts.get(text, (None, None)))
         return self._state
 
     def _follow(self, fetched: FetchedSeries, *, is_first_read: bool) -> None:
@@ -163,62 +202,85 @@ class OnlineFeatures:
             _StoreRefreshed: the batch is to be begun anew: what it read before, or did not read as held, is stale.
         """
         held, self._state = self._state, fetched.state
-        if fetched.state.is_later_than(held) and fetched.state.since < self._cached_since + _CACHED_SPAN:
+        if fetched.state.is_later_than(held):
             if self._forget(fetched.stale) or not is_first_read:
                 raise _StoreRefreshed
             return
-        had_any, self._cached_since = bool(self._caches), fetched.state.since
-        base = self._cached_since - self._reach
-        self._caches, self._texts = {s.name: SeriesCache(s, base) for s in self._series}, {}
-        if had_any or not is_first_read:
+        self.forget()
+        self._state = fetched.state
+        if held is not None or not is_first_read:
             raise _StoreRefreshed
+
+    def forget(self) -> None:
+        """Read everything anew from now on."""
+        self._state = None
+        for each in self._lookups.values():
+            each.held.clear()
+        self._texts: dict[str, tuple[str, Hashable]] = {}  # of what is held: text of a key -> series, key
+        self._held_bytes = 0
 
     def _forget(self, texts: frozenset[str]) -> bool:
         """Drop the series under some texts of keys; whether any was held."""
-        by_series = defaultdict[str, list[Hashable]](list)
-        for text in texts & self._texts.keys():
+        gone = texts & self._texts.keys()
+        for text in gone:
             name, key = self._texts.pop(text)
-            by_series[name].append(key)
-        for name, keys in by_series.items():
-            self._caches[name].forget(keys)
-        return bool(by_series)
+            events = self._lookups[name].held.pop(key)
+            self._held_bytes -= events.nbytes if events else 0
+        return bool(gone)
 
-    def _absent(self, batch: EventBatch, wanted: Sequence[Series]) -> list[tuple[str, Hashable, str]]:
-        """The series to read: name, key, and the key's text."""
-        absent = []
-        for series in wanted:
-            held = self._caches[series.name].slots if self._caches else ()
-            new = {key for key in batch.keys(series) if key is not None and key not in held}
-            absent += [(series.name, key, series.key_text(_as_tuple(key))) for key in new]
-        return absent
+    def _absent(self, points: Sequence[_Point], wanted: Sequence[_Lookup]) -> Iterator[tuple[str, Hashable]]:
+        """The series to read: name and key. Every point gets the keys of what is wanted."""
+        for point in points:
+            point.keys = [each.key_of(point.values) for each in wanted]
+            for each, key in zip(wanted, point.keys, strict=True):
+                if key is not None and key not in each.held:
+                    yield each.series.name, key
 
-    def _decode(
-        self, wanted: Sequence[tuple[str, Hashable, str]], parts: Mapping[str, tuple[bytes | None, bytes | None]]
-    ) -> None:
-        for series in self._series:
-            cache, read, damaged = self._caches[series.name], [], set()
-            for key, text in [(key, text) for name, key, text in wanted if name == series.name]:
-                columns = None
-                try:
-                    columns = unpack_parts(series, text, parts.get(text, (None, None)))
-                except ValueError:
-                    damaged.add(key)
-                read.append((key, columns))
-            cache.add(read, damaged)
-        self._texts |= {text: (name, key) for name, key, text in wanted}
+    def _decode(self, name: str, key: Hashable, text: str, parts: tuple[bytes | None, bytes | None]) -> None:
+        series, _, held, *_ = self._lookups[name]
+        try:
+            events = decode_events(series, unpack_parts(series, text, parts))
+        except ValueError:
+            events = None
+        held[key] = events
+        self._texts[text] = name, key
+        self._held_bytes += events.nbytes if events else 0
 
-    def _add_columns(self, batch: EventBatch, series: Series, *, answered: bool) -> None:
-        """Add to a batch the columns that come from one series, and note what is wrong with them."""
-        plan = self._plans[series.name]
-        if not answered:
-            batch.columns |= {name: missing_column(batch.rows, kind) for name, kind in plan.kinds.items()}
-            return
-        cache = self._caches[series.name]
-        slots = np.array([-1 if key is None else cache.slots[key] for key in batch.keys(series)], np.int64)
-        if cache.damaged and (damaged := np.isin(slots, list(cache.damaged))).any():
-            slots[damaged] = -1
-            batch.note_absence(f"damaged history of {series.name}", damaged)
-        batch.columns |= plan.columns(batch, cache, slots)
+
+def _add_series(point: _Point, wanted: Sequence[_Lookup], *, is_answered: bool) -> None:
+    """Add to a point the values that come from some series, and note what is wrong with them."""
+    if not is_answered:
+        for each in wanted:
+            point.values.update(each.nothing)
+        return
+    for (series, _, held, add_values, nothing), key in zip(wanted, point.keys, strict=True):
+        if key is None or (events := held[key]) is None:
+            point.values.update(nothing)
+            if key is not None:
+                point.note(f"damaged history of {series.name}")
+            continue
+        for absent in add_values(point.values, events, point.known, point.event_time):
+            point.note(absent)
+
+
+def _find_key(series: Series) -> Callable[[dict[str, Any]], Hashable]:
+    """The key that a point has, one value alone or a tuple of several; None where a part of it is missing."""
+    names = [_REQUEST + name if series.lookup else name for name in series.on]
+    if not names:
+        return lambda _: ()
+    read = itemgetter(*names)
+    if len(names) == 1:
+        return read
+    return lambda values: None if None in (key := read(values)) else key
+
+
+def list_events(table: pa.Table) -> list[Event]:
+    """The rows of a table whose columns are the fields of requests, moments naive UTC."""
+    columns = [
+        column.cast(pa.timestamp("us")).cast(pa.int64()) if pa.types.is_timestamp(column.type) else column
+        for column in table.columns
+    ]
+    return list(pa.table(columns, table.column_names).to_pylist())
 
 
 def _as_tuple(key: Hashable) -> tuple[str | int, ...]:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.engine import FeatureSet, mentioned_names
-from features.operations import MaskedColumn
+from features.masked import MaskedColumn
 from features.series import Series, parse_span, record_fields
 from features.sorted_events import Places, SortedEvents
 from features.vocabulary import Window

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from features.operations import MaskedColumn
+from features.masked import MaskedColumn
 from features.series import Series
 
 _MAGIC = b"WSS1"

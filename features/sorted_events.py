@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from features.operations import Array, MaskedColumn, missing_column
+from features.masked import Array, MaskedColumn, missing_column
 from features.series import Series
 
 Places = NDArray[np.int64]

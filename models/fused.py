@@ -37,7 +37,7 @@ class Fused:
     def __init__(self, members: Sequence[Network]) -> None:
         self._members = [_relaid(member) for member in members]
         self._starts = torch.tensor([0, *members[0].config.cardinalities]).cumsum(0)[:-1]  # in each member's table
-        self._layers = [_first_layer(member) for member in members]
+        self._layers = [first_layer(member) for member in members]
 
     @torch.no_grad()
     def answers(self, numbers: Tensor, codes: Tensor) -> NDArray[np.float64]:
@@ -67,7 +67,7 @@ def _relaid(member: Network) -> Network:
     return copied
 
 
-def _first_layer(member: Network) -> tuple[Tensor, Tensor, Tensor]:
+def first_layer(member: Network) -> tuple[Tensor, Tensor, Tensor]:
     """Weight of what is read [inputs, width], bias [width], and what each code of each category adds [codes, width].
 
     A row has one code of the first category, so that one's rows hold the bias too.

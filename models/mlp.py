@@ -39,6 +39,10 @@ class MLP(Network):
         assert isinstance(layer, Linear)
         return layer.weight, layer.bias
 
+    def last(self) -> tuple[Tensor, Tensor]:
+        """The one head."""
+        return self.head.weight, self.head.bias
+
     def rest(self, hidden: Tensor, activation: Activation) -> Tensor:
         """The other hidden layers and the head [..., 1, n]."""
         for layer in self.hidden[1:]:

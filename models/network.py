@@ -79,6 +79,8 @@ class Embedding(nn.Embedding):
 class Network(nn.Module, ABC):
     """numbers [n, d], codes [n, c] -> logits (binary) or values in units of the label (regression), [n]."""
 
+    hidden: nn.ModuleList  # of `Linear`: those after the first are the same for every head
+
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         self.config = config
@@ -113,6 +115,10 @@ class Network(nn.Module, ABC):
     @abstractmethod
     def rest(self, hidden: Tensor, activation: Activation) -> Tensor:
         """What the heads of a lone member say [heads, n] of what follows `first`, activated [n, width]."""
+
+    @abstractmethod
+    def last(self) -> tuple[Tensor, Tensor]:
+        """The heads of a lone member: weights [heads, width] and biases [heads]."""
 
     @abstractmethod
     def start_at(self, output: float) -> None:

@@ -48,6 +48,10 @@ class TabM(Network):
         assert isinstance(layer, Linear)
         return (layer.weight * self.scales.unsqueeze(1)).flatten(0, 1), layer.bias.repeat(COPIES)
 
+    def last(self) -> tuple[Tensor, Tensor]:
+        """Each copy's head."""
+        return self.heads, self.biases
+
     def rest(self, hidden: Tensor, activation: Activation) -> Tensor:
         """The other hidden layers and the heads [copies, n]."""
         return self._after(hidden.reshape(len(hidden), COPIES, -1).transpose(0, 1).flatten(0, 1), activation)

@@ -8,11 +8,10 @@ from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
+import orjson
 import pyarrow as pa
-from numpy.typing import NDArray
 
-from serving.prediction_log import FEATURE, LOGGED, LOGGED_SCHEMA
+from features.feature_rows import FeatureRows
 from serving.reasons import DegradedReason
 from serving.request import ParsedRequest, Refusal, RequestReader
 
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from serving.lookup import FeatureLookup, LookedUpFeatures
     from serving.predictor import Predictor
 
+_EPOCH, _MICROSECOND = datetime(1970, 1, 1, tzinfo=UTC), timedelta(microseconds=1)
 _MAX_CHARACTERS = 100  # of a name that came in a header
 
 
@@ -107,7 +107,7 @@ class Answerer:
         lookup: "FeatureLookup",
         predictor: "Predictor",
         explain: "Callable[[pa.Table], Attributions]",
-        log: Callable[[pa.Table], object],
+        log: Callable[[list[dict[str, Any]]], object],
     ) -> None:
         self._options = options
         self._reader = reader
@@ -141,58 +141,65 @@ class Answerer:
         self, parsed: Sequence[tuple[InferenceRequest, ParsedRequest]], began: float
     ) -> list[InferenceReply]:
         before = time.perf_counter()
-        looked_up = self._lookup.features(self._reader.table([row for _, body in parsed for row in body.rows]))
+        looked_up = self._lookup.look_up(self._reader.list_events([row for _, body in parsed for row in body.rows]))
         self.lookup_seconds = time.perf_counter() - before
-        table = looked_up.features
-        columns = self._columns(parsed, looked_up, self._predictor.predict(table))
-        documents = [self._document(values) for values in zip(*(columns[name] for name in _SHOWN), strict=True)]
+        answers = self._answers(parsed, looked_up, self._predictor.predict_rows(looked_up.rows).tolist())
         replies, first = [], 0
         for one, body in parsed:
-            rows = documents[first : first + len(body.rows)]
+            documents = [self._document(answer) for answer in answers[first : first + len(body.rows)]]
             if one.explain:
-                self._add_explanations(rows, table.slice(first, len(rows)))
-            replies.append(_encode_reply(rows, is_list=body.is_list))
-            first += len(rows)
-        columns["server_ms"] = [(time.perf_counter() - began) * 1000] * table.num_rows
-        self._log(_log_table(columns, table))
+                self._add_explanations(documents, looked_up.features.slice(first, len(documents)))
+            replies.append(_encode_reply(documents, is_list=body.is_list))
+            first += len(documents)
+        server_ms = (time.perf_counter() - began) * 1000
+        self._log([answer | {"server_ms": server_ms} for answer in answers])
         return replies
 
-    def _columns(
+    def _answers(
         self,
         parsed: Sequence[tuple[InferenceRequest, ParsedRequest]],
         looked_up: "LookedUpFeatures",
-        scores: NDArray[np.float64],
-    ) -> dict[str, list[Any]]:
-        options, table = self._options, looked_up.features
+        scores: list[float],
+    ) -> list[dict[str, Any]]:
+        """An answer an event, as it is logged."""
+        options, rows = self._options, looked_up.rows
         origin = [(one, position, event) for one, body in parsed for position, event in enumerate(body.events)]
-        moments: list[datetime] = table["prediction_time"].to_pylist()
-        ages = [_age_seconds(moment, looked_up.as_of) for moment in moments]
-        reasons = [[*why, *self._stale(age)] for why, age in zip(looked_up.problems, ages, strict=True)]
-        rows = table.num_rows
-        return {
-            "use_case": [options.use_case] * rows,
-            "request_id": [one.request_id for one, _, _ in origin],
-            "position": [position for _, position, _ in origin],
-            "model_version": [options.version] * rows,
-            "slot": [one.slot for one, _, _ in origin],
-            "client": [one.client for one, _, _ in origin],
-            "entity_id": [one.entity for one, _, _ in origin],
-            "entity_key": table["entity_key"].to_pylist(),
-            "event_time": table["event_time"].to_pylist(),
-            "prediction_time": moments,
-            "score": scores.tolist(),
-            "decision": [
-                None if options.threshold is None else score >= options.threshold for score in scores.tolist()
-            ],
-            "degraded": [bool(why) for why in reasons],
-            "reasons": reasons,
-            "feature_as_of": [looked_up.as_of] * rows,
-            "feature_snapshot": [looked_up.snapshot] * rows,
-            "feature_changes": [looked_up.changes] * rows,
-            "feature_age_seconds": ages,
-            "request": [json.dumps(event) for _, _, event in origin],
-            "answered_at": [datetime.now(UTC)] * rows,
+        as_of = None if looked_up.as_of is None else (looked_up.as_of - _EPOCH) // _MICROSECOND
+        of_batch = {
+            "use_case": options.use_case,
+            "model_version": options.version,
+            "feature_as_of": None if looked_up.as_of is None else looked_up.as_of.isoformat(),
+            "feature_snapshot": looked_up.snapshot,
+            "feature_changes": looked_up.changes,
+            "answered_at": datetime.now(UTC).isoformat(),
         }
+        answers = []
+        for place, (features, (one, position, event)) in enumerate(zip(_list_features(rows), origin, strict=True)):
+            prediction_time = rows.prediction_times[place]
+            age_seconds = None if as_of is None else max(0, prediction_time - as_of) / 1_000_000
+            reasons = [*looked_up.problems[place], *self._stale(age_seconds)]
+            score = scores[place]
+            answers.append(
+                of_batch
+                | {
+                    "request_id": one.request_id,
+                    "position": position,
+                    "slot": one.slot,
+                    "client": one.client,
+                    "entity_id": one.entity,
+                    "entity_key": rows.entity_keys[place],
+                    "event_time": _show_moment(rows.event_times[place]),
+                    "prediction_time": _show_moment(prediction_time),
+                    "score": score,
+                    "decision": None if options.threshold is None else score >= options.threshold,
+                    "degraded": bool(reasons),
+                    "reasons": reasons,
+                    "feature_age_seconds": age_seconds,
+                    "request": event,
+                    "features": features,
+                }
+            )
+        return answers
 
     def _stale(self, age_seconds: float | None) -> tuple[str, ...]:
         limit = self._options.max_feature_age_hours
@@ -200,13 +207,10 @@ class Answerer:
             return ()
         return (DegradedReason.HISTORY_STALE.format(age_hours=age_seconds / 3600, limit_hours=limit),)
 
-    def _document(self, values: tuple[Any, ...]) -> dict[str, Any]:
-        row = dict(zip(_SHOWN, values, strict=True))
-        row["event_time"] = row["event_time"].isoformat()
-        row["prediction_time"] = row["prediction_time"].isoformat()
-        known_until = row.pop("feature_as_of")
-        row["known_until"] = None if known_until is None else known_until.isoformat()
-        return {"probability" if self._options.kind == "binary" else "value": row.pop("score"), **row}
+    def _document(self, answer: Mapping[str, Any]) -> dict[str, Any]:
+        score = "probability" if self._options.kind == "binary" else "value"
+        shown = {name: answer[name] for name in _SHOWN}
+        return {score: answer["score"], **shown, "known_until": answer["feature_as_of"]}
 
     def _add_explanations(self, rows: list[dict[str, Any]], table: pa.Table) -> None:
         explained = self._explain(table)
@@ -218,32 +222,31 @@ class Answerer:
 _SHOWN = (
     "request_id",
     "model_version",
-    "score",
     "decision",
     "entity_key",
     "event_time",
     "prediction_time",
     "feature_age_seconds",
-    "feature_as_of",
     "degraded",
     "reasons",
 )
 
 
-def _log_table(columns: Mapping[str, list[Any]], features: pa.Table) -> pa.Table:
-    """A batch as it is logged: the answers, and beside them what they were computed from."""
-    answers = {field.name: pa.array(columns[field.name], field.type) for field in LOGGED_SCHEMA}
-    return pa.table(answers | {FEATURE + name: features[name] for name in features.column_names if name not in LOGGED})
+def _list_features(rows: FeatureRows) -> list[dict[str, Any]]:
+    """What answers were computed from, a value a feature."""
+    names = (*rows.numeric, *rows.categorical)
+    both = zip(rows.numbers.tolist(), rows.texts, strict=True)
+    return [dict(zip(names, [*numbers, *texts], strict=True)) for numbers, texts in both]
 
 
-def _age_seconds(moment: datetime, as_of: datetime | None) -> float | None:
-    return None if as_of is None else max(0.0, (moment - as_of).total_seconds())
+def _show_moment(microseconds: int) -> str:
+    return (_EPOCH + timedelta(microseconds=microseconds)).isoformat()
 
 
 def _encode_reply(rows: list[dict[str, Any]], *, is_list: bool) -> InferenceReply:
     return InferenceReply(
         status=200,
-        body=json.dumps(rows if is_list else rows[0]).encode(),
+        body=orjson.dumps(rows if is_list else rows[0]),
         events=len(rows),
         degraded=sum(row["degraded"] for row in rows),
     )

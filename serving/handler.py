@@ -5,6 +5,7 @@ serve its bundle says why in the model store (`refused-<use case>-<version>.txt`
 """
 
 import contextlib
+import gc
 import json
 import logging
 import os
@@ -13,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import torch
 
 import features
@@ -27,6 +27,7 @@ from serving.prediction_log import PredictionLog
 from serving.predictor import Predictor
 from serving.request import RequestReader
 from serving.socket_buffer import install_socket_buffer
+from serving.worker_metrics import WorkerMetrics
 
 DSN, SPOOL, STORE = "WINDSOCK_ONLINE_DSN", "WINDSOCK_SPOOL", "WINDSOCK_MODEL_STORE"
 
@@ -51,6 +52,7 @@ class ModelWorker:
         self._log: PredictionLog | None = None  # until the first answer is given
         log = PredictionLog(Path(environment[SPOOL]), use_case=options.use_case)
         self._dropped = 0
+        self._metrics = WorkerMetrics([options.use_case, options.version])
         self._answerer = Answerer(
             options=options,
             reader=RequestReader(definition.request, max_events=options.max_events),
@@ -60,6 +62,7 @@ class ModelWorker:
                 definition=definition,
                 lead=options.lead,
                 timeout_ms=options.store_timeout_ms,
+                is_mirrored=True,
             ),
             predictor=Predictor(bundle),
             explain=lambda table: attribute(bundle, table),
@@ -93,15 +96,12 @@ class ModelWorker:
         self._count(context.metrics, replies, time.perf_counter() - began)
         return bodies
 
-    def _write(self, table: pa.Table) -> None:
-        if self._log is not None and not self._log.write(table):
-            self._dropped += table.num_rows
+    def _write(self, answers: Sequence[Mapping[str, Any]]) -> None:
+        if self._log is not None and not self._log.write(answers):
+            self._dropped += len(answers)
 
-    def _count(self, metrics: Any, replies: Sequence[InferenceReply], seconds: float) -> None:
-        """Prometheus metrics, once a batch; zeros are not worth a line to the server."""
-        from ts.metrics.metric_type_enum import MetricTypes  # noqa: PLC0415  # TorchServe is there only where it serves
-
-        counters = {
+    def _count(self, server: Any, replies: Sequence[InferenceReply], seconds: float) -> None:
+        counts = {
             "windsock_requests_total": len(replies),
             "windsock_refused_total": sum(reply.status == 400 for reply in replies),
             "windsock_events_total": sum(reply.events for reply in replies),
@@ -109,13 +109,8 @@ class ModelWorker:
             "windsock_unlogged_total": self._dropped,
         }
         self._dropped = 0
-        labels = [self._options.use_case, self._options.version]
-        for name, value in counters.items():
-            if value:
-                metrics.get_metric(name, MetricTypes.COUNTER).add_or_update(value, labels)
         durations = {"windsock_answer_seconds": seconds, "windsock_lookup_seconds": self._answerer.lookup_seconds}
-        for name, duration in durations.items():
-            metrics.get_metric(name, MetricTypes.HISTOGRAM).add_or_update(duration, labels)
+        self._metrics.add(server, counts, durations)
 
 
 def open_worker(folder: Path, environment: Mapping[str, str]) -> ModelWorker:
@@ -146,6 +141,8 @@ def handle(data: Sequence[Mapping[str, Any]] | None, context: Any) -> list[bytes
     """TorchServe's entry point: called once with no data to load, then once a batch."""
     if data is None:
         _workers[:] = [_load(Path(context.system_properties["model_dir"]), os.environ)]
+        gc.collect()
+        gc.freeze()  # what is loaded stays: no answer waits while four hundred thousand objects are looked through
         return None
     return _workers[0].answer(data, context)
 

@@ -1,10 +1,10 @@
 """Answers on disk before they leave: append-only segments that `serving/shipper.py` takes to the warehouse.
 
 A session (one worker process) holds `<session>.session` locked for as long as it lives: counts of what it answered and
-dropped, in shared memory, so that they survive it. Its answers go to `<session>-<number>.open`, one write a batch,
-which becomes `.done` twice a second. Killed with -9 it leaves a whole segment or one whose last record is torn; the
-shipper tells by the lock that nobody writes any more. Only a machine that loses its power can lose what the disk had
-not taken yet: at most the segment that was open, and the counts say how many answers that were.
+dropped, in shared memory, so that they survive it. Its answers go to `<session>-<number>.open` as lines of JSON, one
+write a batch, which becomes `.done` twice a second. Killed with -9 it leaves a whole segment or one whose last record
+is torn; the shipper tells by the lock that nobody writes any more. Only a machine that loses its power can lose what
+the disk had not taken yet: at most the segment that was open, and the counts say how many answers that were.
 """
 
 import fcntl
@@ -16,12 +16,13 @@ import struct
 import threading
 import uuid
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
-import pyarrow as pa
+import orjson
 
 from serving.locks import is_held
 
@@ -30,35 +31,31 @@ MAX_BYTES = 512 * 1024 * 1024  # of a spool: some 100,000 answers may wait for a
 _HEAD = struct.Struct("<II")  # length and CRC-32 of a payload
 _COUNTS = struct.Struct("<qq")  # rows answered, rows dropped
 REFUSED = ".refused"  # the ending of what could not be shipped
-FEATURE = "feature."  # what the names of the columns begin with that were computed from
-_MOMENT = pa.timestamp("us", "UTC")
-LOGGED_SCHEMA = pa.schema(
-    {
-        "use_case": pa.string(),
-        "request_id": pa.string(),
-        "position": pa.int32(),
-        "model_version": pa.string(),
-        "slot": pa.string(),
-        "client": pa.string(),
-        "entity_id": pa.string(),
-        "entity_key": pa.string(),
-        "event_time": _MOMENT,
-        "prediction_time": _MOMENT,
-        "score": pa.float64(),
-        "decision": pa.bool_(),
-        "degraded": pa.bool_(),
-        "reasons": pa.list_(pa.string()),
-        "feature_as_of": _MOMENT,
-        "feature_snapshot": pa.string(),
-        "feature_changes": pa.int64(),
-        "feature_age_seconds": pa.float64(),
-        "server_ms": pa.float64(),
-        "request": pa.string(),
-        "answered_at": _MOMENT,
-    }
-)
-LOGGED = tuple(LOGGED_SCHEMA.names)
-ADDED = ("feature_changes",)  # what a server of before did not log
+LOGGED = (
+    "use_case",
+    "request_id",
+    "position",
+    "model_version",
+    "slot",
+    "client",
+    "entity_id",
+    "entity_key",
+    "event_time",
+    "prediction_time",
+    "score",
+    "decision",
+    "degraded",
+    "reasons",
+    "feature_as_of",
+    "feature_snapshot",
+    "feature_changes",
+    "feature_age_seconds",
+    "server_ms",
+    "request",
+    "answered_at",
+    "features",
+)  # the columns of an answer, as its table has them
+_HEADING = orjson.dumps(LOGGED)  # with which a segment begins
 logger = logging.getLogger(__name__)
 
 
@@ -85,24 +82,26 @@ class PredictionLog:
         self._held, self._counts = _open_session(folder, self.session, use_case)
         self._answered = self._dropped = self._number = self._length = 0
         self._file: int | None = None
-        self._schema: pa.Schema | None = None
         self._used_bytes = _used_bytes(folder)
         self._lock = threading.Lock()
         self._ended = threading.Event()
         self._rotator = threading.Thread(target=self._rotate_regularly, args=(rotate_seconds,), daemon=True)
         self._rotator.start()
 
-    def write(self, table: pa.Table) -> bool:
-        """Append a batch of answers; False when there was no room for it, which is counted."""
-        if table.num_rows == 0:
+    def write(self, answers: Sequence[Mapping[str, Any]]) -> bool:
+        """Append a batch of answers, whose values are JSON's; what is no number is written as null.
+
+        False when there was no room for it, which is counted.
+        """
+        if not answers:
             return True
-        [batch] = table.combine_chunks().to_batches()
+        record = _record(b"\n".join(map(orjson.dumps, answers)))
         with self._lock:
-            self._answered += batch.num_rows
+            self._answered += len(answers)
             self._count()  # before the write, so that a death in the middle of it is seen as a loss
-            written = self._append(batch)
+            written = self._append(record)
             if not written:
-                self._dropped += batch.num_rows
+                self._dropped += len(answers)
                 self._count()
         return written
 
@@ -120,24 +119,21 @@ class PredictionLog:
     def _count(self) -> None:
         _COUNTS.pack_into(self._counts, 0, self._answered, self._dropped)
 
-    def _append(self, batch: pa.RecordBatch) -> bool:
+    def _append(self, record: bytes) -> bool:
         try:
-            if self._file is not None and not batch.schema.equals(self._schema):
-                self._rotate()
-            head = _record(batch.schema.serialize()) if self._file is None or self._length == 0 else b""
-            payload = head + _record(batch.serialize())
+            payload = record if self._file is not None and self._length else _record(_HEADING) + record
             if self._used_bytes + len(payload) > self._max_bytes:
                 return False
-            return self._put(self._file if self._file is not None else self._open(batch.schema), payload)
+            return self._put(self._file if self._file is not None else self._open(), payload)
         except OSError as error:  # the disk is full or gone: an answer is worth more than its record
             logger.warning("prediction log: %s", error)
             return False
 
-    def _open(self, schema: pa.Schema) -> int:
+    def _open(self) -> int:
         self._number += 1
         path = self._folder / f"{self.session}-{self._number:08d}.open"
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
-        self._schema, self._length = schema, 0
+        self._length = 0
         return self._file
 
     def _put(self, file: int, payload: bytes) -> bool:
@@ -200,8 +196,7 @@ def _used_bytes(folder: Path) -> int:
     return total
 
 
-def _record(payload: pa.Buffer) -> bytes:
-    content: bytes = payload.to_pybytes()
+def _record(content: bytes) -> bytes:
     return _HEAD.pack(len(content), zlib.crc32(content)) + content
 
 
@@ -226,21 +221,28 @@ def has_ended(path: Path) -> bool:
     return not is_held(path)
 
 
-def read_segment(path: Path) -> list[pa.RecordBatch]:
-    """The batches of a segment, up to the first record that is not whole.
+def read_segment(path: Path) -> list[bytes]:
+    """The answers of a segment, each as JSON, up to the first record that is not whole.
 
     Raises:
-        ValueError: its records are whole, and no batches.
+        ValueError: its records are whole, and of another version of the server.
     """
     records = _records(path.read_bytes())
     head = next(records, None)
     if head is None:
         return []
+    if head != _HEADING:
+        return _read_earlier(path, head, records)
+    return [line for record in records for line in record.split(b"\n")]
+
+
+def _read_earlier(path: Path, head: bytes, records: Iterator[bytes]) -> list[bytes]:
+    from serving.earlier_segments import read_earlier_answers  # which a server has no use for
+
     try:
-        schema = pa.ipc.read_schema(pa.py_buffer(head))
-        return [pa.ipc.read_record_batch(pa.py_buffer(record), schema) for record in records]
-    except (pa.ArrowException, OSError) as error:  # Arrow's own OSError: the file was read already
-        raise ValueError(f"{path} holds no batches: {error}") from error
+        return read_earlier_answers(head, records)
+    except ValueError as error:
+        raise ValueError(f"{path} was written by another version of the server: {error}") from error
 
 
 def _records(content: bytes) -> Iterator[bytes]:

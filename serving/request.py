@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pyarrow as pa
@@ -19,6 +19,7 @@ _EARLIEST, _LATEST = (
     datetime(1900, 1, 1, tzinfo=UTC),
     datetime(2200, 1, 1, tzinfo=UTC),
 )  # nothing overflows from here on
+_EPOCH, _MICROSECOND = datetime(1970, 1, 1), timedelta(microseconds=1)  # noqa: DTZ001  # naive UTC, as moments are here
 _JSON = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
 
 FieldCheck = Callable[[Any], Any]
@@ -92,6 +93,16 @@ class RequestReader:
         return pa.table(
             [pa.array(column, field.type) for column, field in zip(columns, self._schema, strict=True)], self._schema
         )
+
+    def list_events(self, rows: Sequence[tuple[Any, ...]]) -> list[dict[str, Any]]:
+        """Rows of any number of bodies as events; moments are microseconds since 1970."""
+        return [
+            {
+                field.name: (value - _EPOCH) // _MICROSECOND if isinstance(value, datetime) else value
+                for field, value in zip(self._fields, row, strict=True)
+            }
+            for row in rows
+        ]
 
     def _row(self, event: Any, index: int | None) -> tuple[Any, ...]:
         try:

@@ -15,33 +15,21 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import psycopg2
-import pyarrow as pa
-import pyarrow.compute as pc
 from psycopg2.extensions import connection, cursor
 
 from serving.locks import take_lock
-from serving.prediction_log import (
-    ADDED,
-    FEATURE,
-    LOGGED,
-    LOGGED_SCHEMA,
-    REFUSED,
-    LogSession,
-    has_ended,
-    read_segment,
-    read_session,
-)
+from serving.prediction_log import LOGGED, REFUSED, LogSession, has_ended, read_segment, read_session
 
 DSN, SPOOL = "WINDSOCK_ONLINE_DSN", "WINDSOCK_SPOOL"
 IDLE_SECONDS = 0.25
 _LONGEST_WAIT_SECONDS = 5.0
 _ROWS_A_STATEMENT = 1000
 _NICE = 10  # where the processor is short, answers go before what becomes of them
-_COLUMNS = ", ".join([*LOGGED, "features"])
+_COLUMNS = ", ".join(LOGGED)
 _INSERT = f"""
     insert into online_answers ({_COLUMNS})
     select {_COLUMNS} from json_populate_recordset(null::online_answers, %s) on conflict do nothing
@@ -123,7 +111,7 @@ class Shipper:
 
     def _ship_segment(self, session: LogSession, segment: Path) -> int:
         try:
-            shipped = self._insert_segment(session, _number(segment), _rows_of(segment))
+            shipped = self._insert_segment(session, _number(segment), read_segment(segment))
         except (psycopg2.DataError, psycopg2.IntegrityError, ValueError) as error:  # never taken, and others wait
             logger.warning("%s is put aside, its answers are lost: %s", segment, str(error).strip())
             segment.rename(segment.with_suffix(REFUSED))
@@ -131,7 +119,7 @@ class Shipper:
         segment.unlink()
         return shipped
 
-    def _insert_segment(self, session: LogSession, number: int, rows: list[dict[str, Any]]) -> int:
+    def _insert_segment(self, session: LogSession, number: int, rows: list[bytes]) -> int:
         """A segment's rows and its number, in one transaction; how many were new: none when it was taken before."""
         with self._transaction(session) as at:
             at.execute("select segments from online_losses where session = %s for update", (session.name,))
@@ -139,7 +127,8 @@ class Shipper:
                 return 0
             new = 0
             for start in range(0, len(rows), _ROWS_A_STATEMENT):
-                at.execute(_INSERT, (json.dumps(rows[start : start + _ROWS_A_STATEMENT], default=str),))
+                listed = b",".join(rows[start : start + _ROWS_A_STATEMENT]).decode()
+                at.execute(_INSERT, (f"[{listed}]",))
                 new += at.rowcount
             at.execute(
                 _SHIPPED,
@@ -185,44 +174,15 @@ def _number(segment: Path) -> int:
 
 def _from_segments(name: str, segments: Sequence[Path]) -> LogSession | None:
     """A session as its answers describe it; None where not one can be read."""
-    rows = []
+    rows = list[bytes]()
     for segment in segments:
         with suppress(ValueError):  # put aside when its turn comes
-            rows += _rows_of(segment)
+            rows += read_segment(segment)
     if not rows:
         return None
-    return LogSession(
-        name=name, use_case=rows[0]["use_case"], started_at=rows[0]["answered_at"], answered=len(rows), dropped=0
-    )
-
-
-def _rows_of(segment: Path) -> list[dict[str, Any]]:
-    """What a segment adds to the table.
-
-    Raises:
-        ValueError: it cannot be read, or was written by another version of the server.
-    """
-    return [row for batch in read_segment(segment) for row in _rows(batch)]
-
-
-def _rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
-    table = pa.Table.from_batches([batch])
-    for name in {*ADDED} - {*table.column_names}:
-        table = table.append_column(name, pa.nulls(table.num_rows, LOGGED_SCHEMA.field(name).type))
-    kinds = dict(zip(table.schema.names, table.schema.types, strict=True))
-    if wrong := [field.name for field in LOGGED_SCHEMA if kinds.get(field.name) != field.type]:
-        raise ValueError(f"written by another version of the server: {', '.join(wrong)}")
-    plain = {n.removeprefix(FEATURE): _plain(table[n]) for n in table.column_names if n.startswith(FEATURE)}
-    features = pa.table(plain).to_pylist() if plain else [{} for _ in range(table.num_rows)]
-    for row, values in zip(table.select(list(LOGGED)).to_pylist(), features, strict=True):
-        yield row | {"request": json.loads(row["request"]), "features": values}
-
-
-def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """JSON knows no NaN and no infinity; in features they mean missing."""
-    if not pa.types.is_floating(column.type):
-        return column
-    return pc.if_else(pc.is_finite(column), column, pa.scalar(None, column.type))
+    first = json.loads(rows[0])
+    started_at = datetime.fromisoformat(first["answered_at"])
+    return LogSession(name=name, use_case=first["use_case"], started_at=started_at, answered=len(rows), dropped=0)
 
 
 def ship_until_ended(shipper: Shipper, ended: threading.Event, *, warn: Callable[[str], None]) -> None:

@@ -7,9 +7,9 @@ import pytest
 
 from features import history, offline, sorted_events
 from features.engine import build_by_sql
-from features.operations import MaskedColumn, missing_column
+from features.key_events import decode_events, find_last_known
+from features.masked import MaskedColumn, missing_column
 from features.series import list_series, point_kinds
-from features.series_cache import SeriesCache
 from features.sorted_events import Places
 from features.step_plan import StepPlan
 from tests.features.world import FLIGHTS, LEAD, Span, World, day, engine, held_up, moved, small_world
@@ -70,10 +70,10 @@ def test_what_became_known_at_one_moment_is_in_the_order_of_its_records(world: W
 def test_a_version_of_which_nobody_says_since_when_never_held(told_since: list[bool]) -> None:
     """As in SQL; not since 1970."""
     [legs] = [item for item in list_series(FLIGHTS, point_kinds(FLIGHTS)) if item.joined]
-    arena, told = SeriesCache(legs, base=0), {name: missing_column(1, kind) for name, kind in legs.stored.items()}
-    arena.add([("a key", told | {"known_at": MaskedColumn(np.zeros(1, np.int64), np.array(told_since))})], set())
-    _, there = arena.last_known(np.array([0]), np.array([1]), known=np.array([5]))
-    assert there.tolist() == told_since
+    told = {name: missing_column(1, kind) for name, kind in legs.stored.items()}
+    since = MaskedColumn(np.zeros(1, np.int64), np.array(told_since))
+    events = decode_events(legs, told | {"known_at": since})
+    assert [find_last_known(events.columns, 0, 1, known=5) == 0] == told_since
 
 
 def test_a_value_of_another_type_is_named_wherever_it_stands(world: World) -> None:

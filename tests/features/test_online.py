@@ -16,8 +16,10 @@ from hypothesis import strategies as st
 from features import operations
 from features.engine import features_sql
 from features.expressions import CompiledExpressions, compile_expressions
+from features.masked import MaskedColumn
 from features.online import OnlineFeatures
-from features.operations import MaskedColumn, local_clock
+from features.operations import local_clock
+from features.plan import SeriesPlan
 from features.series import list_series, point_kinds
 from features.series_codec import SeriesPacker, unpack_series
 from features.vocabulary import declare_source
@@ -244,25 +246,28 @@ def test_both_evaluators_of_the_expressions_agree_to_the_last_bit(seed: int) -> 
     rows = 30
     random = np.random.default_rng(seed)
     program = _program()
-    columns = {name: _random(random, _kinds()[name], rows) for name, _ in program.inputs}
+    columns = {name: _random(random, _kinds()[name], rows) for name in program.inputs}
     for name, (values, valid) in columns.items():  # a field is missing where its record is
         record, _, field = name.partition(".")
         if field and record in columns:
             columns[name] = MaskedColumn(values, valid & columns[record].valid)
-    ours = program.run(columns, rows)
+    plain = {name: _plain(column) for name, column in columns.items()}
+    ours = zip(*(program.run({name: plain[name][row] for name in plain}) for row in range(rows)), strict=True)
     theirs = _by_duckdb(expressions, columns)
-    for name, column in ours.items():
-        expected = theirs[name].to_pylist()
-        mine = [v if there else None for v, there in zip(column.values.tolist(), column.valid.tolist(), strict=True)]
-        np.testing.assert_array_equal(np.array(mine, object), np.array(expected, object), name)
+    for (name, kind), mine in zip(program.kinds.items(), ours, strict=True):
+        rounded = [float(np.float32(v)) if kind == "float" and v is not None else v for v in mine]
+        np.testing.assert_array_equal(np.array(rounded, object), np.array(theirs[name].to_pylist(), object), name)
+
+
+def _plain(column: MaskedColumn) -> list[Any]:
+    return [value if there else None for value, there in zip(*(each.tolist() for each in column), strict=True)]
 
 
 @cache
 def _kinds() -> dict[str, str]:
-    reader = OnlineFeatures(FLIGHTS, LEAD, cache_bytes=0)
     points = {n.removeprefix("points."): k for n, k in point_kinds(FLIGHTS).items() if n.startswith("points.")}
-    for plan in reader._plans.values():
-        points |= plan.kinds
+    for series in list_series(FLIGHTS, point_kinds(FLIGHTS)):
+        points |= SeriesPlan.of(FLIGHTS, series).kinds
     return points
 
 
@@ -320,45 +325,42 @@ def _by_duckdb(expressions: dict[str, str], columns: dict[str, MaskedColumn]) ->
 )
 @settings(deadline=None, max_examples=15)
 def test_the_wall_clock_is_that_of_the_engine(moments: list[datetime], zone: str) -> None:
-    values = pa.array(moments, pa.timestamp("us")).cast(pa.int64()).to_numpy()
-    ones = np.ones(len(values), np.bool_)
-    found = local_clock(MaskedColumn(np.full(len(values), zone, object), ones), MaskedColumn(values, ones))
+    values = pa.array(moments, pa.timestamp("us")).cast(pa.int64()).to_pylist()
+    found = [local_clock(zone, value) for value in values]
     if zone == "Nowhere/Else":
-        assert not found.valid.any()
+        assert found == [None] * len(values)
         return
     query = "select timezone(?, ?::timestamptz)"
     with duckdb.connect() as engine_:
         expected = [engine_.execute(query, [zone, m.replace(tzinfo=UTC)]).fetchall()[0][0] for m in moments]
-    assert pa.array(found.values).cast(pa.timestamp("us")).to_pylist() == expected
+    assert pa.array(found).cast(pa.timestamp("us")).to_pylist() == expected
 
 
-def test_however_many_years_are_named_a_table_is_made_for_each_zone_and_one_query_for_the_rest(
+def test_however_many_years_are_named_a_table_is_made_for_each_zone_and_nothing_is_asked_then(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    zones = np.array(["America/New_York", "Pacific/Honolulu", "Europe/Dublin", "Nowhere/Else"], object)
-    years = np.arange(1950, 2150)
-    moments = pa.array([datetime(year, 7, 1, 12, 30) for year in years], pa.timestamp("us"))  # noqa: DTZ001
-    zone = MaskedColumn(zones[years % 4], np.ones(200, np.bool_))
-    moment = MaskedColumn(moments.cast(pa.int64()).to_numpy(), np.ones(200, np.bool_))
-    queries: list[int] = []
-    ask = operations._ahead
-
-    def counted(connection: duckdb.DuckDBPyConnection, names: operations.Array, asked: operations.Array) -> Any:
-        queries.append(len(asked))
-        return ask(connection, names, asked)
-
-    monkeypatch.setattr(operations, "_ahead", counted)
+    """Of every year that a request may name; and of one that only a store may, the engine's own answer."""
+    zones = ["America/New_York", "Pacific/Honolulu", "Europe/Dublin", "Nowhere/Else"]
+    moments = [
+        int(datetime(year, month, 1, 12, 30, tzinfo=UTC).timestamp()) * 1_000_000
+        for year in range(1900, 2200, 7)
+        for month in (1, 7)
+    ]
     operations._changes.cache_clear()
-    local_clock(zone, moment)
+    for zone in zones:
+        local_clock(zone, moments[0])
+    ask = operations._ahead
+    monkeypatch.setattr(operations, "_ahead", lambda *_: pytest.fail("asked"))
+    found = {zone: [local_clock(zone, moment) for moment in moments] for zone in zones}
     assert operations._changes.cache_info().currsize == 4
-    queries.clear()
-    found = local_clock(zone, moment)
-    near = pc.and_(pc.greater_equal(moments, datetime(1970, 1, 1)), pc.less(moments, datetime(2070, 1, 1)))  # noqa: DTZ001
-    assert queries == [pc.sum(pc.and_(pc.invert(near), pa.array(found.valid))).as_py()]
-    assert found.valid.tolist() == (zone.values != "Nowhere/Else").tolist()
+    monkeypatch.setattr(operations, "_ahead", ask)
+    assert set(found.pop("Nowhere/Else")) == {None}
+    far = int(datetime(2300, 7, 1, tzinfo=UTC).timestamp()) * 1_000_000
     with duckdb.connect() as engine_:
-        expected = ask(engine_, zone.values[found.valid], moment.values[found.valid]) + moment.values[found.valid]
-    assert found.values[found.valid].tolist() == expected.tolist()
+        for zone, clocks in found.items():
+            told = [local_clock(zone, far), *clocks]
+            expected = ask(engine_, zone, np.array([far, *moments])) + np.array([far, *moments])
+            assert told == expected.tolist(), zone
 
 
 @pytest.mark.parametrize(
@@ -397,17 +399,15 @@ def test_what_cannot_be_evaluated_online_is_refused_when_it_is_declared(sql: str
 def test_a_null_takes_the_type_of_what_it_stands_beside(sql: str) -> None:
     kinds = {"flight": "bigint", "delay": "double", "carrier": "varchar"}
     rows: list[tuple[Any, ...]] = [(0, 0.5, "UA"), (5, None, None), (None, 2.0, "AA"), (7, 3.0, "B6")]
-    empty = {"flight": 0, "delay": 0.0, "carrier": None}
-    columns = {
-        name: MaskedColumn(
-            np.array([empty[name] if row[i] is None else row[i] for row in rows], object if i == 2 else None),
-            np.array([row[i] is not None for row in rows]),
-        )
-        for i, name in enumerate(kinds)
-    }
-    found = compile_expressions({"here": sql}, kinds).run(columns, len(rows))["here"]
+    program = compile_expressions({"here": sql}, kinds)
+    found = [value for row in rows for value in program.run(dict(zip(kinds, row, strict=True)))]
     with duckdb.connect() as engine_:
         engine_.execute("create table told (flight bigint, delay double, carrier varchar)")
         engine_.executemany("insert into told values (?, ?, ?)", rows)
         expected = [value for (value,) in engine_.execute(f"select {sql} from told").fetchall()]
-    assert [v if there else None for v, there in zip(*(c.tolist() for c in found), strict=True)] == expected
+    assert found == expected
+
+
+@pytest.mark.parametrize("moment", [-(10**17), -1, 0, 10**15, 7_258_118_399_999_999, 7_258_118_400_000_000, 10**18])
+def test_the_year_is_numpys_whichever_it_is(moment: int) -> None:
+    assert str(operations.year(moment)) == str(np.datetime64(moment, "us").astype("M8[Y]"))

@@ -16,10 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from features.followed import ChangedSeries, FollowedSeries
+from features.masked import MaskedColumn
 from features.online import OnlineFeatures, StoreState
-from features.operations import MaskedColumn
 from features.series import Series, extract_sql, list_series, point_kinds
-from features.series_cache import SeriesCache
 from features.series_codec import pack_series, unpack_parts, unpack_series
 from tests.features.stored import CACHE_BYTES, Stored, micros, online, parquet, requests
 from tests.features.test_followed import IDENTITIES, KEYS, between, known_by, move, rows_changed
@@ -165,35 +164,6 @@ def events_of(key: int, number: int) -> dict[str, MaskedColumn]:
             np.array([str(v) for v in values], object) if kind == "varchar" else values, np.ones(number, np.bool_)
         )
     return columns
-
-
-@given(st.lists(st.tuples(st.sampled_from(["add", "forget"]), st.sets(st.integers(0, 9), max_size=5)), max_size=12))
-def test_a_cache_that_forgets_is_as_one_that_never_knew(steps: list[tuple[str, set[int]]]) -> None:
-    cache, held = SeriesCache(SERIES, 0), dict[int, int]()
-    for what, keys in steps:
-        if what == "forget":
-            cache.forget(sorted(keys))
-            held = {key: number for key, number in held.items() if key not in keys}
-        else:
-            new = {key: key % 4 for key in keys if key not in held}  # some have no event
-            cache.add([(key, events_of(key, number) if number else None) for key, number in new.items()], set())
-            held |= new
-    fresh = SeriesCache(SERIES, 0)
-    fresh.add([(key, events_of(key, number) if number else None) for key, number in held.items()], set())
-    assert cache.slots.keys() == fresh.slots.keys() == held.keys()
-    assert sorted(cache.slots.values()) == list(range(len(held)))
-    if not held:
-        return
-    for key in held:
-        answers = []
-        for each in (cache, fresh):
-            low, high = each.bounds(np.array([each.slots[key]]), np.array([0]), np.array([1000]))
-            record = each.record(high - 1, high > low, ("kind",))["kind"]
-            answers.append(
-                (int(high[0] - low[0]), each.totals(low, high).tolist(), record.values.tolist(), record.valid.tolist())
-            )
-        assert answers[0] == answers[1]
-        assert answers[0][0] == held[key]
 
 
 PARTED = Series(

@@ -1,19 +1,22 @@
 """A bundle of the shipped use case's shape, trained in a second on noise, and requests to ask it with."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psycopg2
 import pyarrow as pa
-import pyarrow.compute as pc
 from psycopg2.extras import execute_values
 
 import features
+from features.feature_rows import FeatureRows
+from features.online import Event
 from models import bundle
 from models.ensemble import fit_ensemble
+from serving.lookup import LookedUpFeatures
 from tests.features.stored import Stored
 from tests.models.synthetic import table
 from tests.models.test_training import CPU, recipe
@@ -65,15 +68,6 @@ FIELDS = (
 SMALL = {"carrier": "UA", "flight": 15, "tailnum": "N12345", "scheduled_departure": MOMENT}
 
 
-@dataclass(frozen=True)
-class LookedUpFeatures:
-    features: pa.Table
-    as_of: datetime | None
-    snapshot: str | None
-    problems: tuple[tuple[str, ...], ...]
-    changes: int | None = None
-
-
 @dataclass
 class Echo:
     """Features that are what was asked: `flight` as a number. Nothing is known of the carrier XX."""
@@ -81,22 +75,19 @@ class Echo:
     as_of: datetime | None = AS_OF
     lookups: int = 0
 
-    def features(self, events: pa.Table) -> LookedUpFeatures:
+    def look_up(self, events: Sequence[Event]) -> LookedUpFeatures:
         self.lookups += 1
-        moments = pc.assume_timezone(events["scheduled_departure"], "UTC")
-        carriers = events["carrier"].to_pylist()
-        table = pa.table(
-            {
-                "entity_key": events["carrier"],
-                "event_time": moments,
-                "prediction_time": pc.subtract(moments, pa.scalar(timedelta(hours=2))),
-                "flight": pc.cast(events["flight"], pa.float32()),
-                "empty": pa.nulls(events.num_rows, pa.float32()),
-            }
+        lead = 2 * 3600 * 1_000_000
+        rows = FeatureRows(
+            ("flight", "empty"),
+            (),
+            [each["carrier"] for each in events],
+            [each["scheduled_departure"] for each in events],
+            [each["scheduled_departure"] - lead for each in events],
+            [(float(each["flight"]), None) for each in events],
         )
-        return LookedUpFeatures(
-            table, self.as_of, "dataset", tuple(("no history for XX",) if c == "XX" else () for c in carriers)
-        )
+        problems = tuple(("no history for XX",) if each["carrier"] == "XX" else () for each in events)
+        return LookedUpFeatures(rows, self.as_of, "dataset", problems)
 
 
 class Halves:
@@ -104,6 +95,9 @@ class Halves:
 
     def predict(self, table: pa.Table) -> Any:
         return table["flight"].to_numpy() / 10_000
+
+    def predict_rows(self, rows: FeatureRows) -> Any:
+        return self.predict(rows.table)
 
 
 def event(**changes: Any) -> dict[str, Any]:

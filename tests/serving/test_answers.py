@@ -12,6 +12,7 @@ import pytest
 from models.attribution import Attributions
 from serving.answers import Answerer, InferenceRequest, ServingOptions, read_inference_request
 from serving.openapi import describe_endpoint
+from serving.prediction_log import LOGGED
 from serving.request import RequestReader
 from tests.serving.online import AS_OF, FIELDS, OPTIONS, SMALL, Echo, Halves
 
@@ -142,15 +143,16 @@ def test_what_is_logged_is_what_was_answered_with_the_features_and_the_request()
     written = []
     calls = [asked([SMALL, {**SMALL, "carrier": "XX"}], request_id="a", slot="candidate", client="c"), asked([])]
     [reply, _] = answerer(log=written.append).answer(calls)
-    [table] = written
-    rows, answers = table.to_pylist(), json.loads(reply.body)
+    [rows] = written
+    answers = json.loads(reply.body)
     assert [(row["request_id"], row["position"], row["slot"], row["client"]) for row in rows] == [
         ("a", 0, "candidate", "c"), ("a", 1, "candidate", "c")
     ]  # fmt: skip
     assert [row["score"] for row in rows] == [answer["probability"] for answer in answers]
     assert [row["reasons"] for row in rows] == [answer["reasons"] for answer in answers]
-    assert rows[0]["feature.flight"] == 15.0
-    assert json.loads(rows[0]["request"]) == SMALL
+    assert rows[0]["features"]["flight"] == 15.0
+    assert rows[0]["request"] == SMALL
+    assert rows[0].keys() == set(LOGGED)
 
 
 def test_headers_name_the_request_and_are_made_up_where_absent_or_absurd():

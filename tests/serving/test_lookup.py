@@ -3,10 +3,7 @@
 import os
 import signal
 import socket
-import tempfile
 import time
-from collections.abc import Iterator
-from datetime import datetime
 from typing import Any
 
 import psutil
@@ -17,57 +14,20 @@ import pyarrow.compute as pc
 import pytest
 
 from adapters.connect import Outside
-from features.followed import ChangedSeries, FollowedSeries
+from features.followed import FollowedSeries
 from features.online import StoreState
 from infra.local import postgres
 from infra.local.stack import Stack
 from pipeline.settings import Settings
 from serving.lookup import FeatureLookup
 from serving.reasons import DegradedReason
-from tests.features.stored import Stored, filled, online, parquet, requests
-from tests.features.test_followed import IDENTITIES, KEYS, between, known_by, rows_changed
-from tests.features.world import FLIGHTS, LEAD, World, day, engine, moved, small_world
+from tests.features.stored import Stored, online
+from tests.features.test_followed import IDENTITIES, between, rows_changed
+from tests.features.world import FLIGHTS, LEAD, World, day, moved, small_world
+from tests.serving.stream_writes import AS_OF, CUT, apply_between, write_step
 
-SINCE, AS_OF = day(15), day(18)
 TIMEOUT_MS = 1000  # of a store that hangs
 PATIENT_MS = 60_000  # of one that is well, on a machine that is busy
-
-
-@pytest.fixture(scope="module")
-def world() -> World:
-    return small_world()
-
-
-@pytest.fixture(scope="module")
-def events(world: World) -> pa.Table:
-    return requests(world, day(17), AS_OF).slice(0, 64)
-
-
-@pytest.fixture(scope="module")
-def batch(world: World) -> pa.Table:
-    return engine(world, day(17), AS_OF)[0].slice(0, 64)
-
-
-@pytest.fixture(scope="module")
-def store(world: World) -> Stored:
-    return filled(world, SINCE, AS_OF)
-
-
-@pytest.fixture
-def full(outside: Outside, store: Stored) -> Outside:
-    """A warehouse whose online store is filled."""
-    digest = FLIGHTS.digest()
-    with outside.warehouse.transaction() as at:
-        at.execute(
-            "insert into online_state (use_case, definition, since, as_of, snapshot_version, revision)"
-            " values ('flights', %s, %s, %s, 'v1', 1)",
-            (digest, SINCE, AS_OF),
-        )
-        rows = [("flights", digest, key, payload) for key, payload in store.series.items()]
-        psycopg2.extras.execute_values(
-            at, "insert into online_series (use_case, definition, key, payload) values %s", rows
-        )
-    return outside
 
 
 def lookup(dsn: str, *, timeout_ms: int = PATIENT_MS) -> FeatureLookup:
@@ -197,51 +157,6 @@ def test_no_events_are_no_rows(full: Outside, events: pa.Table) -> None:
     found = lookup(full.settings.warehouse_dsn).features(events.slice(0, 0))
     assert found.features.num_rows == 0
     assert found.problems == ()
-
-
-SPLIT, CUT = day(16), day(17)
-
-
-@pytest.fixture
-def followed(world: World) -> Iterator[FollowedSeries]:
-    """The series as they were known by CUT, in two parts."""
-    with tempfile.TemporaryDirectory() as folder:
-        files = parquet(known_by({name: world[name] for name in IDENTITIES}, CUT), folder)
-        series = FollowedSeries(FLIGHTS, files, KEYS, since=SINCE, split=SPLIT, lead=LEAD)
-    yield series
-    series.close()
-
-
-@pytest.fixture
-def parted(outside: Outside, followed: FollowedSeries) -> Outside:
-    """A warehouse whose online store was refreshed at SPLIT, and followed until CUT."""
-    outside.warehouse.execute(
-        "insert into online_state (use_case, definition, since, as_of, snapshot_version, split, revision)"
-        " values ('flights', %s, %s, %s, 'v1', %s, 1)",
-        (FLIGHTS.digest(), SINCE, SPLIT, SPLIT),
-    )
-    write_step(outside, followed.pack_all(), CUT, changes=1)
-    return outside
-
-
-def write_step(outside: Outside, step: ChangedSeries, known_until: datetime, *, changes: int) -> None:
-    """What the stream writes, in one transaction."""
-    digest = FLIGHTS.digest()
-    with outside.warehouse.transaction() as at:
-        for part, payloads in (("payload", step.settled), ("recent", step.recent)):
-            psycopg2.extras.execute_values(
-                at,
-                f"insert into online_series (use_case, definition, key, {part}, changed) values %s"
-                f" on conflict (use_case, definition, key) do update set {part} = excluded.{part},"
-                " changed = excluded.changed",
-                [("flights", digest, key, payload, changes) for key, payload in payloads.items()],
-            )
-        at.execute("update online_state set known_until = %s, changes = %s", (known_until, changes))
-
-
-def apply_between(followed: FollowedSeries, world: World, *names: str) -> ChangedSeries:
-    """What some tables' rows between CUT and AS_OF change."""
-    return followed.apply({name: rows_changed(name, between(world[name], CUT, AS_OF)) for name in names})
 
 
 def note_reads(reader: FeatureLookup) -> list[tuple[Any, ...]]:

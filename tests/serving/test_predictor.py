@@ -1,8 +1,13 @@
+import math
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
 
+from features.feature_rows import FeatureRows
 from models.ensemble import fit_ensemble
+from models.small_batch import SmallBatch
 from serving.predictor import Predictor
 from tests.models.synthetic import CATEGORICAL, NUMERIC, table
 from tests.models.test_bundle import write
@@ -33,6 +38,36 @@ def test_the_answer_does_not_depend_on_who_else_is_asked(trained):
     assert np.abs(alone - whole).max() <= 1e-6
     shuffled = np.random.default_rng(0).permutation(300)
     assert np.abs(predictor.predict(rows.take(shuffled)) - whole[shuffled]).max() <= 1e-6
+
+
+@pytest.mark.parametrize("network", ["mlp", "tabm"])
+@pytest.mark.parametrize("kind", ["binary", "regression"])
+@pytest.mark.parametrize("layers", [1, 3])
+def test_a_few_rows_get_the_members_answers_without_torch(network, kind, layers):
+    """In numpy: as the members trained, asked one by one."""
+    trained = recipe(network=network, kind=kind, layers=layers, epochs=2, seeds=(1, 2))
+    ensemble = fit_ensemble(trained, table(), CPU)
+    rows = table(64, seed=5)
+    few = as_rows(rows, [math.inf, -math.inf, math.nan, None, 1e300, -1e300])
+    found = SmallBatch(ensemble.members).answers(few.numbers, ensemble.encoder.encode_texts(few.texts))
+    expected = member_scores(ensemble, few.table)
+    assert np.abs(found - expected).max() < 1e-6 * max(1, np.abs(expected).max())
+
+
+def as_rows(rows: pa.Table, first: list[float | None]) -> FeatureRows:
+    """A table as plain values; the first rows' first number is this."""
+    numbers = [rows[name].cast(pa.float64()).to_pylist() for name in NUMERIC]
+    numbers[0] = [*first, *numbers[0][len(first) :]]
+    texts = [rows[name].cast(pa.string()).to_pylist() for name in CATEGORICAL]
+    keys, zeros = [""] * rows.num_rows, [0] * rows.num_rows
+    return FeatureRows(tuple(NUMERIC), tuple(CATEGORICAL), keys, zeros, zeros, list(zip(*numbers, *texts, strict=True)))
+
+
+def test_a_few_rows_are_answered_alike_through_both_doors(trained):
+    _, predictor = trained
+    few = as_rows(table(20), [None])
+    assert np.abs(predictor.predict_rows(few) - predictor.predict(few.table)).max() < 1e-6
+    assert predictor.predict_rows(replace(few, numeric=few.numeric[::-1])).shape == (20,)  # by name, not by place
 
 
 @pytest.mark.parametrize("value", [None, np.nan, np.inf, -np.inf, 1e300, -1e300, 0.0])

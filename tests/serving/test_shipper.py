@@ -18,27 +18,25 @@ import pyarrow as pa
 import pytest
 
 from pipeline.settings import REPOSITORY
+from serving import prediction_log
 from serving.locks import take_lock
-from serving.prediction_log import FEATURE, LOGGED_SCHEMA, PredictionLog, has_ended
+from serving.prediction_log import PredictionLog, has_ended
 from serving.shipper import Shipper, ship_until_ended
 from tests.infra.test_stack import query, until
 
 NOW = datetime(2013, 7, 4, 12, tzinfo=UTC)
 
 
-def batch(request_id: str, events: int = 1, **changes: object) -> pa.Table:
+def batch(request_id: str, events: int = 1, **changes: object) -> list[dict[str, object]]:
     row = {
         "use_case": "flights", "request_id": request_id, "model_version": "3", "slot": "stable", "client": "ops",
-        "entity_key": "UA15", "event_time": NOW, "prediction_time": NOW, "score": 0.25, "decision": True,
-        "degraded": True, "reasons": ["no weather"], "feature_as_of": None,
+        "entity_key": "UA15", "event_time": NOW.isoformat(), "prediction_time": NOW.isoformat(), "score": 0.25,
+        "decision": True, "degraded": True, "reasons": ["no weather"], "feature_as_of": None,
         "feature_snapshot": None, "feature_changes": 7, "feature_age_seconds": None,
-        "server_ms": 1.5, "request": '{"carrier": "UA"}', "answered_at": NOW, **changes,
+        "server_ms": 1.5, "request": {"carrier": "UA"}, "answered_at": NOW.isoformat(),
+        "features": {"wind": 1.5, "pace": float("nan"), "most": float("inf"), "carrier": "UA"}, **changes,
     }  # fmt: skip
-    table = pa.Table.from_pylist([{**row, "position": n} for n in range(events)], LOGGED_SCHEMA)
-    numbers = {"wind": [1.5] * events, "pace": [float("nan")] * events}
-    for name, values in numbers.items():
-        table = table.append_column(FEATURE + name, pa.array(values, pa.float32()))
-    return table.append_column(FEATURE + "carrier", pa.array(["UA"] * events))
+    return [{**row, "position": n} for n in range(events)]
 
 
 @pytest.fixture
@@ -51,10 +49,10 @@ def dsn(settings):
     return settings.warehouse_dsn
 
 
-def filled(spool: Path, *batches: pa.Table) -> None:
+def filled(spool: Path, *batches: list[dict[str, object]]) -> None:
     log = PredictionLog(spool, use_case="flights", rotate_seconds=3600)
-    for table in batches:
-        log.write(table)
+    for answers in batches:
+        log.write(answers)
     log.close()
 
 
@@ -77,10 +75,37 @@ def test_a_row_arrives_as_it_was_answered(spool, dsn):
         " event_time, answered_at from online_answers",
     )
     assert row[:7] == ("a", 0, 0.25, True, ["no weather"], None, "UA")
-    assert row[7] == {"wind": 1.5, "pace": None, "carrier": "UA"}
+    assert row[7] == {"wind": 1.5, "pace": None, "most": None, "carrier": "UA"}
     assert (row[8], row[9]) == (NOW, NOW)
     assert list(spool.iterdir()) == []
     assert balance(dsn) == {"answered": 1, "shipped": 1, "dropped": 0, "lost": 0}
+
+
+def test_what_a_server_of_before_wrote_as_arrow_arrives_as_it_was_answered(spool, dsn):
+    """With a column less than today, and a float that is no number."""
+    filled(spool, batch("new"))
+    [segment] = spool.glob("*.done")
+    moments = ("event_time", "prediction_time", "answered_at")
+    [row] = batch("old", position=0)
+    row |= dict.fromkeys(moments, NOW) | {"request": '{"carrier": "UA"}', "position": 0}
+    features = row.pop("features")
+    del row["feature_changes"]
+    batches = pa.Table.from_pylist([row | {f"feature.{name}": value for name, value in features.items()}]).to_batches()
+    records = [batches[0].schema.serialize().to_pybytes(), batches[0].serialize().to_pybytes()]
+    segment.write_bytes(b"".join(struct.pack("<II", len(each), zlib.crc32(each)) + each for each in records))
+    assert Shipper(spool, dsn).ship() == 1
+    columns = "request_id, features, request, event_time, reasons, feature_changes"
+    assert query(dsn, f"select {columns} from online_answers") == [
+        (
+            "old",
+            {"wind": 1.5, "pace": None, "most": None, "carrier": "UA"},
+            {"carrier": "UA"},
+            NOW,
+            ["no weather"],
+            None,
+        )
+    ]
+    assert list(spool.iterdir()) == []
 
 
 def test_a_request_that_was_sent_twice_is_one_row(spool, dsn):
@@ -91,7 +116,7 @@ def test_a_request_that_was_sent_twice_is_one_row(spool, dsn):
 
 
 def test_a_client_that_uses_one_request_id_for_different_events_has_them_all_logged(spool, dsn):
-    others = ({"entity_key": "UA99"}, {"event_time": NOW + timedelta(days=1)}, {"model_version": "4"})
+    others = ({"entity_key": "UA99"}, {"event_time": (NOW + timedelta(days=1)).isoformat()}, {"model_version": "4"})
     filled(spool, batch("a", 2), *(batch("a", 2, **other) for other in others))
     assert Shipper(spool, dsn).ship() == shipped(dsn) == 8
     assert balance(dsn) == {"answered": 8, "shipped": 8, "dropped": 0, "lost": 0}
@@ -132,7 +157,7 @@ def test_what_was_torn_is_counted_as_lost_and_what_was_dropped_as_dropped(spool,
 
 
 def test_a_segment_the_table_refuses_is_put_aside_and_the_others_pass(spool, dsn):
-    filled(spool, batch("bad", request="no JSON"))
+    filled(spool, batch("bad", answered_at="no moment"))
     filled(spool, batch("good"))
     Shipper(spool, dsn).ship()
     assert query(dsn, "select request_id from online_answers") == [("good",)]
@@ -162,22 +187,19 @@ def test_a_session_of_which_nothing_can_be_read_stops_nobody(spool, dsn):
     assert {path.suffix for path in spool.iterdir()} == {".refused"}
 
 
-def not_batches(segment: Path) -> None:
-    content = b"whole, and no Arrow"
+def other_record(segment: Path) -> None:
+    content = b"whole, and not ours"
     segment.write_bytes(struct.pack("<II", len(content), zlib.crc32(content)) + content)
 
 
-@pytest.mark.parametrize("case", ["earlier schema", "other type", "no batches"])
-def test_a_segment_that_is_not_of_this_server_is_lost_and_the_others_pass(spool, dsn, case, caplog):
-    table = batch("old", 2)
-    if case == "earlier schema":
-        table = table.drop_columns(["feature_snapshot"])
-    if case == "other type":
-        at = table.schema.get_field_index("score")
-        table = table.set_column(at, "score", pa.array(["high"] * 2))
-    filled(spool, table)
-    if case == "no batches":
-        not_batches(next(spool.glob("*.done")))
+@pytest.mark.parametrize("case", ["earlier columns", "other type", "another record"])
+def test_a_segment_that_is_not_of_this_server_is_lost_and_the_others_pass(spool, dsn, case, caplog, monkeypatch):
+    if case == "earlier columns":
+        monkeypatch.setattr(prediction_log, "_HEADING", b'["use_case"]')
+    filled(spool, batch("old", 2, score="high" if case == "other type" else 0.5))
+    monkeypatch.undo()
+    if case == "another record":
+        other_record(next(spool.glob("*.done")))
     filled(spool, batch("good"))
     assert Shipper(spool, dsn).ship() == 1
     assert query(dsn, "select request_id from online_answers") == [("good",)]

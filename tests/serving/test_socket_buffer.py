@@ -25,7 +25,8 @@ class Counted(socket.socket):
 
 @pytest.fixture
 def protocol(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.setattr(otf_message_handler, "_retrieve_buffer", otf_message_handler._retrieve_buffer)
+    for name in ("_retrieve_buffer", "_retrieve_inference_msg"):
+        monkeypatch.setattr(otf_message_handler, name, getattr(otf_message_handler, name))
     socket_buffer.install_socket_buffer()
     return otf_message_handler
 
@@ -77,6 +78,18 @@ def test_what_is_understood_does_not_depend_on_how_the_bytes_arrive(
             assert [header["name"] for header in request["headers"]] == [b"host", b"x-request-id", b"x-windsock-slot"]
             assert [parameter["value"] for parameter in request["parameters"]] == [b'{"flight": 1}']
     assert batches[2][1][0]["parameters"][0]["value"] == b"x" * 300_000
+
+
+def test_it_is_what_torchserves_own_reading_makes_of_the_same_bytes(
+    ends: tuple[socket.socket, Counted], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TS_DECODE_INPUT_REQUEST", "false")  # as serving/launch.py has it
+    theirs, ours = ends
+    theirs.sendall(_batch(2) * 2)
+    assert ours.recv(1) == b"I"
+    own = otf_message_handler._retrieve_inference_msg(ours)
+    assert ours.recv(1) == b"I"
+    assert socket_buffer.SocketBuffer(otf_message_handler).read_batch(ours) == own
 
 
 def test_a_batch_that_has_come_is_read_at_once(protocol: ModuleType, ends: tuple[socket.socket, Counted]) -> None:

@@ -143,8 +143,8 @@ class Stand:
 
     def _ship(self, server: Server) -> None:
         log = PredictionLog(self.folder / "spool", use_case="flights", rotate_seconds=3600)
-        for table in server.logged:
-            log.write(table)
+        for answers in server.logged:
+            log.write(answers)
         server.logged.clear()
         log.close()
         Shipper(self.folder / "spool", self.outside.settings.warehouse_dsn).ship()

@@ -2,19 +2,18 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
 import pytest
 
 from adapters.connect import Outside
 from features import definition
+from features.online import Event
 from pipeline.spec import UseCase
 from serving.lookup import LookedUpFeatures
 from tasks.build_features import dataset
@@ -96,16 +95,19 @@ def set_aside(stand: Stand, row: FollowedRow, status: str, number: int) -> None:
 def shifted(server: Server, feature: str, by: float) -> Iterator[None]:
     """A server that works one feature out wrongly."""
     lookup = server._answerer._lookup
-    real = lookup.features
+    real = lookup.look_up
 
-    def look_up(events: pa.Table) -> LookedUpFeatures:
+    def look_up(events: Sequence[Event]) -> LookedUpFeatures:
         told = real(events)
-        place = told.features.column_names.index(feature)
-        wrong = pc.add(told.features[feature], pa.scalar(by, pa.float32()))
-        return replace(told, features=told.features.set_column(place, feature, wrong))
+        place = told.rows.numeric.index(feature)
+        wrong = [
+            [value + by if at == place and value is not None else value for at, value in enumerate(row)]
+            for row in told.rows.values
+        ]
+        return replace(told, rows=replace(told.rows, values=wrong))
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(lookup, "features", look_up)
+        patched.setattr(lookup, "look_up", look_up)
         yield
 
 

@@ -1,0 +1,120 @@
+"""Every series of a definition in memory, kept current by a thread: a request waits for no database.
+
+The store's writer notifies of each commit that changes its state (adapters/migrations/0020_store_news.sql), and every
+quarter of a second the thread asks without having been told. What it reads is one snapshot: the state, and each series
+that changed since the state it holds. A store that said nothing for `SILENT_SECONDS` is silent here, too. Of another
+revision everything is read anew, page by page; until that is done, and where a definition's series take more than
+`MAX_BYTES`, the mirror is not ready, and a lookup asks the store itself.
+"""
+
+import logging
+import threading
+from collections.abc import Callable
+
+import psycopg2
+
+from features.online import FetchedSeries, StoreState
+from serving.online_store import PAGE_KEYS, OnlineStore, Parts
+
+MAX_BYTES = 256 << 20  # of payloads and their keys, for each worker; five weeks of flights take 13 MB
+SILENT_SECONDS = 2.0
+_ASK_SECONDS = 0.25
+_PAUSE_SECONDS = 1.0  # after a failure
+_GROWN, _FEW_KEYS = 2, 50_000  # so many times the keys that were read, or twice a few: all is read anew
+_OVERHEAD_BYTES = 250  # of a series, about
+logger = logging.getLogger(__name__)
+
+
+class StoreMirror:
+    """What `OnlineStore.fetch_series` says, from memory, to one reader."""
+
+    def __init__(self, store: OnlineStore, clock: Callable[[], float]) -> None:
+        self._store, self._clock = store, clock
+        self._lock = threading.Lock()
+        self._state: StoreState | None = None  # None: not ready
+        self._parts: dict[str, Parts] = {}
+        self._stale: set[str] = set()  # since the reader asked
+        self._seen_at, self._read_keys = float("-inf"), _FEW_KEYS
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._follow, name="store mirror", daemon=True)
+        self._thread.start()
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether all series are here."""
+        return self._state is not None
+
+    def fetch_series(self, keys: list[str], held: StoreState | None) -> FetchedSeries:
+        """As the store says it. `held` is what this said before, or None.
+
+        Raises:
+            TimeoutError: the store has been silent for too long.
+        """
+        with self._lock:
+            if (silent := self._clock() - self._seen_at) > SILENT_SECONDS:
+                raise TimeoutError(f"no news for {silent:.1f} s")
+            if self._state is None:
+                raise TimeoutError("another revision is being read")
+            stale, self._stale = frozenset(self._stale if held is not None else ()), set()
+            parts = {key: self._parts[key] for key in keys if key in self._parts}
+            return FetchedSeries(state=self._state, parts=parts, stale=stale)
+
+    def close(self) -> None:
+        """End the thread."""
+        self._ended.set()
+        self._thread.join()
+        self._store.close()
+
+    def _follow(self) -> None:
+        while not self._ended.is_set():
+            try:
+                self._read_news()
+                self._store.await_news(_ASK_SECONDS)
+            except (psycopg2.Error, TimeoutError) as error:
+                self._store.close()
+                logger.info("the store says no news: %s", " ".join(str(error).split()) or type(error).__name__)
+                self._ended.wait(_PAUSE_SECONDS)
+            except _TooLarge as error:
+                self._state = None
+                logger.warning("%s: each request asks the store itself", error)
+                return
+
+    def _read_news(self) -> None:
+        asked_at = self._clock()
+        self._store.begin_batch()
+        state, parts = self._store.read_news(self._state)
+        if not state.is_later_than(self._state):
+            self._state = None
+            self._read_all(state)
+            return
+        with self._lock:
+            self._parts |= parts
+            self._stale |= parts.keys()
+            self._state, self._seen_at = state, asked_at
+        if len(self._parts) > _GROWN * self._read_keys:  # of many the store holds nothing any more
+            self._read_all(state)
+
+    def _read_all(self, begun: StoreState) -> None:
+        """Each page is a snapshot of its own: what changed since the first one is read last, with the state."""
+        parts, after, size = dict[str, Parts](), "", PAGE_KEYS
+        while size == PAGE_KEYS and not self._ended.is_set():
+            self._store.begin_batch()
+            page = self._store.read_page(after)
+            parts |= page
+            after, size = max(page, default=""), len(page)
+        held_bytes = sum(len(key) + len(a or b"") + len(b or b"") + _OVERHEAD_BYTES for key, (a, b) in parts.items())
+        if held_bytes > MAX_BYTES:
+            raise _TooLarge(f"{held_bytes >> 20} MB of series are more than {MAX_BYTES >> 20}")
+        asked_at = self._clock()
+        self._store.begin_batch()
+        state, changed = self._store.read_news(begun)
+        if not state.is_later_than(begun):
+            return  # another revision again
+        with self._lock:
+            self._parts = parts | changed
+            self._stale |= changed.keys()
+            self._state, self._seen_at, self._read_keys = state, asked_at, max(len(self._parts), _FEW_KEYS)
+
+
+class _TooLarge(Exception):  # noqa: N818  # not an error
+    """The series do not fit into memory."""
