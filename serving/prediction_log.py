@@ -24,6 +24,7 @@ from typing import Any
 
 import orjson
 
+from serving.earlier_segments import read_earlier_answers
 from serving.locks import is_held
 
 ROTATE_SECONDS = 0.5
@@ -237,8 +238,6 @@ def read_segment(path: Path) -> list[bytes]:
 
 
 def _read_earlier(path: Path, head: bytes, records: Iterator[bytes]) -> list[bytes]:
-    from serving.earlier_segments import read_earlier_answers  # which a server has no use for
-
     try:
         return read_earlier_answers(head, records)
     except ValueError as error:
