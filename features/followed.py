@@ -126,6 +126,11 @@ class FollowedSeries:
                     self._pack_keys(packed, series, _find_keys(series, change.rows))
         return packed
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether no series is unsettled."""
+        return not self._unsettled
+
     def mark_unsettled(self, stored: Iterable[tuple[str, bool]], *, has_forgotten: bool) -> None:
         """These series are stored as they were before: texts of their keys, and whether they have a later part.
 

@@ -32,21 +32,14 @@ from tasks.stream.known_events import EventChanges, EventList, write_events
 from tasks.stream.sorted_step import keep_rows, sort_step
 from tasks.stream.source_step import SourceStep
 from tasks.stream.state import StreamState, advance_stream
-from tasks.stream.store_series import StoreWriter
+from tasks.stream.store_series import MOVE_STATE, TELL_STATE, StoreWriter
 
-_SETTLED_AT_ONCE = 256
+_SETTLED_AT_ONCE = 128
 _LOOK_BACKS_HELD = 2  # before what is looked back on: then a session begins anew, from the files, and so forgets
 _REVISIONS = """
 select definition, revision, as_of, snapshot_version, split is not null as is_parted from online_state
 where use_case = %s order by 1"""
 _LOCK = "select from stream_state where use_case = %s for update"
-_TELL = """
-update online_state set known_until = %s, changes = %s, stopped = %s, refreshed_at = now()
-where use_case = %s and definition = any(%s)"""
-
-_MOVE = """
-update online_state set since = %s, as_of = %s, split = %s, snapshot_version = %s, known_until = %s, changes = %s
-where use_case = %s and definition = any(%s)"""
 _LATEST = "select version from snapshots where use_case = %s order by build_order desc limit 1"
 
 
@@ -141,6 +134,11 @@ class StreamSession:
         return None if self._latest in (None, self._snapshot.version) else self._latest
 
     @property
+    def is_settled(self) -> bool:
+        """Whether every series is cut where the store's dataset ends."""
+        return all(series.is_settled for _, series in self._series)
+
+    @property
     def held(self) -> Mapping[tuple[str, str], FollowedRow]:
         """The rows that were kept, by table and identity."""
         return self._held
@@ -179,7 +177,7 @@ class StreamSession:
             keep_rows(at, self._use_case, told.fresh, state.changes)
             keep_versions(at, self._use_case, at_step, followed=told.fresh, told=told.late, gone=told.gone)
             reached = _latest(known_until, self._since)
-            at.execute(_TELL, (reached, state.changes, sorted(missed), self._use_case.name, [*self._writers]))
+            at.execute(TELL_STATE, (reached, state.changes, sorted(missed), self._use_case.name, [*self._writers]))
             for start in told.retakes:
                 open_retake(at, self._use_case, start)
 
@@ -214,7 +212,7 @@ class StreamSession:
             nonlocal moved
             reached = _latest(state.known_until, snapshot.end)
             told = (since, snapshot.end, snapshot.end, snapshot.version, reached, state.changes)
-            at.execute(_MOVE, (*told, self._use_case.name, [*self._writers]))
+            at.execute(MOVE_STATE, (*told, self._use_case.name, [*self._writers]))
             forget_followed(at, self._use_case, snapshot.end)
             moved = _read_revisions(at, self._use_case)
             self._mark_unsettled(at, has_forgotten=False)
@@ -224,6 +222,8 @@ class StreamSession:
 
     def settle(self) -> None:
         """Cut some of the series where the store's dataset ends, and forget what no point looks back on any more."""
+        if self.is_settled:
+            return
         settled = {definition.digest(): series.settle(_SETTLED_AT_ONCE) for definition, series in self._series}
 
         def commit() -> None:
@@ -232,8 +232,7 @@ class StreamSession:
                 for digest, series in settled.items():
                     self._writers[digest].settle(at, series)
 
-        if any(series.settled or series.recent for series in settled.values()):
-            self._outside.warehouse.retry_transaction(commit)
+        self._outside.warehouse.retry_transaction(commit)
 
     def _commit(
         self, changed: Mapping[str, ChangedSeries], state: StreamState, write: Callable[[cursor], None]
@@ -258,7 +257,7 @@ class StreamSession:
         """What changes of the known events, where they are answered by themselves."""
         if self._events is None or since is None:
             return None
-        return self._events.find_changed(since, next((change for change in changed if change is not None), None))
+        return self._events.find_changed(since, next(filter(None, changed), None))
 
     def _find_snapshot(self) -> Snapshot:
         """The dataset that the store was brought to last; definitions that stayed behind it are not followed."""

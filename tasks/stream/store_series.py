@@ -10,6 +10,12 @@ from psycopg2.extensions import cursor
 from features.followed import ChangedSeries
 
 _PAGE_ROWS = 500
+TELL_STATE = """
+update online_state set known_until = %s, changes = %s, stopped = %s, refreshed_at = now()
+where use_case = %s and definition = any(%s)"""
+MOVE_STATE = """
+update online_state set since = %s, as_of = %s, split = %s, snapshot_version = %s, known_until = %s, changes = %s
+where use_case = %s and definition = any(%s)"""
 _PART = """
 insert into online_series (use_case, definition, key, {part}, split, changed) values %s
 on conflict (use_case, definition, key) do update

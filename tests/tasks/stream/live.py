@@ -147,8 +147,8 @@ def await_known(outside: Outside, until: datetime) -> None:
 
 
 def await_content(outside: Outside, content: Content) -> None:
-    """Wait until the store holds this."""
-    assert wait_until(lambda: read_content(outside) == content, within_seconds=PATIENCE_SECONDS)
+    """Wait until the store holds this; the stream is a thread of this process, so it is not asked all the time."""
+    assert wait_until(lambda: read_content(outside) == content, within_seconds=PATIENCE_SECONDS, every_seconds=2.0)
 
 
 def list_alerts(outside: Outside) -> list[tuple[str, str]]:
