@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,6 @@ class Predictor:
     def __init__(self, bundle: Bundle) -> None:
         self._bundle = bundle
         self._ensemble = Fused(bundle.members)
-        self._few = SmallBatch(bundle.members)
-        features = bundle.card["features"]
-        self._names = tuple(features["numeric"]), tuple(features["categorical"])
 
     @classmethod
     def load(cls, folder: Path, *, sha256: str | None = None) -> "Predictor":
@@ -41,6 +39,15 @@ class Predictor:
     def card(self) -> Mapping[str, Any]:
         """What this model is and where it comes from."""
         return self._bundle.card
+
+    @cached_property
+    def _few(self) -> SmallBatch:
+        return SmallBatch(self._bundle.members)
+
+    @cached_property
+    def _names(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        features = self.card["features"]
+        return tuple(features["numeric"]), tuple(features["categorical"])
 
     @property
     def columns(self) -> tuple[str, ...]:
