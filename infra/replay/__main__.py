@@ -20,6 +20,7 @@ from infra.replay.api import AirflowApi, AirflowError
 from infra.replay.drive import Replay, ReplayPlan
 from infra.replay.in_time import AnsweredWeek
 from infra.replay.incident import Incident, list_incidents
+from infra.replay.ledger_summary import ComparedFeatures, summarise_ledger
 from infra.replay.live_source import LiveSource
 from infra.replay.measures import ReplayedWeek
 from infra.replay.online import OnlineSummary
@@ -106,12 +107,15 @@ def _replay(arguments: argparse.Namespace, progress: ReplayProgress, admin_dsn: 
     served = online.summarise_online(use_case, world)
     weeks, answered = report.write_report(use_case, world, to=arguments.report, served=served)
     print(f"\n{report.format_weeks(weeks)}\n")
+    compared = summarise_ledger(use_case, world)
     if answered:
         print(f"{report.format_answers(answered)}\n")
-    print(f"{report.format_online(served, tally)}\n")
+    print(f"{report.format_online(served, tally)}")
+    print(f"ledger     {compared.describe()}\n")
     _check_promises(weeks, list_incidents(world.source))
     _check_online(use_case, served, tally)
     _check_answers(answered)
+    _check_ledger(compared)
     print(
         f"report     {arguments.report.resolve()}",
         f"Airflow    {os.environ['AIRFLOW_PAGE']}   login {user} / {password}",
@@ -158,6 +162,11 @@ def _check_answers(weeks: list[AnsweredWeek]) -> None:
             )
     if weeks and not any(week.in_time for week in weeks):
         raise ReplayError("no event was answered in time: data time goes by too fast for this machine")
+
+
+def _check_ledger(compared: ComparedFeatures) -> None:
+    if compared.defects:
+        raise ReplayError(f"{compared.defects} served features differ from batch's without a proved cause")
 
 
 def main() -> int:

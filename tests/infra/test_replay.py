@@ -9,8 +9,9 @@ import pytest
 
 from adapters.connect import Outside
 from infra.replay import flights_source, incident, plots
-from infra.replay.__main__ import _check_answers, _check_online, _check_promises
+from infra.replay.__main__ import _check_answers, _check_ledger, _check_online, _check_promises
 from infra.replay.in_time import AnsweredWeek, compare_scores
+from infra.replay.ledger_summary import summarise_ledger
 from infra.replay.measures import ReplayedWeek, score_metrics
 from infra.replay.online import OnlineSummary, Parity
 from infra.replay.report import format_answers
@@ -120,6 +121,22 @@ def test_the_demo_fails_where_an_event_was_never_answered_or_none_in_time() -> N
         _check_answers([answered_week(in_time=0)])
     _check_answers([answered_week(in_time=0), answered_week()])
     _check_answers([])
+
+
+def test_the_demo_says_why_served_features_differ_and_fails_where_one_has_no_cause(
+    outside: Outside, use_case: UseCase
+) -> None:
+    insert = (
+        "insert into served_partitions (use_case, partition_start, snapshot_version, seen, answers, unlogged, compared,"
+        " equal, causes) values ('flights', %s, 's', 'x', 10, 0, 550, 547, %s)"
+    )
+    outside.warehouse.execute(insert, (WEEK.start, '{"stream_behind": 2, "record_late": 1}'))
+    explained = summarise_ledger(use_case, outside)
+    assert explained.describe() == "10 answers in time, 550 features beside batch's: stream_behind 2, record_late 1"
+    _check_ledger(explained)
+    outside.warehouse.execute(insert, (WEEK.end, '{"defect": 3}'))
+    with pytest.raises(ReplayError, match="3 served features differ from batch's without a proved cause"):
+        _check_ledger(summarise_ledger(use_case, outside))
 
 
 def test_a_week_whose_answers_all_came_out_alike_has_no_metrics_and_the_report_goes_on() -> None:
