@@ -106,12 +106,13 @@ def _follow(use_case: UseCase, outside: Outside, stopped: threading.Event, refus
 
 def _move(session: StreamSession, refused: set[str | None]) -> None:
     """Bring the store to the latest dataset; one that it cannot be brought to is not tried again."""
-    version = session.later_dataset
+    version, begun_at = session.later_dataset, time.monotonic()
     try:
         session.move()
     except DatasetRefused:
         refused.add(version)
         raise
+    logger.info("the store is at dataset %s, after %.1f s", version, time.monotonic() - begun_at)
 
 
 def _open_reader(
