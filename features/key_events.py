@@ -14,6 +14,8 @@ from features.masked import MaskedColumn
 from features.series import Series
 
 _OVERHEAD_BYTES = 100  # of an array, about
+_ITEM_BYTES = 48  # of a value that is an object of its own, about
+_NOTHING_BYTES = 700  # of a key without events, about
 
 
 class KeyEvents(NamedTuple):
@@ -46,7 +48,7 @@ def find_last_known(columns: Mapping[str, Sequence[Any]], low: int, high: int, k
 def decode_events(series: Series, columns: Mapping[str, MaskedColumn] | None) -> KeyEvents:
     """The events of a key from the columns that are stored; None: the store has nothing under the key."""
     if columns is None:
-        return KeyEvents((), tuple((0.0,) for _ in series.sums), dict.fromkeys(series.stored, ()), _OVERHEAD_BYTES)
+        return KeyEvents((), tuple((0.0,) for _ in series.sums), dict.fromkeys(series.stored, ()), _NOTHING_BYTES)
     at = array("q", columns["moment"].values.tobytes())
     totals = tuple(array("d", [0, *np.cumsum(columns[name].values).tolist()]) for name in series.sums)
     others = {
@@ -54,8 +56,8 @@ def decode_events(series: Series, columns: Mapping[str, MaskedColumn] | None) ->
         for name, kind in series.stored.items()
         if name in series.columns or name.startswith("rank")
     }
-    arrays = 1 + len(totals) + len(others)
-    return KeyEvents(at, totals, others, arrays * (_OVERHEAD_BYTES + 8 * len(at)))
+    sizes = [len(each) * (8 if isinstance(each, array) else _ITEM_BYTES) for each in (at, *totals, *others.values())]
+    return KeyEvents(at, totals, others, sum(sizes) + _OVERHEAD_BYTES * len(sizes))
 
 
 def _plain(column: MaskedColumn, kind: str) -> Sequence[Any]:

@@ -67,7 +67,7 @@ def _write_window_records(plan: SeriesPlan, window: Window) -> Iterator[str]:
         for name, fields in named.items():
             if (record := f"{window.prefix}_{name}") in plan.records:
                 order = plan.series.orders.index(fields)
-                if order == 0 and fields[0] == plan.series.moment:  # sorted so already
+                if order == 0 and plan.series.is_parted:  # sorted so already
                     best = "high - 1" if last else low
                 else:
                     best = f"find_extreme(columns['rank{order}'], {low}, high, {last})"

@@ -9,9 +9,10 @@ revision everything is read anew, page by page; until that is done, and where a 
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import psycopg2
+import psycopg2.errors
 
 from features.online import FetchedSeries, StoreState
 from serving.online_store import PAGE_KEYS, OnlineStore, Parts
@@ -34,7 +35,7 @@ class StoreMirror:
         self._state: StoreState | None = None  # None: not ready
         self._parts: dict[str, Parts] = {}
         self._stale: set[str] = set()  # since the reader asked
-        self._seen_at, self._read_keys = float("-inf"), _FEW_KEYS
+        self._seen_at, self._read_keys, self._held_bytes = float("-inf"), _FEW_KEYS, 0
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="store mirror", daemon=True)
         self._thread.start()
@@ -72,6 +73,8 @@ class StoreMirror:
                 self._store.await_news(_ASK_SECONDS)
             except (psycopg2.Error, TimeoutError) as error:
                 self._store.close()
+                if isinstance(error, psycopg2.errors.QueryCanceled):  # there is too much news: it is read page by page
+                    self._state = None
                 logger.info("the store says no news: %s", " ".join(str(error).split()) or type(error).__name__)
                 self._ended.wait(_PAUSE_SECONDS)
             except _TooLarge as error:
@@ -88,32 +91,43 @@ class StoreMirror:
             self._read_all(state)
             return
         with self._lock:
+            self._held_bytes += _count_bytes(parts) - _count_bytes(
+                {k: self._parts[k] for k in parts if k in self._parts}
+            )
             self._parts |= parts
             self._stale |= parts.keys()
             self._state, self._seen_at = state, asked_at
+        self._refuse_large(self._held_bytes)
         if len(self._parts) > _GROWN * self._read_keys:  # of many the store holds nothing any more
             self._read_all(state)
 
     def _read_all(self, begun: StoreState) -> None:
         """Each page is a snapshot of its own: what changed since the first one is read last, with the state."""
-        parts, after, size = dict[str, Parts](), "", PAGE_KEYS
+        parts, after, size, held_bytes = dict[str, Parts](), "", PAGE_KEYS, 0
         while size == PAGE_KEYS and not self._ended.is_set():
             self._store.begin_batch()
             page = self._store.read_page(after)
             parts |= page
-            after, size = max(page, default=""), len(page)
-        held_bytes = sum(len(key) + len(a or b"") + len(b or b"") + _OVERHEAD_BYTES for key, (a, b) in parts.items())
-        if held_bytes > MAX_BYTES:
-            raise _TooLarge(f"{held_bytes >> 20} MB of series are more than {MAX_BYTES >> 20}")
+            after, size, held_bytes = max(page, default=""), len(page), held_bytes + _count_bytes(page)
+            self._refuse_large(held_bytes)
+            self._seen_at = self._clock()
         asked_at = self._clock()
         self._store.begin_batch()
         state, changed = self._store.read_news(begun)
         if not state.is_later_than(begun):
             return  # another revision again
         with self._lock:
-            self._parts = parts | changed
+            self._parts, self._held_bytes = parts | changed, held_bytes
             self._stale |= changed.keys()
             self._state, self._seen_at, self._read_keys = state, asked_at, max(len(self._parts), _FEW_KEYS)
+
+    def _refuse_large(self, held_bytes: int) -> None:
+        if held_bytes > MAX_BYTES:
+            raise _TooLarge(f"{held_bytes >> 20} MB of series are more than {MAX_BYTES >> 20}")
+
+
+def _count_bytes(parts: Mapping[str, Parts]) -> int:
+    return sum(len(key) + len(a or b"") + len(b or b"") + _OVERHEAD_BYTES for key, (a, b) in parts.items())
 
 
 class _TooLarge(Exception):  # noqa: N818  # not an error

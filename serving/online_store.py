@@ -10,6 +10,7 @@ from psycopg2.extensions import POLL_OK, POLL_READ, POLL_WRITE, connection, curs
 from features.online import FetchedSeries, StoreState
 
 NEWS = "online_state"  # the channel of adapters/migrations/0020_store_news.sql
+_NEWS_TIMEOUT_MS = 10_000  # nobody waits for news, and much may have changed
 PAGE_KEYS = 2000
 _SESSION = "-c timezone=UTC -c default_transaction_read_only=on -c statement_timeout={}"
 _STATE = "st.revision, since_us, until_us, snapshot_version, changes, stopped"
@@ -60,7 +61,7 @@ class OnlineStore:
 
     def copy(self) -> "OnlineStore":
         """The same store, over a connection of its own, which is told of news."""
-        made = OnlineStore(self._dsn, self._use_case, self._digest, self._timeout_ms, self._clock)
+        made = OnlineStore(self._dsn, self._use_case, self._digest, _NEWS_TIMEOUT_MS, self._clock)
         made._is_told = True
         return made
 

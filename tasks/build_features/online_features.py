@@ -109,13 +109,13 @@ def _await_stream(use_case: UseCase, snapshot: Snapshot, outside: Outside, diges
     def is_over() -> bool:
         nonlocal held
         held = read_held()
-        if all(held[digest]["is_reached"] for digest in digests):
+        if not held.keys() >= {*digests} or all(held[digest]["is_reached"] for digest in digests):
             return True
         with outside.warehouse.alone(f"{use_case.name}/stream") as is_left:
             return is_left
 
     wait_until(is_over, within_seconds=_STREAM_SECONDS, every_seconds=0.5)
-    return all(held[digest]["is_reached"] for digest in digests)
+    return all(digest in held and held[digest]["is_reached"] for digest in digests)
 
 
 def _refresh_definition(

@@ -93,7 +93,7 @@ def _follow(use_case: UseCase, outside: Outside, stopped: threading.Event, refus
                 continue
             session.take(waiting, reader.publication_oid, missed=tables.stopped)
             reader.settle(waiting)
-            if session.later_dataset not in {None, *refused}:
+            if session.later_dataset not in {None, *refused} and not reader.is_reading_tables:
                 _move(session, refused)
             session.settle()
             taken_at, waiting = time.monotonic(), SourceStep()

@@ -63,6 +63,7 @@ class LogReader:
         self._relations = dict[str, Relation]()
         self._told: datetime | None = None  # by the watermark, in a transaction that has not come to its end
         self.publication_oid = start.publication_oid
+        self.is_reading_tables = start.place is None
 
     def __enter__(self) -> Self:
         """Begin.
@@ -177,6 +178,7 @@ class LogReader:
         while lower < _EVER:
             read, told = self._source.retry_transaction(partial(self._read_tables, lower))
             known_until, lower = known_until or told, read.until
+            self.is_reading_tables = lower < _EVER
             yield replace(read.step, known_until=known_until, place=self._held) if lower == _EVER else read.step
 
     def _read_tables(self, lower: datetime) -> tuple[TablesRead, datetime]:

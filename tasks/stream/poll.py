@@ -22,6 +22,7 @@ class PollReader:
     """
 
     publication_oid: int | None = None  # it reads no log
+    is_reading_tables = False  # each step is of all that is new
 
     def __init__(self, tables: SourceTables, *, since: datetime, held: Held, stopped: threading.Event) -> None:
         """`held` are the rows that were kept of those that became known from `since` on."""

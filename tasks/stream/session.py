@@ -78,6 +78,7 @@ class StreamSession:
         self._series: list[tuple[FeatureSet, FollowedSeries]] = []
         self._events: EventList | None = None
         self._latest: str | None = None  # version of the dataset built last
+        self._moved_at = -1  # the step of the last move; below 0: there was none
         self._revisions = dict[str, _Revision]()
         self._followed = list[str]()  # digests of definitions
 
@@ -195,7 +196,8 @@ class StreamSession:
         assert self._latest is not None
         snapshot = dataset.find_snapshot(self._latest, self._use_case, self._outside)
         since = kept_interval(self._use_case, snapshot).start
-        if any(since > self._began + _LOOK_BACKS_HELD * definition.look_back for definition, _ in self._series):
+        held_since = max(self._began + _LOOK_BACKS_HELD * definition.look_back for definition, _ in self._series)
+        if since > held_since and self._moved_at >= 0:
             raise StoreRebuilt
         held = {place: row for place, row in self._held.items() if row.available_at >= snapshot.end}
         state = replace(self._state, changes=self._state.changes + 1)
@@ -216,9 +218,11 @@ class StreamSession:
             forget_followed(at, self._use_case, snapshot.end)
             moved = _read_revisions(at, self._use_case)
             self._mark_unsettled(at, has_forgotten=False)
+            for writer in self._writers.values():
+                writer.delete_empty(at, self._moved_at)
 
         self._commit(changed, state, write)
-        self._revisions = moved
+        self._revisions, self._moved_at = moved, state.changes
 
     def settle(self) -> None:
         """Cut some of the series where the store's dataset ends, and forget what no point looks back on any more."""
@@ -230,7 +234,7 @@ class StreamSession:
             with self._outside.warehouse.transaction(self._fence) as at:
                 self._refuse_refreshed(at)
                 for digest, series in settled.items():
-                    self._writers[digest].settle(at, series)
+                    self._writers[digest].settle(at, series, self._state.changes + 1)
 
         self._outside.warehouse.retry_transaction(commit)
 

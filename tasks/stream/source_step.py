@@ -46,6 +46,7 @@ class SourceReader(Protocol):
     """Reads a source in steps. What was read and not settled is read again after a restart."""
 
     publication_oid: int | None  # of what is read by the log
+    is_reading_tables: bool  # what they hold already, of which a part was handed on
 
     def __enter__(self) -> Self: ...
 

@@ -21,12 +21,13 @@ insert into online_series (use_case, definition, key, {part}, split, changed) va
 on conflict (use_case, definition, key) do update
 set {part} = excluded.{part}, split = excluded.split, changed = excluded.changed"""
 _SETTLE = """
-update online_series s set payload = new.payload, recent = new.recent, split = new.split
-from (values %s) as new (use_case, definition, key, payload, recent, split)
+update online_series s set payload = new.payload, recent = new.recent, split = new.split,
+    changed = case when new.payload is null and new.recent is null then new.number else s.changed end
+from (values %s) as new (use_case, definition, key, payload, recent, split, number)
 where (s.use_case, s.definition, s.key) = (new.use_case, new.definition, new.key)"""
-_FORGET = """
-delete from online_series where use_case = %s and definition = %s and key = any(%s)
-and (payload is not null or recent is not null)"""  # a row without either tells readers that its events are gone
+_DELETE_EMPTY = """
+delete from online_series
+where use_case = %s and definition = %s and payload is null and recent is null and changed < %s"""
 _UNSETTLED = """
 select key, recent is not null from online_series s
 where use_case = %s and definition = %s and split is distinct from %s"""
@@ -49,13 +50,18 @@ class StoreWriter:
             ]
             self._write_pages(at, _PART.format(part=part), values, "(%s, %s, %s, %s::bytea, %s, %s)")
 
-    def settle(self, at: cursor, series: ChangedSeries) -> None:
-        """Series that hold the same events, cut anew; what holds none any more goes."""
-        keys = sorted({*series.settled, *series.recent})
-        parts = {key: (series.settled.get(key), series.recent.get(key)) for key in keys}
-        at.execute(_FORGET, (self.use_case, self.definition, [key for key in keys if not any(parts[key])]))
-        values = [(self.use_case, self.definition, key, *parts[key], self.split) for key in keys]
-        self._write_pages(at, _SETTLE, values, "(%s, %s, %s, %s::bytea, %s::bytea, %s::timestamptz)")
+    def settle(self, at: cursor, series: ChangedSeries, next_number: int) -> None:
+        """Series that hold the same events, cut anew; one that holds none any more changes, as if in the next step."""
+        values = [
+            (self.use_case, self.definition, key, *parts, self.split, next_number)
+            for key in sorted({*series.settled, *series.recent})
+            for parts in [(series.settled.get(key), series.recent.get(key))]
+        ]
+        self._write_pages(at, _SETTLE, values, "(%s, %s, %s, %s::bytea, %s::bytea, %s::timestamptz, %s)")
+
+    def delete_empty(self, at: cursor, before: int) -> None:
+        """Series without an event, which changed before a step: every reader has been told of them."""
+        at.execute(_DELETE_EMPTY, (self.use_case, self.definition, before))
 
     def list_unsettled(self, at: cursor) -> list[tuple[str, bool]]:
         """The keys of series that are cut elsewhere, and whether they have a later part."""

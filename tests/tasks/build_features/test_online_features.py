@@ -9,7 +9,7 @@ from features import definition
 from pipeline.settings import Settings
 from pipeline.spec import UseCase
 from serving.lookup import FeatureLookup
-from tasks.build_features import build, dataset, online_features
+from tasks.build_features import build, dataset, online_features, store_refresh
 from tasks.deploy.golden import rebuild_requests
 from tests.clean_data import put_table, week
 from tests.features.world import moved
@@ -103,13 +103,13 @@ def test_a_refresh_that_was_overtaken_cannot_commit(
     put(outside, use_case, 0)
     snapshot = build.build_snapshot(use_case, outside)
     assert snapshot is not None
-    real = online_features.pack_all_series
+    real = store_refresh.pack_all_series
 
     def overtaken(*arguments: object) -> object:
         outside.warehouse.begin(f"{use_case.name}/online_features")
         return real(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(online_features, "pack_all_series", overtaken)
+    monkeypatch.setattr(store_refresh, "pack_all_series", overtaken)
     with pytest.raises(FencedOut):
         online_features.refresh_store(use_case, snapshot, outside)
     assert content(outside) == []
@@ -147,6 +147,6 @@ def test_what_was_followed_is_in_one_part_again_when_the_source_no_longer_is(
     [after] = content(outside)
     assert after == {**before, "revision": 2}  # readers drop what they hold
     assert outside.warehouse.query(
-        "select count(recent) as recent, max(changed) as changed, max(changes) as changes, max(split) as split,"
+        "select count(recent) as recent, max(changed) as changed, max(changes) as changes, max(online_state.split) as split,"
         " max(known_until) as known_until from online_series join online_state using (use_case, definition)"
     ) == [{"recent": 0, "changed": 0, "changes": 7, "split": None, "known_until": None}]  # `changes` never falls
