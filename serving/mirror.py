@@ -67,20 +67,25 @@ class StoreMirror:
         self._store.close()
 
     def _follow(self) -> None:
-        while not self._ended.is_set():
-            try:
+        try:
+            while not self._ended.is_set():
+                self._follow_until_failure()
+        except _TooLarge as error:
+            logger.warning("%s: each request asks the store itself", error)
+        finally:
+            self._state = None
+
+    def _follow_until_failure(self) -> None:
+        try:
+            while not self._ended.is_set():
                 self._read_news()
                 self._store.await_news(_ASK_SECONDS)
-            except (psycopg2.Error, TimeoutError) as error:
-                self._store.close()
-                if isinstance(error, psycopg2.errors.QueryCanceled):  # there is too much news: it is read page by page
-                    self._state = None
-                logger.info("the store says no news: %s", " ".join(str(error).split()) or type(error).__name__)
-                self._ended.wait(_PAUSE_SECONDS)
-            except _TooLarge as error:
+        except (psycopg2.Error, TimeoutError) as error:
+            self._store.close()
+            if isinstance(error, psycopg2.errors.QueryCanceled):  # there is too much news: it is read page by page
                 self._state = None
-                logger.warning("%s: each request asks the store itself", error)
-                return
+            logger.info("the store says no news: %s", " ".join(str(error).split()) or type(error).__name__)
+            self._ended.wait(_PAUSE_SECONDS)
 
     def _read_news(self) -> None:
         asked_at = self._clock()
@@ -90,10 +95,9 @@ class StoreMirror:
             self._state = None
             self._read_all(state)
             return
+        replaced = {key: self._parts[key] for key in parts if key in self._parts}
         with self._lock:
-            self._held_bytes += _count_bytes(parts) - _count_bytes(
-                {k: self._parts[k] for k in parts if k in self._parts}
-            )
+            self._held_bytes += _count_bytes(parts) - _count_bytes(replaced)
             self._parts |= parts
             self._stale |= parts.keys()
             self._state, self._seen_at = state, asked_at

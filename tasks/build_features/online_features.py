@@ -102,20 +102,18 @@ def _await_stream(use_case: UseCase, snapshot: Snapshot, outside: Outside, diges
         rows = outside.warehouse.query(_REACHED, {"use_case": use_case.name, "version": snapshot.version})
         return {row["definition"]: row for row in rows if row["is_parted"]}
 
-    held = read_held()
+    held, is_left = read_held(), False
     if not held.keys() >= {*digests} or len({held[digest]["snapshot_version"] for digest in digests}) > 1:
         return False
 
     def is_over() -> bool:
-        nonlocal held
-        held = read_held()
-        if not held.keys() >= {*digests} or all(held[digest]["is_reached"] for digest in digests):
-            return True
+        nonlocal held, is_left
         with outside.warehouse.alone(f"{use_case.name}/stream") as is_left:
-            return is_left
+            held = read_held()
+        return is_left or not held.keys() >= {*digests} or all(held[digest]["is_reached"] for digest in digests)
 
     wait_until(is_over, within_seconds=_STREAM_SECONDS, every_seconds=0.5)
-    return all(digest in held and held[digest]["is_reached"] for digest in digests)
+    return not is_left and all(digest in held and held[digest]["is_reached"] for digest in digests)
 
 
 def _refresh_definition(

@@ -34,8 +34,7 @@ from tasks.stream.source_step import SourceStep
 from tasks.stream.state import StreamState, advance_stream
 from tasks.stream.store_series import MOVE_STATE, TELL_STATE, StoreWriter
 
-_SETTLED_AT_ONCE = 128
-_LOOK_BACKS_HELD = 2  # before what is looked back on: then a session begins anew, from the files, and so forgets
+_SETTLED_AT_ONCE, _LOOK_BACKS_HELD = 128, 2  # series; before what is looked back on: then a session begins anew
 _REVISIONS = """
 select definition, revision, as_of, snapshot_version, split is not null as is_parted from online_state
 where use_case = %s order by 1"""
@@ -126,7 +125,7 @@ class StreamSession:
 
     @property
     def since(self) -> datetime:
-        """What became known from here on is followed; what did before is in the dataset."""
+        """What became known from here on is followed."""
         return self._since
 
     @property
@@ -195,14 +194,13 @@ class StreamSession:
         """
         assert self._latest is not None
         snapshot = dataset.find_snapshot(self._latest, self._use_case, self._outside)
-        since = kept_interval(self._use_case, snapshot).start
-        held_since = max(self._began + _LOOK_BACKS_HELD * definition.look_back for definition, _ in self._series)
-        if since > held_since and self._moved_at >= 0:
+        since, most = kept_interval(self._use_case, snapshot).start, max(d.look_back for d, _ in self._series)
+        if self._moved_at >= 0 and since > self._began + _LOOK_BACKS_HELD * most:
             raise StoreRebuilt
         held = {place: row for place, row in self._held.items() if row.available_at >= snapshot.end}
         state = replace(self._state, changes=self._state.changes + 1)
-        followed = FollowedSource(identities=self._identities, changes=state.changes, rows=tuple(held.values()))
-        move = partial(move_series, snapshot=snapshot, outside=self._outside, followed=followed)
+        kept = FollowedSource(identities=self._identities, changes=state.changes, rows=tuple(held.values()))
+        move = partial(move_series, snapshot=snapshot, outside=self._outside, followed=kept)
         try:
             changed = {d.digest(): move(series, self._use_case, d) for d, series in self._series}
         except (ValueError, duckdb.Error) as error:
@@ -213,13 +211,13 @@ class StreamSession:
         def write(at: cursor) -> None:
             nonlocal moved
             reached = _latest(state.known_until, snapshot.end)
-            told = (since, snapshot.end, snapshot.end, snapshot.version, reached, state.changes)
-            at.execute(MOVE_STATE, (*told, self._use_case.name, [*self._writers]))
+            where = (self._use_case.name, [*self._writers])
+            at.execute(MOVE_STATE, (since, *2 * (snapshot.end,), snapshot.version, reached, state.changes, *where))
             forget_followed(at, self._use_case, snapshot.end)
             moved = _read_revisions(at, self._use_case)
             self._mark_unsettled(at, has_forgotten=False)
-            for writer in self._writers.values():
-                writer.delete_empty(at, self._moved_at)
+            for each in self._writers.values():
+                each.delete_empty(at, self._moved_at)
 
         self._commit(changed, state, write)
         self._revisions, self._moved_at = moved, state.changes
@@ -241,7 +239,7 @@ class StreamSession:
     def _commit(
         self, changed: Mapping[str, ChangedSeries], state: StreamState, write: Callable[[cursor], None]
     ) -> None:
-        """All or nothing: series, events, how far was followed, and what else is to be written."""
+        """All or nothing."""
         events = self._find_events(state.answers_since, [series.events for series in changed.values()])
 
         def commit() -> None:

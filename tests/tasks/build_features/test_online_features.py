@@ -147,6 +147,7 @@ def test_what_was_followed_is_in_one_part_again_when_the_source_no_longer_is(
     [after] = content(outside)
     assert after == {**before, "revision": 2}  # readers drop what they hold
     assert outside.warehouse.query(
-        "select count(recent) as recent, max(changed) as changed, max(changes) as changes, max(online_state.split) as split,"
-        " max(known_until) as known_until from online_series join online_state using (use_case, definition)"
+        "select count(recent) as recent, max(changed) as changed, max(changes) as changes,"
+        " max(online_state.split) as split, max(known_until) as known_until"
+        " from online_series join online_state using (use_case, definition)"
     ) == [{"recent": 0, "changed": 0, "changes": 7, "split": None, "known_until": None}]  # `changes` never falls
