@@ -1,15 +1,13 @@
 """A server that answers as ours does: the real lookup, model and answers, behind a small HTTP server of its own."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-
-import pyarrow as pa
 
 from adapters.connect import Outside
 from adapters.gateway import Gateway
@@ -37,7 +35,7 @@ class Server:
     settings: Settings
     folder: Path
     asked: list[int] = field(default_factory=list)  # events of each request
-    logged: list[pa.Table] = field(default_factory=list)
+    logged: list[Sequence[Mapping[str, Any]]] = field(default_factory=list)
     before: Callable[[], InferenceReply | None] = lambda: None  # an answer that it gives instead
 
     def __post_init__(self) -> None:

@@ -92,13 +92,15 @@ def test_every_event_is_answered_in_time_by_what_batch_works_out_later(
     assert all(row["in_time"] and row["known_until"] > row["prediction_time"] for row in answers)
     assert {row["model_version"] for row in answers} == {VERSION}
     assert outside.warehouse.query("select from answer_deliveries") == []  # there is no webhook
-    logged = pa.concat_tables(server.logged).sort_by([("prediction_time", "ascending"), ("entity_key", "ascending")])
-    served = points.sort_by([("prediction_time", "ascending"), ("entity_key", "ascending")])
-    names = [name.removeprefix("feature.") for name in logged.column_names if name.startswith("feature.")]
-    found = logged.rename_columns([name.removeprefix("feature.") for name in logged.column_names])
-    assert names
-    compared = ["entity_key", "event_time", "prediction_time", *names]
-    assert moved(served.select(compared), found.select(compared)) == []
+    order = [("prediction_time", "ascending"), ("entity_key", "ascending")]
+    logged = [row for batch in server.logged for row in batch]
+    names, moments = list(logged[0]["features"]), ("event_time", "prediction_time")
+    assert len(names) > 50
+    kinds = pa.schema([points.schema.field(name) for name in ("entity_key", *moments, *names)])
+    plain = [row["features"] | {name: row[name] for name in ("entity_key", *moments)} for row in logged]
+    told = [row | {name: datetime.fromisoformat(row[name]) for name in moments} for row in plain]
+    found = pa.Table.from_pylist(told, kinds)
+    assert moved(points.sort_by(order).select(kinds.names), found.sort_by(order)) == []
     scores = dict(zip(keys, server.predictor.predict(points).tolist(), strict=True))
     assert max(
         abs(row["score"] - scores[row["entity_key"], row["event_time"].astimezone(UTC)]) for row in answers

@@ -33,7 +33,7 @@ session.apply_rows = lambda *given: die() if given[3] else real(*given)
     "with half of the series written": """
 real = psycopg2.extras.execute_values
 def half(at, statement, rows, **options):
-    dying = statement is session._RECENT and rows
+    dying = "set recent = excluded.recent" in statement and rows
     real(at, statement, rows[: len(rows) // 2] if dying else rows, **options)
     if dying:
         die()
