@@ -99,7 +99,8 @@ def test_every_event_is_answered_in_time_by_what_batch_works_out_later(
     kinds = pa.schema([points.schema.field(name) for name in ("entity_key", *moments, *names)])
     plain = [row["features"] | {name: row[name] for name in ("entity_key", *moments)} for row in logged]
     told = [row | {name: datetime.fromisoformat(row[name]) for name in moments} for row in plain]
-    found = pa.Table.from_pylist(told, kinds)
+    missing = [{name: None if value != value else value for name, value in row.items()} for row in told]  # noqa: PLR0124  # NaN
+    found = pa.Table.from_pylist(missing, kinds)
     assert moved(points.sort_by(order).select(kinds.names), found.sort_by(order)) == []
     scores = dict(zip(keys, server.predictor.predict(points).tolist(), strict=True))
     assert max(
