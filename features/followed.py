@@ -71,6 +71,7 @@ class FollowedSeries:
         if asks:
             parts[_ASKED] = None
         self._streams = FollowedStreams(definition, tables, keys, since=since, lead=lead, parts=parts)
+        self._schemas = {series.stream: self._streams.read_schema(series.stream) for series in self._series}
 
     def close(self) -> None:
         """Free the memory."""
@@ -155,7 +156,7 @@ class FollowedSeries:
             del self._unsettled[text]
         for series in self._series:
             if chosen := by_series[series.name]:
-                self._pack_keys(packed, series, read_keys(series, chosen, self._streams.read_schema(series.stream)))
+                self._pack_keys(packed, series, read_keys(series, chosen, self._schemas[series.stream]))
 
     def _begin_packing(self, changed: Mapping[str, StreamChange]) -> ChangedSeries:
         asked = changed.get(_ASKED)

@@ -39,9 +39,8 @@ class RawRows:
         with registered(self._connection, rows_given=change.rows):
             self._run(f"create temp table coming_{name} as {self._read_sql(name, 'rows_given')}")
         if change.gone.num_rows:
-            ids = ", ".join(f"{column} as id_{place}" for place, column in enumerate(self._keys[name].identity))
             with registered(self._connection, identities_given=change.gone):
-                self._run(f"create temp table gone_{name} as select {ids} from identities_given")
+                self._run(f"create temp table gone_{name} as select {self._ids_sql(name)} from identities_given")
             self._gone.add(name)
         self._create(name, f"coming_{name}")
         self._staged[name] = False
@@ -53,7 +52,7 @@ class RawRows:
         """
         if (files := read_files_sql(paths)) is None and name not in self.stored:
             return
-        ids = [f"id_{place}" for place in range(len(self._keys[name].identity))]
+        ids = self._name_ids(name)
         same = same_sql(ids, "k", "f")
         named = kept.rename_columns(ids)
         with registered(self._connection, kept_given=named):
@@ -85,7 +84,7 @@ class RawRows:
         """Of rows with a `place`, those that go, or for which others come."""
         if self._staged[name]:
             return f"select r.* from {rows} r semi join gone_{name} i on i.place = r.place"
-        ids = [f"id_{place}" for place in range(len(self._keys[name].identity))]
+        ids = self._name_ids(name)
         taken = f"select {', '.join(ids)} from coming_{name}"
         if name in self._gone:
             taken += f" union all from gone_{name}"
@@ -119,10 +118,16 @@ class RawRows:
     def _read_sql(self, name: str, rows: str) -> str:
         """A source's rows as steps read them, and beside them what tells them apart, and when they became known."""
         key = self._keys[name]
-        ids = ", ".join(f"{column} as id_{place}" for place, column in enumerate(key.identity))
         taken_at = naive_utc_sql(f"cast({key.available_at} as timestamptz)")
         columns = source_sql(self._definition.sources[name], rows).removeprefix("select ")
-        return f"select {ids}, {taken_at} as taken_at, {columns}"
+        return f"select {self._ids_sql(name)}, {taken_at} as taken_at, {columns}"
+
+    def _name_ids(self, name: str) -> list[str]:
+        return [f"id_{place}" for place in range(len(self._keys[name].identity))]
+
+    def _ids_sql(self, name: str) -> str:
+        """SQL: the columns that tell a source's rows apart, as they are named beside its own."""
+        return ", ".join(f"{c} as {i}" for c, i in zip(self._keys[name].identity, self._name_ids(name), strict=True))
 
     def _count(self, table: str) -> int:
         [(count,)] = self._connection.execute(f"select count(*) from {table}").fetchall()

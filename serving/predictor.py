@@ -51,8 +51,8 @@ class Predictor:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        features = self.card["features"]
-        return (*features["numeric"], *features["categorical"])
+        numeric, categorical = self._names
+        return (*numeric, *categorical)
 
     def predict(self, table: pa.Table, *, chunk_rows: int = _CHUNK_ROWS) -> NDArray[np.float64]:
         """Probabilities (binary) or values (regression), float64 [n]: the mean over the ensemble's members.

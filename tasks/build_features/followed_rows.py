@@ -41,6 +41,11 @@ class FollowedRow:
         """Whether features may see it."""
         return self.row_data is not None and self.reasons is None
 
+    @property
+    def reasons_listed(self) -> list[str] | None:
+        """The reasons, as PostgreSQL's array takes them."""
+        return None if self.reasons is None else list(self.reasons)
+
 
 @dataclass(frozen=True, kw_only=True)
 class FollowedSource:

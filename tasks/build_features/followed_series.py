@@ -18,9 +18,9 @@ from tasks.build_features.followed_rows import (
     decode_identities,
     to_source_changes,
 )
-from tasks.build_features.manifest import clean_files, clean_objects
+from tasks.build_features.manifest import clean_files, clean_objects, local_files
 
-_EVER = datetime(1, 1, 1, tzinfo=UTC)
+_BEGINNING = datetime(1, 1, 1, tzinfo=UTC)
 _PARTITIONS_KEPT = 2  # of prediction times before `as_of` that are answered exactly; golden rows come from the last one
 
 
@@ -78,10 +78,10 @@ def move_series(
         held[row.table].append(row.identity)
     reach = kept.start - definition.look_back
     return series.move(
-        {table: [outside.lake.local(item.uri) for item in items] for table, items in objects.items()},
+        local_files(objects, outside),
         {
             name: Interval(
-                _EVER if source.timeless else min([reach, *(item.interval.start for item in objects[name])]),
+                _BEGINNING if source.timeless else min([reach, *(item.interval.start for item in objects[name])]),
                 snapshot.end,
             )
             for name, source in definition.sources.items()

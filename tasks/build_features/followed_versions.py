@@ -79,16 +79,22 @@ def keep_versions(
     """
     where = (step.position, step.known_before, step.known_until)
     values: list[tuple[Any, ...]] = [
-        (use_case.name, row.table, row.identity, step.changes, row.available_at, row.row_data, _list(row), kind, *where)
+        (
+            use_case.name,
+            row.table,
+            row.identity,
+            step.changes,
+            row.available_at,
+            row.row_data,
+            row.reasons_listed,
+            kind,
+            *where,
+        )
         for kind, rows in ((True, followed), (False, told))
         for row in rows
     ]
     values += [(use_case.name, *place, step.changes, None, None, None, False, *where) for place in gone]
     psycopg2.extras.execute_values(at, _KEEP, values, template=_TEMPLATE, page_size=_PAGE_ROWS)
-
-
-def _list(row: FollowedRow) -> list[str] | None:
-    return None if row.reasons is None else list(row.reasons)
 
 
 def read_versions(at: cursor, use_case: UseCase, since: datetime, tables: Sequence[str]) -> list[RowVersion]:

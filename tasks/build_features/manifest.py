@@ -140,5 +140,9 @@ def clean_files(
     snapshot: Snapshot, interval: Interval, outside: "Outside", definition: "FeatureSet"
 ) -> dict[str, list[Path]]:
     """The same, as files of this machine."""
-    objects = clean_objects(snapshot, interval, outside, definition)
+    return local_files(clean_objects(snapshot, interval, outside, definition), outside)
+
+
+def local_files(objects: Mapping[str, Iterable[CleanObject]], outside: "Outside") -> dict[str, list[Path]]:
+    """Clean objects by table, as files of this machine."""
     return {table: [outside.lake.local(item.uri) for item in items] for table, items in objects.items()}

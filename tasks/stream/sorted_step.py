@@ -1,6 +1,6 @@
 """What is to be done with a step of the source: rows to follow, and those of partitions that were taken."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import NamedTuple
@@ -11,6 +11,7 @@ from psycopg2.extensions import cursor
 from pipeline.partitions import Grid
 from pipeline.spec import UseCase
 from tasks.build_features.followed_rows import FollowedRow
+from tasks.stream.read_tables import Held
 from tasks.stream.source_step import SourceStep
 
 _PAGE_ROWS = 500
@@ -19,8 +20,6 @@ _KEEP = """
 insert into followed_rows (use_case, table_name, identity, available_at, row_data, reasons, changes) values %s
 on conflict (use_case, table_name, identity) do update set available_at = excluded.available_at,
     row_data = excluded.row_data, reasons = excluded.reasons, changes = excluded.changes"""
-
-_Held = Mapping[tuple[str, str], FollowedRow]
 
 
 class SortedStep(NamedTuple):
@@ -32,7 +31,7 @@ class SortedStep(NamedTuple):
     retakes: set[datetime]
 
 
-def sort_step(step: SourceStep, held: _Held, since: datetime, grid: Grid) -> SortedStep:
+def sort_step(step: SourceStep, held: Held, since: datetime, grid: Grid) -> SortedStep:
     """What became known from `since` on is followed; a partition before is taken again where it is not as it was taken.
 
     `held` are the rows that were kept, by table and identity.
@@ -67,7 +66,7 @@ def _bury(held: FollowedRow | None) -> list[FollowedRow]:
 def keep_rows(at: cursor, use_case: UseCase, rows: Sequence[FollowedRow], number: int) -> None:
     """Keep the rows that a step tells, in its transaction."""
     values = [
-        (use_case.name, row.table, row.identity, row.available_at, row.row_data, row.reasons and [*row.reasons], number)
+        (use_case.name, row.table, row.identity, row.available_at, row.row_data, row.reasons_listed, number)
         for row in rows
     ]
     psycopg2.extras.execute_values(

@@ -125,7 +125,7 @@ def test_two_versions_answer_beside_each_other_as_the_batch_path_does(served, on
     lookup = FeatureLookup(
         dsn=online_dsn(online.home()), use_case="flights", definition=definition, lead=options.lead, timeout_ms=5000
     )
-    table = lookup.features(reader.table(reader.read(json.dumps(events).encode()).rows)).features
+    table = lookup.look_up(reader.list_events(reader.read(json.dumps(events).encode()).rows)).features
     scores = []
     for version in ("1", "2"):
         answered = served.ask("flights", version, events, request_id=f"parity-{version}")

@@ -34,7 +34,7 @@ def compute_silently(definition: FeatureSet, lead: timedelta, answers: Sequence[
     names = [*definition.numeric, *definition.categorical]
     online = OnlineFeatures(definition, lead, cache_bytes=_CACHE_BYTES)
     rows = [reader.read(_to_body(answer), explain=False).rows[0] for answer in answers]
-    computed = online.compute(reader.table(rows), None).features
+    computed = online.compute_rows(reader.list_events(rows), None).features
     return read_values(computed, frozenset(answer.key for answer in answers), names)
 
 

@@ -199,9 +199,10 @@ def rebuild(
             split=snapshot.end,
             lead=use_case.time.lead,
         )
-        all_time = FixedSpan(datetime(1, 1, 1, tzinfo=UTC), datetime(9999, 1, 1, tzinfo=UTC))
-        none = {name: rows[name].slice(0, 0).select(list(IDENTITIES[name])) for name in files}
-        series.move(files, dict.fromkeys(files, all_time), none, since=kept.start, split=snapshot.end)
+        if first is not None:
+            all_time = FixedSpan(datetime(1, 1, 1, tzinfo=UTC), datetime(9999, 1, 1, tzinfo=UTC))
+            none = {name: rows[name].slice(0, 0).select(list(IDENTITIES[name])) for name in files}
+            series.move(files, dict.fromkeys(files, all_time), none, since=kept.start, split=snapshot.end)
     packed = series.pack_all()
     series.close()
     keys = sorted({*packed.settled, *packed.recent})

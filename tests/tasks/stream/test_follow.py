@@ -148,7 +148,7 @@ def test_a_refresh_meanwhile_loses_nothing(
 def test_what_a_dataset_has_otherwise_is_in_the_store_with_it(
     followed: UseCase, outside: Outside, snapshot: Snapshot, source: LiveSource
 ) -> None:
-    """A correction that the stream never saw came into the partition that was landed; a row was set aside there."""
+    """The partition that was landed lacks rows that the stream was told of."""
     with following(followed, outside):
         source.tell(week(2).end)
         await_known(outside, week(2).end)
