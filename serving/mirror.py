@@ -17,7 +17,7 @@ import psycopg2.errors
 from features.online import FetchedSeries, StoreState
 from serving.online_store import PAGE_KEYS, OnlineStore, Parts
 
-MAX_BYTES = 256 << 20  # of payloads and their keys, for each worker; five weeks of flights take 13 MB
+MAX_BYTES = 256 << 20  # of payloads and their keys, for each worker; five weeks of the example take 13 MB
 SILENT_SECONDS = 2.0
 _ASK_SECONDS = 0.25
 _PAUSE_SECONDS = 1.0  # after a failure
