@@ -6,7 +6,8 @@ declared grains.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import islice
@@ -124,7 +125,7 @@ class FollowedSeries:
             self._streams.shift_split(self._split)
             for stream, change in changed.items():
                 for series in self._list_series(stream):
-                    self._pack_keys(packed, series, _find_keys(series, change.rows))
+                    self._pack(packed, series, _find_keys(series, change.rows))
         return packed
 
     @property
@@ -156,7 +157,7 @@ class FollowedSeries:
             del self._unsettled[text]
         for series in self._series:
             if chosen := by_series[series.name]:
-                self._pack_keys(packed, series, read_keys(series, chosen, self._schemas[series.stream]))
+                self._pack(packed, series, read_keys(series, chosen, self._schemas[series.stream]))
 
     def _begin_packing(self, changed: Mapping[str, StreamChange]) -> ChangedSeries:
         asked = changed.get(_ASKED)
@@ -167,12 +168,12 @@ class FollowedSeries:
             for series in self._list_series(stream):
                 for recent in (False, True):
                     rows = self._filter_side(series, differs, recent=recent)
-                    self._pack_keys(packed, series, _find_keys(series, rows), sides=(recent,))
+                    self._pack(packed, series, _find_keys(series, rows), sides=(recent,))
             return
         later = is_later(differs[part.moment], part.split)
         if (settled := differs.filter(pc.invert(later))).num_rows:
             for series in self._list_series(stream):
-                self._pack_keys(packed, series, _find_keys(series, settled), sides=(False,))
+                self._pack(packed, series, _find_keys(series, settled), sides=(False,))
         if (recent := differs.filter(later)).num_rows:
             self._pack_recent(packed, stream, recent)
 
@@ -203,28 +204,37 @@ class FollowedSeries:
         is_one = len({series.order for series in of_stream}) == 1 and all(series.is_parted for series in of_stream)
         return RecentPart(moment=of_stream[0].moment, split=self._split) if is_one else None
 
-    def _pack(self, packed: ChangedSeries, series: Series) -> None:
-        """Every key's series, in its parts."""
-        for recent, payloads in ((False, packed.settled), (True, packed.recent)):
-            if (side := self._side_sql(series, recent=recent)) is not None:
-                payloads.update(self._extract(series, f"{self._name_events(series, recent=recent)} where {side}"))
-
-    def _pack_keys(
-        self, packed: ChangedSeries, series: Series, keys: pa.Table, *, sides: Sequence[bool] = (False, True)
+    def _pack(
+        self,
+        packed: ChangedSeries,
+        series: Series,
+        keys: pa.Table | None = None,
+        *,
+        sides: Sequence[bool] = (False, True),
     ) -> None:
-        """The series of some keys, in parts."""
+        """The series of some keys, or of every key, in parts."""
+        if keys is not None and not keys.num_rows:
+            return
         for recent in sides:
-            if not keys.num_rows or (side := self._side_sql(series, recent=recent)) is None:
+            if (side := self._side_sql(series, recent=recent)) is None:
                 continue
-            events = f"{self._name_events(series, recent=recent)} semi join keys_given k"
-            events += f" on {same_sql(series.key, 'k', 's')} where {side}"
             into = packed.recent if recent else packed.settled
-            with registered(self._streams.connection, keys_given=keys):
-                into |= dict.fromkeys(key_texts(series, keys)) | self._extract(series, events)
+            into |= {} if keys is None else dict.fromkeys(key_texts(series, keys))
+            with self._named_events(series, keys, recent=recent) as events:
+                into |= self._extract(series, f"{events} where {side}")
 
-    def _name_events(self, series: Series, *, recent: bool) -> str:
-        """SQL: what holds the events of one part, as `s`."""
-        return f"{'recent' if recent and self._streams.parts[series.stream] else 'stream'}_{series.stream} s"
+    @contextmanager
+    def _named_events(self, series: Series, keys: pa.Table | None, *, recent: bool) -> Iterator[str]:
+        """SQL: what holds the events of one part, of some keys or all, as `s`."""
+        given, name = dict[str, pa.Table](), f"stream_{series.stream}"
+        if recent and self._streams.parts[series.stream]:
+            given[name := "recent_given"] = self._streams.read_recent(series.stream)
+        chosen = f"{name} s"
+        if keys is not None:
+            given["keys_given"] = keys
+            chosen += f" semi join keys_given k on {same_sql(series.key, 'k', 's')}"
+        with registered(self._streams.connection, **given):
+            yield chosen
 
     def _extract(self, series: Series, events: str) -> dict[str, bytes]:
         query = extract_sql(series, f"(select s.* from {events})", self._since)

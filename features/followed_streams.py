@@ -4,7 +4,6 @@ The steps are run, as they are written, on the rows of the grains that a change 
 differs is what changes of the streams.
 """
 
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,11 +22,11 @@ from features.engine import (
     fill_steps,
     moment_sql,
     naming_undeclared_source,
-    source_sql,
 )
 from features.raw_rows import RawRows, registered
 from features.row_sql import equal_places_sql, same_sql
-from features.stream_change import RecentPart, SourceChange, SourceKey, StreamChange, is_later
+from features.step_tables import StepTables
+from features.stream_change import RecentPart, SourceChange, SourceKey, StreamChange, is_later, to_tuples
 
 _EVER = datetime(9999, 1, 1, tzinfo=UTC)  # what is to come is in the streams too: no point looks beyond what it knows
 
@@ -54,16 +53,16 @@ class FollowedStreams:
             ValueError: a source is not as declared.
         """
         self._definition, self.parts = definition, dict(parts)
-        self._steps = fill_steps(definition, FixedSpan(since, _EVER), lead)
-        self._reads = _list_sources_read(definition)
         self.connection = duckdb.connect(config={"threads": 1})  # most of what it is asked is small
         self._run("set TimeZone = 'UTC'")
         self._rows = RawRows(self.connection, definition, keys)
-        self._standing = set[str]()  # steps that no change of another grain touches, as `standing_<step>`
+        steps = fill_steps(definition, FixedSpan(since, _EVER), lead)
+        self._steps = StepTables(self.connection, definition, steps, self._rows)
+        self._recent = dict[str, pa.Table]()  # what lies apart: a few thousand rows, of which many series take a part
         with naming_undeclared_source(definition):
             for name in definition.sources:
                 self._rows.load(name, tables.get(name, ()))
-            with self._run_steps(self.parts, {}):
+            with self._steps.run(self.parts, {}):
                 for stream, recent in self.parts.items():
                     later = recent and f"{recent.moment} >= {moment_sql(recent.split.replace(tzinfo=UTC))}"
                     self._run(
@@ -71,7 +70,8 @@ class FollowedStreams:
                         + (f" where ({later}) is not true" if later else "")
                     )
                     if later:
-                        self._run(f"create table recent_{stream} as from {stream} where {later}")
+                        self._recent[stream] = self._fetch(f"from {stream} where {later}")
+            self._told = self._list_told()
 
     @contextmanager
     def changed(self, changes: Mapping[str, SourceChange]) -> Iterator[dict[str, StreamChange]]:
@@ -103,14 +103,15 @@ class FollowedStreams:
 
     @contextmanager
     def _kept_on_error(self) -> Iterator[None]:
-        stored, standing = set(self._rows.stored), set(self._standing)
+        stored, standing, recent = set(self._rows.stored), set(self._steps.standing), dict(self._recent)
         self._run("begin")
         try:
             with naming_undeclared_source(self._definition):
                 yield
             self._run("commit")
         except BaseException:
-            self._standing = standing
+            self._steps.restore(standing)
+            self._recent = recent
             self._run("rollback")
             self._rows.restore(stored)
             raise
@@ -132,13 +133,13 @@ class FollowedStreams:
         self.parts = {stream: part and replace(part, split=split) for stream, part in self.parts.items()}
         for stream, part in self.parts.items():
             if part is not None:
-                earlier = f"{part.moment} < {moment_sql(split.replace(tzinfo=UTC))}"
-                self._run(f"insert into stream_{stream} from recent_{stream} where {earlier}")
-                self._run(f"delete from recent_{stream} where {earlier}")
+                later = is_later(self._recent[stream][part.moment], split)
+                self._insert(f"stream_{stream}", self._recent[stream].filter(pc.invert(later)))
+                self._recent[stream] = self._recent[stream].filter(later)
 
     def read_recent(self, stream: str) -> pa.Table:
         """The rows of a stream that lie apart."""
-        return self._fetch(f"from recent_{stream}")
+        return self._recent[stream]
 
     def read_schema(self, stream: str) -> pa.Schema:
         """The columns of a stream."""
@@ -150,27 +151,21 @@ class FollowedStreams:
     def _fetch(self, query: str) -> pa.Table:
         return self.connection.sql(query).to_arrow_table()
 
-    def _forget_standing(self, names: Iterable[str]) -> None:
-        for step in [step for step in self._standing if self._reads[step].intersection(names)]:
-            self._run(f"drop table standing_{step}")
-            self._standing.remove(step)
-
     def _list_streams(self, changed: Iterable[str]) -> list[str]:
-        return [stream for stream in self.parts if self._reads[stream].intersection(changed)]
+        return [stream for stream in self.parts if self._steps.reads[stream].intersection(changed)]
 
     def _follow_all(self, names: Sequence[str]) -> list[tuple[str, StreamChange]]:
         """Put staged rows of sources without a grain in their place; what differs of all that is made of them."""
-        self._forget_standing(names)
+        self._steps.forget_standing(names)
         for name in names:
             self._rows.put(name, f"({self._rows.leaving_sql(name, f'(select rowid as place, * from raw_{name})')})")
         found = []
         streams = self._list_streams(names)
-        with self._run_steps(streams, {}):
+        with self._steps.run(streams, {}):
             for stream in streams:
-                both = f"from recent_{stream} union all " if self.parts[stream] else ""
-                was = f"({both}from stream_{stream})"
-                coming = self._fetch(f"from {stream} except all from {was}")
-                found.append((stream, StreamChange(coming, self._fetch(f"from {was} except all from {stream}"))))
+                with self._all_rows(stream) as was:
+                    coming = self._fetch(f"from {stream} except all from {was}")
+                    found.append((stream, StreamChange(coming, self._fetch(f"from {was} except all from {stream}"))))
         return found
 
     def _follow_grain(self, grain: Sequence[str], names: Sequence[str]) -> list[tuple[str, StreamChange]]:
@@ -181,24 +176,62 @@ class FollowedStreams:
         for name in changed:
             rows = f"(select rowid as place, * from raw_{name}) r"
             self._run(f"create temp table before_{name} as select r.* from {rows} semi join touched t on {same}")
-            leaving = self._rows.leaving_sql(name, f"before_{name}") if name in names else f"from before_{name} limit 0"
-            self._run(f"create temp table leaving_{name} as {leaving}")
-        streams = self._list_streams(changed)
-        old = self._compute(streams, {name: f"from before_{name}" for name in changed})
+        for name in names:
+            self._run(f"create temp table leaving_{name} as {self._rows.leaving_sql(name, f'before_{name}')}")
+        streams, before = self._list_streams(names), {name: f"from before_{name}" for name in changed}
+        stay = "{0} where place not in (select place from leaving_{1}) union all by name from coming_{1}"
+        with self._steps.run(streams, before | {name: stay.format(before[name], name) for name in names}):
+            new = {stream: self._fetch(f"from {stream}") for stream in streams}
+            told = self._find_told(grain, new)
+            rest = [stream for stream in streams if stream not in told]
+            self._steps.change({name: before[name] for name in names}, rest)
+            old = {stream: self._fetch(f"from {stream}") for stream in rest}
+        old |= {stream: self._fetch_touched(stream, same) for stream in told}
         for name in names:
             self._rows.put(name, f"leaving_{name}")
-        stay = "where place not in (select place from leaving_{0})"
-        new = self._compute(
-            streams,
-            {
-                name: f"from before_{name} {stay.format(name)}"
-                + (f" union all by name from coming_{name}" if name in names else "")
-                for name in changed
-            },
-        )
-        for name in ("touched", *(f"{staged}_{name}" for name in changed for staged in ("before", "leaving"))):
+        for name in ("touched", *(f"before_{name}" for name in changed), *(f"leaving_{name}" for name in names)):
             self._run(f"drop table {name}")
         return [(stream, StreamChange.between(old[stream], new[stream])) for stream in streams]
+
+    def _find_told(self, grain: Sequence[str], new: Mapping[str, pa.Table]) -> list[str]:
+        """The streams of which each row has the columns of its grain: what they held of the grains touched is known."""
+        named = [stream for stream in new if (*grain, stream) in self._told]
+        touched = {*to_tuples(self._fetch("from touched"))} if named else set()
+        self._told -= {
+            (*grain, stream) for stream in named if not touched.issuperset(to_tuples(new[stream].select(grain)))
+        }
+        return [stream for stream in named if (*grain, stream) in self._told]
+
+    def _fetch_touched(self, stream: str, same: str) -> pa.Table:
+        with self._all_rows(stream) as rows:
+            return self._fetch(f"select r.* from {rows} r semi join touched t on {same}")
+
+    @contextmanager
+    def _all_rows(self, stream: str) -> Iterator[str]:
+        """SQL: all rows of a stream."""
+        if (recent := self._recent.get(stream)) is None:
+            yield f"stream_{stream}"
+            return
+        with registered(self.connection, recent_given=recent):
+            yield f"(from stream_{stream} union all from recent_given)"
+
+    def _list_told(self) -> set[tuple[str, ...]]:
+        """Grains and streams: each row of the stream has the columns of a grain, as some row of a source has them."""
+        found = set[tuple[str, ...]]()
+        for stream in self.parts:
+            grains = defaultdict[tuple[str, ...], list[str]](list)
+            for name in self._steps.reads[stream] & self._rows.stored:
+                grains[tuple(self._definition.sources[name].grain)].append(name)
+            with self._all_rows(stream) as rows:
+                columns = {*self.read_schema(stream).names}
+                for grain, names in grains.items():
+                    if not grain or not columns.issuperset(grain):
+                        continue
+                    known = " union ".join(f"select {', '.join(grain)} from raw_{name}" for name in names)
+                    others = f"from {rows} r anti join ({known}) t on {same_sql(grain, 't', 'r')}"
+                    if not self._fetch(f"{others} limit 1").num_rows:
+                        found.add((*grain, stream))
+        return found
 
     def _touch(self, grain: Sequence[str], names: Sequence[str]) -> str:
         """Make a table `touched` of the grains of staged rows; the condition by which a row `r` has one `t` of them."""
@@ -215,67 +248,21 @@ class FollowedStreams:
         ).fetchall()
         return same_sql(grain, "t", "r") if has_nothing else " and ".join(f"t.{name} = r.{name}" for name in grain)
 
-    def _compute(self, streams: Sequence[str], only: Mapping[str, str]) -> dict[str, pa.Table]:
-        """Streams made of some rows of some sources, and of all rows of the others."""
-        with self._run_steps(streams, only):
-            return {stream: self._fetch(f"from {stream}") for stream in streams}
-
-    @contextmanager
-    def _run_steps(self, wanted: Iterable[str], only: Mapping[str, str]) -> Iterator[None]:
-        """Under their own names, sources and steps as far as these need them."""
-        needed = set[str]().union(*(self._reads[name] for name in wanted))
-        made = list[tuple[str, str]]()
-
-        def make(kind: str, name: str, sql: str) -> None:
-            self._run(f"create temp {kind} {name} as {sql}")
-            made.append((kind, name))
-
-        for name in self._definition.sources:
-            if name in needed:  # what is left of a source is read by many a step: of a view, all would be, each time
-                make("table" if name in only else "view", name, self._source_sql(name, only))
-        for name, sql in self._steps.items():
-            if name in needed and only and not self._reads[name].intersection(only):
-                if name not in self._standing:
-                    self._run(f"create table standing_{name} as {sql}")
-                    self._standing.add(name)
-                make("view", name, f"from standing_{name}")
-            elif name in needed:
-                make("table", name, sql)
-        yield
-        for kind, name in reversed(made):
-            self._run(f"drop {kind} {name}")
-
-    def _source_sql(self, name: str, only: Mapping[str, str]) -> str:
-        if name not in self._rows.stored:
-            return source_sql(self._definition.sources[name], None)
-        columns = ", ".join(self._definition.sources[name].columns)
-        return f"select {columns} from ({only.get(name, f'from raw_{name}')})"
-
     def _bring(self, stream: str, change: StreamChange) -> None:
-        """Bring a stream's tables to what was computed."""
-        for table, part in self._divide(stream, change):
-            if part.going.num_rows:
-                with registered(self.connection, rows_given=part.going):
-                    rows = f"(select rowid as place, * from {table})"
-                    places = equal_places_sql(rows, "rows_given", part.going.column_names)
-                    self._run(f"delete from {table} where rowid in ({places})")
-            if part.coming.num_rows:
-                with registered(self.connection, rows_given=part.coming):
-                    self._run(f"insert into {table} from rows_given")
+        """Bring what is held of a stream to what was computed."""
+        if recent := self.parts[stream]:
+            later = change.filter(lambda rows: is_later(rows[recent.moment], recent.split))
+            self._recent[stream] = later.apply(self._recent[stream], recent.moment)
+            change = change.filter(lambda rows: pc.invert(is_later(rows[recent.moment], recent.split)))
+        table = f"stream_{stream}"
+        if change.going.num_rows:
+            with registered(self.connection, rows_given=change.going):
+                rows = f"(select rowid as place, * from {table})"
+                places = equal_places_sql(rows, "rows_given", change.going.column_names)
+                self._run(f"delete from {table} where rowid in ({places})")
+        self._insert(table, change.coming)
 
-    def _divide(self, stream: str, change: StreamChange) -> list[tuple[str, StreamChange]]:
-        recent = self.parts[stream]
-        if recent is None:
-            return [(f"stream_{stream}", change)]
-        later = change.filter(lambda rows: is_later(rows[recent.moment], recent.split))
-        settled = change.filter(lambda rows: pc.invert(is_later(rows[recent.moment], recent.split)))
-        return [(f"stream_{stream}", settled), (f"recent_{stream}", later)]
-
-
-def _list_sources_read(definition: FeatureSet) -> dict[str, set[str]]:
-    """For each source and step, the sources and steps that it is made of, and itself."""
-    reads = {name: {name} for name in definition.sources}
-    for name, sql in definition.steps.items():  # each builds on those before it
-        words = set(re.findall(r"\w+", sql))  # a name that is not read costs time; one that is missed, the truth
-        reads[name] = {name}.union(*(reads[each] for each in words if each in reads))
-    return reads
+    def _insert(self, table: str, rows: pa.Table) -> None:
+        if rows.num_rows:
+            with registered(self.connection, rows_given=rows):
+                self._run(f"insert into {table} from rows_given")

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from features.masked import MaskedColumn
 from features.series import Series
@@ -50,7 +51,7 @@ def decode_events(series: Series, columns: Mapping[str, MaskedColumn] | None) ->
     if columns is None:
         return KeyEvents((), tuple((0.0,) for _ in series.sums), dict.fromkeys(series.stored, ()), _NOTHING_BYTES)
     at = array("q", columns["moment"].values.tobytes())
-    totals = tuple(array("d", [0, *np.cumsum(columns[name].values).tolist()]) for name in series.sums)
+    totals = tuple(_add_up(columns[name].values) for name in series.sums)
     others = {
         name: _plain(columns[name], kind)
         for name, kind in series.stored.items()
@@ -58,6 +59,12 @@ def decode_events(series: Series, columns: Mapping[str, MaskedColumn] | None) ->
     }
     sizes = [len(each) * (8 if isinstance(each, array) else _ITEM_BYTES) for each in (at, *totals, *others.values())]
     return KeyEvents(at, totals, others, sum(sizes) + _OVERHEAD_BYTES * len(sizes))
+
+
+def _add_up(values: NDArray[np.int64]) -> Sequence[float]:
+    totals = np.zeros(len(values) + 1)
+    totals[1:] = np.cumsum(values)
+    return array("d", totals.tobytes())
 
 
 def _plain(column: MaskedColumn, kind: str) -> Sequence[Any]:

@@ -46,6 +46,13 @@ class StreamChange:
         """The chosen ones of its rows."""
         return StreamChange(self.coming.filter(chosen(self.coming)), self.going.filter(chosen(self.going)))
 
+    def apply(self, rows: pa.Table, moment: str) -> pa.Table:
+        """Rows of the stream as they are after it. Those that go are looked for among those of their moment."""
+        if self.going.num_rows:
+            near = pc.is_in(rows[moment], value_set=self.going[moment].combine_chunks())
+            rows = pa.concat_tables([rows.filter(pc.invert(near)), _subtract(rows.filter(near), self.going)])
+        return pa.concat_tables([rows, self.coming]) if self.coming.num_rows else rows
+
     def then(self, later: "StreamChange") -> "StreamChange":
         """This change and one after it."""
         return StreamChange(pa.concat_tables([self.coming, later.coming]), pa.concat_tables([self.going, later.going]))
@@ -66,9 +73,9 @@ def is_later(moments: pa.ChunkedArray, split: datetime) -> pa.ChunkedArray:
 
 def _subtract(rows: pa.Table, others: pa.Table) -> pa.Table:
     """Rows beyond those that are among others, of equal ones as many as are left."""
-    left = Counter(_to_tuples(others))
+    left = Counter(to_tuples(others))
     kept = []
-    for place, row in enumerate(_to_tuples(rows)):
+    for place, row in enumerate(to_tuples(rows)):
         if left[row] > 0:
             left[row] -= 1
         else:
@@ -76,6 +83,13 @@ def _subtract(rows: pa.Table, others: pa.Table) -> pa.Table:
     return rows.take(pa.array(kept, pa.int64()))
 
 
-def _to_tuples(rows: pa.Table) -> Iterable[tuple[object, ...]]:
-    columns = (c.cast(pa.int64()) if pa.types.is_timestamp(c.type) else c for c in rows.columns)
-    return zip(*(column.to_pylist() for column in columns), strict=True)
+def to_tuples(rows: pa.Table) -> Iterable[tuple[object, ...]]:
+    """The rows of a table; equal ones are the same row in SQL, too."""
+    return zip(*(_to_values(column) for column in rows.columns), strict=True)
+
+
+def _to_values(column: pa.ChunkedArray) -> list[object]:
+    values: list[object] = (column.cast(pa.int64()) if pa.types.is_timestamp(column.type) else column).to_pylist()
+    if pa.types.is_floating(column.type) and pc.any(pc.is_nan(column)).as_py():
+        return ["not a number" if value != value else value for value in values]  # noqa: PLR0124  # what is none
+    return values
