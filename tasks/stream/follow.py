@@ -35,6 +35,8 @@ logger = logging.getLogger(__name__)
 LOCK = "stream/stream.lock"  # below the home: held while it runs
 _READ_SECONDS = 1.0
 _SETTLING_READ_SECONDS = 0.1  # while there is something else to do
+_SETTLED_AT_ONCE, _SETTLED_BETWEEN = 128, 16  # series: while nothing comes, and once a second while much does
+_SETTLE_SECONDS = 1.0
 _IDLE_WRITE_SECONDS = 1.0  # so often is it written until when all is known, where nothing came
 _PAUSE_SECONDS = 3.0  # before what failed is tried again, and for what is not there yet
 _MENDED_SECONDS = 30.0  # at most so often is all read anew because a table is as declared again
@@ -84,18 +86,20 @@ def _follow(use_case: UseCase, outside: Outside, stopped: threading.Event, refus
         session = stack.enter_context(StreamSession(use_case, outside, fence, identities, state))
         reader = stack.enter_context(_open_reader(session, tables, state, stopped))
         logger.info("%s: following (%s) from %s on", use_case.name, use_case.source.follow, session.since)
-        is_well, taken_at, waiting, begun_at = False, 0.0, SourceStep(), time.monotonic()
+        is_well, taken_at, settled_at, waiting, begun_at = False, 0.0, 0.0, SourceStep(), time.monotonic()
         while not stopped.is_set():
             step = reader.read(_READ_SECONDS if session.is_settled else _SETTLING_READ_SECONDS)
             waiting = waiting if step is None else step.after(waiting)
             if not waiting.changes_rows and time.monotonic() < taken_at + _IDLE_WRITE_SECONDS:
-                session.settle()
+                session.settle(_SETTLED_AT_ONCE)
                 continue
             session.take(waiting, reader.publication_oid, missed=tables.stopped)
             reader.settle(waiting)
             if session.later_dataset not in {None, *refused} and not reader.is_reading_tables:
                 _move(session, refused)
-            session.settle()
+            if time.monotonic() > settled_at + _SETTLE_SECONDS:
+                session.settle(_SETTLED_BETWEEN)
+                settled_at = time.monotonic()
             taken_at, waiting = time.monotonic(), SourceStep()
             if not is_well:
                 outside.alerts.resolve(_fingerprint(use_case))

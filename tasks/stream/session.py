@@ -34,7 +34,7 @@ from tasks.stream.source_step import SourceStep
 from tasks.stream.state import StreamState, advance_stream
 from tasks.stream.store_series import MOVE_STATE, TELL_STATE, StoreWriter
 
-_SETTLED_AT_ONCE, _LOOK_BACKS_HELD = 128, 2  # series; before what is looked back on: then a session begins anew
+_LOOK_BACKS_HELD = 2  # before what is looked back on: then a session begins anew
 _REVISIONS = """
 select definition, revision, as_of, snapshot_version, split is not null as is_parted from online_state
 where use_case = %s order by 1"""
@@ -222,11 +222,11 @@ class StreamSession:
         self._commit(changed, state, write)
         self._revisions, self._moved_at = moved, state.changes
 
-    def settle(self) -> None:
+    def settle(self, most: int) -> None:
         """Cut some of the series where the store's dataset ends, and forget what no point looks back on any more."""
         if self.is_settled:
             return
-        settled = {definition.digest(): series.settle(_SETTLED_AT_ONCE) for definition, series in self._series}
+        settled = {definition.digest(): series.settle(most) for definition, series in self._series}
 
         def commit() -> None:
             with self._outside.warehouse.transaction(self._fence) as at:
