@@ -20,11 +20,11 @@ from features.engine import FeatureSet, Span, moment_sql
 from features.followed_streams import FollowedStreams
 from features.offline_requests import requests_sql
 from features.raw_rows import registered
-from features.recent_rows import RecentRows
+from features.recent_events import RecentEvents, RecentPart
 from features.row_sql import same_sql
 from features.series import Series, extract_sql, list_series, point_kinds
-from features.series_codec import key_texts, pack_series, read_keys
-from features.stream_change import RecentPart, SourceChange, SourceKey, StreamChange, is_later
+from features.series_codec import key_texts, pack_series, read_keys, read_values
+from features.stream_change import SourceChange, SourceKey, StreamChange, is_later
 
 _ASKED = "asked"
 
@@ -68,6 +68,7 @@ class FollowedSeries:
         self._split = split.astimezone(UTC).replace(tzinfo=None)
         self._series = list_series(definition, point_kinds(definition))
         self._unsettled = dict[str, None]()  # texts of keys, those of a series together
+        self._recent = dict[str, RecentEvents]()  # of streams of which something lies apart, once it was asked for
         parts = {series.stream: self._find_recent(series.stream) for series in self._series}
         if asks:
             parts[_ASKED] = None
@@ -95,10 +96,10 @@ class FollowedSeries:
         Raises:
             ValueError: rows lack a column, or hold values of another type; then nothing was changed.
         """
-        with self._streams.changed(changes) as changed:
+        with self._forgotten_on_error(), self._streams.changed(changes) as changed:
             packed = self._begin_packing(changed)
             for stream, change in changed.items():
-                self._pack_changed(packed, stream, change.rows)
+                self._pack_changed(packed, stream, change)
             self._settle(packed, self._unsettled.keys() & {*packed.settled, *packed.recent})
         return packed
 
@@ -123,6 +124,7 @@ class FollowedSeries:
             packed = self._begin_packing(changed)
             self._since, self._split = since, split.astimezone(UTC).replace(tzinfo=None)
             self._streams.shift_split(self._split)
+            self._recent.clear()
             for stream, change in changed.items():
                 for series in self._list_series(stream):
                     self._pack(packed, series, _find_keys(series, change.rows))
@@ -163,29 +165,38 @@ class FollowedSeries:
         asked = changed.get(_ASKED)
         return ChangedSeries(events=asked and StreamChange(self._request(asked.coming), self._request(asked.going)))
 
-    def _pack_changed(self, packed: ChangedSeries, stream: str, differs: pa.Table) -> None:
+    def _pack_changed(self, packed: ChangedSeries, stream: str, change: StreamChange) -> None:
         if (part := self._streams.parts[stream]) is None:
             for series in self._list_series(stream):
                 for recent in (False, True):
-                    rows = self._filter_side(series, differs, recent=recent)
+                    rows = self._filter_side(series, change.rows, recent=recent)
                     self._pack(packed, series, _find_keys(series, rows), sides=(recent,))
             return
-        later = is_later(differs[part.moment], part.split)
-        if (settled := differs.filter(pc.invert(later))).num_rows:
+        settled, later = change.divide(part.moment, part.split)
+        if settled.rows.num_rows:
             for series in self._list_series(stream):
-                self._pack(packed, series, _find_keys(series, settled), sides=(False,))
-        if (recent := differs.filter(later)).num_rows:
-            self._pack_recent(packed, stream, recent)
+                self._pack(packed, series, _find_keys(series, settled.rows), sides=(False,))
+        if later.rows.num_rows:
+            if stream in self._recent:
+                self._recent[stream].apply(later)
+            events = self._find_events(stream, part)
+            for series, keys in events.list_touched(later):
+                packed.recent.update((series.key_text(key), events.pack(series, key)) for key in keys)
 
-    def _pack_recent(self, packed: ChangedSeries, stream: str, differs: pa.Table) -> None:
-        of_stream = self._list_series(stream)
-        rows = RecentRows(self._streams.read_recent(stream), of_stream[0].order)
-        for series in of_stream:
-            keys = _find_keys(series, differs)
-            found = dict(pack_series(series, rows.select(series, keys)))
-            if len(found) < keys.num_rows:
-                packed.recent.update(dict.fromkeys(key_texts(series, keys)))
-            packed.recent.update(found)
+    def _find_events(self, stream: str, part: RecentPart) -> RecentEvents:
+        """What lies apart of a stream, as it is now."""
+        if stream not in self._recent:
+            rows = self._streams.read_recent(stream)
+            self._recent[stream] = RecentEvents(part, self._list_series(stream), rows)
+        return self._recent[stream]
+
+    @contextmanager
+    def _forgotten_on_error(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self._recent.clear()
+            raise
 
     def _list_series(self, stream: str) -> list[Series]:
         return [series for series in self._series if series.stream == stream]
@@ -202,7 +213,8 @@ class FollowedSeries:
         """Where all series of a stream have the same later part, in one order, it lies apart: so it is found fast."""
         of_stream = self._list_series(stream)
         is_one = len({series.order for series in of_stream}) == 1 and all(series.is_parted for series in of_stream)
-        return RecentPart(moment=of_stream[0].moment, split=self._split) if is_one else None
+        first = of_stream[0]
+        return RecentPart(moment=first.moment, split=self._split, order=first.order) if is_one else None
 
     def _pack(
         self,
@@ -216,29 +228,23 @@ class FollowedSeries:
         if keys is not None and not keys.num_rows:
             return
         for recent in sides:
-            if (side := self._side_sql(series, recent=recent)) is None:
-                continue
             into = packed.recent if recent else packed.settled
-            into |= {} if keys is None else dict.fromkeys(key_texts(series, keys))
-            with self._named_events(series, keys, recent=recent) as events:
-                into |= self._extract(series, f"{events} where {side}")
+            if recent and (part := self._streams.parts[series.stream]):
+                events = self._find_events(series.stream, part)
+                wanted = events.list_keys(series) if keys is None else read_values(series, keys)
+                into |= {series.key_text(key): events.pack(series, key) for key in wanted}
+            elif (side := self._side_sql(series, recent=recent)) is not None:
+                into |= {} if keys is None else dict.fromkeys(key_texts(series, keys))
+                into |= self._extract(series, keys, side)
 
-    @contextmanager
-    def _named_events(self, series: Series, keys: pa.Table | None, *, recent: bool) -> Iterator[str]:
-        """SQL: what holds the events of one part, of some keys or all, as `s`."""
-        given, name = dict[str, pa.Table](), f"stream_{series.stream}"
-        if recent and self._streams.parts[series.stream]:
-            given[name := "recent_given"] = self._streams.read_recent(series.stream)
-        chosen = f"{name} s"
+    def _extract(self, series: Series, keys: pa.Table | None, side: str) -> dict[str, bytes]:
+        events, given = f"stream_{series.stream} s", dict[str, pa.Table]()
         if keys is not None:
             given["keys_given"] = keys
-            chosen += f" semi join keys_given k on {same_sql(series.key, 'k', 's')}"
+            events += f" semi join keys_given k on {same_sql(series.key, 'k', 's')}"
         with registered(self._streams.connection, **given):
-            yield chosen
-
-    def _extract(self, series: Series, events: str) -> dict[str, bytes]:
-        query = extract_sql(series, f"(select s.* from {events})", self._since)
-        return dict(pack_series(series, self._streams.connection.sql(query).to_arrow_table()))
+            query = extract_sql(series, f"(select s.* from {events} where {side})", self._since)
+            return dict(pack_series(series, self._streams.connection.sql(query).to_arrow_table()))
 
     def _side_sql(self, series: Series, *, recent: bool) -> str | None:
         """SQL condition: the events of one part; None where a series has no such part."""

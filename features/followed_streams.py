@@ -24,9 +24,10 @@ from features.engine import (
     naming_undeclared_source,
 )
 from features.raw_rows import RawRows, registered
+from features.recent_events import RecentPart
 from features.row_sql import equal_places_sql, same_sql
 from features.step_tables import StepTables
-from features.stream_change import RecentPart, SourceChange, SourceKey, StreamChange, is_later, to_tuples
+from features.stream_change import SourceChange, SourceKey, StreamChange, is_later, to_tuples
 
 _EVER = datetime(9999, 1, 1, tzinfo=UTC)  # what is to come is in the streams too: no point looks beyond what it knows
 
@@ -58,7 +59,7 @@ class FollowedStreams:
         self._rows = RawRows(self.connection, definition, keys)
         steps = fill_steps(definition, FixedSpan(since, _EVER), lead)
         self._steps = StepTables(self.connection, definition, steps, self._rows)
-        self._recent = dict[str, pa.Table]()  # what lies apart: a few thousand rows, of which many series take a part
+        self._recent = dict[str, pa.Table]()  # what lies apart
         with naming_undeclared_source(definition):
             for name in definition.sources:
                 self._rows.load(name, tables.get(name, ()))
@@ -133,9 +134,10 @@ class FollowedStreams:
         self.parts = {stream: part and replace(part, split=split) for stream, part in self.parts.items()}
         for stream, part in self.parts.items():
             if part is not None:
-                later = is_later(self._recent[stream][part.moment], split)
-                self._insert(f"stream_{stream}", self._recent[stream].filter(pc.invert(later)))
-                self._recent[stream] = self._recent[stream].filter(later)
+                rows = self._recent[stream]
+                later = is_later(rows[part.moment], split)
+                self._insert(f"stream_{stream}", rows.filter(pc.invert(later)))
+                self._recent[stream] = rows.filter(later)
 
     def read_recent(self, stream: str) -> pa.Table:
         """The rows of a stream that lie apart."""
@@ -251,9 +253,8 @@ class FollowedStreams:
     def _bring(self, stream: str, change: StreamChange) -> None:
         """Bring what is held of a stream to what was computed."""
         if recent := self.parts[stream]:
-            later = change.filter(lambda rows: is_later(rows[recent.moment], recent.split))
+            change, later = change.divide(recent.moment, recent.split)
             self._recent[stream] = later.apply(self._recent[stream], recent.moment)
-            change = change.filter(lambda rows: pc.invert(is_later(rows[recent.moment], recent.split)))
         table = f"stream_{stream}"
         if change.going.num_rows:
             with registered(self.connection, rows_given=change.going):

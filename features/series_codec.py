@@ -3,12 +3,17 @@
 Layout: magic (4 bytes), digest (16 bytes, BLAKE2b over the key's text and all that follows), then deflated: the
 number of events (uint32) and for each column its form (1 byte), its scale (int64; a whole number is scale times what is
 stored), whether marks of validity follow (1 byte), the values, and the marks (1 byte each). Nothing in it is executed.
+
+Several of them, of one key and later ones behind earlier ones, are joined to one: another magic, a digest, how many
+there are (uint32), the length of each (uint32), and they.
 """
 
 import hashlib
 import json
+import math
 import struct
 import zlib
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,11 +26,12 @@ from numpy.typing import NDArray
 from features.masked import MaskedColumn
 from features.series import Series
 
-_MAGIC = b"WSS1"
+_MAGIC, _JOINED = b"WSS1", b"WSSJ"
 _DIGEST_BYTES = 16
 _COLUMN = struct.Struct("<cqB")
 _COUNT = struct.Struct("<I")
 _WHOLE: dict[bytes, Any] = {b"b": np.int8, b"h": np.int16, b"i": np.int32, b"q": np.int64}
+_REACHES = [(form, np.iinfo(kind).min, np.iinfo(kind).max) for form, kind in _WHOLE.items()]
 _DOUBLE, _TEXT = b"d", b"s"  # the scale of a text column is its width in bytes
 
 
@@ -58,11 +64,53 @@ def pack_series(series: Series, events: pa.Table) -> Iterator[tuple[str, bytes]]
         yield text, packer.payload(text, place)
 
 
+def pack_events(key: str, columns: Sequence[tuple[Sequence[Any], str]]) -> bytes:
+    """The payload of one key's events, by the columns that are stored, each with its kind: as `pack_series` makes it.
+
+    Few events are packed fast. Moments are microseconds since 1970.
+    """
+    parts = [_COUNT.pack(len(columns[0][0]))]
+    for values, kind in columns:
+        parts += _pack_values(values, kind)
+    body = zlib.compress(b"".join(parts), 1)
+    return _MAGIC + _digest(key, body) + body
+
+
+def _pack_values(values: Sequence[Any], kind: str) -> Iterator[bytes]:
+    missing = None in values
+    if kind == "varchar":
+        texts = [(value or "").encode() for value in values]
+        width = max(1, *map(len, texts))
+        yield _COLUMN.pack(_TEXT, width, missing)
+        yield b"".join(text.ljust(width, b"\0") for text in texts)
+    elif kind == "double":
+        yield _COLUMN.pack(_DOUBLE, 1, missing)
+        yield array("d", [0.0 if value is None else value + 0.0 for value in values]).tobytes()
+    else:
+        whole = [0 if value is None else int(value) for value in values] if missing or kind == "boolean" else values
+        scale = max(math.gcd(*whole), 1)
+        scaled = [value // scale for value in whole] if scale > 1 else whole
+        form = _narrowest(min(scaled), max(scaled))
+        yield _COLUMN.pack(form, scale, missing)
+        yield array(form.decode(), scaled).tobytes()
+    if missing:
+        yield bytes(value is not None for value in values)
+
+
+def _narrowest(least: int, most: int) -> bytes:
+    return next(form for form, lowest, highest in _REACHES if lowest <= least and most <= highest)
+
+
 def key_texts(series: Series, rows: pa.Table) -> list[str]:
     """How the key of each row is written in the store."""
+    return [series.key_text(key) for key in read_values(series, rows)]
+
+
+def read_values(series: Series, rows: pa.Table) -> list[tuple[Any, ...]]:
+    """The key of each row; moments are microseconds since 1970."""
     if not series.key:
-        return [series.key_text(())] * rows.num_rows
-    return [series.key_text(key) for key in zip(*(_key_values(rows[name]) for name in series.key), strict=True)]
+        return [()] * rows.num_rows
+    return [*zip(*(_key_values(rows[name]) for name in series.key), strict=True)]
 
 
 def read_keys(series: Series, texts: Sequence[str], stream: pa.Schema) -> pa.Table:
@@ -93,6 +141,29 @@ def _find_starts(events: pa.Table, key: Sequence[str]) -> NDArray[np.int64]:
     return np.flatnonzero(begins)
 
 
+def join_payloads(key: str, payloads: Sequence[bytes]) -> bytes | None:
+    """Payloads of one key, the later ones last, as one; None: there is none."""
+    if len(payloads) < 2:
+        return payloads[0] if payloads else None
+    lengths = [_COUNT.pack(len(payload)) for payload in payloads]
+    body = b"".join([_COUNT.pack(len(payloads)), *lengths, *payloads])
+    return _JOINED + _digest(key, body) + body
+
+
+def _split_payload(key: str, payload: bytes) -> Iterator[bytes]:
+    if payload[:4] != _JOINED:
+        yield payload
+        return
+    body = payload[4 + _DIGEST_BYTES :]
+    if payload[4 : 4 + _DIGEST_BYTES] != _digest(key, body):
+        raise ValueError(f"the stored series {key} is damaged")
+    [count] = _COUNT.unpack_from(body)
+    at = _COUNT.size * (1 + count)
+    for [length] in _COUNT.iter_unpack(body[_COUNT.size : at]):
+        yield body[at : at + length]
+        at += length
+
+
 def unpack_series(key: str, payload: bytes, kinds: Mapping[str, str]) -> dict[str, MaskedColumn]:
     """The columns of one key's series: name -> kind says which there must be, in order.
 
@@ -117,24 +188,23 @@ def unpack_series(key: str, payload: bytes, kinds: Mapping[str, str]) -> dict[st
 def unpack_parts(series: Series, key: str, parts: tuple[bytes | None, bytes | None]) -> dict[str, MaskedColumn] | None:
     """The columns of one key's series, whose earlier events and later ones lie apart in the store; None: it has none.
 
-    Events of the later part are greater in every order: only a series whose orders begin with the moment is parted.
+    Events of a later part are greater in every order: only a series whose orders begin with the moment is parted.
 
     Raises:
         ValueError: a part is not what was written under this key.
     """
-    read = [unpack_series(key, payload, series.stored) for payload in parts if payload is not None]
-    if len(read) < len(parts):
+    payloads = [each for payload in parts if payload is not None for each in _split_payload(key, payload)]
+    read = [unpack_series(key, payload, series.stored) for payload in payloads]
+    if len(read) < 2:
         return read[0] if read else None
-    settled, recent = read
-    offset = len(settled["moment"].values)
+    offsets = np.cumsum([0, *(len(each["moment"].values) for each in read[:-1])]).tolist()
     ranks = {f"rank{number}" for number in range(len(series.orders))}  # not all that begins so: a field may, too
     columns = {}
-    for name, column in settled.items():
-        later = recent[name].values
-        columns[name] = MaskedColumn(
-            np.concatenate([column.values, later + offset if name in ranks else later]),
-            np.concatenate([column.valid, recent[name].valid]),
-        )
+    for name in series.stored:
+        values = [each[name].values for each in read]
+        if name in ranks:
+            values = [ranked + offset for ranked, offset in zip(values, offsets, strict=True)]
+        columns[name] = MaskedColumn(np.concatenate(values), np.concatenate([each[name].valid for each in read]))
     return columns
 
 
@@ -184,8 +254,9 @@ def _pack_column(column: pa.Array, starts: NDArray[np.int64]) -> _PackedColumn:
             marks,
         )
     if pa.types.is_floating(column.type):
-        # There is one zero: two that SQL takes for the same row must be the same bytes.
+        # There is one zero, and one that is no number: two that SQL takes for the same row must be the same bytes.
         values = pc.fill_null(column, 0.0).to_numpy(zero_copy_only=False) + 0.0
+        values[np.isnan(values)] = np.nan
         return _PackedColumn({_DOUBLE: values}, [_DOUBLE] * keys, [1] * keys, missing, marks)
     return _pack_whole(pc.fill_null(column.cast(pa.int64()), 0).to_numpy(zero_copy_only=False), starts, missing, marks)
 

@@ -1,7 +1,8 @@
 """What changes of sources, and of the streams that are made of them, as Arrow tables."""
 
+import math
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -42,28 +43,30 @@ class StreamChange:
         """What has to come and to go, so that one becomes the other."""
         return cls(_subtract(new, old), _subtract(old, new))
 
-    def filter(self, chosen: Callable[[pa.Table], pa.ChunkedArray]) -> "StreamChange":
-        """The chosen ones of its rows."""
-        return StreamChange(self.coming.filter(chosen(self.coming)), self.going.filter(chosen(self.going)))
+    def divide(self, moment: str, split: datetime) -> tuple["StreamChange", "StreamChange"]:
+        """What changes of rows before a moment (naive UTC), and of later ones."""
+        later = [is_later(rows[moment], split) for rows in (self.coming, self.going)]
+        coming, going = (pc.invert(each) for each in later)
+        earlier = StreamChange(self.coming.filter(coming), self.going.filter(going))
+        return earlier, StreamChange(self.coming.filter(later[0]), self.going.filter(later[1]))
 
     def apply(self, rows: pa.Table, moment: str) -> pa.Table:
-        """Rows of the stream as they are after it. Those that go are looked for among those of their moment."""
+        """Rows of the stream as they are after it. Those that go are looked for among those of their moment.
+
+        Raises:
+            ValueError: one that goes is not there.
+        """
         if self.going.num_rows:
             near = pc.is_in(rows[moment], value_set=self.going[moment].combine_chunks())
-            rows = pa.concat_tables([rows.filter(pc.invert(near)), _subtract(rows.filter(near), self.going)])
+            left, held = _subtract(rows.filter(near), self.going), rows.num_rows
+            rows = pa.concat_tables([rows.filter(pc.invert(near)), left])
+            if rows.num_rows != held - self.going.num_rows:
+                raise ValueError("what a change takes away is not all there: does each row have the grain declared?")
         return pa.concat_tables([rows, self.coming]) if self.coming.num_rows else rows
 
     def then(self, later: "StreamChange") -> "StreamChange":
         """This change and one after it."""
         return StreamChange(pa.concat_tables([self.coming, later.coming]), pa.concat_tables([self.going, later.going]))
-
-
-@dataclass(frozen=True, kw_only=True)
-class RecentPart:
-    """Rows of a stream whose moment is `split` or later (naive UTC) lie apart, in `recent_<stream>`."""
-
-    moment: str
-    split: datetime
 
 
 def is_later(moments: pa.ChunkedArray, split: datetime) -> pa.ChunkedArray:
@@ -91,5 +94,5 @@ def to_tuples(rows: pa.Table) -> Iterable[tuple[object, ...]]:
 def _to_values(column: pa.ChunkedArray) -> list[object]:
     values: list[object] = (column.cast(pa.int64()) if pa.types.is_timestamp(column.type) else column).to_pylist()
     if pa.types.is_floating(column.type) and pc.any(pc.is_nan(column)).as_py():
-        return ["not a number" if value != value else value for value in values]  # noqa: PLR0124  # what is none
+        return [math.nan if value != value else value for value in values]  # noqa: PLR0124  # one is itself
     return values
