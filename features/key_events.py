@@ -6,17 +6,19 @@ the same in arrays of all keys, and tests hold both to the same bits.
 
 from array import array
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from features.masked import MaskedColumn
 from features.series import Series
+from features.series_codec import HEAD_BYTES, list_payloads, unpack_series
 
+_OBJECTS = frozenset({"varchar", "boolean"})  # kinds of which each value is an object
+_FORMS = {"double": "d"}
 _OVERHEAD_BYTES = 100  # of an array, about
 _ITEM_BYTES = 48  # of a value that is an object of its own, about
-_NOTHING_BYTES = 700  # of a key without events, about
 
 
 class KeyEvents(NamedTuple):
@@ -25,10 +27,50 @@ class KeyEvents(NamedTuple):
     Doubles add whole numbers up exactly.
     """
 
-    at: Sequence[int]
-    totals: tuple[Sequence[float], ...]
-    columns: Mapping[str, Sequence[Any]]  # None where a value is missing
-    nbytes: int
+    at: "array[int]"
+    totals: "tuple[array[float], ...]"
+    columns: dict[str, "array[Any] | list[Any]"]  # None where a value is missing
+
+    @property
+    def nbytes(self) -> int:
+        """What it takes in memory, about."""
+        every = (self.at, *self.totals, *self.columns.values())
+        sizes = (len(each) * (8 if isinstance(each, array) else _ITEM_BYTES) for each in every)
+        return sum(sizes) + _OVERHEAD_BYTES * (2 + len(every))
+
+
+@dataclass(frozen=True)
+class DecodedSeries:
+    """The events of a key, what each of its payloads begins with, and how many events there are up to its end."""
+
+    events: KeyEvents
+    heads: list[bytes]
+    ends: list[int]
+
+
+def decode_series(
+    series: Series, text: str, parts: tuple[bytes | None, bytes | None], was: DecodedSeries | None = None
+) -> DecodedSeries:
+    """The events of a key from its parts in the store, whatever each has; from what they were before, which is changed.
+
+    Events of a later part are greater in every order: only a series whose orders begin with the moment is parted.
+
+    Raises:
+        ValueError: a part is not what was written under this key.
+    """
+    payloads = list_payloads(text, parts)
+    decoded = was or DecodedSeries(_make_events(series), [], [])
+    events, heads, ends = decoded.events, decoded.heads, decoded.ends
+    same = 0
+    while same < min(len(heads), len(payloads)) and payloads[same].startswith(heads[same]):
+        same += 1
+    del heads[same:], ends[same:]
+    _shorten(events, ends[-1] if ends else 0)
+    for payload in payloads[same:]:
+        _extend(events, series, unpack_series(text, payload, series.stored))
+        heads.append(payload[:HEAD_BYTES])
+        ends.append(len(events.at))
+    return decoded
 
 
 def find_extreme(ranks: Sequence[int], low: int, high: int, last: bool) -> int:  # noqa: FBT001  # called for each point
@@ -48,31 +90,47 @@ def find_last_known(columns: Mapping[str, Sequence[Any]], low: int, high: int, k
 
 def decode_events(series: Series, columns: Mapping[str, MaskedColumn] | None) -> KeyEvents:
     """The events of a key from the columns that are stored; None: the store has nothing under the key."""
-    if columns is None:
-        return KeyEvents((), tuple((0.0,) for _ in series.sums), dict.fromkeys(series.stored, ()), _NOTHING_BYTES)
-    at = array("q", columns["moment"].values.tobytes())
-    totals = tuple(_add_up(columns[name].values) for name in series.sums)
-    others = {
-        name: _plain(columns[name], kind)
-        for name, kind in series.stored.items()
-        if name in series.columns or name.startswith("rank")
+    events = _make_events(series)
+    if columns is not None:
+        _extend(events, series, columns)
+    return events
+
+
+def _make_events(series: Series) -> KeyEvents:
+    """None yet."""
+    kinds = {n: kind for n, kind in series.stored.items() if n in series.columns or n.startswith("rank")}
+    columns: dict[str, array[Any] | list[Any]] = {
+        name: [] if kind in _OBJECTS else array(_FORMS.get(kind, "q")) for name, kind in kinds.items()
     }
-    sizes = [len(each) * (8 if isinstance(each, array) else _ITEM_BYTES) for each in (at, *totals, *others.values())]
-    return KeyEvents(at, totals, others, sum(sizes) + _OVERHEAD_BYTES * len(sizes))
+    return KeyEvents(array("q"), tuple(array("d", [0.0]) for _ in series.sums), columns)
 
 
-def _add_up(values: NDArray[np.int64]) -> Sequence[float]:
-    totals = np.zeros(len(values) + 1)
-    totals[1:] = np.cumsum(values)
-    return array("d", totals.tobytes())
+def _shorten(events: KeyEvents, length: int) -> None:
+    del events.at[length:]
+    for totals in events.totals:
+        del totals[length + 1 :]
+    for column in events.columns.values():
+        del column[length:]
 
 
-def _plain(column: MaskedColumn, kind: str) -> Sequence[Any]:
-    values, valid = column
-    if kind == "boolean":
-        values = values.astype(np.bool_)
-    if not valid.all():
-        return [value if there else None for value, there in zip(values.tolist(), valid.tolist(), strict=True)]
-    if kind in ("varchar", "boolean"):
-        return list(values.tolist())
-    return array("d" if kind == "double" else "q", values.tobytes())
+def _extend(events: KeyEvents, series: Series, columns: Mapping[str, MaskedColumn]) -> None:
+    """Events behind those that are there."""
+    ranks = {f"rank{number}": len(events.at) for number in range(len(series.orders))}  # a field may begin so, too
+    events.at.frombytes(columns["moment"].values.tobytes())
+    for name, totals in zip(series.sums, events.totals, strict=True):
+        totals.frombytes((np.cumsum(columns[name].values) + int(totals[-1])).astype(np.float64).tobytes())
+    for name, column in events.columns.items():
+        values, valid = columns[name]
+        if name in ranks and name not in series.columns:
+            values = values + ranks[name]
+        if series.stored[name] == "boolean":
+            values = values.astype(np.bool_)
+        if isinstance(column, array) and valid.all():
+            column.frombytes(values.tobytes())
+            continue
+        both = zip(values.tolist(), valid.tolist(), strict=True)
+        coming = [value if there else None for value, there in both]
+        if isinstance(column, list):
+            column.extend(coming)
+        else:  # what was there has no gaps
+            events.columns[name] = [*column, *coming]

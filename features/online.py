@@ -18,11 +18,10 @@ import pyarrow as pa
 from features.engine import FeatureSet, features_sql
 from features.expressions import compile_expressions
 from features.feature_rows import FeatureRows
-from features.key_events import KeyEvents, decode_events
+from features.key_events import DecodedSeries, decode_series
 from features.plan import SeriesPlan
 from features.point_program import AddValues, compile_plan
 from features.series import Series, list_series, point_kinds
-from features.series_codec import unpack_parts
 
 _KEYS_AT_ONCE = 200
 _MICROSECOND = timedelta(microseconds=1)
@@ -102,7 +101,7 @@ class _Lookup(NamedTuple):
 
     series: Series
     key_of: Callable[[dict[str, Any]], Hashable]
-    held: dict[Hashable, KeyEvents | None]
+    held: dict[Hashable, DecodedSeries | None]
     add_values: AddValues
     nothing: Mapping[str, None]
 
@@ -217,6 +216,7 @@ class OnlineFeatures:
         for each in self._lookups.values():
             each.held.clear()
         self._texts: dict[str, tuple[str, Hashable]] = {}  # of what is held: text of a key -> series, key
+        self._replaced: dict[str, DecodedSeries] = {}  # by text: of most only the end changes
         self._held_bytes = 0
 
     def _forget(self, texts: frozenset[str]) -> bool:
@@ -224,8 +224,8 @@ class OnlineFeatures:
         gone = texts & self._texts.keys()
         for text in gone:
             name, key = self._texts.pop(text)
-            events = self._lookups[name].held.pop(key)
-            self._held_bytes -= events.nbytes if events else 0
+            if (decoded := self._lookups[name].held.pop(key)) is not None:
+                self._replaced[text] = decoded
         return bool(gone)
 
     def _absent(self, points: Sequence[_Point], wanted: Sequence[_Lookup]) -> Iterator[tuple[str, Hashable]]:
@@ -238,13 +238,15 @@ class OnlineFeatures:
 
     def _decode(self, name: str, key: Hashable, text: str, parts: tuple[bytes | None, bytes | None]) -> None:
         series, _, held, *_ = self._lookups[name]
+        if was := self._replaced.pop(text, None):
+            self._held_bytes -= was.events.nbytes
         try:
-            events = decode_events(series, unpack_parts(series, text, parts))
+            decoded = decode_series(series, text, parts, was)
         except ValueError:
-            events = None
-        held[key] = events
+            decoded = None
+        held[key] = decoded
         self._texts[text] = name, key
-        self._held_bytes += events.nbytes if events else 0
+        self._held_bytes += decoded.events.nbytes if decoded else 0
 
 
 def _add_series(point: _Point, wanted: Sequence[_Lookup], *, is_answered: bool) -> None:
@@ -254,12 +256,12 @@ def _add_series(point: _Point, wanted: Sequence[_Lookup], *, is_answered: bool) 
             point.values.update(each.nothing)
         return
     for (series, _, held, add_values, nothing), key in zip(wanted, point.keys, strict=True):
-        if key is None or (events := held[key]) is None:
+        if key is None or (decoded := held[key]) is None:
             point.values.update(nothing)
             if key is not None:
                 point.note(f"damaged history of {series.name}")
             continue
-        for absent in add_values(point.values, events, point.known, point.event_time):
+        for absent in add_values(point.values, decoded.events, point.known, point.event_time):
             point.note(absent)
 
 

@@ -19,7 +19,7 @@ AddValues = Callable[[dict[str, Any], KeyEvents, int, int], tuple[str, ...]]
 
 def compile_plan(plan: SeriesPlan) -> AddValues:
     """The function of a plan: its lines are written here, and the definition's names are in them as constants alone."""
-    lines = ["def add_values(row, events, known, event_time):", "at, totals, columns, _ = events", *_write_lines(plan)]
+    lines = ["def add_values(row, events, known, event_time):", "at, totals, columns = events", *_write_lines(plan)]
     names: dict[str, Any] = {
         "bisect_left": bisect_left,
         "find_extreme": find_extreme,

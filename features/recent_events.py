@@ -1,4 +1,4 @@
-"""The later events of one stream by key and by the half day: what changes of a few keys costs little, however many lie
+"""The later events of one stream by key and by the hour: what changes of a few keys costs little, however many lie
 there. Plain Python: of a hundred small payloads, each call into Arrow or numpy would cost more than its work.
 """
 
@@ -16,7 +16,7 @@ from features.series import Series
 from features.series_codec import join_payloads, pack_events
 from features.stream_change import StreamChange, to_tuples
 
-_CHUNK = timedelta(hours=12) // timedelta(microseconds=1)
+_CHUNK = timedelta(hours=2) // timedelta(microseconds=1)
 
 _Row = tuple[Any, ...]
 _Key = tuple[Any, ...]
@@ -33,14 +33,14 @@ class RecentPart:
 
 @dataclass
 class _Chunk:
-    """The events of one key in one half day: (what orders it, the row), in order; and their bytes, unless stale."""
+    """Events of one key, in order: what orders each, and its row; and their bytes, unless these are stale."""
 
     events: list[tuple[_Row, _Row]] = field(default_factory=list)
     payload: bytes | None = None
 
 
 class RecentEvents:
-    """What lies apart of a stream, for all of its series. A chunk is half a day from the split on.
+    """What lies apart of a stream, for all of its series. A chunk is of two hours from the split on.
 
     The payloads are what `series_codec.pack_series` makes of the same events.
     """

@@ -14,7 +14,7 @@ import math
 import struct
 import zlib
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,7 @@ from features.series import Series
 
 _MAGIC, _JOINED = b"WSS1", b"WSSJ"
 _DIGEST_BYTES = 16
+HEAD_BYTES = 4 + _DIGEST_BYTES  # which tells a payload from any other
 _COLUMN = struct.Struct("<cqB")
 _COUNT = struct.Struct("<I")
 _WHOLE: dict[bytes, Any] = {b"b": np.int8, b"h": np.int16, b"i": np.int32, b"q": np.int64}
@@ -85,10 +86,11 @@ def _pack_values(values: Sequence[Any], kind: str) -> Iterator[bytes]:
         yield b"".join(text.ljust(width, b"\0") for text in texts)
     elif kind == "double":
         yield _COLUMN.pack(_DOUBLE, 1, missing)
-        yield array("d", [0.0 if value is None else value + 0.0 for value in values]).tobytes()
+        numbers = [0.0 if value is None else value + 0.0 for value in values]
+        yield array("d", [math.nan if math.isnan(number) else number for number in numbers]).tobytes()
     else:
         whole = [0 if value is None else int(value) for value in values] if missing or kind == "boolean" else values
-        scale = max(math.gcd(*whole), 1)
+        scale = divisor if 1 < (divisor := math.gcd(*whole)) < 1 << 63 else 1
         scaled = [value // scale for value in whole] if scale > 1 else whole
         form = _narrowest(min(scaled), max(scaled))
         yield _COLUMN.pack(form, scale, missing)
@@ -150,12 +152,21 @@ def join_payloads(key: str, payloads: Sequence[bytes]) -> bytes | None:
     return _JOINED + _digest(key, body) + body
 
 
+def list_payloads(key: str, parts: Iterable[bytes | None]) -> list[bytes]:
+    """The payloads of one key's parts in the store, in order.
+
+    Raises:
+        ValueError: what was joined is not what was written under this key.
+    """
+    return [each for part in parts if part is not None for each in _split_payload(key, part)]
+
+
 def _split_payload(key: str, payload: bytes) -> Iterator[bytes]:
     if payload[:4] != _JOINED:
         yield payload
         return
-    body = payload[4 + _DIGEST_BYTES :]
-    if payload[4 : 4 + _DIGEST_BYTES] != _digest(key, body):
+    body = payload[HEAD_BYTES:]
+    if payload[4:HEAD_BYTES] != _digest(key, body):
         raise ValueError(f"the stored series {key} is damaged")
     [count] = _COUNT.unpack_from(body)
     at = _COUNT.size * (1 + count)
@@ -170,9 +181,9 @@ def unpack_series(key: str, payload: bytes, kinds: Mapping[str, str]) -> dict[st
     Raises:
         ValueError: it is not what was written under this key.
     """
-    if payload[:4] != _MAGIC or payload[4 : 4 + _DIGEST_BYTES] != _digest(key, payload[4 + _DIGEST_BYTES :]):
+    if payload[:4] != _MAGIC or payload[4:HEAD_BYTES] != _digest(key, payload[HEAD_BYTES:]):
         raise ValueError(f"the stored series {key} is damaged")
-    content = zlib.decompress(payload[4 + _DIGEST_BYTES :])
+    content = zlib.decompress(payload[HEAD_BYTES:])
     [rows] = _COUNT.unpack_from(content)
     at, columns = _COUNT.size, {}
     for name in kinds:
@@ -182,29 +193,6 @@ def unpack_series(key: str, payload: bytes, kinds: Mapping[str, str]) -> dict[st
         valid = np.frombuffer(content, np.bool_, rows, at) if marked else np.ones(rows, np.bool_)
         at += rows if marked else 0
         columns[name] = MaskedColumn(values, valid)
-    return columns
-
-
-def unpack_parts(series: Series, key: str, parts: tuple[bytes | None, bytes | None]) -> dict[str, MaskedColumn] | None:
-    """The columns of one key's series, whose earlier events and later ones lie apart in the store; None: it has none.
-
-    Events of a later part are greater in every order: only a series whose orders begin with the moment is parted.
-
-    Raises:
-        ValueError: a part is not what was written under this key.
-    """
-    payloads = [each for payload in parts if payload is not None for each in _split_payload(key, payload)]
-    read = [unpack_series(key, payload, series.stored) for payload in payloads]
-    if len(read) < 2:
-        return read[0] if read else None
-    offsets = np.cumsum([0, *(len(each["moment"].values) for each in read[:-1])]).tolist()
-    ranks = {f"rank{number}" for number in range(len(series.orders))}  # not all that begins so: a field may, too
-    columns = {}
-    for name in series.stored:
-        values = [each[name].values for each in read]
-        if name in ranks:
-            values = [ranked + offset for ranked, offset in zip(values, offsets, strict=True)]
-        columns[name] = MaskedColumn(np.concatenate(values), np.concatenate([each[name].valid for each in read]))
     return columns
 
 
@@ -265,7 +253,7 @@ def _pack_whole(
     whole: NDArray[np.int64], starts: NDArray[np.int64], missing: Sequence[bool], marks: NDArray[np.uint8]
 ) -> _PackedColumn:
     """Whole numbers: each key's divided by what all of them can be divided by, in as few bytes as they then take."""
-    scales = np.maximum(np.gcd.reduceat(whole, starts), 1)
+    scales = np.maximum(np.gcd.reduceat(np.abs(whole), starts), 1)
     scaled = whole // np.repeat(scales, np.diff([*starts, len(whole)]))
     least, most = np.minimum.reduceat(scaled, starts), np.maximum.reduceat(scaled, starts)
     fits = [(np.iinfo(kind).min <= least) & (most <= np.iinfo(kind).max) for kind in _WHOLE.values()]

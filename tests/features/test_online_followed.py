@@ -7,6 +7,7 @@ from contextlib import closing
 from dataclasses import replace
 from datetime import timedelta
 from functools import cache
+from itertools import pairwise
 
 import duckdb
 import numpy as np
@@ -16,10 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from features.followed import ChangedSeries, FollowedSeries
+from features.key_events import DecodedSeries, decode_series
 from features.masked import MaskedColumn
 from features.online import OnlineFeatures, StoreState
 from features.series import Series, extract_sql, list_series, point_kinds
-from features.series_codec import pack_series, unpack_parts, unpack_series
+from features.series_codec import join_payloads, pack_series
 from tests.features.stored import CACHE_BYTES, Stored, micros, online, parquet, requests
 from tests.features.test_followed import IDENTITIES, KEYS, between, known_by, move, rows_changed
 from tests.features.world import FLIGHTS, LEAD, World, day, engine, moved, small_world
@@ -207,16 +209,24 @@ def one_thread() -> duckdb.DuckDBPyConnection:
         ),
         max_size=12,
     ),
-    split=st.integers(0, 4),
+    cuts=st.lists(st.integers(0, 4), min_size=1, max_size=3),
 )
-def test_parts_are_joined_to_what_was_parted(told: list[Told], split: int) -> None:
-    """Ranks and all: with many events at one moment, with none before the split or none from it on, and with none."""
-    parts = pack([row for row in told if row[0] < split]), pack([row for row in told if row[0] >= split])
-    joined, whole = unpack_parts(PARTED, GATE, parts), pack(told)
-    if whole is None:
-        assert joined is None
-        return
-    assert joined is not None
-    for name, column in unpack_series(GATE, whole, PARTED.stored).items():
-        assert joined[name].values.tolist() == column.values.tolist(), name
-        assert joined[name].valid.tolist() == column.valid.tolist(), name
+def test_parts_are_joined_to_what_was_parted(told: list[Told], cuts: list[int]) -> None:
+    """Ranks and all: many events at one moment, parts without an event, and none; read anew, or where it ends."""
+    whole = list_events(decode_series(PARTED, GATE, (pack(told), None)))
+    was: DecodedSeries | None = None
+    for known in range(5):
+        so_far = [row for row in told if row[0] < known]
+        bounds = [0, *sorted(cuts), known]
+        payloads = [pack([row for row in so_far if low <= row[0] < high]) for low, high in pairwise(bounds)]
+        parts = payloads[0], join_payloads(GATE, [payload for payload in payloads[1:] if payload is not None])
+        was = decode_series(PARTED, GATE, parts, was)
+        assert list_events(was) == list_events(decode_series(PARTED, GATE, parts))
+    assert list_events(was) == whole
+
+
+def list_events(decoded: DecodedSeries | None) -> list[list[object]]:
+    """All that is held, by column."""
+    assert decoded is not None
+    at, totals, columns = decoded.events
+    return [list(each) for each in (at, *totals, *columns.values())]

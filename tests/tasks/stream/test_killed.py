@@ -8,9 +8,11 @@ from adapters.connect import Outside
 from features import definition
 from pipeline.handoffs import Snapshot
 from pipeline.spec import UseCase
+from tasks.build_features import build
 from tests.clean_data import week
+from tests.tasks.build_features.test_build import put
 from tests.tasks.killed import run
-from tests.tasks.stream.live import LiveSource, await_known, following, read_content, rebuild
+from tests.tasks.stream.live import LiveSource, await_content, await_known, following, read_content, rebuild
 
 START = week(2).start
 HOUR = timedelta(hours=1)
@@ -44,6 +46,19 @@ for reader in (LogReader, PollReader):
     reader.settle = lambda self, step: die() if step.changes_rows else None
 """,
 }
+MOVING = {
+    "with the series of a later dataset written": """
+session.StoreWriter.delete_empty = die
+""",
+    "when the store is at the later dataset": """
+real = session.StreamSession.move
+session.StreamSession.move = lambda self: die(real(self))
+""",
+    "with some series cut anew": """
+real = session.StoreWriter.settle
+session.StoreWriter.settle = lambda self, *given: die(real(self, *given))
+""",
+}
 
 
 @pytest.mark.parametrize("when", PLANTED)
@@ -61,3 +76,24 @@ def test_it_goes_on_where_it_was_killed(
     assert read_content(outside) == rebuild(followed, outside, snapshot, definition("flights"), rows)
     [counted] = outside.warehouse.query("select count(*) as rows, count(row_data) as there from followed_rows")
     assert counted["rows"] == counted["there"] == sum(table.num_rows for table in rows.values())
+
+
+@pytest.mark.parametrize("when", MOVING)
+def test_a_move_goes_on_where_it_was_killed(
+    when: str, followed: UseCase, outside: Outside, snapshot: Snapshot, source: LiveSource
+) -> None:
+    source.tell(week(2).end)
+    with following(followed, outside):
+        await_known(outside, week(2).end)
+    put(outside, followed, 2)
+    built = build.build_snapshot(followed, outside)
+    assert built is not None
+    run(outside.settings, STREAM.format(follow=followed.source.follow, planted=MOVING[when]), killed=True)
+    [state] = outside.warehouse.query("select snapshot_version from online_state")
+    has_moved = when not in list(MOVING)[:1]
+    assert state["snapshot_version"] == (built.version if has_moved else snapshot.version)
+    none = {name: table.slice(0, 0) for name, table in source.read_rows().items()}
+    content = rebuild(followed, outside, built, definition("flights"), none, first=None if has_moved else snapshot)
+    with following(followed, outside):
+        await_content(outside, content)
+    assert outside.warehouse.query("select count(*) as rows from followed_rows") == [{"rows": 0}]
