@@ -4,6 +4,7 @@ The tests of this file follow each other on one stack: it takes minutes to start
 """
 
 import json
+import re
 import subprocess
 from collections.abc import Iterator
 
@@ -175,6 +176,33 @@ def test_a_new_key_is_the_only_one_and_pools_keep_the_slots_they_were_given(stac
     assert stack.ask().status == 401
     stack("up", "--detach", "--wait")
     assert (stack.ask().status, stack.fetch("airflow", slots)) == (200, "2")
+
+
+_COMMIT = """
+insert into weather (origin, observed_at, temp_f, known_at)
+select 'JFK', told_until + interval '1 day', 40, told_until from data_clock;
+update data_clock set told_until = told_until + interval '1 hour'"""
+_FOLLOWED = """
+select count(*) from followed_rows
+where table_name = 'weather' and (row_data::json ->> 'temp_f')::float = 40 and reasons is null"""
+
+
+@pytest.mark.usefixtures("before")
+def test_what_is_committed_while_the_stream_is_killed_and_comes_back_is_in_the_store(stack: Composed) -> None:
+    """Each once, and the store is as if nothing had been; so is the log behind which nobody may stay."""
+    followed = int(stack.fetch("warehouse", _FOLLOWED))
+    for _ in range(3):
+        stack.fetch("source", _COMMIT)
+        kill(stack, "stream")
+        stack.fetch("source", _COMMIT)
+    clock = stack.fetch("source", "select extract(epoch from told_until) from data_clock")
+    known = "select extract(epoch from known_until) from online_state"
+    until(lambda: stack.fetch("warehouse", known) == clock, seconds=120)
+    assert int(stack.fetch("warehouse", _FOLLOWED)) == followed + 6
+    until(stack.healthy, seconds=300)
+    told = stack("exec", "-T", "scheduler", "python", "-m", "infra.doctor", "--running")
+    assert "WRONG" not in told
+    assert re.search(r"stream flights +knows all until .*slot flights", told.replace("\n", " "))
 
 
 def test_down_and_up_again_loses_nothing(stack: Composed, before: dict[str, str]) -> None:
