@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from itertools import islice
 from pathlib import Path
 
 import pyarrow as pa
@@ -23,8 +22,9 @@ from features.raw_rows import registered
 from features.recent_events import RecentEvents, RecentPart
 from features.row_sql import same_sql
 from features.series import Series, extract_sql, list_series, point_kinds
-from features.series_codec import key_texts, pack_series, read_keys, read_values
+from features.series_codec import join_payloads, key_texts, pack_series, read_keys, read_values
 from features.stream_change import SourceChange, SourceKey, StreamChange, is_later
+from features.unsettled import UnsettledSeries
 
 _ASKED = "asked"
 
@@ -33,12 +33,15 @@ _ASKED = "asked"
 class ChangedSeries:
     """Payloads by the texts of their keys; None: no event is left there.
 
+    `uncut` are texts of keys whose settled part is as it was stored, cut at an earlier moment.
+
     `events` are those that can be asked about, where they are followed: entity_key, event_time and prediction_time
     (naive UTC), and what a request tells of each. Those that go are known no more, or others come for them.
     """
 
     settled: dict[str, bytes | None] = field(default_factory=dict)
     recent: dict[str, bytes | None] = field(default_factory=dict)
+    uncut: set[str] = field(default_factory=set)
     events: StreamChange | None = None
 
 
@@ -49,8 +52,8 @@ class FollowedSeries:
     are followed too. For one thread.
 
     `move` goes on to later files in place. Series that are stored by then are cut at another moment, or hold what no
-    point looks back on any more: those are *unsettled* until they are packed again, with what changes of them, or by
-    `settle`, some at a time.
+    point looks back on any more: those are *unsettled* until their settled part changes, or `settle` takes them, some
+    at a time. Meanwhile what lay apart before the move is carried along in their later part.
     """
 
     def __init__(
@@ -67,7 +70,7 @@ class FollowedSeries:
         self._definition, self._since = definition, since
         self._split = split.astimezone(UTC).replace(tzinfo=None)
         self._series = list_series(definition, point_kinds(definition))
-        self._unsettled = dict[str, None]()  # texts of keys, those of a series together
+        self._unsettled = UnsettledSeries()
         self._recent = dict[str, RecentEvents]()  # of streams of which something lies apart, once it was asked for
         parts = {series.stream: self._find_recent(series.stream) for series in self._series}
         if asks:
@@ -100,7 +103,8 @@ class FollowedSeries:
             packed = self._begin_packing(changed)
             for stream, change in changed.items():
                 self._pack_changed(packed, stream, change)
-            self._settle(packed, self._unsettled.keys() & {*packed.settled, *packed.recent})
+            self._settle(packed, self._unsettled.find(packed.settled) | self._unsettled.find_uncarried(packed.recent))
+            packed.uncut.update(self._unsettled.find(packed.recent))
         return packed
 
     def move(
@@ -120,9 +124,10 @@ class FollowedSeries:
         Raises:
             ValueError: the files lack a column, or hold values of another type.
         """
+        self._since, self._split = since, split.astimezone(UTC).replace(tzinfo=None)
+        self._carry()
         with self._streams.moved(files, spans, kept) as changed:
             packed = self._begin_packing(changed)
-            self._since, self._split = since, split.astimezone(UTC).replace(tzinfo=None)
             self._streams.shift_split(self._split)
             self._recent.clear()
             for stream, change in changed.items():
@@ -133,7 +138,7 @@ class FollowedSeries:
     @property
     def is_settled(self) -> bool:
         """Whether no series is unsettled."""
-        return not self._unsettled
+        return not len(self._unsettled)
 
     def mark_unsettled(self, stored: Iterable[tuple[str, bool]], *, has_forgotten: bool) -> None:
         """These series are stored as they were before: texts of their keys, and whether they have a later part.
@@ -143,20 +148,21 @@ class FollowedSeries:
         lasting = set[str]()
         if not has_forgotten:
             lasting = {series.name for series in self._series if series.reach is None and series.is_parted}
-        texts = (text for text, is_later in stored if is_later or _name_series(text) not in lasting)
-        self._unsettled = dict.fromkeys(sorted(texts))
+        texts = {text for text, is_later in stored if is_later or _name_series(text) not in lasting}
+        apart = {series.name for series in self._series if self._is_whole and self._streams.parts[series.stream]}
+        self._unsettled.mark(texts, [text for text in texts if _name_series(text) in apart])
 
     def settle(self, most: int) -> ChangedSeries:
         """Some of the series that are unsettled, anew."""
         packed = ChangedSeries()
-        self._settle(packed, [*islice(self._unsettled, most)])
+        self._settle(packed, self._unsettled.list_first(most))
         return packed
 
     def _settle(self, packed: ChangedSeries, texts: Iterable[str]) -> None:
         by_series = defaultdict[str, list[str]](list)
         for text in texts:
             by_series[_name_series(text)].append(text)
-            del self._unsettled[text]
+            self._unsettled.settle(text)
         for series in self._series:
             if chosen := by_series[series.name]:
                 self._pack(packed, series, read_keys(series, chosen, self._schemas[series.stream]))
@@ -181,7 +187,19 @@ class FollowedSeries:
                 self._recent[stream].apply(later)
             events = self._find_events(stream, part)
             for series, keys in events.list_touched(later):
-                packed.recent.update((series.key_text(key), events.pack(series, key)) for key in keys)
+                for key in keys:
+                    text = series.key_text(key)
+                    payloads = [*self._unsettled.get_carried(text), *events.pack(series, key)]
+                    packed.recent[text] = join_payloads(text, payloads)
+
+    def _carry(self) -> None:
+        """Keep what lies apart before the new split, for the series that are not cut there yet."""
+        for stream, part in self._streams.parts.items():
+            if part is not None:
+                events = self._find_events(stream, part)
+                self._is_whole = events.is_whole_until(self._split)
+                for text, payloads in events.pack_until(self._split) if self._is_whole else ():
+                    self._unsettled.carry(text, payloads)
 
     def _find_events(self, stream: str, part: RecentPart) -> RecentEvents:
         """What lies apart of a stream, as it is now."""
@@ -232,7 +250,8 @@ class FollowedSeries:
             if recent and (part := self._streams.parts[series.stream]):
                 events = self._find_events(series.stream, part)
                 wanted = events.list_keys(series) if keys is None else read_values(series, keys)
-                into |= {series.key_text(key): events.pack(series, key) for key in wanted}
+                texts = ((series.key_text(key), key) for key in wanted)
+                into |= {text: join_payloads(text, events.pack(series, key)) for text, key in texts}
             elif (side := self._side_sql(series, recent=recent)) is not None:
                 into |= {} if keys is None else dict.fromkeys(key_texts(series, keys))
                 into |= self._extract(series, keys, side)

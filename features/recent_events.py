@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from features.series import Series
-from features.series_codec import join_payloads, pack_events
+from features.series_codec import pack_events
 from features.stream_change import StreamChange, to_tuples
 
 _CHUNK = timedelta(hours=2) // timedelta(microseconds=1)
@@ -48,7 +48,7 @@ class RecentEvents:
     def __init__(self, part: RecentPart, series: Sequence[Series], rows: pa.Table) -> None:
         self._places = {name: place for place, name in enumerate(rows.column_names)}
         self._moment = self._places[part.moment]
-        self._since = (part.split.replace(tzinfo=UTC) - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
+        self._since = _micros(part.split)
         self._order = [self._places[name] for name in part.order]
         self._series = {each.name: (each, self._reader(each.key)) for each in series}
         self._held = {name: defaultdict[_Key, dict[int, _Chunk]](dict) for name in self._series}
@@ -82,19 +82,28 @@ class RecentEvents:
             for chunk, event in self._find_chunks(row):
                 insort(chunk.events, event, key=_ordering)
 
-    def pack(self, series: Series, key: _Key) -> bytes | None:
-        """The bytes of a key's events; None: it has none."""
+    def pack(self, series: Series, key: _Key) -> list[bytes]:
+        """The payloads of a key's events, the later ones last."""
         chunks = self._held[series.name].get(key, {})
         text = series.key_text(key)
         for number in [number for number, chunk in chunks.items() if not chunk.events]:
             del chunks[number]
-        for chunk in chunks.values():
-            if chunk.payload is None:
-                chunk.payload = self._pack_chunk(series, text, chunk)
         if not chunks:
             self._held[series.name].pop(key, None)
-        packed = (chunks[number].payload for number in sorted(chunks))
-        return join_payloads(text, [payload for payload in packed if payload is not None])
+        return [self._pack_chunk(series, text, chunks[number]) for number in sorted(chunks)]
+
+    def is_whole_until(self, split: datetime) -> bool:
+        """Whether no chunk lies on both sides of a moment (naive UTC)."""
+        return not (_micros(split) - self._since) % _CHUNK
+
+    def pack_until(self, split: datetime) -> Iterator[tuple[str, list[bytes]]]:
+        """The text of each key, and its payloads before a moment (naive UTC)."""
+        until = (_micros(split) - self._since) // _CHUNK
+        for name, (series, _) in self._series.items():
+            for key in list(self._held[name]):
+                text, chunks = series.key_text(key), self._held[name][key]
+                numbers = (number for number in sorted(chunks) if number < until and chunks[number].events)
+                yield text, [self._pack_chunk(series, text, chunks[number]) for number in numbers]
 
     def _find_chunks(self, row: _Row) -> Iterator[tuple[_Chunk, tuple[_Row, _Row]]]:
         """Where a row belongs in each series, as an event; what was packed there is stale."""
@@ -109,19 +118,26 @@ class RecentEvents:
             yield chunk, event
 
     def _pack_chunk(self, series: Series, text: str, chunk: _Chunk) -> bytes:
-        columns = list(zip(*(row for _, row in chunk.events), strict=True))
-        stored: dict[str, Sequence[Any]] = {"moment": columns[self._moment]}
-        stored |= {name: columns[self._places[name]] for name in (*series.sums, *series.columns)}
-        for number, fields in enumerate(series.orders):
-            places = [self._places[name] for name in fields]
-            stored[f"rank{number}"] = _rank([_to_order([row[place] for place in places]) for _, row in chunk.events])
-        return pack_events(text, [(stored[name], kind) for name, kind in series.stored.items()])
+        if chunk.payload is None:
+            columns = list(zip(*(row for _, row in chunk.events), strict=True))
+            stored: dict[str, Sequence[Any]] = {"moment": columns[self._moment]}
+            stored |= {name: columns[self._places[name]] for name in (*series.sums, *series.columns)}
+            for number, fields in enumerate(series.orders):
+                places = [self._places[name] for name in fields]
+                records = [_to_order([row[place] for place in places]) for _, row in chunk.events]
+                stored[f"rank{number}"] = _rank(records)
+            chunk.payload = pack_events(text, [(stored[name], kind) for name, kind in series.stored.items()])
+        return chunk.payload
 
     def _reader(self, names: Sequence[str]) -> Callable[[_Row], _Key]:
         places = [self._places[name] for name in names]
         if len(places) > 1:
             return itemgetter(*places)
         return lambda row: tuple(row[place] for place in places)
+
+
+def _micros(moment: datetime) -> int:
+    return (moment.replace(tzinfo=UTC) - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
 
 
 def _ordering(event: tuple[_Row, _Row]) -> _Row:

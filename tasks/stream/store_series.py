@@ -17,9 +17,9 @@ MOVE_STATE = """
 update online_state set since = %s, as_of = %s, split = %s, snapshot_version = %s, known_until = %s, changes = %s
 where use_case = %s and definition = any(%s)"""
 _PART = """
-insert into online_series (use_case, definition, key, {part}, split, changed) values %s
+insert into online_series as s (use_case, definition, key, {part}, split, changed) values %s
 on conflict (use_case, definition, key) do update
-set {part} = excluded.{part}, split = excluded.split, changed = excluded.changed"""
+set {part} = excluded.{part}, split = coalesce(excluded.split, s.split), changed = excluded.changed"""
 _SETTLE = """
 update online_series s set payload = new.payload, recent = new.recent, split = new.split,
     changed = case when new.payload is null and new.recent is null then new.number else s.changed end
@@ -45,10 +45,10 @@ class StoreWriter:
         """Series of which events changed, in the step of the stream that has this number."""
         for part, payloads in (("payload", series.settled), ("recent", series.recent)):
             values = [
-                (self.use_case, self.definition, key, payload, self.split, number)
+                (self.use_case, self.definition, key, payload, None if key in series.uncut else self.split, number)
                 for key, payload in sorted(payloads.items())
             ]
-            self._write_pages(at, _PART.format(part=part), values, "(%s, %s, %s, %s::bytea, %s, %s)")
+            self._write_pages(at, _PART.format(part=part), values, "(%s, %s, %s, %s::bytea, %s::timestamptz, %s)")
 
     def settle(self, at: cursor, series: ChangedSeries, next_number: int) -> None:
         """Series that hold the same events, cut anew; one that holds none any more changes, as if in the next step."""
