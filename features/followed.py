@@ -71,6 +71,7 @@ class FollowedSeries:
         self._split = split.astimezone(UTC).replace(tzinfo=None)
         self._series = list_series(definition, point_kinds(definition))
         self._unsettled = UnsettledSeries()
+        self._is_whole = False  # whether what lay apart was carried at the last move
         self._recent = dict[str, RecentEvents]()  # of streams of which something lies apart, once it was asked for
         parts = {series.stream: self._find_recent(series.stream) for series in self._series}
         if asks:
