@@ -20,7 +20,7 @@ HEAVY: Mapping[str, tuple[str, ...]] = {
 }
 # An answer is asked for now, and rests on the stream; what tasks compute may take a little longer.
 YIELDS: Mapping[str, int] = {"scheduler": 10, "dag-processor": 15}
-_SESSION_NICENESS = Path("/proc/self/autogroup")  # where Linux shares the processor out by session, as on most desktops
+SESSION_NICENESS = Path("/proc/self/autogroup")  # where Linux shares the processor out by session, as on most desktops
 
 
 def import_airflow(module: str) -> Any:
@@ -42,22 +42,22 @@ def run_server(name: str, options: list[str]) -> None:
     for module in HEAVY[name]:
         import_airflow(module)
     import_airflow("airflow.utils.db").check_migrations(MIGRATION_SECONDS)
-    _yield_processor(YIELDS.get(name, 0))
+    yield_processor(YIELDS.get(name, 0))
     sys.argv = ["airflow", name, *options]
     import_airflow("airflow.__main__").main()
 
 
-def _yield_processor(niceness: int) -> None:
+def yield_processor(niceness: int) -> None:
     """Let others go first: other processes, and other sessions, beside which a process's own niceness says nothing."""
     os.nice(niceness)
-    if _SESSION_NICENESS.exists():
+    if SESSION_NICENESS.exists():
         _write_niceness(str(niceness))
 
 
 @retry(retry=retry_if_exception_type(BlockingIOError), wait=wait_fixed(0.2), stop=stop_after_attempt(25), reraise=True)
 def _write_niceness(niceness: str) -> None:
     """Of this session; the kernel takes ten a second, of all of them together."""
-    _SESSION_NICENESS.write_text(niceness)
+    SESSION_NICENESS.write_text(niceness)
 
 
 if __name__ == "__main__":

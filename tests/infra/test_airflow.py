@@ -5,6 +5,8 @@ import json
 import os
 import signal
 import stat
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -260,3 +262,15 @@ def test_a_partition_that_nobody_took_is_taken_though_its_source_has_ended(
     until(lambda: bool(outside.warehouse.query(taken)), 240)
     runs = call("GET", "/dags/flights.ingest/dagRuns")["dag_runs"]
     assert [run["conf"] for run in runs] == [{"partition": "2013-06-10"}]
+
+
+def test_what_yields_lets_the_processes_of_other_sessions_go_first_too(processes: None) -> None:
+    """Where Linux shares processors out by session, a process's own niceness counts within its session alone."""
+    code = (
+        "import os; from infra.local.airflow_main import SESSION_NICENESS as session, yield_processor\n"
+        "before = os.nice(0); yield_processor(3)\n"
+        "print(os.nice(0) - before, session.read_text().split()[-1] if session.exists() else 3)"
+    )
+    command = [sys.executable, "-c", code]
+    said = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True, start_new_session=True)
+    assert said.stdout.split() == ["3", "3"]
