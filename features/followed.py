@@ -22,7 +22,7 @@ from features.raw_rows import registered
 from features.recent_events import RecentEvents, RecentPart
 from features.row_sql import same_sql
 from features.series import Series, extract_sql, list_series, point_kinds
-from features.series_codec import join_payloads, key_texts, pack_series, read_keys, read_values
+from features.series_codec import join_payloads, key_texts, pack_series, read_key_values, read_keys
 from features.stream_change import SourceChange, SourceKey, StreamChange, is_later
 from features.unsettled import UnsettledSeries
 
@@ -250,7 +250,7 @@ class FollowedSeries:
             into = packed.recent if recent else packed.settled
             if recent and (part := self._streams.parts[series.stream]):
                 events = self._find_events(series.stream, part)
-                wanted = events.list_keys(series) if keys is None else read_values(series, keys)
+                wanted = events.list_keys(series) if keys is None else read_key_values(series, keys)
                 texts = ((series.key_text(key), key) for key in wanted)
                 into |= {text: join_payloads(text, events.pack(series, key)) for text, key in texts}
             elif (side := self._side_sql(series, recent=recent)) is not None:

@@ -1,7 +1,7 @@
 """The streams of a definition, kept current as rows of its sources come and go: a row costs the work of its grain.
 
-The steps are run, as they are written, on the rows of the grains that a change touches, before it and after it; what
-differs is what changes of the streams.
+The steps are run, as they are written, on the rows of the grains that a change touches; what differs from what was held
+of these grains is what changes of the streams. Where that is not told by the rows, they are run on the old ones, too.
 """
 
 from collections import defaultdict
@@ -172,6 +172,7 @@ class FollowedStreams:
 
     def _follow_grain(self, grain: Sequence[str], names: Sequence[str]) -> list[tuple[str, StreamChange]]:
         """Put staged rows of one grain in their place; what differs of what is made of the rows of their grains."""
+        self._steps.forget_standing(names)
         sources = self._definition.sources
         changed = [name for name in sources if sources[name].grain == grain and name in self._rows.stored]
         same = self._touch(grain, names)

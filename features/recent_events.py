@@ -1,4 +1,4 @@
-"""The later events of one stream by key and by the hour: what changes of a few keys costs little, however many lie
+"""The later events of one stream by key and by the two hours: what changes of a few keys costs little, however many lie
 there. Plain Python: of a hundred small payloads, each call into Arrow or numpy would cost more than its work.
 """
 
@@ -71,16 +71,16 @@ class RecentEvents:
             yield series, {key for row in rows if None not in (key := read_key(row))}
 
     def apply(self, change: StreamChange) -> None:
-        """Events that go, of which each is held, and events that come."""
+        """Events that come, then events that go: of two changes in one, the later may take what the earlier brought."""
+        for row in to_tuples(change.coming):
+            for chunk, event in self._find_chunks(row):
+                insort(chunk.events, event, key=_ordering)
         for row in to_tuples(change.going):
             for chunk, event in self._find_chunks(row):
                 place = bisect_left(chunk.events, event[0], key=_ordering)
                 while chunk.events[place][1] != row:
                     place += 1
                 del chunk.events[place]
-        for row in to_tuples(change.coming):
-            for chunk, event in self._find_chunks(row):
-                insort(chunk.events, event, key=_ordering)
 
     def pack(self, series: Series, key: _Key) -> list[bytes]:
         """The payloads of a key's events, the later ones last."""

@@ -89,7 +89,7 @@ def _pack_values(values: Sequence[Any], kind: str) -> Iterator[bytes]:
         numbers = [0.0 if value is None else value + 0.0 for value in values]
         yield array("d", [math.nan if math.isnan(number) else number for number in numbers]).tobytes()
     else:
-        whole = [0 if value is None else int(value) for value in values] if missing or kind == "boolean" else values
+        whole = [0 if value is None else int(value) for value in values]
         scale = divisor if 1 < (divisor := math.gcd(*whole)) < 1 << 63 else 1
         scaled = [value // scale for value in whole] if scale > 1 else whole
         form = _narrowest(min(scaled), max(scaled))
@@ -105,10 +105,10 @@ def _narrowest(least: int, most: int) -> bytes:
 
 def key_texts(series: Series, rows: pa.Table) -> list[str]:
     """How the key of each row is written in the store."""
-    return [series.key_text(key) for key in read_values(series, rows)]
+    return [series.key_text(key) for key in read_key_values(series, rows)]
 
 
-def read_values(series: Series, rows: pa.Table) -> list[tuple[Any, ...]]:
+def read_key_values(series: Series, rows: pa.Table) -> list[tuple[Any, ...]]:
     """The key of each row; moments are microseconds since 1970."""
     if not series.key:
         return [()] * rows.num_rows

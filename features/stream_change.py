@@ -9,6 +9,8 @@ from datetime import datetime
 import pyarrow as pa
 import pyarrow.compute as pc
 
+_MOST_CHUNKS = 16  # each change leaves one or two, and each costs as much as its rows
+
 
 @dataclass(frozen=True, kw_only=True)
 class SourceKey:
@@ -62,7 +64,8 @@ class StreamChange:
             rows = pa.concat_tables([rows.filter(pc.invert(near)), left])
             if rows.num_rows != held - self.going.num_rows:
                 raise ValueError("what a change takes away is not all there: does each row have the grain declared?")
-        return pa.concat_tables([rows, self.coming]) if self.coming.num_rows else rows
+        rows = pa.concat_tables([rows, self.coming]) if self.coming.num_rows else rows
+        return rows.combine_chunks() if rows[moment].num_chunks > _MOST_CHUNKS else rows
 
     def then(self, later: "StreamChange") -> "StreamChange":
         """This change and one after it."""

@@ -240,6 +240,23 @@ def test_a_wrongly_declared_grain_is_seen(world: World) -> None:
     assert held != packed_all(follow(apply_to_rows(rows, changes), definition, split=NEVER))
 
 
+@pytest.mark.parametrize("is_first", [True, False])
+def test_what_one_step_brings_and_takes_again_is_none(world: World, *, is_first: bool) -> None:
+    """A movement changes an outcome by its own grain, and the clock of its airport changes it once more."""
+    rows = known_by(world, CUT)
+    followed = follow(rows)
+    held = packed_all(followed)
+    of_origin = pc.equal(rows["movements"]["origin"], rows["movements"]["origin"][-1])
+    at_origin = rows["movements"].filter(of_origin)
+    movements = changed(at_origin.slice(at_origin.num_rows - 1), delay_minutes=77.0)
+    airports = rows["airports"].filter(pc.equal(rows["airports"]["faa"], movements["origin"][0]))
+    both = {"movements": movements, "airports": changed(airports, tzone="Asia/Tokyo")}
+    names = list(both) if is_first else list(both)[::-1]
+    changes = {name: rows_changed(name, both[name]) for name in names}
+    update(held, followed.apply(changes))
+    assert held == packed_all(follow(apply_to_rows(rows, changes)))
+
+
 GRAIN = ("carrier", "flight", "origin", "scheduled_departure")
 
 
