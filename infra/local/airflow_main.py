@@ -49,9 +49,14 @@ def run_server(name: str, options: list[str]) -> None:
 
 def yield_processor(niceness: int) -> None:
     """Let others go first: other processes, and other sessions, beside which a process's own niceness says nothing."""
+    if not niceness:
+        return
     os.nice(niceness)
     if SESSION_NICENESS.exists():
-        _write_niceness(str(niceness))
+        try:
+            _write_niceness(str(niceness))
+        except OSError as error:  # a courtesy: what runs here goes on without it
+            print(f"{SESSION_NICENESS} cannot be written ({error}): tasks compete with what answers", flush=True)
 
 
 @retry(retry=retry_if_exception_type(BlockingIOError), wait=wait_fixed(0.2), stop=stop_after_attempt(25), reraise=True)

@@ -273,4 +273,6 @@ def test_what_yields_lets_the_processes_of_other_sessions_go_first_too(processes
     )
     command = [sys.executable, "-c", code]
     said = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True, start_new_session=True)
+    if "cannot be written" in said.stdout:
+        pytest.skip(said.stdout)
     assert said.stdout.split() == ["3", "3"]
