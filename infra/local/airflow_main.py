@@ -19,7 +19,7 @@ HEAVY: Mapping[str, tuple[str, ...]] = {
     "triggerer": ("airflow.jobs.triggerer_job_runner",),
 }
 # An answer is asked for now, and rests on the stream; what tasks compute may take a little longer.
-YIELDS: Mapping[str, int] = {"scheduler": 10, "dag-processor": 15}
+YIELDS: Mapping[str, int] = {"scheduler": 5}
 SESSION_NICENESS = Path("/proc/self/autogroup")  # where Linux shares the processor out by session, as on most desktops
 
 

@@ -21,6 +21,7 @@ from infra.local.home import inherited_environment
 from infra.local.stack import Stack
 from infra.local.state_file import quote_log_end
 from pipeline.settings import REPOSITORY
+from tests.conftest import leave_dag_files_alone
 from tests.e2e.observed import observed, unhealthy_rules, without_data
 from tests.pages import read_blocks
 
@@ -147,6 +148,7 @@ def disturb(stack: Stack, replay: "subprocess.Popen[bytes]") -> list[str]:
 @pytest.fixture(scope="module")
 def disturbed(folder: Path, environment: dict[str, str]) -> Iterator[dict[str, Any]]:
     stack = Stack(folder / "disturbed")
+    leave_dag_files_alone(stack.folder)
     command = [
         sys.executable,
         "-m",
