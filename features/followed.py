@@ -72,11 +72,11 @@ class FollowedSeries:
         self._series = list_series(definition, point_kinds(definition))
         self._unsettled = UnsettledSeries()
         self._is_whole = False  # whether what lay apart was carried at the last move
-        self._recent = dict[str, RecentEvents]()  # of streams of which something lies apart, once it was asked for
         parts = {series.stream: self._find_recent(series.stream) for series in self._series}
         if asks:
             parts[_ASKED] = None
         self._streams = FollowedStreams(definition, tables, keys, since=since, lead=lead, parts=parts)
+        self._recent = self._read_recent()
         self._schemas = {series.stream: self._streams.read_schema(series.stream) for series in self._series}
 
     def close(self) -> None:
@@ -100,7 +100,7 @@ class FollowedSeries:
         Raises:
             ValueError: rows lack a column, or hold values of another type; then nothing was changed.
         """
-        with self._forgotten_on_error(), self._streams.changed(changes) as changed:
+        with self._read_anew_on_error(), self._streams.changed(changes) as changed:
             packed = self._begin_packing(changed)
             for stream, change in changed.items():
                 self._pack_changed(packed, stream, change)
@@ -130,7 +130,7 @@ class FollowedSeries:
         with self._streams.moved(files, spans, kept) as changed:
             packed = self._begin_packing(changed)
             self._streams.shift_split(self._split)
-            self._recent.clear()
+            self._recent = self._read_recent()
             for stream, change in changed.items():
                 for series in self._list_series(stream):
                     self._pack(packed, series, _find_keys(series, change.rows))
@@ -139,7 +139,7 @@ class FollowedSeries:
     @property
     def is_settled(self) -> bool:
         """Whether no series is unsettled."""
-        return not len(self._unsettled)
+        return not self._unsettled
 
     def mark_unsettled(self, stored: Iterable[tuple[str, bool]], *, has_forgotten: bool) -> None:
         """These series are stored as they were before: texts of their keys, and whether they have a later part.
@@ -150,7 +150,7 @@ class FollowedSeries:
         if not has_forgotten:
             lasting = {series.name for series in self._series if series.reach is None and series.is_parted}
         texts = {text for text, is_later in stored if is_later or _name_series(text) not in lasting}
-        apart = {series.name for series in self._series if self._is_whole and self._streams.parts[series.stream]}
+        apart = {series.name for series in self._series if self._is_whole and series.stream in self._recent}
         self._unsettled.mark(texts, [text for text in texts if _name_series(text) in apart])
 
     def settle(self, most: int) -> ChangedSeries:
@@ -184,10 +184,8 @@ class FollowedSeries:
             for series in self._list_series(stream):
                 self._pack(packed, series, _find_keys(series, settled.rows), sides=(False,))
         if later.rows.num_rows:
-            if stream in self._recent:
-                self._recent[stream].apply(later)
-            events = self._find_events(stream, part)
-            for series, keys in events.list_touched(later):
+            events = self._recent[stream]
+            for series, keys in events.apply(later):
                 for key in keys:
                     text = series.key_text(key)
                     payloads = [*self._unsettled.get_carried(text), *events.pack(series, key)]
@@ -195,26 +193,25 @@ class FollowedSeries:
 
     def _carry(self) -> None:
         """Keep what lies apart before the new split, for the series that are not cut there yet."""
-        for stream, part in self._streams.parts.items():
-            if part is not None:
-                events = self._find_events(stream, part)
-                self._is_whole = events.is_whole_until(self._split)
-                for text, payloads in events.pack_until(self._split) if self._is_whole else ():
-                    self._unsettled.carry(text, payloads)
+        self._is_whole = all(events.is_whole_until(self._split) for events in self._recent.values())
+        for events in self._recent.values() if self._is_whole else ():
+            for text, payloads in events.pack_until(self._split):
+                self._unsettled.carry(text, payloads)
 
-    def _find_events(self, stream: str, part: RecentPart) -> RecentEvents:
-        """What lies apart of a stream, as it is now."""
-        if stream not in self._recent:
-            rows = self._streams.read_recent(stream)
-            self._recent[stream] = RecentEvents(part, self._list_series(stream), rows)
-        return self._recent[stream]
+    def _read_recent(self) -> dict[str, RecentEvents]:
+        """What lies apart of each stream of which something does."""
+        return {
+            stream: RecentEvents(part, self._list_series(stream), self._streams.read_recent(stream))
+            for stream, part in self._streams.parts.items()
+            if part is not None
+        }
 
     @contextmanager
-    def _forgotten_on_error(self) -> Iterator[None]:
+    def _read_anew_on_error(self) -> Iterator[None]:
         try:
             yield
         except BaseException:
-            self._recent.clear()
+            self._recent = self._read_recent()
             raise
 
     def _list_series(self, stream: str) -> list[Series]:
@@ -248,8 +245,7 @@ class FollowedSeries:
             return
         for recent in sides:
             into = packed.recent if recent else packed.settled
-            if recent and (part := self._streams.parts[series.stream]):
-                events = self._find_events(series.stream, part)
+            if recent and (events := self._recent.get(series.stream)):
                 wanted = events.list_keys(series) if keys is None else read_key_values(series, keys)
                 texts = ((series.key_text(key), key) for key in wanted)
                 into |= {text: join_payloads(text, events.pack(series, key)) for text, key in texts}

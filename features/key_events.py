@@ -59,7 +59,7 @@ def decode_series(
         ValueError: a part is not what was written under this key.
     """
     payloads = list_payloads(text, parts)
-    decoded = was or DecodedSeries(_make_events(series), [], [])
+    decoded = was or DecodedSeries(make_events(series), [], [])
     events, heads, ends = decoded.events, decoded.heads, decoded.ends
     same = 0
     while same < min(len(heads), len(payloads)) and payloads[same].startswith(heads[same]):
@@ -67,7 +67,7 @@ def decode_series(
     del heads[same:], ends[same:]
     _shorten(events, ends[-1] if ends else 0)
     for payload in payloads[same:]:
-        _extend(events, series, unpack_series(text, payload, series.stored))
+        extend_events(events, series, unpack_series(text, payload, series.stored))
         heads.append(payload[:HEAD_BYTES])
         ends.append(len(events.at))
     return decoded
@@ -88,15 +88,7 @@ def find_last_known(columns: Mapping[str, Sequence[Any]], low: int, high: int, k
     return -1
 
 
-def decode_events(series: Series, columns: Mapping[str, MaskedColumn] | None) -> KeyEvents:
-    """The events of a key from the columns that are stored; None: the store has nothing under the key."""
-    events = _make_events(series)
-    if columns is not None:
-        _extend(events, series, columns)
-    return events
-
-
-def _make_events(series: Series) -> KeyEvents:
+def make_events(series: Series) -> KeyEvents:
     """None yet."""
     kinds = {n: kind for n, kind in series.stored.items() if n in series.columns or n.startswith("rank")}
     columns: dict[str, array[Any] | list[Any]] = {
@@ -113,7 +105,7 @@ def _shorten(events: KeyEvents, length: int) -> None:
         del column[length:]
 
 
-def _extend(events: KeyEvents, series: Series, columns: Mapping[str, MaskedColumn]) -> None:
+def extend_events(events: KeyEvents, series: Series, columns: Mapping[str, MaskedColumn]) -> None:
     """Events behind those that are there."""
     ranks = {f"rank{number}": len(events.at) for number in range(len(series.orders))}  # a field may begin so, too
     events.at.frombytes(columns["moment"].values.tobytes())

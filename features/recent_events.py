@@ -6,13 +6,13 @@ from bisect import bisect_left, insort
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from operator import itemgetter
 from typing import Any
 
 import pyarrow as pa
 
-from features.series import Series
+from features.series import Series, to_microseconds
 from features.series_codec import pack_events
 from features.stream_change import StreamChange, to_tuples
 
@@ -48,7 +48,7 @@ class RecentEvents:
     def __init__(self, part: RecentPart, series: Sequence[Series], rows: pa.Table) -> None:
         self._places = {name: place for place, name in enumerate(rows.column_names)}
         self._moment = self._places[part.moment]
-        self._since = _micros(part.split)
+        self._since = to_microseconds(part.split)
         self._order = [self._places[name] for name in part.order]
         self._series = {each.name: (each, self._reader(each.key)) for each in series}
         self._held = {name: defaultdict[_Key, dict[int, _Chunk]](dict) for name in self._series}
@@ -64,23 +64,26 @@ class RecentEvents:
         """The keys that have events."""
         return list(self._held[series.name])
 
-    def list_touched(self, change: StreamChange) -> Iterator[tuple[Series, set[_Key]]]:
-        """The keys of what comes and goes, by series."""
-        rows = [*to_tuples(change.rows)]
-        for series, read_key in self._series.values():
-            yield series, {key for row in rows if None not in (key := read_key(row))}
+    def apply(self, change: StreamChange) -> list[tuple[Series, set[_Key]]]:
+        """Events that come, then events that go: of two changes in one, the later may take what the earlier brought.
 
-    def apply(self, change: StreamChange) -> None:
-        """Events that come, then events that go: of two changes in one, the later may take what the earlier brought."""
-        for row in to_tuples(change.coming):
+        The keys that are touched, by series.
+        """
+        coming, going = [*to_tuples(change.coming)], [*to_tuples(change.going)]
+        for row in coming:
             for chunk, event in self._find_chunks(row):
                 insort(chunk.events, event, key=_ordering)
-        for row in to_tuples(change.going):
+        for row in going:
             for chunk, event in self._find_chunks(row):
                 place = bisect_left(chunk.events, event[0], key=_ordering)
                 while chunk.events[place][1] != row:
                     place += 1
                 del chunk.events[place]
+        rows = coming + going
+        return [
+            (series, {key for row in rows if None not in (key := read_key(row))})
+            for series, read_key in self._series.values()
+        ]
 
     def pack(self, series: Series, key: _Key) -> list[bytes]:
         """The payloads of a key's events, the later ones last."""
@@ -94,11 +97,11 @@ class RecentEvents:
 
     def is_whole_until(self, split: datetime) -> bool:
         """Whether no chunk lies on both sides of a moment (naive UTC)."""
-        return not (_micros(split) - self._since) % _CHUNK
+        return not (to_microseconds(split) - self._since) % _CHUNK
 
     def pack_until(self, split: datetime) -> Iterator[tuple[str, list[bytes]]]:
         """The text of each key, and its payloads before a moment (naive UTC)."""
-        until = (_micros(split) - self._since) // _CHUNK
+        until = (to_microseconds(split) - self._since) // _CHUNK
         for name, (series, _) in self._series.items():
             for key in list(self._held[name]):
                 text, chunks = series.key_text(key), self._held[name][key]
@@ -134,10 +137,6 @@ class RecentEvents:
         if len(places) > 1:
             return itemgetter(*places)
         return lambda row: tuple(row[place] for place in places)
-
-
-def _micros(moment: datetime) -> int:
-    return (moment.replace(tzinfo=UTC) - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
 
 
 def _ordering(event: tuple[_Row, _Row]) -> _Row:

@@ -6,7 +6,7 @@ Derived from the same windows, lookups and joins that the batch compiles to SQL,
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,6 +15,7 @@ from features.engine import ANY_DAY, FeatureSet, Span, mentioned_names, moment_s
 from features.vocabulary import AsOf, Preceding, Window
 from features.windows import record_sql, sum_name
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _KINDS = {
     "BIGINT": "bigint", "DOUBLE": "double", "VARCHAR": "varchar", "TIMESTAMP": "timestamp", "BOOLEAN": "boolean",
 }  # fmt: skip
@@ -107,6 +108,11 @@ def record_fields(definition: FeatureSet, record: str) -> tuple[str, ...]:
     texts = " ".join([*definition.numeric_sql.values(), *definition.categorical_sql.values()])
     words = texts.replace("(", " ").replace(")", " ").replace(",", " ").split()
     return tuple(dict.fromkeys(word.removeprefix(f"{record}.") for word in words if word.startswith(f"{record}.")))
+
+
+def to_microseconds(moment: datetime) -> int:
+    """Since 1970, as moments are kept; one without a zone is UTC."""
+    return (moment.replace(tzinfo=moment.tzinfo or UTC) - _EPOCH) // timedelta(microseconds=1)
 
 
 def parse_span(text: str) -> timedelta:

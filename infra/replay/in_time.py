@@ -18,6 +18,7 @@ from adapters.connect import Outside
 from features import FeatureSet
 from features.offline_requests import load_past_requests
 from features.online import FetchedSeries, OnlineFeatures, StoreState
+from features.series import to_microseconds
 from infra.replay.measures import score_metrics
 from pipeline.handoffs import Snapshot
 from pipeline.partitions import Interval
@@ -133,7 +134,7 @@ class _Rescoring:
         series = dict(
             pack_all_series(definition, clean_files(self._snapshot, kept, self._outside, definition), kept, lead)
         )
-        state = StoreState(1, _microseconds(kept.start), _microseconds(kept.end), self._snapshot.version)
+        state = StoreState(1, to_microseconds(kept.start), to_microseconds(kept.end), self._snapshot.version)
 
         def fetch(keys: list[str], _: StoreState | None) -> FetchedSeries:
             return FetchedSeries(state=state, parts={key: (series.get(key), None) for key in keys})
@@ -154,10 +155,6 @@ def pool_answers(weeks: list[AnsweredWeek]) -> dict[str, dict[str, float]]:
         }
         for which in (told[0].metrics if told else ())
     }
-
-
-def _microseconds(moment: datetime) -> int:
-    return int(moment.timestamp()) * 1_000_000
 
 
 def describe_week(week: AnsweredWeek) -> dict[str, Any]:

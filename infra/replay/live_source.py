@@ -15,6 +15,7 @@ from psycopg2 import sql
 from psycopg2.extensions import cursor
 
 from adapters.warehouse import Warehouse
+from features.series import to_microseconds
 from infra.replay import flights_source, incident
 from pipeline.partitions import Interval
 
@@ -78,7 +79,7 @@ class LiveSource:
 
     def rows_between(self, name: str, start: datetime, end: datetime) -> pa.Table:
         """The rows of a table that became known in [start, end)."""
-        first, last = np.searchsorted(self._known[name], [_microseconds(start), _microseconds(end)])
+        first, last = np.searchsorted(self._known[name], [to_microseconds(start), to_microseconds(end)])
         return self._rows[name].slice(first, last - first)
 
     def _create(self) -> None:
@@ -110,10 +111,6 @@ class LiveSource:
         sink.seek(0)
         columns = sql.SQL(", ").join(map(sql.Identifier, rows.column_names))
         at.copy_expert(sql.SQL("copy {} ({}) from stdin (format csv)").format(sql.Identifier(name), columns), sink)
-
-
-def _microseconds(moment: datetime) -> int:
-    return (moment - datetime(1970, 1, 1, tzinfo=UTC)) // _MICROSECOND
 
 
 def _moment(microseconds: int) -> datetime:

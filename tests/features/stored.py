@@ -12,8 +12,11 @@ import pyarrow.parquet as pq
 
 from features import FeatureSet
 from features.followed import ChangedSeries
+from features.key_events import KeyEvents, extend_events, make_events
+from features.masked import MaskedColumn
 from features.offline_requests import load_past_requests
 from features.online import ComputedFeatures, FetchedSeries, OnlineFeatures, StoreState
+from features.series import Series
 from tasks.build_features.store_refresh import pack_all_series
 from tests.features.world import FLIGHTS, LEAD, Span, World
 
@@ -53,6 +56,13 @@ class Stored:
         changed, state = dict(self.changed), self.state
         self.change(by)
         self.changed, self.state = changed, state
+
+
+def decode_columns(series: Series, columns: Mapping[str, MaskedColumn]) -> KeyEvents:
+    """The events of a key, from columns as they are unpacked."""
+    events = make_events(series)
+    extend_events(events, series, columns)
+    return events
 
 
 def micros(moment: datetime) -> int:

@@ -141,6 +141,11 @@ def assert_read_as(held: Held, canonical: Held) -> None:
         assert found.at[more:] == expected.at, text
         for name in series.columns:
             assert list(found.columns[name][more:]) == list(expected.columns[name]), (text, name)
+        for totals, expected_totals in zip(found.totals, expected.totals, strict=True):
+            assert [total - totals[more] for total in totals[more:]] == list(expected_totals), text
+        for number in range(len(series.orders)) if series.is_parted else ():  # what is before is less in every order
+            ranks = [rank - more for rank in found.columns[f"rank{number}"][more:]]
+            assert ranks == list(expected.columns[f"rank{number}"]), text
 
 
 def settle_all(followed: FollowedSeries, held: Held, at_once: int) -> None:

@@ -7,11 +7,12 @@ import pytest
 
 from features import history, offline, sorted_events
 from features.engine import build_by_sql
-from features.key_events import decode_events, find_last_known
+from features.key_events import find_last_known
 from features.masked import MaskedColumn, missing_column
 from features.series import list_series, point_kinds
 from features.sorted_events import Places
 from features.step_plan import StepPlan
+from tests.features.stored import decode_columns
 from tests.features.world import FLIGHTS, LEAD, Span, World, day, engine, held_up, moved, small_world
 
 START, END = day(15), day(18)
@@ -72,7 +73,7 @@ def test_a_version_of_which_nobody_says_since_when_never_held(told_since: list[b
     [legs] = [item for item in list_series(FLIGHTS, point_kinds(FLIGHTS)) if item.joined]
     told = {name: missing_column(1, kind) for name, kind in legs.stored.items()}
     since = MaskedColumn(np.zeros(1, np.int64), np.array(told_since))
-    events = decode_events(legs, told | {"known_at": since})
+    events = decode_columns(legs, told | {"known_at": since})
     assert [find_last_known(events.columns, 0, 1, known=5) == 0] == told_since
 
 

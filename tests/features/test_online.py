@@ -16,13 +16,12 @@ from hypothesis import strategies as st
 from features import operations
 from features.engine import features_sql
 from features.expressions import CompiledExpressions, compile_expressions
-from features.key_events import decode_series
 from features.masked import MaskedColumn
 from features.online import OnlineFeatures
 from features.operations import local_clock
 from features.plan import SeriesPlan
-from features.series import Series, list_series, point_kinds
-from features.series_codec import SeriesPacker, join_payloads, pack_events, unpack_series
+from features.series import list_series, point_kinds
+from features.series_codec import SeriesPacker, pack_events, unpack_series
 from features.vocabulary import declare_source
 from tests.features.stored import CACHE_BYTES, Stored, filled, online, requests
 from tests.features.test_point_in_time import EXTREME, plant
@@ -30,17 +29,6 @@ from tests.features.world import FLIGHTS, LEAD, World, changed, day, engine, mov
 
 SINCE, AS_OF = day(12), day(20)
 HOUR = timedelta(hours=1)
-TOLD = Series(
-    name="told",
-    stream="told",
-    key=("gate",),
-    on=("gate",),
-    moment="known_at",
-    reach=None,
-    sums=(),
-    columns={},
-    orders=(),
-)
 
 
 @pytest.fixture(scope="module")
@@ -266,17 +254,6 @@ def test_few_events_are_packed_to_the_bytes_of_many(kind: str, values: list[obje
     types = {"double": pa.float64(), "boolean": pa.bool_(), "bigint": pa.int64(), "varchar": pa.string()}
     packer = SeriesPacker(pa.table({"a": pa.array(values, types[kind])}), np.zeros(1, np.int64))
     assert pack_events("k", [(values, kind)]) == packer.payload("k", 0)
-
-
-def test_payloads_that_were_joined_are_read_and_damage_is_seen() -> None:
-    payloads = [pack_events("told[1]", [([at], "timestamp")]) for at in (5, 7, 9)]
-    joined = join_payloads("told[1]", payloads)
-    assert joined is not None
-    assert decode_series(TOLD, "told[1]", (None, joined)).events.at.tolist() == [5, 7, 9]
-    for place in range(len(joined)):
-        damaged = joined[:place] + bytes([joined[place] ^ 1]) + joined[place + 1 :]
-        with pytest.raises(ValueError, match="damaged"):
-            decode_series(TOLD, "told[1]", (None, damaged))
 
 
 @settings(max_examples=15, deadline=None)

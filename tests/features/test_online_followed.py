@@ -230,3 +230,15 @@ def list_events(decoded: DecodedSeries | None) -> list[list[object]]:
     assert decoded is not None
     at, totals, columns = decoded.events
     return [list(each) for each in (at, *totals, *columns.values())]
+
+
+def test_payloads_that_were_joined_are_read_and_damage_is_seen() -> None:
+    payloads = [pack([(hour, 1, "arrived", None)]) for hour in (5, 7, 9)]
+    joined = join_payloads(GATE, [payload for payload in payloads if payload is not None])
+    assert joined is not None
+    hours = [at // 3_600_000_000 % 24 for at in decode_series(PARTED, GATE, (None, joined)).events.at]
+    assert hours == [5, 7, 9]
+    for place in range(len(joined)):
+        damaged = joined[:place] + bytes([joined[place] ^ 1]) + joined[place + 1 :]
+        with pytest.raises(ValueError, match="damaged"):
+            decode_series(PARTED, GATE, (None, damaged))

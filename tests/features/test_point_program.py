@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from features.key_events import decode_events
 from features.masked import MaskedColumn
 from features.plan import SeriesPlan
 from features.point_program import compile_plan
 from features.series import Series, list_series, point_kinds
 from features.sorted_events import Places, SortedEvents
+from tests.features.stored import decode_columns
 from tests.features.world import FLIGHTS
 
 HOUR = 3_600_000_000
@@ -83,7 +83,7 @@ def test_both_say_the_same(name: str, seed: int, rows: int) -> None:
     known = NOW - random.integers(-40, 24 * 20, POINTS) * HOUR - random.integers(0, 2, POINTS)
     points = SimpleNamespace(known=known, event_time=known + 2 * HOUR)
     expected, told = in_arrays(plan, columns, points)
-    run, events = compile_plan(plan), decode_events(plan.series, columns if rows else None)
+    run, events = compile_plan(plan), decode_columns(plan.series, columns)
     for at in range(POINTS):
         row: dict[str, Any] = {}
         assert list(run(row, events, int(points.known[at]), int(points.event_time[at]))) == told[at]
@@ -97,5 +97,5 @@ def test_sabotage_a_point_that_knows_an_hour_more_is_seen() -> None:
     known = NOW - np.arange(POINTS) * HOUR
     expected, _ = in_arrays(plan, columns, SimpleNamespace(known=known, event_time=known))
     row: dict[str, Any] = {}
-    compile_plan(plan)(row, decode_events(plan.series, columns), int(known[0]) + HOUR, int(known[0]))
+    compile_plan(plan)(row, decode_columns(plan.series, columns), int(known[0]) + HOUR, int(known[0]))
     assert row != expected[0]
