@@ -142,6 +142,6 @@ doctor: env ## say what is wrong with a stack, embedded or composed, and what to
 .PHONY: bench
 bench: env ## every benchmark but `stages` and `engines`: ours beside what people use (needs wrk)
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[local,dev,bench]'
-	@for name in serving swaps hpo card quality feature_build validation scoring variants writes ingest drift; do \
+	@for name in serving freshness swaps hpo card quality feature_build validation scoring variants writes ingest drift; do \
 		$(BIN)/python -m benchmarks.$$name || exit; done
 	@$(BIN)/python -m benchmarks.report

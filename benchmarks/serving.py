@@ -105,7 +105,8 @@ def _list_rounds(figures: Figures) -> list[dict[str, Any]]:
     ]
 
 
-def _keep(name: str, **found: Any) -> None:
+def keep_results(name: str, **found: Any) -> None:
+    """Keep what was found, with the commit and the machine's load, as a file of its own."""
     document = {
         "commit": COMMIT,
         "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -136,7 +137,7 @@ def main(arguments: Sequence[str]) -> int:
             told.against.resolve(), feast=told.feast, rounds=told.rounds, seconds=told.seconds, folder=told.folder
         )
         print(f"\n{text}\n")
-        _keep("serving-against", **builds.to_document(found))
+        keep_results("serving-against", **builds.to_document(found))
         return 0
     os.environ["GATEWAY_RATE"] = UNLIMITED
     with opened(told.folder) as world, all_of(world, world.bundle.parent / "contenders") as contenders:
@@ -152,7 +153,7 @@ def main(arguments: Sequence[str]) -> int:
         f"prediction log: {counted}"
     )
     print(f"largest difference to the predictor's answers: {max(differences.values()):.1e}")
-    _keep(
+    keep_results(
         "serving",
         rounds=_list_rounds(figures),
         memory_mb=memory,

@@ -12,13 +12,16 @@ from typing import TYPE_CHECKING, Any
 import features
 from adapters.connect import Outside
 from infra.local.stack import Stack
+from infra.local.stream import source_admin_dsn
 from infra.replay import flights_source
+from infra.replay.live_source import LiveSource
 from pipeline.partitions import Interval
 from pipeline.settings import REPOSITORY, read_settings
 from pipeline.spec import UseCase, use_cases
 from tasks.build_features import build, dataset, online_features
 from tasks.deploy.golden import choose_golden_rows
 from tasks.ingest import land, validate
+from tasks.stream.prepare_source import prepare_source
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -90,27 +93,36 @@ class World:
 
 
 @contextmanager
-def opened(folder: Path | None) -> Iterator[World]:
-    """A world in this folder, which is kept and used again; without one in a folder that is deleted."""
+def opened(folder: Path | None, *, is_followed: bool = False) -> Iterator[World]:
+    """A world in this folder, which is kept and used again; without one in a folder that is deleted.
+
+    One that is followed has a source that holds no more than what is ingested, and a stream.
+    """
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-        yield from _world(folder)
+        yield from _world(folder, is_followed=is_followed)
         return
     with tempfile.TemporaryDirectory(prefix="windsock-bench-") as made:
         Path(made).chmod(0o755)  # PostgreSQL runs as nobody where this runs as root
-        yield from _world(Path(made))
+        yield from _world(Path(made), is_followed=is_followed)
 
 
-def _world(folder: Path) -> Iterator[World]:
+def _world(folder: Path, *, is_followed: bool) -> Iterator[World]:
     stack = Stack(folder / "home")
     try:
         print(f"the stack starts in {stack.folder}", flush=True)
-        stack.start(PARTS)
+        stack.start((*PARTS, "stream") if is_followed else PARTS)
         environment = stack.environment()
         if "WINDSOCK_GATEWAY_URL" not in environment:
             raise ValueError("there is no gateway here: install HAProxy (`apt-get install haproxy`) and run this again")
         outside = Outside(read_settings(environment))
         use_case = use_cases(REPOSITORY / "params.yaml")["flights"]
+        if is_followed:
+            LiveSource(outside.source).open(ingested_interval(use_case).end)
+            assert outside.settings.follower_dsn is not None
+            prepare_source(use_case, source_admin_dsn(stack.home()), outside.settings.follower_dsn)
+        else:
+            flights_source.load_flights(outside.settings.source_dsn)
         _ingest(use_case, outside)
         points, events = choose_golden_rows(use_case, features.definition(use_case.name), outside, ROWS)
         sha256 = _bundle(use_case, outside, folder / "bundle")
@@ -127,13 +139,17 @@ def _world(folder: Path) -> Iterator[World]:
         stack.stop()
 
 
+def ingested_interval(use_case: UseCase) -> Interval:
+    """The weeks that are history."""
+    first = use_case.grid.partition(str(use_case.grid.first)).start
+    return Interval(first, first + WEEKS * timedelta(days=use_case.grid.days))
+
+
 def _ingest(use_case: UseCase, outside: Outside) -> None:
     """History in the lake, features of it, and the online store; nothing where it is there."""
     if dataset.latest_snapshot(use_case, outside) is None:
-        print(f"{WEEKS} weeks of flights are loaded, and features made of them", flush=True)
-        flights_source.load_flights(outside.settings.source_dsn)
-        first = use_case.grid.partition(str(use_case.grid.first)).start
-        for week in use_case.grid.covering(Interval(first, first + WEEKS * timedelta(days=use_case.grid.days))):
+        print(f"{WEEKS} weeks of flights are ingested, and features made of them", flush=True)
+        for week in use_case.grid.covering(ingested_interval(use_case)):
             validate.validate_batch(use_case, land.land_partition(use_case, week, outside), outside)
         build.build_snapshot(use_case, outside)
     if (snapshot := online_features.find_unreached_snapshot(use_case, outside)) is not None:

@@ -24,7 +24,7 @@ from features.row_sql import same_sql
 from features.series import Series, extract_sql, list_series, point_kinds
 from features.series_codec import join_payloads, key_texts, pack_series, read_key_values, read_keys
 from features.stream_change import SourceChange, SourceKey, StreamChange, is_later
-from features.unsettled import UnsettledSeries
+from features.unsettled import UnsettledSeries, name_series
 
 _ASKED = "asked"
 
@@ -70,7 +70,7 @@ class FollowedSeries:
         self._definition, self._since = definition, since
         self._split = split.astimezone(UTC).replace(tzinfo=None)
         self._series = list_series(definition, point_kinds(definition))
-        self._unsettled = UnsettledSeries()
+        self._unsettled = UnsettledSeries(self._series)
         self._is_whole = False  # whether what lay apart was carried at the last move
         parts = {series.stream: self._find_recent(series.stream) for series in self._series}
         if asks:
@@ -106,6 +106,7 @@ class FollowedSeries:
                 self._pack_changed(packed, stream, change)
             self._settle(packed, self._unsettled.find(packed.settled) | self._unsettled.find_uncarried(packed.recent))
             packed.uncut.update(self._unsettled.find(packed.recent))
+        self._unsettled.note_stored(packed.settled, packed.recent)
         return packed
 
     def move(
@@ -130,10 +131,13 @@ class FollowedSeries:
         with self._streams.moved(files, spans, kept) as changed:
             packed = self._begin_packing(changed)
             self._streams.shift_split(self._split)
-            self._recent = self._read_recent()
+            self._move_recent(changed)
             for stream, change in changed.items():
                 for series in self._list_series(stream):
                     self._pack(packed, series, _find_keys(series, change.rows))
+        self._unsettled.note_stored(packed.settled, packed.recent)
+        carried = {series.name for series in self._series if self._is_whole and series.stream in self._recent}
+        self._unsettled.mark_moved({*packed.settled, *packed.recent}, carried)
         return packed
 
     @property
@@ -141,28 +145,24 @@ class FollowedSeries:
         """Whether no series is unsettled."""
         return not self._unsettled
 
-    def mark_unsettled(self, stored: Iterable[tuple[str, bool]], *, has_forgotten: bool) -> None:
-        """These series are stored as they were before: texts of their keys, and whether they have a later part.
+    def mark_stored(self, stored: Iterable[tuple[str, bool, bool]]) -> None:
+        """These are all the series that are stored: texts of keys, whether each has a later part, and is cut elsewhere.
 
-        Unless rows were forgotten since, one that lasts for ever and has no later part is as it should be.
+        Those that are cut elsewhere may hold what was forgotten since, even such as last for ever.
         """
-        lasting = set[str]()
-        if not has_forgotten:
-            lasting = {series.name for series in self._series if series.reach is None and series.is_parted}
-        texts = {text for text, is_later in stored if is_later or _name_series(text) not in lasting}
-        apart = {series.name for series in self._series if self._is_whole and series.stream in self._recent}
-        self._unsettled.mark(texts, [text for text in texts if _name_series(text) in apart])
+        self._unsettled.mark_stored(stored)
 
     def settle(self, most: int) -> ChangedSeries:
         """Some of the series that are unsettled, anew."""
         packed = ChangedSeries()
         self._settle(packed, self._unsettled.list_first(most))
+        self._unsettled.note_stored(packed.settled, packed.recent)
         return packed
 
     def _settle(self, packed: ChangedSeries, texts: Iterable[str]) -> None:
         by_series = defaultdict[str, list[str]](list)
         for text in texts:
-            by_series[_name_series(text)].append(text)
+            by_series[name_series(text)].append(text)
             self._unsettled.settle(text)
         for series in self._series:
             if chosen := by_series[series.name]:
@@ -190,6 +190,17 @@ class FollowedSeries:
                     text = series.key_text(key)
                     payloads = [*self._unsettled.get_carried(text), *events.pack(series, key)]
                     packed.recent[text] = join_payloads(text, payloads)
+
+    def _move_recent(self, changed: Mapping[str, StreamChange]) -> None:
+        """What lies apart begins at the new split."""
+        if not self._is_whole:
+            self._recent = self._read_recent()
+            return
+        for stream, events in self._recent.items():
+            events.forget_until(self._split)
+            if (part := self._streams.parts[stream]) is not None and stream in changed:
+                _, later = changed[stream].divide(part.moment, part.split)
+                events.apply(later)
 
     def _carry(self) -> None:
         """Keep what lies apart before the new split, for the series that are not cut there yet."""
@@ -281,8 +292,3 @@ def _find_keys(series: Series, rows: pa.Table) -> pa.Table:
     if not series.key:
         return pa.table({"all": [True][: rows.num_rows]})
     return rows.select(series.key).drop_null().group_by(list(series.key)).aggregate([])
-
-
-def _name_series(text: str) -> str:
-    """The series of the text of a key."""
-    return text.partition("[")[0]

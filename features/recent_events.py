@@ -40,7 +40,7 @@ class _Chunk:
 
 
 class RecentEvents:
-    """What lies apart of a stream, for all of its series. A chunk is of two hours from the split on.
+    """What lies apart of a stream, for all of its series. A chunk is of two hours from the first split on.
 
     The payloads are what `series_codec.pack_series` makes of the same events.
     """
@@ -107,6 +107,16 @@ class RecentEvents:
                 text, chunks = series.key_text(key), self._held[name][key]
                 numbers = (number for number in sorted(chunks) if number < until and chunks[number].events)
                 yield text, [self._pack_chunk(series, text, chunks[number]) for number in numbers]
+
+    def forget_until(self, split: datetime) -> None:
+        """Events before a moment (naive UTC) lie apart no more; no chunk lies on both sides of it."""
+        until = (to_microseconds(split) - self._since) // _CHUNK
+        for name, held in self._held.items():
+            left = (
+                (key, {number: chunk for number, chunk in chunks.items() if number >= until})
+                for key, chunks in held.items()
+            )
+            self._held[name] = defaultdict(dict, ((key, chunks) for key, chunks in left if chunks))
 
     def _find_chunks(self, row: _Row) -> Iterator[tuple[_Chunk, tuple[_Row, _Row]]]:
         """Where a row belongs in each series, as an event; what was packed there is stale."""

@@ -1,13 +1,17 @@
 """The series that are stored as they were before a move, and what of their later parts lay before the new split."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import islice
+
+from features.series import Series
 
 
 class UnsettledSeries:
     """Texts of keys. Where all that lay apart before the split is *carried*, a later part can do without a new cut."""
 
-    def __init__(self) -> None:
+    def __init__(self, series: Sequence[Series]) -> None:
+        self._stored = {each.name: dict[str, bool]() for each in series}  # whether it has a later part, by text
+        self._lasting = {each.name for each in series if each.reach is None and each.is_parted}
         self._texts = dict[str, None]()  # the largest first: those of them that change cost most
         self._payloads = dict[str, list[bytes]]()
         self._is_carried = set[str]()
@@ -24,13 +28,45 @@ class UnsettledSeries:
         """What its later part begins with; nothing of one that is not unsettled."""
         return self._payloads.get(text, [])
 
-    def mark(self, texts: Collection[str], carried: Collection[str]) -> None:
+    def note_stored(self, settled: Mapping[str, bytes | None], recent: Mapping[str, bytes | None]) -> None:
+        """What is handed on is stored."""
+        for text in settled:
+            self._stored[name_series(text)].setdefault(text, False)
+        for text, payload in recent.items():
+            self._stored[name_series(text)][text] = payload is not None
+            if payload is None and settled.get(text, b"") is None:  # nothing is left of it
+                del self._stored[name_series(text)][text]
+
+    def mark_stored(self, stored: Iterable[tuple[str, bool, bool]]) -> None:
+        """These are all that are stored, whether each has a later part, and is unsettled: nothing is carried."""
+        elsewhere = set[str]()
+        for text, is_later, is_elsewhere in stored:
+            self._stored[name_series(text)][text] = is_later
+            if is_elsewhere:
+                elsewhere.add(text)
+        self._mark(elsewhere, set())
+
+    def mark_moved(self, cut: Collection[str], carried: Collection[str]) -> None:
+        """After a move all but some are unsettled, and of the series of these names all is carried.
+
+        A series that lasts for ever, and has no later part, is as it should be, unless it was unsettled before.
+        """
+        texts, of_carried = set[str](), set[str]()
+        for name, stored in self._stored.items():
+            left = stored.keys() - cut
+            if name in self._lasting:
+                left = {text for text in left if stored[text]} | self.find(left)
+            texts |= left
+            if name in carried:
+                of_carried |= left
+        self._mark(texts, of_carried)
+
+    def _mark(self, texts: set[str], carried: set[str]) -> None:
         """These are unsettled from now on, and no others; of these all is carried, where it was at the moves before."""
-        partly = self._texts.keys() - self._is_carried
-        self._is_carried = {*carried} & {*texts} - partly
+        self._is_carried = carried - (self._texts.keys() - self._is_carried)
         self._payloads = {text: self._payloads[text] for text in self._is_carried & self._payloads.keys()}
         sizes = {text: sum(map(len, payloads)) for text, payloads in self._payloads.items()}
-        self._texts = dict.fromkeys(sorted(texts, key=lambda text: (-sizes.get(text, 0), text)))
+        self._texts = dict.fromkeys([*sorted(sizes, key=lambda text: (-sizes[text], text)), *texts])
 
     def find(self, texts: Collection[str]) -> set[str]:
         """Those of some texts that are unsettled."""
@@ -49,3 +85,8 @@ class UnsettledSeries:
         self._texts.pop(text, None)
         self._payloads.pop(text, None)
         self._is_carried.discard(text)
+
+
+def name_series(text: str) -> str:
+    """The series of the text of a key."""
+    return text.partition("[")[0]

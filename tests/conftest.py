@@ -43,6 +43,9 @@ _WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
 os.environ["WINDSOCK_PORTS"] = f"{20000 + 1500 * (_WORKER % 8)}-{21500 + 1500 * (_WORKER % 8)}"
 
 
+os.environ["WINDSOCK_TASK_NICENESS"] = "0"  # tests beside a stack take every processor: its tasks would hardly go on
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The loop, which keeps a worker for half of the time, starts first: begun later, it would run on alone."""

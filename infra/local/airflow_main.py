@@ -4,6 +4,7 @@ import importlib
 import os
 import sys
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ HEAVY: Mapping[str, tuple[str, ...]] = {
     "triggerer": ("airflow.jobs.triggerer_job_runner",),
 }
 # An answer is asked for now, and rests on the stream; what tasks compute may take a little longer.
-YIELDS: Mapping[str, int] = {"scheduler": 5}
+TASK_NICENESS = "WINDSOCK_TASK_NICENESS"  # of the processes that run tasks: from 0, as any process, to 19
+_USUAL_NICENESS = 10
 SESSION_NICENESS = Path("/proc/self/autogroup")  # where Linux shares the processor out by session, as on most desktops
 
 
@@ -42,15 +44,21 @@ def run_server(name: str, options: list[str]) -> None:
     for module in HEAVY[name]:
         import_airflow(module)
     import_airflow("airflow.utils.db").check_migrations(MIGRATION_SECONDS)
-    yield_processor(YIELDS.get(name, 0))
+    if name == "scheduler":
+        niceness = int(os.environ.get(TASK_NICENESS) or _USUAL_NICENESS)
+        os.register_at_fork(after_in_child=partial(yield_processor, niceness, os.getpid()))
     sys.argv = ["airflow", name, *options]
     import_airflow("airflow.__main__").main()
 
 
-def yield_processor(niceness: int) -> None:
-    """Let others go first: other processes, and other sessions, beside which a process's own niceness says nothing."""
-    if not niceness:
+def yield_processor(niceness: int, parent: int) -> None:
+    """Let others go first, in a process that `parent` itself has forked: a worker, and with it the tasks it runs.
+
+    In a session of its own, for beside other sessions a process's own niceness may say nothing.
+    """
+    if not niceness or os.getppid() != parent:
         return
+    os.setsid()
     os.nice(niceness)
     if SESSION_NICENESS.exists():
         try:

@@ -82,6 +82,8 @@ def open_home(folder: Path, *, usual: bool, choose_ports: bool) -> Home:
 def inherited_environment() -> dict[str, str]:
     """This process's environment without what belongs to other installations."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(_FOREIGN) and k not in _DROPPED}
-    extra = {k: os.environ[k] for k in ("WINDSOCK_PARAMS", "WINDSOCK_PORTS") if k in os.environ}
+    extra = {
+        k: os.environ[k] for k in ("WINDSOCK_PARAMS", "WINDSOCK_PORTS", "WINDSOCK_TASK_NICENESS") if k in os.environ
+    }
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     return {**kept, **extra, "PATH": path}

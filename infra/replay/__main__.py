@@ -28,6 +28,7 @@ from infra.replay.progress import ReplayProgress
 from infra.replay.state import ReplayError
 from infra.replay.traffic import ClientTally
 from pipeline.spec import UseCase, use_cases
+from tasks.stream.check_store import CheckedStore, check_store
 from tasks.stream.prepare_source import ADMIN, prepare_source
 
 USE_CASE = "flights"
@@ -108,14 +109,17 @@ def _replay(arguments: argparse.Namespace, progress: ReplayProgress, admin_dsn: 
     weeks, answered = report.write_report(use_case, world, to=arguments.report, served=served)
     print(f"\n{report.format_weeks(weeks)}\n")
     compared = summarise_ledger(use_case, world)
+    checked = check_store(use_case, world) if use_case.source.follow else None
     if answered:
         print(f"{report.format_answers(answered)}\n")
     print(f"{report.format_online(served, tally)}")
-    print(f"ledger     {compared.describe()}\n")
+    print(f"ledger     {compared.describe()}")
+    print(f"store      {checked.describe() if checked else 'not followed'}\n")
     _check_promises(weeks, list_incidents(world.source))
     _check_online(use_case, served, tally)
     _check_answers(answered)
     _check_ledger(compared)
+    _check_store(checked)
     print(
         f"report     {arguments.report.resolve()}",
         f"Airflow    {os.environ['AIRFLOW_PAGE']}   login {user} / {password}",
@@ -167,6 +171,11 @@ def _check_answers(weeks: list[AnsweredWeek]) -> None:
 def _check_ledger(compared: ComparedFeatures) -> None:
     if compared.defects:
         raise ReplayError(f"{compared.defects} served features differ from batch's without a proved cause")
+
+
+def _check_store(checked: CheckedStore | None) -> None:
+    if checked is not None and checked.different:
+        raise ReplayError(f"the online store is not what a rebuild gives: {checked.describe()}")
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""Data time: the source's clock goes on at a stated speed, a quarter of an hour a step, and waits for nobody."""
+"""Data time: the source's clock goes on at a stated speed, half an hour a step, and waits for nobody."""
 
 import threading
 import time
@@ -12,7 +12,7 @@ from infra.replay.state import ReplayError
 from pipeline.partitions import Interval
 from pipeline.spec import UseCase
 
-STEP = timedelta(minutes=15)
+STEP = timedelta(minutes=30)
 
 
 class DataTime:

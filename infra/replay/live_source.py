@@ -39,6 +39,15 @@ class LiveSource:
         """The source's clock."""
         return self._told_until
 
+    @property
+    def tables(self) -> tuple[str, ...]:
+        """Their names."""
+        return tuple(self._rows)
+
+    def list_known(self, name: str) -> np.ndarray:
+        """When each row of a table becomes known, in microseconds since 1970, the first first."""
+        return self._known[name]
+
     def open(self, until: datetime) -> dict[str, int]:
         """Make the tables where there are none, and fill them up to a moment; rows that each holds.
 

@@ -36,14 +36,17 @@ def build_followed_series(
     outside: Outside,
     identities: Identities,
     *,
+    since: datetime | None = None,
     asks: bool = False,
 ) -> FollowedSeries:
     """Of a dataset alone: `apply_rows` brings them to what was followed since. With `asks`, events too.
 
+    They are for predictions from `since` on; None: for those that the online store answers.
+
     Raises:
         ValueError, duckdb.Error: a clean table lacks what the features read.
     """
-    kept = kept_interval(use_case, snapshot)
+    kept = Interval(since or kept_interval(use_case, snapshot).start, snapshot.end)
     files = clean_files(snapshot, kept, outside, definition)
     tables = use_case.source.tables
     return FollowedSeries(

@@ -40,6 +40,7 @@ _SETTLE_SECONDS = 1.0
 _IDLE_WRITE_SECONDS = 1.0  # so often is it written until when all is known, where nothing came
 _PAUSE_SECONDS = 3.0  # before what failed is tried again, and for what is not there yet
 _MENDED_SECONDS = 30.0  # at most so often is all read anew because a table is as declared again
+_SWITCH_SECONDS = 0.0005  # Python's own 5 ms are many times what an answer needs between two waits
 _TROUBLE = (psycopg2.Error, Unavailable, ValueError)  # the last: a person has to change something, and may at any time
 
 
@@ -143,6 +144,7 @@ def _fingerprint(use_case: UseCase) -> str:
 def main() -> int:
     """Follow until SIGTERM; 1: another stream runs here, or a mistake of ours ended one, which the log shows."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    sys.setswitchinterval(_SWITCH_SECONDS)
     outside, stopped = connect.outside(), threading.Event()
     lock = outside.settings.home / LOCK
     lock.parent.mkdir(parents=True, exist_ok=True)

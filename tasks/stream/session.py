@@ -34,7 +34,7 @@ from tasks.stream.source_step import SourceStep
 from tasks.stream.state import StreamState, advance_stream
 from tasks.stream.store_series import MOVE_STATE, TELL_STATE, StoreWriter
 
-_LOOK_BACKS_HELD = 2  # before what is looked back on: then a session begins anew
+LOOK_BACKS_HELD = 2  # before what is looked back on: then a session begins anew
 _REVISIONS = """
 select definition, revision, as_of, snapshot_version, split is not null as is_parted from online_state
 where use_case = %s order by 1"""
@@ -102,7 +102,8 @@ class StreamSession:
             self._begin_at(snapshot)
             self._began = kept_interval(self._use_case, snapshot).start
             with self._outside.warehouse.transaction() as at:
-                self._mark_unsettled(at, has_forgotten=True)
+                for definition, series in self._series:
+                    series.mark_stored(self._writers[definition.digest()].list_stored(at))
             self._stack = stack.pop_all()
         return self
 
@@ -195,7 +196,7 @@ class StreamSession:
         assert self._latest is not None
         snapshot = dataset.find_snapshot(self._latest, self._use_case, self._outside)
         since, most = kept_interval(self._use_case, snapshot).start, max(d.look_back for d, _ in self._series)
-        if self._moved_at >= 0 and since > self._began + _LOOK_BACKS_HELD * most:
+        if self._moved_at >= 0 and since > self._began + LOOK_BACKS_HELD * most:
             raise StoreRebuilt
         held = {place: row for place, row in self._held.items() if row.available_at >= snapshot.end}
         state = replace(self._state, changes=self._state.changes + 1)
@@ -215,7 +216,6 @@ class StreamSession:
             at.execute(MOVE_STATE, (since, *2 * (snapshot.end,), snapshot.version, reached, state.changes, *where))
             forget_followed(at, self._use_case, snapshot.end)
             moved = _read_revisions(at, self._use_case)
-            self._mark_unsettled(at, has_forgotten=False)
             for each in self._writers.values():
                 each.delete_empty(at, self._moved_at)
 
@@ -277,11 +277,6 @@ class StreamSession:
             digest: StoreWriter(use_case=self._use_case.name, definition=digest, split=snapshot.end)
             for digest in (definition.digest() for definition, _ in self._series)
         }
-
-    def _mark_unsettled(self, at: cursor, *, has_forgotten: bool) -> None:
-        for definition, series in self._series:
-            stored = self._writers[definition.digest()].list_unsettled(at)
-            series.mark_unsettled(stored, has_forgotten=has_forgotten)
 
     def _refuse_refreshed(self, at: cursor) -> None:
         at.execute(_LOCK, (self._use_case.name,))  # as a refresh does, before it touches the store

@@ -28,9 +28,8 @@ where (s.use_case, s.definition, s.key) = (new.use_case, new.definition, new.key
 _DELETE_EMPTY = """
 delete from online_series
 where use_case = %s and definition = %s and payload is null and recent is null and changed < %s"""
-_UNSETTLED = """
-select key, recent is not null from online_series s
-where use_case = %s and definition = %s and split is distinct from %s"""
+_STORED = """
+select key, recent is not null, split is distinct from %s from online_series where use_case = %s and definition = %s"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,10 +62,10 @@ class StoreWriter:
         """Series without an event, which changed before a step: every reader has been told of them."""
         at.execute(_DELETE_EMPTY, (self.use_case, self.definition, before))
 
-    def list_unsettled(self, at: cursor) -> list[tuple[str, bool]]:
-        """The keys of series that are cut elsewhere, and whether they have a later part."""
-        at.execute(_UNSETTLED, (self.use_case, self.definition, self.split))
-        return [(key, has_recent) for key, has_recent in at.fetchall()]
+    def list_stored(self, at: cursor) -> list[tuple[str, bool, bool]]:
+        """The keys of all series, whether each has a later part, and whether it is cut elsewhere."""
+        at.execute(_STORED, (self.split, self.use_case, self.definition))
+        return [(key, has_recent, is_elsewhere) for key, has_recent, is_elsewhere in at.fetchall()]
 
     def _write_pages(self, at: cursor, statement: str, values: Sequence[Iterable[object]], template: str) -> None:
         psycopg2.extras.execute_values(at, statement, values, template=template, page_size=_PAGE_ROWS)

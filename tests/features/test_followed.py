@@ -56,9 +56,11 @@ def known_by(world: World, moment: datetime) -> World:
     return {name: between(table, datetime(2012, 1, 1, tzinfo=UTC), moment) for name, table in world.items()}
 
 
-def follow(world: World, definition: FeatureSet = FLIGHTS, split: datetime = SPLIT) -> FollowedSeries:
+def follow(
+    world: World, definition: FeatureSet = FLIGHTS, split: datetime = SPLIT, since: datetime = SINCE
+) -> FollowedSeries:
     with tempfile.TemporaryDirectory() as folder:
-        return FollowedSeries(definition, parquet(world, folder), KEYS, since=SINCE, split=split, lead=LEAD)
+        return FollowedSeries(definition, parquet(world, folder), KEYS, since=since, split=split, lead=LEAD)
 
 
 def apply_to_rows(world: World, changes: Mapping[str, SourceChange]) -> World:
@@ -82,6 +84,13 @@ def update(held: Held, by: ChangedSeries) -> None:
 def packed_all(followed: FollowedSeries) -> Held:
     everything = followed.pack_all()
     return {**everything.settled}, {**everything.recent}
+
+
+def store_all(followed: FollowedSeries) -> Held:
+    """All of them, as the store has them from now on."""
+    held = packed_all(followed)
+    followed.mark_stored((key, key in held[1], False) for key in {*held[0], *held[1]})
+    return held
 
 
 def rows_changed(name: str, rows: pa.Table, gone: pa.Table | None = None) -> SourceChange:
@@ -161,7 +170,7 @@ def test_moved_to_later_files_they_are_those_of_a_rebuild_from_them(world: World
     """The files have some rows otherwise than they were followed; rows come before, meanwhile and after."""
     rows = known_by(world, CUT)
     followed = follow(rows)
-    held = packed_all(followed)
+    held = store_all(followed)
     for _ in range(draw.draw(st.integers(0, 2))):
         changes = steps(world, draw)
         rows = apply_to_rows(rows, changes)
@@ -169,9 +178,10 @@ def test_moved_to_later_files_they_are_those_of_a_rebuild_from_them(world: World
     since = draw.draw(st.sampled_from([SINCE, day(13)]))
     filed = apply_to_rows(rows, steps(world, draw)) if draw.draw(st.booleans()) else rows
     rows, changed = move(followed, filed, rows, since)
-    stored = [(key, key in held[1]) for key in {*held[0], *held[1]} - {*changed.settled, *changed.recent}]
     update(held, changed)
-    followed.mark_unsettled(stored, has_forgotten=draw.draw(st.booleans()))
+    if draw.draw(st.booleans()):  # as a session that begins finds it
+        cut = {*changed.settled, *changed.recent}
+        followed.mark_stored((key, key in held[1], key not in cut) for key in {*held[0], *held[1]})
     for _ in range(draw.draw(st.integers(0, 2))):
         changes = steps(world, draw)
         rows = apply_to_rows(rows, changes)
@@ -188,14 +198,12 @@ def test_a_row_that_the_files_do_not_have_is_seen_to_be_gone(world: World) -> No
     """The property above is not blind: what a dataset lacks goes, and what it has otherwise is as it has it."""
     rows = known_by(world, CUT)
     followed = follow(rows)
-    held = packed_all(followed)
+    held = store_all(followed)
     lacking = {**rows, "movements": rows["movements"].slice(7)}
     rows, changed = move(followed, lacking, rows, SINCE)
     assert changed.settled
-    stored = [(key, key in held[1]) for key in {*held[0], *held[1]} - {*changed.settled, *changed.recent}]
     update(held, changed)
     assert held != packed_all(follow(rows, split=MOVE))  # not yet
-    followed.mark_unsettled(stored, has_forgotten=False)
     settle_all(followed, held, 10_000)
     assert held == packed_all(follow(rows, split=MOVE))
 

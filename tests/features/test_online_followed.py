@@ -73,11 +73,9 @@ def test_nobody_notices_that_the_store_moves_to_a_later_dataset(world: World, fo
     rows, later = known_by(world, CUT), day(13)
     events, batch = requests(world, day(16), CUT), engine(world, day(16), CUT)[0]
     assert moved(batch, reader.compute(events, stored.fetch).features) == []
+    followed.mark_stored((key, key in stored.recent, False) for key in {*stored.series, *stored.recent})
     _, changed = move(followed, rows, rows, later)
     assert changed == ChangedSeries()  # the dataset has what was followed
-    followed.mark_unsettled(
-        [(key, key in stored.recent) for key in {*stored.series, *stored.recent}], has_forgotten=True
-    )
     stored.state = stored.state._replace(since=micros(later), snapshot="later", changes=stored.state.changes + 1)
     stored.reads.clear()
     for start, end in ((CUT, day(16, 18)), (day(16, 18), day(17))):

@@ -264,15 +264,42 @@ def test_a_partition_that_nobody_took_is_taken_though_its_source_has_ended(
     assert [run["conf"] for run in runs] == [{"partition": "2013-06-10"}]
 
 
-def test_what_yields_lets_the_processes_of_other_sessions_go_first_too(processes: None) -> None:
-    """Where Linux shares processors out by session, a process's own niceness counts within its session alone."""
-    code = (
-        "import os; from infra.local.airflow_main import SESSION_NICENESS as session, yield_processor\n"
-        "before = os.nice(0); yield_processor(3)\n"
-        "print(os.nice(0) - before, session.read_text().split()[-1] if session.exists() else 3)"
-    )
+def test_what_runs_tasks_lets_the_processes_of_other_sessions_go_first_too(processes: None) -> None:
+    """Where Linux shares processors out by session, a process's own niceness counts within its session alone.
+
+    Only what the scheduler itself forks yields: neither the scheduler, nor a task once more than its worker.
+    """
+    code = """
+import os
+from functools import partial
+from infra.local.airflow_main import SESSION_NICENESS as session, yield_processor
+
+def tell(who, session_before):
+    shared = session.read_text().split()[-1] if session.exists() else "-"
+    print(who, os.nice(0), shared, os.getsid(0) != session_before, flush=True)
+
+def fork(work):
+    if (pid := os.fork()) == 0:
+        work()
+        os._exit(0)
+    os.waitpid(pid, 0)
+
+os.register_at_fork(after_in_child=partial(yield_processor, 3, os.getpid()))
+mine = os.getsid(0)
+def work():
+    tell("worker", mine)
+    theirs = os.getsid(0)
+    fork(lambda: tell("task", theirs))
+fork(work)
+tell("scheduler", mine)
+"""
     command = [sys.executable, "-c", code]
     said = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True, start_new_session=True)
     if "cannot be written" in said.stdout:
         pytest.skip(said.stdout)
-    assert said.stdout.split() == ["3", "3"]
+    before = os.nice(0)
+    [worker, task, scheduler] = [line.split() for line in said.stdout.splitlines()]
+    shared = ("-", "-") if worker[2] == "-" else ("3", "0")
+    assert worker == ["worker", str(before + 3), shared[0], "True"]
+    assert task == ["task", str(before + 3), shared[0], "False"]
+    assert scheduler == ["scheduler", str(before), shared[1], "False"]

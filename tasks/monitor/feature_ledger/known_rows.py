@@ -5,7 +5,7 @@ it is written, to the byte (decision 24), so what it held can be put together ag
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -113,72 +113,3 @@ class KnownRows:
             if first.available_at is not None and first.step.known_before is not None:
                 found[first.table].append(first)
         return {table: sorted(rows, key=lambda row: row.version) for table, rows in found.items()}
-
-    def list_followed(self, changes: int, since: datetime) -> dict[Place, RowVersion]:
-        """The last version of each row in the steps up to one, of those that became known from a moment on."""
-        latest = {
-            (version.table, version.identity): version
-            for version in self.versions
-            if version.is_followed and version.step.changes <= changes
-        }
-        return {
-            place: version
-            for place, version in latest.items()
-            if version.available_at is not None and version.available_at >= since
-        }
-
-    def find_differing(self, then: DatasetObjects, changes: int) -> list[RowDifference]:
-        """The rows that a store at a dataset and a step of the stream had otherwise than batch has them."""
-        followed = self.list_followed(changes, then.snapshot.end)
-        served, batch = list[FollowedRow](), list[FollowedRow]()
-        for version in followed.values():
-            if version.is_good:
-                served.append(_as_row(version))
-        for table in self.batch.objects:
-            old, new = then.objects.get(table, {}), self.batch.objects[table]
-            for key in sorted({*old, *new}):
-                before, now = old.get(key), new.get(key)
-                is_same = before is not None and now is not None and before.sha256 == now.sha256
-                if before is not None and not is_same:
-                    served += [row for row in self.clean.list_rows(table, before) if _place(row) not in followed]
-                if now is not None:
-                    batch += [
-                        row
-                        for row in self.clean.list_rows(table, now)
-                        if not is_same or _place(row) in followed  # the stream's takes its place in the store
-                    ]
-        return _pair(served, batch)
-
-
-def _as_row(version: RowVersion) -> FollowedRow:
-    assert version.available_at is not None  # of a row that is there
-    return FollowedRow(
-        table=version.table, identity=version.identity, available_at=version.available_at, row_data=version.row_data
-    )
-
-
-def _place(row: FollowedRow) -> Place:
-    return row.table, row.identity
-
-
-def _pair(served: Iterable[FollowedRow], batch: Iterable[FollowedRow]) -> list[RowDifference]:
-    """What is in one of them only, by what tells it apart."""
-    left, right = ({(*_place(row), row.row_data): row for row in rows} for rows in (served, batch))
-    sides = defaultdict[Place, tuple[list[FollowedRow], list[FollowedRow]]](lambda: ([], []))
-    for number, (mine, others) in enumerate(((left, right), (right, left))):
-        for name in mine.keys() - others.keys():
-            sides[name[:2]][number].append(mine[name])
-    return [
-        RowDifference(table=place[0], identity=place[1], served=one, batch=other)
-        for place in sorted(sides)
-        for one, other in _zip_longest(*sides[place])
-    ]
-
-
-def _zip_longest(
-    served: list[FollowedRow], batch: list[FollowedRow]
-) -> list[tuple[FollowedRow | None, FollowedRow | None]]:
-    length = max(len(served), len(batch))
-    served, batch = (sorted(rows, key=lambda row: row.row_data or "", reverse=True) for rows in (served, batch))
-    pad = [None] * length
-    return list(zip([*served, *pad][:length], [*batch, *pad][:length], strict=True))

@@ -8,7 +8,6 @@ is needed for it, the difference is a defect.
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from itertools import combinations
 from typing import Any
 
@@ -16,6 +15,7 @@ from tasks.monitor.feature_ledger.answers import EventValues, FeatureDifference,
 from tasks.monitor.feature_ledger.known_rows import DatasetObjects, KnownRows, RowDifference
 from tasks.monitor.feature_ledger.recompute import Recomputation, compute_silently
 from tasks.monitor.feature_ledger.row_causes import CauseFinder, KnownState, RowCause, ServedCause
+from tasks.monitor.feature_ledger.store_steps import StoreSteps
 from tasks.monitor.restated import EventKey
 
 _NOT_FOLLOWED = " is not followed"
@@ -126,17 +126,16 @@ class DifferenceProver:
     def _make_scenes(self, answers: Iterable[ServedAnswer]) -> list[_Scene]:
         """Answers by what they knew: of the rows that differ, those of their time."""
         together = defaultdict[Any, list[ServedAnswer]](list)
-        differing = dict[tuple[str, int], list[RowDifference]]()
+        stores = dict[str, StoreSteps]()
         rows_of = dict[Any, list[RowDifference]]()
-        for answer in answers:
+        for answer in sorted(answers, key=lambda answer: answer.changes or 0):
             assert answer.snapshot is not None
             assert answer.changes is not None
-            store = answer.snapshot, answer.changes
-            if store not in differing:
-                then = self.find_dataset(answer.snapshot)
-                differing[store] = sorted(self.known.find_differing(then, answer.changes), key=_moment)
-            mine = [each for each in differing[store] if each.available_at <= (answer.behind or answer.prediction_time)]
-            scene = answer.snapshot, answer.behind, _list_stopped(answer), tuple(mine)
+            if (store := stores.get(answer.snapshot)) is None:
+                store = stores[answer.snapshot] = StoreSteps(self.known, self.find_dataset(answer.snapshot))
+            store.reach(answer.changes)
+            mine = store.list_until(answer.behind or answer.prediction_time)
+            scene = answer.snapshot, answer.behind, _list_stopped(answer), tuple(map(id, mine))
             together[scene].append(answer)
             rows_of[scene] = mine
         return [self._make_scene(found, rows_of[scene], scene) for scene, found in together.items()]
@@ -228,10 +227,6 @@ def _describe_state(answer: ServedAnswer) -> dict[str, Any]:
 def _list_stopped(answer: ServedAnswer) -> frozenset[str]:
     """The tables that it says the stream misses something of."""
     return frozenset(why.removesuffix(_NOT_FOLLOWED) for why in answer.reasons if why.endswith(_NOT_FOLLOWED))
-
-
-def _moment(difference: RowDifference) -> datetime:
-    return difference.available_at
 
 
 def _as_defect(each: FeatureDifference, missing: str) -> ProvedDifference:
