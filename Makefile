@@ -139,6 +139,10 @@ test-compose: env wheels ## build and start the containers, replay, kill each on
 doctor: env ## say what is wrong with a stack, embedded or composed, and what to change
 	@$(BIN)/python -m infra.doctor
 
+.PHONY: check-use-case
+check-use-case: env ## all that can be known of a use case before its first backfill: NAME=x; needs the stack
+	@$(BIN)/python -m infra.local run -- python -m tasks.check_use_case $(NAME)
+
 .PHONY: bench
 bench: env ## every benchmark but `stages` and `engines`: ours beside what people use (needs wrk)
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[local,dev,bench]'

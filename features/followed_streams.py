@@ -95,11 +95,11 @@ class FollowedStreams:
     ) -> Iterator[dict[str, StreamChange]]:
         """Make the rows that became known in a span those of clean files, by source; what changes of the streams.
 
-        Rows of the identities in `kept` stay as they are. For errors see `changed`.
+        Rows of the identities in `kept` stay as they are, as do all rows of other sources. For errors see `changed`.
         """
         with self._kept_on_error():
-            for name in self._definition.sources:
-                self._rows.stage_files(name, files.get(name, ()), spans[name], kept[name])
+            for name, span in spans.items():
+                self._rows.stage_files(name, files.get(name, ()), span, kept[name])
             yield self._follow_staged()
 
     @contextmanager

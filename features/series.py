@@ -16,6 +16,7 @@ from features.vocabulary import AsOf, Preceding, Window
 from features.windows import record_sql, sum_name
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_ENCODER = json.JSONEncoder(separators=(",", ":"))  # made once: a move writes the keys of all series
 _KINDS = {
     "BIGINT": "bigint", "DOUBLE": "double", "VARCHAR": "varchar", "TIMESTAMP": "timestamp", "BOOLEAN": "boolean",
 }  # fmt: skip
@@ -66,7 +67,7 @@ class Series:
 
     def key_text(self, values: Sequence[str | int]) -> str:
         """How a key is written in the store; moments are microseconds since 1970."""
-        return f"{self.name}{json.dumps(list(values), separators=(',', ':'))}"
+        return f"{self.name}{_ENCODER.encode(list(values))}"
 
 
 def point_kinds(definition: FeatureSet) -> dict[str, str]:

@@ -17,20 +17,17 @@ from numpy.typing import NDArray
 from adapters.connect import Outside
 from features import FeatureSet
 from features.offline_requests import load_past_requests
-from features.online import FetchedSeries, OnlineFeatures, StoreState
-from features.series import to_microseconds
 from infra.replay.measures import score_metrics
 from pipeline.handoffs import Snapshot
 from pipeline.partitions import Interval
 from pipeline.spec import UseCase
 from tasks.build_features import dataset
+from tasks.build_features.as_online import compute_as_online
 from tasks.build_features.followed_series import kept_interval
 from tasks.build_features.learnt_features import load_learnt_points
 from tasks.build_features.manifest import clean_files
-from tasks.build_features.store_refresh import pack_all_series
 from tasks.monitor.restated import EventKey, list_event_keys, rescore_events
 
-_CACHE_BYTES = 256 << 20
 _ANSWERS = """
 select entity_key, event_time, model_version, score, in_time, degraded,
     greatest(0, extract(epoch from prediction_time - known_until))::float / 60 as age_minutes,
@@ -131,17 +128,10 @@ class _Rescoring:
         lead = self._use_case.time.lead
         reach = kept_interval(self._use_case, self._snapshot)
         kept = Interval(self._week.start - (reach.end - reach.start), self._week.start)
-        series = dict(
-            pack_all_series(definition, clean_files(self._snapshot, kept, self._outside, definition), kept, lead)
-        )
-        state = StoreState(1, to_microseconds(kept.start), to_microseconds(kept.end), self._snapshot.version)
-
-        def fetch(keys: list[str], _: StoreState | None) -> FetchedSeries:
-            return FetchedSeries(state=state, parts={key: (series.get(key), None) for key in keys})
-
         tables = clean_files(self._snapshot, self._week, self._outside, definition)
         asked = load_past_requests(definition, tables, self._week, lead).drop_columns(["entity_key", "event_time"])
-        return OnlineFeatures(definition, lead, cache_bytes=_CACHE_BYTES).compute(asked, fetch).features
+        before = clean_files(self._snapshot, kept, self._outside, definition)
+        return compute_as_online(definition, before, kept, lead, asked)
 
 
 def pool_answers(weeks: list[AnsweredWeek]) -> dict[str, dict[str, float]]:

@@ -1,7 +1,7 @@
 """The series of a definition in memory, from a dataset and the rows that were followed since; and their bytes."""
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 
 from adapters.connect import Outside
@@ -18,9 +18,8 @@ from tasks.build_features.followed_rows import (
     decode_identities,
     to_source_changes,
 )
-from tasks.build_features.manifest import clean_files, clean_objects, local_files
+from tasks.build_features.manifest import CleanObject, clean_files, clean_objects, local_files
 
-_BEGINNING = datetime(1, 1, 1, tzinfo=UTC)
 _PARTITIONS_KEPT = 2  # of prediction times before `as_of` that are answered exactly; golden rows come from the last one
 
 
@@ -65,34 +64,47 @@ def move_series(
     use_case: UseCase,
     definition: FeatureSet,
     *,
+    before: Snapshot,
     snapshot: Snapshot,
     outside: Outside,
     followed: FollowedSource,
 ) -> ChangedSeries:
-    """Bring series to a later dataset, beside the rows that were followed since it ends.
+    """Bring series from a dataset to a later one, beside the rows that were followed since it ends.
+
+    What both have is not read again.
 
     Raises:
         ValueError, duckdb.Error: a clean table lacks what the features read.
     """
-    kept, identities = kept_interval(use_case, snapshot), followed.identities
-    objects = clean_objects(snapshot, kept, outside, definition)
+    kept = kept_interval(use_case, snapshot)
+    new = clean_objects(snapshot, kept, outside, definition)
+    old = clean_objects(before, kept_interval(use_case, before), outside, definition)
+    first = {name: _find_first_change(old[name], new[name]) for name in definition.sources}
+    begins = {name: start for name, start in first.items() if start is not None}
     held = defaultdict[str, list[str]](list)
     for row in followed.rows:
         held[row.table].append(row.identity)
-    reach = kept.start - definition.look_back
     return series.move(
-        local_files(objects, outside),
-        {
-            name: Interval(
-                _BEGINNING if source.timeless else min([reach, *(item.interval.start for item in objects[name])]),
-                snapshot.end,
-            )
-            for name, source in definition.sources.items()
-        },
-        {name: decode_identities(use_case, name, held[name], identities) for name in definition.sources},
+        local_files(
+            {name: [item for item in new[name] if item.interval.start >= start] for name, start in begins.items()},
+            outside,
+        ),
+        {name: Interval(start, snapshot.end) for name, start in begins.items()},
+        {name: decode_identities(use_case, name, held[name], followed.identities) for name in begins},
         since=kept.start,
         split=snapshot.end,
     )
+
+
+def _find_first_change(old: Sequence[CleanObject], new: Sequence[CleanObject]) -> datetime | None:
+    """When the first object begins that a later dataset has otherwise; None: it has what the earlier one has.
+
+    What the earlier one has before all of the later one is only looked back on no more.
+    """
+    was, now = ({item.interval.start: item.sha256 for item in items} for items in (old, new))
+    reached = min(now, default=datetime.max.replace(tzinfo=UTC))
+    starts = {start for start in was if start >= reached} | now.keys()
+    return min((start for start in starts if was.get(start) != now.get(start)), default=None)
 
 
 def apply_rows(

@@ -8,6 +8,7 @@ none. Killed between an answer and its keeping, the event is asked about again; 
 import threading
 import time
 import uuid
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
@@ -24,7 +25,7 @@ from tasks.stream.known_events import remove_events
 from tasks.stream.read_tables import read_time
 from tasks.stream.trouble import report_trouble
 
-PATIENCE_SHARE = 0.6  # of the time in which an answer is in time: so long it waits for the store
+PATIENCE_SHARE = 0.5  # of the time in which an answer is in time: so long it waits for the store
 _REFUSED = 400
 _MOST_AT_ONCE = 64  # history that nobody asked for yet takes its time
 _LOOK_SECONDS = 0.1
@@ -128,7 +129,7 @@ class _EventAnswerer:
     def _answer(self, due: list[dict[str, Any]]) -> bool:
         """Ask about events, and keep what was answered; whether anything was.
 
-        Where the store was silent, and there is time, the event is asked about again.
+        Where the server did not know yet what the store knows, and there is time, the event is asked about again.
         """
         request_id = f"due-{uuid.uuid4().hex}"
         reply = self._gateway.ask(self._use_case.name, [event["request"] for event in due], request_id=request_id)
@@ -158,7 +159,7 @@ class _EventAnswerer:
                 now < event["event_time"] and now <= event["prediction_time"] + self._budget,
             )
             for position, (event, answer) in enumerate(zip(due, reply.body, strict=True))
-            if DegradedReason.STORE_SILENT not in answer["reasons"] or now > event["prediction_time"] + self._patience
+            if knows_all(event["prediction_time"], answer) or now > event["prediction_time"] + self._patience
         ]
 
         def keep() -> None:
@@ -181,6 +182,14 @@ class _EventAnswerer:
             f"{key[0]} at {key[1]}: {problem[:500]}. It is left unanswered;"
             " see known_events in the warehouse for others",
         )
+
+
+def knows_all(prediction_time: datetime, answer: Mapping[str, Any]) -> bool:
+    """Whether an answer rests on all that became known before a moment: a server is told of it after the store."""
+    known_until = answer["known_until"]
+    if known_until is None or DegradedReason.STORE_SILENT in answer["reasons"]:
+        return False
+    return datetime.fromisoformat(known_until) >= prediction_time
 
 
 def _fingerprint(use_case: UseCase) -> str:

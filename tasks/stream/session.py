@@ -201,7 +201,7 @@ class StreamSession:
         held = {place: row for place, row in self._held.items() if row.available_at >= snapshot.end}
         state = replace(self._state, changes=self._state.changes + 1)
         kept = FollowedSource(identities=self._identities, changes=state.changes, rows=tuple(held.values()))
-        move = partial(move_series, snapshot=snapshot, outside=self._outside, followed=kept)
+        move = partial(move_series, before=self._snapshot, snapshot=snapshot, outside=self._outside, followed=kept)
         try:
             changed = {d.digest(): move(series, self._use_case, d) for d, series in self._series}
         except (ValueError, duckdb.Error) as error:

@@ -37,6 +37,7 @@ class Server:
     asked: list[int] = field(default_factory=list)  # events of each request
     logged: list[Sequence[Mapping[str, Any]]] = field(default_factory=list)
     before: Callable[[], InferenceReply | None] = lambda: None  # an answer that it gives instead
+    after: Callable[[InferenceReply], InferenceReply] = lambda reply: reply  # what becomes of its answer
 
     def __post_init__(self) -> None:
         digest = make_bundle(self.folder)
@@ -74,7 +75,7 @@ class Server:
             return instead
         [reply] = self._answerer.answer([read_inference_request(body, headers)])
         self.asked.append(reply.events)
-        return reply
+        return self.after(reply)
 
 
 class AnsweredOutside(Outside):

@@ -134,6 +134,40 @@ def test_where_the_store_stays_behind_an_answer_comes_on_what_is_known_while_it_
 
 
 @pytest.mark.usefixtures("snapshot")
+def test_a_server_that_does_not_know_yet_what_the_store_knows_is_asked_again(
+    followed: UseCase, outside: Outside, source: LiveSource, server: Server
+) -> None:
+    """It reads the store a moment later; where it stays behind, its answer is taken while that is in time."""
+    is_behind = threading.Event()
+
+    def lag(reply: InferenceReply) -> InferenceReply:
+        answers = json.loads(reply.body)
+        for answer in answers if is_behind.is_set() else ():
+            answer["known_until"] = (START - HOUR).isoformat()
+        return replace(reply, body=json.dumps(answers).encode())
+
+    server.after = lag
+    is_behind.set()
+    with following(followed, outside), answering(followed, outside):
+        await_listed(outside)
+        source.tell(START + HOUR)
+        await_known(outside, START + HOUR)
+        known = count_due(outside, START + HOUR)
+        asked = len(server.asked)
+        assert wait_until(lambda: len(server.asked) > asked + 3, within_seconds=PATIENCE_SECONDS)
+        assert known
+        assert list_answers(outside) == []
+        is_behind.clear()
+        answers = await_answers(outside, known)
+        assert all(row["known_until"] > row["prediction_time"] for row in answers)
+        is_behind.set()
+        source.tell(START + 3 * HOUR)
+        behind = await_answers(outside, known + 1)[known:]
+    assert {row["known_until"] for row in behind} == {START - HOUR}
+    assert all(row["in_time"] for row in behind)
+
+
+@pytest.mark.usefixtures("snapshot")
 def test_an_answer_that_comes_too_late_says_so(followed: UseCase, outside: Outside, source: LiveSource) -> None:
     with following(followed, outside):
         await_listed(outside)

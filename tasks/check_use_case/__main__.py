@@ -1,0 +1,73 @@
+"""`make check-use-case NAME=x`: all that can be known of a use case before its first backfill. Changes nothing.
+
+python -m tasks.check_use_case <use case>
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+
+import psycopg2
+
+from adapters.connect import Outside
+from adapters.errors import Unavailable
+from pipeline.spec import UseCase
+from tasks.check_use_case.declared_check import check_definition, check_suites, find_definition, find_suites
+from tasks.check_use_case.findings import Finding
+from tasks.check_use_case.params_check import check_params
+from tasks.check_use_case.sample import find_partitions, take_sample
+from tasks.check_use_case.sample_check import check_sample, check_volumes
+from tasks.check_use_case.source_check import check_source
+from tasks.common.command import parse_command, report_mistakes
+
+
+def check_use_case(use_case: UseCase, outside: Outside) -> Iterator[Finding]:
+    """What is wrong, the cheapest first; rows are looked at once nothing else is wrong.
+
+    Raises:
+        ValueError: the source cannot be asked.
+    """
+    declared, without_suites = find_suites(use_case)
+    definition, without_features = find_definition(use_case)
+    found = [*check_params(use_case, datetime.now(UTC).date()), *without_suites, *without_features]
+    if not without_suites:
+        found += check_suites(use_case, declared)
+    if definition is not None and not without_suites:
+        found += check_definition(use_case, definition, declared)
+    try:
+        found += check_source(use_case, declared, outside)
+        yield from found
+        if found or definition is None:
+            return
+        if (partitions := find_partitions(use_case, outside)) is None:
+            return
+        first, second = partitions
+        volumes = [*check_volumes(use_case, declared, first, second, outside)]
+        yield from volumes
+        sample = take_sample(use_case, definition, declared, partitions, outside)
+        print(f"{first.start:%Y-%m-%d} and {second.start:%Y-%m-%d}: {sample.points.num_rows:,} points,"
+              f" {sample.labels.num_rows:,} labels, in {sample.seconds:.1f} s", flush=True)  # fmt: skip
+        yield from check_sample(use_case, definition, sample)
+    except (psycopg2.Error, Unavailable) as error:
+        raise ValueError(f"the source cannot be read: {error}") from error
+
+
+@report_mistakes
+def main(arguments: list[str]) -> int:
+    """0: nothing is wrong; 1: something is, a line each; 2: there is no such use case, or no source."""
+    parser = argparse.ArgumentParser(prog="python -m tasks.check_use_case", description=__doc__.split("\n")[0])
+    parser.add_argument("use_case")
+    _, use_case, outside = parse_command(parser, arguments)
+    began, count = time.monotonic(), 0
+    for finding in check_use_case(use_case, outside):
+        print(finding.describe(use_case.name, outside.settings.params), flush=True)
+        count += 1
+    told = f"{count} to be changed" if count else "nothing stands against a backfill"
+    print(f"{use_case.name}: {told} ({time.monotonic() - began:.0f} s)")
+    return 1 if count else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

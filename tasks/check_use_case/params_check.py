@@ -1,0 +1,184 @@
+"""Whether the keys of a use case's block agree with each other: what would stop, or never end, weeks later."""
+
+import math
+from collections.abc import Iterator
+from datetime import UTC, date, datetime, timedelta
+from itertools import pairwise
+
+from croniter import croniter
+
+from pipeline.fields import RANKINGS
+from pipeline.partitions import utc
+from pipeline.spec import UseCase
+from tasks.check_use_case.findings import Finding, in_params
+
+_DAY = timedelta(days=1)
+_FIRES_READ = 12
+
+
+def check_params(use_case: UseCase, today: date) -> Iterator[Finding]:
+    """What contradicts what, as of a day (UTC)."""
+    yield from _check_split(use_case, today)
+    yield from _check_schedule(use_case)
+    yield from _check_train(use_case)
+    yield from _check_gate(use_case)
+    yield from _check_monitor(use_case)
+    yield from _check_endpoint(use_case)
+
+
+def days_behind(use_case: UseCase) -> float:
+    """How old the newest label that a champion learnt is when it is trained: the holdout, and the label delay twice."""
+    return use_case.train.holdout_days + 2 * (use_case.time.label_delay / _DAY)
+
+
+def _check_split(use_case: UseCase, today: date) -> Iterator[Finding]:
+    time, train, source = use_case.time, use_case.train, use_case.source
+    delay = (time.label_delay + time.lead) / _DAY
+    if train.validation_days <= delay:
+        yield in_params(
+            "train.validation_days",
+            f"{train.validation_days}: no label of these days is known at their end, for labels come"
+            f" {time.label_delay_hours} hours after the event (time.label_delay_hours), which is {time.lead_minutes}"
+            " minutes after its prediction (time.lead_minutes)",
+            f"at least {math.ceil(delay) + source.partition_days}, or a smaller time.label_delay_hours",
+        )
+    if use_case.source.first_partition > today:
+        yield in_params("source.first_partition", f"{source.first_partition} lies in the future", f"at most {today}")
+        return
+    last = source.last_partition + source.partition_days * _DAY if source.last_partition else today
+    has, needs = (last - source.first_partition).days, days_behind(use_case) + train.validation_days
+    if has < needs + source.partition_days:
+        yield in_params(
+            "source.first_partition",
+            f"{source.first_partition}: {has} days lie between it and {last}, and a training takes {needs:g} of them"
+            f" for validation (train.validation_days {train.validation_days}), holdout (train.holdout_days"
+            f" {train.holdout_days}) and labels that are to come (time.label_delay_hours {time.label_delay_hours})",
+            f"a day at least {math.ceil(needs) + 2 * source.partition_days} days before {last}, or fewer of these days",
+        )
+
+
+def _check_schedule(use_case: UseCase) -> Iterator[Finding]:
+    source, length = use_case.source, timedelta(days=use_case.source.partition_days)
+    begin = utc(source.first_partition) - timedelta(seconds=1)
+    fires = [each.astimezone(UTC) for each in _read_fires(source.cron, begin, _FIRES_READ)]
+    gaps = [later - earlier for earlier, later in pairwise(fires)]
+    if any(gap != length for gap in gaps):
+        odd = next(gap for gap in gaps if gap != length)
+        yield in_params(
+            "source.cron",
+            f"{source.cron!r} comes after {odd / _DAY:g} days, and a partition has {source.partition_days}"
+            " (source.partition_days): partitions would be missed, or taken before they end",
+            f"one that comes every {source.partition_days} days, such as {_suggest_cron(use_case)!r}",
+        )
+    elif (late := (fires[0] - utc(source.first_partition)) % length) >= _DAY:
+        yield in_params(
+            "source.cron",
+            f"{source.cron!r} comes {late / _DAY:g} days after the end of each partition, which begin on a"
+            f" {source.first_partition:%A} (source.first_partition)",
+            f"{_suggest_cron(use_case)!r}, or a first_partition on a {fires[0]:%A}",
+        )
+    if source.horizon_seconds >= length.total_seconds():
+        yield in_params(
+            "source.horizon_seconds",
+            f"{source.horizon_seconds:g}: a row could come after its whole partition has ended"
+            f" (source.partition_days {source.partition_days})",
+            f"less than {length.total_seconds():g}",
+        )
+
+
+def _read_fires(cron: str, begin: datetime, count: int) -> list[datetime]:
+    fires = croniter(cron, begin)
+    return [fires.get_next(datetime) for _ in range(count)]
+
+
+def _suggest_cron(use_case: UseCase) -> str:
+    days = use_case.source.partition_days
+    if days == 7:
+        return f"0 0 * * {use_case.source.first_partition.isoweekday() % 7}"
+    return "0 0 * * *" if days == 1 else f"0 0 */{days} * *"
+
+
+def _check_train(use_case: UseCase) -> Iterator[Finding]:
+    train = use_case.train
+    if train.trials_at_once > train.trials:
+        yield in_params(
+            "train.trials_at_once",
+            f"{train.trials_at_once} of {train.trials} (train.trials) can never be under way",
+            f"at most {train.trials}",
+        )
+    if train.batch_rows > train.min_rows:
+        yield in_params(
+            "train.batch_rows",
+            f"{train.batch_rows}: a training of train.min_rows ({train.min_rows}) would not fill one batch",
+            f"at most {train.min_rows}",
+        )
+
+
+def _check_gate(use_case: UseCase) -> Iterator[Finding]:
+    gate, alarm = use_case.gate, use_case.gate.leak_alarm
+    if gate.slices and gate.min_slice_rows > gate.min_rows:
+        yield in_params(
+            "gate.min_slice_rows",
+            f"{gate.min_slice_rows}: a slice of a holdout of gate.min_rows ({gate.min_rows}) is never as large",
+            f"less than {gate.min_rows}",
+        )
+    limit = use_case.monitor.limits.get(alarm.metric)
+    if limit is None:
+        return
+    if alarm.metric in RANKINGS and alarm.above is not None and limit.min is not None and limit.min >= alarm.above:
+        yield in_params(
+            f"monitor.limits.{alarm.metric}",
+            f"min {limit.min}: a model that good is refused as too good to be true (gate.leak_alarm.above"
+            f" {alarm.above})",
+            f"min less than {alarm.above}, or a higher gate.leak_alarm.above",
+        )
+    if alarm.below is not None and limit.max is not None and limit.max <= alarm.below:
+        yield in_params(
+            f"monitor.limits.{alarm.metric}",
+            f"max {limit.max}: a model that good is refused as too good to be true (gate.leak_alarm.below"
+            f" {alarm.below})",
+            f"max more than {alarm.below}, or a lower gate.leak_alarm.below",
+        )
+
+
+def _check_monitor(use_case: UseCase) -> Iterator[Finding]:
+    monitor, source = use_case.monitor, use_case.source
+    behind = days_behind(use_case)
+    if monitor.max_age_days <= behind + source.partition_days:
+        yield in_params(
+            "monitor.max_age_days",
+            f"{monitor.max_age_days}: a champion is {behind:g} days behind when it is trained (train.holdout_days"
+            f" {use_case.train.holdout_days}, time.label_delay_hours {use_case.time.label_delay_hours} twice), so it"
+            " would be retrained again and again",
+            f"more than {math.ceil(behind) + source.partition_days}, such as"
+            f" {math.ceil(behind) + 4 * source.partition_days}",
+        )
+    if monitor.performance_days < source.partition_days:
+        yield in_params(
+            "monitor.performance_days",
+            f"{monitor.performance_days}: a partition has {source.partition_days} days (source.partition_days), and"
+            " some of them would never be judged",
+            f"at least {source.partition_days}",
+        )
+    spread = (monitor.breaker_refusals - 1) * monitor.cooldown_days
+    if spread >= monitor.breaker_days:
+        yield in_params(
+            "monitor.breaker_days",
+            f"{monitor.breaker_days}: {monitor.breaker_refusals} refusals (monitor.breaker_refusals) are at least"
+            f" {spread} days apart (monitor.cooldown_days {monitor.cooldown_days}), so the breaker never opens",
+            f"more than {spread}",
+        )
+
+
+def _check_endpoint(use_case: UseCase) -> Iterator[Finding]:
+    endpoint, source = use_case.endpoint, use_case.source
+    if endpoint is None:
+        return
+    hours = source.partition_days * 24
+    if source.follow is None and endpoint.max_feature_age_hours < hours:
+        yield in_params(
+            "endpoint.max_feature_age_hours",
+            f"{endpoint.max_feature_age_hours:g}: without source.follow the history is up to {hours} hours old before"
+            " the next partition comes, and every answer then would say that it is degraded",
+            f"at least {hours + 24}, or follow the source",
+        )
