@@ -125,7 +125,8 @@ def _only_here(column: pa.ChunkedArray, blocks: Codes, bins: Mapping[str, Any]) 
     numbers = pc.index_in(pc.cast(column, pa.string()), value_set=pa.array(rare, pa.string()))
     which = np.asarray(pc.fill_null(numbers, len(rare)), dtype=np.int64)  # the last: not rare, or missing
     in_blocks = np.bincount(np.unique(blocks * (len(rare) + 1) + which) % (len(rare) + 1), minlength=len(rare) + 1)
-    return (in_blocks[which] == 1) & (which < len(rare))
+    alone: npt.NDArray[np.bool_] = (in_blocks[which] == 1) & (which < len(rare))
+    return alone
 
 
 def _block_psi(counts: Floats, counts_alone: Floats) -> list[float]:
