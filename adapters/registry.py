@@ -23,6 +23,8 @@ from adapters.errors import Corrupt, Missing, Unavailable
 CHAMPION, PREVIOUS = "champion", "previous_champion"
 _KEY_TAG = "windsock.key"  # what makes a piece of training work the same piece, whoever retries it
 _SHA256_TAG = "windsock.bundle_sha256"
+_LONGEST_TAG, _LONGEST_PARAM = 8000, 6000  # characters: longer ones the server refuses, and with them the run
+_WHOLE = "long_values.json"  # the artifact that holds what was cut
 _METRICS_PER_REQUEST = 900  # the server takes 1000
 _CLIENT = {  # the defaults wait 120 s and try 7 more times: longer than a task may hang
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
@@ -81,11 +83,13 @@ class Registry:
         if not (record.artifacts / "bundle").is_dir():  # the client would upload nothing, and say nothing
             raise FileNotFoundError(f"{record.artifacts} holds no bundle folder")
         with _reaching(self.tracking_uri):
+            tags = {**record.tags, _KEY_TAG: record.key, _SHA256_TAG: record.bundle_sha256}
+            params = {name: str(value) for name, value in record.params.items()}
             experiment_id = self._experiment(record.use_case)
             self._fail_unfinished(experiment_id, record.key)
             run_id: str = self._client.create_run(
                 experiment_id,
-                tags={**record.tags, _KEY_TAG: record.key, _SHA256_TAG: record.bundle_sha256},
+                tags={name: _cut(value, _LONGEST_TAG) for name, value in tags.items()},
                 run_name=record.name,
             ).info.run_id
             self._client.log_inputs(run_id, datasets=[_dataset(record)])
@@ -97,7 +101,13 @@ class Registry:
                     for epoch, value in enumerate(values, start=1)
                 ),
             ]
-            self._client.log_batch(run_id, params=[Param(name, str(value)) for name, value in record.params.items()])
+            self._client.log_batch(
+                run_id, params=[Param(name, _cut(value, _LONGEST_PARAM)) for name, value in params.items()]
+            )
+            long = {name: value for name, value in tags.items() if len(value) > _LONGEST_TAG}
+            long |= {name: value for name, value in params.items() if len(value) > _LONGEST_PARAM}
+            if long:
+                self._client.log_dict(run_id, long, _WHOLE)
             for start in range(0, len(metrics), _METRICS_PER_REQUEST):
                 self._client.log_batch(run_id, metrics=metrics[start : start + _METRICS_PER_REQUEST])
             self._client.log_artifacts(run_id, str(record.artifacts))
@@ -233,6 +243,12 @@ def folder_sha256(folder: Path) -> str:
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     lines = [f"{hashlib.sha256(p.read_bytes()).hexdigest()}  {p.relative_to(folder)}\n" for p in paths]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _cut(value: str, most: int) -> str:
+    """A value that the server takes; of a longer one its beginning, and where the whole is."""
+    told = f"... (whole: {_WHOLE})"
+    return value if len(value) <= most else value[: most - len(told)] + told
 
 
 def _dataset(record: RunRecord) -> DatasetInput:

@@ -24,7 +24,9 @@ class DeclaredColumn:
 class Expect:
     """One Great Expectations class with its arguments: what it costs when unmet, and why it is expected.
 
-    critical stops the whole batch; warning quarantines exactly the rows that do not meet it.
+    critical stops the whole batch; warning quarantines exactly the rows that do not meet it. Unmet by a table as a
+    whole (a mean, a share of distinct values), a warning is an alert. `mostly` among the arguments: so large a share of
+    the rows must meet it; where it does, none is quarantined.
     """
 
     expectation: str
@@ -99,7 +101,7 @@ def delivery_expectations(suite: Suite, table: Table) -> tuple[Expect, ...]:
 def content_expectations(suite: Suite, table: Table, partition: Interval) -> tuple[Expect, ...]:
     """What the rows of a partition must meet: one per key, in time, complete, plausible."""
     return (
-        unique_key(table),
+        *((unique_key(table),) if table.duplicates == "stop" else ()),
         *_in_time(suite, table, partition),
         *(
             expect_rows("ExpectColumnValuesToNotBeNull", f"{name} must have a value", column=name)
@@ -126,6 +128,15 @@ def unique_key(table: Table) -> Expect:
     if len(table.key) == 1:
         return _critical("ExpectColumnValuesToBeUnique", reason, column=table.key[0])
     return _critical("ExpectCompoundColumnsToBeUnique", reason, column_list=list(table.key))
+
+
+def latest_of_key(table: Table) -> Expect:
+    """Of several rows of one key the latest is kept; what is said of the others."""
+    return expect_rows(
+        "ExpectCompoundColumnsToBeUnique",
+        f"duplicated key: of several rows of one ({', '.join(table.key)}) the latest is kept",
+        column_list=list(table.key),
+    )
 
 
 def _in_time(suite: Suite, table: Table, partition: Interval) -> tuple[Expect, ...]:

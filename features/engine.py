@@ -32,6 +32,7 @@ LABEL_SCHEMA = pa.schema(
 )
 POINT_ORDER = ("prediction_time", "entity_key", "event_time")
 LABEL_ORDER = ("label_time", "entity_key", "event_time")
+_PLACEHOLDER = re.compile(r"\{(start|end|lead)\}")
 _REVISION = 1  # whoever mends a wrong value of any engine raises it: what was built with it is then built anew
 
 
@@ -66,7 +67,8 @@ class FeatureSet:
     `steps` must make every stream, a table `labels`, and a table `asked`: what is known of each event itself, as a
     client would tell it (`request`), and its prediction time. (The table keeps that name because the digest of every
     model trained so far contains it.) `point_sql` makes a point of it, from `asked` and the `lookups`: the key columns
-    and every window key. In `steps` `{start}`, `{end}` and `{lead}` stand for the requested interval and the lead.
+    and every window key. In `steps` `{start}`, `{end}` and `{lead}` stand for the requested interval and the lead;
+    other braces are SQL's.
     """
 
     name: str
@@ -148,7 +150,8 @@ def fill_steps(definition: FeatureSet, interval: Span, lead: timedelta) -> dict[
         "end": moment_sql(interval.end),
         "lead": f"interval '{lead // timedelta(seconds=1)}' second",
     }
-    return {name: sql.format(**placeholders) for name, sql in definition.steps.items()}
+    # Nothing else in braces is ours: a regular expression counts with them, and a struct is written with them.
+    return {name: _PLACEHOLDER.sub(lambda m: placeholders[m[1]], sql) for name, sql in definition.steps.items()}
 
 
 @contextmanager

@@ -5,20 +5,8 @@ from typing import Any
 
 from airflow.sdk import RetryDecision, RetryPolicy
 
-# Errors of the world, not of the data or the code: the same call may well succeed later. By name, so that judging an
-# error imports nothing, and before MISTAKES, because some of them are ValueErrors too.
-INFRASTRUCTURE = (
-    "psycopg2.OperationalError",
-    "psycopg2.InterfaceError",
-    "botocore.exceptions.",
-    "urllib3.exceptions.",
-    "requests.exceptions.",
-    "mlflow.exceptions.",
-    "builtins.ConnectionError",
-    "builtins.TimeoutError",
-)
-# Errors that a second attempt would only repeat: bad data (`BadData` is a ValueError) and broken code.
-MISTAKES = (ValueError, TypeError, AssertionError, AttributeError, ImportError, NameError)
+from pipeline.mistakes import is_mistake, list_kinds
+
 RETRIES = 8
 FIRST_DELAY_SECONDS, LONGEST_DELAY_SECONDS = 5, 600
 
@@ -34,8 +22,8 @@ class Retries(RetryPolicy):
         context: Any = None,  # noqa: ARG002
     ) -> RetryDecision:
         """Whether and when to try again."""
-        names = [f"{kind.__module__}.{kind.__qualname__}" for kind in type(exception).__mro__]
-        if isinstance(exception, MISTAKES) and not any(name.startswith(INFRASTRUCTURE) for name in names):
-            return RetryDecision.fail(f"{names[0]}: trying again would give the same")
+        name = list_kinds(exception)[0]
+        if is_mistake(exception):
+            return RetryDecision.fail(f"{name}: trying again would give the same")
         delay = timedelta(seconds=min(FIRST_DELAY_SECONDS * 2 ** (try_number - 1), LONGEST_DELAY_SECONDS))
-        return RetryDecision.retry(delay, f"{names[0]}: again in {delay}")
+        return RetryDecision.retry(delay, f"{name}: again in {delay}")

@@ -10,13 +10,26 @@ from pipeline.fields import Block, Cron, Identifier, Share
 
 
 class Table(Block):
-    """One source table. Rows belong to the partition in which they became known (`available_at`)."""
+    """One source table. Rows belong to the partition in which they became known (`available_at`).
+
+    `duplicates` says what several rows of one key in a partition are: `stop`, a fault that blocks it; `keep_latest`,
+    versions of one row, of which the one that became known last is kept and the others are quarantined.
+
+    `exempt` names partitions, by the day each starts, in which nothing has to come: neither `min_rows` nor how fresh
+    the newest row is counts there.
+    """
 
     key: tuple[Identifier, ...] = Field(min_length=1)
     available_at: Identifier
     min_rows: int = Field(ge=0)
     max_rows: int = Field(gt=0)
     max_quarantined_share: Share
+    duplicates: Literal["stop", "keep_latest"] = "stop"
+    exempt: tuple[date, ...] = ()
+
+    def on(self, first_day: date) -> "Table":
+        """These limits for the partition that starts on a day."""
+        return self.model_copy(update={"min_rows": 0}) if first_day in self.exempt else self
 
     def _contradictions(self) -> Iterator[str]:
         if self.min_rows > self.max_rows:
@@ -71,3 +84,19 @@ class Source(Block):
                 f"last_partition: expected a day that is a multiple of {self.partition_days} days after"
                 f" first_partition ({self.first_partition}), got {self.last_partition}"
             )
+        yield from self._contradictions_of_tables()
+
+    def _contradictions_of_tables(self) -> Iterator[str]:
+        for name, table in self.tables.items():
+            for day in table.exempt:
+                after_days = (day - self.first_partition).days
+                if after_days < 0 or after_days % self.partition_days or day > (self.last_partition or day):
+                    yield (
+                        f"tables.{name}.exempt: expected days on which a partition starts (a multiple of"
+                        f" {self.partition_days} days after {self.first_partition}, to the last), got {day}"
+                    )
+            if self.follow and table.duplicates != "stop":
+                yield (
+                    f"tables.{name}.duplicates: expected stop where source.follow is {self.follow}: who follows takes"
+                    f" each row as it comes, and cannot tell which will be the latest; got {table.duplicates}"
+                )

@@ -16,6 +16,7 @@ STYLE = {
     "axes.spines.right": False,
     "svg.fonttype": "none",
     "font.family": "sans-serif",
+    "text.parse_math": False,  # a title is no formula
 }
 FROZEN, LIVE = "#8a8f98", "#0b6bcb"
 MARKS = {

@@ -142,6 +142,9 @@ def _changed(manifest: Manifest, index: Mapping[str, Mapping[str, Any]]) -> list
 
 
 def _run_stage(use_case: UseCase, manifest: Manifest, outside: Outside) -> Built:
+    stages = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"]
+    if use_case.name not in stages["features"]["foreach"]:
+        raise ValueError(f"dvc.yaml does not build {use_case.name}: add it to the list `foreach` of `features`")
     code = [REPOSITORY / "dvc.yaml", *sorted((REPOSITORY / "features").glob("*.py"))]
     inputs = {str(path.relative_to(REPOSITORY)): path.read_bytes() for path in code} | {
         # Parameters as they were understood, not as they were typed: DVC cannot read YAML's dates.

@@ -19,11 +19,12 @@ select * from read_parquet($points) where prediction_time >= $start and predicti
 order by prediction_time, entity_key, event_time"""
 
 # An outcome that became known again has a label for each time: the last one known by then counts, from its own time.
+# A label that is null or no finite number is none.
 _LOAD = """
 select p.*, l.label, l.label_time from read_parquet($points) p
 join (
     select entity_key, event_time, arg_max(label, label_time) as label, max(label_time) as label_time
-    from read_parquet($labels) where label_time <= $known_by group by entity_key, event_time
+    from read_parquet($labels) where label_time <= $known_by and isfinite(label) group by entity_key, event_time
 ) l using (entity_key, event_time)
 where p.prediction_time >= $start and p.prediction_time < $end
 order by prediction_time, entity_key, event_time"""
@@ -31,7 +32,7 @@ order by prediction_time, entity_key, event_time"""
 _LATEST = """
 select entity_key, event_time, arg_max(label, label_time) as label, max(label_time) as label_time
 from (select entity_key, event_time from read_parquet($changed) union select entity_key, event_time from others)
-left join read_parquet($every) using (entity_key, event_time)
+left join (select * from read_parquet($every) where isfinite(label)) told using (entity_key, event_time)
 group by entity_key, event_time order by entity_key, event_time"""
 
 _SNAPSHOTS = 'select version, git_revision, start, "end", partitions, rows from snapshots where use_case = %s'

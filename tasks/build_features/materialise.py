@@ -25,10 +25,12 @@ from adapters.files import write_atomically
 from adapters.parquet import to_bytes
 from features import build as build_interval
 from features import definition
+from pipeline.mistakes import is_mistake
 from pipeline.partitions import Interval
 from tasks.build_features.manifest import Manifest, WantedPartition, find_stale, read_index
 
 logger = logging.getLogger(__name__)
+IDENTITY = ["entity_key", "event_time"]
 _HISTORIES_A_PASS = 4  # partitions made together share one reading of their history; memory is what limits it
 
 
@@ -55,6 +57,29 @@ def rows_within(table: pa.Table, column: str, interval: Interval) -> pa.Table:
     return table.filter(pc.and_(pc.greater_equal(table[column], start), pc.less(table[column], end)))
 
 
+def require_identities(points: pa.Table, use_case: str) -> None:
+    """Each point is known by its entity_key and event_time, which its labels and scores are found by.
+
+    Raises:
+        ValueError: a point lacks one of them, or two points share both; says which, and what mends it.
+    """
+    for name in IDENTITY:
+        if absent := points[name].null_count:
+            raise ValueError(
+                f"{use_case}: {absent} of {points.num_rows} points have no {name}: expect what it is made of to have a"
+                f" value (expectations/{use_case}.py, `nullable=False`), and such rows are quarantined"
+            )
+    counted = points.group_by(IDENTITY).aggregate([([], "count_all")])
+    doubled = counted.filter(pc.greater(counted["count_all"], 1)).sort_by([(name, "ascending") for name in IDENTITY])
+    if doubled.num_rows:
+        first = doubled.slice(0, 1).to_pylist()[0]
+        raise ValueError(
+            f"{use_case}: {pc.sum(doubled['count_all']).as_py()} points share their entity_key and event_time with"
+            f" another, such as {first['entity_key']!r} at {first['event_time']:%Y-%m-%d %H:%M:%S.%f}: they would learn"
+            f" each other's labels. Tell them apart in entity_key, or keep one of them (features/{use_case}.py)"
+        )
+
+
 def make_dataset(use_case: str, folder: Path) -> None:
     """Bring `data/<use case>` in a workspace up to date with its manifest."""
     parameters = yaml.safe_load((folder / "params.yaml").read_text())[use_case]
@@ -72,9 +97,27 @@ def make_dataset(use_case: str, folder: Path) -> None:
             for table, items in manifest.inputs_of(interval, features.sources).items()
         }
         points, labels = build_interval(features, tables, interval, lead, engine=parameters["engine"])
+        require_identities(points, use_case)
         index |= {w.key: _store(w, points, labels, output) for w in together}
     _remove_others(output, index)
     write_atomically(output / "index.json", json.dumps(index, indent=1, sort_keys=True).encode(), mode=0o644)
+
+
+def run_stage(use_case: str, folder: Path) -> None:
+    """`make_dataset`; of what trying again would only repeat it leaves a refusal, and whatever goes wrong is raised."""
+    try:
+        make_dataset(use_case, folder)
+    except (pa.ArrowException, UnicodeError, json.JSONDecodeError):  # a damaged file, which is fetched again
+        raise
+    except Exception as error:
+        if is_mistake(error):
+            write_atomically(folder / REFUSAL, _describe(error).encode())
+        raise
+
+
+def _describe(error: Exception) -> str:
+    # A ValueError is a sentence; of a KeyError the text alone would be a name.
+    return str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
 
 
 def _store(wanted: WantedPartition, points: pa.Table, labels: pa.Table, output: Path) -> dict[str, Any]:
@@ -104,10 +147,4 @@ def _remove_others(output: Path, index: Mapping[str, Any]) -> None:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        make_dataset(sys.argv[1], Path.cwd())
-    except (pa.ArrowException, UnicodeError, json.JSONDecodeError):  # a damaged file, which is fetched again
-        raise
-    except ValueError as error:
-        write_atomically(Path(REFUSAL), str(error).encode())
-        raise
+    run_stage(sys.argv[1], Path.cwd())

@@ -21,6 +21,7 @@ Codes = npt.NDArray[np.int64]
 NOT_FEATURES = frozenset({"entity_key", "event_time", "prediction_time", "label", "label_time"})
 _MIN_CATEGORY_SHARE = 0.005  # rarer categories are counted together: alone they are noise
 _MAX_CATEGORIES = 50
+_MAX_RARE = 20_000  # rare categories that a profile remembers, so that new ones are told from them
 _MIN_BLOCKS = 4  # fewer weeks than this say nothing about how weeks differ
 
 
@@ -92,26 +93,47 @@ def _feature_profile(column: pa.ChunkedArray, blocks: Codes, monitor: Monitor) -
     bins = _bins(column, monitor.bins)
     codes = bin_codes(column, bins)
     present = codes >= 0
-    # One bin more: edges part the line into that many, and values and categories have `other`.
-    counts = np.zeros((int(blocks.max()) + 1, len(bins["values"]) + 1))
-    np.add.at(counts, (blocks[present], codes[present]), 1)
-    full = counts[counts.sum(axis=1) >= monitor.min_rows]
+    counts = _count(blocks[present], codes[present], count_bins(bins))
+    enough = counts.sum(axis=1) >= monitor.min_rows
+    # To the other blocks a rare category that only this one has is new, as one of a later partition is to all of them.
+    alone = _only_here(column, blocks, bins) & present
+    counts_alone = _count(blocks[present], np.where(alone, count_bins(bins) - 1, codes)[present], count_bins(bins))
+    full = counts[enough]
     return {
         **bins,
         "counts": counts.sum(axis=0).astype(int).tolist(),
         "missing_share": float(1 - present.mean()),
         "worst_missing_share": _worst_missing_share(present, blocks, monitor.min_rows),
-        "block_psi": _block_psi(full),
+        "block_psi": _block_psi(full, counts_alone[enough]),
         # A feature too sparse for any week of training is watched by its missing share alone.
         "watched": len(full) > 0,
     }
 
 
-def _block_psi(counts: Floats) -> list[float]:
-    """PSI of each block against all the other blocks together."""
+def _count(blocks: Codes, codes: Codes, bins: int) -> Floats:
+    """Rows of each block [blocks] in each bin [bins]."""
+    counts = np.zeros((int(blocks.max(initial=0)) + 1, bins))
+    np.add.at(counts, (blocks, codes), 1)
+    return counts
+
+
+def _only_here(column: pa.ChunkedArray, blocks: Codes, bins: Mapping[str, Any]) -> npt.NDArray[np.bool_]:
+    """Rows [n] whose rare category no other block has."""
+    rare = [value for group in bins.get("rare", ()) for value in group]
+    if not rare:
+        return np.zeros(len(column), np.bool_)
+    numbers = pc.index_in(pc.cast(column, pa.string()), value_set=pa.array(rare, pa.string()))
+    which = np.asarray(pc.fill_null(numbers, len(rare)), dtype=np.int64)  # the last: not rare, or missing
+    in_blocks = np.bincount(np.unique(blocks * (len(rare) + 1) + which) % (len(rare) + 1), minlength=len(rare) + 1)
+    alone: npt.NDArray[np.bool_] = (in_blocks[which] == 1) & (which < len(rare))
+    return alone
+
+
+def _block_psi(counts: Floats, counts_alone: Floats) -> list[float]:
+    """PSI of each block, as the others see it, against all the other blocks together."""
     if len(counts) < _MIN_BLOCKS:
         return []
-    return [round(float(value), 6) for value in corrected_psi(counts.sum(axis=0) - counts, counts)]
+    return [round(float(value), 6) for value in corrected_psi(counts.sum(axis=0) - counts, counts_alone)]
 
 
 def _worst_missing_share(present: npt.NDArray[np.bool_], blocks: Codes, min_rows: int) -> float:
@@ -126,20 +148,45 @@ def is_numeric(kind: pa.DataType) -> bool:
     return bool(pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_decimal(kind))
 
 
+def count_bins(bins: Mapping[str, Any]) -> int:
+    """How many bins there are. The last is for what training had not: edges, too, part the line into one more.
+
+    Where rare categories are not remembered (there are too many, or the profile is of an earlier version) it holds
+    these and new ones alike; alone, it says nothing.
+    """
+    return len(bins["values"]) + len(bins.get("rare", ())) + 1
+
+
 def _bins(column: pa.ChunkedArray, bins: int) -> dict[str, Any]:
     """Where to cut: the values themselves where there are few, else quantiles; the common categories of text."""
     if not is_numeric(column.type):
-        counted = pc.value_counts(pc.drop_null(pc.cast(column, pa.string()))).to_pylist()
-        least = _MIN_CATEGORY_SHARE * sum(row["counts"] for row in counted)
-        ranked = sorted(counted, key=lambda row: (-row["counts"], row["values"]))
-        return {"kind": "text", "values": [row["values"] for row in ranked[:_MAX_CATEGORIES] if row["counts"] >= least]}
+        return _categories(column, bins)
     numbers = to_numbers(column)
     numbers = numbers[np.isfinite(numbers)]
     distinct = np.unique(numbers)
     if len(distinct) <= bins:
         return {"kind": "values", "values": distinct.tolist()}
-    edges = np.quantile(numbers, np.linspace(0, 1, bins + 1)[1:-1], method="lower")
-    return {"kind": "edges", "values": np.unique(edges).tolist()}
+    edges = np.unique(np.quantile(numbers, np.linspace(0, 1, bins + 1)[1:-1], method="lower"))
+    if edges[0] == distinct[-1]:  # nearly all are the largest value: without a cut below it one bin would hold all
+        edges = distinct[-2:]
+    return {"kind": "edges", "values": edges.tolist()}
+
+
+def _categories(column: pa.ChunkedArray, bins: int) -> dict[str, Any]:
+    """The common categories, most frequent first; the rare ones in groups, each about as heavy as a bin of a number."""
+    counted = pc.value_counts(pc.drop_null(pc.cast(column, pa.string()))).to_pylist()
+    total = sum(row["counts"] for row in counted)
+    ranked = sorted(counted, key=lambda row: (-row["counts"], row["values"]))
+    common = [row["values"] for row in ranked[:_MAX_CATEGORIES] if row["counts"] >= _MIN_CATEGORY_SHARE * total]
+    found: dict[str, Any] = {"kind": "text", "values": common}
+    rare = sorted(ranked[len(common) :], key=lambda row: row["values"])  # neighbours in the alphabet belong together
+    if 0 < len(rare) <= _MAX_RARE:
+        counts = np.array([row["counts"] for row in rare])
+        groups = max(1, int(bins * counts.sum() / total))
+        number = (np.cumsum(counts) - counts) * groups // counts.sum()
+        names = np.array([row["values"] for row in rare], dtype=object)
+        found["rare"] = [names[number == group].tolist() for group in np.unique(number)]
+    return found
 
 
 def to_numbers(column: pa.ChunkedArray) -> Floats:
@@ -151,9 +198,13 @@ def bin_codes(column: pa.ChunkedArray | pa.Array, bins: Mapping[str, Any]) -> Co
     """Bin of each row; -1 where the value is missing (null, NaN or infinite)."""
     values = bins["values"]
     if bins["kind"] == "text":
+        groups = [[value] for value in values] + list(bins.get("rare", ()))
+        known = [value for group in groups for value in group]
+        of_known = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
         text = pc.cast(column, pa.string())
-        index = pc.index_in(text, value_set=pa.array(values, pa.string()))
-        return np.asarray(pc.if_else(pc.is_valid(text), pc.fill_null(index, len(values)), -1), dtype=np.int64)
+        index = pc.fill_null(pc.index_in(text, value_set=pa.array(known, pa.string())), len(known))
+        codes = np.append(of_known, len(groups))[np.asarray(index, dtype=np.int64)]
+        return np.where(np.asarray(pc.is_valid(text), dtype=np.bool_), codes, -1).astype(np.int64)
     numbers = to_numbers(column)
     cut = np.asarray(values, dtype=np.float64)
     found = np.searchsorted(cut, numbers, side="left")  # the bin (edge[i-1], edge[i]]

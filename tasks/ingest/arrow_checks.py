@@ -100,9 +100,17 @@ def _matches(texts: pa.Array, regex: str) -> pa.Array:
 
 
 def _foreign(table: pa.Table, arguments: Arguments) -> Any:
-    column = table[arguments["column"]]
-    allowed = pc.is_in(column, value_set=pa.array(arguments["value_set"], column.type))
+    column = settle_zeros(table[arguments["column"]])
+    values = pa.array(arguments["value_set"], column.type)
+    allowed = pc.is_in(column, value_set=pc.add(values, 0.0) if pa.types.is_floating(values.type) else values)
     return pc.and_(pc.invert(allowed), pc.is_valid(column))
+
+
+def settle_zeros(column: Any) -> Any:
+    """The two zeros are one, and NaN is a value, as `suite_run.to_frame` has it: the infinity that no bound allows."""
+    if not pa.types.is_floating(column.type):
+        return column
+    return pc.if_else(pc.is_nan(column), float("inf"), pc.add(column, 0.0)).cast(column.type)
 
 
 def _pair(arguments: Arguments) -> list[str]:
@@ -122,7 +130,8 @@ def _listed(arguments: Arguments) -> list[str]:
 
 def _doubled(table: pa.Table, arguments: Arguments) -> Any:
     """Every row whose values, together, another row has too; nulls are equal, rows of nothing else do not count."""
-    rows = table.select(arguments.get("column_list") or [arguments["column"]])
+    names = arguments.get("column_list") or [arguments["column"]]
+    rows = pa.table({name: settle_zeros(table[name]) for name in names})
     hashes = _hashes(rows)
     in_order = np.sort(hashes)
     twice = in_order[1:][in_order[1:] == in_order[:-1]]
@@ -146,9 +155,8 @@ def _hashes(rows: pa.Table) -> NDArray[np.uint64]:
 def _numbered(column: pa.Array) -> NDArray[np.uint64]:
     if pa.types.is_integer(column.type) or pa.types.is_timestamp(column.type):
         numbers = column.cast(pa.int64()).fill_null(0)
-    else:  # there are two zeros
-        values = pc.add(column, 0.0) if pa.types.is_floating(column.type) else column
-        numbers = values.dictionary_encode().indices.fill_null(-1)
+    else:
+        numbers = column.dictionary_encode().indices.fill_null(-1)
     return np.asarray(numbers).astype(np.uint64)
 
 

@@ -1,15 +1,25 @@
 """One table against its suite: the schema on Arrow types, everything else by `suite_run`."""
 
+import functools
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from expectations.vocabulary import Expect, Kind, Suite, content_expectations, delivery_expectations
+from expectations.vocabulary import (
+    Expect,
+    Kind,
+    Suite,
+    content_expectations,
+    delivery_expectations,
+    latest_of_key,
+)
 from pipeline.partitions import Interval
 from pipeline.source import Table
+from tasks.ingest.arrow_checks import settle_zeros
 from tasks.ingest.suite_run import SuiteRun, find_failing_rows, run_suite
 
 _CANONICAL: Mapping[Kind, pa.DataType] = {
@@ -24,13 +34,15 @@ _CANONICAL: Mapping[Kind, pa.DataType] = {
 class CheckedTable:
     """The result of checking one table.
 
-    problems: what stops the batch. notes: what people should know and nothing stops.
-    bad_rows: position in the raw table -> why. typed: the declared columns in their canonical types, all rows (None
-    if the schema is wrong). results: one GX validation result, for the docs.
+    problems: what stops the batch. notes: what people should know and nothing stops. warnings: expectations that are
+    unmet, stop nothing and have no rows to set aside. bad_rows: position in the raw table -> why. typed: the declared
+    columns in their canonical types, all rows (None if the schema is wrong). results: one GX validation result, for the
+    docs.
     """
 
     problems: tuple[str, ...]
     notes: tuple[str, ...]
+    warnings: tuple[str, ...]
     bad_rows: Mapping[int, tuple[str, ...]]
     typed: pa.Table | None
     results: Any
@@ -82,35 +94,86 @@ def to_canonical(table: pa.Table, suite: Suite) -> pa.Table:
 
 def check_table(table: pa.Table, suite: Suite, limits: Table, partition: Interval) -> CheckedTable:
     """Check the rows of one partition of a table; finds, and changes nothing."""
+    limits = limits.on(partition.start.date())
     notes = tuple(f"column {name} was added; it is not taken over" for name in added_columns(table.schema, suite))
     expects = delivery_expectations(suite, limits)
     retyped = retyped_columns(table.schema, suite)
     if retyped or missing_columns(table.schema, suite):
         first = run_suite(table, expects, complete=False)
         return CheckedTable(
-            problems=(*_problems(first), *retyped), notes=notes, bad_rows={}, typed=None, results=first.results
+            problems=(*_problems(first), *retyped),
+            notes=notes,
+            warnings=(),
+            bad_rows={},
+            typed=None,
+            results=first.results,
         )
     typed = to_canonical(table, suite)
     if typed.num_rows:
         expects = (*expects, *content_expectations(suite, limits, partition))
     allowed = int(limits.max_quarantined_share * typed.num_rows)
-    return replace(check_rows(typed, expects, allowed=allowed), notes=notes)
+    keep_latest = limits if limits.duplicates == "keep_latest" else None
+    return replace(check_rows(typed, expects, allowed=allowed, keep_latest=keep_latest), notes=notes)
 
 
-def check_rows(typed: pa.Table, expects: Sequence[Expect], *, allowed: int) -> CheckedTable:
+def check_rows(
+    typed: pa.Table, expects: Sequence[Expect], *, allowed: int, keep_latest: Table | None = None
+) -> CheckedTable:
     """Whether rows meet some expectations; more than `allowed` bad rows are a problem instead of a list.
 
-    BASIC results first; the positions of bad rows only for what failed, and only where few enough did.
+    BASIC results first; the positions of bad rows only for what failed, and only where few enough did. With
+    `keep_latest`, rows whose key a later row of that table has are bad, too.
     """
     first = run_suite(typed, expects, complete=False)
     problems = _problems(first)
-    failed = [outcome for outcome in first.outcomes if outcome.failed_rows and outcome.expect.severity == "warning"]
+    unmet = [o for o in first.outcomes if not o.success and not o.error and o.expect.severity == "warning"]
+    failed = [outcome for outcome in unmet if outcome.failed_rows]
     most = max((outcome.failed_rows for outcome in failed), default=0)
-    bad_rows = _bad_rows(typed, [outcome.expect for outcome in failed]) if 0 < most <= allowed else {}
+    found = run_suite(typed, [o.expect for o in failed], complete=True).outcomes if 0 < most <= allowed else ()
+    bad_rows = _collect_reasons(typed, ((outcome.expect, outcome.positions) for outcome in found))
+    why = [f"{outcome.failed_rows} rows: {outcome.expect.reason}" for outcome in failed]
+    if keep_latest and (older := find_older_rows(typed, keep_latest, bad_rows)):
+        expect = latest_of_key(keep_latest)
+        why.append(f"{len(older)} rows: {expect.reason}")
+        bad_rows = {place: bad_rows.get(place, ()) for place in sorted({*bad_rows, *older})}
+        bad_rows |= {place: (_reason(expect, typed, place),) for place in older}
     if (count := max(most, len(bad_rows))) > allowed:
-        why = "; ".join(f"{outcome.failed_rows} rows: {outcome.expect.reason}" for outcome in failed)
-        problems.append(f"{count} of {typed.num_rows} rows would be quarantined, {allowed} are allowed; {why}")
-    return CheckedTable(problems=tuple(problems), notes=(), bad_rows=bad_rows, typed=typed, results=first.results)
+        problems.append(
+            f"{count} of {typed.num_rows} rows would be quarantined, {allowed} are allowed; {'; '.join(why)}"
+        )
+    # Of a table as a whole, or of rows that Great Expectations counts without saying which.
+    of_no_row = [*(o for o in unmet if not o.failed_rows), *(o for o in found if not o.positions)]
+    return CheckedTable(
+        problems=tuple(problems),
+        notes=(),
+        warnings=tuple(f"{o.expect.reason} ({o.observed})" for o in of_no_row),
+        bad_rows=bad_rows,
+        typed=typed,
+        results=first.results,
+    )
+
+
+def find_older_rows(typed: pa.Table, table: Table, bad_rows: Container[int] = ()) -> list[int]:
+    """Positions of the good rows whose key another good row has that became known later, or lies behind it.
+
+    Nulls are equal; rows whose key is nothing else do not count.
+    """
+    keys = [f"key{number}" for number in range(len(table.key))]
+    rows = pa.table([settle_zeros(typed[name]) for name in table.key], keys)
+    good = pa.array([place not in bad_rows for place in range(typed.num_rows)], pa.bool_())
+    named = functools.reduce(pc.or_, [pc.is_valid(rows[key]) for key in keys])
+    rows = rows.append_column("known", typed[table.available_at])
+    rows = rows.append_column("place", pa.array(range(typed.num_rows), pa.int64())).filter(pc.and_(named, good))
+    rows = rows.sort_by([(name, "ascending") for name in (*keys, "known", "place")])
+    before, after = rows.slice(0, max(rows.num_rows - 1, 0)), rows.slice(1)
+    same = functools.reduce(pc.and_, [_equal(before[key], after[key]) for key in keys])
+    return sorted(before.filter(same)["place"].to_pylist())
+
+
+def _equal(one: Any, other: Any) -> Any:
+    """Where two columns have the same value, null included."""
+    both = pc.and_(pc.is_null(one), pc.is_null(other))
+    return pc.or_(pc.fill_null(pc.equal(one, other), False), both)  # noqa: FBT003
 
 
 def find_bad_rows(typed: pa.Table, suite: Suite, limits: Table, partition: Interval) -> dict[int, tuple[str, ...]]:
@@ -126,11 +189,6 @@ def _problems(suite_run: SuiteRun) -> list[str]:
         *(f"check failed to run ({o.expect.reason}): {o.error}" for o in suite_run.outcomes if o.error),
         *(f"{o.expect.reason} ({o.observed})" for o in unmet),
     ]
-
-
-def _bad_rows(typed: pa.Table, failed: Sequence[Expect]) -> dict[int, tuple[str, ...]]:
-    outcomes = run_suite(typed, failed, complete=True).outcomes
-    return _collect_reasons(typed, ((outcome.expect, outcome.positions) for outcome in outcomes))
 
 
 def _collect_reasons(typed: pa.Table, failing: Iterable[tuple[Expect, Sequence[int]]]) -> dict[int, tuple[str, ...]]:

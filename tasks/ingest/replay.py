@@ -141,7 +141,7 @@ def _refused(
 
 def _expectations(use_case: UseCase, table: str, partition: Interval) -> tuple[Expect, ...]:
     """Everything that validation checks; a duplicated key is here the fault of single rows."""
-    suite, limits = suites(use_case.name)[table], use_case.source.tables[table]
+    suite, limits = suites(use_case.name)[table], use_case.source.tables[table].on(partition.start.date())
     key = unique_key(limits)
     return (
         *delivery_expectations(suite, limits),

@@ -136,6 +136,7 @@ def _findings(one: _Judged) -> list[str]:
         f"{one.landed.raw_rows} rows, {len(bad)} quarantined",
         *checked.problems,
         *checked.notes,
+        *checked.warnings,
         *bad[:_SHOWN_ROWS],
     ]
 
@@ -189,6 +190,7 @@ def _commit_clean(work: _Work, judged: Sequence[_Judged], docs_uri: str, fence: 
             fingerprint = work.fingerprint(one.landed.table, "corrections")
             warn_of_lost_corrections(at, fingerprint, one.landed, work.batch, work.outside)
             _warn_of_added_columns(at, work, one)
+            _warn_of_the_unmet(at, work, one, docs_uri)
             _report_quarantined(at, work, one, docs_uri)
         work.outside.alerts.resolve(work.fingerprint(), at)
 
@@ -210,6 +212,22 @@ def _warn_of_added_columns(at: cursor, work: _Work, one: _Judged) -> None:
             fingerprint=fingerprint,
             title=f"{work.use_case.name}: {one.landed.table} has columns that no suite declares",
             body="\n".join(one.checked.notes),
+        )
+    else:
+        work.outside.alerts.resolve(fingerprint, at)
+
+
+def _warn_of_the_unmet(at: cursor, work: _Work, one: _Judged, docs_uri: str) -> None:
+    """Warnings about a table as a whole stop nothing and quarantine nothing; one alert a table, until all are met."""
+    fingerprint = f"{work.use_case.name}.unmet-expectations.{one.landed.table}"
+    if one.checked.warnings:
+        work.outside.alerts.record(
+            at,
+            tier="warning",
+            use_case=work.use_case.name,
+            fingerprint=fingerprint,
+            title=f"{work.use_case.name}: {one.landed.table} of {work.use_case.grid.key(work.partition)} is unusual",
+            body="\n".join([*one.checked.warnings, f"details: {docs_uri}"]),
         )
     else:
         work.outside.alerts.resolve(fingerprint, at)

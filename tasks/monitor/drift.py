@@ -19,7 +19,8 @@ from tasks.build_features.profile import Codes, bin_codes, corrected_psi, is_num
 
 SCORE = "score"  # a column of this name holds the model's own predictions
 _WORST_WEEK = 0.99  # quantile of the training weeks' PSI: with the few weeks of a training, practically the worst
-_WHOLLY_MISSING = 0.999  # a feature this empty is broken however empty it was in training
+_WHOLLY_MISSING = 0.999  # a feature this empty is broken, unless training knew it so
+_MOSTLY_MISSING = 0.5  # of all rows of training: one week in which the feed was down makes no feature that may be empty
 
 
 class Basis(StrEnum):
@@ -60,7 +61,8 @@ class FeatureDrift:
 def measure_drift(profile: Mapping[str, Any], table: pa.Table, monitor: Monitor) -> list[FeatureDrift]:
     """Every feature's PSI and missing share in a table, against the profile, in its order.
 
-    Fewer than `min_rows` rows, or values, make a measure unknown, never ok. A column not there is wholly missing.
+    Fewer than `min_rows` rows, or values, make a measure unknown, never ok; so does a category of which nobody can say
+    what is new. A column not there is wholly missing.
     """
     absent = pa.nulls(table.num_rows, pa.string())
     return [
@@ -97,11 +99,20 @@ def missing_threshold(reference: Mapping[str, Any], monitor: Monitor) -> float:
     """The missing share above which a profiled feature is broken.
 
     A jump over the whole window's share, and beyond what its worst week had: fog alone empties a pressure sensor.
+    1, which no share is above, where emptiness is what training knew: in all of it, or in most, whole weeks among them.
     """
+    if _may_be_empty(reference):
+        return 1.0
     if "worst_missing_share" not in reference:  # an older profile has the threshold itself, and not what it came from
         return float(reference["missing_threshold"])
     jump = reference["missing_share"] + monitor.broken_missing_share
     return float(min(max(jump, monitor.threshold_margin * reference["worst_missing_share"]), _WHOLLY_MISSING))
+
+
+def _may_be_empty(reference: Mapping[str, Any]) -> bool:
+    share = float(reference["missing_share"])
+    worst = max(share, reference.get("worst_missing_share", share))
+    return share > _MOSTLY_MISSING and worst > _WHOLLY_MISSING
 
 
 def has_values(column: pa.ChunkedArray) -> bool:
@@ -119,11 +130,16 @@ def _measure_feature(name: str, reference: Mapping[str, Any], codes: Codes, moni
     if not reference["watched"]:
         return [missing]
     value = None
-    if len(present) >= monitor.min_rows:
+    if len(present) >= monitor.min_rows and not _is_blind(reference):
         counts = np.bincount(present, minlength=len(reference["counts"]))
         value = float(corrected_psi(reference["counts"], counts))
     measure = DriftMeasure.SCORE_PSI if name == SCORE else DriftMeasure.PSI
     return [_judge(name, measure, value, psi_threshold(reference, monitor)), missing]
+
+
+def _is_blind(reference: Mapping[str, Any]) -> bool:
+    """Whether most of training lies in the bin that takes what is new, too: then its PSI is near 0 whatever comes."""
+    return bool(2 * reference["counts"][-1] > sum(reference["counts"]))
 
 
 def _judge(feature: str, measure: DriftMeasure, value: float | None, threshold: float) -> FeatureDrift:

@@ -1,5 +1,6 @@
 """The gate's evidence as one small picture: how sure the effect is, and where it comes from."""
 
+import textwrap
 from typing import IO
 
 import numpy as np
@@ -9,10 +10,19 @@ from tasks.promote.gate import Judgement
 
 _GOOD, _BAD, _QUIET = "#2a7f62", "#b3392f", "#8a8f98"
 _MOST_SLICES = 24
+_LABEL_CHARACTERS = 40
+_LINE_CHARACTERS = 100
 
 
 def draw_judgement(judgement: Judgement, title: str, target: IO[bytes]) -> None:
     """Write a PNG: the distribution of the effect with its bound, and every tested slice with its interval."""
+    from matplotlib import rc_context
+
+    with rc_context({"text.parse_math": False}):  # a slice's value is no formula, whatever signs it has
+        _draw(judgement, title, target)
+
+
+def _draw(judgement: Judgement, title: str, target: IO[bytes]) -> None:
     from matplotlib.figure import Figure  # not pyplot: it keeps figures, and looks for a screen
 
     rows = sorted((r for r in judgement.evidence.get("slices", []) if r["tested"]), key=lambda r: -r["rows"])[
@@ -22,7 +32,9 @@ def draw_judgement(judgement: Judgement, title: str, target: IO[bytes]) -> None:
     colour = _GOOD if judgement.answer == VerdictAnswer.PROMOTE else _BAD
     figure.suptitle(f"{title}: {judgement.answer}", fontsize=11, color=colour, fontweight="bold")
     if judgement.effect is None:
-        figure.text(0.5, 0.5, "\n".join(judgement.reasons), ha="center", va="center", fontsize=9, wrap=True)
+        # Wrapped here: matplotlib, wrapping, takes the parts for formulas whatever it was told.
+        lines = [line for reason in judgement.reasons for line in textwrap.wrap(reason, _LINE_CHARACTERS)]
+        figure.text(0.5, 0.5, "\n".join(lines), ha="center", va="center", fontsize=9)
     else:
         left, right = figure.subplots(1, 2)
         _distribution(left, judgement)
@@ -50,8 +62,7 @@ def _slices(axes, rows, metric: str) -> None:  # type: ignore[no-untyped-def]  #
         axes.plot([low, high], [place, place], color=colour, linewidth=1.4)
         axes.plot(row["effect"], place, "o", color=colour, markersize=3.5)
     axes.axvline(0, color="black", linestyle=":", linewidth=1)
-    axes.set_yticks(
-        range(len(rows)), [f"{r['column']}={r['value']} ({r['rows']:,})" for r in reversed(rows)], fontsize=7
-    )
+    names = [f"{r['column']}={r['value'][:_LABEL_CHARACTERS]} ({r['rows']:,})" for r in reversed(rows)]
+    axes.set_yticks(range(len(rows)), names, fontsize=7)
     axes.set_xlabel(f"better by ({metric}), per slice", fontsize=8)
     axes.tick_params(axis="x", labelsize=8)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -15,6 +16,9 @@ from models.metrics import compute_metric, to_loss
 Floats = NDArray[np.float64]
 _BINS = 10
 _SHOWN = 20
+_SHOWN_SLICES = 60  # the largest: a picture of thousands of bars cannot be drawn
+_LABEL_CHARACTERS = 60
+_AS_WRITTEN = {"text.parse_math": False}  # a name or a value is no formula, whatever signs it has
 _MIN_SLICE_ROWS = 100
 
 
@@ -83,18 +87,26 @@ def draw_training_report(
 ) -> None:
     """Write calibration.png, slices.png, importances.png and curves.png into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    bars = {f"{s['column']} = {s['value']}  ({s['rows']:,} rows)": s[metric] for s in report.slices}
-    figures = {
-        "calibration": _calibration(report.calibration),
-        "slices": _bars(bars, metric),
-        "importances": _bars(
-            {e["feature"]: e["loss"] for e in report.importances[:_SHOWN]}, f"{metric} lost when shuffled"
-        ),
-        "curves": _curves(curves),
-    }
-    for name, figure in figures.items():
-        figure.suptitle(f"{title}: {name}", fontsize=10)
-        figure.savefig(folder / f"{name}.png", dpi=110)
+    largest = sorted(report.slices, key=lambda s: -s["rows"])[:_SHOWN_SLICES]
+    shown = [s for s in report.slices if s in largest]
+    with rc_context(_AS_WRITTEN):
+        figures = {
+            "calibration": _calibration(report.calibration),
+            "slices": _bars([(_shorten(s), s[metric]) for s in shown], metric),
+            "importances": _bars(
+                [(e["feature"], e["loss"]) for e in report.importances[:_SHOWN]], f"{metric} lost when shuffled"
+            ),
+            "curves": _curves(curves),
+        }
+        for name, figure in figures.items():
+            figure.suptitle(f"{title}: {name}", fontsize=10)
+            figure.savefig(folder / f"{name}.png", dpi=110)
+
+
+def _shorten(entry: Mapping[str, Any]) -> str:
+    value = " ".join(entry["value"].split())
+    value = value if len(value) <= _LABEL_CHARACTERS else value[: _LABEL_CHARACTERS - 3] + "..."
+    return f"{entry['column']} = {value}  ({entry['rows']:,} rows)"
 
 
 def _figure(height: float = 4.0) -> tuple[Figure, Any]:
@@ -114,11 +126,12 @@ def _calibration(groups: Sequence[Mapping[str, float]]) -> Figure:
     return figure
 
 
-def _bars(bars: Mapping[str, float], label: str) -> Figure:
+def _bars(bars: Sequence[tuple[str, float]], label: str) -> Figure:
+    """A bar each, by its place: two long names may be short alike."""
     figure, axes = _figure(height=1.2 + 0.24 * max(len(bars), 1))
-    axes.barh(list(bars), list(bars.values()), color="tab:blue")
+    axes.barh(range(len(bars)), [value for _, value in bars], color="tab:blue")
+    axes.set_yticks(range(len(bars)), [name for name, _ in bars], fontsize=8)
     axes.invert_yaxis()
-    axes.tick_params(axis="y", labelsize=8)
     axes.set(xlabel=label)
     return figure
 

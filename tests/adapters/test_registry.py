@@ -1,3 +1,4 @@
+import json
 import secrets
 import socket
 from dataclasses import replace
@@ -56,6 +57,21 @@ def test_a_run_is_recorded_with_data_version_parameters_curves_and_artifacts(reg
     assert [i.dataset.digest for i in run.inputs.dataset_inputs] == [record.dataset_version]
     assert registry.profile(record.use_case, version.version) == {"rows": 7}
     assert registry.metrics(record.use_case, version.version)["validation_auc"] == 0.75
+
+
+@pytest.mark.parametrize("characters", [8000, 8001, 50_000])
+def test_a_reason_of_any_length_is_kept_and_loses_no_run(registry, record, characters):
+    reason = "drift, " * 10_000
+    told = replace(record, tags={**record.tags, "windsock.reason": reason[:characters]}, params={"seeds": reason})
+    version = registered(registry, told)
+    run = registry._client.get_run(version.run_id)
+    assert run.info.status == "FINISHED"
+    shown = run.data.tags["windsock.reason"]
+    assert shown[:7900] == reason[:7900]
+    assert version.tags["windsock.reason"] == shown
+    whole = json.loads(registry._fetch(version.run_id, "long_values.json", record.artifacts).read_text())
+    assert whole["seeds"] == reason
+    assert whole.get("windsock.reason", shown) == reason[:characters]
 
 
 def test_one_piece_of_work_is_registered_once_however_often_it_is_tried(registry, record):

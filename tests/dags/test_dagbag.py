@@ -1,5 +1,6 @@
 """The DAGs as data: what every one of them must have, and what parsing them may cost."""
 
+import copy
 import json
 import os
 import subprocess
@@ -49,10 +50,10 @@ def test_there_is_one_dag_per_verb_and_use_case(bag: Any) -> None:
 def test_a_second_use_case_gets_its_dags_from_params_alone(
     airflow_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    text = (REPOSITORY / "params.yaml").read_text()
-    copy = text[text.index("flights:\n") :].replace("flights:\n", "risky:\n", 1).replace("risk: low ", "risk: high", 1)
-    copy = copy.replace("workers: 1", "workers: 3", 1)
-    (tmp_path / "params.yaml").write_text(text + copy)
+    blocks = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
+    risky = copy.deepcopy(blocks["flights"]) | {"risk": "high"}
+    risky["train"]["workers"] = 3
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(blocks | {"risky": risky}))
     monkeypatch.setenv("WINDSOCK_PARAMS", str(tmp_path / "params.yaml"))
     dags = parse(REPOSITORY / "dags").dags
     assert {f"risky.{verb}" for verb in VERBS} <= set(dags)
@@ -103,7 +104,9 @@ def test_on_kubernetes_trainings_name_the_pod_that_the_scheduler_mounts(bag: Any
     [mount] = values["scheduler"]["extraVolumeMounts"]
     asked = {f"{dag.dag_id}.{task.task_id}": task.executor_config for dag in bag.dags.values() for task in dag.tasks}
     assert {name: config for name, config in asked.items() if config} == {
-        f"flights.train.{step}": {"pod_template_file": f"{mount['mountPath']}/gpu.yaml"} for step in ("tune", "refit")
+        f"{name}.train.{step}": {"pod_template_file": f"{mount['mountPath']}/gpu.yaml"}
+        for name in use_cases(REPOSITORY / "params.yaml")
+        for step in ("tune", "refit")
     }
 
 
@@ -129,7 +132,7 @@ print(json.dumps([share, len(bag.dags), sorted({{n.partition('.')[0] for n in sy
         done = subprocess.run(command, env=environment, cwd=REPOSITORY, capture_output=True, text=True, check=True)
         answers.append(json.loads(done.stdout.splitlines()[-1]))
     share, dags, modules = answers[-1]
-    assert dags == len(VERBS) + 2
+    assert dags == len(VERBS) * len(use_cases(REPOSITORY / "params.yaml")) + 2
     assert not HEAVY & set(modules)
     assert share <= 0.25
 

@@ -7,10 +7,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import duckdb
 import psycopg2
+import psycopg2.errors
 import pytest
 
-from adapters.errors import Missing, Unavailable
+from adapters.errors import Corrupt, Missing, Unavailable
 from pipeline.handoffs import Batch, Snapshot, TableBatch
 from pipeline.partitions import Interval
 from pipeline.spec import UseCase
@@ -27,7 +29,28 @@ def retries(airflow_home: Path) -> Any:
 
 
 @pytest.mark.parametrize(
-    "mistake", [BadData("10x the rows"), ValueError("no such partition"), AssertionError(), Missing("no bundle")]
+    "mistake",
+    [
+        BadData("10x the rows"),
+        ValueError("no such partition"),
+        AssertionError(),
+        Missing("no bundle"),
+        KeyError("a column that is not there"),
+        IndexError("of an empty list"),
+        ZeroDivisionError(),
+        SyntaxError("in a definition"),
+        NotImplementedError(),
+        Corrupt("in the store, too"),
+        psycopg2.errors.UniqueViolation("duplicate key value violates unique constraint"),
+        psycopg2.errors.NotNullViolation("null value in column"),
+        psycopg2.errors.CardinalityViolation("cannot affect row a second time"),
+        psycopg2.errors.NumericValueOutOfRange("integer out of range"),
+        psycopg2.errors.UndefinedColumn("column does not exist"),
+        duckdb.ConstraintException("duplicate key"),
+        duckdb.BinderException("column not found"),
+        duckdb.ConversionException("could not convert"),
+    ],
+    ids=lambda mistake: type(mistake).__name__,
 )
 def test_bad_data_and_mistakes_fail_at_once(retries: Any, mistake: Exception) -> None:
     assert retries.evaluate(mistake, 1, 8).action.value == "fail"
@@ -39,6 +62,10 @@ def test_trouble_of_the_outside_world_is_tried_again_later_and_later(retries: An
 
     troubles = [
         psycopg2.OperationalError("server closed the connection"),
+        psycopg2.errors.DeadlockDetected("deadlock detected"),
+        psycopg2.errors.SerializationFailure("could not serialize access"),
+        psycopg2.errors.DiskFull("no space left on device"),
+        duckdb.OutOfMemoryException("another task has it"),
         botocore.exceptions.EndpointConnectionError(endpoint_url="http://127.0.0.1"),
         requests.exceptions.JSONDecodeError("half an answer", "", 0),  # a ValueError, and yet no mistake of ours
         ConnectionResetError(),

@@ -24,6 +24,7 @@ from pipeline.settings import REPOSITORY
 from tests.conftest import leave_dag_files_alone
 from tests.e2e.observed import observed, unhealthy_rules, without_data
 from tests.pages import read_blocks
+from tests.shipped import read_shipped_params
 
 # The only limit of the loop, and generous: some machines are four times as slow as a quiet one.
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("processes"), pytest.mark.timeout(4000)]
@@ -73,7 +74,7 @@ def folder() -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def environment(folder: Path) -> dict[str, str]:
     """The shipped use case with a small search and an early retrain, so that a few weeks show everything."""
-    params = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
+    params = read_shipped_params()
     block = params["flights"]
     small = {"trials": 3, "rungs": [2, 5], "networks": ["mlp"], "hidden_units": [64], "layers": [1]}
     small |= {"validation_days": 7, "min_rows": 5000}

@@ -1,11 +1,13 @@
 """What is looked up in sorted arrays is what the definition says as SQL, to the last bit."""
 
+from dataclasses import replace
+
 import duckdb
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from features import history, offline, sorted_events
+from features import build, history, offline, sorted_events
 from features.engine import build_by_sql
 from features.key_events import find_last_known
 from features.masked import MaskedColumn, missing_column
@@ -13,7 +15,7 @@ from features.series import list_series, point_kinds
 from features.sorted_events import Places
 from features.step_plan import StepPlan
 from tests.features.stored import decode_columns
-from tests.features.world import FLIGHTS, LEAD, Span, World, day, engine, held_up, moved, small_world
+from tests.features.world import FLIGHTS, LEAD, Build, Span, World, day, engine, held_up, moved, small_world
 
 START, END = day(15), day(18)
 
@@ -44,6 +46,18 @@ def test_however_many_keys_and_moments_there_are_and_in_parts_of_any_size(
     monkeypatch.setattr(offline, "_POINTS_AT_ONCE", 97)
     monkeypatch.setattr(sorted_events, "_CELLS", 64)
     assert moved(by_sql[0], engine(world, START, END)[0]) == []
+
+
+@pytest.mark.parametrize("by", [build, build_by_sql])
+@pytest.mark.parametrize("letters", [2, 3])
+def test_braces_of_a_regular_expression_are_no_placeholders(
+    world: World, by_sql: tuple[pa.Table, pa.Table], by: Build, letters: int
+) -> None:
+    """Every carrier has two letters, none has three."""
+    asked = f"select * from ({FLIGHTS.steps['asked']}) where regexp_matches(carrier, '^\\w{{{letters}}}$')"
+    assert f"{{{letters}}}$" in asked
+    points, _ = engine(world, START, END, replace(FLIGHTS, steps={**FLIGHTS.steps, "asked": asked}), by=by)
+    assert points.num_rows == (by_sql[0].num_rows if letters == 2 else 0)
 
 
 def test_a_search_that_is_one_step_late_is_seen(

@@ -15,6 +15,7 @@ from infra.local import postgres
 from infra.local.stack import Stack
 from infra.prometheus.exporter import make_registry
 from pipeline.settings import REPOSITORY, Settings
+from tests.shipped import read_shipped_params
 from tests.tasks.stream.receiving import plant_answers
 
 FLIGHTS = {"use_case": "flights"}
@@ -328,7 +329,7 @@ def test_the_slot_of_a_source_on_the_same_server_is_told_of_and_of_no_other(
 
 def test_only_a_source_that_lives_by_the_clock_has_a_horizon_to_be_behind(observer: str, tmp_path: Path) -> None:
     def horizon(watermark: dict[str, str] | None) -> float | None:
-        params = yaml.safe_load(PARAMS.read_text())
+        params = read_shipped_params()
         params["flights"]["source"] |= {"watermark": watermark, "horizon_seconds": 90.0}
         path = tmp_path / f"{watermark is None}.yaml"
         path.write_text(yaml.safe_dump(params))

@@ -15,8 +15,8 @@ from infra.local.__main__ import main as manage_stack
 from infra.local.plan import plan_stack
 from infra.local.stack import PartStatus, Stack
 from infra.replay.flights_source import IDENTITIES, create_source_tables
-from pipeline.settings import REPOSITORY
 from tests.conftest import start_stack
+from tests.shipped import read_shipped_params
 from tests.tasks.stream.receiving import SECRET, SECRET_ENV, URL_ENV, Receiver, plant_answers, receiving
 
 PATIENCE_SECONDS = 120
@@ -32,7 +32,7 @@ def receiver() -> Iterator[Receiver]:
 @pytest.fixture
 def followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: None, receiver: Receiver) -> Iterator[Stack]:
     """A stack whose use case follows its source by the log, and sends its answers to a webhook."""
-    params = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
+    params = read_shipped_params()
     params["flights"]["source"] |= {"follow": "cdc", "watermark": None}
     webhook = {"url_env": URL_ENV, "secret_env": SECRET_ENV, "max_answers": 10, "timeout_seconds": 15}
     params["flights"]["endpoint"]["answers"]["webhook"] = webhook
@@ -99,7 +99,7 @@ def test_a_stack_in_which_nothing_is_followed_has_no_such_part(
 ) -> None:
     parts = ("postgres", "s3", "stream")
     assert "stream" in {item.name for item in plan_stack(stack.home(), parts)}
-    params = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
+    params = read_shipped_params()
     params["flights"]["source"]["follow"] = params["flights"]["endpoint"]["answers"] = None
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
     monkeypatch.setenv("WINDSOCK_PARAMS", str(tmp_path / "params.yaml"))

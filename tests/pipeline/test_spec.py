@@ -79,6 +79,8 @@ def test_the_shipped_file_names_only_columns_that_its_feature_definition_has():
         {"source.cron": "*/15 0-6,12 * * 1-5"},
         {"gate.leak_alarm": {"metric": "log_loss", "below": 0.05}},
         {"monitor.limits": {"auc": {"min": 0.6, "max": 0.9}}},
+        {"source.tables.weather.exempt": ["2012-12-31", "2013-12-23"]},
+        {"source.tables.weather.duplicates": "keep_latest", "source.follow": None, "endpoint.answers": None},
         REGRESSION,
     ],
 )
@@ -90,6 +92,18 @@ def test_what_is_allowed_parses(changes):
     ("changes", "line"),
     [
         ({"train.trails": 9}, "flights.train.trails: no such key"),
+        (
+            {"source.tables.weather.exempt": ["2013-01-08"]},
+            "flights.source.tables.weather.exempt: expected days on which a partition starts (a multiple of 7 days",
+        ),
+        (
+            {"source.tables.weather.exempt": ["2013-12-30"]},
+            "flights.source.tables.weather.exempt: expected days on which a partition starts (a multiple of 7 days",
+        ),
+        (
+            {"source.tables.weather.duplicates": "keep_latest"},
+            "flights.source.tables.weather.duplicates: expected stop where source.follow is cdc: who follows takes",
+        ),
         (
             {"time.history_days": 31},
             "flights.time.history_days: no such key any more: a feature definition",

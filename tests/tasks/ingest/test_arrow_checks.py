@@ -49,6 +49,8 @@ EXPECTS = (
     matching("text", "E(?=WR$)", "because"),
     expect_rows("ExpectColumnValuesToBeInSet", "because", column="text", value_set=["EWR", "b", ""]),
     expect_rows("ExpectColumnValuesToBeInSet", "because", column="whole", value_set=[1, 2]),
+    expect_rows("ExpectColumnValuesToBeInSet", "because", column="number", value_set=[0.0, 1.0]),
+    expect_rows("ExpectColumnValuesToBeInSet", "because", column="number", value_set=[-0.0, float("nan")]),
     not_before("late", "early", "because"),
     expect_rows(
         "ExpectColumnPairValuesAToBeGreaterThanB", "because", column_A="late", column_B="early", or_equal=False,
@@ -56,7 +58,11 @@ EXPECTS = (
     ),
     critical("ExpectColumnValuesToBeUnique", column="text"),
     critical("ExpectColumnValuesToBeUnique", column="single"),
+    critical("ExpectColumnValuesToBeUnique", column="number"),
+    critical("ExpectColumnValuesToBeUnique", column="odd"),
     critical("ExpectCompoundColumnsToBeUnique", column_list=["text", "whole"]),
+    critical("ExpectCompoundColumnsToBeUnique", column_list=["text", "odd"]),
+    critical("ExpectCompoundColumnsToBeUnique", column_list=["odd", "single"]),
     critical("ExpectCompoundColumnsToBeUnique", column_list=["text", "single"]),
 )  # fmt: skip
 
@@ -72,7 +78,8 @@ def awkward(seed: int, count: int = 300) -> pa.Table:
     table = pa.table(
         {
             "text": some([None, "EWR", "EWR\n", "ewr", "", "XEWR", "nan", "None", "Ä", "b"], pa.string()),
-            "number": some([None, np.nan, np.inf, -np.inf, 0.0, 0.5, 1.0, -1.0, 7.25], pa.float64()),
+            "number": some([None, np.nan, np.inf, -np.inf, 0.0, -0.0, 0.5, 1.0, -1.0, 7.25], pa.float64()),
+            "odd": some([*np.arange(1.0, 2 * count), -0.0, 0.0, np.nan, None], pa.float64()),
             "whole": some([None, 1, 2, 3, 4, 5, 6, 2**60], pa.int64()),
             "early": some(moments, MOMENT),
             "late": some(moments, MOMENT),
@@ -103,6 +110,25 @@ def same(table: pa.Table, expects: tuple[Expect, ...]) -> int:
 @pytest.mark.parametrize("seed", range(3))
 def test_awkward_values_fail_the_same_rows(seed: int) -> None:
     assert same(awkward(seed), EXPECTS) > 10
+
+
+@pytest.mark.parametrize(
+    ("values", "allowed", "doubled"),
+    [([0.0, -0.0], 2, 2), ([np.nan, np.nan], 0, 2), ([np.nan, 1.0], 0, 0), ([None, 0.0], 1, 0)],
+    ids=["two zeros are one value", "a value that is no number", "one of it", "null is no value"],
+)
+def test_odd_numbers_are_in_a_set_and_twice_in_a_key_alike_on_arrow_and_by_great_expectations(
+    values: list[float | None], allowed: int, doubled: int
+) -> None:
+    table = pa.table({"number": pa.array(values, pa.float64()), "text": ["same"] * len(values)})
+    expects = (
+        expect_rows("ExpectColumnValuesToBeInSet", "because", column="number", value_set=[0.0]),
+        critical("ExpectColumnValuesToBeUnique", column="number"),
+        critical("ExpectCompoundColumnsToBeUnique", column_list=["text", "number"]),
+    )
+    same(table, expects)
+    found = suite_run.run_suite(table, expects, complete=True).outcomes
+    assert [outcome.failed_rows for outcome in found] == [2 - allowed - values.count(None), doubled, doubled]
 
 
 def test_a_column_without_a_value_fails_the_same_rows() -> None:

@@ -1,5 +1,6 @@
 """A table is judged on schema, volume, freshness and keys before its rows are; a check that cannot run is a problem."""
 
+from dataclasses import replace
 from datetime import timedelta
 
 import pyarrow as pa
@@ -11,7 +12,7 @@ from expectations.vocabulary import Expect, Suite
 from pipeline.partitions import Interval
 from pipeline.source import Table
 from pipeline.spec import UseCase
-from tasks.ingest.check import CheckedTable, check_rows, check_table, kind_of, to_canonical
+from tasks.ingest.check import CheckedTable, check_rows, check_table, find_bad_rows, kind_of, to_canonical
 from tasks.ingest.data_docs import render_table_page
 from tests.real_flights import altered, later, real_rows
 
@@ -159,6 +160,60 @@ def test_a_duplicated_key_of_one_column_stops(use_case: UseCase, partition: Inte
     assert "duplicated key: (tailnum)" in problem(found)
 
 
+def weathers(rows: pa.Table, *more: pa.Table) -> pa.Table:
+    """Weather of which two rows are told twice, and what else; the versions that came later are warmer."""
+    again = altered(altered(rows.slice(7, 2), "known_at", later(minutes=5), 0, 1), "temp_f", lambda _: 99.0, 0, 1)
+    return pa.concat_tables([again, rows, *more])
+
+
+def test_of_a_duplicated_key_the_latest_is_kept_where_the_table_says_so(
+    rows: pa.Table, limits: Table, partition: Interval
+) -> None:
+    keeping = limits.model_copy(update={"duplicates": "keep_latest"})
+    found = check_table(weathers(rows), SUITE, keeping, partition)
+    assert found.problems == ()
+    assert list(found.bad_rows) == [9, 10]  # the two come first, though they were told later
+    [reason] = found.bad_rows[9]
+    assert reason.startswith(
+        "duplicated key: of several rows of one (origin, observed_at) the latest is kept: origin = "
+    )
+    once = check_table(rows, SUITE, keeping, partition)
+    assert (once.problems, once.bad_rows) == ((), {})
+
+
+def test_of_two_rows_of_a_key_that_came_together_one_is_kept_and_a_bad_one_is_not_it(
+    rows: pa.Table, limits: Table, partition: Interval
+) -> None:
+    keeping = limits.model_copy(update={"duplicates": "keep_latest"})
+    twin = rows.slice(7, 1)
+    for copy, bad in ((twin, 7), (altered(twin, "humidity", lambda _: 300.0, 0), rows.num_rows)):
+        found = check_table(pa.concat_tables([rows, copy]), SUITE, keeping, partition)
+        assert (found.problems, list(found.bad_rows)) == ((), [bad])
+
+
+def test_older_rows_of_a_key_count_as_quarantined(rows: pa.Table, limits: Table, partition: Interval) -> None:
+    strict = limits.model_copy(update={"duplicates": "keep_latest", "max_quarantined_share": 0.001})
+    found = check_table(weathers(rows), SUITE, strict, partition)
+    assert f"2 of {rows.num_rows + 2} rows would be quarantined, 0 are allowed" in "\n".join(found.problems)
+
+
+# Partitions in which nothing has to come
+
+
+def test_an_exempt_partition_may_be_empty_and_the_others_keep_their_limits_and_their_freshness(
+    rows: pa.Table, limits: Table, partition: Interval
+) -> None:
+    silent = rows.filter(
+        pc.less(rows["known_at"], pa.scalar(partition.end - timedelta(days=3), rows["known_at"].type))
+    ).slice(0, 20)
+    for day, problems in ((partition.start, set()), (partition.end, {"volume", "stale feed"})):
+        exempt = limits.model_copy(update={"exempt": (day.date(),)})
+        for part in (silent, silent.slice(0, 0)):
+            found = check_table(part, SUITE, exempt, partition)
+            expected = problems if part.num_rows else problems - {"stale feed"}
+            assert {problem.partition(":")[0] for problem in found.problems} == expected
+
+
 # Bad rows
 
 
@@ -205,6 +260,59 @@ def test_a_check_that_cannot_run_is_a_problem_and_not_a_pass(rows: pa.Table) -> 
     assert check_rows(rows, [sensible], allowed=10).problems == ()
     found = check_rows(rows, [sensible, absurd], allowed=10)
     assert "check failed to run (there is no such column)" in problem(found)
+
+
+# Warnings of a table as a whole, and of most of its rows
+
+
+def warning(expectation: str, **arguments: object) -> Expect:
+    return Expect(expectation=expectation, severity="warning", reason="it should be so", arguments=arguments)
+
+
+@pytest.mark.parametrize(
+    ("expect", "told"),
+    [
+        (warning("ExpectColumnMeanToBeBetween", column="humidity", min_value=0, max_value=100), []),
+        (warning("ExpectColumnMeanToBeBetween", column="humidity", min_value=0, max_value=1), ["it should be so"]),
+        (
+            warning("ExpectColumnMaxToBeBetween", column="humidity", max_value=1),
+            ["it should be so"],
+        ),  # this one Arrow answers
+        (warning("ExpectColumnUniqueValueCountToBeBetween", column="origin", min_value=9), ["it should be so"]),
+        (warning("ExpectTableRowCountToEqual", value=1), ["it should be so"]),
+    ],
+    ids=lambda value: value.expectation if isinstance(value, Expect) else str(value),
+)
+def test_a_warning_about_a_table_as_a_whole_is_told_and_stops_nothing(
+    rows: pa.Table, expect: Expect, told: list[str]
+) -> None:
+    found = check_rows(rows, [expect], allowed=0)
+    assert (found.problems, found.bad_rows) == ((), {})
+    assert [sentence.partition(" (")[0] for sentence in found.warnings] == told
+
+
+@pytest.mark.parametrize(("mostly", "quarantined"), [(0.98, []), (0.995, [3, 4, 5]), (None, [3, 4, 5])])
+def test_mostly_allows_for_some_rows_and_one_row_more_quarantines_all_of_them(
+    rows: pa.Table, mostly: float | None, quarantined: list[int]
+) -> None:
+    arguments: dict[str, object] = {"column": "humidity", "min_value": 0, "max_value": 100}
+    expect = warning("ExpectColumnValuesToBeBetween", **arguments, **({"mostly": mostly} if mostly else {}))
+    found = check_rows(altered(rows, "humidity", lambda _: 300.0, 3, 4, 5), [expect], allowed=10)
+    assert (found.problems, found.warnings, list(found.bad_rows)) == ((), (), quarantined)
+
+
+def test_who_follows_the_source_sets_aside_what_validation_would(
+    rows: pa.Table, limits: Table, partition: Interval
+) -> None:
+    spoilt = altered(rows, "humidity", lambda _: 300.0, 3)
+    expects = (
+        warning("ExpectColumnValuesToBeBetween", column="humidity", min_value=0, max_value=100, mostly=0.9),
+        warning("ExpectColumnMeanToBeBetween", column="humidity", min_value=0, max_value=1),
+    )
+    for some, bad in ((expects, []), (SUITE.expects, [3])):
+        suite = replace(SUITE, expects=some)
+        assert list(find_bad_rows(spoilt, suite, limits, partition)) == bad
+        assert list(check_table(spoilt, suite, limits, partition).bad_rows) == bad
 
 
 def test_the_page_stands_alone_and_says_what_was_found(rows: pa.Table, limits: Table, partition: Interval) -> None:

@@ -1,6 +1,7 @@
 """Validation stops what is not fit to go on with, quarantines exactly the broken rows, and reruns to no effect."""
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -9,10 +10,13 @@ import pytest
 from adapters.connect import Outside
 from adapters.errors import Corrupt, FencedOut
 from adapters.parquet import from_bytes
+from expectations import suites
+from expectations.vocabulary import Expect
 from pipeline.handoffs import Batch, TableBatch
 from pipeline.partitions import Interval
 from pipeline.spec import UseCase
 from tasks.common.errors import BadData
+from tasks.ingest import validate
 from tasks.ingest.land import land_partition
 from tasks.ingest.quarantine import validation_key
 from tasks.ingest.validate import validate_batch
@@ -357,3 +361,29 @@ def test_rows_that_come_twice_in_another_order_are_the_same_content(
     outside.source.execute("delete from weather")
     outside.source.execute("insert into weather select * from again")
     assert run(small, partition, outside) == first
+
+
+def test_a_warning_about_a_table_as_a_whole_alerts_until_it_is_met(
+    small: UseCase, partition: Interval, outside: Outside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mean = Expect(
+        expectation="ExpectColumnMeanToBeBetween",
+        severity="warning",
+        reason="it is colder than that",
+        arguments={"column": "temp_f", "min_value": -100, "max_value": -50},
+    )
+    shipped = suites("flights")
+    unusual = {**shipped, "weather": replace(shipped["weather"], expects=(*shipped["weather"].expects, mean))}
+    with monkeypatch.context() as patched:
+        patched.setattr(validate, "suites", lambda _: unusual)
+        batch = run(small, partition, outside)
+    assert {row["status"] for row in batches(outside).values()} == {"clean"}
+    assert found(batch, "weather").quarantined_rows == 0
+    [alert] = alerts(outside, "warning")
+    assert "weather of 2013-10-28 is unusual" in alert["title"]
+    assert "it is colder than that (observed: " in alert["body"]
+    assert alert["delivered_at"] is not None
+    with outside.source.transaction() as at:
+        at.execute("update weather set humidity = humidity / 2")
+    run(small, partition, outside)
+    assert [row["resolved_at"] is not None for row in alerts(outside, "warning")] == [True]

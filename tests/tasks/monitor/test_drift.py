@@ -17,6 +17,7 @@ from tasks.monitor.triage import (
     Performance,
     PerformanceStatus,
     breached_features,
+    broken_features,
     persistent_features,
 )
 from tests.tasks.watched import NUMBERS, ROWS, TRAINING_WEEKS, emptied, monitored, points, training, week
@@ -201,6 +202,35 @@ def test_a_feature_that_had_a_gappy_week_in_training_is_not_broken_by_another_on
     assert of(whole, "x0", "missing_share").status == "breach"
 
 
+@pytest.mark.parametrize("kind", [pa.float64(), pa.string()])
+def test_a_feature_that_training_never_saw_a_value_of_does_not_block_when_it_goes_on_so(
+    small: UseCase, kind: pa.DataType
+) -> None:
+    def without(table: pa.Table) -> pa.Table:
+        return table.append_column("void", pa.nulls(table.num_rows, kind))
+
+    profile = json.loads(json.dumps(profiling.make_profile(without(training()), small)))
+    measures = drift.measure_drift(profile, without(points(week(12), seed=1)), small.monitor)
+    assert of(measures, "void", "missing_share").status == "ok"
+    assert "void" not in broken_features(measures)
+
+
+@pytest.mark.parametrize(("weeks_without", "status"), [(9, "ok"), (1, "breach")])
+def test_a_feature_of_a_season_may_be_empty_and_one_whose_feed_was_down_for_a_week_may_not(
+    small: UseCase, weeks_without: int, status: str
+) -> None:
+    profile = profiling.make_profile(gappy(training(), weeks_without * ROWS), small)
+    measures = drift.measure_drift(profile, emptied(points(week(12), seed=1), "x0"), small.monitor)
+    assert of(measures, "x0", "missing_share").status == status
+    assert of(measures, "x0").status == "unknown"  # in either case nobody says that it is well
+
+
+def test_an_earlier_versions_profile_of_a_feature_without_a_value_does_not_block(small: UseCase) -> None:
+    old = OLD_PROFILE["features"]["rare"] | {"missing_share": 1.0, "counts": [0, 0], "values": []}
+    measures = drift.measure_drift({"features": {"void": old}}, points(week(12), seed=1), small.monitor)
+    assert [measure.status for measure in measures] == ["ok"]
+
+
 def test_nan_and_infinity_count_as_missing(small: UseCase) -> None:
     train = training()
     for odd in (np.nan, np.inf, -np.inf):
@@ -239,6 +269,75 @@ def test_a_new_category_is_drift(small: UseCase) -> None:
         profile, table.set_column(table.column_names.index("carrier"), "carrier", carriers), small.monitor
     )
     assert breached_features(measures) == {"carrier"}
+
+
+def named(table: pa.Table, names: list[str], *, seed: int = 0) -> pa.Table:
+    """The table with a category of these names, each as likely as any other."""
+    drawn = np.random.default_rng(seed).choice(names, table.num_rows)
+    return table.append_column("customer", pa.array(drawn.tolist()))
+
+
+CUSTOMERS = [f"C{i:04}" for i in range(1000)]  # six rows each in training, a share of .001: none is common
+
+
+@pytest.mark.parametrize(
+    ("names", "status"),
+    [
+        (CUSTOMERS, "ok"),
+        ([f"new {i}" for i in range(1000)], "breach"),  # nobody of them was there before
+        ([*CUSTOMERS[:300], *(f"new {i}" for i in range(300))], "breach"),
+        (CUSTOMERS[:1], "breach"),  # what a feed gives that lost the name: a value that was there, once in a thousand
+        (CUSTOMERS[:250], "breach"),  # a quarter of them, neighbours in the alphabet
+    ],
+)
+def test_a_category_without_a_common_value_drifts_when_its_values_do(
+    small: UseCase, names: list[str], status: str
+) -> None:
+    profile = json.loads(json.dumps(profiling.make_profile(named(training(), CUSTOMERS), small)))
+    assert profile["features"]["customer"]["values"] == []
+    measures = drift.measure_drift(profile, named(points(week(12), seed=1), names, seed=9), small.monitor)
+    assert of(measures, "customer").status == status
+
+
+def test_a_category_that_is_new_in_every_row_of_every_week_is_no_drift_by_being_so(small: UseCase) -> None:
+    """Its own training weeks say how many new values a week brings."""
+
+    def numbered(table: pa.Table, prefix: str) -> pa.Table:
+        return table.append_column("order", pa.array([f"{prefix}{i}" for i in range(table.num_rows)]))
+
+    profile = profiling.make_profile(numbered(training(), "o"), small)
+    measures = drift.measure_drift(profile, numbered(points(week(12), seed=1), "p"), small.monitor)
+    assert of(measures, "order").status == "ok"
+
+
+@pytest.mark.parametrize("why", ["too many to remember", "an earlier version's profile"])
+def test_a_category_of_which_nobody_can_say_what_is_new_is_unknown(
+    small: UseCase, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    """Its PSI was 0, whatever came."""
+    train = named(training(), CUSTOMERS)
+    if why == "too many to remember":
+        monkeypatch.setattr(profiling, "_MAX_RARE", 500)
+    profile = profiling.make_profile(train, small)
+    if why == "an earlier version's profile":
+        old = profile["features"]["customer"]
+        del old["rare"]
+        old["counts"], old["block_psi"] = [sum(old["counts"])], [0.0] * TRAINING_WEEKS
+    measures = drift.measure_drift(profile, named(points(week(12), seed=1), ["x"]), small.monitor)
+    assert of(measures, "customer").status == "unknown"
+    assert of(measures, "customer", "missing_share").status == "ok"
+
+
+def test_a_number_that_is_nearly_always_the_largest_it_can_be_drifts_when_it_no_longer_is(small: UseCase) -> None:
+    def filled(table: pa.Table, share: float) -> pa.Table:
+        rng = np.random.default_rng(4)
+        values = np.where(rng.random(table.num_rows) < share, 1.0, rng.random(table.num_rows))
+        return table.append_column("fill", pa.array(values))
+
+    profile = profiling.make_profile(filled(training(), 0.95), small)
+    for share, status in ((0.95, "ok"), (0.3, "breach")):
+        measures = drift.measure_drift(profile, filled(points(week(12), seed=1), share), small.monitor)
+        assert of(measures, "fill").status == status
 
 
 def test_a_feature_too_sparse_to_judge_is_watched_by_its_missing_share_alone(small: UseCase) -> None:

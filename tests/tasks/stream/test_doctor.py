@@ -9,8 +9,8 @@ import yaml
 from adapters.connect import Outside
 from infra.doctor.stream import check_streams
 from pipeline.handoffs import Snapshot
-from pipeline.settings import REPOSITORY
 from pipeline.spec import UseCase
+from tests.shipped import read_shipped_params
 from tests.tasks.killed import environment
 from tests.tasks.stream.live import LiveSource, await_known, following
 
@@ -24,7 +24,7 @@ def follow() -> str:
 
 def told(outside: Outside, folder: Path, follow: str | None) -> dict[str, str]:
     """The environment of a stack whose use case follows its source, or does not."""
-    params = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
+    params = read_shipped_params()
     params["flights"]["source"]["follow"] = follow
     params["flights"]["endpoint"]["answers"] = None
     (folder / "params.yaml").write_text(yaml.safe_dump(params))

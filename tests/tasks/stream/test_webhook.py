@@ -16,6 +16,7 @@ from pipeline.settings import REPOSITORY, Settings
 from pipeline.spec import UseCase
 from tasks.stream import deliver_answers as deliverer
 from tasks.stream.deliver_answers import choose_pause, deliver_answers
+from tests.shipped import read_shipped_params
 from tests.tasks.killed import environment, run
 from tests.tasks.stream.live import PATIENCE_SECONDS, await_alerts, list_alerts, running
 from tests.tasks.stream.receiving import (
@@ -200,7 +201,7 @@ def retry(outside: Outside, told: UseCase, folder: Path) -> str:
     """What the operator's command says."""
     assert told.endpoint is not None
     assert told.endpoint.answers is not None
-    params = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
+    params = read_shipped_params()
     params["flights"]["endpoint"]["answers"] = told.endpoint.answers.model_dump()
     path = folder / "params.yaml"
     path.write_text(yaml.safe_dump(params))
