@@ -2,22 +2,29 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
 
-from expectations.vocabulary import Expect, Kind, Suite, content_expectations, delivery_expectations
+from expectations.vocabulary import Expect, Suite, content_expectations, delivery_expectations
 from pipeline.partitions import Interval
 from pipeline.source import Table
+from tasks.ingest.clean_columns import (
+    Faults,
+    can_be,
+    clean_type,
+    describe_declared,
+    describe_raw,
+    drop_rows,
+    explain_faults,
+    list_undeclared,
+    name_columns,
+    read_canonical,
+)
 from tasks.ingest.suite_run import SuiteRun, find_failing_rows, run_suite
 
-_CANONICAL: Mapping[Kind, pa.DataType] = {
-    "text": pa.string(),
-    "integer": pa.int64(),
-    "float": pa.float64(),
-    "timestamp": pa.timestamp("us", tz="UTC"),
-}
+Reasons = Mapping[int, tuple[str, ...]]  # position of a row -> why it is bad
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,97 +33,107 @@ class CheckedTable:
 
     problems: what stops the batch. notes: what people should know and nothing stops.
     bad_rows: position in the raw table -> why. typed: the declared columns in their canonical types, all rows (None
-    if the schema is wrong). results: one GX validation result, for the docs.
+    if the schema is wrong); what is null there and was not in the source stands in faults. results: one GX validation
+    result, for the docs.
     """
 
     problems: tuple[str, ...]
     notes: tuple[str, ...]
-    bad_rows: Mapping[int, tuple[str, ...]]
+    bad_rows: Reasons
     typed: pa.Table | None
     results: Any
+    faults: Faults = field(default_factory=dict)
 
 
-def kind_of(arrow_type: pa.DataType) -> Kind | None:
-    """Which kind of column an Arrow type is; None for one no suite knows (a timestamp without a zone, a decimal)."""
-    types = pa.types
-    if types.is_string(arrow_type) or types.is_large_string(arrow_type):
-        return "text"
-    if types.is_signed_integer(arrow_type):
-        return "integer"
-    if types.is_float32(arrow_type) or types.is_float64(arrow_type):
-        return "float"
-    if types.is_timestamp(arrow_type) and arrow_type.tz and arrow_type.unit != "ns":
-        return "timestamp"
-    return None
-
-
-def retyped_columns(schema: pa.Schema, suite: Suite) -> list[str]:
+def retyped_columns(named: pa.Schema, suite: Suite) -> list[str]:
     """Columns that are there with another type than declared, each as a sentence."""
     return [
-        f"column {name} was retyped: expected {column.kind}, got {schema.field(name).type}"
+        f"column {name} was retyped: expected {describe_declared(column)}, got {describe_raw(named.field(name).type)}"
         for name, column in suite.columns.items()
-        if name in schema.names and kind_of(schema.field(name).type) != column.kind
+        if name in named.names and not can_be(named.field(name).type, column)
     ]
 
 
-def missing_columns(schema: pa.Schema, suite: Suite) -> list[str]:
+def missing_columns(named: pa.Schema, suite: Suite) -> list[str]:
     """Declared columns that are not there."""
-    return [name for name in suite.columns if name not in schema.names]
-
-
-def added_columns(schema: pa.Schema, suite: Suite) -> list[str]:
-    """Columns that no suite declares: kept in the raw object, left out of the clean one."""
-    return [name for name in schema.names if name not in suite.columns]
+    return [name for name in suite.columns if name not in named.names]
 
 
 def canonical_schema(suite: Suite) -> pa.Schema:
     """The declared columns, in their declared order and canonical types."""
-    return pa.schema([(name, _CANONICAL[column.kind]) for name, column in suite.columns.items()])
+    return pa.schema([(name, clean_type(column)) for name, column in suite.columns.items()])
 
 
-def to_canonical(table: pa.Table, suite: Suite) -> pa.Table:
-    """A table in the canonical schema; its own has been checked."""
-    schema = canonical_schema(suite)
-    return table.select(schema.names).cast(schema)
+def to_canonical(named: pa.Table, suite: Suite) -> pa.Table:
+    """A table in the canonical schema; its own has been checked, and columns have the names that they have here."""
+    return read_canonical(named, suite)[0]
 
 
 def check_table(table: pa.Table, suite: Suite, limits: Table, partition: Interval) -> CheckedTable:
-    """Check the rows of one partition of a table; finds, and changes nothing."""
-    notes = tuple(f"column {name} was added; it is not taken over" for name in added_columns(table.schema, suite))
-    expects = delivery_expectations(suite, limits)
-    retyped = retyped_columns(table.schema, suite)
-    if retyped or missing_columns(table.schema, suite):
-        first = run_suite(table, expects, complete=False)
+    """Check the raw rows of one partition of a table; finds, and changes nothing."""
+    added = list_undeclared(table.schema, suite)  # kept in the raw object, left out of the clean one
+    notes = tuple(f"column {name} was added; it is not taken over" for name in added)
+    expects, named = delivery_expectations(suite, limits), name_columns(table, suite)
+    retyped = retyped_columns(named.schema, suite)
+    if retyped or missing_columns(named.schema, suite):
+        first = run_suite(named, expects, complete=False)
         return CheckedTable(
             problems=(*_problems(first), *retyped), notes=notes, bad_rows={}, typed=None, results=first.results
         )
-    typed = to_canonical(table, suite)
-    if typed.num_rows:
+    typed, faults = read_canonical(named, suite)
+    sound = drop_rows(typed, faults)
+    if faults:  # the volume is that of all rows
+        fewer = {name: getattr(limits, name) - len(faults) for name in ("min_rows", "max_rows")}
+        expects = delivery_expectations(suite, limits.model_copy(update=fewer))
+    if sound.num_rows:
         expects = (*expects, *content_expectations(suite, limits, partition))
     allowed = int(limits.max_quarantined_share * typed.num_rows)
-    return replace(check_rows(typed, expects, allowed=allowed), notes=notes)
+    checked = check_rows(sound, expects, allowed=allowed, set_aside=explain_faults(faults, suite))
+    return replace(checked, notes=notes, typed=typed, faults=faults)
 
 
-def check_rows(typed: pa.Table, expects: Sequence[Expect], *, allowed: int) -> CheckedTable:
+def check_rows(
+    typed: pa.Table, expects: Sequence[Expect], *, allowed: int, set_aside: Reasons | None = None
+) -> CheckedTable:
     """Whether rows meet some expectations; more than `allowed` bad rows are a problem instead of a list.
 
-    BASIC results first; the positions of bad rows only for what failed, and only where few enough did.
+    BASIC results first; the positions of bad rows only for what failed, and only where few enough did. `set_aside` are
+    bad rows that are not among these: positions are those of all together.
     """
+    before = dict(set_aside or {})
     first = run_suite(typed, expects, complete=False)
     problems = _problems(first)
     failed = [outcome for outcome in first.outcomes if outcome.failed_rows and outcome.expect.severity == "warning"]
     most = max((outcome.failed_rows for outcome in failed), default=0)
-    bad_rows = _bad_rows(typed, [outcome.expect for outcome in failed]) if 0 < most <= allowed else {}
-    if (count := max(most, len(bad_rows))) > allowed:
-        why = "; ".join(f"{outcome.failed_rows} rows: {outcome.expect.reason}" for outcome in failed)
-        problems.append(f"{count} of {typed.num_rows} rows would be quarantined, {allowed} are allowed; {why}")
-    return CheckedTable(problems=tuple(problems), notes=(), bad_rows=bad_rows, typed=typed, results=first.results)
+    is_listed = 0 < most <= allowed - len(before)
+    bad_rows = _bad_rows(typed, [outcome.expect for outcome in failed]) if is_listed else {}
+    if (count := max(most, len(bad_rows)) + len(before)) > allowed:
+        why = [f"{outcome.failed_rows} rows: {outcome.expect.reason}" for outcome in failed]
+        why += [f"{len(before)} rows, such as: {next(iter(before.values()))[0]}"] if before else []
+        total = typed.num_rows + len(before)
+        problems.append(f"{count} of {total} rows would be quarantined, {allowed} are allowed; {'; '.join(why)}")
+    among_all = _place_among_all(bad_rows, before, typed.num_rows) if count <= allowed else bad_rows
+    return CheckedTable(problems=tuple(problems), notes=(), bad_rows=among_all, typed=typed, results=first.results)
 
 
-def find_bad_rows(typed: pa.Table, suite: Suite, limits: Table, partition: Interval) -> dict[int, tuple[str, ...]]:
+def find_bad_rows(
+    typed: pa.Table, suite: Suite, limits: Table, partition: Interval, faults: Faults | None = None
+) -> dict[int, tuple[str, ...]]:
     """The rows of one partition that validation would quarantine, however many: position -> why."""
     expects = [e for e in content_expectations(suite, limits, partition) if e.severity == "warning"]
-    return _collect_reasons(typed, zip(expects, find_failing_rows(typed, expects), strict=True))
+    before = explain_faults(faults or {}, suite)
+    sound = drop_rows(typed, before)
+    found = _collect_reasons(sound, zip(expects, find_failing_rows(sound, expects), strict=True))
+    return _place_among_all(found, before, sound.num_rows)
+
+
+def _place_among_all(found: Reasons, before: Reasons, others: int) -> dict[int, tuple[str, ...]]:
+    """Bad rows by their positions among all, of which those `before` were left out."""
+    if not before:
+        return dict(found)
+    places = [place for place in range(others + len(before)) if place not in before]
+    both = {**before, **{places[position]: reasons for position, reasons in found.items()}}
+    return {place: both[place] for place in sorted(both)}
 
 
 def _problems(suite_run: SuiteRun) -> list[str]:

@@ -20,6 +20,7 @@ from pipeline.spec import UseCase
 from tasks.common.errors import BadData
 from tasks.ingest import land as ingest
 from tasks.ingest.land import land_partition
+from tasks.ingest.source_rows import extraction
 from tests.faulty import restart_postgres
 from tests.tasks import killed
 
@@ -283,7 +284,7 @@ def test_odd_values_land_as_they_are(use_case: UseCase, partition: Interval, out
 def test_a_name_is_a_name_not_sql(use_case: UseCase, outside: Outside) -> None:
     table = use_case.source.tables["weather"].model_copy(update={"available_at": 'x"; drop table weather; --'})
     with outside.source.transaction() as at, pytest.raises(psycopg2.errors.UndefinedColumn):
-        at.execute(ingest.extraction("weather", table), (None, None))
+        at.execute(extraction("weather", table), (None, None))
 
 
 # Who may be away, or not let us in
