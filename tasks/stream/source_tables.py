@@ -110,7 +110,7 @@ class SourceTables:
         known = rows[self.use_case.source.tables[name].available_at]
         first, last = (pa.scalar(moment, known.type) for moment in (utc(self.use_case.grid.first), _LAST))
         inside = pc.and_(pc.greater_equal(known, first), pc.less(known, last))
-        places = pc.indices_nonzero(pc.fill_null(inside, fill_value=False)).to_pylist()
+        places = [place for place, is_inside in enumerate(inside.to_pylist()) if is_inside]
         return [
             row
             for interval, those in self._by_partition(name, rows, places)
