@@ -1,8 +1,9 @@
 """What a column's type in PostgreSQL becomes: the one table that ingest, both followers and the docs read.
 
 A type lands as one Arrow type, and a suite may declare it as one of some kinds; of a kind there is one Arrow type in
-clean data, how features read it, and what a client sends. Those words belong to other packages and are text here; tests
-hold them to theirs. What has no row lands as its text where it is a kind of text (an enum, citext); else it is left out.
+clean data, how features read it, and what a client sends. Those words belong to other packages and are text here;
+tests hold them to theirs. What has no row lands as its text where it is a kind of text (an enum, citext); else it is
+left out.
 """
 
 from collections.abc import Iterable, Mapping
@@ -28,7 +29,7 @@ VALUE_SETTINGS: Mapping[str, str] = {
 class TypeRow:
     """Types of PostgreSQL that become the same: their names in the docs, and their numbers (pg_type.oid).
 
-    `lands` is the Arrow type in raw data, if the digits of a column do not decide. `kinds` are what a suite may declare.
+    `lands` is the Arrow type in raw data, if the digits of a column do not decide; `kinds` are what a suite may say.
     """
 
     names: str

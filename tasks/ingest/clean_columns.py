@@ -133,8 +133,8 @@ def _list_lost(named: pa.Table, name: str, values: pa.ChunkedArray) -> dict[int,
     if (unread := name_unread(name)) in named.column_names:
         lost = {place: text for place, text in enumerate(named[unread].to_pylist()) if text is not None}
     if values.null_count > named[name].null_count:
-        places = pc.indices_nonzero(pc.and_(pc.is_null(values), pc.is_valid(named[name])))
-        lost |= {place: str(named[name][place].cast(pa.string())) for place in places.to_pylist()}
+        gone = pc.and_(pc.is_null(values), pc.is_valid(named[name])).to_pylist()
+        lost |= {place: str(named[name][place].cast(pa.string())) for place, is_gone in enumerate(gone) if is_gone}
     return lost
 
 

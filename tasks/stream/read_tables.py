@@ -13,7 +13,7 @@ from adapters.errors import Unreadable
 from expectations import suites
 from pipeline.spec import UseCase
 from tasks.build_features.followed_rows import FollowedRow
-from tasks.ingest.source_rows import known_sql, read_source_rows, relation_sql
+from tasks.ingest.source_rows import extraction, known_sql, read_source_rows
 from tasks.stream.source_step import SourceStep
 from tasks.stream.source_tables import SourceTables
 
@@ -88,10 +88,11 @@ def _read_rows(
 
 def _find_end(at: cursor, use_case: UseCase, lower: datetime, upper: datetime) -> datetime:
     """Up to where a step reads, so that it holds about so many rows at most."""
-    query = "select {known} from {table} where {known} >= %s and {known} < %s order by 1 offset %s limit 1"
+    query = "select {known} from ({rows}) as found order by 1 offset %s limit 1"
     until = upper
     for name, table in use_case.source.tables.items():
-        names = {"known": known_sql(table, suites(use_case.name)[name]), "table": relation_sql(use_case, name)}
+        suite = suites(use_case.name)[name]
+        names = {"known": known_sql(table, suite), "rows": extraction(name, table, suite)}
         with suppress(*_UNREADABLE), _savepoint(at):  # told of where its rows are read
             at.execute(sql.SQL(query).format(**names), (lower, until, _ROWS_AT_ONCE))
             if row := at.fetchone():
