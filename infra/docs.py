@@ -1,4 +1,4 @@
-"""Writes the pages of docs/ that are made from code: `python -m infra.docs`; with --check, says whether they are current.
+"""Writes the pages of docs/ that are made from code: `python -m infra.docs`; with --check, says if they are current.
 
 docs/dags.md is made from the DAGs themselves, docs/column-types.md from the table of types.
 """
@@ -94,7 +94,7 @@ def main() -> int:
         for page, generated in pages.items():
             page.write_text(generated)
         return 0
-    return int(any([_is_stale(page, generated) for page, generated in pages.items()]))
+    return int(sum(_is_stale(page, generated) for page, generated in pages.items()) > 0)  # of each page is told
 
 
 def _is_stale(page: Path, generated: str) -> bool:

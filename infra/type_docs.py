@@ -6,8 +6,8 @@ from adapters.column_types import KIND_ROWS, TYPE_ROWS, KindRow, TypeRow
 
 _HEAD = """# Types and names of a source's columns
 
-The tables are generated from `adapters/column_types.py` by `make docs`; do not edit. Ingest, polling and the log read by
-them, and give the same rows.
+The tables are generated from `adapters/column_types.py` by `make docs`; do not edit. Ingest, polling and the log
+read by them, and give the same rows.
 
 ## From PostgreSQL to a kind
 
@@ -40,8 +40,9 @@ nothing, and whether it changes makes no partition late.
 A table or column that has capitals, spaces, quotes, or a word of SQL as its name has another one here. `params.yaml`
 gives a table its own as SQL writes it, with its schema where it is not in the search path (`relation:`, such as
 `'sales."Order Lines"'`), and the suite a column: `DeclaredColumn(kind="integer", nullable=False, source="Line No.")`.
-Keys, `available_at`, expectations and features then say the name that it has here. A view, and a table without a primary key, can be
-ingested and polled; only a table with one can be followed by its log, which has no generated columns.
+Keys, `available_at`, expectations and features then say the name that it has here. A view, and a table without a
+primary key, can be ingested and polled; only a table with one can be followed by its log, which has no generated
+columns.
 
 ## Poolers and encodings
 
@@ -65,7 +66,13 @@ def _type_cells(row: TypeRow) -> tuple[str, ...]:
 
 def _kind_cells(row: KindRow) -> tuple[str, ...]:
     clean = "`decimal128`, of its digits" if row.clean is None else f"`{row.clean}`"
-    return f"`{row.kind}`", clean, ", ".join(f"`{kind}`" for kind in row.feature_kinds), f"`{row.request_kind}`", row.json
+    return (
+        f"`{row.kind}`",
+        clean,
+        ", ".join(f"`{kind}`" for kind in row.feature_kinds),
+        f"`{row.request_kind}`",
+        row.json,
+    )
 
 
 def _table(head: Sequence[str], rows: Iterator[tuple[str, ...]]) -> list[str]:

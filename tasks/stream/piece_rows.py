@@ -49,15 +49,19 @@ class PieceRows:
                 table[key] = relation, self._complete(change, relation, table.get(key))
 
     def _complete(self, change: RowChange, relation: Relation, before: tuple[Relation, Texts | None] | None) -> Texts:
-        """The new row, with what was not sent because it stayed as it was."""
+        """The new row, with what was not sent because it stayed as it was; of undeclared columns nothing is asked."""
         row = change.row or {}
         if not change.unchanged:
             return row
-        was = before[1] if before else None
-        if was is None or not change.unchanged <= was.keys():
+        wanted, was = (
+            change.unchanged & suites(self._use_case.name)[change.table].by_source.keys(),
+            before and before[1],
+        )
+        if wanted and (was is None or not wanted <= was.keys()):
             key = {name: row[name] for name in relation.key}
-            was = self._fetch(change.table, key, sorted(change.unchanged))
-        return {**row, **{name: was[name] for name in change.unchanged}}
+            was = self._fetch(change.table, key, sorted(wanted))
+        kept = {name: was[name] for name in wanted} if was else {}
+        return {**row, **dict.fromkeys(change.unchanged), **kept}
 
     def make_step(self) -> SourceStep:
         """What is to be kept of it."""

@@ -51,10 +51,12 @@ class _Pooler:
             client.sendall(b"E" + struct.pack("!I", 4 + len(_REFUSED)) + _REFUSED)
             client.close()
             return
-        server = socket.create_connection(self._target)
-        server.sendall(startup)
-        threading.Thread(target=_pass_on, args=(server, client), daemon=True).start()
-        _pass_on(client, server)
+        with client, socket.create_connection(self._target) as server:
+            server.sendall(startup)
+            back = threading.Thread(target=_pass_on, args=(server, client), daemon=True)
+            back.start()
+            _pass_on(client, server)
+            back.join()
 
 
 def _read_startup(client: socket.socket) -> bytes:
@@ -102,7 +104,7 @@ def test_a_source_behind_a_pooler_is_read_as_one_without(outside: Outside, poole
 def test_sabotage_without_settings_of_its_own_a_pooled_session_reads_something_else(pooled_dsn: str) -> None:
     with closing(psycopg2.connect(pooled_dsn)) as opened, opened, opened.cursor() as at:
         at.execute("select '2013-01-01'::timestamptz::text")
-        assert at.fetchone() == ("01.01.2013 00:00:00 JST",)
+        assert at.fetchone() == ("2013-01-01 00:00:00+09",)  # psycopg2 asks for ISO dates by itself
 
 
 def test_what_a_pooler_cannot_pass_is_refused_with_the_setting_named(pooled_dsn: str) -> None:
@@ -141,5 +143,5 @@ def test_text_of_a_database_in_another_encoding_is_read(encoding: str, outside: 
 def test_text_of_no_encoding_is_refused_with_the_setting_named(outside: Outside, running_stack: Stack) -> None:
     with database_in("SQL_ASCII", outside, running_stack) as source:
         source.execute("insert into t values (1, E'\\351')")
-        with source.transaction() as at, pytest.raises(Unreadable, match="no UTF-8.*server_encoding is SQL_ASCII"):
+        with source.transaction() as at, pytest.raises(Unreadable, match=r"no UTF-8.*server_encoding is SQL_ASCII"):
             source.copy_out("select v from t", at=at)
