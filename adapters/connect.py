@@ -31,7 +31,7 @@ class Outside:
     @cached_property
     def source(self) -> Warehouse:
         """The operator's database, which is only read."""
-        return Warehouse(self.settings.source_dsn, what="source database")
+        return Warehouse(self.settings.source_dsn, what="source database", is_source=True)
 
     @cached_property
     def lake(self) -> Lake:

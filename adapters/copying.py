@@ -1,64 +1,106 @@
 """What PostgreSQL's COPY writes and reads, as typed Arrow tables."""
 
 import io
-from collections.abc import Callable
+from collections.abc import Sequence
+from decimal import Context, Decimal, Inexact, InvalidOperation
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 
-# pg_type.oid -> Arrow; built-in types have the same number in every database. What is not here lands as its text.
-_TYPES: dict[int, pa.DataType] = {
-    16: pa.bool_(),
-    20: pa.int64(),
-    21: pa.int16(),
-    23: pa.int32(),
-    700: pa.float32(),
-    701: pa.float64(),
-    1082: pa.date32(),
-    1114: pa.timestamp("us"),
-    1184: pa.timestamp("us", tz="UTC"),
-}
-_NUMERIC = 1700
-# Which columns have values that Arrow does not: tried in this order, until all can be read.
-_KEPT_AS_TEXT: tuple[Callable[[pa.DataType], bool], ...] = (
-    lambda _: False,
-    pa.types.is_temporal,
-    pa.types.is_decimal,
-    lambda kind: pa.types.is_temporal(kind) or pa.types.is_decimal(kind),
-)
+from adapters.column_types import ReadColumn
+
+# Longer than any name that PostgreSQL gives a column.
+_UNREAD = " as the source wrote it, where that is no value of the column's type"
+_MOMENT = r"^\d{4}-\d\d-\d\d( \d\d:\d\d:\d\d(\.\d+)?(\+00)?)?$"  # the others are infinite, before Christ or after 9999
 
 
-def arrow_type(oid: int, precision: int | None, scale: int | None) -> pa.DataType:
-    """The Arrow type of a column; `numeric(p, s)` is exact, plain `numeric` becomes float64."""
-    if oid != _NUMERIC:
-        return _TYPES.get(oid, pa.string())
-    # Of `numeric` without a precision psycopg2 says 65535.
-    if precision is None or scale is None or precision > 38 or scale > precision:
-        return pa.float64()
-    return pa.decimal128(precision, scale)
+def name_unread(name: str) -> str:
+    """The column beside one, that has the text of each value of it which its type does not have."""
+    return name + _UNREAD
 
 
-def read_copy(data: bytes, schema: pa.Schema) -> pa.Table:
-    """The table in COPY's CSV output (written under timezone UTC).
+def is_unread(name: str) -> bool:
+    """Whether a column is one that `name_unread` names."""
+    return name.endswith(_UNREAD)
 
-    Dates Arrow cannot hold ('infinity', before Christ) make the columns of dates text, and a 'NaN' in a `numeric(p, s)`
-    those of exact numbers: landed as is, for validation to stop.
+
+def read_copy(data: bytes, columns: Sequence[ReadColumn]) -> pa.Table:
+    """The table in COPY's CSV output (written under `column_types.VALUE_SETTINGS`).
+
+    Values that a column's Arrow type does not have (infinite dates, those before Christ, a 'NaN' in a `numeric(p, s)`)
+    are null, and their text stands in a column more, named by `name_unread`: it is there only where there are any.
     """
+    schema = pa.schema([(column.name, column.kind) for column in columns])
     if not data:
         return schema.empty_table()
-    for is_text in _KEPT_AS_TEXT:
-        try:
-            return _read(data, pa.schema([(f.name, pa.string() if is_text(f.type) else f.type) for f in schema]))
-        except pa.ArrowInvalid as error:
-            refused = error
-    raise refused
+    try:
+        table = _read(data, schema)
+    except pa.ArrowInvalid:
+        table = _read_what_can_be(data, schema)
+    for place, column in enumerate(columns):
+        if column.is_padded:
+            table = table.set_column(place, schema.field(place), pc.utf8_rtrim(table.column(place), " "))
+    return table
+
+
+def _read_what_can_be(data: bytes, schema: pa.Schema) -> pa.Table:
+    table = _read(data, pa.schema([(f.name, pa.string() if _may_refuse(f.type) else f.type) for f in schema]))
+    unread = dict[str, pa.ChunkedArray]()
+    for place, field in enumerate(schema):
+        if _may_refuse(field.type):
+            texts = table.column(place)
+            values = (
+                _read_moments(texts, field.type) if pa.types.is_temporal(field.type) else _read_numbers(texts, field)
+            )
+            left = pc.if_else(pc.is_valid(values), pa.scalar(None, pa.string()), texts)
+            table = table.set_column(place, field, values)
+            if left.null_count < len(left):
+                unread[field.name] = left
+    for name, texts in unread.items():
+        table = table.append_column(name_unread(name), texts)
+    return table
+
+
+def _may_refuse(kind: pa.DataType) -> bool:
+    """Whether PostgreSQL has values of it that Arrow does not have; of whole numbers, where they are a `numeric`."""
+    return bool(pa.types.is_temporal(kind) or pa.types.is_decimal(kind) or pa.types.is_integer(kind))
+
+
+def _read_moments(texts: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
+    there = pc.if_else(pc.match_substring_regex(texts, _MOMENT), texts, pa.scalar(None, pa.string()))
+    return _read(format_copy(pa.table({"moment": there})), pa.schema({"moment": kind}))["moment"]
+
+
+def _read_numbers(texts: pa.ChunkedArray, field: pa.Field) -> pa.ChunkedArray:
+    whole = pa.types.is_integer(field.type)
+    digits, scale = (19, 0) if whole else (field.type.precision, field.type.scale)
+    context = Context(prec=digits, traps=[InvalidOperation, Inexact])
+    values = [None if text is None else _fit_number(text, context, scale) for text in texts.to_pylist()]
+    if whole:
+        values = [value if value is not None and -(2**63) <= value < 2**63 else None for value in values]
+        return pa.chunked_array(
+            [pa.array([None if value is None else int(value) for value in values], pa.int64())]
+        ).cast(field.type)
+    return pa.chunked_array([pa.array(values, field.type)])
+
+
+def _fit_number(text: str, context: Context, scale: int) -> Decimal | None:
+    """The number, with so many digits behind the point; None where it has more, or is none."""
+    number = Decimal(text)
+    if not number.is_finite():
+        return None
+    try:
+        return context.quantize(number, Decimal((0, (1,), -scale)))
+    except (InvalidOperation, Inexact):
+        return None
 
 
 def _read(data: bytes, schema: pa.Schema) -> pa.Table:
     return pa.csv.read_csv(
         pa.BufferReader(data),
         read_options=pa.csv.ReadOptions(column_names=schema.names, use_threads=False, block_size=max(len(data), 1)),
-        parse_options=pa.csv.ParseOptions(newlines_in_values=True),
+        parse_options=pa.csv.ParseOptions(newlines_in_values=True, ignore_empty_lines=False),  # one null alone is one
         convert_options=pa.csv.ConvertOptions(
             column_types=schema,
             null_values=[""],

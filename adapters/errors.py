@@ -2,10 +2,18 @@
 
 # In a workspace: where a stage says what is wrong with its inputs, before it fails.
 REFUSAL = "local/refusal.txt"
+ENCODING_REMEDY = (
+    "its server_encoding is SQL_ASCII, which says nothing of what its bytes mean; move it to a database of UTF8, or"
+    " read a view that has convert_from(column::bytea, 'LATIN1')"
+)
 
 
 class Refused(ValueError):  # noqa: N818  # reads as the answer it is
     """A store turned us away: wrong credentials, unknown database or bucket. Says which setting to look at."""
+
+
+class Unreadable(ValueError):  # noqa: N818  # reads as the answer it is
+    """A source's rows cannot be read as they are. Says which column or setting, and what to do."""
 
 
 class Missing(ValueError):  # noqa: N818  # reads as the answer it is

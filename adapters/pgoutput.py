@@ -13,7 +13,8 @@ from types import EllipsisType
 
 import pyarrow as pa
 
-from adapters.copying import arrow_type, format_copy, read_copy
+from adapters.column_types import ReadColumn, SourceColumn
+from adapters.copying import format_copy, read_copy
 
 EPOCH = datetime(2000, 1, 1, tzinfo=UTC)  # PostgreSQL's moments are microseconds after this
 _NULL, _UNCHANGED, _TEXT, _KEY, _OLD = b"nutKO"
@@ -39,7 +40,7 @@ class Relation:
     """A table as the changes that follow give its rows. Generated columns are left out."""
 
     schema: str
-    table: str
+    table: str  # as `PgOutputDecoder.name_table` names it
     columns: Mapping[str, int]  # name -> pg_type.oid, in order; a domain is its base type, as in what COPY reads
     modifiers: Mapping[str, int]  # name -> type modifier, -1 for none
     key: tuple[str, ...]  # the primary key; under REPLICA IDENTITY FULL, every column
@@ -51,6 +52,10 @@ class Relation:
             columns={name: self.columns[name] for name in names},
             modifiers={name: self.modifiers[name] for name in names},
         )
+
+    def describe(self) -> list[SourceColumn]:
+        """Its columns, as psycopg2 describes those of a query."""
+        return [SourceColumn(name, oid, *_find_digits(self.modifiers[name])) for name, oid in self.columns.items()]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,14 +93,20 @@ def _keep_type(oid: int, modifier: int) -> tuple[int, int]:
     return oid, modifier
 
 
+def _keep_name(schema: str, table: str) -> str:  # noqa: ARG001  # the other half of a name
+    return table
+
+
 @dataclass
 class PgOutputDecoder:
     """Decodes the messages of one session, in their order.
 
-    `find_base_type` is given a column's type and modifier, and says which it is at bottom.
+    `find_base_type` is given a column's type and modifier, and says which it is at bottom. `name_table` is given a
+    schema and a table, and says what relations and changes call it.
     """
 
     find_base_type: Callable[[int, int], tuple[int, int]] = _keep_type
+    name_table: Callable[[str, str], str] = _keep_name
     _relations: dict[int, Relation] = field(default_factory=dict, init=False)
     _told: dict[str, tuple[int, Relation]] = field(default_factory=dict, init=False)
     _number: int = field(default=0, init=False)
@@ -144,7 +155,7 @@ class PgOutputDecoder:
             key += [name] if is_key else []
         self._relations[oid] = Relation(
             schema=schema or "pg_catalog",
-            table=table,
+            table=self.name_table(schema or "pg_catalog", table),
             columns={name: base for name, (base, _) in types.items()},
             modifiers={name: modifier for name, (_, modifier) in types.items()},
             key=tuple(key),
@@ -238,13 +249,17 @@ def convert_rows(rows: Sequence[Mapping[str, str | None]], relation: Relation) -
     Raises:
         KeyError: a row lacks a column (what is `unchanged` is to be filled in before).
     """
-    types = {name: _find_arrow_type(oid, relation.modifiers[name]) for name, oid in relation.columns.items()}
-    texts = pa.table({name: pa.array([row[name] for row in rows], pa.string()) for name in types})
-    return read_copy(format_copy(texts), pa.schema(list(types.items())))
+    return convert_texts(rows, [ReadColumn.of(column) for column in relation.describe()])
 
 
-def _find_arrow_type(oid: int, modifier: int) -> pa.DataType:
+def convert_texts(rows: Sequence[Mapping[str, str | None]], columns: Sequence[ReadColumn]) -> pa.Table:
+    """Some columns of rows, likewise."""
+    texts = pa.table({name: pa.array([row[name] for row in rows], pa.string()) for name, *_ in columns})
+    return read_copy(format_copy(texts), columns)
+
+
+def _find_digits(modifier: int) -> tuple[int | None, int | None]:
+    """Precision and scale, as psycopg2 takes a modifier apart: the same type as of a column read by COPY."""
     if modifier < 0:
-        return arrow_type(oid, None, None)
-    # As psycopg2 takes a modifier apart: the same type as of a column read by COPY.
-    return arrow_type(oid, (modifier - 4) >> 16 & 0xFFFF, (modifier - 4) & 0xFFFF)
+        return None, None
+    return (modifier - 4) >> 16 & 0xFFFF, (modifier - 4) & 0xFFFF

@@ -3,7 +3,7 @@
 import struct
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from datetime import datetime, timedelta
 from types import TracebackType
@@ -13,6 +13,7 @@ import psycopg2
 from psycopg2.extensions import connection, cursor, quote_ident
 from psycopg2.extras import LogicalReplicationConnection
 
+from adapters.column_types import VALUE_SETTINGS
 from adapters.errors import Missing, PublicationGone, Refused, SlotGone, Unavailable
 from adapters.pgoutput import EPOCH, PgOutputDecoder, TransactionCommit
 from adapters.replication_pieces import Confirmations, Idle, PieceBuilder, TransactionPiece
@@ -23,7 +24,7 @@ from adapters.retrying import is_refusal
 _SESSION: dict[str, Any] = {
     "application_name": "windsock",
     "client_encoding": "UTF8",
-    "options": "-c timezone=UTC -c datestyle=ISO -c extra_float_digits=1",
+    "options": " ".join(f"-c {name}={value}" for name, value in VALUE_SETTINGS.items()),
     "connect_timeout": 10,
     "keepalives_idle": 30,
     "keepalives_interval": 10,
@@ -50,7 +51,14 @@ class ReplicationFollower:
     """
 
     def __init__(
-        self, dsn: str, slot: str, publication: str, *, rows_at_once: int = 10_000, publication_oid: int | None = None
+        self,
+        dsn: str,
+        slot: str,
+        publication: str,
+        *,
+        rows_at_once: int = 10_000,
+        publication_oid: int | None = None,
+        name_table: Callable[[str, str], str] | None = None,
     ) -> None:
         """Nothing is opened yet.
 
@@ -60,9 +68,11 @@ class ReplicationFollower:
             publication: its tables are followed.
             rows_at_once: the most changes that a piece has.
             publication_oid: the number that the publication had before; another is a `PublicationGone`.
+            name_table: from a schema and a table, what changes call it; the table alone, where None.
         """
         self._dsn, self._slot, self._publication = dsn, slot, publication
         self._rows_at_once, self._known_oid = rows_at_once, publication_oid
+        self._name_table = name_table
         self._connection: connection | None = None
 
     def __enter__(self) -> Self:
@@ -84,6 +94,8 @@ class ReplicationFollower:
             raise
         self._stream = ReplicationStream(opened)
         self._decoder = PgOutputDecoder(self._find_base_type)
+        if self._name_table is not None:
+            self._decoder.name_table = self._name_table
         self._builder = PieceBuilder(self._rows_at_once)
         self._confirmations = Confirmations()
         self._ready = deque[TransactionPiece]()

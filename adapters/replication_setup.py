@@ -14,9 +14,9 @@ from adapters.errors import SlotInUse
 
 _TABLES = """
 select t.name, c.relkind, c.relpersistence, c.relreplident, n.nspname,
-       coalesce(i.indimmediate, false) as has_key
-from unnest(%s::text[]) as t (name)
-left join pg_class c on c.oid = to_regclass(quote_ident(t.name))
+       coalesce(i.indimmediate, false) as has_key, c.relname
+from unnest(%s::text[], %s::text[]) as t (name, relation)
+left join pg_class c on c.oid = to_regclass(t.relation)
 left join pg_namespace n on n.oid = c.relnamespace
 left join pg_index i on i.indrelid = c.oid and i.indisprimary
 order by t.name
@@ -25,7 +25,8 @@ _SLOT = """
 select s.active, s.wal_status, s.safe_wal_size, s.confirmed_flush_lsn - '0/0' as confirmed,
        pg_current_wal_lsn() - s.restart_lsn as retained, pg_current_wal_lsn() - s.confirmed_flush_lsn as behind,
        (select oid from pg_publication where pubname = %(publication)s) as publication_oid,
-       array(select tablename::text from pg_publication_tables where pubname = %(publication)s order by 1) as tables
+       array(select array[schemaname::text, tablename::text] from pg_publication_tables
+             where pubname = %(publication)s order by tablename, schemaname) as relations
 from pg_replication_slots s where s.slot_name = %(slot)s
 """
 _ROLE = """
@@ -45,6 +46,9 @@ from pg_publication_tables, format('%%I.%%I', schemaname, tablename) as name whe
 """
 
 
+TableName = str | tuple[str, ...]  # a table, or its schema and it
+
+
 @dataclass(frozen=True, kw_only=True)
 class SlotState:
     """How a slot stands, and the publication that it is read for. Sizes are None where the slot has lost its log."""
@@ -56,10 +60,21 @@ class SlotState:
     spare_bytes: int | None  # of log that may yet be written before it is lost; None: no limit is set, or it is lost
     confirmed_position: int | None
     publication_oid: int | None  # another than before: it was made anew, with a gap; None: it is gone
-    tables: tuple[str, ...]  # published
+    relations: tuple[tuple[str, str], ...]  # published: schema and table
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        """The names of what is published."""
+        return tuple(table for _, table in self.relations)
 
 
-def create_publication(at: cursor, name: str, tables: Sequence[str]) -> int:
+def quote_relation(name: TableName) -> str:
+    """SQL: a table's name, of whatever characters."""
+    parts = (name,) if isinstance(name, str) else name
+    return ".".join('"{}"'.format(part.replace('"', '""')) for part in parts)
+
+
+def create_publication(at: cursor, name: str, tables: Sequence[TableName]) -> int:
     """Publish all changes of these tables; returns the publication's oid. Partitions come under their table's name.
 
     A published table without a primary key would refuse its own application's updates and deletes: none is published.
@@ -67,14 +82,15 @@ def create_publication(at: cursor, name: str, tables: Sequence[str]) -> int:
     Raises:
         ValueError: naming each table that cannot be followed, and why; or there is a publication of this name.
     """
-    at.execute(_TABLES, (list(tables),))
+    shown = [table if isinstance(table, str) else ".".join(table) for table in tables]
+    at.execute(_TABLES, (shown, [quote_relation(table) for table in tables]))
     found = at.fetchall()
     if faults := [f"{row[0]} {fault}" for row in found if (fault := _find_fault(*row[1:4], has_key=row[5]))]:
         raise ValueError(f"publication {name}: {'; '.join(faults)}")
     if not found:
         raise ValueError(f"publication {name}: expected at least one table")
     # Only: a table that inherits from one of them may have no key. Partitions belong to theirs all the same.
-    names = sql.SQL(", ").join(sql.SQL("only {}").format(sql.Identifier(row[4], row[0])) for row in found)
+    names = sql.SQL(", ").join(sql.SQL("only {}").format(sql.Identifier(row[4], row[6])) for row in found)
     statement = sql.SQL("create publication {} for table {} with (publish_via_partition_root)")
     try:
         at.execute(statement.format(sql.Identifier(name), names))
@@ -138,7 +154,7 @@ def inspect_slot(at: cursor, slot: str, publication: str) -> SlotState | None:
     row = at.fetchone()
     if row is None:
         return None
-    active, wal_status, spare, confirmed, retained, behind, oid, tables = row
+    active, wal_status, spare, confirmed, retained, behind, oid, relations = row
     return SlotState(
         is_active=active,
         wal_status=wal_status,
@@ -147,11 +163,11 @@ def inspect_slot(at: cursor, slot: str, publication: str) -> SlotState | None:
         spare_bytes=spare,
         confirmed_position=_whole(confirmed),
         publication_oid=oid,
-        tables=tuple(tables),
+        relations=tuple((schema, table) for schema, table in relations),
     )
 
 
-def create_follower_role(at: cursor, name: str, password: str, tables: Sequence[str]) -> None:
+def create_follower_role(at: cursor, name: str, password: str, tables: Sequence[TableName]) -> None:
     """Make a role that may log in, replicate, and read these tables; whoever makes it must be able to do so.
 
     A role that may replicate may also copy the whole cluster where pg_hba.conf has a line for `replication`, which
@@ -164,19 +180,20 @@ def create_follower_role(at: cursor, name: str, password: str, tables: Sequence[
     grant_reading(at, name, tables)
 
 
-def grant_reading(at: cursor, name: str, tables: Sequence[str]) -> None:
-    """Let a role connect to this database, and read these tables of its schema."""
+def grant_reading(at: cursor, name: str, tables: Sequence[TableName]) -> None:
+    """Let a role connect to this database, and read these tables of its schemas."""
     at.execute("select current_database(), current_schema()")
     database, schema = at.fetchone() or ("", "")
+    schemas = {schema, *(table[0] for table in tables if not isinstance(table, str) and len(table) > 1)}
     parts = {
         "role": sql.Identifier(name),
         "database": sql.Identifier(database),
-        "schema": sql.Identifier(schema),
-        "tables": sql.SQL(", ").join(map(sql.Identifier, tables)),
+        "schemas": sql.SQL(", ").join(map(sql.Identifier, sorted(schemas))),
+        "tables": sql.SQL(", ").join(sql.SQL(quote_relation(table)) for table in tables),
     }
     for statement in (
         "grant connect on database {database} to {role}",
-        "grant usage on schema {schema} to {role}",
+        "grant usage on schema {schemas} to {role}",
         "grant select on {tables} to {role}",
     ):
         at.execute(sql.SQL(statement).format(**parts))

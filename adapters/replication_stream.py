@@ -15,7 +15,7 @@ from typing import Any, NoReturn, cast
 from psycopg2 import _psycopg, errors
 from psycopg2.extensions import connection
 
-from adapters.errors import Missing, PublicationGone, SlotGone, SlotInUse, Unavailable
+from adapters.errors import ENCODING_REMEDY, Missing, PublicationGone, SlotGone, SlotInUse, Unavailable, Unreadable
 from adapters.pgoutput import EPOCH
 
 SEND_SECONDS = 30.0  # the server reads while it sends: one that takes nothing for so long is gone
@@ -133,6 +133,7 @@ def raise_as_ours(sqlstate: str, told: str, *, undefined: type[Missing]) -> NoRe
     Raises:
         Unavailable: the server ended, or ends; another session may do better.
         SlotInUse, SlotGone, PublicationGone: as they say.
+        Unreadable: the source's text cannot be told as UTF-8.
         psycopg2.Error: anything else, as psycopg2 names its SQLSTATE.
     """
     if not sqlstate or sqlstate.startswith(("08", "57P")):
@@ -143,4 +144,6 @@ def raise_as_ours(sqlstate: str, told: str, *, undefined: type[Missing]) -> NoRe
         raise undefined(told)
     if sqlstate in {"55000", "58P01"}:  # invalidated; its files were removed
         raise SlotGone(told)
+    if sqlstate in {"22021", "22P05"}:
+        raise Unreadable(f"its text is no UTF-8 ({told}): {ENCODING_REMEDY}")
     raise errors.lookup(sqlstate)(told)

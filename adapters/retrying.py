@@ -31,6 +31,7 @@ _LONGEST_PAUSE_SECONDS = 5.0
 _REFUSALS = (
     *("authentication failed", "does not exist", "pg_hba.conf", "permission denied for database", "no password"),
     *("permission denied to start WAL sender", "must be superuser or replication role"),  # from 16 on, and before
+    "unsupported startup parameter",  # by a pooler, of a setting that it does not know
 )
 
 Result = TypeVar("Result")

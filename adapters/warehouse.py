@@ -15,16 +15,23 @@ from psycopg2 import errors, sql
 from psycopg2.extensions import connection, cursor
 from psycopg2.extras import DictCursor
 
-from adapters.copying import arrow_type, format_copy, read_copy
-from adapters.errors import FencedOut
+from adapters.column_types import VALUE_SETTINGS, ReadColumn, SourceColumn, look_up_types
+from adapters.copy_sql import copy_statement, list_columns, upsert_statements
+from adapters.copying import format_copy, read_copy
+from adapters.errors import ENCODING_REMEDY, FencedOut, Unreadable
 from adapters.retrying import Result, retry_database_work
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 _MIGRATION_LOCK = 0x77696E64  # "wind": any constant of ours
-_SESSION = (
-    "-c timezone=UTC -c datestyle=ISO -c extra_float_digits=1"
-    " -c lock_timeout=120s -c idle_in_transaction_session_timeout=600s"  # a hung process frees its locks
-)
+_SETTINGS = {
+    **VALUE_SETTINGS,
+    "lock_timeout": "120s",
+    "idle_in_transaction_session_timeout": "600s",  # a hung process frees its locks
+}
+_SESSION = " ".join(f"-c {name}={value}" for name, value in _SETTINGS.items())
+_TRANSACTION = "; ".join(f"set local {name} = '{value}'" for name, value in _SETTINGS.items())
+_NO_OPTIONS = "unsupported startup parameter"  # as PgBouncer says
+_SNAPSHOT = "set transaction isolation level repeatable read, read only"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +63,7 @@ class Warehouse:
 
     dsn: str = field(repr=False)
     what: str = "warehouse"
+    is_source: bool = False  # of an operator: a pooler may lie between, and keep no settings of a session
     patience_seconds: float = 30.0  # a crashed server on a busy machine needs ten to come back
     code_sha: str = ""  # kept with what is written (0009_code.sql); empty: no code is kept
     _session: _Session = field(default_factory=_Session, init=False, repr=False, compare=False)
@@ -76,8 +84,7 @@ class Warehouse:
             FencedOut: a later run of the same work has begun.
         """
         with self._connected() as opened, opened, opened.cursor(cursor_factory=DictCursor) as at:
-            if snapshot:
-                _take_snapshot(at)
+            _settle(at, local=self.is_source, snapshot=snapshot)
             if fence is not None:
                 _hold(at, fence)
             yield at
@@ -151,14 +158,42 @@ class Warehouse:
             at.execute(statement, params or None)  # without parameters a % is a %
             return read(at)
 
-    def copy_out(self, query: str | sql.Composable, params: Sequence[Any] = (), *, at: cursor) -> pa.Table:
-        """A query's rows by COPY, typed by the query's own column types (see `adapters.copying.arrow_type`)."""
+    def describe_columns(
+        self, query: str | sql.Composable, params: Sequence[Any] = (), *, at: cursor
+    ) -> list[SourceColumn]:
+        """The columns that a query has, with the names of types that only this database knows."""
+        described = _describe(at, at.mogrify(query, params or None))
+        named = look_up_types(at, [column.oid for column in described])
+        return [column._replace(named=named.get(column.oid)) for column in described]
+
+    def copy_out(
+        self,
+        query: str | sql.Composable,
+        params: Sequence[Any] = (),
+        *,
+        at: cursor,
+        columns: Sequence[ReadColumn] | None = None,
+    ) -> pa.Table:
+        """A query's rows by COPY, typed by the query's own column types (see `adapters.column_types.arrow_type`).
+
+        `columns`: those alone, read as they say.
+
+        Raises:
+            Unreadable: its text is no UTF-8.
+        """
         bound = at.mogrify(query, params or None)
-        at.execute(b"select * from (" + bound + b") as described limit 0")
-        schema = pa.schema([(c.name, arrow_type(c.type_code, c.precision, c.scale)) for c in at.description or ()])
+        if columns is None:
+            columns = [ReadColumn.of(column) for column in _describe(at, bound)]
+        else:
+            chosen = list_columns([name for name, *_ in columns]).as_string(at).encode()
+            bound = b"select " + chosen + b" from (" + bound + b") as chosen"
         sink = io.BytesIO()
-        at.copy_expert(b"copy (" + bound + b") to stdout (format csv)", sink)
-        return read_copy(sink.getvalue(), schema)
+        try:
+            at.copy_expert(b"copy (" + bound + b") to stdout (format csv)", sink)
+        except (errors.CharacterNotInRepertoire, errors.UntranslatableCharacter) as error:
+            told = str(error).strip().splitlines()[0]
+            raise Unreadable(f"its text is no UTF-8 ({told}): {ENCODING_REMEDY}") from error
+        return read_copy(sink.getvalue(), columns)
 
     def upsert(self, at: cursor, table: str, rows: pa.Table, key: Sequence[str]) -> Upserted:
         """Insert rows, or update those that differ, by COPY into a temporary table; rows' columns are the table's.
@@ -168,9 +203,9 @@ class Warehouse:
         """
         if rows.num_rows == 0:
             return Upserted(inserted=0, updated=0, unchanged=0)
-        statements = _upsert_statements(table, rows.column_names, key)
+        statements = upsert_statements(table, rows.column_names, key)
         at.execute(statements["stage"])
-        at.copy_expert(_copy_statement("staged", rows.column_names), io.BytesIO(format_copy(rows)))
+        at.copy_expert(copy_statement("staged", rows.column_names), io.BytesIO(format_copy(rows)))
         at.execute(statements["write"])
         inserted, updated = at.fetchone() or (0, 0)
         at.execute("drop table staged")
@@ -184,7 +219,7 @@ class Warehouse:
         ordered = rows.sort_by([(name, "ascending") for name in key])
         at.execute("savepoint before_insert")
         try:
-            at.copy_expert(_copy_statement(table, rows.column_names), io.BytesIO(format_copy(ordered)))
+            at.copy_expert(copy_statement(table, rows.column_names), io.BytesIO(format_copy(ordered)))
         except errors.UniqueViolation:
             at.execute("rollback to savepoint before_insert")
             return False
@@ -218,11 +253,16 @@ class Warehouse:
             return pending
 
     def _connect(self) -> connection:
+        try:
+            return self._open(f"{_SESSION} -c windsock.code_sha={self.code_sha}")
+        except psycopg2.OperationalError as error:
+            if not self.is_source or _NO_OPTIONS not in str(error):
+                raise
+        return self._open()  # a pooler: each transaction sets what it needs
+
+    def _open(self, options: str = "") -> connection:
         return psycopg2.connect(
-            self.dsn,
-            connect_timeout=10,
-            application_name="windsock",
-            options=f"{_SESSION} -c windsock.code_sha={self.code_sha}",
+            self.dsn, connect_timeout=10, application_name="windsock", client_encoding="UTF8", options=options
         )
 
 
@@ -232,8 +272,15 @@ def format_insert(table: str, values: Mapping[str, Any]) -> tuple[str, tuple[Any
     return f"insert into {table} ({', '.join(values)}) values ({places})", tuple(values.values())  # noqa: S608  # ours
 
 
-def _take_snapshot(at: cursor) -> None:
-    at.execute("set transaction isolation level repeatable read, read only")
+def _describe(at: cursor, bound: bytes) -> list[SourceColumn]:
+    at.execute(b"select * from (" + bound + b") as described limit 0")
+    return [SourceColumn(c.name, c.type_code, c.precision, c.scale) for c in at.description or ()]
+
+
+def _settle(at: cursor, *, local: bool, snapshot: bool) -> None:
+    """Begin a transaction with its settings, in one question."""
+    if statements := [*([_TRANSACTION] if local else []), *([_SNAPSHOT] if snapshot else [])]:
+        at.execute("; ".join(statements))
 
 
 def _hold(at: cursor, fence: Fence) -> None:
@@ -242,44 +289,3 @@ def _hold(at: cursor, fence: Fence) -> None:
     if row is None or row[0] != fence.epoch:
         now = "gone" if row is None else f"at epoch {row[0]}"
         raise FencedOut(f"{fence.run_key}: epoch {fence.epoch} may not commit, the work is {now}")
-
-
-def _upsert_statements(table: str, columns: Sequence[str], key: Sequence[str]) -> dict[str, sql.Composed]:
-    if not key or not set(key) <= set(columns):
-        raise ValueError(f"{table}: the key {list(key)} must be among the columns {list(columns)}")
-    values = [name for name in columns if name not in key]
-    names = {
-        "table": sql.Identifier(table),
-        "columns": _list(columns),
-        "key": _list(key),
-        "same_key": sql.SQL(" and ").join(sql.SQL("t.{0} = s.{0}").format(sql.Identifier(name)) for name in key),
-        "same": _same(values, "s"),
-        "differ": sql.SQL("not ({})").format(_same(values, "excluded")),
-        "set": sql.SQL(", ").join(sql.SQL("{0} = excluded.{0}").format(sql.Identifier(name)) for name in values),
-    }
-    on_conflict = "do update set {set} where {differ}" if values else "do nothing"
-    texts = {
-        "stage": "create temporary table staged on commit drop as select {columns} from {table} with no data",
-        # Unchanged rows are left out first: `do update ... where` would still lock, and so write, each of them.
-        # Ordered by key, so that two upserts of the same rows lock them in one order and do not deadlock.
-        "write": "with written as (insert into {table} as t ({columns}) select {columns} from staged s"  # noqa: S608
-        " where not exists (select from {table} t where {same_key} and {same}) order by {key}"
-        f" on conflict ({{key}}) {on_conflict} returning t.xmax = 0 as inserted)"  # every name is an sql.Identifier
-        " select count(*) filter (where inserted), count(*) filter (where not inserted) from written",
-    }
-    return {name: sql.SQL(text).format(**names) for name, text in texts.items()}
-
-
-def _copy_statement(table: str, columns: Sequence[str]) -> sql.Composed:
-    return sql.SQL("copy {} ({}) from stdin (format csv)").format(sql.Identifier(table), _list(columns))
-
-
-def _same(names: Sequence[str], alias: str) -> sql.Composable:
-    if not names:
-        return sql.SQL("true")
-    return sql.SQL("row({}) is not distinct from row({})").format(_list(names, "t"), _list(names, alias))
-
-
-def _list(names: Sequence[str], alias: str | None = None) -> sql.Composed:
-    parts = (alias,) if alias else ()
-    return sql.SQL(", ").join(sql.Identifier(*parts, name) for name in names)

@@ -23,7 +23,7 @@ from infra.local.stack import Stack
 from infra.replay import flights_source
 from pipeline.settings import REPOSITORY
 from pipeline.spec import use_cases
-from tasks.ingest.land import extraction
+from tasks.ingest.source_rows import extraction
 
 OURS, THEIRS = "COPY, Arrow (ours)", "pandas read_sql"
 START, END = datetime(2012, 1, 1, tzinfo=UTC), datetime(2015, 1, 1, tzinfo=UTC)

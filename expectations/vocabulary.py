@@ -1,23 +1,52 @@
 """What a suite is made of: declared columns, expectations with severity and reason, and those that every table has."""
 
+import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Literal
+from functools import cached_property
+from typing import Any, Literal, get_args
+from zoneinfo import ZoneInfo
 
 from pipeline.partitions import Interval
 from pipeline.source import Table
 
 Severity = Literal["critical", "warning"]
-Kind = Literal["text", "integer", "float", "timestamp"]
+Kind = Literal["text", "integer", "float", "timestamp", "boolean", "date", "decimal"]
+_MOST_DIGITS = 38
 
 
 @dataclass(frozen=True, kw_only=True)
 class DeclaredColumn:
-    """A column every delivery must have, and of what kind. Timestamps carry a time zone."""
+    """A column every delivery must have, and of what kind; docs/column-types.md has which type may be which.
+
+    `source` is the name that it has in the source, whatever characters that has, where it is another than here. A
+    timestamp carries a time zone; `zone` declares that of a source whose timestamps do not ("Europe/Paris"): an hour
+    that comes twice is the later one, and one that is left out is an hour later, as PostgreSQL's `at time zone` has it.
+    A decimal has `digits`: how many in all, and how many of them behind the point.
+    """
 
     kind: Kind
     nullable: bool
+    source: str | None = None
+    zone: str | None = None
+    digits: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(Kind):
+            raise ValueError(f"expected a kind among {get_args(Kind)}, got {self.kind!r}")
+        if self.zone is not None:
+            if self.kind != "timestamp":
+                raise ValueError(f"zone: expected none where the kind is {self.kind}, got {self.zone!r}")
+            try:
+                ZoneInfo(self.zone)
+            except (KeyError, ValueError) as error:
+                raise ValueError(f"zone: expected one such as Europe/Paris, got {self.zone!r}") from error
+        if (self.digits is not None) != (self.kind == "decimal"):
+            raise ValueError(f"digits: expected (in all, behind the point) for a decimal alone, got {self.digits}")
+        if self.digits and not (0 <= self.digits[1] <= self.digits[0] and 1 <= self.digits[0] <= _MOST_DIGITS):
+            raise ValueError(f"digits: expected up to {_MOST_DIGITS}, and no more behind the point, got {self.digits}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +77,20 @@ class Suite:
     fresh_hours: float | None
     plausible_hours: Mapping[str, tuple[float, float]]
 
+    def __post_init__(self) -> None:
+        if len(self.by_source) < len(self.columns):
+            raise ValueError("two columns of a suite have one source: each is to be declared once")
+
+    @cached_property
+    def by_source(self) -> Mapping[str, str]:
+        """Name of a declared column in the source -> its name here."""
+        return {column.source or name: name for name, column in self.columns.items()}
+
+    def find_source(self, name: str) -> str:
+        """The name that a column has in the source; one that is not declared is its own."""
+        column = self.columns.get(name)
+        return name if column is None else column.source or name
+
 
 def expect_rows(expectation: str, reason: str, **arguments: object) -> Expect:
     """A row-wise expectation: the rows that fail it are quarantined."""
@@ -55,7 +98,7 @@ def expect_rows(expectation: str, reason: str, **arguments: object) -> Expect:
 
 
 def between(column: str, low: float, high: float, reason: str) -> Expect:
-    """Values of a column within [low, high]; every float column needs one: it is also what catches NaN and infinity."""
+    """Values of a column within [low, high]. A float column without one is asked for finite numbers all the same."""
     return expect_rows("ExpectColumnValuesToBeBetween", reason, column=column, min_value=low, max_value=high)
 
 
@@ -119,6 +162,26 @@ def content_expectations(suite: Suite, table: Table, partition: Interval) -> tup
             for name, (before, after) in suite.plausible_hours.items()
         ),
         *suite.expects,
+        *_finite(suite),
+    )
+
+
+def _finite(suite: Suite) -> tuple[Expect, ...]:
+    """NaN and infinity are no numbers, also where the suite gives no bounds."""
+    bounded = {e.arguments["column"] for e in suite.expects if _has_bounds(e)}
+    most = sys.float_info.max
+    return tuple(
+        between(name, -most, most, f"{name} must be a finite number, or have no value")
+        for name, column in suite.columns.items()
+        if column.kind == "float" and name not in bounded
+    )
+
+
+def _has_bounds(expect: Expect) -> bool:
+    """Whether no infinite number meets it."""
+    bounds = (expect.arguments.get(name) for name in ("min_value", "max_value"))
+    return expect.expectation == "ExpectColumnValuesToBeBetween" and all(
+        isinstance(bound, int | float) and math.isfinite(bound) for bound in bounds
     )
 
 

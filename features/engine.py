@@ -22,7 +22,18 @@ import duckdb
 import pyarrow as pa
 
 from features.request import RequestField
-from features.vocabulary import AsOf, Preceding, SourceTable, Window, known_at_sql, naive_utc_sql, utc_sql
+from features.vocabulary import (
+    READ_AS,
+    AsOf,
+    ColumnKind,
+    Preceding,
+    SourceTable,
+    Window,
+    known_at_sql,
+    naive_utc_sql,
+    refuse_reserved,
+    utc_sql,
+)
 from features.windows import record_sql, window_sql
 
 UTC_MOMENT = pa.timestamp("us", "UTC")
@@ -82,6 +93,9 @@ class FeatureSet:
     joined: tuple[Preceding, ...]
     numeric_sql: Mapping[str, str]
     categorical_sql: Mapping[str, str]
+
+    def __post_init__(self) -> None:
+        refuse_reserved(self.sources)
 
     @property
     def numeric(self) -> tuple[str, ...]:
@@ -238,17 +252,21 @@ def read_files_sql(paths: Sequence[Path]) -> str | None:
 def source_sql(source: SourceTable, rows: str | None, naive: Callable[[str], str] = naive_utc_sql) -> str:
     """SQL: a source as steps read it, of rows as they lie in files (None: there are none)."""
     columns = ", ".join(
-        f"{_read(column, kind, naive) if rows else f'cast(null as {kind})'} as {column}"
+        f"{_read(column, kind, naive) if rows else f'cast(null as {READ_AS.get(kind, kind)})'} as {column}"
         for column, kind in source.columns.items()
     )
     return f"select {columns} {f'from {rows}' if rows else 'where false'}"
 
 
-def _read(column: str, kind: str, naive: Callable[[str], str]) -> str:
+def _read(column: str, kind: ColumnKind, naive: Callable[[str], str]) -> str:
     # NaN and infinity are no numbers: missing from here on, so that no sum or comparison ever meets them.
     if kind == "double":
         return f"case when isfinite(cast({column} as double)) then cast({column} as double) end"
-    return naive(f"cast({column} as timestamptz)") if kind == "timestamp" else f"cast({column} as {kind})"
+    if kind == "decimal":  # as a client's text would be read: to the nearest double, whatever its digits
+        return f"cast(cast({column} as varchar) as double)"
+    if kind == "timestamp":
+        return naive(f"cast({column} as timestamptz)")
+    return f"cast({column} as {READ_AS.get(kind, kind)})"
 
 
 def _preceding_sql(joined: Preceding) -> str:

@@ -215,6 +215,8 @@ class _Compiler:
         sources = ("boolean",) if target == "bigint" else ("boolean", "decimal", *_NUMBERS)
         if target in ("float", *_NUMBERS) and child.kind in sources:
             convert = "int({})" if target == "bigint" else "float({})"
+            if (child.kind, target) == ("bigint", "float"):
+                convert = "round_whole({})"
             return self._apply(("cast", target), target, strict(convert), child)
         raise ValueError(f"unsupported cast of {child.kind} to {target}")
 

@@ -22,13 +22,10 @@ _ITEM_BYTES = 48  # of a value that is an object of its own, about
 
 
 class KeyEvents(NamedTuple):
-    """In the order of moments: `totals` are the running ones of each sum, with a zero before the first event.
-
-    Doubles add whole numbers up exactly.
-    """
+    """In the order of moments: `totals` are the running ones of each sum, with a zero before the first event."""
 
     at: "array[int]"
-    totals: "tuple[array[float], ...]"
+    totals: "tuple[array[int], ...]"
     columns: dict[str, "array[Any] | list[Any]"]  # None where a value is missing
 
     @property
@@ -94,7 +91,7 @@ def make_events(series: Series) -> KeyEvents:
     columns: dict[str, array[Any] | list[Any]] = {
         name: [] if kind in _OBJECTS else array(_FORMS.get(kind, "q")) for name, kind in kinds.items()
     }
-    return KeyEvents(array("q"), tuple(array("d", [0.0]) for _ in series.sums), columns)
+    return KeyEvents(array("q"), tuple(array("q", [0]) for _ in series.sums), columns)
 
 
 def _shorten(events: KeyEvents, length: int) -> None:
@@ -110,7 +107,7 @@ def extend_events(events: KeyEvents, series: Series, columns: Mapping[str, Maske
     ranks = {f"rank{number}": len(events.at) for number in range(len(series.orders))}  # a field may begin so, too
     events.at.frombytes(columns["moment"].values.tobytes())
     for name, totals in zip(series.sums, events.totals, strict=True):
-        totals.frombytes((np.cumsum(columns[name].values) + int(totals[-1])).astype(np.float64).tobytes())
+        totals.frombytes((np.cumsum(columns[name].values, dtype=np.int64) + totals[-1]).tobytes())
     for name, column in events.columns.items():
         values, valid = columns[name]
         if name in ranks and name not in series.columns:

@@ -52,7 +52,8 @@ class _SeriesColumns:
     def to_arrays(self, part: slice) -> dict[str, pa.Array]:
         """The columns of some points as expressions read them: a record is a struct of its fields."""
         columns = {name: MaskedColumn(values[part], valid[part]) for name, (values, valid) in self.columns.items()}
-        arrays = {name: to_arrow(columns[name]).cast(pa.float64()) for name in self.plan.summed}
+        # Beyond 53 bits to the nearest.
+        arrays = {name: to_arrow(columns[name]).cast(pa.float64(), safe=False) for name in self.plan.summed}
         for record, fields in self.plan.records.items():
             there = columns[record]
             of_fields = [self._field(columns[f"{record}.{field}"], field) for field in fields]

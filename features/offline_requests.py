@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from features.engine import FeatureSet, Span, points_sql, run_steps
+from features.request import RequestKind
 
 _KEYS = ("entity_key", "event_time", "prediction_time")
 
@@ -36,8 +37,11 @@ def requests_sql(definition: FeatureSet) -> str:
 
 def to_request(definition: FeatureSet, row: Mapping[str, Any]) -> dict[str, Any]:
     """A row of past requests as a client sends it: moments with their zone, nothing where nothing is known."""
-    told = {field.name: row[field.name] for field in definition.request if row[field.name] is not None}
-    return {
-        name: value.replace(tzinfo=UTC).isoformat() if isinstance(value, datetime) else value
-        for name, value in told.items()
-    }
+    told = [(field, row[field.name]) for field in definition.request if row[field.name] is not None]
+    return {field.name: _tell(value, field.kind) for field, value in told}
+
+
+def _tell(value: Any, kind: RequestKind) -> Any:
+    if not isinstance(value, datetime):
+        return value
+    return value.date().isoformat() if kind == "date" else value.replace(tzinfo=UTC).isoformat()

@@ -17,12 +17,17 @@ UNITS = {"second": 1_000_000, "minute": 60_000_000, "hour": 3_600_000_000, "day"
 _DAYS = ("Thursday", "Friday", "Saturday", "Sunday", "Monday", "Tuesday", "Wednesday")  # from 1970
 _TABLE_BEGIN, _TABLE_END = (int(np.datetime64(year, "us").astype(np.int64)) for year in ("1900", "2200"))
 _EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001  # a clock of whatever zone
-_WHOLE = 1 << 63
+_WHOLE, _EXACT = 1 << 63, 1 << 53
 
 
 def wrap(number: int) -> int:
     """A whole number in 64 bits."""
     return number if -_WHOLE <= number < _WHOLE else (number + _WHOLE) % (2 * _WHOLE) - _WHOLE
+
+
+def round_whole(number: int) -> float:
+    """To the nearest of 32 bits where doubles do not have it: by way of a double it would be rounded twice."""
+    return float(number) if -_EXACT <= number <= _EXACT else float(np.int64(number).astype(np.float32))
 
 
 def divide(a: float, b: float) -> float:
@@ -106,4 +111,4 @@ def _ahead(connection: duckdb.DuckDBPyConnection, zone: str, moments: NDArray[np
     return np.asarray(connection.execute(query, [zone, moments.tolist()]).fetchnumpy()["ahead"], np.int64)
 
 
-FUNCTIONS = (wrap, divide, greatest, least, hour, minute, dayname, year, local_clock)
+FUNCTIONS = (wrap, round_whole, divide, greatest, least, hour, minute, dayname, year, local_clock)

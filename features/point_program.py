@@ -53,7 +53,7 @@ def _write_lines(plan: SeriesPlan) -> Iterator[str]:
     for place, (text, reach) in enumerate(plan.spans.items()):
         yield f"low{place} = bisect_left(at, known - {reach}, 0, high)"
         for which, name in plan.sums.get(text, ()):
-            yield f"row[{name!r}] = end{which} - total{which}[low{place}]"
+            yield f"row[{name!r}] = float(end{which} - total{which}[low{place}])"
     for window in series.windows:
         yield from _write_window_records(plan, window)
     absent = [(w.spans[-1], w.absent) for w in series.windows if w.absent is not None]

@@ -16,6 +16,7 @@ import zlib
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,8 @@ _COUNT = struct.Struct("<I")
 _WHOLE: dict[bytes, Any] = {b"b": np.int8, b"h": np.int16, b"i": np.int32, b"q": np.int64}
 _REACHES = [(form, np.iinfo(kind).min, np.iinfo(kind).max) for form, kind in _WHOLE.items()]
 _DOUBLE, _TEXT = b"d", b"s"  # the scale of a text column is its width in bytes
+_LONG, _LONG_BYTES = b"v", 255  # texts of which one is wider: the length of each (int32), and they
+_LENGTH = np.dtype("<i4")
 
 
 class SeriesPacker:
@@ -82,8 +85,12 @@ def _pack_values(values: Sequence[Any], kind: str) -> Iterator[bytes]:
     if kind == "varchar":
         texts = [(value or "").encode() for value in values]
         width = max(1, *map(len, texts))
-        yield _COLUMN.pack(_TEXT, width, missing)
-        yield b"".join(text.ljust(width, b"\0") for text in texts)
+        if width > _LONG_BYTES:
+            yield _COLUMN.pack(_LONG, 1, missing)
+            yield _join_long(texts)
+        else:
+            yield _COLUMN.pack(_TEXT, width, missing)
+            yield b"".join(text.ljust(width, b"\0") for text in texts)
     elif kind == "double":
         yield _COLUMN.pack(_DOUBLE, 1, missing)
         numbers = [0.0 if value is None else value + 0.0 for value in values]
@@ -97,6 +104,10 @@ def _pack_values(values: Sequence[Any], kind: str) -> Iterator[bytes]:
         yield array(form.decode(), scaled).tobytes()
     if missing:
         yield bytes(value is not None for value in values)
+
+
+def _join_long(texts: Sequence[bytes]) -> bytes:
+    return np.array([len(text) for text in texts], _LENGTH).tobytes() + b"".join(texts)
 
 
 def _narrowest(least: int, most: int) -> bytes:
@@ -197,6 +208,11 @@ def unpack_series(key: str, payload: bytes, kinds: Mapping[str, str]) -> dict[st
 
 
 def _values(content: bytes, at: int, form: bytes, scale: int, rows: int) -> tuple[NDArray[Any], int]:
+    if form == _LONG:
+        ends = np.frombuffer(content, _LENGTH, rows, at).cumsum(dtype=np.int64) + at + _LENGTH.itemsize * rows
+        begins = [at + _LENGTH.itemsize * rows, *ends.tolist()]
+        long = [content[begin:end].decode() for begin, end in pairwise(begins)]
+        return np.array(long, object), begins[-1]
     if form == _TEXT:
         texts = [value.decode() for value in np.frombuffer(content, f"S{scale}", rows, at).tolist()]
         return np.array(texts, object), at + scale * rows
@@ -213,7 +229,7 @@ def _digest(key: str, body: bytes) -> bytes:
 class _PackedColumn:
     """A column in every form that some key has it in; by key its form, its scale, and whether a value is missing."""
 
-    values: Mapping[bytes, NDArray[Any]]
+    values: Mapping[bytes, Any]  # arrays; of long texts a list
     forms: Sequence[bytes]
     scales: Sequence[int]
     missing: Sequence[bool]
@@ -223,7 +239,10 @@ class _PackedColumn:
         form, scale, missing = self.forms[place], self.scales[place], self.missing[place]
         yield _COLUMN.pack(form, scale, missing)
         values = self.values[form][start:stop]
-        yield (values.astype(f"S{scale}") if form == _TEXT else values).tobytes()
+        if form == _LONG:
+            yield _join_long(values)
+        else:
+            yield (values.astype(f"S{scale}") if form == _TEXT else values).tobytes()
         if missing:
             yield self.marks[start:stop].tobytes()
 
@@ -234,10 +253,13 @@ def _pack_column(column: pa.Array, starts: NDArray[np.int64]) -> _PackedColumn:
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
         texts = [(value or "").encode() for value in column.to_pylist()]
         widths = np.maximum.reduceat(np.array([len(text) for text in texts], np.int64), starts)
+        is_long = widths > _LONG_BYTES
+        # Short ones, in an array as wide as the widest of them; of keys that have a long one, that is not looked at.
+        short = [text if len(text) <= _LONG_BYTES else b"" for text in texts] if is_long.any() else texts
         return _PackedColumn(
-            {_TEXT: np.array(texts, f"S{widths.max() or 1}")},
-            [_TEXT] * keys,
-            np.maximum(widths, 1).tolist(),
+            {_TEXT: np.array(short, f"S{max(map(len, short)) or 1}"), _LONG: texts},
+            [_LONG if each else _TEXT for each in is_long.tolist()],
+            np.where(is_long, 1, np.maximum(widths, 1)).tolist(),
             missing,
             marks,
         )

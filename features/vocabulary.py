@@ -4,11 +4,24 @@ Each is data, compiled twice: to SQL over a history (`features.engine`), and to 
 (`features.plan`). Neither defines a feature by itself.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, cast, get_args
 
-ColumnKind = Literal["varchar", "bigint", "double", "timestamp"]  # of sources, in SQL's words; requests use the same
+# Of sources, in SQL's words. A date is read as the midnight it begins with, and a decimal as the nearest double: what
+# there is online of both.
+ColumnKind = Literal["varchar", "bigint", "double", "timestamp", "boolean", "date", "decimal"]
+READ_AS: Mapping[ColumnKind, str] = {"date": "timestamp", "decimal": "double"}  # the others as themselves
+# What DuckDB takes for a part of a statement wherever it stands: no table and no column of a definition is named so.
+RESERVED_WORDS = frozenset(
+    """
+    all analyse analyze and any array as asc asymmetric both case cast check collate column constraint create
+    default deferrable desc describe distinct do else end except false fetch for foreign from group having in
+    initially intersect into lambda lateral leading limit not null offset on only or order pivot pivot_longer
+    pivot_wider placing primary qualify references returning select show some summarize symmetric table then to
+    trailing true union unique unpivot using variadic when where window with
+    """.split()  # noqa: SIM905  # 75 of them
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,9 +47,19 @@ def declare_source(*, timeless: bool = False, grain: str = "", **names: str) -> 
         raise ValueError(f"expected kinds of columns among {get_args(ColumnKind)}, got {sorted(unknown)}")
     kinds = cast("dict[ColumnKind, str]", names)
     columns = {name: kind for kind in kinds for name in kinds[kind].split()}
+    refuse_reserved(columns)
     if unknown := set(grain.split()) - columns.keys():
         raise ValueError(f"a grain is of columns, got {sorted(unknown)}")
     return SourceTable(columns=columns, timeless=timeless, grain=tuple(grain.split()))
+
+
+def refuse_reserved(names: Iterable[str]) -> None:
+    """Raises ValueError where a name is a word of SQL: a table or column has another here than in its source."""
+    if reserved := sorted(RESERVED_WORDS & {*names}):
+        raise ValueError(
+            f"{', '.join(reserved)}: expected a name that is no word of SQL; params.yaml gives a table another by"
+            " `relation`, and expectations/ a column by `source`"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

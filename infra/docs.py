@@ -1,4 +1,7 @@
-"""Writes docs/dags.md from the DAGs themselves: `python -m infra.docs`; with --check, says whether it is up to date."""
+"""Writes the pages of docs/ that are made from code: `python -m infra.docs`; with --check, says if they are current.
+
+docs/dags.md is made from the DAGs themselves, docs/column-types.md from the table of types.
+"""
 
 import argparse
 import difflib
@@ -12,10 +15,11 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from infra.type_docs import render_type_page
 from pipeline.settings import REPOSITORY
 from pipeline.spec import use_cases
 
-PAGE = REPOSITORY / "docs" / "dags.md"
+PAGE, TYPES_PAGE = (REPOSITORY / "docs" / name for name in ("dags.md", "column-types.md"))
 _HEAD = """# DAGs
 
 Generated from the DAG files by `make docs`; do not edit. There is one of each per use case, shown here for
@@ -78,22 +82,27 @@ def render_page() -> str:
 
 
 def main() -> int:
-    """Write the page, or compare it."""
+    """Write the pages, or compare them."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="exit 1 and show the difference where the page is stale")
+    parser.add_argument("--check", action="store_true", help="exit 1 and show the difference where a page is stale")
     check = parser.parse_args().check
     logging.disable(logging.WARNING)
     with tempfile.TemporaryDirectory() as folder:
         os.environ["AIRFLOW_HOME"] = folder  # where Airflow, once imported, makes its folders
-        written, generated = PAGE.read_text() if PAGE.exists() else "", render_page()
+        pages = {PAGE: render_page(), TYPES_PAGE: render_type_page()}
     if not check:
-        PAGE.write_text(generated)
+        for page, generated in pages.items():
+            page.write_text(generated)
         return 0
-    difference = list(
-        difflib.unified_diff(written.splitlines(), generated.splitlines(), "docs/dags.md", "DAGs", "", "", 1)
-    )
+    return int(sum(_is_stale(page, generated) for page, generated in pages.items()) > 0)  # of each page is told
+
+
+def _is_stale(page: Path, generated: str) -> bool:
+    """Whether a page is another than it would be made now; says in which lines."""
+    written, name = page.read_text() if page.exists() else "", f"docs/{page.name}"
+    difference = list(difflib.unified_diff(written.splitlines(), generated.splitlines(), name, "the code", "", "", 1))
     if difference:
-        print("\n".join(difference), "docs/dags.md is stale: run `python -m infra.docs`", sep="\n")
+        print("\n".join(difference), f"{name} is stale: run `python -m infra.docs`", sep="\n")
     return bool(difference)
 
 

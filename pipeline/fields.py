@@ -7,6 +7,8 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 _CRON_FIELDS = {"minute": (0, 59), "hour": (0, 23), "day of month": (1, 31), "month": (1, 12), "day of week": (0, 7)}
+_RELATION_PART = re.compile(r"""("(?:[^"]|"")+")|([^\W\d][\w$]*)""")
+_RELATION = re.compile(rf"(?:{_RELATION_PART.pattern})(?:\.(?:{_RELATION_PART.pattern}))?")
 _CRON_PART = re.compile(r"(?:\*|(\d+)(?:-(\d+))?)(?:/([1-9]\d*))?")
 
 
@@ -30,7 +32,25 @@ def _cron(text: str) -> str:
     return text
 
 
+def split_relation(text: str) -> tuple[str, ...]:
+    """The parts of a name as SQL writes it: a table, or a schema and a table; what is not quoted is in lower case.
+
+    Raises:
+        ValueError: it is no such name.
+    """
+    if not _RELATION.fullmatch(text):
+        raise ValueError("expected a name as in SQL: a table or schema.table, in double quotes where SQL needs them")
+    parts = [quoted or bare for quoted, bare in _RELATION_PART.findall(text)]
+    return tuple(part[1:-1].replace('""', '"') if part.startswith('"') else part.lower() for part in parts)
+
+
+def _relation(text: str) -> str:
+    split_relation(text)
+    return text
+
+
 Identifier = Annotated[str, AfterValidator(_identifier)]
+RelationName = Annotated[str, AfterValidator(_relation)]
 Cron = Annotated[str, AfterValidator(_cron)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Kind = Literal["binary", "regression"]

@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator, Mapping
 from datetime import date, timedelta
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
-from pipeline.fields import Block, Cron, Identifier, Share
+from pipeline.fields import Block, Cron, Identifier, RelationName, Share, split_relation
 
 
 class Table(Block):
@@ -17,8 +17,12 @@ class Table(Block):
 
     `exempt` names partitions, by the day each starts, in which nothing has to come: neither `min_rows` nor how fresh
     the newest row is counts there.
+
+    `relation` is its name in the source, as SQL writes it, where that is another than the one it has here:
+    `sales."Order Lines"`. Columns have other names there where the table's suite says so.
     """
 
+    relation: RelationName | None = None
     key: tuple[Identifier, ...] = Field(min_length=1)
     available_at: Identifier
     min_rows: int = Field(ge=0)
@@ -35,12 +39,20 @@ class Table(Block):
         if self.min_rows > self.max_rows:
             yield f"min_rows: expected at most max_rows ({self.max_rows}), got {self.min_rows}"
 
+    @model_serializer(mode="wrap")
+    def _write(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without what is not said: parameters of before are written as they were."""
+        return {name: value for name, value in write(self).items() if name != "relation" or value is not None}
+
 
 class Watermark(Block):
-    """A column whose greatest value says: whatever became known before this has been committed."""
+    """A column whose greatest value says: whatever became known before this has been committed.
 
-    table: Identifier
-    column: Identifier
+    `table` is one of the use case's, or any other of the source, as SQL writes its name; `column` is of that table.
+    """
+
+    table: RelationName
+    column: str = Field(min_length=1)
 
 
 class Source(Block):
@@ -77,7 +89,23 @@ class Source(Block):
         """What whoever follows it reads: its tables, and that of the watermark."""
         return {*self.tables, *([self.watermark.table] if self.watermark else [])}
 
+    def find_relation(self, name: str) -> tuple[str, ...]:
+        """The name that one of the followed tables has in the source: the table, or its schema and the table."""
+        table = self.tables.get(name)
+        return split_relation(name if table is None else table.relation or name)
+
+    def find_table(self, schema: str, relation: str) -> str:
+        """Which of the followed tables a table of the source is; a name that none has, where it is none of them."""
+        for name in sorted(self.followed_tables):
+            if self.find_relation(name) in {(relation,), (schema, relation)}:
+                return name
+        return f"{schema}.{relation}"
+
     def _contradictions(self) -> Iterator[str]:
+        relations: dict[tuple[str, ...], str] = {}
+        for name in self.tables:
+            if (other := relations.setdefault(self.find_relation(name), name)) != name:
+                yield f"tables.{name}.relation: expected another table than that of {other}"
         after_days = (self.last_partition - self.first_partition).days if self.last_partition else 0
         if after_days < 0 or after_days % self.partition_days:
             yield (

@@ -70,6 +70,9 @@ def _field(field: RequestField) -> Json:
     kinds: dict[str, Json] = {
         "varchar": {"type": "string"},
         "bigint": {"type": "integer"},
+        "double": {"type": "number"},
+        "boolean": {"type": "boolean"},
+        "date": {"type": "string", "format": "date"},
         "timestamp": {"type": "string", "format": "date-time"},
     }
     schema = kinds[field.kind] | {

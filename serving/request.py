@@ -1,7 +1,9 @@
 """What comes in: a JSON body, read strictly into events, or refused with the path of what is wrong."""
 
 import json
+import math
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -11,10 +13,20 @@ import pyarrow as pa
 
 from features.request import RequestField
 
-_TYPES = {"varchar": pa.string(), "bigint": pa.int64(), "timestamp": pa.timestamp("us")}
+_TYPES = {
+    "varchar": pa.string(),
+    "bigint": pa.int64(),
+    "double": pa.float64(),
+    "boolean": pa.bool_(),
+    "date": pa.timestamp("us"),
+    "timestamp": pa.timestamp("us"),
+}
 MAX_EXPLAINED = 16  # events of one request: each takes milliseconds, and the other requests of its batch wait
-_MAX_CHARACTERS = 100  # of a string that has no pattern of its own
+_MAX_CHARACTERS = 10_000  # of a string that has no pattern of its own
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")  # what PostgreSQL does not store, and half of a pair, which is no UTF-8
+_DAY = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
 _MOMENT = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,6})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
+_GREATEST = sys.float_info.max
 _EARLIEST, _LATEST = (
     datetime(1900, 1, 1, tzinfo=UTC),
     datetime(2200, 1, 1, tzinfo=UTC),
@@ -133,11 +145,24 @@ class RequestReader:
 
 def describe_expected(field: RequestField) -> str:
     """What a field may be, for people."""
-    if field.kind == "bigint":
-        return "a whole number from {} to {}".format(*_bounds(field))
-    if field.kind == "timestamp":
-        return 'a moment with its time zone, like "2013-07-04T18:30:00-04:00"'
-    return f"a string like {json.dumps(field.example)}" + (f" ({field.pattern})" if field.pattern else "")
+    match field.kind:
+        case "bigint":
+            return "a whole number from {} to {}".format(*_bounds(field))
+        case "double":
+            return f"a number{_describe_bounds(field)}"
+        case "boolean":
+            return "true or false"
+        case "date":
+            return 'a day, like "2013-07-04"'
+        case "timestamp":
+            return 'a moment with its time zone, like "2013-07-04T18:30:00-04:00"'
+    pattern = f" ({field.pattern})" if field.pattern else f" of up to {_MAX_CHARACTERS} characters"
+    return f"a string like {json.dumps(field.example)}{pattern}"
+
+
+def _describe_bounds(field: RequestField) -> str:
+    both = (("from", field.minimum), ("to", field.maximum))
+    return "".join(f" {word} {bound:g}" for word, bound in both if bound is not None)
 
 
 def _parse_json(body: bytes | bytearray) -> Any:
@@ -152,18 +177,17 @@ def _parse_json(body: bytes | bytearray) -> Any:
 
 
 def _make_string_check(field: RequestField) -> FieldCheck:
-    matches = re.compile(field.pattern or rf".{{1,{_MAX_CHARACTERS}}}", re.ASCII).fullmatch
+    matches = re.compile(field.pattern or rf"(?s:.{{0,{_MAX_CHARACTERS}}})", re.ASCII).fullmatch
 
     def check(value: Any) -> str:
-        # Printable: no NUL, which PostgreSQL does not store, and no half of a surrogate pair, which is no UTF-8.
-        if type(value) is not str or not matches(value) or not value.isprintable():
+        if type(value) is not str or not matches(value) or _NO_TEXT.search(value):
             raise _InvalidValue
         return value
 
     return check
 
 
-def _bounds(field: RequestField) -> tuple[int, int]:
+def _bounds(field: RequestField) -> tuple[float, float]:
     """The least and the greatest whole number a field may be."""
     return -(2**63) if field.minimum is None else field.minimum, 2**63 - 1 if field.maximum is None else field.maximum
 
@@ -177,6 +201,31 @@ def _make_integer_check(field: RequestField) -> FieldCheck:
         return value
 
     return check
+
+
+def _make_number_check(field: RequestField) -> FieldCheck:
+    least = -math.inf if field.minimum is None else field.minimum
+    most = math.inf if field.maximum is None else field.maximum
+
+    def check(value: Any) -> float:
+        if type(value) not in {int, float} or abs(value) > _GREATEST or not least <= value <= most:  # NaN is not within
+            raise _InvalidValue
+        return float(value)
+
+    return check
+
+
+def _check_boolean(value: Any) -> bool:
+    if type(value) is not bool:
+        raise _InvalidValue
+    return value
+
+
+def _parse_day(value: Any) -> datetime:
+    """The midnight it begins with."""
+    if type(value) is not str or not _DAY.fullmatch(value):
+        raise _InvalidValue
+    return _parse_moment(f"{value}T00:00:00Z")
 
 
 def _parse_moment(value: Any) -> datetime:
@@ -194,6 +243,9 @@ def _parse_moment(value: Any) -> datetime:
 _MAKERS: Mapping[str, Callable[[RequestField], FieldCheck]] = {
     "varchar": _make_string_check,
     "bigint": _make_integer_check,
+    "double": _make_number_check,
+    "boolean": lambda _: _check_boolean,
+    "date": lambda _: _parse_day,
     "timestamp": lambda _: _parse_moment,
 }
 

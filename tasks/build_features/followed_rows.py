@@ -9,6 +9,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from decimal import Decimal
+from typing import Any
 
 import pyarrow as pa
 from psycopg2.extensions import cursor
@@ -95,24 +97,30 @@ def encode_rows(use_case: UseCase, table: str, rows: pa.Table, identity: Sequenc
             available_at=available_at,
             row_data=_to_text(row),
         )
-        for row, available_at in zip(_with_plain_moments(rows).to_pylist(), known, strict=True)
+        for row, available_at in zip(_with_plain_values(rows).to_pylist(), known, strict=True)
     ]
 
 
 def encode_identities(keys: pa.Table) -> list[str]:
     """What tells rows apart, as it is kept."""
-    return [_to_text(list(row.values())) for row in _with_plain_moments(keys).to_pylist()]
+    return [_to_text(list(row.values())) for row in _with_plain_values(keys).to_pylist()]
 
 
 def _to_text(value: object) -> str:
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
 
 
-def _with_plain_moments(rows: pa.Table) -> pa.Table:
-    """Moments as microseconds since 1970."""
-    return rows.cast(
-        pa.schema([(f.name, pa.int64() if pa.types.is_timestamp(f.type) else f.type) for f in rows.schema])
-    )
+def _with_plain_values(rows: pa.Table) -> pa.Table:
+    """Moments as microseconds, and days as days, since 1970; exact numbers as text."""
+    return rows.cast(pa.schema([(f.name, _plain_type(f.type)) for f in rows.schema]))
+
+
+def _plain_type(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_timestamp(kind):
+        return pa.int64()
+    if pa.types.is_date(kind):
+        return pa.int32()
+    return pa.string() if pa.types.is_decimal(kind) else kind
 
 
 def to_source_changes(
@@ -148,5 +156,7 @@ def decode_identities(use_case: UseCase, table: str, texts: Sequence[str], ident
     )
 
 
-def _column(values: list[object], kind: pa.DataType) -> pa.Array:
-    return pa.array(values, pa.int64()).cast(kind) if pa.types.is_timestamp(kind) else pa.array(values, kind)
+def _column(values: list[Any], kind: pa.DataType) -> pa.Array:
+    if pa.types.is_decimal(kind):
+        return pa.array([None if value is None else Decimal(value) for value in values], kind)
+    return pa.array(values, _plain_type(kind)).cast(kind)

@@ -3,8 +3,9 @@
 They are lost where new content of a partition does not have them: they were made in the content before.
 """
 
-from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, date, datetime
+from decimal import Decimal, InvalidOperation
 from typing import Any
 
 import pyarrow as pa
@@ -13,6 +14,7 @@ from psycopg2.extensions import cursor
 from adapters.connect import Outside
 from expectations.vocabulary import DeclaredColumn, Suite
 from pipeline.handoffs import Batch, TableBatch
+from tasks.ingest.clean_columns import clean_type, describe_declared
 
 Values = Mapping[str, Any]  # of one row, by column
 # Of the content that was clean before this one, and what became of each: the row as bad as before has a number anew.
@@ -51,15 +53,33 @@ def _value(column: DeclaredColumn, value: Any, where: str) -> Any:
     """A JSON value as the column's own type. Null is checked by the suite, like anything that was landed."""
     if value is None:
         return None
-    if column.kind == "timestamp" and isinstance(value, str):
-        return _moment(value, where)
-    fits: tuple[type, ...] = {"text": (str,), "integer": (int,), "float": (int, float)}.get(column.kind, ())
-    if isinstance(value, bool) or not isinstance(value, fits):
-        raise ValueError(f"{where}: expected {column.kind}, got {value!r}")  # noqa: TRY004  # a person's typing error
-    return float(value) if column.kind == "float" and isinstance(value, int | float) else value
+    if isinstance(value, str) and column.kind in {"timestamp", "date", "decimal"}:
+        return _READ[column.kind](value, column, where)
+    is_right = isinstance(value, _FITS.get(column.kind, ())) and isinstance(value, bool) == (column.kind == "boolean")
+    if not is_right or (column.kind == "integer" and not -(2**63) <= value < 2**63):
+        raise ValueError(f"{where}: expected {describe_declared(column)}, got {value!r}")
+    if column.kind == "decimal":
+        return _number(str(value), column, where)
+    return float(value) if column.kind == "float" else value
 
 
-def _moment(text: str, where: str) -> datetime:
+def _number(text: str, column: DeclaredColumn, where: str) -> Decimal:
+    try:
+        number = Decimal(text)
+        pa.array([number], clean_type(column))
+    except (InvalidOperation, pa.ArrowException) as error:
+        raise ValueError(f'{where}: expected {describe_declared(column)} such as "12.50", got {text!r}') from error
+    return number
+
+
+def _day(text: str, column: DeclaredColumn, where: str) -> date:
+    try:
+        return date.fromisoformat(text)
+    except ValueError as error:
+        raise ValueError(f"{where}: expected a {column.kind} such as 2013-01-07, got {text!r}") from error
+
+
+def _moment(text: str, column: DeclaredColumn, where: str) -> datetime:  # noqa: ARG001  # as the others are called
     try:
         moment = datetime.fromisoformat(text)
     except ValueError as error:
@@ -67,6 +87,20 @@ def _moment(text: str, where: str) -> datetime:
     if moment.tzinfo is None:
         raise ValueError(f"{where}: {text!r} names no time zone; write 2013-01-07T05:15:00+00:00")
     return moment.astimezone(UTC)
+
+
+_READ: Mapping[str, Callable[[str, DeclaredColumn, str], Any]] = {
+    "timestamp": _moment,
+    "date": _day,
+    "decimal": _number,
+}
+_FITS: Mapping[str, tuple[type, ...]] = {
+    "text": (str,),
+    "integer": (int,),
+    "float": (int, float),
+    "boolean": (bool,),
+    "decimal": (int,),
+}
 
 
 def apply_corrections(typed: pa.Table, corrections: Mapping[int, Values]) -> pa.Table:

@@ -18,15 +18,17 @@ import pyarrow as pa
 from psycopg2 import sql
 
 from adapters.connect import Outside
+from adapters.errors import Unreadable
 from adapters.lake import Stored
 from adapters.parquet import ordered, to_bytes
 from adapters.warehouse import Fence
+from expectations import suites
 from pipeline.handoffs import Batch, TableBatch
 from pipeline.partitions import Interval, utc
-from pipeline.source import Table
 from pipeline.spec import UseCase
 from tasks.common.errors import BadData
 from tasks.ingest import late
+from tasks.ingest.source_rows import known_sql, read_source_rows, relation_sql
 
 logger = logging.getLogger(__name__)
 
@@ -47,20 +49,15 @@ on conflict (use_case, table_name, partition_start, raw_sha256) do update set ve
     where batches.version + 1 < excluded.version"""
 
 
-def extraction(name: str, table: Table) -> sql.Composed:
-    """The query for the rows of a source table that became known in an interval (its two parameters)."""
-    return sql.SQL("select * from {table} where {known} >= %s and {known} < %s").format(
-        table=sql.Identifier(name), known=sql.Identifier(table.available_at)
-    )
-
-
 def land_partition(use_case: UseCase, partition: Interval, outside: Outside) -> Batch:
     """Copy every source table's rows of one partition into the lake; landing the same rows again changes nothing.
 
-    Rows are landed as the source has them, an empty interval as an empty object: `validate` judges.
+    Rows are landed as the source has them, an empty interval as an empty object: `validate` judges. Columns of types
+    that are left out (documents, arrays, bytes) are named by an alert of tier `info`.
 
     Raises:
-        BadData: a table, or the column that says when its rows became known, is gone or has another type.
+        BadData: a table, or the column that says when its rows became known, is gone or has another type; a column of
+            a type that is left out is declared as what it is not; or text is in no encoding.
         psycopg2.OperationalError: the source or the warehouse stays away; trying again is safe.
         FencedOut: a later run of the same partition has begun, and will do this work.
     """
@@ -86,6 +83,7 @@ def land_partition(use_case: UseCase, partition: Interval, outside: Outside) -> 
     outside.warehouse.retry_transaction(lambda: _register(use_case, batch, extracted.fingerprints, fence, outside))
     _report(batch, stored)
     _warn_of_rows_in_no_partition(use_case, extracted.in_no_partition, outside)
+    _name_left_out(use_case, extracted.left_out, outside)
     return batch
 
 
@@ -93,39 +91,42 @@ def land_partition(use_case: UseCase, partition: Interval, outside: Outside) -> 
 class _Extracted:
     """What the source holds at one moment, so that a write in between cannot make the tables disagree.
 
-    Each table's rows of the partition; how many it holds that became known at no time that lies in a partition; and the
-    partition's fingerprints.
+    Each table's rows of the partition; which columns are left out of them; how many it holds that became known at no
+    time that lies in a partition; and the partition's fingerprints.
     """
 
     rows: dict[str, pa.Table]
+    left_out: dict[str, tuple[str, ...]]
     in_no_partition: dict[str, int]
     fingerprints: late.Fingerprints
 
 
 def _extract(use_case: UseCase, partition: Interval, outside: Outside) -> _Extracted:
     def work() -> _Extracted:
-        rows, in_no_partition, fingerprints = {}, {}, dict[tuple[str, datetime], late.Fingerprint]()
+        rows, left_out, in_no_partition = {}, {}, {}
+        fingerprints = dict[tuple[str, datetime], late.Fingerprint]()
         with outside.source.transaction(snapshot=True) as at:
             for name, table in use_case.source.tables.items():
                 try:
-                    extracted = outside.source.copy_out(
-                        extraction(name, table), (partition.start, partition.end), at=at
-                    )
-                    at.execute(_in_no_partition(name, table), (utc(use_case.grid.first),))
+                    span = (partition.start, partition.end)
+                    extracted, left_out[name] = read_source_rows(outside.source, at, use_case, name, span)
+                    at.execute(_in_no_partition(use_case, name), (utc(use_case.grid.first),))
                     in_no_partition[name] = (at.fetchone() or (0,))[0]
-                    fingerprints |= late.read_fingerprints(at, use_case, name, table, partition)
-                except psycopg2.ProgrammingError as error:
+                    fingerprints |= late.read_fingerprints(at, use_case, name, partition)
+                except (psycopg2.ProgrammingError, psycopg2.DataError, Unreadable) as error:
                     raise _unreadable(use_case, name, partition, error, outside) from error
-                rows[name] = ordered(extracted, table.key)
-        return _Extracted(rows, in_no_partition, fingerprints)
+                suite = suites(use_case.name)[name]
+                rows[name] = ordered(extracted, tuple(suite.find_source(column) for column in table.key))
+        return _Extracted(rows, left_out, in_no_partition, fingerprints)
 
     return outside.source.retry_transaction(work)
 
 
-def _in_no_partition(name: str, table: Table) -> sql.Composed:
+def _in_no_partition(use_case: UseCase, name: str) -> sql.Composed:
     """The query that counts a table's rows before the first partition (its parameter), at infinity, or at no time."""
     return sql.SQL("select count(*) from {table} where {known} is null or {known} < %s or {known} = 'infinity'").format(
-        table=sql.Identifier(name), known=sql.Identifier(table.available_at)
+        table=relation_sql(use_case, name),
+        known=known_sql(use_case.source.tables[name], suites(use_case.name)[name]),
     )
 
 
@@ -146,11 +147,25 @@ def _warn_of_rows_in_no_partition(use_case: UseCase, in_no_partition: dict[str, 
             )
 
 
-def _unreadable(use_case: UseCase, name: str, partition: Interval, error: psycopg2.Error, outside: Outside) -> BadData:
+def _name_left_out(use_case: UseCase, left_out: dict[str, tuple[str, ...]], outside: Outside) -> None:
+    """Say which columns are not taken over because of their type, as long as there are any."""
+    for name, columns in left_out.items():
+        fingerprint = f"{_fingerprint(use_case.name, name)}.left-out"
+        if columns:
+            title = f"{use_case.name}: {len(columns)} columns of {name} are left out"
+            body = f"{'; '.join(columns)}. Declare one as text in expectations/ to have it as PostgreSQL writes it"
+            outside.alerts.raise_alert("info", use_case.name, fingerprint, title, body)
+        else:
+            outside.alerts.resolve(fingerprint)
+
+
+def _unreadable(
+    use_case: UseCase, name: str, partition: Interval, error: psycopg2.Error | Unreadable, outside: Outside
+) -> BadData:
     """The error for a source table that cannot be read by interval, after a critical alert."""
     problem = (
         f"source table {name} cannot be read by its column {use_case.source.tables[name].available_at}:"
-        f" {str(error).splitlines()[0]}. Mend it, or name its columns anew in params.yaml, and run the partition again"
+        f" {str(error).splitlines()[0]}. Mend it, or declare its columns anew, and run the partition again"
     )
     outside.alerts.raise_alert(
         "critical",

@@ -18,9 +18,10 @@ from psycopg2 import sql
 from psycopg2.extensions import cursor
 
 from adapters.connect import Outside
+from expectations import suites
 from pipeline.partitions import Interval, utc
-from pipeline.source import Table
 from pipeline.spec import UseCase
+from tasks.ingest.source_rows import choose_hashed, is_comparable, known_sql, relation_sql
 
 _ALL_EVERY = timedelta(days=6, hours=12)  # so that a weekly landing finds it due each time
 _OVERDUE = timedelta(days=1)  # after a partition's end, whatever hour of the day its tick is at
@@ -83,7 +84,10 @@ returning partition_start"""
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """The rows of one table's partition in the source: how many, and a hash of them all in any order."""
+    """The rows of one table's partition in the source: how many, and a hash of them all in any order.
+
+    Where a part of each row is hashed, it begins with what says which: two of other parts say nothing of one another.
+    """
 
     rows: int
     hash: str
@@ -93,12 +97,14 @@ Fingerprints = Mapping[tuple[str, datetime], Fingerprint]  # by table and start 
 _NOTHING = Fingerprint(0, "0")
 
 
-def read_fingerprints(at: cursor, use_case: UseCase, name: str, table: Table, interval: Interval) -> Fingerprints:
-    """What a source table holds now of each partition of an interval."""
+def read_fingerprints(at: cursor, use_case: UseCase, name: str, interval: Interval) -> Fingerprints:
+    """What a source table holds now of each partition of an interval: of its rows what its suite declares."""
     first = utc(use_case.grid.first)
-    at.execute(_fingerprint_sql(name, table), (first, use_case.grid.days * 86400, interval.start, interval.end))
+    hashed, columns = choose_hashed(at, use_case, name)
+    statement = _fingerprint_sql(use_case, name, hashed)
+    at.execute(statement, (first, use_case.grid.days * 86400, interval.start, interval.end))
     return {
-        (name, first + timedelta(days=number * use_case.grid.days)): Fingerprint(count, total)
+        (name, first + timedelta(days=number * use_case.grid.days)): Fingerprint(count, columns + total)
         for number, count, total in at.fetchall()
     }
 
@@ -164,7 +170,7 @@ def compare_with_source(use_case: UseCase, outside: Outside, now: datetime) -> N
                     continue
                 found = fingerprints.get((row["table_name"], start), _NOTHING)
                 differs = _differs(row, found)
-                if row["source_hash"] is None and not differs:
+                if not differs and row["source_hash"] != found.hash:
                     _remember(at, use_case, (row["table_name"], start), row["raw_sha256"], found)
                 if differs or (start in opened and row["status"] == "landed"):  # the latter was not judged yet
                     _, tables = unwell.setdefault(start, ("late", {}))
@@ -179,8 +185,8 @@ def compare_with_source(use_case: UseCase, outside: Outside, now: datetime) -> N
 
 
 def _differs(row: Mapping[str, Any], found: Fingerprint) -> bool:
-    """What was taken before fingerprints were kept is compared by its number of rows, and then gets its own."""
-    if row["source_hash"] is None:
+    """What was taken before fingerprints were kept, or these columns hashed, is compared by its number of rows."""
+    if row["source_hash"] is None or (found != _NOTHING and not is_comparable(row["source_hash"], found.hash)):
         return bool(found.rows != row["raw_rows"])
     return found != Fingerprint(row["source_rows"], row["source_hash"])
 
@@ -193,9 +199,9 @@ def _read_all_fingerprints(use_case: UseCase, starts: list[datetime], outside: O
         together = [start for start in starts if start < until]
         starts = starts[len(together) :]
         with outside.source.transaction(snapshot=True) as at:
-            for name, table in use_case.source.tables.items():
+            for name in use_case.source.tables:
                 interval = Interval(together[0], together[-1] + length)
-                found |= read_fingerprints(at, use_case, name, table, interval)
+                found |= read_fingerprints(at, use_case, name, interval)
     return found
 
 
@@ -261,13 +267,17 @@ def _alert_unreadable(use_case: UseCase, error: psycopg2.Error, outside: Outside
     _tell(use_case, outside, "compare", ("warning", title, body))
 
 
-def _fingerprint_sql(name: str, table: Table) -> sql.Composed:
+def _fingerprint_sql(use_case: UseCase, name: str, hashed: sql.Composable) -> sql.Composed:
     # Hashes are added up, so that the order in which the source has its rows does not matter.
     return sql.SQL(
         "select floor(extract(epoch from {known} - %s) / %s)::int as number, count(*),"
-        " sum(hashtextextended((taken.*)::text, 0))::text from {table} taken"
+        " sum(hashtextextended(({hashed})::text, 0))::text from {table} taken"
         " where {known} >= %s and {known} < %s group by 1"
-    ).format(table=sql.Identifier(name), known=sql.Identifier("taken", table.available_at))
+    ).format(
+        table=relation_sql(use_case, name),
+        known=known_sql(use_case.source.tables[name], suites(use_case.name)[name], "taken"),
+        hashed=hashed,
+    )
 
 
 def _remember(at: cursor, use_case: UseCase, where: tuple[str, datetime], sha256: str, found: Fingerprint) -> None:

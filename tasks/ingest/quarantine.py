@@ -10,7 +10,8 @@ import argparse
 import json
 import math
 import sys
-from datetime import datetime
+from datetime import date
+from decimal import Decimal
 from typing import Any
 
 import pyarrow as pa
@@ -51,9 +52,11 @@ def store_clean(use_case: UseCase, table: str, partition: Interval, rows: pa.Tab
 
 
 def to_json_value(value: Any) -> Any:
-    """A moment as ISO 8601, NaN and infinity as text; the rest as it is."""
-    if isinstance(value, datetime):
+    """A moment or day as ISO 8601, an exact number, NaN and infinity as text; the rest as it is."""
+    if isinstance(value, date):
         return value.isoformat()
+    if isinstance(value, Decimal):
+        return format(value, "f")
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value.replace("\x00", "") if isinstance(value, str) else value  # jsonb holds no NUL
@@ -65,7 +68,7 @@ def insert_quarantined(at: cursor, landed: TableBatch, batch: Batch, checked: Ch
     where = (batch.use_case, landed.table, batch.partition_start, landed.raw_sha256)
     for number, reasons in checked.bad_rows.items():
         [row] = checked.typed.slice(number, 1).to_pylist()
-        values = {name: to_json_value(value) for name, value in row.items()}
+        values = {name: to_json_value(value) for name, value in {**row, **checked.faults.get(number, {})}.items()}
         at.execute(_INSERT, (*where, number, json.dumps(values), list(reasons)))
 
 

@@ -26,7 +26,8 @@ from pipeline.handoffs import Batch, TableBatch
 from pipeline.partitions import Interval
 from pipeline.spec import UseCase
 from tasks.common.errors import BadData
-from tasks.ingest.check import check_rows, to_canonical
+from tasks.ingest.check import check_rows
+from tasks.ingest.clean_columns import explain_faults, name_columns, read_canonical
 from tasks.ingest.corrections import Values, apply_corrections, parse_corrections
 from tasks.ingest.quarantine import check_table_name, store_clean, to_json_value, validation_key
 
@@ -79,8 +80,10 @@ def replay_rows(  # noqa: PLR0917  # the steps' common order: what, where, by wh
     if not todo.new:
         return _current_batch(use_case, partition, outside)
     raw = from_bytes(outside.lake.read(todo.batch["raw_uri"], todo.batch["raw_sha256"]))
-    patched = apply_corrections(to_canonical(raw, suite), {**todo.before, **todo.new})
-    refused = _refused(use_case, table, partition, patched, todo)
+    typed, faults = read_canonical(name_columns(raw, suite), suite)
+    patched = apply_corrections(typed, {**todo.before, **todo.new})
+    uncorrected = {n: fault for n, fault in faults.items() if n in todo.new and not fault.keys() <= todo.new[n].keys()}
+    refused = _refused(use_case, table, partition, patched, todo) | explain_faults(uncorrected, suite)
     accepted = {number: values for number, values in todo.new.items() if number not in refused}
     if accepted:
         rows = _without(patched, todo.left | refused.keys())

@@ -138,7 +138,15 @@ def to_frame(typed: pa.Table) -> "pd.DataFrame":
         column = typed.column(name)
         if pa.types.is_floating(column.type):
             typed = typed.set_column(position, name, pc.if_else(pc.is_nan(column), float("inf"), column))
-    return typed.to_pandas()
+    # A frame has whole numbers beside nothing as doubles, of which two may be one.
+    return typed.to_pandas(integer_object_nulls=any(map(_has_large, typed.columns)))
+
+
+def _has_large(column: pa.ChunkedArray) -> bool:
+    if not pa.types.is_integer(column.type) or not column.null_count:
+        return False
+    least, most = pc.min_max(column).as_py().values()
+    return least is not None and max(-least, most) > 2**53
 
 
 def _gx_expectation(gx: Any, expect: Expect, position: int) -> Any:

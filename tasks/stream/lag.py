@@ -37,7 +37,8 @@ def judge_stream(use_case: UseCase, outside: Outside) -> list[str]:
         found += _tell(use_case, outside, "standstill", None)
     if may_have_slot and dsn is not None:
         try:
-            found += _judge_slot(use_case, outside, Warehouse(dsn, what="followed source", patience_seconds=5))
+            source = Warehouse(dsn, what="followed source", is_source=True, patience_seconds=5)
+            found += _judge_slot(use_case, outside, source)
         except (psycopg2.Error, Unavailable, Refused) as error:
             title, body = f"{use_case.name}: the slot of the source cannot be looked at", str(error).strip()
             found += _tell(use_case, outside, "slot", ("warning", title, body))

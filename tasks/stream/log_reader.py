@@ -22,6 +22,7 @@ from adapters.replication_pieces import Idle, TransactionPiece, skip_until
 from adapters.replication_setup import create_slot, drop_slot, inspect_slot
 from adapters.warehouse import Warehouse
 from pipeline.spec import UseCase
+from tasks.ingest.source_rows import name_sql, relation_sql
 from tasks.stream.piece_rows import PieceRows
 from tasks.stream.read_tables import Held, TablesRead, read_tables, read_time
 from tasks.stream.source_step import LogPlace, SourceStep
@@ -53,7 +54,7 @@ class LogReader:
 
     def __init__(self, dsn: str, tables: SourceTables, start: LogStart) -> None:
         self._dsn, self._tables, self._start, self._use_case = dsn, tables, start, tables.use_case
-        self._source = Warehouse(dsn, what="followed source")
+        self._source = Warehouse(dsn, what="followed source", is_source=True)
         self._held = start.place or LogPlace(position=0, number=-1)
         self._stack = ExitStack()
         self._follower: ReplicationFollower | None = None
@@ -94,7 +95,12 @@ class LogReader:
         if self._follower is None:
             name = slot_name(self._use_case)
             follower = ReplicationFollower(
-                self._dsn, name, name, rows_at_once=_ROWS_AT_ONCE, publication_oid=self.publication_oid
+                self._dsn,
+                name,
+                name,
+                rows_at_once=_ROWS_AT_ONCE,
+                publication_oid=self.publication_oid,
+                name_table=self._use_case.source.find_table,
             )
             self._follower = self._stack.enter_context(follower)
         return self._follower
@@ -170,6 +176,8 @@ class LogReader:
             return None
         told = convert_rows([event.row or {}], self._relations[event.table].select([watermark.column]))
         [moment] = told[watermark.column].to_pylist()
+        if isinstance(moment, datetime) and moment.tzinfo is None:
+            raise ValueError(f"source.watermark: {watermark.column} has no time zone: make it a timestamp with one")
         return moment.astimezone(UTC) if isinstance(moment, datetime) else None
 
     def _begin_tables(self) -> Iterator[SourceStep]:
@@ -199,19 +207,20 @@ class LogReader:
         if self.publication_oid not in (None, state.publication_oid):
             raise PublicationGone(f"the publication {name} was dropped and made anew")
         self.publication_oid = state.publication_oid
-        needed = self._use_case.source.followed_tables
-        for table in needed - {*state.tables}:
+        source = self._use_case.source
+        published = {source.find_table(*relation) for relation in state.relations}
+        for table in source.followed_tables - published:
             self._tables.stop(table, f"it is not in the publication {name}, or was made anew since")
-        self._tables.mended |= self._unpublished & {*state.tables}
-        self._unpublished = needed - {*state.tables}
+        self._tables.mended |= self._unpublished & published
+        self._unpublished = source.followed_tables - published
         self._look_at = time.monotonic() + _LOOK_SECONDS
 
     def _fetch_values(self, table: str, key: Mapping[str, str | None], columns: Sequence[str]) -> dict[str, str | None]:
         """Large values that the log leaves out because they did not change, as text; as they are now."""
         query = sql.SQL("select {} from {} where {}").format(
-            sql.SQL(", ").join(sql.SQL("{}::text").format(sql.Identifier(name)) for name in columns),
-            sql.Identifier(table),
-            sql.SQL(" and ").join(sql.SQL("{}::text = %s").format(sql.Identifier(name)) for name in key),
+            sql.SQL(", ").join(sql.SQL("{}::text").format(name_sql(name)) for name in columns),
+            relation_sql(self._use_case, table),
+            sql.SQL(" and ").join(sql.SQL("{} = %s").format(name_sql(name)) for name in key),
         )
         with self._source.transaction() as at:
             at.execute(query, list(key.values()))

@@ -1,14 +1,14 @@
 """The rows that some transactions of a log leave behind: each identity once, as it is after the last of them."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
-import pyarrow as pa
-
-from adapters.pgoutput import ChangeKind, Relation, RowChange, convert_rows
+from adapters.column_types import ReadColumn
+from adapters.pgoutput import ChangeKind, Relation, RowChange, convert_texts
 from expectations import suites
 from pipeline.spec import UseCase
 from tasks.build_features.followed_rows import FollowedRow, encode_identities
-from tasks.ingest.check import canonical_schema
+from tasks.ingest.clean_columns import name_columns, read_canonical
 from tasks.stream.source_step import SourceStep
 from tasks.stream.source_tables import SourceTables
 
@@ -34,7 +34,7 @@ class PieceRows:
     def add(self, change: RowChange) -> None:
         """Take in one change, after all before it."""
         relation, table = self._relations[change.table], self._changed.setdefault(change.table, {})
-        identity = self._tables.identities[change.table]
+        identity = self._name_in_source(change.table, self._tables.identities[change.table])
         self.count += 1
         if not set(identity) <= set(relation.key):
             self._tables.stop(change.table, f"its key is no longer {', '.join(identity)}")
@@ -49,15 +49,19 @@ class PieceRows:
                 table[key] = relation, self._complete(change, relation, table.get(key))
 
     def _complete(self, change: RowChange, relation: Relation, before: tuple[Relation, Texts | None] | None) -> Texts:
-        """The new row, with what was not sent because it stayed as it was."""
+        """The new row, with what was not sent because it stayed as it was; of undeclared columns nothing is asked."""
         row = change.row or {}
         if not change.unchanged:
             return row
-        was = before[1] if before else None
-        if was is None or not change.unchanged <= was.keys():
+        wanted, was = (
+            change.unchanged & suites(self._use_case.name)[change.table].by_source.keys(),
+            before and before[1],
+        )
+        if wanted and (was is None or not wanted <= was.keys()):
             key = {name: row[name] for name in relation.key}
-            was = self._fetch(change.table, key, sorted(change.unchanged))
-        return {**row, **{name: was[name] for name in change.unchanged}}
+            was = self._fetch(change.table, key, sorted(wanted))
+        kept = {name: was[name] for name in wanted} if was else {}
+        return {**row, **dict.fromkeys(change.unchanged), **kept}
 
     def make_step(self) -> SourceStep:
         """What is to be kept of it."""
@@ -75,23 +79,27 @@ class PieceRows:
         kept, identities = list[FollowedRow](), list[str]()
         for relation in _list_distinct([relation for relation, _ in changed.values()]):
             of_it = {key: row for key, (told_by, row) in changed.items() if told_by is relation}
-            rows = convert_rows([row for row in of_it.values() if row is not None], relation)
+            if (columns := self._tables.choose_columns(name, relation)) is None:
+                continue
+            rows = convert_texts([row for row in of_it.values() if row is not None], columns)
             if (good := self._tables.keep_rows(name, rows)) is None:
                 continue
             kept += good
-            identities += self._encode_keys(name, list(of_it), relation)
+            identities += self._encode_keys(name, list(of_it), columns)
         return kept, identities
 
-    def _encode_keys(self, name: str, keys: Sequence[_Key], relation: Relation) -> list[str]:
-        identity = self._tables.identities[name]
-        rows = [dict(zip(identity, key, strict=True)) for key in keys]
-        table = convert_rows(rows, relation.select(identity))
-        declared = canonical_schema(suites(self._use_case.name)[name])
-        try:
-            return encode_identities(table.cast(pa.schema([declared.field(column) for column in identity])))
-        except pa.ArrowInvalid as error:  # such as a key at infinity, which no row that is kept has
-            self._tables.stop(name, f"a key of it cannot be read: {error}")
-            return []
+    def _encode_keys(self, name: str, keys: Sequence[_Key], columns: Sequence[ReadColumn]) -> list[str]:
+        """What tells rows apart, as of rows that are kept; what is none of its kind is null in both."""
+        identity, suite = self._tables.identities[name], suites(self._use_case.name)[name]
+        names = self._name_in_source(name, identity)
+        read = {column.name: column for column in columns}
+        texts = convert_texts([dict(zip(names, key, strict=True)) for key in keys], [read[column] for column in names])
+        of_keys = replace(suite, columns={column: suite.columns[column] for column in identity})
+        return encode_identities(read_canonical(name_columns(texts, of_keys), of_keys)[0])
+
+    def _name_in_source(self, name: str, columns: Sequence[str]) -> tuple[str, ...]:
+        suite = suites(self._use_case.name)[name]
+        return tuple(suite.find_source(column) for column in columns)
 
 
 def _values(row: Texts, names: Sequence[str]) -> _Key:

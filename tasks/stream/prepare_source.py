@@ -9,6 +9,7 @@ the source keeps nothing for a stream that never started. What is there already 
 import argparse
 import os
 import sys
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 
 import psycopg2
@@ -21,7 +22,7 @@ from tasks.common.command import find_use_case, report_mistakes
 from tasks.stream.log_reader import slot_name
 
 ADMIN, FOLLOWER = "WINDSOCK_SOURCE_ADMIN_DSN", "WINDSOCK_FOLLOWER_DSN"
-_PUBLISHED = "select tablename::text from pg_publication_tables where pubname = %s order by 1"
+_PUBLISHED = "select schemaname::text, tablename::text from pg_publication_tables where pubname = %s"
 
 
 def prepare_source(use_case: UseCase, admin_dsn: str, follower_dsn: str) -> list[str]:
@@ -30,25 +31,27 @@ def prepare_source(use_case: UseCase, admin_dsn: str, follower_dsn: str) -> list
     Raises:
         ValueError: a table cannot be followed; or there is a publication of this name for other tables.
     """
-    tables = sorted(use_case.source.followed_tables)
+    source = use_case.source
+    tables = {name: source.find_relation(name) for name in sorted(source.followed_tables)}
     with closing(psycopg2.connect(admin_dsn)) as opened, opened, opened.cursor() as at:
-        return [_publish(at, slot_name(use_case), tables), _make_role(at, follower_dsn, tables)]
+        done = _publish(at, slot_name(use_case), use_case, tables)
+        return [done, _make_role(at, follower_dsn, list(tables.values()))]
 
 
-def _publish(at: cursor, name: str, tables: list[str]) -> str:
+def _publish(at: cursor, name: str, use_case: UseCase, tables: Mapping[str, tuple[str, ...]]) -> str:
     at.execute(_PUBLISHED, (name,))
-    published = [row[0] for row in at.fetchall()]
+    published = sorted(use_case.source.find_table(*row) for row in at.fetchall())
     if not published:
-        create_publication(at, name, tables)
+        create_publication(at, name, list(tables.values()))
         return f"publication {name}: made, of {', '.join(tables)}"
-    if published != tables:
+    if published != [*tables]:
         raise ValueError(
             f"publication {name} is of {', '.join(published)}: expected {', '.join(tables)}; drop it first"
         )
     return f"publication {name}: was there"
 
 
-def _make_role(at: cursor, follower_dsn: str, tables: list[str]) -> str:
+def _make_role(at: cursor, follower_dsn: str, tables: Sequence[tuple[str, ...]]) -> str:
     parts = parse_dsn(follower_dsn)
     if not parts.get("user") or not parts.get("password"):
         raise ValueError(f"{FOLLOWER}: expected a user and a password in it")

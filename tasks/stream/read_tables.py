@@ -9,13 +9,16 @@ import psycopg2
 from psycopg2 import sql
 from psycopg2.extensions import cursor
 
+from adapters.errors import Unreadable
+from expectations import suites
 from pipeline.spec import UseCase
 from tasks.build_features.followed_rows import FollowedRow
-from tasks.ingest.land import extraction
+from tasks.ingest.source_rows import extraction, known_sql, read_source_rows
 from tasks.stream.source_step import SourceStep
 from tasks.stream.source_tables import SourceTables
 
 _ROWS_AT_ONCE = 20_000  # of a table; a step ends where that many are exceeded
+_UNREADABLE = (psycopg2.ProgrammingError, psycopg2.DataError, Unreadable)
 Place = tuple[str, str]  # table, identity
 Held = Mapping[Place, FollowedRow]
 
@@ -29,18 +32,23 @@ class TablesRead(NamedTuple):
 
 
 def read_time(at: cursor, use_case: UseCase) -> datetime:
-    """What the source says of time: its clock, or the watermark of its data."""
+    """What the source says of time: its clock, or the watermark of its data.
+
+    Raises:
+        ValueError: the watermark has no time zone.
+    """
     watermark = use_case.source.watermark
     if watermark is None:
         at.execute("select clock_timestamp()")
     else:
-        at.execute(
-            sql.SQL("select max({}) from {}").format(sql.Identifier(watermark.column), sql.Identifier(watermark.table))
-        )
+        relation = sql.Identifier(*use_case.source.find_relation(watermark.table))
+        at.execute(sql.SQL("select max({}) from {}").format(sql.Identifier(watermark.column), relation))
     [moment] = at.fetchone() or (None,)
     if moment is None:
         return datetime(1970, 1, 1, tzinfo=UTC)  # a watermark that says nothing yet: nothing is known
-    assert isinstance(moment, datetime)  # by the column's type
+    if not isinstance(moment, datetime) or moment.tzinfo is None:
+        expected = f"{watermark.column} to be a timestamp with time zone" if watermark else "a moment"
+        raise ValueError(f"source.watermark: expected {expected}, got {moment!r}")
     return moment.astimezone(UTC)
 
 
@@ -62,11 +70,11 @@ def _read_rows(
 ) -> tuple[dict[Place, FollowedRow], set[str]]:
     """The rows that became known in an interval, and the tables of which they could not be read."""
     rows, unread = dict[Place, FollowedRow](), set[str]()
-    for name, table in tables.use_case.source.tables.items():
+    for name in tables.use_case.source.tables:
         try:
             with _savepoint(at):
-                raw = tables.outside.source.copy_out(extraction(name, table), (lower, until), at=at)
-        except psycopg2.ProgrammingError as error:
+                raw, _ = read_source_rows(tables.outside.source, at, tables.use_case, name, (lower, until))
+        except _UNREADABLE as error:
             tables.stop(name, str(error).strip().splitlines()[0])
             unread.add(name)
             continue
@@ -80,11 +88,12 @@ def _read_rows(
 
 def _find_end(at: cursor, use_case: UseCase, lower: datetime, upper: datetime) -> datetime:
     """Up to where a step reads, so that it holds about so many rows at most."""
-    query = "select {known} from {table} where {known} >= %s and {known} < %s order by 1 offset %s limit 1"
+    query = "select {known} from ({rows}) as found order by 1 offset %s limit 1"
     until = upper
     for name, table in use_case.source.tables.items():
-        names = {"known": sql.Identifier(table.available_at), "table": sql.Identifier(name)}
-        with suppress(psycopg2.ProgrammingError), _savepoint(at):  # told of where its rows are read
+        suite = suites(use_case.name)[name]
+        names = {"known": known_sql(table, suite), "rows": extraction(name, table, suite)}
+        with suppress(*_UNREADABLE), _savepoint(at):  # told of where its rows are read
             at.execute(sql.SQL(query).format(**names), (lower, until, _ROWS_AT_ONCE))
             if row := at.fetchone():
                 until = max(row[0].astimezone(UTC), lower + timedelta(microseconds=1))
@@ -97,7 +106,7 @@ def _savepoint(at: cursor) -> Iterator[None]:
     at.execute("savepoint reading")
     try:
         yield
-    except psycopg2.ProgrammingError:
+    except _UNREADABLE:
         at.execute("rollback to savepoint reading")
         raise
     at.execute("release savepoint reading")

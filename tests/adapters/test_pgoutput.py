@@ -9,6 +9,7 @@ import pytest
 from psycopg2.extensions import cursor
 
 from adapters.connect import Outside
+from adapters.copying import is_unread, name_unread
 from adapters.pgoutput import (
     ChangeKind,
     PgOutputDecoder,
@@ -256,7 +257,7 @@ def test_rows_are_to_the_bit_what_copy_gives(decode: Decode, outside: Outside, m
     assert followed.schema == copied.schema
     assert to_bytes(followed) == to_bytes(copied)
     assert to_bytes(convert_rows(rows[::-1], relation)) != to_bytes(copied)
-    assert pa.types.is_string(copied.schema.field("moment").type) == bool(more)
+    assert any(is_unread(name) for name in copied.column_names) == bool(more)
 
 
 def test_without_its_modifier_a_number_would_not_be_what_copy_gives(decode: Decode, outside: Outside) -> None:
@@ -271,7 +272,9 @@ def test_without_its_modifier_a_number_would_not_be_what_copy_gives(decode: Deco
     assert convert_rows([change.row], replace(relation, modifiers={"id": -1, "n": -1})) != copied
 
 
-def test_a_number_that_no_exact_number_is_makes_its_column_text_as_in_a_copy(decode: Decode, outside: Outside) -> None:
+def test_a_number_that_no_exact_number_is_is_null_beside_its_text_as_in_a_copy(
+    decode: Decode, outside: Outside
+) -> None:
     decode("create table t (id int primary key, n numeric(5, 2))")
     [relation, change] = decode("insert into t values (1, 'NaN')")
     assert isinstance(relation, Relation)
@@ -279,7 +282,7 @@ def test_a_number_that_no_exact_number_is_makes_its_column_text_as_in_a_copy(dec
     assert change.row is not None
     with outside.source.transaction() as at:
         copied = outside.source.copy_out("select * from t", at=at)
-    assert copied["n"].to_pylist() == ["NaN"]
+    assert (copied["n"].to_pylist(), copied[name_unread("n")].to_pylist()) == ([None], ["NaN"])
     assert convert_rows([change.row], relation) == copied
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import threading
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 
 import psycopg2
@@ -12,6 +13,7 @@ import pytest
 from psycopg2 import errors
 
 from adapters.connect import Outside
+from adapters.copying import is_unread, name_unread
 from adapters.errors import FencedOut, Refused
 from adapters.retrying import GaveUp
 from adapters.warehouse import MIGRATIONS, Upserted, Warehouse
@@ -217,25 +219,37 @@ def test_values_come_back_as_they_went_in(warehouse: Warehouse) -> None:
     assert repr(back.to_pylist()) == repr(rows.to_pylist())  # repr: NaN equals itself there
 
 
-def test_dates_that_arrow_cannot_hold_are_read_as_text(warehouse: Warehouse) -> None:
+def test_dates_that_arrow_cannot_hold_are_null_with_their_text_beside_them(warehouse: Warehouse) -> None:
     with warehouse.transaction() as at:
         rows = warehouse.copy_out("select 'infinity'::timestamptz as t, 1.5::numeric(4, 2) as n", at=at)
-    assert [str(field.type) for field in rows.schema] == ["string", "decimal128(4, 2)"]
-    assert rows["t"].to_pylist() == ["infinity"]
+    assert [str(field.type) for field in rows.schema] == ["timestamp[us, tz=UTC]", "decimal128(4, 2)", "string"]
+    assert (rows["t"].to_pylist(), rows[name_unread("t")].to_pylist()) == ([None], ["infinity"])
 
 
-@pytest.mark.parametrize(
-    ("moment", "kinds"),
-    [("2013-01-01+00", ["timestamp[us, tz=UTC]", "string", "double"]), ("infinity", ["string", "string", "double"])],
-)
-def test_a_nan_where_numbers_are_exact_is_read_as_text_and_says_so_of_no_other_column(
-    warehouse: Warehouse, moment: str, kinds: list[str]
+def test_the_text_beside_a_column_has_a_name_that_no_column_of_postgresql_has() -> None:
+    assert len(name_unread("")) > 63
+    assert is_unread(name_unread("t"))
+    assert not is_unread("t")
+
+
+def test_one_null_alone_is_a_row(warehouse: Warehouse) -> None:
+    with warehouse.transaction() as at:
+        rows = warehouse.copy_out("select n from unnest(array[null, 1, null]::int[]) n", at=at)
+    assert rows["n"].to_pylist() == [None, 1, None]
+
+
+@pytest.mark.parametrize("moment", ["2013-01-01+00", "infinity"])
+def test_a_nan_where_numbers_are_exact_is_null_with_its_text_beside_it_and_changes_no_other_column(
+    warehouse: Warehouse, moment: str
 ) -> None:
     query = "select %s::timestamptz as t, n::numeric(4, 2), n::float8 as f from unnest(array[1.5, 'NaN']) n"
     with warehouse.transaction() as at:
         rows = warehouse.copy_out(query, (moment,), at=at)
-    assert [str(field.type) for field in rows.schema] == kinds
-    assert rows["n"].to_pylist() == ["1.50", "NaN"]
+    kinds = [str(field.type) for field in rows.schema]
+    assert kinds[:3] == ["timestamp[us, tz=UTC]", "decimal128(4, 2)", "double"]
+    assert (rows["n"].to_pylist(), rows[name_unread("n")].to_pylist()) == ([Decimal("1.50"), None], [None, "NaN"])
+    assert rows["t"].null_count == (2 if moment == "infinity" else 0)
+    assert len(kinds) == (5 if moment == "infinity" else 4)
 
 
 def test_an_empty_result_keeps_its_types(warehouse: Warehouse) -> None:

@@ -2,7 +2,8 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from datetime import datetime
+from datetime import date, datetime
+from decimal import Decimal, InvalidOperation
 from typing import Any
 
 import pyarrow as pa
@@ -46,4 +47,15 @@ def _encode_identity(use_case: UseCase, table: str, values: Mapping[str, Any], i
 
 
 def _read(value: Any, kind: pa.DataType) -> Any:
-    return datetime.fromisoformat(value) if pa.types.is_timestamp(kind) and value is not None else value
+    """A value of a key; None where it is none of its kind, as in rows that are followed."""
+    types = pa.types
+    try:
+        if types.is_timestamp(kind) and value is not None:
+            return datetime.fromisoformat(value)
+        if types.is_date(kind) and value is not None:
+            return date.fromisoformat(value)
+        if types.is_decimal(kind) and value is not None:
+            return number if (number := Decimal(value)).is_finite() else None
+    except (ValueError, InvalidOperation):
+        return None
+    return None if types.is_integer(kind) and isinstance(value, str) else value

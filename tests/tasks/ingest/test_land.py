@@ -8,6 +8,7 @@ from typing import Any
 import psycopg2
 import pytest
 
+import expectations
 from adapters.connect import Outside
 from adapters.errors import Corrupt, FencedOut, Refused
 from adapters.parquet import from_bytes
@@ -20,6 +21,7 @@ from pipeline.spec import UseCase
 from tasks.common.errors import BadData
 from tasks.ingest import land as ingest
 from tasks.ingest.land import land_partition
+from tasks.ingest.source_rows import extraction
 from tests.faulty import restart_postgres
 from tests.tasks import killed
 
@@ -189,9 +191,10 @@ def test_an_interval_that_is_no_partition_is_refused(use_case: UseCase, partitio
 
 
 def test_another_partition_length_under_the_same_name_is_refused(
-    use_case: UseCase, partition: Interval, outside: Outside
+    use_case: UseCase, partition: Interval, outside: Outside, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Overlapping partitions would double their rows. Its twin, the same days under another name, lands."""
+    monkeypatch.setitem(expectations._SUITES, "flights_daily", expectations.suites("flights"))  # type: ignore[index]
     land_partition(use_case, partition, outside)
     daily = use_case.model_copy(update={"source": use_case.source.model_copy(update={"partition_days": 1})})
     day = daily.grid.partition("2013-01-08")
@@ -283,7 +286,7 @@ def test_odd_values_land_as_they_are(use_case: UseCase, partition: Interval, out
 def test_a_name_is_a_name_not_sql(use_case: UseCase, outside: Outside) -> None:
     table = use_case.source.tables["weather"].model_copy(update={"available_at": 'x"; drop table weather; --'})
     with outside.source.transaction() as at, pytest.raises(psycopg2.errors.UndefinedColumn):
-        at.execute(ingest.extraction("weather", table), (None, None))
+        at.execute(extraction("weather", table), (None, None))
 
 
 # Who may be away, or not let us in
