@@ -79,7 +79,7 @@ try-pins: env ## other pins in an environment of their own: PINS="duckdb==2.0.1 
 	@build/try-pins/venv/bin/python -m pytest --numprocesses $(or $(WORKERS),2) --dist loadfile --no-loadscope-reorder $(or $(TESTS),tests)
 
 .PHONY: docs
-docs: env ## write docs/dags.md from the DAGs' docstrings
+docs: env ## write docs/dags.md from the DAGs' docstrings, docs/expressions.md from the table of operations
 	@$(BIN)/python -m infra.docs
 
 .PHONY: reproduce

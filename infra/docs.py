@@ -1,4 +1,7 @@
-"""Writes docs/dags.md from the DAGs themselves: `python -m infra.docs`; with --check, says whether it is up to date."""
+"""Writes docs/dags.md from the DAGs, and docs/expressions.md from the table of operations: `python -m infra.docs`.
+
+With --check, it says whether they are up to date.
+"""
 
 import argparse
 import difflib
@@ -12,10 +15,12 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from infra.expression_page import render_expressions
 from pipeline.settings import REPOSITORY
 from pipeline.spec import use_cases
 
 PAGE = REPOSITORY / "docs" / "dags.md"
+EXPRESSIONS = REPOSITORY / "docs" / "expressions.md"
 _HEAD = """# DAGs
 
 Generated from the DAG files by `make docs`; do not edit. There is one of each per use case, shown here for
@@ -78,22 +83,28 @@ def render_page() -> str:
 
 
 def main() -> int:
-    """Write the page, or compare it."""
+    """Write the pages, or compare them."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="exit 1 and show the difference where the page is stale")
+    parser.add_argument("--check", action="store_true", help="exit 1 and show the difference where a page is stale")
     check = parser.parse_args().check
     logging.disable(logging.WARNING)
     with tempfile.TemporaryDirectory() as folder:
         os.environ["AIRFLOW_HOME"] = folder  # where Airflow, once imported, makes its folders
-        written, generated = PAGE.read_text() if PAGE.exists() else "", render_page()
+        pages = {PAGE: render_page(), EXPRESSIONS: render_expressions()}
     if not check:
-        PAGE.write_text(generated)
+        for path, generated in pages.items():
+            path.write_text(generated)
         return 0
-    difference = list(
-        difflib.unified_diff(written.splitlines(), generated.splitlines(), "docs/dags.md", "DAGs", "", "", 1)
-    )
+    stale = [path for path, generated in pages.items() if print_difference(path, generated)]
+    return bool(stale)
+
+
+def print_difference(path: Path, generated: str) -> bool:
+    """Whether a page differs from what is generated; the difference is shown."""
+    written, name = path.read_text() if path.exists() else "", path.relative_to(REPOSITORY).as_posix()
+    difference = list(difflib.unified_diff(written.splitlines(), generated.splitlines(), name, "generated", "", "", 1))
     if difference:
-        print("\n".join(difference), "docs/dags.md is stale: run `python -m infra.docs`", sep="\n")
+        print("\n".join(difference), f"{name} is stale: run `python -m infra.docs`", sep="\n")
     return bool(difference)
 
 

@@ -1,0 +1,99 @@
+"""Writes docs/expressions.md from the table of operations: what expressions of features may use, and what instead."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
+
+from features.operation import Operation
+from features.operation_table import KINDS, OPERATIONS
+from features.refused_operations import ALIASES, INSTEAD, INSTEAD_OF_KINDS, OTHER_TYPES
+
+_HEAD = """# Expressions
+
+Generated from `features/operation_table.py` and `features/refused_operations.py` by `make docs`; do not edit.
+
+The expressions of a definition (`point_sql`, `numeric_sql`, `categorical_sql`) are DuckDB's SQL over one point. The batch
+runs them on DuckDB, the online server as one Python function, and `engine: spark` on Spark; `tests/features/test_expressions.py`
+holds DuckDB and Python to the same bits, on rare values of every row below and on expressions drawn from it. What is not in
+these tables is refused when a definition is compiled, with what to write instead.
+
+- A number with a point (`0.5`) is a double, also beside a whole number, where DuckDB alone would make a decimal of it.
+- NaN equals itself, and is greater than every number. `-0.0` equals `0.0`.
+- Whole numbers have 64 bits. What does not fit, or is divided by zero, stops DuckDB's batch with its message: no feature is built
+  of it. Online, where one event must not cost others their answer, sums and products go on without a bound, and a result that
+  64 bits do not hold is missing, as is every value in the column "stops a batch".
+- A moment is UTC without a zone, in microseconds; `infinity` is none. A span is a constant, or a difference of moments.
+- `ln`, `log10`, `exp` and `power` are those of the machine's C library, in DuckDB as in Python: the same bits on one machine.
+  Another machine's library may have others in the last place, which a feature of 32 bits seldom shows.
+- Text that is not ASCII is lowered, raised, trimmed and read as a number by DuckDB itself, a third of a millisecond the first
+  time; so is a number written as text where that is rare.
+
+"""
+_TABLE = "| write | of | gives | in Python | on Spark | stops a batch |\n|---|---|---|---|---|---|\n"
+
+
+def render_expressions() -> str:
+    """The whole page."""
+    rows = "".join(f"| {' | '.join(row)} |\n" for row in _list_rows())
+    return (
+        f"{_HEAD}## What there is\n\n{_TABLE}{rows}\n"
+        f"The same by another name: {_list_names(ALIASES)}; of types: {_list_names(OTHER_TYPES)}.\n\n"
+        "## What is refused, and what to write instead\n\n| not | but |\n|---|---|\n"
+        + "".join(f"| {row} |\n" for row in _list_refusals())
+    )
+
+
+def _list_rows() -> Iterator[tuple[str, ...]]:
+    """Rows that differ only in their kinds are one."""
+    ordered = sorted(OPERATIONS, key=lambda row: (_first_place(row), row.sql, row.not_on_spark, row.stops))
+    for _, same in groupby(ordered, key=lambda row: (row.sql, row.not_on_spark, row.stops)):
+        rows = list(same)
+        row = next((each for each in rows if "double" not in each.takes), rows[0])
+        operands = [kind for kind in row.kinds_of(max(len(row.takes), 2 + (row.name in ("CASE", "COMPARE_IN"))))
+                    or row.takes if not kind.startswith("'")]  # fmt: skip
+        names = list("abc")[: len(operands)]
+        python = row.python(*names).removeprefix(f"None if {' or '.join(f'{name} is None' for name in names)} else ")
+        yield (
+            _code(row.sql),
+            _told(rows),
+            _join(each.gives for each in rows),
+            _code(python),
+            row.not_on_spark and f"refused: {row.not_on_spark}" or "the same",
+            row.stops,
+        )
+
+
+def _first_place(row: Operation) -> int:
+    return next(place for place, each in enumerate(OPERATIONS) if each.sql == row.sql)
+
+
+def _told(rows: Sequence[Operation]) -> str:
+    """The kinds of the operands; of rows that take one kind or another throughout, these."""
+    if len(rows) > 1:
+        return _join(row.takes[-1] for row in rows)
+    more = ", ..." if rows[0].is_repeated else ""
+    return ", ".join(kind for kind in rows[0].takes if not kind.startswith("'")) + more
+
+
+def _join(words: Iterable[str]) -> str:
+    distinct = list(dict.fromkeys(words))
+    others = [word for word in distinct if word not in KINDS]
+    return " / ".join(["any kind", *others] if set(distinct) >= set(KINDS) else distinct)
+
+
+def _list_refusals() -> Iterator[str]:
+    for instead, names in groupby(sorted(INSTEAD, key=lambda name: (INSTEAD[name], name)), key=INSTEAD.__getitem__):
+        yield f"{_codes(list(names))} | {instead}"
+    for name, instead in INSTEAD_OF_KINDS.items():
+        yield f"`{name}` of other kinds | {instead}"
+
+
+def _codes(names: Sequence[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
+
+
+def _list_names(names: Mapping[str, str]) -> str:
+    return ", ".join(f"`{other}` (`{name}`)" for other, name in names.items())
+
+
+def _code(text: str) -> str:
+    return f"`{text}`".replace("|", "\\|")

@@ -1,0 +1,202 @@
+"""Worlds of typed columns, expressions drawn from the table of operations, and both engines asked about them."""
+
+import re
+import struct
+import threading
+from collections.abc import Iterator, Sequence
+from itertools import product
+from random import Random
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+from hypothesis import strategies as st
+
+from features.expression_tree import doubles_sql
+from features.expressions import compile_expressions
+from features.operation import Operation
+from features.operation_table import KINDS, OPERATIONS
+
+COLUMNS = {
+    "n": "bigint", "m": "bigint", "x": "double", "y": "double", "b": "boolean", "c": "boolean",
+    "s": "varchar", "r": "varchar", "t": "timestamp", "u": "timestamp",
+}  # fmt: skip
+ARROW = {"bigint": pa.int64(), "double": pa.float64(), "boolean": pa.bool_(), "varchar": pa.string(),
+         "timestamp": pa.timestamp("us")}  # fmt: skip
+DAY = 86_400_000_000
+RARE: dict[str, list[Any]] = {
+    "bigint": [0, 1, -1, 2, 3, -7, 10, 1 << 31, (1 << 53) + 1, -(1 << 53) - 3, (1 << 60) + (1 << 36) + 1, 1 << 62,
+               (1 << 63) - 1, -(1 << 63)],
+    "double": [0.0, -0.0, float("nan"), float("inf"), -float("inf"), 0.5, -0.5, 1.5, 2.5, -2.5, 0.1, 3.0, 1e300,
+               -1e300, 5e-324, 1e15, 1e16, 9.3e18, 2.0**53 + 2, 0.49999999999999994, 1e-5, 123456.789, 1e38, 1.005],
+    "boolean": [True, False],
+    "varchar": ["", "a", "A", "abc", "aXbXc", "ABC", "  x ", "1", "1.5", "-7", "nan", "true", "0.1", "1e3", "%", "_",
+                "2013-05-06 07:08:09.25", "é", "İ", "ß", "ΑΣ", "\u00a0x\u00a0", "日本語", "a.b", "\\", "e\u0301", "ǅ"],
+    "timestamp": [0, -1, 1, DAY - 1, -DAY, 1_367_824_089_500_000, 1_330_473_600_000_000, 1_356_998_399_999_999,
+                  1_362_009_600_000_000, 951_782_400_000_000, -2_203_891_200_000_000, -62_135_596_800_000_000,
+                  253_402_300_799_999_999, -100_000_000_000_000_000, 9_000_000_000_000_000_000,
+                  -9_000_000_000_000_000_000, 1_383_177_600_000_000, 1_385_856_000_000_001],
+}  # fmt: skip
+LITERALS: dict[str, list[str]] = {
+    "bigint": ["0", "1", "-1", "2", "7", "100", "3000000000", "9007199254740993", "cast(null as bigint)"],
+    "double": ["0.5", "-0.0", "2.0", "0.1", "1e300", "1.5e0", "100.25", "cast(null as double)", "cast('nan' as double)"],
+    "boolean": ["true", "false", "cast(null as boolean)"],
+    "varchar": ["''", "'a'", "'b'", "'abc'", "'it''s'", "'1.5'", "'É'", "cast(null as varchar)"],
+    "timestamp": ["timestamp '2013-05-06 07:08:09'", "timestamp '1969-12-31 23:59:59.5'", "cast(null as timestamp)"],
+    "interval": ["interval 3 hours", "interval '2 days 00:00:00.5'", "interval 1 week", "(t - u)", "(u - t)"],
+    "months": ["interval 1 month", "interval 13 months", "interval 2 years", "interval '1 month 3 days 02:00:00'"],
+    "whole": ["0", "1", "2", "5"],
+    "pattern": ["'a%'", "'%b'", "'%'", "''", "'a_c'", "'%X%X%'", "'_'", "'%é'", "'A.%'"],
+    "timestamptz": ["timezone('UTC', t)", "timezone('UTC', u)"],
+    "struct": ["leg"],
+    "float": ["cast(x as float)", "cast(n as float)"],
+}  # fmt: skip
+ANYTHING: dict[str, st.SearchStrategy[Any]] = {
+    "bigint": st.integers(-20, 20) | st.integers(-(1 << 63), (1 << 63) - 1),
+    "double": st.floats() | st.integers(-400, 400).map(lambda number: number / 8),
+    "boolean": st.booleans(),
+    "varchar": st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=6),
+    "timestamp": st.integers(-9 * 10**18, 9 * 10**18)
+    | st.integers(0, 40 * 365 * 24).map(lambda hours: hours * 3_600_000_000),
+}
+VALUES = {kind: st.none() | st.sampled_from(RARE[kind]) | ANYTHING[kind] for kind in KINDS}
+STOPPED = "DuckDB stops a batch for this row"
+Row = dict[str, Any]
+_local = threading.local()
+
+
+def worlds(rows: int = 12) -> st.SearchStrategy[list[Row]]:
+    """Rows of every column."""
+    row = st.fixed_dictionaries({name: VALUES[kind] for name, kind in COLUMNS.items()})
+    return st.lists(row, min_size=1, max_size=rows).map(lambda drawn: [with_record(each) for each in drawn])
+
+
+def with_record(row: Row) -> Row:
+    """A record beside the columns, which is there where `s` is."""
+    there = row["s"] is not None
+    return {**row, "leg": True if there else None, "leg.origin": row["s"], "leg.delay": row["x"] if there else None}
+
+
+def expressions(kind: str, depth: int = 3) -> st.SearchStrategy[str]:
+    """SQL of a kind, drawn from the table; nothing in it knows what an operation means."""
+    leaves = st.sampled_from([*(name for name, each in COLUMNS.items() if each == kind), *LITERALS[kind]])
+    rows = [row for row in OPERATIONS if row.gives == kind]
+    if depth == 0 or not rows:
+        return leaves
+    of_rows = st.sampled_from(rows).flatmap(lambda row: _of_row(row, depth))
+    return of_rows if depth > 2 else leaves | of_rows
+
+
+def _of_row(row: Operation, depth: int) -> st.SearchStrategy[str]:
+    def operand(kind: str) -> st.SearchStrategy[str]:
+        drawn = expressions(kind, depth - 1) if kind in KINDS else st.sampled_from(LITERALS[kind])
+        return drawn | expressions("bigint", depth - 1) if kind == "double" else drawn
+
+    return st.tuples(*map(operand, operand_kinds(row))).map(lambda operands: written(row, operands))
+
+
+def operand_kinds(row: Operation) -> list[str]:
+    """The kinds of the operands that stand in a row's SQL: constants are in it already."""
+    count = len(set(re.findall(r"\b[abc]\b", row.sql)))
+    kinds = row.kinds_of(max(count, len(row.takes))) if row.is_repeated else row.takes
+    return [kind for kind in kinds or () if not kind.startswith("'")]
+
+
+def written(row: Operation, operands: Sequence[str]) -> str:
+    """A row's SQL with these operands."""
+    sql = re.sub(r"interval 1 \w+", "b", row.sql)
+    by_letter = dict(zip("abc", operands, strict=False))
+    return re.sub(r"\b[abc]\b", lambda letter: f"({by_letter[letter[0]]})", sql)
+
+
+def edge_world(row: Operation, limit: int = 700) -> tuple[str, list[Row]]:
+    """An operation of columns alone, and rows of every combination of rare values, as far as there is room."""
+    taken: dict[str, list[str]] = {kind: [n for n, each in COLUMNS.items() if each == kind] for kind in KINDS}
+    operands, used = [], list[str]()
+    for kind in operand_kinds(row):
+        names = [name for name in taken.get(kind, ()) if name not in used] or taken.get(kind) or LITERALS[kind]
+        operands.append(names[0])
+        used += names[:1] if kind in KINDS else []
+    columns = [name for name in dict.fromkeys(used) if name in COLUMNS] or ["s", "t", "u"]
+    columns += ["u"] if "interval" in row.takes else []
+    values = [[None, *RARE[COLUMNS[name]]] for name in columns]
+    combined = list(product(*values))
+    chosen = combined if len(combined) <= limit else Random(1).sample(combined, limit)
+    empty = dict.fromkeys(COLUMNS)
+    return written(row, operands), [with_record({**empty, **dict(zip(columns, each, strict=True))}) for each in chosen]
+
+
+def everyday_rows() -> list[Row]:
+    """Each rare value of each column in some row, beside others, and a row of nothing."""
+    count = 2 * max(map(len, RARE.values()))
+    columns = {
+        name: [RARE[kind][(row * (1 + place % 2) + place * 5) % len(RARE[kind])] for row in range(count)]
+        for place, (name, kind) in enumerate(COLUMNS.items())
+    }
+    rows = [{name: values[row] for name, values in columns.items()} for row in range(count)]
+    return [with_record(row) for row in [*rows, dict.fromkeys(COLUMNS)]]
+
+
+def kinds() -> dict[str, str]:
+    """Of every column, as the evaluator is told."""
+    return {**COLUMNS, "leg": "struct", "leg.origin": "varchar", "leg.delay": "double"}
+
+
+def as_table(rows: Sequence[Row]) -> pa.Table:
+    columns = {name: pa.array([row[name] for row in rows], pa.int64() if kind == "timestamp" else ARROW[kind])
+               for name, kind in COLUMNS.items()}  # fmt: skip
+    table = pa.table({name: column.cast(ARROW[COLUMNS[name]]) for name, column in columns.items()})
+    there = pa.array([row["leg"] is None for row in rows])
+    fields = [pa.array([row[f"leg.{name}"] for row in rows], kind) for name, kind in
+              (("origin", pa.string()), ("delay", pa.float64()))]  # fmt: skip
+    return table.append_column("leg", pa.StructArray.from_arrays(fields, ["origin", "delay"], mask=there))
+
+
+def by_duckdb(sql: str, rows: Sequence[Row]) -> list[Any]:
+    """Its value of each row, moments as microseconds; `STOPPED` where it has none."""
+    if not hasattr(_local, "connection"):
+        _local.connection = duckdb.connect(config={"threads": 1})
+        _local.connection.execute("set TimeZone = 'UTC'")
+    return list(_ask(_local.connection, doubles_sql(sql), as_table(rows)))
+
+
+def _ask(connection: duckdb.DuckDBPyConnection, sql: str, table: pa.Table) -> Iterator[Any]:
+    connection.register("rows_", table)
+    try:
+        column = connection.sql(f"select {sql} as found from rows_").to_arrow_table()["found"]
+    except (duckdb.OutOfRangeException, duckdb.ConversionException, duckdb.InvalidInputException):
+        if table.num_rows == 1:
+            yield STOPPED
+            return
+        half = table.num_rows // 2
+        yield from _ask(connection, sql, table.slice(0, half))
+        yield from _ask(connection, sql, table.slice(half))
+        return
+    found = (column.cast(pa.int64()) if pa.types.is_timestamp(column.type) else column).to_pylist()
+    yield from (value.days * DAY + value.nanoseconds // 1000 if hasattr(value, "nanoseconds") else value for value in found)
+
+
+def by_evaluator(sql: str, rows: Sequence[Row]) -> list[Any]:
+    program = compile_expressions({"here": sql}, kinds())
+    values = [program.run(row)[0] for row in rows]
+    if program.kinds["here"] == "float":
+        with np.errstate(over="ignore"):
+            return [None if value is None else float(np.float32(value)) for value in values]
+    return values
+
+
+def differences(sql: str, rows: Sequence[Row]) -> list[str]:
+    """Where the engines differ in a bit; one NaN is as another, and what stops a batch may be anything."""
+    found = zip(rows, by_duckdb(sql, rows), by_evaluator(sql, rows), strict=True)
+    return [
+        f"{sql}: DuckDB {theirs!r}, online {ours!r} of {row}"
+        for row, theirs, ours in found
+        if theirs is not STOPPED and _bits(theirs) != _bits(ours)
+    ]
+
+
+def _bits(value: Any) -> Any:
+    if isinstance(value, float):
+        return "nan" if value != value else struct.pack("<d", value)
+    return type(value), value
