@@ -13,6 +13,7 @@ from typing import Any
 from features.rare_cases import ask
 
 _WHOLE = 1 << 63
+_NAN = math.inf - math.inf  # with the sign that the processor gives it: in text it shows
 _ALL_ARE_WHOLE = 2.0**52  # doubles from here on have no fraction
 _PLAIN_WHOLE = re.compile(r"-?[0-9]{1,18}")
 
@@ -26,7 +27,7 @@ def divide(a: float, b: float) -> float:
     """By zero as well: infinite, or not a number."""
     if b:
         return a / b
-    return math.nan if not a or math.isnan(a) else math.copysign(math.inf, a) * math.copysign(1.0, b)
+    return _NAN if not a or math.isnan(a) else math.copysign(math.inf, a) * math.copysign(1.0, b)
 
 
 def divide_whole(a: int, b: int) -> int | None:
@@ -41,7 +42,7 @@ def modulo_whole(a: int, b: int) -> int | None:
 
 def modulo(a: float, b: float) -> float:
     """With the sign of the first; not a number by zero, or of infinity."""
-    return math.nan if not b or math.isinf(a) else math.fmod(a, b)
+    return _NAN if not b or math.isinf(a) else math.fmod(a, b)
 
 
 def greatest(*values: Any) -> Any:
@@ -97,17 +98,17 @@ def round_to(number: float, digits: int) -> float:
 
 def root(number: float) -> float:
     """Not a number below zero."""
-    return math.nan if number < 0 else math.sqrt(number)
+    return _NAN if number < 0 else math.sqrt(number)
 
 
 def ln(number: float) -> float:
     """Infinite of zero, not a number below."""
-    return math.log(number) if number > 0 else -math.inf if number == 0 else math.nan
+    return math.log(number) if number > 0 else -math.inf if number == 0 else _NAN
 
 
 def log10(number: float) -> float:
     """Likewise."""
-    return math.log10(number) if number > 0 else -math.inf if number == 0 else math.nan
+    return math.log10(number) if number > 0 else -math.inf if number == 0 else _NAN
 
 
 def exp(number: float) -> float:
@@ -126,7 +127,7 @@ def power(base: float, exponent: float) -> float:
         return math.copysign(math.inf, base) if exponent % 2 == 1 else math.inf
     except ValueError:
         if base:
-            return math.nan
+            return _NAN
         return math.copysign(math.inf, base) if exponent % 2 == 1 else math.inf
 
 

@@ -32,7 +32,11 @@ _COMPARED = {
     "COMPARE_LESSTHANOREQUALTO": ("a <= b", "{0} <= {1}", "{0} <= {1} or {1} != {1}"),
     "COMPARE_GREATERTHANOREQUALTO": ("a >= b", "{0} >= {1}", "{0} >= {1} or {0} != {0}"),
 }
-_IN_MONTHS = {"month": 1, "quarter": 3, "year": 12}
+_IN_MONTHS = {
+    "month": (1, "diff_months({}, {})"),
+    "quarter": (3, "diff_quarters({}, {})"),
+    "year": (12, "year({1}) - year({0})"),
+}
 
 
 def _op(
@@ -75,6 +79,7 @@ _NUMBERS = (
     _op("round(a, b)", "double whole", "double", "round_to({}, {})", spark="Spark rounds a decimal text"),
     _op("floor(a)", "double", "double", "floor({})", spark="Spark makes a whole number of it"),
     _op("ceil(a)", "double", "double", "ceil({})", spark="Spark makes a whole number of it"),
+    _op("trunc(a)", "bigint", "bigint", "{}".format, spark=_ONLY_DUCKDB),
     _op("trunc(a)", "double", "double", "truncate({})", spark=_ONLY_DUCKDB),
     _op("sign(a)", "bigint", "bigint", "sign_of({})", spark="Spark gives a double, NaN of NaN"),
     _op("sign(a)", "double", "bigint", "sign_of({})", spark="Spark gives a double, NaN of NaN"),
@@ -171,10 +176,10 @@ def _of_units() -> Iterator[Operation]:
     yield _op("date_diff('week', a, b)", takes, "bigint", "diff_weeks({}, {})", spark=_ONLY_DUCKDB)
     week = 7 * UNITS["day"]
     yield _op("date_sub('week', a, b)", takes, "bigint", f"sub_units({{}}, {{}}, {week})", spark=_ONLY_DUCKDB)
-    for unit, months in _IN_MONTHS.items():
+    for unit, (months, begun) in _IN_MONTHS.items():
         takes, end = f"'{unit}' timestamp timestamp", f"({{}}, {{}}, {months})"
         yield _op(f"date_trunc('{unit}', a)", f"'{unit}' timestamp", "timestamp", f"trunc_months({{}}, {months})")
-        yield _op(f"date_diff('{unit}', a, b)", takes, "bigint", f"diff_months{end}", spark=_ONLY_DUCKDB)
+        yield _op(f"date_diff('{unit}', a, b)", takes, "bigint", begun, spark=_ONLY_DUCKDB)
         yield _op(f"date_sub('{unit}', a, b)", takes, "bigint", f"sub_months{end}", spark=_ONLY_DUCKDB)
 
 
@@ -193,7 +198,7 @@ _MOMENTS = (
     _op("a - interval 1 month", "timestamp months", "timestamp", "add_months({0}, -{1}[0], -{1}[1])", name="-"),
     _op("a - b", "timestamp timestamp", "interval", "{} - {}", name="-", spark=_ONLY_DUCKDB),
     _op("timezone('UTC', a)", "'utc' timestamp", "timestamptz", "{}".format),
-    _op("timezone(a, b)", "varchar timestamptz", "timestamp", "local_clock({}, {})"),
+    _op("timezone(a, b)", "varchar timestamptz", "timestamp", "local_clock({}, {})", stops="a zone that there is not"),
 )
 
 

@@ -11,7 +11,7 @@ import duckdb
 import numpy as np
 from numpy.typing import NDArray
 
-from features.rare_cases import ask
+from features.rare_cases import ask, connect_once
 
 UNITS = {"second": 1_000_000, "minute": 60_000_000, "hour": 3_600_000_000, "day": 86_400_000_000}
 _DAY = UNITS["day"]
@@ -91,7 +91,7 @@ def second(moment: int) -> int:
 
 def epoch(micros: int) -> float:
     """In seconds; of a span as of a moment."""
-    return micros / 1_000_000
+    return float(micros) / 1e6
 
 
 def monthname(moment: int) -> str:
@@ -126,9 +126,14 @@ def diff_weeks(since: int, until: int) -> int:
     return _towards_zero(until // _DAY - since // _DAY, 7)
 
 
-def diff_months(since: int, until: int, months: int) -> int:
-    """How many times this many months begin between, counted from January."""
-    return _towards_zero(_month_of(until), months) - _towards_zero(_month_of(since), months)
+def diff_quarters(since: int, until: int) -> int:
+    """How many quarters begin between; DuckDB counts those before the year 0 from the other side."""
+    return _towards_zero(_month_of(until), 3) - _towards_zero(_month_of(since), 3)
+
+
+def diff_months(since: int, until: int) -> int:
+    """How many months begin between."""
+    return _month_of(until) - _month_of(since)
 
 
 def sub_units(since: int, until: int, unit: int) -> int:
@@ -196,8 +201,7 @@ def local_clock(zone: str, moment: int) -> int | None:
     if _TABLE_BEGIN <= moment < _TABLE_END:  # as all that clients may send is
         moments, ahead = changes
         return moment + ahead[bisect_right(moments, moment)]
-    with duckdb.connect() as connection:
-        return moment + int(_ahead(connection, zone, np.array([moment]))[0])
+    return moment + int(_ahead(connect_once(), zone, np.array([moment]))[0])
 
 
 @lru_cache(maxsize=64)
@@ -231,6 +235,6 @@ def _ahead(connection: duckdb.DuckDBPyConnection, zone: str, moments: NDArray[np
 
 FUNCTIONS = (
     hour, minute, second, year, month, day, quarter, week, dayofyear, dayofweek, isodow, dayname, monthname, epoch,
-    trunc_week, trunc_months, add_months, diff_weeks, diff_months, sub_units, sub_months, moment_text, moment_of,
+    trunc_week, trunc_months, add_months, diff_weeks, diff_months, diff_quarters, sub_units, sub_months, moment_text, moment_of,
     local_clock,
 )  # fmt: skip
