@@ -227,7 +227,9 @@ class _Compiler:
         for may_widen in (False, True):
             for row in _ROWS["CASE"]:
                 if all(self._fits(value, row.gives, may_widen=may_widen) for value in values):
-                    return self._write(row, [*conditions, *values], ["boolean"] * len(conditions) + [row.gives] * len(values))
+                    return self._write(
+                        row, [*conditions, *values], ["boolean"] * len(conditions) + [row.gives] * len(values)
+                    )
         raise ValueError(_refusal(f"mix of {', '.join(value.kind for value in values)}", "cast them to one kind"))
 
     def _cast(self, tree: dict[str, Any]) -> _Operand:

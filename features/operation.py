@@ -1,4 +1,4 @@
-"""An operation of expressions as data: how it is written in SQL and in Python, what it takes, and whether Spark has it."""
+"""An operation of expressions as data: how it is written in SQL and in Python, what it takes, whether Spark has it."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

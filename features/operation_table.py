@@ -21,6 +21,7 @@ _LIBM = "Java's last bits are others"
 _ASCII = "letters beyond ASCII differ"
 _ONLY_DUCKDB = "not seen to give the same bits"
 _BY_ZERO = "a divisor of 0"
+_NO_EPOCH = "write date_diff('second', timestamp '1970-01-01', a)"
 # NaN equals itself and is greater than every number, as DuckDB has it; `{0} != {0}` is true of nothing else.
 _LESS = {"double": "{0} < {1} or ({1} != {1} and {0} == {0})"}
 _EQUAL = {"double": "{0} == {1} or ({0} != {0} and {1} != {1})"}
@@ -117,7 +118,9 @@ def _compare(kinds: Sequence[str]) -> Iterator[Operation]:
 _LOGIC = (
     *_compare((*KINDS, "timestamptz", "interval")),
     _op(
-        "nullif(a, b)", "bigint double", "bigint",
+        "nullif(a, b)",
+        "bigint double",
+        "bigint",
         "None if {0} is not None and {1} is not None and float({0}) == {1} else {0}".format,
     ),
     _op("a and b", "boolean boolean", "boolean", all_of, name="CONJUNCTION_AND", repeated=True),
@@ -187,11 +190,10 @@ _MOMENTS = (
     *_of_units(),
     _op("dayname(a)", "timestamp", "varchar", "dayname({})"),
     _op("monthname(a)", "timestamp", "varchar", "monthname({})", spark=_ONLY_DUCKDB),
-    *_of_each(
-        ("timestamp", "interval"),
-        _op("epoch(a)", "T", "double", "epoch({})", spark="write date_diff('second', timestamp '1970-01-01', a)"),
-        _op("date_part('epoch', a)", "'epoch' T", "double", "epoch({})", spark=_ONLY_DUCKDB),
-    ),
+    _op("epoch(a)", "timestamp", "double", "epoch({})", spark=_NO_EPOCH),
+    _op("epoch(a)", "interval", "double", "span_seconds({})", spark=_NO_EPOCH),
+    _op("date_part('epoch', a)", "'epoch' timestamp", "double", "epoch({})", spark=_NO_EPOCH),
+    _op("date_part('epoch', a)", "'epoch' interval", "double", "span_seconds({})", spark=_NO_EPOCH),
     _op("a + interval 1 hour", "timestamp interval", "timestamp", "{} + {}", name="+"),
     _op("a - interval 1 hour", "timestamp interval", "timestamp", "{} - {}", name="-"),
     _op("a + interval 1 month", "timestamp months", "timestamp", "add_months({0}, {1}[0], {1}[1])", name="+"),

@@ -90,8 +90,15 @@ def second(moment: int) -> int:
 
 
 def epoch(micros: int) -> float:
-    """In seconds; of a span as of a moment."""
+    """In seconds."""
     return float(micros) / 1e6
+
+
+def span_seconds(micros: int) -> float:
+    """Of its days and of the rest apart, as DuckDB adds them up: the last bits of centuries show it."""
+    days, rest = divmod(abs(micros), _DAY)
+    seconds = days * 86_400 + rest / 1e6
+    return seconds if micros >= 0 else -seconds
 
 
 def monthname(moment: int) -> str:
@@ -235,6 +242,6 @@ def _ahead(connection: duckdb.DuckDBPyConnection, zone: str, moments: NDArray[np
 
 FUNCTIONS = (
     hour, minute, second, year, month, day, quarter, week, dayofyear, dayofweek, isodow, dayname, monthname, epoch,
-    trunc_week, trunc_months, add_months, diff_weeks, diff_months, diff_quarters, sub_units, sub_months, moment_text, moment_of,
-    local_clock,
+    span_seconds, trunc_week, trunc_months, add_months, diff_weeks, diff_months, diff_quarters, sub_units, sub_months,
+    moment_text, moment_of, local_clock,
 )  # fmt: skip

@@ -22,10 +22,14 @@ INSTEAD: Mapping[str, str] = {
         ("now", "current_timestamp", "get_current_timestamp", "today", "current_date", "transaction_timestamp"), _CLOCK
     ),
     **dict.fromkeys(("random", "gen_random_uuid", "uuid"), "a feature says the same each time it is asked for"),
-    **dict.fromkeys(("regexp_matches", "regexp_full_match", "regexp_extract", "regexp_replace"),
-                    f"Python's expressions are not RE2's: write like, starts_with, contains or replace, or {_STEP}"),
-    **dict.fromkeys(("sum", "avg", "count", "count_star", "min", "max", "stddev", "median"),
-                    "an expression sees one point: write a Window, or greatest and least of several values"),
+    **dict.fromkeys(
+        ("regexp_matches", "regexp_full_match", "regexp_extract", "regexp_replace"),
+        f"Python's expressions are not RE2's: write like, starts_with, contains or replace, or {_STEP}",
+    ),
+    **dict.fromkeys(
+        ("sum", "avg", "count", "count_star", "min", "max", "stddev", "median"),
+        "an expression sees one point: write a Window, or greatest and least of several values",
+    ),
     **dict.fromkeys(("strftime", "strptime"), "write year(a), month(a), ..., or cast(a as varchar)"),
     **dict.fromkeys(("age", "datediff", "datesub"), "write date_diff('day', a, b), or date_sub for whole units"),
     **dict.fromkeys(("date_add", "datetrunc", "datepart"), "write a + interval 1 day, date_trunc or date_part"),

@@ -11,21 +11,30 @@ _HEAD = """# Expressions
 
 Generated from `features/operation_table.py` and `features/refused_operations.py` by `make docs`; do not edit.
 
-The expressions of a definition (`point_sql`, `numeric_sql`, `categorical_sql`) are DuckDB's SQL over one point. The batch
-runs them on DuckDB, the online server as one Python function, and `engine: spark` on Spark; `tests/features/test_expressions.py`
-holds DuckDB and Python to the same bits, on rare values of every row below and on expressions drawn from it. What is not in
-these tables is refused when a definition is compiled, with what to write instead.
+The expressions of a definition (`point_sql`, `numeric_sql`, `categorical_sql`) are DuckDB's SQL over one point. The
+batch runs them on DuckDB, the online server as one Python function, and `engine: spark` on Spark.
+`tests/features/test_expressions.py` holds DuckDB and Python to the same bits, on rare values of every row below and on
+expressions drawn from these rows. What is not in them is refused when a definition is compiled, with what to write
+instead.
 
-- A number with a point (`0.5`) is a double, also beside a whole number, where DuckDB alone would make a decimal of it.
+- A number with a point (`0.5`) is a double, also beside a whole number, of which DuckDB alone would make a decimal.
 - NaN equals itself, and is greater than every number. `-0.0` equals `0.0`.
-- Whole numbers have 64 bits. What does not fit, or is divided by zero, stops DuckDB's batch with its message: no feature is built
-  of it. Online, where one event must not cost others their answer, sums and products go on without a bound, and a result that
-  64 bits do not hold is missing, as is every value in the column "stops a batch".
+- Whole numbers have 64 bits. What does not fit, or what the column "stops a batch" says, stops DuckDB's batch with its
+  message: nothing is built. Online, where one event must not cost others their answer, it is missing instead; sums and
+  products go on without a bound, and only a result that 64 bits do not hold is missing.
 - A moment is UTC without a zone, in microseconds; `infinity` is none. A span is a constant, or a difference of moments.
-- `ln`, `log10`, `exp` and `power` are those of the machine's C library, in DuckDB as in Python: the same bits on one machine.
-  Another machine's library may have others in the last place, which a feature of 32 bits seldom shows.
-- Text that is not ASCII is lowered, raised, trimmed and read as a number by DuckDB itself, a third of a millisecond the first
-  time; so is a number written as text where that is rare.
+- `date_diff` counts how many times a unit begins between two moments (a week: how many times seven days do), `date_sub`
+  how many whole units lie between.
+- `ln`, `log10`, `exp` and `power` are the C library's, in DuckDB as in Python: the same bits on one machine. That of
+  another machine may differ in the last place, which a feature of 32 bits seldom shows.
+- Text that is not ASCII is lowered, raised and trimmed by DuckDB itself, and so are numbers and moments read from text:
+  a third of a millisecond the first time, then remembered. The sign of a NaN in text is not held.
+- `cast` of what is none (`cast('a' as bigint)`) stops a batch; `try_cast` gives null. Online both are missing.
+- On Spark a divisor of 0 stops a build: write `a / nullif(b, 0)`.
+
+"""
+_KINDS_TOLD = """`whole` is a constant, not below 0; `pattern` a constant text without a backslash; `months` a constant
+span that has months; `interval` any other span. `float` is what a feature is rounded to in the end.
 
 """
 _TABLE = "| write | of | gives | in Python | on Spark | stops a batch |\n|---|---|---|---|---|---|\n"
@@ -35,7 +44,7 @@ def render_expressions() -> str:
     """The whole page."""
     rows = "".join(f"| {' | '.join(row)} |\n" for row in _list_rows())
     return (
-        f"{_HEAD}## What there is\n\n{_TABLE}{rows}\n"
+        f"{_HEAD}## What there is\n\n{_KINDS_TOLD}{_TABLE}{rows}\n"
         f"The same by another name: {_list_names(ALIASES)}; of types: {_list_names(OTHER_TYPES)}.\n\n"
         "## What is refused, and what to write instead\n\n| not | but |\n|---|---|\n"
         + "".join(f"| {row} |\n" for row in _list_refusals())
@@ -57,7 +66,7 @@ def _list_rows() -> Iterator[tuple[str, ...]]:
             _told(rows),
             _join(each.gives for each in rows),
             _code(python),
-            row.not_on_spark and f"refused: {row.not_on_spark}" or "the same",
+            f"refused: {row.not_on_spark}" if row.not_on_spark else "the same",
             row.stops,
         )
 

@@ -2,7 +2,8 @@
 
 EVERYDAY = (
     # Arithmetic.
-    "n + m", "n - 1", "n * m", "n / m", "x / y", "n // 7", "m // n", "n % 7", "m % n", "x % 3", "mod(n, 10)", "-n", "-x",
+    "n + m", "n - 1", "n * m", "n / m", "x / y", "n // 7", "m // n", "n % 7", "m % n", "x % 3", "mod(n, 10)",
+    "-n", "-x",
     "n * 0.5", "n + 0.1", "0.1 + 0.2", "1.0 / 3", "(n + 1) * 100.0 / nullif(m, 0)", "x * x - 2 * x * y",
     "abs(n)", "abs(x)", "round(x)", "round(x, 2)", "round(n)", "round(x * 100) / 100", "floor(x)", "ceil(x)",
     "ceiling(x)", "trunc(x)", "sign(n)", "sign(x)", "ln(x)", "log10(x)", "exp(x)", "sqrt(x)", "sqrt(n)",

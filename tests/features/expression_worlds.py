@@ -1,5 +1,6 @@
 """Worlds of typed columns, expressions drawn from the table of operations, and both engines asked about them."""
 
+import math
 import re
 import struct
 import threading
@@ -33,7 +34,8 @@ RARE: dict[str, list[Any]] = {
                -1e300, 5e-324, 1e15, 1e16, 9.3e18, 2.0**53 + 2, 0.49999999999999994, 1e-5, 123456.789, 1e38, 1.005],
     "boolean": [True, False],
     "varchar": ["", "a", "A", "abc", "aXbXc", "ABC", "  x ", "1", "1.5", "-7", "nan", "true", "0.1", "1e3", "%", "_",
-                "2013-05-06 07:08:09.25", "é", "İ", "ß", "ΑΣ", "\u00a0x\u00a0", "日本語", "a.b", "\\", "e\u0301", "ǅ"],
+                "2013-05-06 07:08:09.25", "é", "İ", "ß", "ΑΣ", "\u00a0x\u00a0", "日本語",
+               "a.b", "\\", "e\u0301", "ǅ"],
     "timestamp": [0, -1, 1, DAY - 1, -DAY, 1_367_824_089_500_000, 1_330_473_600_000_000, 1_356_998_399_999_999,
                   1_362_009_600_000_000, 951_782_400_000_000, -2_203_891_200_000_000, -62_135_596_800_000_000,
                   253_402_300_799_999_999, -100_000_000_000_000_000, 9_000_000_000_000_000_000,
@@ -56,15 +58,19 @@ LITERALS: dict[str, list[str]] = {
 _LETTERS = "abcXYZ019 .%_-éßİΣ日\u00a0\U0001f642"
 _WITHOUT_LEAVES = ("float",)
 ANYTHING: dict[str, Callable[[Random], Any]] = {
-    "bigint": lambda random: random.randint(-20, 20) if random.random() < 0.6 else random.randint(-(1 << 63), (1 << 63) - 1),
-    "double": lambda random: random.randint(-400, 400) / 8
-    if random.random() < 0.6
-    else struct.unpack("<d", random.randbytes(8))[0],
+    "bigint": lambda random: (
+        random.randint(-20, 20) if random.random() < 0.6 else random.randint(-(1 << 63), (1 << 63) - 1)
+    ),
+    "double": lambda random: (
+        random.randint(-400, 400) / 8 if random.random() < 0.6 else struct.unpack("<d", random.randbytes(8))[0]
+    ),
     "boolean": lambda random: random.random() < 0.5,
     "varchar": lambda random: "".join(random.choices(_LETTERS, k=random.randint(0, 6))),
-    "timestamp": lambda random: random.randint(0, 40 * 365 * 24) * 3_600_000_000
-    if random.random() < 0.6
-    else random.randint(-9 * 10**18, 9 * 10**18),
+    "timestamp": lambda random: (
+        random.randint(0, 40 * 365 * 24) * 3_600_000_000
+        if random.random() < 0.6
+        else random.randint(-9 * 10**18, 9 * 10**18)
+    ),
 }
 ZONES = ["'UTC'", "'America/New_York'", "'Europe/Dublin'", "'Australia/Lord_Howe'", "nullif('UTC', s)"]
 STOPPING = (
@@ -82,15 +88,27 @@ class Case(NamedTuple):
     rows: list[Row]
 
 
-def cases(expressions: int = 6, rows: int = 16) -> st.SearchStrategy[Case]:
-    """Drawn by seed, which is a hundred times faster than a choice at a time; less depth is simpler."""
+def cases(focus: Sequence[Operation] = (), expressions: int = 6, rows: int = 16) -> st.SearchStrategy[Case]:
+    """Drawn by seed, which is a hundred times faster than a choice at a time; less depth is simpler.
+
+    With a focus, half of the expressions are an operation of it, of whatever operands.
+    """
     return st.builds(
-        lambda seed, depth: _draw_case(Random(seed), depth, expressions, rows), st.integers(0, 1 << 64), st.integers(1, 4)
+        lambda seed, depth: draw_case(Random(seed), depth, focus, expressions, rows),  # noqa: S311
+        st.integers(0, 1 << 64),
+        st.integers(1, 4),
     )
 
 
-def _draw_case(random: Random, depth: int, expressions: int, rows: int) -> Case:
-    sqls = [draw_expression(random, random.choice([*KINDS, "float"]), depth) for _ in range(expressions)]
+def draw_case(
+    random: Random, depth: int, focus: Sequence[Operation] = (), expressions: int = 6, rows: int = 16
+) -> Case:
+    sqls = [
+        _draw_row(random, random.choice(focus), depth)
+        if focus and random.random() < 0.5
+        else draw_expression(random, random.choice([*KINDS, "float"]), depth)
+        for _ in range(expressions)
+    ]
     columns = {name: [draw_value(random, kind) for _ in range(rows)] for name, kind in COLUMNS.items()}
     return Case(sqls, [with_record({name: columns[name][row] for name in COLUMNS}) for row in range(rows)])
 
@@ -98,6 +116,8 @@ def _draw_case(random: Random, depth: int, expressions: int, rows: int) -> Case:
 def draw_value(random: Random, kind: str) -> Any:
     """One of a column: nothing, a rare one, or any."""
     way = random.random()
+    if kind == "double" and way > 0.92:
+        return float("nan")
     return None if way < 0.1 else random.choice(RARE[kind]) if way < 0.5 else ANYTHING[kind](random)
 
 
@@ -110,11 +130,18 @@ def with_record(row: Row) -> Row:
 def draw_expression(random: Random, kind: str, depth: int) -> str:
     """SQL of a kind, drawn from the table; nothing in it knows what an operation means."""
     rows = [row for row in OPERATIONS if row.gives == kind]
-    if depth == 0 or not rows or (kind not in _WITHOUT_LEAVES and random.random() < 0.15):
+    if depth <= 0 or not rows or (kind not in _WITHOUT_LEAVES and random.random() < 0.15):
         return random.choice([*(name for name, each in COLUMNS.items() if each == kind), *LITERALS[kind]])
     name = random.choice(list(dict.fromkeys(row.name for row in rows)))
-    row = random.choice([row for row in rows if row.name == name])
-    return written(row, [_draw_operand(random, row, each, depth - 1) for each in operand_kinds(row)])
+    return _draw_row(random, random.choice([row for row in rows if row.name == name]), depth)
+
+
+def _draw_row(random: Random, row: Operation, depth: int) -> str:
+    kinds_, operands = operand_kinds(row), list[str]()
+    for place, kind in enumerate(kinds_):
+        is_again = place and kinds_[place - 1] == kind and random.random() < 0.15  # what equals itself
+        operands.append(operands[-1] if is_again else _draw_operand(random, row, kind, depth - 1))
+    return written(row, operands)
 
 
 def _draw_operand(random: Random, row: Operation, kind: str, depth: int) -> str:
@@ -155,7 +182,7 @@ def edge_world(row: Operation, limit: int = 700) -> tuple[str, list[Row]]:
     columns += ["u"] if "interval" in row.takes else []
     values = [[None, *RARE[COLUMNS[name]]] for name in columns]
     combined = list(product(*values))
-    chosen = combined if len(combined) <= limit else Random(1).sample(combined, limit)
+    chosen = combined if len(combined) <= limit else Random(1).sample(combined, limit)  # noqa: S311
     empty = dict.fromkeys(COLUMNS)
     return written(row, operands), [with_record({**empty, **dict(zip(columns, each, strict=True))}) for each in chosen]
 
@@ -207,7 +234,9 @@ def _ask(connection: duckdb.DuckDBPyConnection, sql: str, table: pa.Table) -> It
         yield from _ask(connection, sql, table.slice(half))
         return
     found = (column.cast(pa.int64()) if pa.types.is_timestamp(column.type) else column).to_pylist()
-    yield from (value.days * DAY + value.nanoseconds // 1000 if hasattr(value, "nanoseconds") else value for value in found)
+    yield from (
+        value.days * DAY + value.nanoseconds // 1000 if hasattr(value, "nanoseconds") else value for value in found
+    )
 
 
 def by_evaluator(sqls: Sequence[str], rows: Sequence[Row]) -> tuple[list[list[Any]], frozenset[Operation]]:
@@ -237,5 +266,5 @@ def differences(sqls: Sequence[str], rows: Sequence[Row], seen: Counter[str] | N
 
 def _bits(value: Any) -> Any:
     if isinstance(value, float):
-        return "nan" if value != value else struct.pack("<d", value)
+        return "nan" if math.isnan(value) else struct.pack("<d", value)
     return type(value), value

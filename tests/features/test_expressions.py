@@ -1,9 +1,10 @@
-"""Expressions drawn from the table of operations have one value in DuckDB and online, and what they may not use is said."""
+"""Expressions drawn from the table of operations have one value in DuckDB and online; what they may not use is said."""
 
 import math
 import os
 import re
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 
 import duckdb
@@ -65,36 +66,48 @@ def test_every_operation_was_drawn_a_hundred_times() -> None:
     assert min(seen[row.name] for row in OPERATIONS) >= 100
 
 
-def plainly(name: str, text: str):
-    """A row of doubles written as if there were no NaN."""
+def of_doubles(name: str, text: str) -> tuple[str, str, object]:
+    """Rows of doubles written as if there were no NaN."""
     rows = expressions._ROWS[name]
-    return name, tuple(replace(row, python=strict(text)) if "double" in row.takes else row for row in rows)
+    written = (replace(row, python=strict(text)) if "double" in row.takes else row for row in rows)
+    return "_ROWS", name, tuple(written)
+
+
+def function(planted: Callable[..., object], name: str) -> tuple[str, str, object]:
+    return "_FUNCTIONS", name, planted
+
+
+def fits(text: str, pattern: str) -> bool:
+    return bool(re.fullmatch(pattern.replace("%", ".*").replace("_", ".*"), text))
 
 
 PLANTED = {
-    "a NaN compares as in Python": ("_ROWS", plainly("COMPARE_GREATERTHAN", "{} > {}")),
-    "two NaN are not equal": ("_ROWS", plainly("COMPARE_EQUAL", "{} == {}")),
-    "the least is NaN where one is": ("_FUNCTIONS", ("least", lambda *v: min((e for e in v if e is not None), default=None))),
-    "a half is rounded to even": ("_FUNCTIONS", ("round_half_away", lambda x: float(round(x)) if math.isfinite(x) else x)),
-    "a remainder has the sign of the divisor": ("_FUNCTIONS", ("modulo_whole", lambda a, b: a % b if b else None)),
-    "a quotient goes downwards": ("_FUNCTIONS", ("divide_whole", lambda a, b: a // b if b else None)),
-    "0 / 0 is 0": ("_FUNCTIONS", ("divide", lambda a, b: a / b if b else 0.0)),
-    "a week begins on Sunday": ("_FUNCTIONS", ("trunc_week", lambda m: (m - 3 * operations._DAY) // (7 * operations._DAY))),
-    "January follows the 12th month a day late": ("_FUNCTIONS", ("add_months", lambda m, months, micros: m + micros)),
-    "letters are lowered by Python": ("_FUNCTIONS", ("lower", str.lower)),
-    "_ fits any number of letters": ("_FUNCTIONS", ("like", lambda s, p: bool(re.fullmatch(p.replace("%", ".*").replace("_", ".*"), s, re.DOTALL)))),
-    "32 bits are rounded to twice": ("_FUNCTIONS", ("single", float)),
-    "-0.0 loses its sign": ("_FUNCTIONS", ("floor", lambda x: float(math.floor(x)) if math.isfinite(x) else x)),
-}  # fmt: skip
+    "a NaN compares as in Python": of_doubles("COMPARE_GREATERTHAN", "{} > {}"),
+    "two NaN are not equal": of_doubles("COMPARE_EQUAL", "{} == {}"),
+    "the least is NaN where one is": function(lambda *v: min((e for e in v if e is not None), default=None), "least"),
+    "a half is rounded to even": function(lambda x: float(round(x)) if math.isfinite(x) else x, "round_half_away"),
+    "a remainder has the divisor's sign": function(lambda a, b: a % b if b else None, "modulo_whole"),
+    "a quotient goes downwards": function(lambda a, b: a // b if b else None, "divide_whole"),
+    "0 / 0 is 0": function(lambda a, b: a / b if b else 0.0, "divide"),
+    "a week begins on Thursday": function(lambda m: m // (7 * operations._DAY) * 7 * operations._DAY, "trunc_week"),
+    "a month has 30 days": function(lambda m, months, micros: m + 30 * months * operations._DAY + micros, "add_months"),
+    "letters are lowered by Python": function(str.lower, "lower"),
+    "_ fits any number of letters": function(fits, "like"),
+    "a whole number is rounded twice": function(float, "single"),
+    "-0.0 loses its sign": function(lambda x: float(math.floor(x)) if math.isfinite(x) else x, "floor"),
+}
 
 
 @pytest.mark.parametrize("fault", PLANTED)
 def test_sabotage_a_planted_fault_is_seen(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    where, (name, planted) = PLANTED[fault]
+    where, name, planted = PLANTED[fault]
     monkeypatch.setitem(getattr(expressions, where), name, planted)
+    focus = [
+        row for row in OPERATIONS if row.name == name or f"{name}(" in row.python(*"abc"[: max(len(row.takes), 2)])
+    ]
 
-    @settings(max_examples=1000, phases=[Phase.generate], derandomize=True, deadline=None, database=None)
-    @given(case=cases())
+    @settings(max_examples=400, phases=[Phase.generate], derandomize=True, deadline=None, database=None)
+    @given(case=cases(focus))
     def drawn_expressions_agree(case: Case) -> None:
         assert differences(*case) == []
 

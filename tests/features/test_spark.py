@@ -80,7 +80,9 @@ def test_a_rule_missing_from_the_translation_is_seen(
     assert feature in moved(points, by("spark", world, WEATHER, day(15))[0])
 
 
-@pytest.mark.parametrize("row", [row for row in OPERATIONS if not row.not_on_spark], ids=lambda row: written_row(row)[:60])
+@pytest.mark.parametrize(
+    "row", [row for row in OPERATIONS if not row.not_on_spark], ids=lambda row: written_row(row)[:60]
+)
 def test_what_spark_is_said_to_have_gives_the_same_bits(row: Operation, view: Any) -> None:
     """Where DuckDB stops no batch, and Spark is asked to divide by nothing."""
     sql, rows = written_row(row), everyday_rows()
