@@ -22,8 +22,10 @@ def parse_expression(connection: duckdb.DuckDBPyConnection, sql: str) -> dict[st
         ValueError: it is none, or more than one.
     """
     parsed = _serialize(connection, f"select (\n{sql}\n)")
-    [expression] = parsed["statements"][0]["node"]["select_list"]
-    return dict(expression)
+    node = parsed["statements"][0]["node"]
+    if len(node["select_list"]) != 1 or node["from_table"]["type"] != "EMPTY" or node.get("where_clause"):
+        raise ValueError("this is not one expression")
+    return dict(node["select_list"][0])
 
 
 def has_columns(tree: Any) -> bool:

@@ -134,7 +134,9 @@ class _Compiler:
                 fits = (self._fits(node, kind, may_widen=may_widen) for node, kind in zip(nodes, takes, strict=False))
                 if takes and all(fits):
                     return self._write(row, nodes, takes)
-        hint = INSTEAD_OF_KINDS.get(name) or f"it takes {' or '.join(_told(row) for row in _ROWS[name][:6])}"
+        hint = f"it takes {' or '.join(_told(row) for row in _ROWS[name][:8])}"
+        if name in INSTEAD_OF_KINDS:
+            hint = f"{INSTEAD_OF_KINDS[name]}; {hint}"
         raise ValueError(_refusal(f"{name}({', '.join(kinds)})", hint))
 
     def _fits(self, node: _Operand, kind: str, *, may_widen: bool) -> bool:

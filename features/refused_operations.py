@@ -59,7 +59,21 @@ INSTEAD: Mapping[str, str] = {
     "COLLATE": "write lower(a) = lower(b)",
     "OPERATOR_TRY": "what stops a batch is to be kept from it: write nullif(b, 0), greatest(a, 0), try_cast",
 }
+_ONE_KIND = "compare values of one kind: write cast(a as bigint), or timestamp '2013-01-01 10:00:00'"
 INSTEAD_OF_KINDS: Mapping[str, str] = {
+    **dict.fromkeys(
+        (
+            "COMPARE_EQUAL",
+            "COMPARE_NOTEQUAL",
+            "COMPARE_LESSTHAN",
+            "COMPARE_GREATERTHAN",
+            "COMPARE_LESSTHANOREQUALTO",
+            "COMPARE_GREATERTHANOREQUALTO",
+            "COMPARE_IN",
+            "COMPARE_BETWEEN",
+        ),
+        _ONE_KIND,
+    ),
     "//": "of doubles write floor(a / b)",
     "CAST date": _NO_DATE,
     "CAST time": "write hour(a), minute(a), second(a)",

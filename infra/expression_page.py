@@ -92,8 +92,9 @@ def _join(words: Iterable[str]) -> str:
 def _list_refusals() -> Iterator[str]:
     for instead, names in groupby(sorted(INSTEAD, key=lambda name: (INSTEAD[name], name)), key=INSTEAD.__getitem__):
         yield f"{_codes(list(names))} | {instead}"
-    for name, instead in INSTEAD_OF_KINDS.items():
-        yield f"`{name}` of other kinds | {instead}"
+    by_kinds = sorted(INSTEAD_OF_KINDS, key=lambda name: (INSTEAD_OF_KINDS[name], name))
+    for instead, names in groupby(by_kinds, key=INSTEAD_OF_KINDS.__getitem__):
+        yield f"{_codes(list(names))} of other kinds | {instead}"
 
 
 def _codes(names: Sequence[str]) -> str:

@@ -43,7 +43,7 @@ RARE: dict[str, list[Any]] = {
 }  # fmt: skip
 LITERALS: dict[str, list[str]] = {
     "bigint": ["0", "1", "-1", "2", "7", "100", "3000000000", "9007199254740993", "cast(null as bigint)"],
-    "double": ["0.5", "-0.0", "2.0", "0.1", "1e300", "1.5e0", "100.25", 
+    "double": ["0.5", "-0.0", "2.0", "0.1", "1e300", "1.5e0", "100.25",
                "cast(null as double)", "cast('nan' as double)"],
     "boolean": ["true", "false", "cast(null as boolean)"],
     "varchar": ["''", "'a'", "'b'", "'abc'", "'it''s'", "'1.5'", "'É'", "cast(null as varchar)"],
