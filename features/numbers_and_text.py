@@ -1,6 +1,6 @@
 """What expressions call by name, on numbers and texts of one event, to the last bit as DuckDB has it.
 
-Nothing is None here but for what says so. Where DuckDB stops a batch (a whole number divided by zero, a text as a
+No operand is None but where it says so. Where DuckDB stops a batch (a whole number divided by zero, a text as a
 number that is none), a function gives None: one event must not cost the others of its request their answer. What is
 rare (text that is not ASCII, numbers in text) is asked of DuckDB itself, and remembered.
 """

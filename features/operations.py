@@ -1,6 +1,6 @@
 """What expressions call by name, on moments of one event (microseconds since 1970): calendars, and clocks of zones.
 
-Nothing is None here: expressions ask no function about a value that is missing.
+No operand is None: expressions ask no function about a value that is missing.
 """
 
 from bisect import bisect_right
@@ -11,7 +11,7 @@ import duckdb
 import numpy as np
 from numpy.typing import NDArray
 
-from features.rare_cases import ask, connect_once
+from features.rare_cases import ask
 
 UNITS = {"second": 1_000_000, "minute": 60_000_000, "hour": 3_600_000_000, "day": 86_400_000_000}
 _DAY = UNITS["day"]
@@ -21,6 +21,7 @@ _MONTHS = (
     "July", "August", "September", "October", "November", "December",
 )  # fmt: skip
 _TABLE_BEGIN, _TABLE_END = (int(np.datetime64(year, "us").astype(np.int64)) for year in ("1900", "2200"))
+_SIXTY_FOUR_BITS = 1 << 63
 _EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001  # a clock of whatever zone
 
 
@@ -187,11 +188,13 @@ def _days_of(years: int, number: int) -> int:
     return era * 146_097 + of_era * 365 + of_era // 4 - of_era // 100 + of_year - 719_468
 
 
-def moment_text(moment: int) -> str:
-    """As a batch writes a moment."""
+def moment_text(moment: int) -> str | None:
+    """As a batch writes a moment; None of one that there is not."""
     if _TABLE_BEGIN <= moment < _TABLE_END and moment % UNITS["second"] == 0:
         return (_EPOCH + timedelta(microseconds=moment)).isoformat(" ")
-    told: str = ask("cast(make_timestamp(?) as varchar)", moment)
+    if abs(moment) >= _SIXTY_FOUR_BITS:
+        return None
+    told: str | None = ask("cast(make_timestamp(cast(? as bigint)) as varchar)", moment)
     return told
 
 
@@ -208,7 +211,10 @@ def local_clock(zone: str, moment: int) -> int | None:
     if _TABLE_BEGIN <= moment < _TABLE_END:  # as all that clients may send is
         moments, ahead = changes
         return moment + ahead[bisect_right(moments, moment)]
-    return moment + int(_ahead(connect_once(), zone, np.array([moment]))[0])
+    if abs(moment) >= _SIXTY_FOUR_BITS:
+        return None
+    told: int | None = ask("epoch_us(timezone(?, make_timestamptz(cast(? as bigint))))", zone, moment)
+    return told
 
 
 @lru_cache(maxsize=64)

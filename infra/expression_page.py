@@ -56,7 +56,7 @@ def _list_rows() -> Iterator[tuple[str, ...]]:
     ordered = sorted(OPERATIONS, key=lambda row: (_first_place(row), row.sql, row.not_on_spark, row.stops))
     for _, same in groupby(ordered, key=lambda row: (row.sql, row.not_on_spark, row.stops)):
         rows = list(same)
-        row = next((each for each in rows if "double" not in each.takes), rows[0])
+        row = rows[-1] if len(rows) <= 2 else next(each for each in rows if "double" not in each.takes)
         operands = [kind for kind in row.kinds_of(max(len(row.takes), 2 + (row.name in ("CASE", "COMPARE_IN"))))
                     or row.takes if not kind.startswith("'")]  # fmt: skip
         names = list("abc")[: len(operands)]

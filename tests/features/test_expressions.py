@@ -111,7 +111,7 @@ def test_sabotage_a_planted_fault_is_seen(fault: str, monkeypatch: pytest.Monkey
     def drawn_expressions_agree(case: Case) -> None:
         assert differences(*case) == []
 
-    with pytest.raises(AssertionError, match="DuckDB"):
+    with pytest.raises(AssertionError, match=r"== \[\]"):
         drawn_expressions_agree()
 
 
