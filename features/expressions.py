@@ -78,7 +78,7 @@ class _Compiler:
         self._lines: dict[_Operand, str] = {}
         self._bits: dict[_Operand, int] = {}
         self._used: set[Operation] = set()
-        self._makers = {
+        self._makers: dict[str, Callable[[dict[str, Any]], _Operand]] = {
             "COLUMN_REF": self._column,
             "CONSTANT": self._literal,
             "FUNCTION": self._function,

@@ -89,7 +89,7 @@ _NUMBERS = (
     _op("log10(a)", "double", "double", "log10({})", spark=_LIBM),
     _op("exp(a)", "double", "double", "exp({})", spark=_LIBM),
     _op("power(a, b)", "double double", "double", "power({}, {})", spark=_LIBM),
-    _op("isnan(a)", "double", "boolean", "{0} != {0}"),
+    _op("isnan(a)", "double", "boolean", "{0} != {0}", spark="false there where a is missing"),
     _op("isinf(a)", "double", "boolean", "{} in (INFINITY, -INFINITY)", spark=_ONLY_DUCKDB),
     _op("isfinite(a)", "double", "boolean", "{0} - {0} == 0"),
 )
@@ -167,7 +167,7 @@ _PARTS: Mapping[str, str] = {
 def _of_units() -> Iterator[Operation]:
     for part, spark in _PARTS.items():
         yield _op(f"{part}(a)", "timestamp", "bigint", f"{part}({{}})", spark=spark)
-        yield _op(f"date_part('{part}', a)", f"'{part}' timestamp", "bigint", f"{part}({{}})", spark=spark)
+        yield _op(f"date_part('{part}', a)", f"'{part}' timestamp", "bigint", f"{part}({{}})", spark=f"write {part}(a)")
     for unit, size in UNITS.items():
         sql = f"('{unit}', a, b)"
         takes = f"'{unit}' timestamp timestamp"

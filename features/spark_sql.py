@@ -59,7 +59,7 @@ def _aware(moment: Any) -> exp.Expression:
 
 
 def _function(node: Any) -> exp.Expression:
-    arguments = node.expressions
+    arguments = [argument.unnest() for argument in node.expressions]
     if node.name == "hash":
         return exp.func("xxhash64", *arguments)
     if node.name == "isfinite":  # Spark has NaN above every number
