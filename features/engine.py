@@ -21,6 +21,7 @@ from typing import Protocol
 import duckdb
 import pyarrow as pa
 
+from features.expression_tree import doubles_sql
 from features.request import RequestField
 from features.vocabulary import (
     READ_AS,
@@ -110,24 +111,30 @@ class FeatureSet:
     def digest(self) -> str:
         """SHA-256 of what is computed: it changes with any definition, not with a comment."""
         types = {name: dict(source.columns) for name, source in self.sources.items()}
-        computed = [compile_sql(self, {}, ANY_DAY, timedelta(0)), types, self.look_back.total_seconds(), _REVISION]
+        statements = compile_sql(self, {}, ANY_DAY, timedelta(0), write=str)
+        computed = [statements, types, self.look_back.total_seconds(), _REVISION]
         return hashlib.sha256(json.dumps(computed, sort_keys=True).encode()).hexdigest()
 
 
 def compile_sql(
-    definition: FeatureSet, tables: Mapping[str, Sequence[Path]], interval: Span, lead: timedelta
+    definition: FeatureSet,
+    tables: Mapping[str, Sequence[Path]],
+    interval: Span,
+    lead: timedelta,
+    *,
+    write: Callable[[str], str] = doubles_sql,
 ) -> list[str]:
-    """The statements that make the tables `points_out` and `labels_out`."""
+    """The statements that make the tables `points_out` and `labels_out`; `write` makes DuckDB's text of expressions."""
     names = mentioned_names(definition)
     return [
         *steps_sql(definition, tables, interval, lead, naive=utc_sql).values(),
         (
             "create temp table points as select row_number() over () as point_id, *"
-            f" from ({points_sql(definition, definition.point_sql)})"
+            f" from ({points_sql(definition, definition.point_sql, write=write)})"
         ),
         *(f"create temp table window_{w.prefix} as {window_sql(w, names)}" for w in definition.windows),
         *(f"create temp table joined_{j.prefix} as {_preceding_sql(j)}" for j in definition.joined),
-        f"create temp table points_out as {_points_out_sql(definition)}",
+        f"create temp table points_out as {_points_out_sql(definition, write)}",
         (
             f"create temp table labels_out as select entity_key, {utc_sql('event_time')} as event_time, "
             f"cast(label as double) as label, {utc_sql('label_time')} as label_time from labels"
@@ -180,9 +187,9 @@ def run_steps(
         yield connection
 
 
-def points_sql(definition: FeatureSet, names: Iterable[str]) -> str:
+def points_sql(definition: FeatureSet, names: Iterable[str], *, write: Callable[[str], str] = doubles_sql) -> str:
     """A query of these columns of the points, in no order; a lookup that none of them mentions is left out."""
-    columns = {name: definition.point_sql[name] for name in names}
+    columns = {name: write(definition.point_sql[name]) for name in names}
     texts = " ".join(columns.values())
     joins = [
         f"left join {lookup.stream} {name} on "
@@ -194,10 +201,10 @@ def points_sql(definition: FeatureSet, names: Iterable[str]) -> str:
     return f"select {', '.join(f'{sql} as {name}' for name, sql in columns.items())} from asked {' '.join(joins)}"
 
 
-def features_sql(definition: FeatureSet) -> dict[str, str]:
+def features_sql(definition: FeatureSet, *, write: Callable[[str], str] = doubles_sql) -> dict[str, str]:
     """Every feature by its name, typed: numbers are 32-bit floats."""
-    return {name: f"cast({sql} as float)" for name, sql in definition.numeric_sql.items()} | {
-        name: f"cast({sql} as varchar)" for name, sql in definition.categorical_sql.items()
+    return {name: f"cast({write(sql)} as float)" for name, sql in definition.numeric_sql.items()} | {
+        name: f"cast({write(sql)} as varchar)" for name, sql in definition.categorical_sql.items()
     }
 
 
@@ -284,11 +291,11 @@ def _preceding_sql(joined: Preceding) -> str:
     """
 
 
-def _points_out_sql(definition: FeatureSet) -> str:
+def _points_out_sql(definition: FeatureSet, write: Callable[[str], str]) -> str:
     tables = [*(f"window_{w.prefix}" for w in definition.windows), *(f"joined_{j.prefix}" for j in definition.joined)]
     columns = [
         f"entity_key, {utc_sql('event_time')} as event_time, {utc_sql('prediction_time')} as prediction_time",
-        *(f"{sql} as {name}" for name, sql in features_sql(definition).items()),
+        *(f"{sql} as {name}" for name, sql in features_sql(definition, write=write).items()),
     ]
     joins = " ".join(f"left join {table} using (point_id)" for table in tables)
     return f"select {', '.join(columns)} from points {joins}"

@@ -2,35 +2,38 @@
 
 DuckDB needs ten milliseconds to plan and start fifty expressions, whatever the number of rows, and arrays of numpy
 half a millisecond; plain Python needs a tenth of one. DuckDB parses the text; here its tree becomes one Python
-function, in which each distinct operation is a line. An operation that is not written here is refused when expressions
-are compiled, never guessed: tests hold both evaluators to the same bits.
+function, in which each distinct operation is a line. What `features.operation_table` does not have is refused when
+expressions are compiled, never guessed: tests hold both evaluators to the same bits.
+
+Whole numbers have no bounds on their way: where DuckDB has a value it is this one, and where it stops a batch, because
+64 bits did not hold one, there is still a defined one. A result beyond 64 bits is missing.
 """
 
-import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import duckdb
 
-from features import operations as op
-from features.expression_text import WriteText, all_of, any_of, choose, first_of, strict
+from features import numbers_and_text, operations
+from features.expression_tree import has_columns, parse_expression, read_span
+from features.operation import Operation
+from features.operation_table import OPERATIONS, by_name
+from features.operations import moment_of
+from features.refused_operations import ALIASES, INSTEAD, INSTEAD_OF_KINDS, OTHER_TYPES
 
-_COMPARISONS = {
-    "COMPARE_EQUAL": "==",
-    "COMPARE_NOTEQUAL": "!=",
-    "COMPARE_GREATERTHAN": ">",
-    "COMPARE_LESSTHAN": "<",
-    "COMPARE_GREATERTHANOREQUALTO": ">=",
-    "COMPARE_LESSTHANOREQUALTO": "<=",
-}
-_NUMBERS = ("bigint", "double")
-_FUNCTIONS = {each.__name__: each for each in op.FUNCTIONS}
+_ROWS = by_name(OPERATIONS)
+_FUNCTIONS = {each.__name__: each for each in (*operations.FUNCTIONS, *numbers_and_text.FUNCTIONS)}
+_TAKE_NULLS = ("OPERATOR_COALESCE", "CASE", "greatest", "least")
+_SPANS = ("to_microseconds", "to_milliseconds", "to_seconds", "to_minutes", "to_hours", "to_days", "to_weeks",
+          "to_months", "to_quarters", "to_years")  # fmt: skip
+_WIDEST_BITS = 900  # of a whole number on its way: a double holds what it is, nearly
 
 
 class _Operand(NamedTuple):
     place: int
-    kind: str  # bigint | double | float | decimal (a literal) | boolean | varchar | timestamp(tz) | struct | null
+    kind: str  # of a column, or timestamptz | interval | months | float | struct | null
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ class CompiledExpressions:
     inputs: tuple[str, ...]
     kinds: Mapping[str, str]
     run: Callable[[Mapping[str, Any]], tuple[Any, ...]]
+    operations: frozenset[Operation]
 
 
 def compile_expressions(expressions: Mapping[str, str], kinds: Mapping[str, str]) -> CompiledExpressions:
@@ -52,81 +56,136 @@ def compile_expressions(expressions: Mapping[str, str], kinds: Mapping[str, str]
     Raises:
         ValueError: an expression uses what is not supported here, or a column that there is not.
     """
-    compiler = _Compiler(kinds)
     nodes = {}
     with duckdb.connect() as connection:
+        compiler = _Compiler(kinds, connection)
         for name, sql in expressions.items():
             try:
-                nodes[name] = compiler.node(_parse(connection, sql))
+                nodes[name] = compiler.node(parse_expression(connection, sql))
             except ValueError as error:
                 raise ValueError(f"{name}: {error} in {sql!r}: it cannot be answered online") from error
     return compiler.program(nodes)
 
 
-def _parse(connection: duckdb.DuckDBPyConnection, sql: str) -> dict[str, Any]:
-    parsed = json.loads(connection.execute("select json_serialize_sql(?)", [f"select {sql}"]).fetchall()[0][0])
-    if parsed.get("error"):
-        raise ValueError(parsed["error_message"])
-    [expression] = parsed["statements"][0]["node"]["select_list"]
-    return dict(expression)
-
-
 class _Compiler:
     """Turns trees into operations; an operation on the same operands is done once."""
 
-    def __init__(self, kinds: Mapping[str, str]) -> None:
-        self._kinds = kinds
+    def __init__(self, kinds: Mapping[str, str], connection: duckdb.DuckDBPyConnection) -> None:
+        self._kinds, self._connection = kinds, connection
         self._known: dict[Any, _Operand] = {}
         self._inputs: dict[_Operand, str] = {}
         self._constants: dict[_Operand, Any] = {}
         self._lines: dict[_Operand, str] = {}
-        self._makers = {
+        self._bits: dict[_Operand, int] = {}
+        self._used: set[Operation] = set()
+        self._makers: dict[str, Callable[[dict[str, Any]], _Operand]] = {
             "COLUMN_REF": self._column,
             "CONSTANT": self._literal,
             "FUNCTION": self._function,
-            "COMPARISON": self._comparison,
+            "COMPARISON": lambda tree: self._apply(tree["type"], self._nodes([tree["left"], tree["right"]])),
+            "BETWEEN": lambda tree: self._apply(tree["type"], self._nodes([tree[n] for n in _BETWEEN])),
             "CASE": self._case,
             "CAST": self._cast,
-            "CONJUNCTION": self._conjunction,
-            "OPERATOR": self._operator,
+            "CONJUNCTION": lambda tree: self._apply(tree["type"], self._nodes(tree["children"])),
+            "OPERATOR": lambda tree: self._apply(tree["type"], self._nodes(tree["children"])),
         }
 
     def node(self, tree: dict[str, Any]) -> _Operand:
         if (maker := self._makers.get(tree["class"])) is None:
-            raise ValueError(f"unsupported {tree['type']}")
+            raise ValueError(_refusal(tree["type"], INSTEAD.get(tree["type"], INSTEAD.get(tree["class"], ""))))
         return maker(tree)
+
+    def _nodes(self, trees: Sequence[dict[str, Any]]) -> list[_Operand]:
+        return [self.node(tree) for tree in trees]
 
     def program(self, nodes: Mapping[str, _Operand]) -> CompiledExpressions:
         """A function of what is written here: names and values of others are in it as constants alone."""
+        given = (
+            f"fit(v{node.place})" if node.kind == "bigint" and self._size(node) > 64 else f"v{node.place}"
+            for node in nodes.values()
+        )
         lines = [
             "def run(row):",
             *(f"v{made.place} = row[{name!r}]" for made, name in self._inputs.items()),
             *(f"v{made.place} = {text}" for made, text in self._lines.items()),
-            f"return ({''.join(f'v{node.place}, ' for node in nodes.values())})",
+            f"return ({''.join(f'{each}, ' for each in given)})",
         ]
-        names = _FUNCTIONS | {f"v{made.place}": value for made, value in self._constants.items()}
+        constants = {f"v{made.place}": value for made, value in self._constants.items()}
+        names = {"INFINITY": math.inf, **_FUNCTIONS, **constants}
         exec("\n    ".join(lines), names)  # noqa: S102
         kinds = {name: node.kind for name, node in nodes.items()}
-        return CompiledExpressions(tuple(self._inputs.values()), kinds, names["run"])
+        return CompiledExpressions(tuple(self._inputs.values()), kinds, names["run"], frozenset(self._used))
 
     def _new(self, key: Any, kind: str) -> _Operand:
         return self._known.setdefault(key, _Operand(len(self._known), kind))
 
-    def _apply(self, key: Any, kind: str, write: WriteText, *nodes: _Operand) -> _Operand:
-        made = self._new((key, *(n.place for n in nodes)), kind)
-        self._lines.setdefault(made, write(*(f"v{n.place}" for n in nodes)))
+    def _apply(self, name: str, nodes: Sequence[_Operand]) -> _Operand:
+        """The first operation of this name that takes nodes of these kinds; failing that, with numbers widened."""
+        kinds = [node.kind for node in nodes]
+        if name not in _ROWS:
+            raise ValueError(_refusal(name, INSTEAD.get(name, "")))
+        if "float" in kinds:  # rounded only when it is handed on
+            raise ValueError(_refusal(f"{name} of float", "write cast(a as double)"))
+        if "null" in kinds and name not in _TAKE_NULLS:
+            raise ValueError(_refusal(f"{name} of a null without a type", "write cast(null as bigint), say"))
+        for may_widen in (False, True):
+            for row in _ROWS[name]:
+                takes = row.kinds_of(len(nodes)) or ()
+                fits = (self._fits(node, kind, may_widen=may_widen) for node, kind in zip(nodes, takes, strict=False))
+                if takes and all(fits):
+                    return self._write(row, nodes, takes)
+        hint = f"it takes {' or '.join(_told(row) for row in _ROWS[name][:8])}"
+        if name in INSTEAD_OF_KINDS:
+            hint = f"{INSTEAD_OF_KINDS[name]}; {hint}"
+        raise ValueError(_refusal(f"{name}({', '.join(kinds)})", hint))
+
+    def _fits(self, node: _Operand, kind: str, *, may_widen: bool) -> bool:
+        fixed = self._constants.get(node)
+        if kind == "whole":
+            return node.kind == "bigint" and fixed is not None and 0 <= fixed < 1 << 31
+        if kind == "pattern":
+            return node.kind == "varchar" and fixed is not None and "\\" not in fixed
+        if kind.startswith("'"):
+            return node.kind == "varchar" and fixed is not None and kind in (f"'{fixed}'", f"'{fixed.lower()}'")
+        return node.kind == kind or (may_widen and (node.kind, kind) in _WIDER) or (may_widen and node.kind == "null")
+
+    def _write(self, row: Operation, nodes: Sequence[_Operand], takes: Sequence[str]) -> _Operand:
+        wanted = [(node, kind) for node, kind in zip(nodes, takes, strict=True) if not kind.startswith("'")]
+        operands = [self._as(kind, node) for node, kind in wanted]
+        made = self._new((row, *(n.place for n in operands)), row.gives)
+        self._lines.setdefault(made, row.python(*(f"v{n.place}" for n in operands)))
+        self._used.add(row)
+        if made.kind == "bigint":
+            sizes = [self._size(n) for n in operands if n.kind == "bigint"]
+            grown = sum(sizes) if row.name == "*" else max(sizes, default=64) + (row.name in ("+", "-", "abs"))
+            self._bits[made] = max(grown, 64)
+            if grown > _WIDEST_BITS:
+                raise ValueError(_refusal("product of so many whole numbers", "write cast(a as double)"))
         return made
+
+    def _size(self, node: _Operand) -> int:
+        return self._bits.get(node, 64)
+
+    def _as(self, kind: str, node: _Operand) -> _Operand:
+        """A node of a kind; a null takes it."""
+        if node.kind == "null":
+            return self._constant(None, kind)
+        if kind != "double" or node.kind == "double":
+            return node
+        if (fixed := self._constants.get(node)) is not None:
+            return self._constant(float(fixed), "double")
+        return self._apply("CAST double", [node])
 
     def _column(self, tree: dict[str, Any]) -> _Operand:
         name = ".".join(tree["column_names"])
         if name not in self._kinds:
-            raise ValueError(f"unknown column {name}")
+            raise ValueError(_refusal(name, INSTEAD[name]) if name in INSTEAD else f"unknown column {name}")
         made = self._new(("column", name), self._kinds[name])
         self._inputs[made] = name
         return made
 
     def _constant(self, value: Any, kind: str) -> _Operand:
-        made = self._new(("constant", kind, value), kind)
+        made = self._new(("constant", kind, repr(value)), kind)  # 0.0 is not -0.0
         self._constants[made] = value
         return made
 
@@ -134,153 +193,83 @@ class _Compiler:
         literal = tree.get("literal") or {}
         kind, text = literal.get("kind"), literal.get("text")
         match kind:
-            case "INTEGER":
+            case "INTEGER" if -(1 << 63) <= int(str(text)) < 1 << 63:
                 return self._constant(int(str(text)), "bigint")
             case "STRING":
                 return self._constant(text, "varchar")
             case "NULL_LITERAL":
                 return self._constant(None, "null")
-            case "NUMERIC":
-                return self._constant(float(str(text)), "decimal")
-        raise ValueError(f"unsupported literal {text}")
+            case "NUMERIC":  # a double in every engine: features.engine writes it so
+                return self._constant(float(str(text)), "double")
+            case "BOOLEAN":
+                return self._constant(str(text).lower() == "true", "boolean")
+        raise ValueError(_refusal(f"literal {text}", "write a number of 64 bits, a text, true, false or null"))
 
     def _function(self, tree: dict[str, Any]) -> _Operand:
-        name = tree["function_name"]
-        nodes = [self.node(argument["expression"]) for argument in tree["arguments"]]
-        kinds = [n.kind for n in nodes]
-        match name:
-            case "+" | "-" | "*" if len(nodes) == 2:
-                kind = self._number(kinds)
-                if "decimal" in kinds and "double" not in kinds:
-                    raise ValueError(f"unsupported {name} of whole numbers and a decimal")
-                text = f"{{}} {name} {{}}" if kind == "double" else f"wrap({{}} {name} {{}})"
-                return self._apply(name, kind, strict(text), *self._as(kind, nodes))
-            case "/":
-                self._number(kinds)
-                return self._apply(name, "double", strict("divide({}, {})"), *self._as("double", nodes))
-            case "nullif":
-                self._typed(name, kinds)
-                compared = self._as(self._common(kinds), nodes)
-                return self._apply(name, kinds[0], "None if {1} == {2} else {0}".format, nodes[0], *compared)
-            case "greatest" | "least":
-                kind = self._common(kinds)
-                write = f"{name}({', '.join(['{}'] * len(nodes))})".format
-                return self._apply(name, kind, write, *self._as(kind, nodes))
-            case "||":
-                return self._apply(name, "varchar", strict("{} + {}"), *(self._text(n) for n in nodes))
-        return self._moment(name, nodes)
-
-    def _moment(self, name: str, nodes: Sequence[_Operand]) -> _Operand:
-        kinds = [n.kind for n in nodes]
-        fixed = self._constants.get(nodes[0]) if nodes else None
-        unit = op.UNITS.get(fixed) if isinstance(fixed, str) else None
-        match name, kinds:
-            case "hour" | "minute" | "year" | "dayname", ["timestamp"]:
-                return self._apply(name, "varchar" if name == "dayname" else "bigint", strict(f"{name}({{}})"), *nodes)
-            case "timezone", ["varchar", "timestamptz"]:
-                return self._apply(name, "timestamp", strict("local_clock({}, {})"), *nodes)
-            case "timezone", ["varchar", "timestamp"] if fixed == "UTC":
-                return self._apply("utc", "timestamptz", "{}".format, nodes[1])
-            case "date_trunc", [_, "timestamp"] if unit:
-                return self._apply((name, unit), "timestamp", strict(f"{{}} // {unit} * {unit}"), nodes[1])
-            case "date_diff", [_, "timestamp", "timestamp"] if unit:
-                return self._apply((name, unit), "bigint", strict(f"{{1}} // {unit} - {{0}} // {unit}"), *nodes[1:])
-        raise ValueError(f"unsupported {name}({', '.join(kinds)})")
-
-    def _comparison(self, tree: dict[str, Any]) -> _Operand:
-        nodes = [self.node(tree["left"]), self.node(tree["right"])]
-        self._typed(tree["type"], [n.kind for n in nodes])
-        kind = self._common([n.kind for n in nodes])
-        if kind == "varchar" and tree["type"] not in ("COMPARE_EQUAL", "COMPARE_NOTEQUAL"):
-            raise ValueError(f"unsupported {tree['type']} of varchar")
-        text = f"{{}} {_COMPARISONS[tree['type']]} {{}}"
-        return self._apply(tree["type"], "boolean", strict(text), *self._as(kind, nodes))
+        name = ALIASES.get(tree["function_name"], tree["function_name"])
+        if tree.get("distinct") or tree.get("filter") or (tree.get("order_bys") or {}).get("orders"):
+            raise ValueError(_refusal(f"{name} over several rows", INSTEAD["sum"]))
+        if name in _SPANS:
+            return self._span(tree)
+        nodes = self._nodes([argument["expression"] for argument in tree["arguments"]])
+        if name in ("||", "concat"):
+            nodes = [self._text(node) for node in nodes]
+        if name == "if" and len(nodes) == 3:
+            return self._choose(nodes[:1], nodes[1:])
+        return self._apply(name, nodes)
 
     def _case(self, tree: dict[str, Any]) -> _Operand:
-        checks = [(self.node(c["when_expr"]), self.node(c["then_expr"])) for c in tree["case_checks"]]
-        values = [then for _, then in checks] + [self.node(tree["else_expr"])]
-        kind = self._common([v.kind for v in values])
-        values = self._as(kind, values)
-        self._booleans("case when", [when for when, _ in checks])
-        return self._apply("case", kind, choose, *(when for when, _ in checks), *values)
+        conditions = self._nodes([check["when_expr"] for check in tree["case_checks"]])
+        values = self._nodes([check["then_expr"] for check in tree["case_checks"]])
+        return self._choose(conditions, [*values, self.node(tree["else_expr"])])
+
+    def _choose(self, conditions: Sequence[_Operand], values: Sequence[_Operand]) -> _Operand:
+        if other := {node.kind for node in conditions} - {"boolean"}:
+            raise ValueError(_refusal(f"case when of {', '.join(sorted(other))}", "write a comparison: a > 0"))
+        for may_widen in (False, True):
+            for row in _ROWS["CASE"]:
+                if all(self._fits(value, row.gives, may_widen=may_widen) for value in values):
+                    return self._write(
+                        row, [*conditions, *values], ["boolean"] * len(conditions) + [row.gives] * len(values)
+                    )
+        raise ValueError(_refusal(f"mix of {', '.join(value.kind for value in values)}", "cast them to one kind"))
 
     def _cast(self, tree: dict[str, Any]) -> _Operand:
-        child, target = self.node(tree["child"]), str(tree["type_expr"]["type_name"]).lower()
+        target = str(tree["type_expr"]["type_name"]).lower()
+        target = OTHER_TYPES.get(target, target)
+        if target == "interval":
+            return self._span(tree)
+        child = self.node(tree["child"])
         if target == child.kind:
             return child
-        if child.kind == "null" and target in ("varchar", *_NUMBERS):
-            return self._constant(None, target)
-        if target == "varchar":
-            return self._text(child)
-        sources = ("boolean",) if target == "bigint" else ("boolean", "decimal", *_NUMBERS)
-        if target in ("float", *_NUMBERS) and child.kind in sources:
-            convert = "int({})" if target == "bigint" else "float({})"
-            if (child.kind, target) == ("bigint", "float"):
-                convert = "round_whole({})"
-            return self._apply(("cast", target), target, strict(convert), child)
-        raise ValueError(f"unsupported cast of {child.kind} to {target}")
-
-    def _conjunction(self, tree: dict[str, Any]) -> _Operand:
-        nodes = [self.node(child) for child in tree["children"]]
-        self._booleans(tree["type"], nodes)
-        return self._apply(tree["type"], "boolean", all_of if tree["type"] == "CONJUNCTION_AND" else any_of, *nodes)
-
-    def _operator(self, tree: dict[str, Any]) -> _Operand:
-        nodes = [self.node(child) for child in tree["children"]]
-        match tree["type"]:
-            case "OPERATOR_COALESCE":
-                kind = self._common([n.kind for n in nodes])
-                return self._apply("coalesce", kind, first_of, *self._as(kind, nodes))
-            case "OPERATOR_IS_NULL":
-                return self._apply("is null", "boolean", "{} is None".format, *nodes)
-            case "OPERATOR_IS_NOT_NULL":
-                return self._apply("is not null", "boolean", "{} is not None".format, *nodes)
-            case "OPERATOR_NOT":
-                self._booleans("not", nodes)
-                return self._apply("not", "boolean", strict("not {}"), *nodes)
-        raise ValueError(f"unsupported {tree['type']}")
+        if child.kind == "null" and f"CAST {target}" in _ROWS and target != "float":
+            return self._constant(None, target.replace("integer", "bigint"))
+        if target == "timestamp" and isinstance(text := self._constants.get(child), str):
+            if (moment := moment_of(text)) is None:
+                raise ValueError(f"there is no moment {text!r}")
+            return self._constant(moment, "timestamp")
+        if f"CAST {target}" not in _ROWS:
+            hint = INSTEAD_OF_KINDS.get(f"CAST {target}", "cast to bigint, double, boolean, varchar or timestamp")
+            raise ValueError(_refusal(f"cast of {child.kind} to {target}", hint))
+        return self._apply(f"CAST {target}", [child])
 
     def _text(self, node: _Operand) -> _Operand:
-        match node.kind:
-            case "varchar":
-                return node
-            case "bigint":
-                return self._apply("text", "varchar", strict("str({})"), node)
-        raise ValueError(f"unsupported text of {node.kind}")
+        return node if node.kind == "varchar" else self._apply("CAST varchar", [node])
 
-    def _as(self, kind: str, nodes: Sequence[_Operand]) -> list[_Operand]:
-        """Nodes of a kind: a null takes it, so that arrays never hold what no operation expects."""
-        typed = [self._constant(None, kind) if node.kind == "null" else node for node in nodes]
-        return [self._double(node) if kind == "double" and node.kind != "double" else node for node in typed]
+    def _span(self, tree: dict[str, Any]) -> _Operand:
+        if has_columns(tree):
+            raise ValueError(_refusal("span of a column", INSTEAD_OF_KINDS["+"]))
+        months, micros = read_span(self._connection, tree)
+        return self._constant((months, micros), "months") if months else self._constant(micros, "interval")
 
-    def _typed(self, name: str, kinds: Sequence[str]) -> None:
-        if "null" in kinds:
-            raise ValueError(f"unsupported {name} of a null without a type")
-        if "float" in kinds:  # rounded only when it is handed on
-            raise ValueError(f"unsupported {name} of float")
 
-    def _booleans(self, name: str, nodes: Sequence[_Operand]) -> None:
-        if other := {node.kind for node in nodes} - {"boolean"}:
-            raise ValueError(f"unsupported {name} of {', '.join(sorted(other))}")
+_BETWEEN = ("input", "lower", "upper")
+_WIDER = (("bigint", "double"),)
 
-    def _double(self, node: _Operand) -> _Operand:
-        if (fixed := self._constants.get(node)) is not None:
-            return self._constant(float(fixed), "double")
-        return self._apply(("cast", "double"), "double", strict("float({})"), node)
 
-    def _number(self, kinds: Sequence[str]) -> str:
-        if not set(kinds) <= {*_NUMBERS, "decimal"}:
-            raise ValueError(f"unsupported arithmetic of {', '.join(kinds)}")
-        return "bigint" if set(kinds) == {"bigint"} else "double"
+def _told(row: Operation) -> str:
+    return f"({', '.join(row.takes)}{', ...' if row.is_repeated else ''})"
 
-    def _common(self, kinds: Sequence[str]) -> str:
-        distinct = set(kinds) - {"null"}
-        if "struct" in distinct:
-            raise ValueError("unsupported use of a whole record")
-        if distinct <= {*_NUMBERS, "decimal"}:
-            if "decimal" in distinct and "double" not in distinct:
-                raise ValueError("unsupported mix of whole numbers and decimals")
-            return self._number(sorted(distinct)) if distinct else "null"
-        if len(distinct) > 1:
-            raise ValueError(f"unsupported mix of {', '.join(sorted(distinct))}")
-        return distinct.pop()
+
+def _refusal(what: str, instead: str) -> str:
+    return f"unsupported {what}: {instead or 'make the value in a step, or of what docs/expressions.md lists'}"

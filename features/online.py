@@ -15,17 +15,15 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from features.engine import FeatureSet, features_sql
-from features.expressions import compile_expressions
+from features.definition_expressions import REQUEST, compile_definition
+from features.engine import FeatureSet
 from features.feature_rows import FeatureRows
 from features.key_events import DecodedSeries, decode_series
-from features.plan import SeriesPlan
 from features.point_program import AddValues, compile_plan
-from features.series import Series, list_series, point_kinds
+from features.series import Series
 
 _KEYS_AT_ONCE = 200
 _MICROSECOND = timedelta(microseconds=1)
-_REQUEST = "asked."  # the prefix of what clients send, as definitions write it in expressions
 
 Event = Mapping[str, Any]  # the fields of a request; moments are microseconds since 1970
 
@@ -92,7 +90,7 @@ class _Point:
     def note(self, absent: str) -> None:
         """Add why something is not known."""
         names = [name for _, name, _, _ in Formatter().parse(absent) if name]
-        told = {n: self.values[n if n in self.values else _REQUEST + n] for n in names}
+        told = {n: self.values[n if n in self.values else REQUEST + n] for n in names}
         self.problems.append(absent.format(**told))
 
 
@@ -110,24 +108,16 @@ class OnlineFeatures:
     """One definition, compiled, with the series decoded so far; for one thread."""
 
     def __init__(self, definition: FeatureSet, lead: timedelta, *, cache_bytes: int) -> None:
-        kinds = point_kinds(definition)
+        compiled = compile_definition(definition)
         self._definition, self._lead, self._cache_bytes = definition, lead // _MICROSECOND, cache_bytes
-        series = list_series(definition, kinds)
-        plans = {each.name: SeriesPlan.of(definition, each) for each in series}
         self._lookups = {
             name: _Lookup(plan.series, _find_key(plan.series), {}, compile_plan(plan), dict.fromkeys(plan.kinds))
-            for name, plan in plans.items()
+            for name, plan in compiled.plans.items()
         }
         self._first = [each for each in self._lookups.values() if each.series.lookup]
         self._rest = [each for each in self._lookups.values() if not each.series.lookup]
-        request = {name: kind for name, kind in kinds.items() if name.startswith(_REQUEST)}
-        self._fields = [(name, name.removeprefix(_REQUEST)) for name in request]
-        self._event_time = compile_expressions({"event_time": definition.point_sql["event_time"]}, request)
-        fields = {f"{each.lookup[0]}.{f}": k for each in series if each.lookup for f, k in each.columns.items()}
-        self._points = compile_expressions(definition.point_sql, request | fields)
-        points = {n.removeprefix("points."): k for n, k in kinds.items() if n.startswith("points.")}
-        looked_up = {n: k for plan in plans.values() for n, k in plan.kinds.items()}
-        self._features = compile_expressions(features_sql(definition), points | looked_up)
+        self._fields = [(name, name.removeprefix(REQUEST)) for name in compiled.request]
+        self._event_time, self._points, self._features = compiled.event_time, compiled.points, compiled.features
         self._state: StoreState | None = None
         self.forget()
 
@@ -154,7 +144,7 @@ class OnlineFeatures:
         state = self._load(points, self._first, fetch, fresh=True)
         for point in points:
             point.known = point.requested if state is None else min(point.requested, state.as_of - 1)
-            point.values[_REQUEST + "prediction_time"] = point.known
+            point.values[REQUEST + "prediction_time"] = point.known
             _add_series(point, self._first, is_answered=state is not None)
             point.values.update(zip(self._points.kinds, self._points.run(point.values), strict=True))
         self._load(points, self._rest, fetch, fresh=False)
@@ -267,7 +257,7 @@ def _add_series(point: _Point, wanted: Sequence[_Lookup], *, is_answered: bool) 
 
 def _find_key(series: Series) -> Callable[[dict[str, Any]], Hashable]:
     """The key that a point has, one value alone or a tuple of several; None where a part of it is missing."""
-    names = [_REQUEST + name if series.lookup else name for name in series.on]
+    names = [REQUEST + name if series.lookup else name for name in series.on]
     if not names:
         return lambda _: ()
     read = itemgetter(*names)

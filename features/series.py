@@ -4,6 +4,7 @@ Derived from the same windows, lookups and joins that the batch compiles to SQL,
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -107,8 +108,7 @@ def _list_held(series: Sequence[Series]) -> tuple[str, ...]:
 def record_fields(definition: FeatureSet, record: str) -> tuple[str, ...]:
     """The fields of a record that some feature reads: of `leg`, those written as `leg.origin`."""
     texts = " ".join([*definition.numeric_sql.values(), *definition.categorical_sql.values()])
-    words = texts.replace("(", " ").replace(")", " ").replace(",", " ").split()
-    return tuple(dict.fromkeys(word.removeprefix(f"{record}.") for word in words if word.startswith(f"{record}.")))
+    return tuple(dict.fromkeys(re.findall(rf"(?<![\w.]){re.escape(record)}\.(\w+)", texts)))
 
 
 def to_microseconds(moment: datetime) -> int:

@@ -14,6 +14,7 @@ import pyarrow as pa
 from pyspark.errors import AnalysisException, DateTimeException, NumberFormatException
 from pyspark.sql import SparkSession
 
+from features.definition_expressions import refuse_for_spark
 from features.engine import LABEL_ORDER, LABEL_SCHEMA, POINT_ORDER, UTC_MOMENT, FeatureSet, Span, compile_sql
 from features.spark_sql import Statement, files_view, translate_to_spark
 
@@ -24,9 +25,11 @@ def build_on_spark(
     """Points and labels, as `features.engine.build_by_sql` makes them.
 
     Raises:
-        ValueError: a source lacks a column, or holds values of another type.
+        ValueError: a source lacks a column, or holds values of another type, or an expression would have other bits.
     """
-    statements = [translate_to_spark(sql, definition) for sql in compile_sql(definition, tables, interval, lead)]
+    refuse_for_spark(definition)
+    written = compile_sql(definition, tables, interval, lead, write=str)  # decimals are for the translation to change
+    statements = [translate_to_spark(sql, definition) for sql in written]
     spark = _session().newSession()  # with tables of its own
     try:
         _create_tables(spark, statements, tables)

@@ -59,7 +59,7 @@ def _aware(moment: Any) -> exp.Expression:
 
 
 def _function(node: Any) -> exp.Expression:
-    arguments = node.expressions
+    arguments = [argument.unnest() for argument in node.expressions]
     if node.name == "hash":
         return exp.func("xxhash64", *arguments)
     if node.name == "isfinite":  # Spark has NaN above every number
@@ -73,7 +73,9 @@ def _function(node: Any) -> exp.Expression:
 
 def _difference(node: Any) -> exp.Expression:
     """How many times a unit begins between two moments."""
-    unit = exp.Literal.number(_SECONDS[node.text("unit").upper()])
+    if (name := node.text("unit").upper()) not in _SECONDS:
+        raise ValueError(f"no translation for Spark: {node.sql('duckdb')}")
+    unit = exp.Literal.number(_SECONDS[name])
     later, earlier = (
         exp.func("floor", exp.Div(this=exp.func("unix_seconds", _aware(moment)), expression=unit.copy()))
         for moment in (node.this, node.expression)

@@ -1,6 +1,7 @@
 """Writes the pages of docs/ that are made from code: `python -m infra.docs`; with --check, says if they are current.
 
-docs/dags.md is made from the DAGs themselves, docs/column-types.md from the table of types.
+docs/dags.md is made from the DAGs themselves, docs/expressions.md from the table of operations, docs/column-types.md from
+that of types.
 """
 
 import argparse
@@ -15,11 +16,12 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from infra.expression_page import render_expressions
 from infra.type_docs import render_type_page
 from pipeline.settings import REPOSITORY
 from pipeline.spec import use_cases
 
-PAGE, TYPES_PAGE = (REPOSITORY / "docs" / name for name in ("dags.md", "column-types.md"))
+PAGE, EXPRESSIONS, TYPES_PAGE = (REPOSITORY / "docs" / f"{name}.md" for name in ("dags", "expressions", "column-types"))
 _HEAD = """# DAGs
 
 Generated from the DAG files by `make docs`; do not edit. There is one of each per use case, shown here for
@@ -89,17 +91,18 @@ def main() -> int:
     logging.disable(logging.WARNING)
     with tempfile.TemporaryDirectory() as folder:
         os.environ["AIRFLOW_HOME"] = folder  # where Airflow, once imported, makes its folders
-        pages = {PAGE: render_page(), TYPES_PAGE: render_type_page()}
+        pages = {PAGE: render_page(), EXPRESSIONS: render_expressions(), TYPES_PAGE: render_type_page()}
     if not check:
-        for page, generated in pages.items():
-            page.write_text(generated)
+        for path, generated in pages.items():
+            path.write_text(generated)
         return 0
-    return int(sum(_is_stale(page, generated) for page, generated in pages.items()) > 0)  # of each page is told
+    stale = [path for path, generated in pages.items() if print_difference(path, generated)]
+    return int(bool(stale))
 
 
-def _is_stale(page: Path, generated: str) -> bool:
-    """Whether a page is another than it would be made now; says in which lines."""
-    written, name = page.read_text() if page.exists() else "", f"docs/{page.name}"
+def print_difference(path: Path, generated: str) -> bool:
+    """Whether a page differs from what is generated; the difference is shown."""
+    written, name = path.read_text() if path.exists() else "", path.relative_to(REPOSITORY).as_posix()
     difference = list(difflib.unified_diff(written.splitlines(), generated.splitlines(), name, "the code", "", "", 1))
     if difference:
         print("\n".join(difference), f"{name} is stale: run `python -m infra.docs`", sep="\n")

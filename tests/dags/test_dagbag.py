@@ -154,3 +154,10 @@ def test_the_dag_page_is_up_to_date(airflow_home: Path) -> None:
     from infra.docs import PAGE, render_page
 
     assert PAGE.read_text() == render_page(), "run `python -m infra.docs`"
+
+
+def test_the_page_of_expressions_is_up_to_date() -> None:
+    from infra.docs import EXPRESSIONS
+    from infra.expression_page import render_expressions
+
+    assert EXPRESSIONS.read_text() == render_expressions(), "run `python -m infra.docs`"

@@ -1,5 +1,6 @@
 """What is answered online is what the batch computes, to the last bit, and knows as little of the future."""
 
+import re
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import cache
@@ -384,21 +385,20 @@ def test_however_many_years_are_named_a_table_is_made_for_each_zone_and_nothing_
 @pytest.mark.parametrize(
     ("sql", "what"),
     [
-        ("flight * 1.5", "decimal"),
         ("md5(carrier)", "unsupported md5"),
         ("flight + nobody", "unknown column nobody"),
-        ("carrier < 'b'", "unsupported COMPARE_LESSTHAN of varchar"),
-        ("flight + null", "unsupported arithmetic of bigint, null"),
+        ("carrier < 5", "unsupported COMPARE_LESSTHAN(varchar, bigint)"),
+        ("flight + null", "unsupported + of a null without a type"),
         ("flight = null", "unsupported COMPARE_EQUAL of a null without a type"),
         ("nullif(null, flight)", "unsupported nullif of a null without a type"),
         ("case when flight then 1 end", "unsupported case when of bigint"),
-        ("flight and flight > 1", "unsupported CONJUNCTION_AND of bigint"),
-        ("not flight", "unsupported not of bigint"),
-        ("leg = leg", "unsupported use of a whole record"),
+        ("flight and flight > 1", "unsupported CONJUNCTION_AND(bigint, boolean)"),
+        ("not flight", "unsupported OPERATOR_NOT(bigint)"),
+        ("leg = leg", "unsupported COMPARE_EQUAL(struct, struct)"),
     ],
 )
 def test_what_cannot_be_evaluated_online_is_refused_when_it_is_declared(sql: str, what: str) -> None:
-    with pytest.raises(ValueError, match=rf"here: .*{what}.* it cannot be answered online"):
+    with pytest.raises(ValueError, match=rf"(?s)here: .*{re.escape(what)}.* it cannot be answered online"):
         compile_expressions({"here": sql}, {"flight": "bigint", "carrier": "varchar", "leg": "struct"})
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 
 import features
@@ -22,6 +23,10 @@ if shutil.which("java") is None:
 from sqlglot import exp  # an extra
 
 from features import spark_sql
+from features.definition_expressions import refuse_for_spark
+from features.operation import Operation
+from features.operation_table import OPERATIONS
+from tests.features.expression_worlds import STOPPED, as_table, by_duckdb, edge_world, everyday_rows
 
 START, END = day(14), day(21)
 # Enough to see a rule of the translation missing, in seconds.
@@ -73,6 +78,43 @@ def test_a_rule_missing_from_the_translation_is_seen(
     assert moved(points, found) == []
     monkeypatch.delitem(spark_sql._RULES, rule)
     assert feature in moved(points, by("spark", world, WEATHER, day(15))[0])
+
+
+@pytest.mark.parametrize(
+    "row", [row for row in OPERATIONS if not row.not_on_spark], ids=lambda row: written_row(row)[:60]
+)
+def test_what_spark_is_said_to_have_gives_the_same_bits(row: Operation, spark: Any) -> None:
+    """Where DuckDB stops no batch, and Spark is asked to divide by nothing."""
+    asked = written_row(row).replace("/ (y)", "/ nullif(y, 0)").replace("timezone((s)", "timezone('America/New_York'")
+    rows = [
+        each for each, told in zip(everyday_rows(), by_duckdb(asked, everyday_rows()), strict=True) if told != STOPPED
+    ]
+    query = f"create temp table t as select {asked} as found from rows_"
+    with tempfile.TemporaryDirectory() as folder:
+        pq.write_table(as_table(rows), f"{folder}/rows.parquet")
+        spark.read.parquet(f"{folder}/rows.parquet").coalesce(1).createOrReplaceTempView("rows_")
+        found = spark.sql(spark_sql.translate_to_spark(query, FLIGHTS).query).toArrow()["found"]
+    ours = (found.cast(pa.int64()) if pa.types.is_timestamp(found.type) else found).to_pylist()
+    assert len(rows) > 10
+    assert [*map(repr, ours)] == [*map(repr, by_duckdb(asked, rows))]
+
+
+def written_row(row: Operation) -> str:
+    return edge_world(row)[0]
+
+
+@pytest.fixture(scope="module")
+def spark() -> Any:
+    from features.spark import _session
+
+    return _session().newSession()
+
+
+def test_sabotage_what_spark_says_otherwise_is_refused_before_it_starts() -> None:
+    rounded = replace(WEATHER, numeric_sql={"rounded": "round(weather_last.temp_f, 1)"})
+    with pytest.raises(ValueError, match=r"no translation for Spark: round\(a, b\)"):
+        refuse_for_spark(rounded)
+    refuse_for_spark(FLIGHTS)
 
 
 def test_a_source_without_a_column_is_named(world: World) -> None:
