@@ -1,6 +1,6 @@
 """Writes the pages of docs/ that are made from code: `python -m infra.docs`; with --check, says if they are current.
 
-docs/dags.md is made from the DAGs themselves, docs/expressions.md from the table of operations, docs/column-types.md from
+docs/dags.md is made from the DAGs themselves, expressions.md from the table of operations, column-types.md from
 that of types.
 """
 

@@ -41,7 +41,7 @@ def check_use_case(use_case: UseCase, outside: Outside) -> Iterator[Finding]:
         yield from found
         if found or definition is None:
             return
-        if (partitions := find_partitions(use_case, outside)) is None:
+        if (partitions := find_partitions(use_case, declared, outside)) is None:
             return
         first, second = partitions
         volumes = [*check_volumes(use_case, declared, first, second, outside)]

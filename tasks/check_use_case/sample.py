@@ -18,7 +18,10 @@ from features import FeatureSet
 from pipeline.partitions import Interval, utc
 from pipeline.spec import UseCase
 from tasks.ingest.check import to_canonical
+from tasks.ingest.clean_columns import name_columns
+from tasks.ingest.source_rows import known_sql, read_source_rows, relation_sql
 
+_BEGINNING = datetime(1, 1, 3, tzinfo=UTC)
 Tables = Mapping[str, pa.Table]
 
 
@@ -35,9 +38,11 @@ class Sample:
     seconds: float  # that two partitions took
 
 
-def find_partitions(use_case: UseCase, outside: Outside) -> tuple[Interval, Interval] | None:
+def find_partitions(
+    use_case: UseCase, declared: Mapping[str, Suite], outside: Outside
+) -> tuple[Interval, Interval] | None:
     """The latest two whose labels have come; None: there are none."""
-    moments = [_find_latest(outside, name, table.available_at) for name, table in use_case.source.tables.items()]
+    moments = [_find_latest(use_case, name, declared[name], outside) for name in use_case.source.tables]
     latest = max((moment for moment in moments if moment is not None), default=None)
     if latest is None:
         return None
@@ -62,13 +67,10 @@ def take_sample(
     first, second = partitions
     until = second.end + use_case.time.label_delay
     reach = Interval(first.start - definition.look_back, until)
-    rows = {
-        name: to_canonical(
-            extract_rows(outside, name, use_case.source.tables[name].available_at, reach, is_timeless=source.timeless),
-            declared[name],
-        )
-        for name, source in definition.sources.items()
-    }
+    rows = dict[str, pa.Table]()
+    for name, source in definition.sources.items():
+        raw = extract_rows(use_case, name, reach, outside, is_timeless=source.timeless)
+        rows[name] = to_canonical(name_columns(raw, declared[name]), declared[name])
     began = time.monotonic()
     points, labels = build_from_rows(use_case, definition, rows, Interval(first.start, second.end))
     seconds = time.monotonic() - began
@@ -93,24 +95,19 @@ def write_rows(rows: Tables, folder: Path) -> dict[str, list[Path]]:
     return files
 
 
-def _find_latest(outside: Outside, name: str, column: str) -> datetime | None:
+def _find_latest(use_case: UseCase, name: str, suite: Suite, outside: Outside) -> datetime | None:
+    known = known_sql(use_case.source.tables[name], suite)
+    query = sql.SQL("select max({0}) from {1} where {0} < 'infinity'").format(known, relation_sql(use_case, name))
     with outside.source.transaction(snapshot=True) as at:
-        at.execute(
-            sql.SQL("select max({0}) from {1} where {0} < 'infinity'").format(
-                sql.Identifier(column), sql.Identifier(name)
-            )
-        )
+        at.execute(query, ())
         [(latest,)] = at.fetchall()
     return None if latest is None else latest.astimezone(UTC)
 
 
 def extract_rows(
-    outside: Outside, name: str, column: str, interval: Interval, *, is_timeless: bool = False
+    use_case: UseCase, name: str, interval: Interval, outside: Outside, *, is_timeless: bool = False
 ) -> pa.Table:
-    """A table's rows that became known in an interval; of a timeless one all before its end."""
-    since = "-infinity" if is_timeless else interval.start
-    query = sql.SQL("select * from {0} where {1} >= %s and {1} < %s").format(
-        sql.Identifier(name), sql.Identifier(column)
-    )
+    """A table's rows that became known in an interval, as the source has them; of a timeless one all before its end."""
+    between = (_BEGINNING if is_timeless else interval.start, interval.end)
     with outside.source.transaction(snapshot=True) as at:
-        return outside.source.copy_out(query, (since, interval.end), at=at)
+        return read_source_rows(outside.source, at, use_case, name, between)[0]

@@ -33,7 +33,7 @@ def check_volumes(
     """Whether validation would let the rows of both partitions through."""
     for name, table in use_case.source.tables.items():
         for partition in (first, second):
-            raw = extract_rows(outside, name, table.available_at, partition)
+            raw = extract_rows(use_case, name, partition, outside)
             for problem in check_table(raw, declared[name], table, partition).problems:
                 yield in_params(
                     f"source.tables.{name}",

@@ -108,13 +108,6 @@ SUITE_MISTAKES: list[tuple[Mapping[str, Suite], str, str, str, str]] = [
         "no such column of kind timestamp",
         "one",
     ),
-    (
-        with_column("planes", "weight", "float", nullable=True),
-        EXPECTATIONS,
-        "weight",
-        "a float without bounds",
-        "between('weight', low, high, reason)",
-    ),
 ]
 
 DEFINITION_MISTAKES: list[tuple[FeatureSet, str, str, str, str]] = [

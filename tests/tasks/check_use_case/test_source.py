@@ -22,11 +22,10 @@ from tests.tasks.check_use_case.test_params import change
 from tests.tasks.killed import environment
 
 EXPECTATIONS = "expectations/flights.py"
-TABLES = "source.tables"
 
 # What is done to the source -> the file, the key that is named, what it says, and what to set.
 MISTAKES: list[tuple[str, str, str, str, str]] = [
-    ("drop table planes", "params.yaml", TABLES, "'planes' is no table", "of airlines"),
+    ("drop table planes", "params.yaml", "source.tables.planes", "'planes' is no table", "one of airlines"),
     (
         "alter table planes rename column seats to places",
         EXPECTATIONS,
@@ -41,7 +40,14 @@ MISTAKES: list[tuple[str, str, str, str, str]] = [
         "expected integer, got string",
         "a view that casts it",
     ),
-    ("drop table data_clock", "params.yaml", "source.watermark.table", "'data_clock' is no table", "of airlines"),
+    (
+        "alter table planes alter column seats type bigint[] using array[seats]",
+        EXPECTATIONS,
+        "seats",
+        "declare it as text",
+        "text, or leave it out",
+    ),
+    ("drop table data_clock", "params.yaml", "source.watermark.table", "'data_clock' is no table", "one of airlines"),
     (
         "alter table data_clock rename column told_until to told",
         "params.yaml",
