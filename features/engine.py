@@ -4,8 +4,7 @@ A definition is data: typed sources, named SQL steps, windows over streams of ev
 Every window runs over the union of events (at the moment they became known) and prediction points, and ends at the
 current row: what is known later comes after it by construction. The SQL is standard (window frames, equality joins,
 CASE); only `local_time_sql`, `utc_sql`, `latest`, `hash` and the reading of Parquet name an engine's functions.
-`features.offline` computes the same faster: its steps and expressions are these, its windows are lookups in sorted
-arrays.
+`features.offline` computes the same faster: its steps and expressions are these, its windows lookups in sorted arrays.
 """
 
 import hashlib
