@@ -23,6 +23,7 @@ from features.point_program import AddValues, compile_plan
 from features.series import Series
 
 _KEYS_AT_ONCE = 200
+_KEY_COPIES = 4  # of a key's characters, about: its text, and its values
 _MICROSECOND = timedelta(microseconds=1)
 
 Event = Mapping[str, Any]  # the fields of a request; moments are microseconds since 1970
@@ -236,7 +237,7 @@ class OnlineFeatures:
             decoded = None
         held[key] = decoded
         self._texts[text] = name, key
-        self._held_bytes += decoded.events.nbytes if decoded else 0
+        self._held_bytes += (decoded.events.nbytes if decoded else 0) + _KEY_COPIES * len(text)
 
 
 def _add_series(point: _Point, wanted: Sequence[_Lookup], *, is_answered: bool) -> None:

@@ -30,7 +30,7 @@ nothing, and whether it changes makes no partition late.
 
 - Text is of any script and length; `''` is a text, and not missing. What identifies an event or is the key of a window
   is in an index of PostgreSQL, which holds some 2,600 bytes of it.
-- Whole numbers have 64 bits and are exact; a sum over a window is exact, and rounded once, to the nearest double. On
+- Whole numbers have 64 bits and are exact; a sum over a window is exact within them, and rounded once, to a double. On
   Spark, and in the SQL that defines features, it is exact up to 53 bits.
 - A `timestamp` without a time zone is declared with that of its clock: `zone="Europe/Paris"`. Of an hour that comes
   twice it is the later one, and one that is left out is an hour later, as PostgreSQL's `at time zone` has it.

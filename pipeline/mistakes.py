@@ -12,6 +12,8 @@ INFRASTRUCTURE = (
     "urllib3.exceptions.",
     "requests.exceptions.",
     "mlflow.exceptions.",
+    "_duckdb.InvalidInputException",  # a file that is damaged: it is fetched again
+    "duckdb.InvalidInputException",
     "builtins.ConnectionError",
     "builtins.TimeoutError",
 )

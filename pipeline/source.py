@@ -42,7 +42,8 @@ class Table(Block):
     @model_serializer(mode="wrap")
     def _write(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Without what is not said: parameters of before are written as they were."""
-        return {name: value for name, value in write(self).items() if name != "relation" or value is not None}
+        unsaid = {"relation": None, "duplicates": "stop", "exempt": ()}
+        return {n: value for n, value in write(self).items() if n not in unsaid or getattr(self, n) != unsaid[n]}
 
 
 class Watermark(Block):
@@ -96,9 +97,10 @@ class Source(Block):
 
     def find_table(self, schema: str, relation: str) -> str:
         """Which of the followed tables a table of the source is; a name that none has, where it is none of them."""
-        for name in sorted(self.followed_tables):
-            if self.find_relation(name) in {(relation,), (schema, relation)}:
-                return name
+        for written in ((schema, relation), (relation,)):
+            for name in sorted(self.followed_tables):
+                if self.find_relation(name) == written:
+                    return name
         return f"{schema}.{relation}"
 
     def _contradictions(self) -> Iterator[str]:

@@ -79,7 +79,9 @@ def move_series(
     kept = kept_interval(use_case, snapshot)
     new = clean_objects(snapshot, kept, outside, definition)
     old = clean_objects(before, kept_interval(use_case, before), outside, definition)
-    first = {name: _find_first_change(old[name], new[name]) for name in definition.sources}
+    # What was followed since the earlier one ends is the later one's to have, even where it has nothing of it.
+    told_since = before.end if snapshot.end > before.end else None
+    first = {name: _find_first_change(old[name], new[name], told_since) for name in definition.sources}
     begins = {name: start for name, start in first.items() if start is not None}
     held = defaultdict[str, list[str]](list)
     for row in followed.rows:
@@ -96,15 +98,19 @@ def move_series(
     )
 
 
-def _find_first_change(old: Sequence[CleanObject], new: Sequence[CleanObject]) -> datetime | None:
+def _find_first_change(
+    old: Sequence[CleanObject], new: Sequence[CleanObject], told_since: datetime | None
+) -> datetime | None:
     """When the first object begins that a later dataset has otherwise; None: it has what the earlier one has.
 
-    What the earlier one has before all of the later one is only looked back on no more.
+    No later than when following began, where the later one goes on from there. What the earlier one has before all of
+    the later one is only looked back on no more.
     """
     was, now = ({item.interval.start: item.sha256 for item in items} for items in (old, new))
     reached = min(now, default=datetime.max.replace(tzinfo=UTC))
     starts = {start for start in was if start >= reached} | now.keys()
-    return min((start for start in starts if was.get(start) != now.get(start)), default=None)
+    changed = [start for start in starts if was.get(start) != now.get(start)]
+    return min([*changed, *([] if told_since is None else [told_since])], default=None)
 
 
 def apply_rows(

@@ -15,7 +15,7 @@ from adapters.connect import Outside
 from adapters.errors import Unavailable
 from pipeline.spec import UseCase
 from tasks.check_use_case.declared_check import check_definition, check_suites, find_definition, find_suites
-from tasks.check_use_case.findings import Finding
+from tasks.check_use_case.findings import Finding, in_params
 from tasks.check_use_case.params_check import check_params
 from tasks.check_use_case.sample import find_partitions, take_sample
 from tasks.check_use_case.sample_check import check_sample, check_volumes
@@ -41,7 +41,13 @@ def check_use_case(use_case: UseCase, outside: Outside) -> Iterator[Finding]:
         yield from found
         if found or definition is None:
             return
-        if (partitions := find_partitions(use_case, declared, outside)) is None:
+        if (partitions := find_partitions(use_case, definition, declared, outside)) is None:
+            yield in_params(
+                "source.first_partition",
+                f"{use_case.source.first_partition}: since then no two partitions have rows of all tables, and their"
+                f" labels (time.label_delay_hours {use_case.time.label_delay_hours})",
+                "a day from which there are rows, or wait for them",
+            )
             return
         first, second = partitions
         volumes = [*check_volumes(use_case, declared, first, second, outside)]

@@ -17,8 +17,9 @@ from expectations.vocabulary import Suite
 from features import FeatureSet
 from pipeline.partitions import Interval, utc
 from pipeline.spec import UseCase
-from tasks.ingest.check import to_canonical
-from tasks.ingest.clean_columns import name_columns
+from tasks.ingest.check import find_bad_rows
+from tasks.ingest.clean_columns import drop_rows, name_columns, read_canonical
+from tasks.ingest.older_rows import find_older_rows
 from tasks.ingest.source_rows import known_sql, read_source_rows, relation_sql
 
 _BEGINNING = datetime(1, 1, 3, tzinfo=UTC)
@@ -39,13 +40,15 @@ class Sample:
 
 
 def find_partitions(
-    use_case: UseCase, declared: Mapping[str, Suite], outside: Outside
+    use_case: UseCase, definition: FeatureSet, declared: Mapping[str, Suite], outside: Outside
 ) -> tuple[Interval, Interval] | None:
-    """The latest two whose labels have come; None: there are none."""
-    moments = [_find_latest(use_case, name, declared[name], outside) for name in use_case.source.tables]
-    latest = max((moment for moment in moments if moment is not None), default=None)
-    if latest is None:
+    """The latest two of which all tables that change by themselves have rows, and whose labels have come; or None."""
+    moving = [name for name, source in definition.sources.items() if not source.timeless]
+    moments = [_find_latest(use_case, name, declared[name], outside) for name in moving]
+    there = [moment for moment in moments if moment is not None]
+    if not there or len(there) < len(moments):
         return None
+    latest = min(there)
     length = timedelta(days=use_case.grid.days)
     second = use_case.grid.containing(latest - use_case.time.label_delay - length)
     first = Interval(second.start - length, second.start)
@@ -70,12 +73,22 @@ def take_sample(
     rows = dict[str, pa.Table]()
     for name, source in definition.sources.items():
         raw = extract_rows(use_case, name, reach, outside, is_timeless=source.timeless)
-        rows[name] = to_canonical(name_columns(raw, declared[name]), declared[name])
+        rows[name] = _keep_good_rows(use_case, name, declared[name], raw, reach)
     began = time.monotonic()
     points, labels = build_from_rows(use_case, definition, rows, Interval(first.start, second.end))
     seconds = time.monotonic() - began
     _, labels = build_from_rows(use_case, definition, rows, Interval(first.start, until))
     return Sample(first=first, second=second, rows=rows, points=points, labels=labels, until=until, seconds=seconds)
+
+
+def _keep_good_rows(use_case: UseCase, name: str, suite: Suite, raw: pa.Table, reach: Interval) -> pa.Table:
+    """Those that ingest would let through, were they one partition."""
+    table = use_case.source.tables[name]
+    typed, faults = read_canonical(name_columns(raw, suite), suite)
+    bad = {*find_bad_rows(typed, suite, table, reach, faults)}
+    if table.duplicates == "keep_latest":
+        bad |= {*find_older_rows(typed, table, bad)}
+    return drop_rows(typed, bad)
 
 
 def build_from_rows(

@@ -32,6 +32,7 @@ from tasks.ingest.older_rows import find_older_rows
 from tasks.ingest.suite_run import SuiteRun, find_failing_rows, run_suite
 
 Reasons = Mapping[int, tuple[str, ...]]  # position of a row -> why it is bad
+_OF_ROWS = ("ExpectColumnValues", "ExpectColumnPairValues", "ExpectMulticolumn", "ExpectSelectColumnValues")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,12 +157,20 @@ def check_rows(
 def find_bad_rows(
     typed: pa.Table, suite: Suite, limits: Table, partition: Interval, faults: Faults | None = None
 ) -> dict[int, tuple[str, ...]]:
-    """The rows of one partition that validation would quarantine, however many: position -> why."""
-    expects = [e for e in content_expectations(suite, limits, partition) if e.severity == "warning"]
+    """The rows of one partition that validation would quarantine, however many: position -> why.
+
+    What is expected of most rows, or of a table as a whole, is judged once the whole partition is there.
+    """
+    expects = [e for e in content_expectations(suite, limits, partition) if e.severity == "warning" and is_of_rows(e)]
     before = explain_faults(faults or {}, suite)
     sound = drop_rows(typed, before)
     found = _collect_reasons(sound, zip(expects, find_failing_rows(sound, expects), strict=True))
     return _place_among_all(found, before, sound.num_rows)
+
+
+def is_of_rows(expect: Expect) -> bool:
+    """Whether each row meets it or does not, whatever the others are."""
+    return expect.arguments.get("mostly", 1) == 1 and expect.expectation.startswith(_OF_ROWS)
 
 
 def _place_among_all(found: Reasons, before: Reasons, others: int) -> dict[int, tuple[str, ...]]:

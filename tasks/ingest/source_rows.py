@@ -26,9 +26,9 @@ _BY_MOMENT = "select * from {table} where {known} >= %s and {known} < %s"
 # An index on the column is of use where its own values are asked about, too; no clock is a day away from UTC.
 _BY_CLOCK = (
     "select taken.* from {table} taken, (select %s::timestamptz as since, %s::timestamptz as until) span"
-    " where {known} >= since and {known} < until"
-    " and {clock} >= since at time zone 'UTC' - interval '1 day'"
-    " and {clock} < until at time zone 'UTC' + interval '1 day'"
+    " where {known} >= span.since and {known} < span.until"
+    " and {clock} >= span.since at time zone 'UTC' - interval '1 day'"
+    " and {clock} < span.until at time zone 'UTC' + interval '1 day'"
 )
 
 

@@ -29,6 +29,8 @@ PATIENCE_SHARE = 0.5  # of the time in which an answer is in time: so long it wa
 _REFUSED = 400
 _MOST_AT_ONCE = 64  # history that nobody asked for yet takes its time
 _LOOK_SECONDS = 0.1
+_ASKED_AT_ONCE = 10  # times, each so soon after the one before
+_MOST_PAUSE_SECONDS = 10.0
 _CLOCK_SECONDS = 0.25
 _PAUSE_SECONDS = 3.0
 _TROUBLE = (psycopg2.Error, Unavailable, ConnectionError)
@@ -102,7 +104,7 @@ class _EventAnswerer:
 
     def answer_on(self, stopped: threading.Event) -> None:
         """Answer what is due, until the event is set."""
-        is_well = False
+        is_well, unanswered = False, 0
         with self._outside.warehouse.session(), self._outside.source.session():
             while not stopped.is_set():
                 began = time.monotonic()
@@ -111,8 +113,10 @@ class _EventAnswerer:
                 if is_answered and not is_well:
                     self._outside.alerts.resolve(_fingerprint(self._use_case))
                     is_well = True
-                if not is_answered:
-                    stopped.wait(max(0.0, _LOOK_SECONDS - (time.monotonic() - began)))
+                unanswered = unanswered + 1 if due and not is_answered else 0
+                if not is_answered:  # a server that stays behind the store is asked less and less often
+                    pause = min(_LOOK_SECONDS * max(1, unanswered - _ASKED_AT_ONCE), _MOST_PAUSE_SECONDS)
+                    stopped.wait(max(0.0, pause - (time.monotonic() - began)))
 
     def _find_due(self) -> list[dict[str, Any]]:
         return self._outside.warehouse.query(

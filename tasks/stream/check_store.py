@@ -87,7 +87,7 @@ def check_store(use_case: UseCase, outside: Outside) -> CheckedStore:
     """Compare the store of a followed use case with a rebuild, both of one moment.
 
     Raises:
-        ValueError: nothing is followed there.
+        ValueError: nothing is followed there, or a definition in use is not where the others are.
     """
     with outside.warehouse.transaction(snapshot=True) as at:
         at.execute(_STATES, (use_case.name,))
@@ -99,8 +99,8 @@ def check_store(use_case: UseCase, outside: Outside) -> CheckedStore:
             raise ValueError(f"{use_case.name}: the online store is not followed yet")
         digests = [digest for digest, version in versions.items() if version == snapshot.version]
         stored = {digest: _read_parts(at, use_case, digest) for digest in digests}
-    since, found = kept_interval(use_case, snapshot).start, list[CheckedStore]()
-    for definition in iterate_definitions_in_use(use_case, outside, lost=[]):
+    since, found, lost = kept_interval(use_case, snapshot).start, list[CheckedStore](), list[str]()
+    for definition in iterate_definitions_in_use(use_case, outside, lost=lost):
         if (parts := stored.get(definition.digest())) is not None:
             rebuild = _Rebuild(
                 use_case=use_case, definition=definition, snapshot=snapshot, outside=outside, followed=followed
@@ -108,6 +108,10 @@ def check_store(use_case: UseCase, outside: Outside) -> CheckedStore:
             before = since - LOOK_BACKS_HELD * definition.look_back
             series = list_series(definition, point_kinds(definition))
             found.append(compare_parts(series, parts, rebuild.make(since), partial(rebuild.make, before), since))
+        else:
+            lost.append(definition.digest())
+    if lost or not found:
+        raise ValueError(f"{use_case.name}: definitions in use that cannot be compared: {lost or 'there is none'}")
     return CheckedStore(
         same_bytes=sum(each.same_bytes for each in found),
         same_events=sum(each.same_events for each in found),
