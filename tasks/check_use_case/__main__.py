@@ -15,7 +15,7 @@ from adapters.connect import Outside
 from adapters.errors import Unavailable
 from pipeline.spec import UseCase
 from tasks.check_use_case.declared_check import check_definition, check_suites, find_definition, find_suites
-from tasks.check_use_case.findings import Finding, in_params
+from tasks.check_use_case.mistakes import Mistake, in_params
 from tasks.check_use_case.params_check import check_params
 from tasks.check_use_case.sample import find_partitions, take_sample
 from tasks.check_use_case.sample_check import check_sample, check_volumes
@@ -23,7 +23,7 @@ from tasks.check_use_case.source_check import check_source
 from tasks.common.command import parse_command, report_mistakes
 
 
-def check_use_case(use_case: UseCase, outside: Outside) -> Iterator[Finding]:
+def check_use_case(use_case: UseCase, outside: Outside) -> Iterator[Mistake]:
     """What is wrong, the cheapest first; rows are looked at once nothing else is wrong.
 
     Raises:

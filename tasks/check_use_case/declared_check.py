@@ -16,7 +16,7 @@ from features.engine import ANY_DAY, KEY_COLUMNS, compile_sql, run_steps
 from features.online import OnlineFeatures
 from features.series import parse_span
 from pipeline.spec import UseCase
-from tasks.check_use_case.findings import Finding, in_file, in_params
+from tasks.check_use_case.mistakes import Mistake, in_file, in_params
 
 _KINDS = {row.kind: row.feature_kinds for row in KIND_ROWS}
 _TAKEN = {*KEY_COLUMNS, "label", "label_time", "score", "decision", "model_version", "point_id"}
@@ -25,7 +25,7 @@ _WHOLE = {"TINYINT", "SMALLINT", "INTEGER", "BIGINT"}
 _CACHE_BYTES = 1 << 20
 
 
-def find_suites(use_case: UseCase) -> tuple[Mapping[str, Suite], list[Finding]]:
+def find_suites(use_case: UseCase) -> tuple[Mapping[str, Suite], list[Mistake]]:
     """The suites of a use case; none, and why, where it has none."""
     try:
         return suites(use_case.name), []
@@ -34,7 +34,7 @@ def find_suites(use_case: UseCase) -> tuple[Mapping[str, Suite], list[Finding]]:
         return {}, [in_file("expectations/__init__.py", use_case.name, str(error), f"a suite a table in {file}")]
 
 
-def find_definition(use_case: UseCase) -> tuple[FeatureSet | None, list[Finding]]:
+def find_definition(use_case: UseCase) -> tuple[FeatureSet | None, list[Mistake]]:
     """The features of a use case; none, and why, where it has none."""
     try:
         return features.definition(use_case.name), []
@@ -43,7 +43,7 @@ def find_definition(use_case: UseCase) -> tuple[FeatureSet | None, list[Finding]
         return None, [in_file("features/__init__.py", use_case.name, str(error), f"a definition in {file}")]
 
 
-def check_suites(use_case: UseCase, declared: Mapping[str, Suite]) -> Iterator[Finding]:
+def check_suites(use_case: UseCase, declared: Mapping[str, Suite]) -> Iterator[Mistake]:
     """Each table of the block has a suite with its columns, and each expectation is about one of them."""
     file, tables = f"expectations/{use_case.name}.py", use_case.source.tables
     for name in sorted(tables.keys() - declared.keys()):
@@ -74,7 +74,7 @@ def _find_problem(suite: Suite, column: str, kind: str | None = None) -> str | N
     return "may be null" if suite.columns[column].nullable else None
 
 
-def _check_expectations(file: str, table: str, suite: Suite) -> Iterator[Finding]:
+def _check_expectations(file: str, table: str, suite: Suite) -> Iterator[Mistake]:
     for column in suite.plausible_hours:
         if column not in suite.columns or suite.columns[column].kind != "timestamp":
             yield in_file(
@@ -93,7 +93,7 @@ def _check_expectations(file: str, table: str, suite: Suite) -> Iterator[Finding
                 )
 
 
-def check_definition(use_case: UseCase, definition: FeatureSet, declared: Mapping[str, Suite]) -> Iterator[Finding]:
+def check_definition(use_case: UseCase, definition: FeatureSet, declared: Mapping[str, Suite]) -> Iterator[Mistake]:
     """The definition reads what there is, names what is free, and compiles for every engine."""
     file = f"features/{use_case.name}.py"
     sources = [*_check_sources(file, definition, declared)]
@@ -105,7 +105,7 @@ def check_definition(use_case: UseCase, definition: FeatureSet, declared: Mappin
         yield from _check_engines(file, use_case, definition)
 
 
-def _check_sources(file: str, definition: FeatureSet, declared: Mapping[str, Suite]) -> Iterator[Finding]:
+def _check_sources(file: str, definition: FeatureSet, declared: Mapping[str, Suite]) -> Iterator[Mistake]:
     for name, source in definition.sources.items():
         if name not in declared:
             yield in_file(file, name, "a source that no suite is about", f"one of {', '.join(declared)}")
@@ -125,7 +125,7 @@ def _check_sources(file: str, definition: FeatureSet, declared: Mapping[str, Sui
                 )
 
 
-def _check_names(file: str, use_case: UseCase, definition: FeatureSet) -> Iterator[Finding]:
+def _check_names(file: str, use_case: UseCase, definition: FeatureSet) -> Iterator[Mistake]:
     names = [*definition.numeric, *definition.categorical]
     for name in sorted({name for name in names if names.count(name) > 1}):
         yield in_file(file, name, "numeric and categorical at once", "two names")
@@ -148,7 +148,7 @@ def _check_names(file: str, use_case: UseCase, definition: FeatureSet) -> Iterat
                 )
 
 
-def _check_reach(file: str, definition: FeatureSet) -> Iterator[Finding]:
+def _check_reach(file: str, definition: FeatureSet) -> Iterator[Mistake]:
     for window in definition.windows:
         longest = max((parse_span(span) for span in window.spans), default=timedelta(0))
         if longest > definition.look_back:
@@ -161,7 +161,7 @@ def _check_reach(file: str, definition: FeatureSet) -> Iterator[Finding]:
             )
 
 
-def _check_steadiness(file: str, definition: FeatureSet) -> Iterator[Finding]:
+def _check_steadiness(file: str, definition: FeatureSet) -> Iterator[Mistake]:
     texts = {**definition.steps, **definition.point_sql, **definition.numeric_sql, **definition.categorical_sql}
     for name, sql in texts.items():
         for word in _UNSTEADY:
@@ -174,7 +174,7 @@ def _check_steadiness(file: str, definition: FeatureSet) -> Iterator[Finding]:
                 )
 
 
-def _check_engines(file: str, use_case: UseCase, definition: FeatureSet) -> Iterator[Finding]:
+def _check_engines(file: str, use_case: UseCase, definition: FeatureSet) -> Iterator[Mistake]:
     lead = use_case.time.lead
     try:
         with run_steps(definition, {}, ANY_DAY, lead) as connection:
@@ -199,7 +199,7 @@ def _check_engines(file: str, use_case: UseCase, definition: FeatureSet) -> Iter
         yield from _check_spark(definition, compile_sql(definition, {}, ANY_DAY, lead))
 
 
-def _check_spark(definition: FeatureSet, statements: Iterable[str]) -> Iterator[Finding]:
+def _check_spark(definition: FeatureSet, statements: Iterable[str]) -> Iterator[Mistake]:
     if find_spec("sqlglot") is None:
         yield in_params("engine", "spark, and it is not installed", "duckdb, or install the extra `spark`")
         return
@@ -212,7 +212,7 @@ def _check_spark(definition: FeatureSet, statements: Iterable[str]) -> Iterator[
             yield in_params("engine", f"spark: {error}", "duckdb, or an expression that Spark has")
 
 
-def _check_streams(file: str, definition: FeatureSet, connection: duckdb.DuckDBPyConnection) -> Iterator[Finding]:
+def _check_streams(file: str, definition: FeatureSet, connection: duckdb.DuckDBPyConnection) -> Iterator[Mistake]:
     for window in definition.windows:
         kinds = {row[0]: row[1] for row in connection.execute(f"describe {window.stream}").fetchall()}
         for name in window.sums:

@@ -10,13 +10,13 @@ from croniter import croniter
 from pipeline.fields import RANKINGS
 from pipeline.partitions import utc
 from pipeline.spec import UseCase
-from tasks.check_use_case.findings import Finding, in_params
+from tasks.check_use_case.mistakes import Mistake, in_params
 
 _DAY = timedelta(days=1)
 _FIRES_READ = 12
 
 
-def check_params(use_case: UseCase, today: date) -> Iterator[Finding]:
+def check_params(use_case: UseCase, today: date) -> Iterator[Mistake]:
     """What contradicts what, as of a day (UTC)."""
     yield from _check_split(use_case, today)
     yield from _check_schedule(use_case)
@@ -31,7 +31,7 @@ def days_behind(use_case: UseCase) -> float:
     return use_case.train.holdout_days + 2 * (use_case.time.label_delay / _DAY)
 
 
-def _check_split(use_case: UseCase, today: date) -> Iterator[Finding]:
+def _check_split(use_case: UseCase, today: date) -> Iterator[Mistake]:
     time, train, source = use_case.time, use_case.train, use_case.source
     delay = (time.label_delay + time.lead) / _DAY
     if train.validation_days <= delay:
@@ -57,7 +57,7 @@ def _check_split(use_case: UseCase, today: date) -> Iterator[Finding]:
         )
 
 
-def _check_schedule(use_case: UseCase) -> Iterator[Finding]:
+def _check_schedule(use_case: UseCase) -> Iterator[Mistake]:
     source, length = use_case.source, timedelta(days=use_case.source.partition_days)
     begin = utc(source.first_partition) - timedelta(seconds=1)
     fires = [each.astimezone(UTC) for each in _read_fires(source.cron, begin, _FIRES_READ)]
@@ -98,7 +98,7 @@ def _suggest_cron(use_case: UseCase) -> str:
     return "0 0 * * *" if days == 1 else f"0 0 */{days} * *"
 
 
-def _check_train(use_case: UseCase) -> Iterator[Finding]:
+def _check_train(use_case: UseCase) -> Iterator[Mistake]:
     train = use_case.train
     if train.trials_at_once > train.trials:
         yield in_params(
@@ -114,7 +114,7 @@ def _check_train(use_case: UseCase) -> Iterator[Finding]:
         )
 
 
-def _check_gate(use_case: UseCase) -> Iterator[Finding]:
+def _check_gate(use_case: UseCase) -> Iterator[Mistake]:
     gate, alarm = use_case.gate, use_case.gate.leak_alarm
     if gate.slices and gate.min_slice_rows > gate.min_rows:
         yield in_params(
@@ -141,7 +141,7 @@ def _check_gate(use_case: UseCase) -> Iterator[Finding]:
         )
 
 
-def _check_monitor(use_case: UseCase) -> Iterator[Finding]:
+def _check_monitor(use_case: UseCase) -> Iterator[Mistake]:
     monitor, source = use_case.monitor, use_case.source
     behind = days_behind(use_case)
     if monitor.max_age_days <= behind + source.partition_days:
@@ -170,7 +170,7 @@ def _check_monitor(use_case: UseCase) -> Iterator[Finding]:
         )
 
 
-def _check_endpoint(use_case: UseCase) -> Iterator[Finding]:
+def _check_endpoint(use_case: UseCase) -> Iterator[Mistake]:
     endpoint, source = use_case.endpoint, use_case.source
     if endpoint is None:
         return

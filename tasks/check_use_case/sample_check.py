@@ -17,7 +17,7 @@ from features.offline_requests import load_past_requests
 from pipeline.partitions import Interval, utc
 from pipeline.spec import UseCase
 from tasks.build_features.as_online import compute_as_online
-from tasks.check_use_case.findings import Finding, in_file, in_params
+from tasks.check_use_case.mistakes import Mistake, in_file, in_params
 from tasks.check_use_case.sample import Sample, build_from_rows, extract_rows, write_rows
 from tasks.ingest.check import check_table
 
@@ -29,7 +29,7 @@ _SEED = 0
 
 def check_volumes(
     use_case: UseCase, declared: Mapping[str, Suite], first: Interval, second: Interval, outside: Outside
-) -> Iterator[Finding]:
+) -> Iterator[Mistake]:
     """Whether validation would let the rows of both partitions through."""
     for name, table in use_case.source.tables.items():
         for partition in (first, second):
@@ -43,7 +43,7 @@ def check_volumes(
                 )
 
 
-def check_sample(use_case: UseCase, definition: FeatureSet, sample: Sample) -> Iterator[Finding]:
+def check_sample(use_case: UseCase, definition: FeatureSet, sample: Sample) -> Iterator[Mistake]:
     """What its points, labels and features lack."""
     file = f"features/{use_case.name}.py"
     if not sample.points.num_rows:
@@ -64,7 +64,7 @@ def check_sample(use_case: UseCase, definition: FeatureSet, sample: Sample) -> I
     yield from _check_online(file, use_case, definition, sample)
 
 
-def _check_points(file: str, sample: Sample) -> Iterator[Finding]:
+def _check_points(file: str, sample: Sample) -> Iterator[Mistake]:
     points = sample.points
     for name in ("entity_key", "event_time", "prediction_time"):
         if points[name].null_count:
@@ -94,7 +94,7 @@ def _join_labels(sample: Sample) -> pa.Table:
     return points.join(last, ["entity_key", "event_time"], join_type="inner")
 
 
-def _check_labels(file: str, use_case: UseCase, sample: Sample, labelled: pa.Table) -> Iterator[Finding]:
+def _check_labels(file: str, use_case: UseCase, sample: Sample, labelled: pa.Table) -> Iterator[Mistake]:
     if not labelled.num_rows:
         yield in_file(
             file,
@@ -140,7 +140,7 @@ def _check_labels(file: str, use_case: UseCase, sample: Sample, labelled: pa.Tab
         )
 
 
-def _check_rows_needed(use_case: UseCase, sample: Sample, labelled: pa.Table) -> Iterator[Finding]:
+def _check_rows_needed(use_case: UseCase, sample: Sample, labelled: pa.Table) -> Iterator[Mistake]:
     days = (sample.second.end - sample.first.start) / _DAY
     points, labels = sample.points.num_rows / days, labelled.num_rows / days
     for key, wanted, has, of in (
@@ -172,7 +172,7 @@ def _check_rows_needed(use_case: UseCase, sample: Sample, labelled: pa.Table) ->
         )
 
 
-def _check_features(file: str, definition: FeatureSet, sample: Sample) -> Iterator[Finding]:
+def _check_features(file: str, definition: FeatureSet, sample: Sample) -> Iterator[Mistake]:
     for name in (*definition.numeric, *definition.categorical):
         column = sample.points[name]
         if column.null_count == len(column):
@@ -181,7 +181,7 @@ def _check_features(file: str, definition: FeatureSet, sample: Sample) -> Iterat
             )
 
 
-def _check_leaks(file: str, use_case: UseCase, definition: FeatureSet, sample: Sample) -> Iterator[Finding]:
+def _check_leaks(file: str, use_case: UseCase, definition: FeatureSet, sample: Sample) -> Iterator[Mistake]:
     """Without all that became known later, the points before are the same: else some feature reads the future."""
     cut = sample.second.start
     before = {
@@ -212,7 +212,7 @@ def _check_leaks(file: str, use_case: UseCase, definition: FeatureSet, sample: S
             )
 
 
-def _check_online(file: str, use_case: UseCase, definition: FeatureSet, sample: Sample) -> Iterator[Finding]:
+def _check_online(file: str, use_case: UseCase, definition: FeatureSet, sample: Sample) -> Iterator[Mistake]:
     """Some events of the second partition, asked as a client does, have the features of the batch."""
     if use_case.endpoint is None:
         return

@@ -11,7 +11,7 @@ from adapters.errors import Unreadable
 from expectations.vocabulary import Suite
 from pipeline.partitions import utc
 from pipeline.spec import UseCase
-from tasks.check_use_case.findings import Finding, in_file, in_params
+from tasks.check_use_case.mistakes import Mistake, in_file, in_params
 from tasks.ingest.check import retyped_columns
 from tasks.ingest.clean_columns import name_columns
 from tasks.ingest.source_rows import known_sql, read_source_rows, relation_sql
@@ -23,7 +23,7 @@ select table_name::text from information_schema.tables
 where table_schema not in ('pg_catalog', 'information_schema') order by 1"""
 
 
-def check_source(use_case: UseCase, declared: Mapping[str, Suite], outside: Outside) -> Iterator[Finding]:
+def check_source(use_case: UseCase, declared: Mapping[str, Suite], outside: Outside) -> Iterator[Mistake]:
     """What the source lacks of what is declared.
 
     Raises:
@@ -58,7 +58,7 @@ def _list_columns(at: cursor, relation: Sequence[str]) -> list[str]:
     return [column.name for column in at.description or ()]
 
 
-def _check_table(use_case: UseCase, name: str, suite: Suite, at: cursor, outside: Outside) -> Iterator[Finding]:
+def _check_table(use_case: UseCase, name: str, suite: Suite, at: cursor, outside: Outside) -> Iterator[Mistake]:
     file = f"expectations/{use_case.name}.py"
     there, begin = _list_columns(at, use_case.source.find_relation(name)), utc(use_case.grid.first)
     missing = [column for column in suite.columns if suite.find_source(column) not in there]
@@ -84,7 +84,7 @@ def _check_table(use_case: UseCase, name: str, suite: Suite, at: cursor, outside
         yield from _check_moments(use_case, name, suite, at)
 
 
-def _check_moments(use_case: UseCase, name: str, suite: Suite, at: cursor) -> Iterator[Finding]:
+def _check_moments(use_case: UseCase, name: str, suite: Suite, at: cursor) -> Iterator[Mistake]:
     table, begin = use_case.source.tables[name], utc(use_case.grid.first)
     query = "select count(*), count({0}), max({0}) from {1} where {0} is null or {0} >= %s"
     at.execute(sql.SQL(query).format(known_sql(table, suite), relation_sql(use_case, name)), (begin,))
@@ -104,7 +104,7 @@ def _check_moments(use_case: UseCase, name: str, suite: Suite, at: cursor) -> It
         yield in_params(key, found, "when it became known")
 
 
-def _check_watermark(use_case: UseCase, there: str, at: cursor) -> Iterator[Finding]:
+def _check_watermark(use_case: UseCase, there: str, at: cursor) -> Iterator[Mistake]:
     mark = use_case.source.watermark
     if mark is None:
         return

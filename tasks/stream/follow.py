@@ -5,6 +5,7 @@
 Of two at one use case one waits. What goes wrong is tried again, and told while it lasts.
 """
 
+import gc
 import logging
 import signal
 import sys
@@ -85,6 +86,7 @@ def _follow(use_case: UseCase, outside: Outside, stopped: threading.Event, refus
     tables = SourceTables(use_case, outside, identities)
     with ExitStack() as stack:
         session = stack.enter_context(StreamSession(use_case, outside, fence, identities, state))
+        gc.freeze()  # what is held stays: nobody waits for seconds while millions of objects are looked through
         reader = stack.enter_context(_open_reader(session, tables, state, stopped))
         logger.info("%s: following (%s) from %s on", use_case.name, use_case.source.follow, session.since)
         is_well, taken_at, settled_at, waiting, begun_at = False, 0.0, 0.0, SourceStep(), time.monotonic()
@@ -117,6 +119,7 @@ def _move(session: StreamSession, refused: set[str | None]) -> None:
     except DatasetRefused:
         refused.add(version)
         raise
+    gc.freeze()
     logger.info("the store is at dataset %s, after %.1f s", version, time.monotonic() - begun_at)
 
 

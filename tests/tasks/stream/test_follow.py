@@ -1,5 +1,6 @@
 """The online store follows the source: it always holds what a rebuild from the same rows gives, to the byte."""
 
+import gc
 from datetime import timedelta
 
 import pyarrow as pa
@@ -36,10 +37,12 @@ def test_what_becomes_known_is_in_the_store(
     followed: UseCase, outside: Outside, snapshot: Snapshot, source: LiveSource
 ) -> None:
     source.tell(START + 5 * HOUR)
+    frozen = gc.get_freeze_count()
     with following(followed, outside):
         for hours in (6, 7, 20):
             source.tell(START + hours * HOUR)
             await_known(outside, START + hours * HOUR)
+            assert gc.get_freeze_count() > frozen  # what is held is not looked through again and again
             assert read_content(outside) == rebuild(followed, outside, snapshot, FLIGHTS, source.read_rows())
     assert source.read_rows()["movements"].num_rows > 50
 

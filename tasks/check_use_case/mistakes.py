@@ -1,4 +1,4 @@
-"""A finding: where something stands, what is wrong with it, and what to set."""
+"""A mistake: where something stands, what is wrong with it, and what to set."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ PARAMS = "params.yaml"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finding:
+class Mistake:
     """Something that must be changed: `key` is a path in params.yaml, or a name in another file."""
 
     file: str
@@ -27,17 +27,17 @@ class Finding:
         return f"{place}  {key}: {self.found}. Set: {self.set_to}"
 
 
-def in_params(key: str, found: object, set_to: str) -> Finding:
+def in_params(key: str, found: object, set_to: str) -> Mistake:
     """Of a key of the use case's block."""
-    return Finding(file=PARAMS, key=key, found=str(found), set_to=set_to)
+    return Mistake(file=PARAMS, key=key, found=str(found), set_to=set_to)
 
 
-def in_file(file: str, key: str, found: str, set_to: str) -> Finding:
+def in_file(file: str, key: str, found: str, set_to: str) -> Mistake:
     """Of a name in a module, such as `features/x.py`."""
-    return Finding(file=file, key=key, found=found, set_to=set_to)
+    return Mistake(file=file, key=key, found=found, set_to=set_to)
 
 
-def _find_line(finding: Finding, use_case: str, params: Path) -> tuple[int | None, str]:
+def _find_line(finding: Mistake, use_case: str, params: Path) -> tuple[int | None, str]:
     if finding.file == PARAMS:
         return _find_key(params.read_text(), [use_case, *finding.key.split(".")]), f"{use_case}.{finding.key}"
     path = REPOSITORY / finding.file
