@@ -14,6 +14,7 @@ from serving.lookup import FeatureLookup
 from tasks.build_features import build, dataset, online_features
 from tasks.deploy.golden import rebuild_requests
 from tasks.stream import session
+from tasks.stream.check_store import check_store
 from tests.clean_data import put_clean, week
 from tests.features.world import moved
 from tests.tasks.build_features.test_build import put, small
@@ -164,6 +165,23 @@ def test_what_a_dataset_has_otherwise_is_in_the_store_with_it(
         none = {name: table.slice(0, 0) for name, table in source.read_rows().items()}
         await_content(outside, rebuild(followed, outside, built, FLIGHTS, none, first=snapshot))
         assert before != read_content(outside)
+
+
+def test_what_was_told_of_a_partition_that_a_later_dataset_lacks_is_not_served_from_it(
+    followed: UseCase, outside: Outside, snapshot: Snapshot, source: LiveSource
+) -> None:
+    """It was blocked, and the one after it was not: a rebuild of that dataset has nothing of it."""
+    with following(followed, outside):
+        source.tell(week(2).end)
+        await_known(outside, week(2).end)
+        put(outside, followed, 3)
+        built = build.build_snapshot(followed, outside)
+        assert built is not None
+        assert built.end == week(3).end
+        online_features.refresh_store(followed, built, outside)
+        none = {name: table.slice(0, 0) for name, table in source.read_rows().items()}
+        await_content(outside, rebuild(followed, outside, built, FLIGHTS, none, first=snapshot))
+        assert check_store(followed, outside).different == ()
 
 
 def test_a_dataset_that_the_stream_refuses_is_refreshed_and_followed_from_there(
