@@ -6,14 +6,17 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
+import pyarrow.compute as pc
 import pytest
 
+import features
 from adapters.connect import Outside
 from expectations import suites
 from infra.replay.live_source import LiveSource
 from pipeline.settings import REPOSITORY
 from pipeline.spec import UseCase
 from tasks.check_use_case.__main__ import check_use_case
+from tasks.check_use_case.sample import find_partitions, take_sample
 from tasks.check_use_case.sample_check import check_volumes
 from tasks.check_use_case.source_check import check_source
 from tests.clean_data import FIRST, week
@@ -154,3 +157,22 @@ def test_a_partition_that_validation_would_stop_is_named(
     assert all(
         finding.describe("flights", REPOSITORY / "params.yaml").startswith("params.yaml:") for finding in findings
     )
+
+
+def test_rows_that_ingest_would_set_aside_are_not_judged(
+    use_case: UseCase, outside: Outside, source: LiveSource
+) -> None:
+    declared, definition = suites("flights"), features.definition("flights")
+    partitions = find_partitions(use_case, definition, declared, outside)
+    assert partitions is not None
+    assert partitions == (week(4), week(5))
+    hot = f"update weather set temp_f = 900 where origin = 'JFK' and known_at >= '{week(5).start}'"
+    outside.source.execute(f"{hot} and known_at < '{week(5).start + timedelta(hours=5)}'")
+    sample = take_sample(use_case, definition, declared, partitions, outside)
+    assert pc.max(sample.rows["weather"]["temp_f"]).as_py() < 200
+
+
+def test_a_source_with_too_little_to_look_at_is_named(use_case: UseCase, outside: Outside) -> None:
+    LiveSource(outside.source).open(FIRST + timedelta(days=9))
+    findings = list(check_use_case(change(use_case, {"source.last_partition": None}), outside))
+    assert_named(findings, "params.yaml", "source.first_partition", "no two partitions have rows", "wait for them")
