@@ -7,7 +7,6 @@ python -m infra.new_use_case NAME --table T --event-time C --available-at C --ke
 import argparse
 import sys
 from datetime import UTC, datetime
-from importlib.util import find_spec
 
 import psycopg2
 
@@ -57,10 +56,10 @@ def _refuse_name(name: str) -> None:
     """A name is that of modules, of a block and of DAGs."""
     if not name.isidentifier() or name != name.lower() or not name.isascii() or not name[0].isalpha():
         raise ValueError(f"NAME: expected lower-case letters, digits and underscores, got {name!r}")
-    for package, path in (("features", f"features/{name}.py"), ("expectations", f"expectations/{name}.py")):
-        module = find_spec(f"{package}.{name}")
-        if module is not None and f'"{name}"' not in (REPOSITORY / path).read_text():
-            raise ValueError(f"NAME: {path} is another module: choose another name than {name!r}")
+    for package, held in (("features", "= FeatureSet("), ("expectations", "SUITES = ")):
+        path = REPOSITORY / package / f"{name}.py"
+        if path.exists() and held not in path.read_text():
+            raise ValueError(f"NAME: {package}/{name}.py is another module: choose another name than {name!r}")
 
 
 @report_mistakes
