@@ -1,6 +1,7 @@
 """A table of many types becomes a use case by two commands and one file of answers; nothing is ever overwritten."""
 
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 import yaml
 
 from adapters.connect import Outside
+from pipeline.settings import REPOSITORY
 from tests.infra.new_use_case_world import AMOUNT, ANSWERS, ORDERS, Copy, make_copy
 
 WRITTEN = ("features/shop.py", "expectations/shop.py", "tests/use_cases/test_shop.py")
@@ -119,3 +121,14 @@ def test_the_block_stands_beside_the_shipped_ones_as_they_were(copy: Copy) -> No
     assert block["source"]["first_partition"] == "2025-01-06"
     assert block["source"]["tables"]["orders"]["min_rows"] <= 500
     assert yaml.safe_load((copy.root / "dvc.yaml").read_text())["stages"]["features"]["foreach"] == ["flights", "shop"]
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.usefixtures("mlflow_stack")
+def test_what_was_written_comes_to_a_promoted_champion(copy: Copy) -> None:
+    assert copy.write_use_case("shop", ANSWERS).returncode == 0
+    copy.fill_blanks("shop")
+    shutil.copy(REPOSITORY / "tests" / "infra" / "champion_of.py", copy.root / "champion_of.py")
+    done = copy.run("champion_of.py", "shop")
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.stdout.splitlines()[-1].startswith("shop: promoted"), done.stdout[-4000:]
