@@ -25,7 +25,8 @@ class ColumnProfile:
 
     `low` and `high` are the extremes of its finite numbers, `values` all values of a text that has few, `pattern` what
     every value matches. `hours` are how long a moment lies (before, after) the one in which its row became known.
-    `filled_later` of the rows have a moment that lies after that. `kind` is None where it is left out, and `left_out`
+    `filled_later` of the rows have a moment that lies after that; one that is `with_target` has a value in just those rows
+    in which the target has one. `kind` is None where it is left out, and `left_out`
     says why.
     """
 
@@ -43,13 +44,14 @@ class ColumnProfile:
     pattern: str | None = None
     hours: tuple[float, float] | None = None
     filled_later: int = 0
+    with_target: bool = False
     newest: str | None = None  # of a moment or a day, as ISO 8601 has it
 
 
 def profile_column(
     at: cursor, table: sql.Composable, column: SourceColumn, name: str,
     declared: tuple[str | None, tuple[int, int] | None], moment: sql.Composable | None, known: sql.Composable,
-    zone: str | None, rows: int,
+    target: sql.Composable, zone: str | None, rows: int,
 ) -> ColumnProfile:  # fmt: skip
     """Asks for the values of a column of a table. `moment` is SQL for it where it is one, `known` that of its row."""
     kind, digits = declared
@@ -58,7 +60,9 @@ def profile_column(
         return ColumnProfile(**base, left_out=column.left_out)  # type: ignore[arg-type]  # of these types
     asked = _Values(at, table, sql.Identifier(column.name))
     [(there, distinct)] = asked.select("count({column}), count(distinct {column}::text)")
-    counted = {**base, "nulls": rows - there, "distinct": distinct}
+    apart = asked.select("count(*) filter (where ({column} is null) <> ({target} is null))", target=target)
+    with_target = there < rows and apart == [(0,)]
+    counted = {**base, "nulls": rows - there, "distinct": distinct, "with_target": with_target}
     if kind in ("integer", "float", "decimal"):
         [(low, high)] = asked.select(
             "min({column}) filter (where {finite}), max({column}) filter (where {finite})",

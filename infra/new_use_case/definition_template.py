@@ -78,7 +78,7 @@ _STEPS = {{
     """,
 }}
 
-# A point, as columns of `asked`. Left out, for they lie after the row became known: {filled}.
+# A point, as columns of `asked`. Left out, since they seem to be filled in with the outcome: {filled}.
 _POINT = {{
     "entity_key": _entity_sql("asked"),
     "event_time": "asked.{event}",

@@ -174,7 +174,7 @@ class _Reader:
         names = name_all(self._found, self._free())
         columns = tuple(
             profile_column(self._at, self._table, column, names[column.name], kind_of(column), self._moment_of(column),
-                           self._known, self._zone_of(column), rows)
+                           self._known, sql.Identifier(self._answers.target), self._zone_of(column), rows)
             for column in self._found.values()
         )  # fmt: skip
         return TableProfile(

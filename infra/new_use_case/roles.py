@@ -20,7 +20,8 @@ _NUMBERS = ("integer", "float", "decimal")
 class Roles:
     """Columns by what is made of them. `entity` are those that tell the events of one moment apart.
 
-    `told` is what a client tells of an event; `filled_later` is not among them: it lies after its row became known.
+    `told` is what a client tells of an event; `filled_later` is not among them: it lies after its row became known, or is
+    there where the target is.
     """
 
     known: ColumnProfile
@@ -65,7 +66,7 @@ def assign_roles(profile: TableProfile, answers: Answers) -> Roles:
                 f"--{option.replace('_', '-')}: {column.source} has no value in {column.nulls} of {profile.rows} rows"
             )
     there = [c for c in profile.columns if c.kind and c.distinct and c.source not in special]
-    late = tuple(c for c in there if c.filled_later)
+    late = tuple(c for c in there if c.filled_later or c.with_target)
     plain = [c for c in there if c not in late and not _is_name_of_row(c, key, profile)]
     return Roles(
         known=known,
@@ -107,7 +108,7 @@ def _windowed(plain: list[ColumnProfile], profile: TableProfile) -> tuple[Column
     return tuple(
         c for c in plain
         if (c.kind == "text" or (c.kind == "integer" and _is_id(c)))
-        and 1 < c.distinct <= profile.rows / _EVENTS_A_KEY
+        and 1 < c.distinct <= (profile.rows - c.nulls) / _EVENTS_A_KEY
     )[:_WINDOWED]  # fmt: skip
 
 

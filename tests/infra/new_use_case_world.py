@@ -38,6 +38,8 @@ from (
         from generate_series(0, 15999) n
     ) placed
 ) due;
+update orders set settled_at = null, hours_late = null, is_late = null
+where settled_at at time zone 'Europe/Warsaw' >= timestamptz '2025-04-28 00:00 UTC';
 """
 ANSWERS = """
 table: orders
