@@ -26,8 +26,8 @@ def suites(name: str) -> Mapping[str, Suite]:
 def _find_suites(name: str) -> Mapping[str, Suite]:
     if not name.isidentifier() or find_spec(f"{__name__}.{name}") is None:
         raise ValueError(f"no expectations for use case {name!r}: write expectations/{name}.py, with SUITES")
-    found = getattr(import_module(f"{__name__}.{name}"), "SUITES", None)
-    if not isinstance(found, Mapping):
+    found: Mapping[str, Suite] | None = getattr(import_module(f"{__name__}.{name}"), "SUITES", None)
+    if found is None:
         raise ValueError(f"no expectations for use case {name!r}: expected SUITES, a suite a table, in"
                          f" expectations/{name}.py")  # fmt: skip
     return found

@@ -1,4 +1,4 @@
-"""`make new-use-case NAME=x SOURCE=<table>`: writes what a use case needs, from a table of the source. Overwrites nothing.
+"""`make new-use-case NAME=x SOURCE=<table>`: writes what a use case needs, from a table. Overwrites nothing.
 
 python -m infra.new_use_case NAME --table T --event-time C --available-at C --key C[,C] --target C
     --kind binary|regression --lead-minutes N --label-delay-hours N [--label-known-at C] [--answers FILE]
@@ -47,7 +47,7 @@ def render_use_case(answers: Answers, source: Warehouse, today: datetime) -> dic
     parse_use_cases(block, origin="what would be written to params.yaml")
     return {
         "block": block,
-        "suites": render_suites(answers, profile, plan, roles),
+        "suites": render_suites(profile, plan, roles),
         "definition": render_definition(answers, profile, roles),
     }
 

@@ -21,6 +21,12 @@ def render_block(
     ended = "the last whole one: the table ends with it" if plan.last_partition else "rows still arrive"
     wide = "a week" if weekly else f"a day, for one has {DAILY_ROWS:,} rows and more"
     seen = f"{plan.low_rows:,} to {plan.high_rows:,} rows in nine of ten of {plan.partitions} partitions"
+    table = (
+        f"{relation}key: [{', '.join(key)}], available_at: {known}, min_rows: {plan.min_rows},"
+        f" max_rows: {plan.max_rows}, max_quarantined_share: 0.05{exempt}"
+    )
+    first = "a Monday" if weekly else "the first day"
+    points = plan.day_points * plan.partition_days
     per_day = f"{plan.day_labels:,.0f} labels come in a day of a weak partition"
     return f"""
 # Written by `make new-use-case` from {profile.relation}, of which {profile.rows:,} rows were there. It is yours now.
@@ -37,10 +43,10 @@ def render_block(
 
   time:
     lead_minutes: {answers.lead_minutes}
-    label_delay_hours: {answers.label_delay_hours}  # 99% of the targets are known {profile.label_hours:.1f} hours after the event
+    label_delay_hours: {answers.label_delay_hours}  # 99% are known {profile.label_hours:.1f} hours after the event
 
   source:
-    first_partition: "{plan.first_partition}"  # {"a Monday" if weekly else "the first day"}: from then on the table is filled
+    first_partition: "{plan.first_partition}"  # {first}: from then on the table is filled
     last_partition: {last}  # {ended}
     partition_days: {plan.partition_days}  # {wide}
     recheck_partitions: 4
@@ -50,7 +56,7 @@ def render_block(
     cron: "{f"0 0 * * {day}" if weekly else "0 0 * * *"}"  # as each partition ends
     tables:
       {profile.name}:  # {seen}
-        {{{relation}key: [{", ".join(key)}], available_at: {known}, min_rows: {plan.min_rows}, max_rows: {plan.max_rows}, max_quarantined_share: 0.05{exempt}}}
+        {{{table}}}
 
   train:
     metric: {_metric(answers)}
@@ -76,7 +82,7 @@ def render_block(
 {_render_gate(answers, profile, plan, slices)}
 
   monitor:
-    min_rows: {plan.monitor_min_rows}  # half of the {plan.day_points * plan.partition_days:,.0f} points of a weak partition; 500 is the least
+    min_rows: {plan.monitor_min_rows}  # half of a weak partition, which has {points:,.0f}; 500 is the least
     bins: 10
     threshold_margin: 1.5
     min_threshold_psi: 0.2
@@ -90,7 +96,7 @@ def render_block(
     min_coverage: {plan.min_coverage}  # {plan.coverage:.0%} of the points have a label after the label delay
     limits:
 {_render_limits(answers, profile)}
-    max_age_days: {plan.max_age_days}  # a champion is {plan.behind_days:g} days behind when it is trained (holdout, label delay twice)
+    max_age_days: {plan.max_age_days}  # {plan.behind_days:g} when it is trained (holdout, label delay twice)
     max_new_rows_share: {plan.max_new_rows_share}  # one trained now has {plan.new_rows_share:.0%} new rows at once
     cooldown_days: 14
     monthly_retrains: 3

@@ -25,8 +25,8 @@ class ColumnProfile:
 
     `low` and `high` are the extremes of its finite numbers, `values` all values of a text that has few, `pattern` what
     every value matches. `hours` are how long a moment lies (before, after) the one in which its row became known.
-    `filled_later` of the rows have a moment that lies after that; one that is `with_target` has a value in just those rows
-    in which the target has one. `kind` is None where it is left out, and `left_out`
+    `filled_later` of the rows have a moment that lies after that; one that is `with_target` has a value in just the
+    rows in which the target has one. `kind` is None where it is left out, and `left_out`
     says why.
     """
 
@@ -48,7 +48,7 @@ class ColumnProfile:
     newest: str | None = None  # of a moment or a day, as ISO 8601 has it
 
 
-def profile_column(
+def profile_column(  # noqa: PLR0917  # what is asked, of what, and what is known of it
     at: cursor, table: sql.Composable, column: SourceColumn, name: str,
     declared: tuple[str | None, tuple[int, int] | None], moment: sql.Composable | None, known: sql.Composable,
     target: sql.Composable, zone: str | None, rows: int,

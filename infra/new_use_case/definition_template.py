@@ -46,15 +46,20 @@ _STEPS = {{
     "entries": versions_sql("{versions_of}", _KEY),
     # What is predicted: each event in the version that was known at its prediction time.
     "asked": f"""
-        select {asked}, prediction_time
+        select
+            {asked},
+            prediction_time
         from (select *, {event} - {{{{lead}}}} as prediction_time from entries) p
-        where prediction_time >= {{{{start}}}} and prediction_time < {{{{end}}}} and {{known_at_sql("p", "prediction_time")}}
-            and known_at >= prediction_time - interval {{_BELIEVED_DAYS}} days
+        where prediction_time >= {{{{start}}}} and prediction_time < {{{{end}}}}
+            and {{known_at_sql("p", "prediction_time")}} and known_at >= prediction_time - interval {{_BELIEVED_DAYS}} days
     """,
     # What the target was, from when on it is known: {when_known}, and never before its row.
     "tellings": f"""
         select * from (
-            select {carried}, {label} as label, known_at as told_at, {outcome_at} as known_at
+            select
+                {carried},
+                {label} as label,
+                known_at as told_at, {outcome_at} as known_at
             from entries where {is_told}
         )
         where known_at < {{{{end}}}} and known_at < told_at + interval {{_OUTCOME_DAYS}} days
@@ -65,7 +70,9 @@ _STEPS = {{
         from tellings
     """,
 {unit}    "outcomes": f"""
-        select {carried}, known_at, cast(1 as bigint) as seen, {summed}
+        select
+            {carried},
+            known_at, cast(1 as bigint) as seen, {summed}
         from counted where before is null or before + interval {{_OUTCOME_DAYS}} days < known_at
     """,
     # What is learnt: of several tellings of one moment the last.

@@ -2,7 +2,8 @@
 
 import json
 import math
-from collections.abc import Iterator
+import textwrap
+from collections.abc import Iterable, Iterator
 
 from infra.new_use_case.answers import Answers
 from infra.new_use_case.column_profile import ColumnProfile
@@ -44,19 +45,17 @@ def render_definition(answers: Answers, profile: TableProfile, roles: Roles) -> 
         known_days=f"{profile.known_days:.1f}",
         outcome_days=f"{profile.outcome_days:.1f}",
         declared=_declared(roles, profile),
-        told="" if known == "known_at" else
-            f'    # The moment from which a row may be used has this name in all steps.\n'
-            f'    "told": "select *, {known} as known_at from {profile.name}",\n',
+        told="" if known == "known_at" else _rename_moment(profile.name, known),
         versions_of=profile.name if known == "known_at" else "told",
-        asked=", ".join(dict.fromkeys([*told, event])),
-        carried=", ".join(carried),
+        asked=_list_sql(dict.fromkeys([*told, event])),
+        carried=_list_sql(carried),
         label=_label(answers, roles),
         outcome_at=f"greatest(known_at, {moment})" if moment
             else f"greatest(known_at, {event} + interval {answers.label_delay_hours} hours)",
         is_told=f"{roles.target.name} is not null" + (f" and {moment} is not null" if moment else ""),
         when_known=f"when `{moment}` says" if moment else f"{answers.label_delay_hours} hours after the event",
         summed="label as positives" if is_binary else f"cast(round(label * {scale}) as bigint) as total",
-        unit="" if is_binary else f"    # Whole numbers add up to the same in any order: the target in parts of {scale}.\n",
+        unit="" if is_binary else f"    # Whole numbers add up to the same in any order: here 1/{scale} is 1.\n",
         sums='"seen", "positives"' if is_binary else '"seen", "total"',
         points="\n".join(f'    "{name}": "asked.{name}",' for name in told if name != "event_time"),
         windows="\n".join(_window(column, is_told=column in roles.told) for column in roles.windowed),
@@ -88,6 +87,18 @@ def list_blanks(answers: Answers, roles: Roles) -> list[str]:
     return blanks
 
 
+def _rename_moment(table: str, known: str) -> str:
+    query = f"select *, {known} as known_at from {table}"  # noqa: S608  # text that a person reads
+    return f'''    # The moment from which a row may be used has this name in all steps.
+    "told": "{query}",
+'''
+
+
+def _list_sql(names: Iterable[str]) -> str:
+    """Columns of a select, over as many lines as it takes."""
+    return textwrap.fill(", ".join(names), 100).replace("\n", "\n" + " " * 16)
+
+
 def choose_scale(profile: TableProfile) -> int:
     """Parts of a unit of the target in which its sums are kept: a thousandth of how far targets lie apart, or finer."""
     return int(10 ** max(0, math.ceil(3 - math.log10(profile.target.distance or 1.0))))
@@ -100,7 +111,9 @@ def _names(columns: tuple[ColumnProfile, ...]) -> list[str]:
 def _entity(roles: Roles, profile: TableProfile) -> str:
     if roles.entity == (roles.event,):
         return f"'{profile.name}'"
-    parts = (f"{{table}}.{c.name}" if c.kind == "text" else f"cast({{table}}.{c.name} as varchar)" for c in roles.entity)
+    parts = (
+        f"{{table}}.{c.name}" if c.kind == "text" else f"cast({{table}}.{c.name} as varchar)" for c in roles.entity
+    )
     return " || '-' || ".join(parts)
 
 
@@ -138,7 +151,9 @@ def _numeric(roles: Roles, *, is_binary: bool) -> Iterator[str]:
     word = "rate" if is_binary else "mean"
     yield from (f'    "{c.name}": "{c.name}",' for c in roles.numbers)
     yield from (f'    "{c.name}": "cast({c.name} as bigint)",' for c in roles.flags)
-    yield from (f'    "{c.name}_days_before": "date_diff(\'hour\', {c.name}, event_time) / 24.0",' for c in roles.moments)
+    yield from (
+        f'    "{c.name}_days_before": "date_diff(\'hour\', {c.name}, event_time) / 24.0",' for c in roles.moments
+    )
     if roles.event.kind == "timestamp":
         yield '    "event_hour": "hour(event_time)",'
     for prefix in ("all", *_names(roles.windowed)):

@@ -1,4 +1,4 @@
-"""What is written of a use case: new files, a block at the end of params.yaml, a name in dvc.yaml. Nothing is overwritten."""
+"""What is written of a use case: new files, a block at the end of params.yaml, a name in dvc.yaml. Overwrites nothing."""
 
 import re
 import subprocess
@@ -11,7 +11,7 @@ import yaml
 from adapters.files import write_atomically
 
 _FOREACH = re.compile(r"^(\s*foreach: \[)([^\]\n]*)(\])", re.MULTILINE)
-_TEST = '''"""`{name}` is ready for its first backfill, as far as its files say; `make check-use-case NAME={name}` asks the rows."""
+_TEST = '''"""`{name}` is ready for its backfill, as far as its files say; `make check-use-case` asks the rows."""
 
 from datetime import UTC, datetime
 

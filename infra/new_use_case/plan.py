@@ -73,7 +73,7 @@ def make_plan(profile: TableProfile, answers: Answers, today: date) -> Plan:
     """All of it, as of a day (UTC).
 
     Raises:
-        ValueError: the rows are too few, too short, or not known in time; says of each what there is and what is needed.
+        ValueError: the rows are too few, or not known in time; says of each what there is and what is needed.
     """
     _refuse_late(profile, answers)
     length = 1 if median(day.rows for day in profile.days) >= DAILY_ROWS else 7

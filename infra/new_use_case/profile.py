@@ -1,4 +1,4 @@
-"""What the rows of a source's table look like: its columns by kind, its days, and when rows and targets become known."""
+"""What the rows of a source's table look like: its columns, its days, and when rows and targets become known."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ class DayProfile:
 
 @dataclass(frozen=True, kw_only=True)
 class TargetProfile:
-    """The target where it is known: how many, its mean (binary: the share of ones), and how far it lies from its median."""
+    """The target where it is known: how many, its mean (binary: the share of ones), and its distance from its median."""
 
     rows: int
     mean: float
@@ -248,14 +248,12 @@ class _Reader:
         [(distance,)] = self._ask(
             f"select avg(abs({{label}} - ({median}))) from {{table}} where {{label}} is not null"  # noqa: S608  # a number
         )
-        if self._answers.kind == "binary" and self._ask(
-            "select 1 from {table} where {label} not in (0, 1) limit 1"
-        ):
+        if self._answers.kind == "binary" and self._ask("select 1 from {table} where {label} not in (0, 1) limit 1"):
             raise ValueError(f"--kind: {self._answers.target} has other values than 0 and 1: it is of kind regression")
         return TargetProfile(rows=rows, mean=mean, median=median, distance=distance)  # type: ignore[arg-type]
 
     def _read_delays(self) -> dict[str, float]:
-        [(share, known, outcome, hours)] = self._ask(
+        [(share, known, outcome, hours)] = self._ask(  # noqa: S608  # two numbers of ours
             "select avg(({known} <= {asked})::int),"
             f" percentile_disc({_FAR}) within group (order by extract(epoch from {{asked}} - {{known}}))"
             "   filter (where {known} <= {asked}),"

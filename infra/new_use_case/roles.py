@@ -20,8 +20,8 @@ _NUMBERS = ("integer", "float", "decimal")
 class Roles:
     """Columns by what is made of them. `entity` are those that tell the events of one moment apart.
 
-    `told` is what a client tells of an event; `filled_later` is not among them: it lies after its row became known, or is
-    there where the target is.
+    `told` is what a client tells of an event; `filled_later` is not among them: it lies after its row became known, or
+    is there where the target is.
     """
 
     known: ColumnProfile
@@ -56,9 +56,7 @@ def assign_roles(profile: TableProfile, answers: Answers) -> Roles:
         ValueError: a column that is to have a value in every row has none in some.
     """
     special = {answers.available_at, answers.event_time, answers.target, answers.label_known_at}
-    known, event, target = (
-        profile.find(name) for name in (answers.available_at, answers.event_time, answers.target)
-    )
+    known, event, target = (profile.find(name) for name in (answers.available_at, answers.event_time, answers.target))
     key = tuple(profile.find(name) for name in answers.key)
     for option, column in (("available_at", known), ("event_time", event), *(("key", each) for each in key)):
         if column.nulls:

@@ -4,7 +4,6 @@ import json
 import math
 from collections.abc import Iterator
 
-from infra.new_use_case.answers import Answers
 from infra.new_use_case.column_profile import PATTERNS, ColumnProfile
 from infra.new_use_case.plan import Plan
 from infra.new_use_case.profile import TableProfile
@@ -13,7 +12,7 @@ from infra.new_use_case.roles import Roles
 _DAY_HOURS = 24
 
 
-def render_suites(answers: Answers, profile: TableProfile, plan: Plan, roles: Roles) -> str:
+def render_suites(profile: TableProfile, plan: Plan, roles: Roles) -> str:
     """The whole module."""
     expects = [line for column in profile.columns for line in _expect(column, profile, roles)]
     words = ["DeclaredColumn", "Suite", *(word for word in ("between", "expect_rows", "matching") if any(
@@ -28,8 +27,8 @@ def render_suites(answers: Answers, profile: TableProfile, plan: Plan, roles: Ro
     days = f"{profile.days[0].day} to {profile.days[-1].day}"
     return f'''"""What good rows of `{profile.name}` are.
 
-Written by `make new-use-case` from {profile.rows:,} rows ({days}). Bounds have room, for they are there for broken rows,
-not for rare ones; a row that does not meet one is set aside with its reason. It is yours now.
+Written by `make new-use-case` from {profile.rows:,} rows ({days}). Bounds have room, for they are there for
+broken rows, not for rare ones; a row that does not meet one is set aside with its reason. It is yours now.
 """
 
 from expectations.vocabulary import {", ".join(words)}

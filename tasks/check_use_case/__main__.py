@@ -14,7 +14,13 @@ import psycopg2
 from adapters.connect import Outside
 from adapters.errors import Unavailable
 from pipeline.spec import UseCase
-from tasks.check_use_case.declared_check import check_blanks, check_definition, check_suites, find_definition, find_suites
+from tasks.check_use_case.declared_check import (
+    check_blanks,
+    check_definition,
+    check_suites,
+    find_definition,
+    find_suites,
+)
 from tasks.check_use_case.findings import Finding
 from tasks.check_use_case.params_check import check_params
 from tasks.check_use_case.sample import find_partitions, take_sample

@@ -51,7 +51,10 @@ def check_blanks(use_case: UseCase) -> Iterator[Finding]:
             continue
         for blank in getattr(import_module(f"{package}.{use_case.name}"), "BLANKS", ()):
             yield in_file(
-                f"{package}/{use_case.name}.py", blank, "is yet to be done", "what it says, and take the line out of BLANKS"
+                f"{package}/{use_case.name}.py",
+                blank,
+                "is yet to be done",
+                "what it says, and take the line out of BLANKS",
             )
 
 

@@ -85,7 +85,10 @@ def test_a_number_is_a_target_too(copy: Copy) -> None:
         (("lead_minutes: 60", "lead_minutes: soon"), "--lead-minutes: expected a whole number, 0 or more, got 'soon'"),
         (("lead_minutes: 60", "lead_minutes: 9000"), "--available-at, --lead-minutes: 0% of the rows of orders"),
         (("label_delay_hours: 48", "label_delay_hours: 5"), "--label-delay-hours: 5, and 99% of the targets are known"),
-        (("label_delay_hours: 48", "label_delay_hours: 900"), "orders has 112 days in whole partitions, and a training"),
+        (
+            ("label_delay_hours: 48", "label_delay_hours: 900"),
+            "orders has 112 days in whole partitions, and a training",
+        ),
         (("target: is_late", "target: channel"), "--positive: channel is text: say which value counts as 1"),
         (("target: is_late", "target: amount"), "--kind: amount has other values than 0 and 1"),
         (("target: is_late", "target: tags"), "--target: tags is of a type that is left out"),
