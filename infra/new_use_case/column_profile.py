@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from psycopg2 import sql
 from psycopg2.extensions import cursor
@@ -55,9 +56,9 @@ def profile_column(  # noqa: PLR0917  # what is asked, of what, and what is know
 ) -> ColumnProfile:  # fmt: skip
     """Asks for the values of a column of a table. `moment` is SQL for it where it is one, `known` that of its row."""
     kind, digits = declared
-    base = {"name": name, "source": column.name, "kind": kind, "digits": digits, "zone": zone}
+    base: dict[str, Any] = {"name": name, "source": column.name, "kind": kind, "digits": digits, "zone": zone}
     if kind is None:
-        return ColumnProfile(**base, left_out=column.left_out)  # type: ignore[arg-type]  # of these types
+        return ColumnProfile(**base, left_out=column.left_out)
     asked = _Values(at, table, sql.Identifier(column.name))
     [(there, distinct)] = asked.select("count({column}), count(distinct {column}::text)")
     apart = asked.select("count(*) filter (where ({column} is null) <> ({target} is null))", target=target)
@@ -68,7 +69,7 @@ def profile_column(  # noqa: PLR0917  # what is asked, of what, and what is know
             "min({column}) filter (where {finite}), max({column}) filter (where {finite})",
             finite=asked.fill("{column}::text not in ('NaN', 'Infinity', '-Infinity')"),
         )
-        limits = {} if low is None else {"low": float(low), "high": float(high)}
+        limits: dict[str, Any] = {} if low is None else {"low": float(low), "high": float(high)}
         return ColumnProfile(**counted, **limits)
     if kind == "text":
         return ColumnProfile(**counted, **asked.read_text(there, distinct))
@@ -89,12 +90,12 @@ class _Values:
     def fill(self, text: str, **parts: sql.Composable) -> sql.Composed:
         return sql.SQL(text).format(column=self._column, **parts)
 
-    def select(self, text: str, more: str = "", **parts: sql.Composable) -> list[tuple]:  # type: ignore[type-arg]
+    def select(self, text: str, more: str = "", **parts: sql.Composable) -> list[tuple[Any, ...]]:
         query = sql.SQL("select {} from {} ").format(self.fill(text, **parts), self._table) + self.fill(more, **parts)
         self._at.execute(query)
         return [tuple(row) for row in self._at.fetchall()]
 
-    def read_text(self, there: int, distinct: int) -> dict[str, object]:
+    def read_text(self, there: int, distinct: int) -> dict[str, Any]:
         if 0 < distinct <= _FEW and there >= _ROWS_A_VALUE * distinct:
             rows = self.select("distinct {column}::text", "where {column} is not null order by 1")
             return {"values": tuple(value for (value,) in rows)}
@@ -103,7 +104,7 @@ class _Values:
                 return {"pattern": pattern}
         return {}
 
-    def read_moment(self, moment: sql.Composable, known: sql.Composable) -> dict[str, object]:
+    def read_moment(self, moment: sql.Composable, known: sql.Composable) -> dict[str, Any]:
         [(before, after, later, newest)] = self.select(
             "max(extract(epoch from {known} - {moment})), max(extract(epoch from {moment} - {known})),"
             " count(*) filter (where {moment} > {known}), max({moment})",

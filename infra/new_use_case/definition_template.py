@@ -51,7 +51,8 @@ _STEPS = {{
             prediction_time
         from (select *, {event} - {{{{lead}}}} as prediction_time from entries) p
         where prediction_time >= {{{{start}}}} and prediction_time < {{{{end}}}}
-            and {{known_at_sql("p", "prediction_time")}} and known_at >= prediction_time - interval {{_BELIEVED_DAYS}} days
+            and {{known_at_sql("p", "prediction_time")}}
+            and known_at >= prediction_time - interval {{_BELIEVED_DAYS}} days
     """,
     # What the target was, from when on it is known: {when_known}, and never before its row.
     "tellings": f"""

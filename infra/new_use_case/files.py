@@ -1,4 +1,4 @@
-"""What is written of a use case: new files, a block at the end of params.yaml, a name in dvc.yaml. Overwrites nothing."""
+"""What is written: new files, a block at the end of params.yaml, a name in dvc.yaml. Overwrites nothing."""
 
 import re
 import subprocess

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
+from typing import Any
 
 import psycopg2
 import pyarrow as pa
@@ -37,7 +38,7 @@ class DayProfile:
 
 @dataclass(frozen=True, kw_only=True)
 class TargetProfile:
-    """The target where it is known: how many, its mean (binary: the share of ones), and its distance from its median."""
+    """The target where it is known: how many, its mean (binary: the share of ones), and how far from its median."""
 
     rows: int
     mean: float
@@ -214,9 +215,10 @@ class _Reader:
         finite = "case when {}::text not in ('NaN', 'Infinity', '-Infinity') then {}::float8 end"
         return sql.SQL("{}::int::float8").format(name) if is_boolean else sql.SQL(finite).format(name, name)
 
-    def _ask(self, query: str) -> list[tuple[object, ...]]:
+    def _ask(self, query: str) -> list[tuple[Any, ...]]:
         parts = {"table": self._table, "known": self._known, "event": self._event, "asked": self._asked,
-                 "due": self._due, "told": self._told, "label": self._label}  # fmt: skip
+                 "due": self._due, "told": self._told, "label": self._label,
+                 "far": sql.Literal(_FAR), "late": sql.Literal(_LATE_SHARE)}  # fmt: skip
         self._at.execute(sql.SQL(query).format(**parts))
         return [tuple(row) for row in self._at.fetchall()]
 
@@ -236,7 +238,7 @@ class _Reader:
             DayProfile(day=day, rows=there[1], latest=there[2], points=predicted[1], labelled=predicted[2])
             for day in days
             for there, predicted in [(rows.get(day, (day, 0, None)), points.get(day, (day, 0, 0)))]
-        )  # type: ignore[arg-type]  # what PostgreSQL counts are whole numbers
+        )
 
     def _read_target(self) -> TargetProfile:
         [(rows, mean, median)] = self._ask(
@@ -250,16 +252,16 @@ class _Reader:
         )
         if self._answers.kind == "binary" and self._ask("select 1 from {table} where {label} not in (0, 1) limit 1"):
             raise ValueError(f"--kind: {self._answers.target} has other values than 0 and 1: it is of kind regression")
-        return TargetProfile(rows=rows, mean=mean, median=median, distance=distance)  # type: ignore[arg-type]
+        return TargetProfile(rows=rows, mean=mean, median=median, distance=distance)
 
     def _read_delays(self) -> dict[str, float]:
-        [(share, known, outcome, hours)] = self._ask(  # noqa: S608  # two numbers of ours
+        [(share, known, outcome, hours)] = self._ask(
             "select avg(({known} <= {asked})::int),"
-            f" percentile_disc({_FAR}) within group (order by extract(epoch from {{asked}} - {{known}}))"
+            " percentile_disc({far}) within group (order by extract(epoch from {asked} - {known}))"
             "   filter (where {known} <= {asked}),"
-            f" percentile_disc({_FAR}) within group (order by extract(epoch from {{told}} - {{known}}))"
+            " percentile_disc({far}) within group (order by extract(epoch from {told} - {known}))"
             "   filter (where {label} is not null),"
-            f" percentile_disc({_LATE_SHARE}) within group (order by extract(epoch from {{told}} - {{event}}))"
+            " percentile_disc({late}) within group (order by extract(epoch from {told} - {event}))"
             "   filter (where {label} is not null and {known} <= {asked})"
             " from {table} where {known} > '-infinity' and {known} < 'infinity' and {event} < 'infinity'"
         )
@@ -268,4 +270,4 @@ class _Reader:
             "known_days": float(known or 0) / 86400,
             "outcome_days": float(outcome or 0) / 86400,
             "label_hours": float(hours or 0) / 3600,
-        }  # type: ignore[arg-type]  # a number or nothing
+        }

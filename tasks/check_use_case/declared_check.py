@@ -49,13 +49,9 @@ def check_blanks(use_case: UseCase) -> Iterator[Finding]:
     for package in ("features", "expectations"):
         if find_spec(f"{package}.{use_case.name}") is None:
             continue
+        file = f"{package}/{use_case.name}.py"
         for blank in getattr(import_module(f"{package}.{use_case.name}"), "BLANKS", ()):
-            yield in_file(
-                f"{package}/{use_case.name}.py",
-                blank,
-                "is yet to be done",
-                "what it says, and take the line out of BLANKS",
-            )
+            yield in_file(file, blank, "is yet to be done", "what it says, and take the line out of BLANKS")
 
 
 def check_suites(use_case: UseCase, declared: Mapping[str, Suite]) -> Iterator[Finding]:

@@ -1,4 +1,4 @@
-"""A use case's definition and suites are those of the module of its name; another name is refused with what to write."""
+"""A use case's definition and suites are those of the module of its name; another is refused with what to write."""
 
 import sys
 from types import ModuleType
@@ -29,7 +29,7 @@ def test_a_module_that_holds_none_is_no_use_case(name: str) -> None:
 
 
 def test_a_module_of_expectations_without_suites_is_no_use_case() -> None:
-    with pytest.raises(ValueError, match="expected SUITES, a suite a table, in expectations/vocabulary.py"):
+    with pytest.raises(ValueError, match=r"expected SUITES, a suite a table, in expectations/vocabulary\.py"):
         expectations.suites("vocabulary")
 
 

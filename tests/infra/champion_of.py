@@ -1,4 +1,4 @@
-"""From nothing to a first champion by the steps themselves: `python champion_of.py <use case>`, in a copy of the repository."""
+"""From nothing to a first champion by the steps themselves: `python champion_of.py <use case>`, run in a copy."""
 
 import sys
 from datetime import timedelta

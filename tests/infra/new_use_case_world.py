@@ -18,7 +18,8 @@ create table orders (
     order_id bigint primary key, customer_id integer not null, country char(2) not null, channel channel not null,
     amount numeric(10, 2) not null, weight real, discount double precision, is_gift boolean not null, wanted_on date,
     "Group" smallint not null, token uuid not null, note text, tags text[], extra jsonb,
-    placed_at timestamptz not null, due_at timestamptz not null, settled_at timestamp, hours_late numeric, is_late boolean
+    placed_at timestamptz not null, due_at timestamptz not null, settled_at timestamp,
+    hours_late numeric, is_late boolean
 );
 select setseed(0.5);
 insert into orders
@@ -26,7 +27,8 @@ select n, customer, (array['DE', 'FR', 'PL', 'ES'])[1 + customer % 4], channel, 
     case when random() < 0.9 then (random() * 20)::real end, case when random() < 0.5 then random() / 2 end,
     random() < 0.1, (placed_at + interval '4 days')::date, 1 + n % 7,
     md5(n::text)::uuid, case when random() < 0.2 then 'call ' || n end, array['a', n::text], '{}',
-    placed_at, due_at, (due_at + late * interval '1 hour') at time zone 'Europe/Warsaw', round(late::numeric, 1), late > 12
+    placed_at, due_at, (due_at + late * interval '1 hour') at time zone 'Europe/Warsaw',
+    round(late::numeric, 1), late > 12
 from (
     select *, placed_at + (6 + 90 * random()) * interval '1 hour' as due_at,
         greatest(0, 40 * random() - 14 + case customer % 5 when 0 then 14 else 0 end

@@ -62,7 +62,7 @@ def test_a_table_becomes_a_use_case_that_check_use_case_has_nothing_against(copy
 
     (copy.root / WRITTEN[2]).unlink()
     mended = copy.write_use_case("shop", ANSWERS)
-    assert [line for line in mended.stdout.splitlines() if "stays" not in line][0] == f"{WRITTEN[2]}: written"
+    assert next(line for line in mended.stdout.splitlines() if "stays" not in line) == f"{WRITTEN[2]}: written"
     assert copy.read_all() == before
 
 
@@ -87,7 +87,7 @@ def test_a_number_is_a_target_too(copy: Copy) -> None:
         (("label_delay_hours: 48", "label_delay_hours: 5"), "--label-delay-hours: 5, and 99% of the targets are known"),
         (
             ("label_delay_hours: 48", "label_delay_hours: 900"),
-            "orders has 112 days in whole partitions, and a training",
+            "orders has 112 days in whole partitions",
         ),
         (("target: is_late", "target: channel"), "--positive: channel is text: say which value counts as 1"),
         (("target: is_late", "target: amount"), "--kind: amount has other values than 0 and 1"),
