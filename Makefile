@@ -141,7 +141,7 @@ doctor: env ## say what is wrong with a stack, embedded or composed, and what to
 
 .PHONY: new-use-case
 new-use-case: env ## write what a use case needs from a table of the source: NAME=x SOURCE=<table>, ANSWERS=<file>; needs the stack
-	@$(BIN)/python -m infra.local run -- python -m infra.new_use_case $(or $(NAME),$(error say which: make new-use-case NAME=x SOURCE=<table>)) $(addprefix --table=,$(SOURCE)) $(addprefix --answers=,$(ANSWERS))
+	@$(BIN)/python -m infra.local run -- python -m infra.new_use_case $(or $(NAME),$(error say which: make new-use-case NAME=x SOURCE=<table>)) $(if $(SOURCE),--table='$(SOURCE)') $(if $(ANSWERS),--answers='$(ANSWERS)')
 
 .PHONY: check-use-case
 check-use-case: env ## all that can be known of a use case before its first backfill: NAME=x; needs the stack

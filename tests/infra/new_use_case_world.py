@@ -57,7 +57,25 @@ zone: Europe/Warsaw
 owner: the shop
 meaning: the order comes more than 12 hours late
 """
-AMOUNT = ANSWERS.replace("is_late", "hours_late").replace("binary", "regression")
+LINES = """
+create schema sales;
+create view sales."Order Lines" as
+select order_id as "Order No.", due_at as "select", placed_at as known_at, hours_late as "Hours % late",
+    is_late as "Ist spät", channel as "Channel", amount, settled_at, "Group", customer_id as "order"
+from orders
+"""
+HOURS = """
+table: sales."Order Lines"
+event_time: select
+available_at: known_at
+key: Order No.
+target: Hours % late
+kind: regression
+lead_minutes: 60
+label_delay_hours: 48
+label_known_at: settled_at
+zone: Europe/Warsaw
+"""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,24 +1,33 @@
 """A table of many types becomes a use case by two commands and one file of answers; nothing is ever overwritten."""
 
+import argparse
 import re
 import shutil
 import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 import yaml
 
 from adapters.connect import Outside
+from infra.new_use_case.__main__ import render_use_case
+from infra.new_use_case.answers import add_questions, collect_answers
 from pipeline.settings import REPOSITORY
-from tests.infra.new_use_case_world import AMOUNT, ANSWERS, ORDERS, Copy, make_copy
+from tests.infra.new_use_case_world import ANSWERS, HOURS, LINES, ORDERS, Copy, make_copy
 
 WRITTEN = ("features/shop.py", "expectations/shop.py", "tests/use_cases/test_shop.py")
 
 
 @pytest.fixture
-def copy(outside: Outside, tmp_path: Path) -> Copy:
+def table(outside: Outside) -> None:
     with outside.source.transaction() as at:
         at.execute(ORDERS)
+
+
+@pytest.fixture
+def copy(outside: Outside, table: None, tmp_path: Path) -> Copy:
     (tmp_path / "copy").mkdir()
     return make_copy(tmp_path / "copy", outside.settings)
 
@@ -66,9 +75,14 @@ def test_a_table_becomes_a_use_case_that_check_use_case_has_nothing_against(copy
     assert copy.read_all() == before
 
 
-def test_a_number_is_a_target_too(copy: Copy) -> None:
-    done = copy.write_use_case("hours", AMOUNT)
+def test_a_number_of_a_view_with_names_of_any_characters_is_a_target_too(copy: Copy, outside: Outside) -> None:
+    with outside.source.transaction() as at:
+        at.execute(LINES)
+    done = copy.write_use_case("hours", HOURS)
     assert done.returncode == 0, done.stderr
+    block = yaml.safe_load((copy.root / "params.yaml").read_text())["hours"]
+    assert block["source"]["tables"]["order_lines"]["relation"] == 'sales."Order Lines"'
+    assert 'source="Hours % late"' in (copy.root / "expectations" / "hours.py").read_text()
     copy.fill_blanks("hours")
     checked = copy.check("hours")
     assert checked.returncode == 0, checked.stdout + checked.stderr
@@ -97,16 +111,27 @@ def test_a_number_is_a_target_too(copy: Copy) -> None:
     ],
     ids=lambda value: value[1] if isinstance(value, tuple) else "",
 )
-def test_an_answer_that_does_not_fit_is_named_and_nothing_is_written(
-    copy: Copy, change: tuple[str, str], message: str
+@pytest.mark.usefixtures("table")
+def test_an_answer_that_does_not_fit_is_named(
+    outside: Outside, tmp_path: Path, change: tuple[str, str], message: str
 ) -> None:
     assert change[0] in ANSWERS
-    before = copy.read_all()
-    done = copy.write_use_case("shop", ANSWERS.replace(*change))
-    assert done.returncode == 2, done.stdout
-    assert message in done.stderr
-    (copy.root / "answers.yaml").unlink()
-    assert copy.read_all() == before
+    with pytest.raises(ValueError, match=re.escape(message)):
+        render(outside, tmp_path, ANSWERS.replace(*change))
+
+
+@pytest.mark.usefixtures("table")
+def test_the_answers_as_they_are_fit(outside: Outside, tmp_path: Path) -> None:
+    assert {*render(outside, tmp_path, ANSWERS)} == {"block", "suites", "definition"}
+
+
+def render(outside: Outside, folder: Path, answers: str) -> Mapping[str, str]:
+    (folder / "answers.yaml").write_text(answers)
+    parser = argparse.ArgumentParser()
+    parser.add_argument("name")
+    add_questions(parser)
+    given = parser.parse_args(["shop", "--answers", str(folder / "answers.yaml")])
+    return render_use_case(collect_answers(given, None), outside.source, datetime.now(UTC))
 
 
 def test_a_name_that_is_a_module_of_ours_is_refused(copy: Copy) -> None:
@@ -131,6 +156,10 @@ def test_the_block_stands_beside_the_shipped_ones_as_they_were(copy: Copy) -> No
 def test_what_was_written_comes_to_a_promoted_champion(copy: Copy) -> None:
     assert copy.write_use_case("shop", ANSWERS).returncode == 0
     copy.fill_blanks("shop")
+    params = (copy.root / "params.yaml").read_text()
+    head, _, block = params.partition("\nshop:\n")
+    few = block.replace("trials: 9", "trials: 3").replace("rungs: [2, 5, 10]", "rungs: [2, 5]")
+    (copy.root / "params.yaml").write_text(f"{head}\nshop:\n{few}")
     shutil.copy(REPOSITORY / "tests" / "infra" / "champion_of.py", copy.root / "champion_of.py")
     done = copy.run("champion_of.py", "shop")
     assert done.returncode == 0, done.stderr[-4000:]
