@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pipeline.settings import REPOSITORY, Settings
 from tests.architecture import PACKAGES
+from tests.pages import read_blocks
 from tests.tasks.killed import environment
 
 # 16 weeks; an order is due some days after it was placed, and late more often by some customers and channels.
@@ -43,20 +44,7 @@ from (
 update orders set settled_at = null, hours_late = null, is_late = null
 where settled_at at time zone 'Europe/Warsaw' >= timestamptz '2025-04-28 00:00 UTC';
 """
-ANSWERS = """
-table: orders
-event_time: due_at
-available_at: placed_at
-key: [order_id]
-target: is_late
-kind: binary
-lead_minutes: 60
-label_delay_hours: 48
-label_known_at: settled_at
-zone: Europe/Warsaw
-owner: the shop
-meaning: the order comes more than 12 hours late
-"""
+[ANSWERS] = read_blocks("docs/bring-your-own-table.md", "yaml")
 LINES = """
 create schema sales;
 create view sales."Order Lines" as
