@@ -68,6 +68,15 @@ def test_a_derived_block_contradicts_itself_nowhere(kind: str, days: int, rows: 
         assert (use_case.source.last_partition is None) == (today == FIRST + timedelta(days=days))
 
 
+@pytest.mark.parametrize("rows", [150, 40_000])
+def test_labels_that_take_a_month_make_validation_longer_and_champions_older(rows: int) -> None:
+    today = FIRST + timedelta(days=500)
+    use_case = derive([rows] * 500, answer(label_delay_hours=720), today)
+    assert list(check_params(use_case, today)) == []
+    assert use_case.train.validation_days > 30
+    assert use_case.monitor.max_age_days > 60 + use_case.train.holdout_days
+
+
 def test_a_week_begins_on_a_monday_and_a_table_that_filled_up_slowly_begins_when_it_is_full() -> None:
     today = FIRST + timedelta(days=220)
     assert derive([500] * 220, answer(), today).source.first_partition == date(2025, 1, 6)
