@@ -52,6 +52,18 @@ select order_id as "Order No.", due_at as "select", placed_at as known_at, hours
     is_late as "Ist spät", channel as "Channel", amount, settled_at, "Group", customer_id as "order"
 from orders
 """
+PHONED = """
+table: orders
+event_time: placed_at
+available_at: placed_at
+key: [order_id]
+target: channel
+positive: phone
+kind: binary
+lead_minutes: 0
+label_delay_hours: 24
+zone: Europe/Warsaw
+"""
 HOURS = """
 table: sales."Order Lines"
 event_time: select

@@ -15,7 +15,7 @@ from adapters.connect import Outside
 from infra.new_use_case.__main__ import render_use_case
 from infra.new_use_case.answers import add_questions, collect_answers
 from pipeline.settings import REPOSITORY
-from tests.infra.new_use_case_world import ANSWERS, HOURS, LINES, ORDERS, Copy, make_copy
+from tests.infra.new_use_case_world import ANSWERS, HOURS, LINES, ORDERS, PHONED, Copy, make_copy
 
 WRITTEN = ("features/shop.py", "expectations/shop.py", "tests/use_cases/test_shop.py")
 
@@ -85,6 +85,14 @@ def test_a_number_of_a_view_with_names_of_any_characters_is_a_target_too(copy: C
     assert 'source="Hours % late"' in (copy.root / "expectations" / "hours.py").read_text()
     copy.fill_blanks("hours")
     checked = copy.check("hours")
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+def test_an_event_that_is_known_as_it_happens_and_a_text_that_counts_make_a_use_case(copy: Copy) -> None:
+    done = copy.write_use_case("phoned", PHONED)
+    assert done.returncode == 0, done.stderr
+    copy.fill_blanks("phoned")
+    checked = copy.check("phoned")
     assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
