@@ -139,6 +139,10 @@ test-compose: env wheels ## build and start the containers, replay, kill each on
 doctor: env ## say what is wrong with a stack, embedded or composed, and what to change
 	@$(BIN)/python -m infra.doctor
 
+.PHONY: new-use-case
+new-use-case: env ## write what a use case needs from a table of the source: NAME=x SOURCE=<table>, ANSWERS=<file>; needs the stack
+	@$(BIN)/python -m infra.local run -- python -m infra.new_use_case $(or $(NAME),$(error say which: make new-use-case NAME=x SOURCE=<table>)) $(if $(SOURCE),--table='$(SOURCE)') $(if $(ANSWERS),--answers='$(ANSWERS)')
+
 .PHONY: check-use-case
 check-use-case: env ## all that can be known of a use case before its first backfill: NAME=x; needs the stack
 	@$(BIN)/python -m infra.local run -- python -m tasks.check_use_case $(NAME)

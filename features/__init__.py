@@ -1,7 +1,12 @@
-"""What a model sees: one definition a use case, used by training, batch scoring and monitoring."""
+"""What a model sees: one definition a use case, used by training, batch scoring and monitoring.
+
+A use case's definition is the `FeatureSet` of the module that has its name.
+"""
 
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import pyarrow as pa
@@ -9,20 +14,31 @@ import pyarrow as pa
 from features import offline
 from features.document import from_document
 from features.engine import FeatureSet, Span
-from features.flights import FLIGHTS
 
-_DEFINITIONS = {FLIGHTS.name: FLIGHTS}
+_DEFINITIONS: dict[str, FeatureSet] = {}  # those that were asked for
 
 
 def definition(name: str) -> FeatureSet:
     """The feature definition of a use case.
 
     Raises:
-        ValueError: no use case of that name has one.
+        ValueError: no module of that name holds one.
     """
     if name not in _DEFINITIONS:
-        raise ValueError(f"no features for {name!r}: write features/{name}.py and add it to features/__init__.py")
+        _DEFINITIONS[name] = _find_definition(name)
     return _DEFINITIONS[name]
+
+
+def _find_definition(name: str) -> FeatureSet:
+    if not name.isidentifier() or find_spec(f"{__name__}.{name}") is None:
+        raise ValueError(f"no features for {name!r}: write features/{name}.py, with a FeatureSet of that name")
+    held = {key: one for key, one in vars(import_module(f"{__name__}.{name}")).items() if isinstance(one, FeatureSet)}
+    found = [one for one in held.values() if one.name == name]
+    if len({id(one) for one in found}) != 1:
+        there = ", ".join(f"{key} ({one.name!r})" for key, one in held.items()) or "none"
+        raise ValueError(f"no features for {name!r}: expected one FeatureSet of that name in features/{name}.py,"
+                         f" which has {there}")  # fmt: skip
+    return found[0]
 
 
 def learnt_definition(name: str, digest: str, document: str) -> FeatureSet:

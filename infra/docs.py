@@ -1,7 +1,7 @@
 """Writes the pages of docs/ that are made from code: `python -m infra.docs`; with --check, says if they are current.
 
 docs/dags.md is made from the DAGs themselves, expressions.md from the table of operations, column-types.md from
-that of types.
+that of types, features.md from the docstrings of what a definition is written in.
 """
 
 import argparse
@@ -17,11 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from infra.expression_page import render_expressions
+from infra.feature_page import render_features
 from infra.type_docs import render_type_page
 from pipeline.settings import REPOSITORY
 from pipeline.spec import use_cases
 
-PAGE, EXPRESSIONS, TYPES_PAGE = (REPOSITORY / "docs" / f"{name}.md" for name in ("dags", "expressions", "column-types"))
+PAGE, EXPRESSIONS, TYPES_PAGE, FEATURES = (
+    REPOSITORY / "docs" / f"{name}.md" for name in ("dags", "expressions", "column-types", "features")
+)
 _HEAD = """# DAGs
 
 Generated from the DAG files by `make docs`; do not edit. There is one of each per use case, shown here for
@@ -91,7 +94,12 @@ def main() -> int:
     logging.disable(logging.WARNING)
     with tempfile.TemporaryDirectory() as folder:
         os.environ["AIRFLOW_HOME"] = folder  # where Airflow, once imported, makes its folders
-        pages = {PAGE: render_page(), EXPRESSIONS: render_expressions(), TYPES_PAGE: render_type_page()}
+        pages = {
+            PAGE: render_page(),
+            EXPRESSIONS: render_expressions(),
+            TYPES_PAGE: render_type_page(),
+            FEATURES: render_features(),
+        }
     if not check:
         for path, generated in pages.items():
             path.write_text(generated)

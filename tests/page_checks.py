@@ -21,6 +21,7 @@ RUN_BY = {  # what another test knows more about; it takes all blocks of the lan
     ("docs/online.md", "yaml"): "tests/test_documents.py",
     ("docs/online.md", "json"): "tests/test_documents.py",
     ("docs/monitoring.md", "yaml"): "tests/infra/test_rules.py",
+    ("docs/bring-your-own-table.md", "yaml"): "tests/infra/new_use_case_world.py",
     ("docs/own-dag.md", "python"): "tests/dags/test_own_dag.py",
 }
 _STATEMENT = re.compile(r"(select|insert into|update|delete from|with) ", re.IGNORECASE)

@@ -14,7 +14,13 @@ import psycopg2
 from adapters.connect import Outside
 from adapters.errors import Unavailable
 from pipeline.spec import UseCase
-from tasks.check_use_case.declared_check import check_definition, check_suites, find_definition, find_suites
+from tasks.check_use_case.declared_check import (
+    check_blanks,
+    check_definition,
+    check_suites,
+    find_definition,
+    find_suites,
+)
 from tasks.check_use_case.mistakes import Mistake, in_params
 from tasks.check_use_case.params_check import check_params
 from tasks.check_use_case.sample import find_partitions, take_sample
@@ -32,6 +38,7 @@ def check_use_case(use_case: UseCase, outside: Outside) -> Iterator[Mistake]:
     declared, without_suites = find_suites(use_case)
     definition, without_features = find_definition(use_case)
     found = [*check_params(use_case, datetime.now(UTC).date()), *without_suites, *without_features]
+    found += check_blanks(use_case)
     if not without_suites:
         found += check_suites(use_case, declared)
     if definition is not None and not without_suites:

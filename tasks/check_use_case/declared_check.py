@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import timedelta
+from importlib import import_module
 from importlib.util import find_spec
 
 import duckdb
@@ -31,7 +32,7 @@ def find_suites(use_case: UseCase) -> tuple[Mapping[str, Suite], list[Mistake]]:
         return suites(use_case.name), []
     except ValueError as error:
         file = f"expectations/{use_case.name}.py"
-        return {}, [in_file("expectations/__init__.py", use_case.name, str(error), f"a suite a table in {file}")]
+        return {}, [in_file(file, "SUITES", str(error), f"a suite a table in {file}")]
 
 
 def find_definition(use_case: UseCase) -> tuple[FeatureSet | None, list[Mistake]]:
@@ -40,7 +41,17 @@ def find_definition(use_case: UseCase) -> tuple[FeatureSet | None, list[Mistake]
         return features.definition(use_case.name), []
     except ValueError as error:
         file = f"features/{use_case.name}.py"
-        return None, [in_file("features/__init__.py", use_case.name, str(error), f"a definition in {file}")]
+        return None, [in_file(file, use_case.name, str(error), f"a definition in {file}")]
+
+
+def check_blanks(use_case: UseCase) -> Iterator[Mistake]:
+    """What the person who declares a use case has yet to say: the lines of `BLANKS` in its modules."""
+    for package in ("features", "expectations"):
+        if find_spec(f"{package}.{use_case.name}") is None:
+            continue
+        file = f"{package}/{use_case.name}.py"
+        for blank in getattr(import_module(f"{package}.{use_case.name}"), "BLANKS", ()):
+            yield in_file(file, blank, "is yet to be done", "what it says, and take the line out of BLANKS")
 
 
 def check_suites(use_case: UseCase, declared: Mapping[str, Suite]) -> Iterator[Mistake]:

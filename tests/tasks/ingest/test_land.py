@@ -194,7 +194,7 @@ def test_another_partition_length_under_the_same_name_is_refused(
     use_case: UseCase, partition: Interval, outside: Outside, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Overlapping partitions would double their rows. Its twin, the same days under another name, lands."""
-    monkeypatch.setitem(expectations._SUITES, "flights_daily", expectations.suites("flights"))  # type: ignore[index]
+    monkeypatch.setitem(expectations._SUITES, "flights_daily", expectations.suites("flights"))
     land_partition(use_case, partition, outside)
     daily = use_case.model_copy(update={"source": use_case.source.model_copy(update={"partition_days": 1})})
     day = daily.grid.partition("2013-01-08")

@@ -185,7 +185,7 @@ def statements() -> Iterator[str]:
 
 @pytest.fixture
 def shop(use_case: UseCase, monkeypatch: pytest.MonkeyPatch) -> UseCase:
-    monkeypatch.setitem(expectations._SUITES, "shop", {"lines": SUITE})  # type: ignore[index]
+    monkeypatch.setitem(expectations._SUITES, "shop", {"lines": SUITE})
     return make_use_case(use_case, {"relation": RELATION, "key": ["line_id", "choice"], "available_at": "known_at"})
 
 
@@ -346,7 +346,7 @@ def test_a_type_that_is_left_out_is_refused_by_name_where_it_is_declared_as_what
     """Its twin: declared as text it lands, above."""
     columns = {**SUITE.columns, column: declared("float")}
     suite = Suite(columns=columns, expects=(), fresh_hours=None, plausible_hours={})
-    monkeypatch.setitem(expectations._SUITES, "shop", {"lines": suite})  # type: ignore[index]
+    monkeypatch.setitem(expectations._SUITES, "shop", {"lines": suite})
     fill(outside)
     with pytest.raises(BadData) as caught:
         land_partition(shop, partition, outside)
@@ -378,7 +378,7 @@ def test_a_view_and_a_table_without_a_key_are_polled_and_ingested(
     """And a moment without a zone may say when rows became known."""
     columns = {**SUITE.columns, "known_at": declared("timestamp", "When", zone="Europe/Paris")}
     suite = Suite(columns=columns, expects=(), fresh_hours=None, plausible_hours={})
-    monkeypatch.setitem(expectations._SUITES, "shop", {"order": suite})  # type: ignore[index]
+    monkeypatch.setitem(expectations._SUITES, "shop", {"order": suite})
     count = fill(outside)
     outside.source.execute(
         f'{made} public."group" as select *, "Known At" at time zone \'Europe/Paris\' as "When" from {RELATION}'

@@ -1,0 +1,30 @@
+"""From nothing to a first champion by the steps themselves: `python champion_of.py <use case>`, run in a copy."""
+
+import sys
+from datetime import timedelta
+
+from adapters.connect import outside
+from pipeline.partitions import Interval, utc
+from pipeline.spec import use_cases
+from tasks.build_features import build
+from tasks.ingest import land, validate
+from tasks.promote import evaluate, promote
+from tasks.train import refit, search
+
+if __name__ == "__main__":
+    world = outside()
+    use_case = use_cases(world.settings.params)[sys.argv[1]]
+    first, last = use_case.source.first_partition, use_case.source.last_partition
+    assert last is not None
+    until = utc(last) + timedelta(days=use_case.grid.days)
+    for partition in use_case.grid.covering(Interval(utc(first), until)):
+        validate.validate_batch(use_case, land.land_partition(use_case, partition, world), world)
+    snapshot = build.build_snapshot(use_case, world)
+    assert snapshot is not None
+    search.run_search(use_case, snapshot, until, use_case.train.trials, world)
+    study = search.load_study_result(use_case, snapshot, until, world)
+    candidate = refit.refit(use_case, snapshot, study, until, "first champion", None, world)
+    verdict = evaluate.judge_candidate(use_case, candidate, world)
+    released = promote.promote(use_case, verdict, world, actor="test")
+    print(verdict)
+    print(f"{use_case.name}: {released.outcome}, {snapshot.rows} rows of {snapshot.partitions} partitions")

@@ -1,0 +1,174 @@
+"""A table of many types becomes a use case by two commands and one file of answers; nothing is ever overwritten."""
+
+import argparse
+import re
+import shutil
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+import yaml
+
+from adapters.connect import Outside
+from infra.new_use_case.__main__ import render_use_case
+from infra.new_use_case.answers import add_questions, collect_answers
+from pipeline.settings import REPOSITORY
+from tests.infra.new_use_case_world import ANSWERS, HOURS, LINES, ORDERS, PHONED, Copy, make_copy
+
+WRITTEN = ("features/shop.py", "expectations/shop.py", "tests/use_cases/test_shop.py")
+
+
+@pytest.fixture
+def table(outside: Outside) -> None:
+    with outside.source.transaction() as at:
+        at.execute(ORDERS)
+
+
+@pytest.fixture
+def copy(outside: Outside, table: None, tmp_path: Path) -> Copy:
+    (tmp_path / "copy").mkdir()
+    return make_copy(tmp_path / "copy", outside.settings)
+
+
+def test_what_is_missing_is_named_all_at_once_and_nothing_is_written(copy: Copy) -> None:
+    before = copy.read_all()
+    done = copy.run("-m", "infra.new_use_case", "shop", "--table", "orders", "--key", "order_id")
+    assert done.returncode == 2
+    missing = re.findall(r"^  --([a-z-]+): ", done.stderr, flags=re.MULTILINE)
+    assert missing == ["event-time", "available-at", "target", "kind", "lead-minutes", "label-delay-hours"]
+    assert copy.read_all() == before
+
+
+def test_a_table_becomes_a_use_case_that_check_use_case_has_nothing_against(copy: Copy) -> None:
+    done = copy.write_use_case("shop", ANSWERS)
+    assert done.returncode == 0, done.stderr
+    ruff = str(Path(sys.executable).parent / "ruff")
+    for verb in (["check"], ["format", "--check"]):
+        said = copy.run("-c", f"import subprocess; raise SystemExit(subprocess.call({[ruff, *verb, *WRITTEN]!r}))")
+        assert said.returncode == 0, said.stdout + said.stderr
+
+    blank = copy.check("shop")
+    assert blank.returncode == 1
+    named = re.findall(r"^features/shop.py:(\d+)  (\w+): .* is yet to be done", blank.stdout, flags=re.MULTILINE)
+    assert [word for _, word in named] == ["columns", "labels", "costs"]
+    assert blank.stdout.splitlines()[-1].startswith("shop: 3 to be changed")
+    generated = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/use_cases/test_shop.py")
+    assert "FAILED tests/use_cases/test_shop.py::test_nothing_is_left_blank" in copy.run(*generated).stdout
+
+    copy.fill_blanks("shop")
+    checked = copy.check("shop")
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    assert checked.stdout.splitlines()[-1].startswith("shop: nothing stands against a backfill")
+    passed = copy.run(*generated)
+    assert passed.returncode == 0, passed.stdout
+
+    before = copy.read_all()
+    again = copy.write_use_case("shop", ANSWERS)
+    assert again.stdout == "shop: all of it is there, and nothing was changed\n"
+    assert copy.read_all() == before
+
+    (copy.root / WRITTEN[2]).unlink()
+    mended = copy.write_use_case("shop", ANSWERS)
+    assert next(line for line in mended.stdout.splitlines() if "stays" not in line) == f"{WRITTEN[2]}: written"
+    assert copy.read_all() == before
+
+
+def test_a_number_of_a_view_with_names_of_any_characters_is_a_target_too(copy: Copy, outside: Outside) -> None:
+    with outside.source.transaction() as at:
+        at.execute(LINES)
+    done = copy.write_use_case("hours", HOURS)
+    assert done.returncode == 0, done.stderr
+    block = yaml.safe_load((copy.root / "params.yaml").read_text())["hours"]
+    assert block["source"]["tables"]["order_lines"]["relation"] == 'sales."Order Lines"'
+    assert 'source="Hours % late"' in (copy.root / "expectations" / "hours.py").read_text()
+    copy.fill_blanks("hours")
+    checked = copy.check("hours")
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+def test_an_event_that_is_known_as_it_happens_and_a_text_that_counts_make_a_use_case(copy: Copy) -> None:
+    done = copy.write_use_case("phoned", PHONED)
+    assert done.returncode == 0, done.stderr
+    copy.fill_blanks("phoned")
+    checked = copy.check("phoned")
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("table: orders", "table: order"), "--table: the source has no table order"),
+        (("event_time: due_at", "event_time: due"), "--event-time: orders has no column 'due'; it has order_id,"),
+        (("event_time: due_at", "event_time: note"), "--event-time: expected a timestamp or date, note is text"),
+        (("zone: Europe/Warsaw", ""), "--zone: settled_at have no time zone"),
+        (("kind: binary", "kind: both"), "--kind: expected binary or regression, got 'both'"),
+        (("lead_minutes: 60", "lead_minutes: soon"), "--lead-minutes: expected a whole number, 0 or more, got 'soon'"),
+        (("lead_minutes: 60", "lead_minutes: 9000"), "--available-at, --lead-minutes: 0% of the rows of orders"),
+        (("label_delay_hours: 48", "label_delay_hours: 5"), "--label-delay-hours: 5, and 99% of the targets are known"),
+        (
+            ("label_delay_hours: 48", "label_delay_hours: 900"),
+            "orders has 112 days in whole partitions",
+        ),
+        (("target: is_late", "target: channel"), "--positive: channel is text: say which value counts as 1"),
+        (("target: is_late", "target: amount"), "--kind: amount has other values than 0 and 1"),
+        (("target: is_late", "target: tags"), "--target: tags is of a type that is left out"),
+        (("key: [order_id]", "key: [note]"), "--key: note has no value in"),
+        (("kind: binary", "kinds: binary"), "expected table, event_time,"),
+    ],
+    ids=lambda value: value[1] if isinstance(value, tuple) else "",
+)
+@pytest.mark.usefixtures("table")
+def test_an_answer_that_does_not_fit_is_named(
+    outside: Outside, tmp_path: Path, change: tuple[str, str], message: str
+) -> None:
+    assert change[0] in ANSWERS
+    with pytest.raises(ValueError, match=re.escape(message)):
+        render(outside, tmp_path, ANSWERS.replace(*change))
+
+
+@pytest.mark.usefixtures("table")
+def test_the_answers_as_they_are_fit(outside: Outside, tmp_path: Path) -> None:
+    assert {*render(outside, tmp_path, ANSWERS)} == {"block", "suites", "definition"}
+
+
+def render(outside: Outside, folder: Path, answers: str) -> Mapping[str, str]:
+    (folder / "answers.yaml").write_text(answers)
+    parser = argparse.ArgumentParser()
+    parser.add_argument("name")
+    add_questions(parser)
+    given = parser.parse_args(["shop", "--answers", str(folder / "answers.yaml")])
+    return render_use_case(collect_answers(given, None), outside.source, datetime.now(UTC))
+
+
+def test_a_name_that_is_a_module_of_ours_is_refused(copy: Copy) -> None:
+    done = copy.write_use_case("engine", ANSWERS)
+    assert done.returncode == 2
+    assert "features/engine.py is another module" in done.stderr
+
+
+def test_the_block_stands_beside_the_shipped_ones_as_they_were(copy: Copy) -> None:
+    shipped = (copy.root / "params.yaml").read_text()
+    assert copy.write_use_case("shop", ANSWERS).returncode == 0
+    written = (copy.root / "params.yaml").read_text()
+    assert written.startswith(shipped)
+    block = yaml.safe_load(written)["shop"]
+    assert block["source"]["first_partition"] == "2025-01-06"
+    assert block["source"]["tables"]["orders"]["min_rows"] <= 500
+    assert yaml.safe_load((copy.root / "dvc.yaml").read_text())["stages"]["features"]["foreach"] == ["flights", "shop"]
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.usefixtures("mlflow_stack")
+def test_what_was_written_comes_to_a_promoted_champion(copy: Copy) -> None:
+    assert copy.write_use_case("shop", ANSWERS).returncode == 0
+    copy.fill_blanks("shop")
+    params = (copy.root / "params.yaml").read_text()
+    head, _, block = params.partition("\nshop:\n")
+    few = block.replace("trials: 9", "trials: 3").replace("rungs: [2, 5, 10]", "rungs: [2, 5]")
+    (copy.root / "params.yaml").write_text(f"{head}\nshop:\n{few}")
+    shutil.copy(REPOSITORY / "tests" / "infra" / "champion_of.py", copy.root / "champion_of.py")
+    done = copy.run("champion_of.py", "shop")
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.stdout.splitlines()[-1].startswith("shop: promoted"), done.stdout[-4000:]
