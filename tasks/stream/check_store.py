@@ -8,8 +8,7 @@ Series that still lie as they did before the store's last move are compared even
 import argparse
 import sys
 from bisect import bisect_left
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
@@ -34,6 +33,7 @@ from tasks.build_features.learnt_features import iterate_definitions_in_use
 from tasks.stream.session import LOOK_BACKS_HELD
 
 Parts = tuple[bytes | None, bytes | None]  # settled, recent
+_Event = tuple[Any, ...]
 
 _NAMED = 5
 _NOTHING: Parts = (None, None)
@@ -160,15 +160,19 @@ class _EventReader:
         self._ranks = {f"rank{number}" for number in range(len(series.orders))} - {*series.columns}
 
     def is_between(self, stored: Parts, least: Parts, most: Parts) -> bool:
-        """Whether the events of the first are all of the second, and besides these at most some of the third."""
+        """Whether the events of the first are all of the second, in their order, and at most some of the third besides.
+
+        The order of the records of these is the same in each ranking.
+        """
         try:
             events, first, last = (self._decode(parts) for parts in (stored, least, most))
         except ValueError:  # damaged
             return False
-        counted, fewest, all_there_are = (Counter(self._list_events(each)) for each in (events, first, last))
-        if counted == fewest:
-            return self._rank(events) == self._rank(first)
-        return fewest <= counted <= all_there_are
+        listed, fewest = self._list_events(events), self._list_events(first)
+        places = _find_places(fewest, listed)
+        if places is None or (len(listed) > len(fewest) and _find_places(listed, self._list_events(last)) is None):
+            return False
+        return self._rank(events, places) == self._rank(first, range(len(fewest)))
 
     def _decode(self, parts: Parts) -> KeyEvents:
         return decode_series(self._series, self._text, parts).events
@@ -176,18 +180,31 @@ class _EventReader:
     def _low(self, events: KeyEvents) -> int:
         return 0 if self._first is None else bisect_left(events.at, self._first)
 
-    def _list_events(self, events: KeyEvents) -> list[tuple[Any, ...]]:
+    def _list_events(self, events: KeyEvents) -> list[_Event]:
         low = self._low(events)
         sums = [[total - before for before, total in pairwise(totals[low:])] for totals in events.totals]
         columns = [map(repr, values[low:]) for name, values in events.columns.items() if name not in self._ranks]
         return [*zip(events.at[low:], *sums, *columns, strict=True)]
 
-    def _rank(self, events: KeyEvents) -> list[list[int]]:
-        """The events in order, and the order of their records in each ranking."""
-        ranks = [events.columns[name][self._low(events) :] for name in sorted(self._ranks)]
-        places = [{rank: place for place, rank in enumerate(sorted(set(each)))} for each in ranks]
-        anew = [[found[rank] for rank in each] for each, found in zip(ranks, places, strict=True)]
-        return [[*events.at[self._low(events) :]], *anew]
+    def _rank(self, events: KeyEvents, places: Sequence[int]) -> list[list[int]]:
+        """The order of the records of some events, in each ranking."""
+        low = self._low(events)
+        ranks = [[events.columns[name][low + place] for place in places] for name in sorted(self._ranks)]
+        orders = [{rank: place for place, rank in enumerate(sorted(set(each)))} for each in ranks]
+        return [[order[rank] for rank in each] for each, order in zip(ranks, orders, strict=True)]
+
+
+def _find_places(wanted: Sequence[_Event], there: Sequence[_Event]) -> list[int] | None:
+    """Where some events are among others, in their order; None: not all of them are."""
+    places, place = list[int](), 0
+    for event in wanted:
+        while place < len(there) and there[place] != event:
+            place += 1
+        if place == len(there):
+            return None
+        places.append(place)
+        place += 1
+    return places
 
 
 def _to_bytes(payload: memoryview | None) -> bytes | None:
