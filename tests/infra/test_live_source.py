@@ -109,11 +109,11 @@ def test_a_broken_feed_is_broken_as_it_comes_and_its_true_records_are_put_back(
         assert mended["measured"] == 18
 
 
-def test_data_time_goes_on_by_quarters_of_an_hour_to_its_end_and_says_so(
+def test_data_time_goes_on_by_half_hours_to_its_end_and_says_so(
     outside: Outside, use_case: UseCase, source: LiveSource
 ) -> None:
     steps = list[tuple[datetime, datetime]]()
-    quarter, until = HOUR / 4, START + 2.4 * HOUR
+    half, until = HOUR / 2, START + 2.4 * HOUR
 
     def note(start: datetime, end: datetime) -> None:
         steps.append((start, end))
@@ -122,8 +122,8 @@ def test_data_time_goes_on_by_quarters_of_an_hour_to_its_end_and_says_so(
         assert wait_until(lambda: data_time.has_reached(until), within_seconds=30)
         assert data_time.is_over
     assert steps == [
-        *((START + n * quarter, START + (n + 1) * quarter) for n in range(9)),
-        (START + 9 * quarter, until),
+        *((START + n * half, START + (n + 1) * half) for n in range(4)),
+        (START + 4 * half, until),
     ]
     assert [known.rows for known in incident.list_incidents(outside.source)] == [9]
 
