@@ -25,7 +25,7 @@ from tasks.stream.known_events import remove_events
 from tasks.stream.read_tables import read_time
 from tasks.stream.trouble import report_trouble
 
-PATIENCE_SHARE = 0.5  # of the time in which an answer is in time: so long it waits for the store
+PATIENCE_SHARE = 0.45  # of the time in which an answer is in time: so long it waits for the store
 _REFUSED = 400
 _MOST_AT_ONCE = 64  # history that nobody asked for yet takes its time
 _LOOK_SECONDS = 0.1
