@@ -27,7 +27,7 @@ from pipeline.partitions import Interval
 from pipeline.spec import UseCase
 from tasks.common.errors import BadData
 from tasks.ingest.check import check_rows
-from tasks.ingest.clean_columns import explain_faults, name_columns, read_canonical
+from tasks.ingest.clean_columns import drop_rows, explain_faults, name_columns, read_canonical
 from tasks.ingest.corrections import Values, apply_corrections, parse_corrections
 from tasks.ingest.quarantine import check_table_name, store_clean, to_json_value, validation_key
 
@@ -86,7 +86,7 @@ def replay_rows(  # noqa: PLR0917  # the steps' common order: what, where, by wh
     refused = _refused(use_case, table, partition, patched, todo) | explain_faults(uncorrected, suite)
     accepted = {number: values for number, values in todo.new.items() if number not in refused}
     if accepted:
-        rows = _without(patched, todo.left | refused.keys())
+        rows = drop_rows(patched, todo.left | refused.keys())
         clean = store_clean(use_case, table, partition, rows, outside)
         outside.warehouse.retry_transaction(
             lambda: _commit(todo.batch, accepted, clean, rows.num_rows, actor=actor, fence=fence, outside=outside)
@@ -95,10 +95,6 @@ def replay_rows(  # noqa: PLR0917  # the steps' common order: what, where, by wh
         why = "\n".join(f"row {number}: {'; '.join(reasons)}" for number, reasons in refused.items())
         raise BadData(f"{len(accepted)} of {len(todo.new)} corrected rows of {table} were merged; still bad:\n{why}")
     return _current_batch(use_case, partition, outside)
-
-
-def _without(table: pa.Table, numbers: frozenset[int]) -> pa.Table:
-    return table.filter(pa.array([number not in numbers for number in range(table.num_rows)], pa.bool_()))
 
 
 def _plan_replay(
@@ -134,7 +130,7 @@ def _refused(
 ) -> dict[int, tuple[str, ...]]:
     """Corrected rows that are still bad among all that would then be clean: a new duplicate is their doing too."""
     numbers = [number for number in range(patched.num_rows) if number not in todo.left]
-    trial = _without(patched, todo.left)
+    trial = drop_rows(patched, todo.left)
     expects = _expectations(use_case, table, partition, left=len(todo.left))
     checked = check_rows(trial, expects, allowed=trial.num_rows)
     if checked.problems:
