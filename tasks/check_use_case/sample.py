@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from psycopg2 import sql
 
@@ -36,7 +37,7 @@ class Sample:
     points: pa.Table
     labels: pa.Table  # known by `until`
     until: datetime
-    seconds: float  # that two partitions took
+    seconds: float  # that making points and labels took
 
 
 def find_partitions(
@@ -75,9 +76,9 @@ def take_sample(
         raw = extract_rows(use_case, name, reach, outside, is_timeless=source.timeless)
         rows[name] = _keep_good_rows(use_case, name, declared[name], raw, reach)
     began = time.monotonic()
-    points, labels = build_from_rows(use_case, definition, rows, Interval(first.start, second.end))
+    made, labels = build_from_rows(use_case, definition, rows, Interval(first.start, until))
     seconds = time.monotonic() - began
-    _, labels = build_from_rows(use_case, definition, rows, Interval(first.start, until))
+    points = made.filter(pc.less(made["prediction_time"], pa.scalar(second.end, made["prediction_time"].type)))
     return Sample(first=first, second=second, rows=rows, points=points, labels=labels, until=until, seconds=seconds)
 
 
