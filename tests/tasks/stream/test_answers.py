@@ -37,6 +37,7 @@ from tests.tasks.stream.receiving import SECRET, SECRET_ENV, URL_ENV, Received, 
 
 START = week(2).start
 HOUR = timedelta(hours=1)
+HALF_HOUR = timedelta(minutes=30)
 
 
 @pytest.fixture
@@ -78,9 +79,9 @@ def test_every_event_is_answered_in_time_by_what_batch_works_out_later(
 ) -> None:
     with following(followed, outside), answering(followed, outside):
         await_listed(outside)
-        for hours in range(1, 21):
-            source.tell(START + hours * HOUR)
-            await_known(outside, START + hours * HOUR)
+        for steps in range(1, 41):  # each shorter than an answer's patience
+            source.tell(START + steps * HALF_HOUR)
+            await_known(outside, START + steps * HALF_HOUR)
             assert wait_until(lambda: count_due(outside, source.told_until) == 0, within_seconds=PATIENCE_SECONDS)
         answers = list_answers(outside)
     points = points_of(followed, outside, START + 20 * HOUR)
@@ -150,9 +151,9 @@ def test_a_server_that_does_not_know_yet_what_the_store_knows_is_asked_again(
     is_behind.set()
     with following(followed, outside), answering(followed, outside):
         await_listed(outside)
-        source.tell(START + HOUR)
-        await_known(outside, START + HOUR)
-        known = count_due(outside, START + HOUR)
+        source.tell(START + HALF_HOUR)
+        await_known(outside, START + HALF_HOUR)
+        known = count_due(outside, START + HALF_HOUR)
         asked = len(server.asked)
         assert wait_until(lambda: len(server.asked) > asked + 3, within_seconds=PATIENCE_SECONDS)
         assert known
@@ -161,7 +162,7 @@ def test_a_server_that_does_not_know_yet_what_the_store_knows_is_asked_again(
         answers = await_answers(outside, known)
         assert all(row["known_until"] > row["prediction_time"] for row in answers)
         is_behind.set()
-        source.tell(START + 3 * HOUR)
+        source.tell(START + 2 * HOUR)
         behind = await_answers(outside, known + 1)[known:]
     assert {row["known_until"] for row in behind} == {START - HOUR}
     assert all(row["in_time"] for row in behind)
