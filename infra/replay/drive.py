@@ -37,6 +37,7 @@ VERBS = (
     "watch",
     "experiment",
 )
+_AFTERWARDS_PER_SECOND = 40.0  # requests, once data time is over
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +87,20 @@ class Replay:
         with self.traffic, data_time:
             for number, week in enumerate(weeks, start=1):
                 self._play_week(week, data_time, label=f"week {number}/{plan.weeks}")
+            self._await_rollouts(weeks[-1])
+
+    def _await_rollouts(self, week: Interval) -> None:
+        """A version on its way to the clients waits for requests, and nothing is due any more."""
+
+        def is_over() -> bool:
+            return not self.api.count_active_runs(self.runs.dag("train"))
+
+        if not is_over():
+            self._ask_about_all(week)
+            self.runs.wait_for("online", "the last version to answer everyone", is_over)
+
+    def _ask_about_all(self, week: Interval) -> None:
+        self.traffic.ask_about(week.start, week.end, per_second=_AFTERWARDS_PER_SECOND)
 
     def _find_broken(self, plan: ReplayPlan, weeks: list[Interval]) -> Interval | None:
         """The week in which the feed breaks: as planned, or as it was begun."""
@@ -180,7 +195,7 @@ class Replay:
         if week.start not in self.state.list_clean_partitions():
             self.runs.run_to_end(label, "ingest", f"replay__{key}", partition_key=key)
         if data_time.is_over:  # nothing is due any more, and a rollout waits for requests
-            self.traffic.ask_about(week.start, week.end)
+            self._ask_about_all(week)
         self._build_features(label, week.end)
         self._write_scores(label)
         self.runs.finish_work(

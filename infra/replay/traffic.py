@@ -62,8 +62,9 @@ class Traffic:
         if self._thread.is_alive():
             self._thread.join()
 
-    def ask_about(self, start: datetime, end: datetime) -> None:
+    def ask_about(self, start: datetime, end: datetime, *, per_second: float | None = None) -> None:
         """From now on ask about the events whose prediction is due in an interval; they were entered long before."""
+        self._per_second = per_second or self._per_second
         lead = self._use_case.time.lead
         known = self._source.rows_between(EVENTS, start + lead - ENTERED_BEFORE, end + lead - ENTERED_BEFORE)
         if self._outside.gateway is not None and known.num_rows:
