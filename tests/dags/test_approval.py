@@ -151,7 +151,7 @@ def respond(live: Live, run_id: str, option: str) -> None:
 
 
 def ended(states: dict[str, str | None]) -> bool:
-    return states["finish"] == "success"
+    return states["finish"] == "success" and states["deploy"] in ("success", "skipped", "failed")
 
 
 def test_an_approved_candidate_becomes_champion_and_the_ledger_names_who_approved(
