@@ -5,10 +5,13 @@ It must also give batch's value on batch's rows. Where no set of causes gives wh
 is needed for it, the difference is a defect.
 """
 
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime
 from itertools import combinations
+from operator import itemgetter
 from typing import Any
 
 from tasks.monitor.feature_ledger.answers import EventValues, FeatureDifference, ServedAnswer, Value
@@ -37,18 +40,31 @@ _Proofs = tuple[list[ProvedDifference], list[FeatureDifference]]  # and those th
 
 @dataclass(frozen=True, kw_only=True)
 class _Scene:
-    """Answers that were given on the same rows, and why each of these that differs from batch does."""
+    """Answers, the rows that differ of those that one or another of them knew, and why each of these does.
+
+    Of answers of several states of the store the rows must be the same as far as each knew.
+    """
 
     answers: list[ServedAnswer]
-    state: KnownState
-    causes: list[RowCause]
+    causes: list[RowCause]  # in the order in which they became known
+    known: list[tuple[datetime, Any]]  # of each when it became known, and what tells it apart
+    until: datetime  # the last moment that any of the answers knew of
+    is_behind: bool
 
-    def list_causes(self) -> list[ServedCause]:
-        """Those that could be one."""
-        present = {row.cause for row in self.causes}
-        if self.state.behind is not None:
-            present.add(ServedCause.STREAM_BEHIND)
-        return [cause for cause in ServedCause if cause in present]
+    def join(self, other: "_Scene") -> "_Scene | None":
+        """This one and a later one in one, where neither sees what the other knew otherwise."""
+        seen = bisect_right(other.known, self.until, key=itemgetter(0))
+        if other.known[:seen] != self.known:
+            return None
+        return replace(other, answers=[*self.answers, *other.answers])
+
+    def list_subsets(self) -> Iterator[tuple[ServedCause, ...]]:
+        """Sets of causes, the fewest first. Who said that they were behind were, whatever else there is."""
+        always = {ServedCause.STREAM_BEHIND} if self.is_behind else set()
+        others = [cause for cause in ServedCause if cause in {row.cause for row in self.causes} - always]
+        for count in range(0 if always else 1, len(others) + 1):
+            for some in combinations(others, count):
+                yield tuple(cause for cause in ServedCause if cause in {*some, *always})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,9 +154,11 @@ class DifferenceProver:
             scene = answer.snapshot, answer.behind, _list_stopped(answer), tuple(map(id, mine))
             together[scene].append(answer)
             rows_of[scene] = mine
-        return [self._make_scene(found, rows_of[scene], scene) for scene, found in together.items()]
+        scenes = [self._make_scene(found, rows_of[scene], scene) for scene, found in together.items()]
+        return _join_scenes(scenes)
 
-    def _make_scene(self, answers: list[ServedAnswer], rows: Sequence[RowDifference], scene: Any) -> _Scene:
+    def _make_scene(self, answers: list[ServedAnswer], rows: Sequence[RowDifference], scene: Any) -> tuple[Any, _Scene]:
+        """A scene, and what those have in common that may be joined."""
         snapshot, behind, stopped, _ = scene
         state = KnownState(
             then=self.find_dataset(snapshot),
@@ -148,7 +166,28 @@ class DifferenceProver:
             behind=behind,
             stopped=stopped,
         )
-        return _Scene(answers=answers, state=state, causes=[self.causes.find_cause(row, state) for row in rows])
+        causes = [self.causes.find_cause(row, state) for row in rows]
+        made = _Scene(
+            answers=answers,
+            causes=causes,
+            known=[(row.difference.available_at, (id(row.difference), row.cause)) for row in causes],
+            until=behind or max(answer.prediction_time for answer in answers),
+            is_behind=behind is not None,
+        )
+        return (snapshot, stopped, made.is_behind), made
+
+
+def _join_scenes(scenes: Iterable[tuple[Any, _Scene]]) -> list[_Scene]:
+    """Those that may be computed at once: what became known later is not seen, and what each knew is a part of it."""
+    joined = defaultdict[Any, list[_Scene]](list)
+    for alike, scene in sorted(scenes, key=lambda each: each[1].until):
+        for place, earlier in enumerate(joined[alike]):
+            if (both := earlier.join(scene)) is not None:
+                joined[alike][place] = both
+                break
+        else:
+            joined[alike].append(scene)
+    return [scene for found in joined.values() for scene in found]
 
 
 class _SceneProof:
@@ -163,7 +202,7 @@ class _SceneProof:
         return [self._prove(each) for each in differences]
 
     def _prove(self, each: FeatureDifference) -> ProvedDifference:
-        for causes in _list_subsets(self._scene.list_causes()):
+        for causes in self._scene.list_subsets():
             if _is_given(self._compute(causes), each, each.served):
                 cause = ServedCause.DEFECT if ServedCause.DEFECT in causes else causes[0]
                 return ProvedDifference(difference=each, cause=cause, proof=self._describe(each, causes))
@@ -177,7 +216,9 @@ class _SceneProof:
         return self._computed[causes]
 
     def _describe(self, each: FeatureDifference, causes: Sequence[ServedCause]) -> dict[str, Any]:
-        rows = [row for row in self._scene.causes if row.cause in causes]
+        until = each.answer.behind or each.answer.prediction_time
+        known = self._scene.causes[: bisect_right(self._scene.known, until, key=itemgetter(0))]
+        rows = [row for row in known if row.cause in causes]
         return {
             **_describe_state(each.answer),
             "causes": [cause.value for cause in causes],
@@ -193,11 +234,6 @@ class _SceneProof:
                 for row in rows[:_ROWS_TOLD]
             ],
         }
-
-
-def _list_subsets(causes: Sequence[ServedCause]) -> Iterator[tuple[ServedCause, ...]]:
-    for count in range(1, len(causes) + 1):
-        yield from combinations(causes, count)
 
 
 def _is_given(values: EventValues, each: FeatureDifference, wanted: Value) -> bool:

@@ -18,6 +18,7 @@ from pipeline.spec import UseCase
 from serving.lookup import LookedUpFeatures
 from tasks.build_features import dataset
 from tasks.build_features.followed_rows import FollowedRow
+from tasks.monitor.feature_ledger import prove
 from tasks.monitor.feature_ledger.ledger import compare_partition
 from tasks.monitor.feature_ledger.row_causes import ServedCause
 from tests.clean_data import week
@@ -189,6 +190,43 @@ def test_a_row_that_the_stream_lost_is_a_defect(stand: Stand) -> None:
     assert {proof["rows"][0]["identity"] for proof in proofs} == {lost.identity}
     assert {proof["rows"][0]["missing"] for proof in proofs} == {"nothing that is kept says why"}
     assert len(stand.list_alerts()) == 1
+
+
+def break_weather(stand: Stand, first: int, last: int) -> list[FollowedRow]:
+    """Hours in which the feed sends nothing but its times; of each hour there is an answer that is behind."""
+    real = list[FollowedRow]()
+    for hour in range(first, last):
+        rows = stand.rows(stand.now, START + (hour + 1) * HOUR).values()
+        weather = [row for row in rows if row.table == "weather"]
+        stand.tell(START + (hour + 1) * HOUR, without=weather, beside=[emptied(row) for row in weather])
+        stand.answer(stand.now + HOUR, "broken")
+        real += weather
+    return real
+
+
+def emptied(row: FollowedRow) -> FollowedRow:
+    """A record with no measurement in it."""
+    values = json.loads(row.row_data or "")
+    kept = values | {name: None for name in values if name in ("temp_f", "dewpoint_f", "humidity", "wind_speed_mph")}
+    return replace(row, row_data=json.dumps(kept, separators=(",", ":"), ensure_ascii=False))
+
+
+def test_a_feed_that_was_broken_for_many_states_of_a_store_that_was_behind_is_proved_at_once(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on(stand, 10)
+    real = break_weather(stand, 10, 20)
+    go_on(stand, 21, beside=real)
+    stand.build()
+    monkeypatch.setattr(prove, "_MOST_SCENES", 2)
+    [found] = stand.compare()
+    broken = [row for row in stand.list_differences() if row["feature"] == "temp_f"]
+    assert len({row["proof"]["step"] for row in broken}) == 10
+    assert {row["cause"] for row in broken} == {"record_corrected"}
+    assert "defect" not in found.causes
+    for proof in (row["proof"] for row in broken):
+        knew = datetime.fromisoformat(proof["known_until"])
+        assert proof["rows_in_all"] == sum(row.available_at <= knew for row in real), proof
 
 
 class TestOfTakenPartition:
