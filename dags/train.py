@@ -6,7 +6,8 @@ best configuration and registers the candidate; `evaluate` compares it with the 
 the candidate won, and the use case's risk is high or the champion learnt features that can no longer be computed,
 `approval` waits for a person (Required Actions, in the Airflow UI; no answer in time is a rejection), else it skips;
 `promote` follows the verdict and writes the ledger; `deploy` brings the champion to the endpoint, where there is one,
-by the stages of `deploy`; `finish` closes the retrain decision that asked for this, if one did, whatever happened.
+by the stages of `deploy`; `finish` closes the retrain decision that asked for this, if one did, once the gate
+has spoken, whatever happened; the deployment goes on beside what comes next.
 
 **Started by** `retrain`, once for each decision, or by hand with the form.
 

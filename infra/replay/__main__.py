@@ -32,7 +32,7 @@ from tasks.stream.check_store import CheckedStore, check_store
 from tasks.stream.prepare_source import ADMIN, prepare_source
 
 USE_CASE = "flights"
-SECONDS_PER_HOUR = 0.65  # a week in less than two minutes
+SECONDS_PER_HOUR = 0.8  # a week in two and a quarter minutes
 WEEKS_WITH_A_RETRAIN = 8  # by then the first champion is older than max_age_days allows
 
 
