@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from features.engine import FeatureSet, mentioned_names
 from features.masked import MaskedColumn
-from features.series import Series, parse_span, record_fields
+from features.series import Series, record_fields
 from features.sorted_events import Places, SortedEvents
+from features.spans import WindowSpan, parse_span, read_window_span
 from features.vocabulary import Window
 from features.windows import sum_name
 
@@ -41,7 +42,7 @@ class SeriesPlan:
     kinds: Mapping[str, str]
     records: Mapping[str, tuple[str, ...]]  # record -> the fields of it that features read
     sums: Mapping[str, tuple[tuple[int, str], ...]]  # span -> (which sum, its name)
-    spans: Mapping[str, int]  # in microseconds
+    spans: Mapping[str, WindowSpan]
 
     @classmethod
     def of(cls, definition: FeatureSet, series: Series) -> "SeriesPlan":
@@ -54,7 +55,7 @@ class SeriesPlan:
         else:
             named = (f"{w.prefix}_{name}" for w in series.windows for name in (*w.latest, *w.earliest))
             records = {record: record_fields(definition, record) for record in named if record in names}
-        spans = {text: parse_span(text) // _MICROSECOND for w in series.windows for text in w.spans}
+        spans = {text: read_window_span(text) for w in series.windows for text in w.spans}
         sums = {
             text: tuple(
                 (place, sum_name(w, name, text))
@@ -69,7 +70,8 @@ class SeriesPlan:
         if not series.lookup:
             kinds |= dict.fromkeys(records, "struct")
         kinds |= {name: "double" for listed in sums.values() for _, name in listed}
-        return cls(series, kinds, records, {text: listed for text, listed in sums.items() if listed}, spans)
+        sums = {text: listed for text, listed in sums.items() if listed}
+        return cls(series, kinds, records, sums, spans)
 
     @property
     def summed(self) -> list[str]:
@@ -94,7 +96,8 @@ class SeriesPlan:
     def _windows(
         self, points: Points, events: SortedEvents, slots: Places, valid: NDArray[np.bool_]
     ) -> dict[str, MaskedColumn]:
-        high, *lows = events.bounds(slots, points.known + 1, *(points.known - reach for reach in self.spans.values()))
+        begins = (span.begin(points.known) for span in self.spans.values())
+        high, *lows = events.bounds(slots, points.known + 1, *begins)
         low_of = dict(zip(self.spans, lows, strict=True))
         columns: dict[str, MaskedColumn] = {}
         for text, named in self.sums.items():

@@ -10,8 +10,9 @@ from datetime import timedelta
 from typing import Any
 
 from features.key_events import KeyEvents, find_extreme, find_last_known
+from features.operations import add_months
 from features.plan import SeriesPlan
-from features.series import parse_span
+from features.spans import WindowSpan, parse_span
 from features.vocabulary import Window
 
 AddValues = Callable[[dict[str, Any], KeyEvents, int, int], tuple[str, ...]]
@@ -21,6 +22,7 @@ def compile_plan(plan: SeriesPlan) -> AddValues:
     """The function of a plan: its lines are written here, and the definition's names are in them as constants alone."""
     lines = ["def add_values(row, events, known, event_time):", "at, totals, columns = events", *_write_lines(plan)]
     names: dict[str, Any] = {
+        "add_months": add_months,
         "bisect_left": bisect_left,
         "find_extreme": find_extreme,
         "find_last_known": find_last_known,
@@ -50,8 +52,8 @@ def _write_lines(plan: SeriesPlan) -> Iterator[str]:
     for which in summed:
         yield f"total{which} = totals[{which}]"
         yield f"end{which} = total{which}[high]"
-    for place, (text, reach) in enumerate(plan.spans.items()):
-        yield f"low{place} = bisect_left(at, known - {reach}, 0, high)"
+    for place, (text, span) in enumerate(plan.spans.items()):
+        yield f"low{place} = bisect_left(at, {_write_begin(span)}, 0, high)"
         for which, name in plan.sums.get(text, ()):
             yield f"row[{name!r}] = float(end{which} - total{which}[low{place}])"
     for window in series.windows:
@@ -59,6 +61,10 @@ def _write_lines(plan: SeriesPlan) -> Iterator[str]:
     absent = [(w.spans[-1], w.absent) for w in series.windows if w.absent is not None]
     told = (f"*(({text!r},) if high == low{list(plan.spans).index(span)} else ())" for span, text in absent)
     yield f"return ({''.join(f'{each}, ' for each in told)})"
+
+
+def _write_begin(span: WindowSpan) -> str:
+    return f"add_months(known, {-span.months}, 0)" if span.months else f"known - {span.microseconds}"
 
 
 def _write_window_records(plan: SeriesPlan, window: Window) -> Iterator[str]:

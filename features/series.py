@@ -13,6 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from features.engine import ANY_DAY, FeatureSet, Span, mentioned_names, moment_sql, points_sql, run_steps
+from features.spans import parse_span
 from features.vocabulary import AsOf, Preceding, Window
 from features.windows import record_sql, sum_name
 
@@ -114,12 +115,6 @@ def record_fields(definition: FeatureSet, record: str) -> tuple[str, ...]:
 def to_microseconds(moment: datetime) -> int:
     """Since 1970, as moments are kept; one without a zone is UTC."""
     return (moment.replace(tzinfo=moment.tzinfo or UTC) - _EPOCH) // timedelta(microseconds=1)
-
-
-def parse_span(text: str) -> timedelta:
-    """A span as windows write it: "3 hours"."""
-    number, unit = text.split()
-    return timedelta(**{unit: int(number)})
 
 
 def extract_series(
