@@ -10,6 +10,7 @@ from datetime import timedelta
 from typing import Any
 
 from features.key_events import KeyEvents, find_extreme, find_last_known
+from features.measures import count_distinct, find_variance, place_running
 from features.operations import add_months
 from features.plan import SeriesPlan
 from features.spans import WindowSpan, parse_span
@@ -24,6 +25,8 @@ def compile_plan(plan: SeriesPlan) -> AddValues:
     names: dict[str, Any] = {
         "add_months": add_months,
         "bisect_left": bisect_left,
+        "count_distinct": count_distinct,
+        "find_variance": find_variance,
         "find_extreme": find_extreme,
         "find_last_known": find_last_known,
     }
@@ -56,6 +59,7 @@ def _write_lines(plan: SeriesPlan) -> Iterator[str]:
         yield f"low{place} = bisect_left(at, {_write_begin(span)}, 0, high)"
         for which, name in plan.sums.get(text, ()):
             yield f"row[{name!r}] = float(end{which} - total{which}[low{place}])"
+    yield from _write_measures(plan)
     for window in series.windows:
         yield from _write_window_records(plan, window)
     absent = [(w.spans[-1], w.absent) for w in series.windows if w.absent is not None]
@@ -65,6 +69,15 @@ def _write_lines(plan: SeriesPlan) -> Iterator[str]:
 
 def _write_begin(span: WindowSpan) -> str:
     return f"add_months(known, {-span.months}, 0)" if span.months else f"known - {span.microseconds}"
+
+
+def _write_measures(plan: SeriesPlan) -> Iterator[str]:
+    lows = {text: f"low{place}" for place, text in enumerate(plan.spans)}
+    for span, column, name in plan.variances:
+        running = (f"totals[{place}]" for place in place_running(plan.series, column))
+        yield f"row[{name!r}] = find_variance({', '.join(f'{each}[high] - {each}[{lows[span]}]' for each in running)})"
+    for span, column, name in plan.distinct:
+        yield f"row[{name!r}] = count_distinct(columns[{column!r}][{lows[span]}:high])"
 
 
 def _write_window_records(plan: SeriesPlan, window: Window) -> Iterator[str]:

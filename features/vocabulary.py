@@ -101,6 +101,10 @@ class Window:
 
     - `sums` are integer columns of the stream: integers add up to the same total in any order and on any engine; null
       adds nothing. The column is `<prefix>_<sum>_<span>`, of 7 days `7d`, of 6 months `6mo`.
+    - `variances` are integer columns, too: the sample variance of the values that are there, null of fewer than two, as
+      `<prefix>_<column>_var_<span>`. Its `sqrt` is the standard deviation.
+    - `distinct` are columns of any kind but double: how many different values there are, null not counted, as
+      `<prefix>_<column>_distinct_<span>`.
     - `latest` are records over the first span, `<prefix>_<latest>`: of all events in it the one whose fields are the
       greatest in their order, so the last one where the first field is `known_at`; `earliest` likewise. An expression
       reads a field of it as `<prefix>_<latest>.<field>`.
@@ -113,6 +117,8 @@ class Window:
     key: tuple[str, ...]
     spans: tuple[str, ...]
     sums: tuple[str, ...] = ()
+    variances: tuple[str, ...] = ()
+    distinct: tuple[str, ...] = ()
     latest: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     earliest: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     absent: str | None = None

@@ -15,6 +15,16 @@ def sum_name(window: Window, column: str, span: str) -> str:
     return f"{window.prefix}_{column}_{short_span(span)}"
 
 
+def variance_name(window: Window, column: str, span: str) -> str:
+    """The name of a window's variance: `origin_delay_var_7d`."""
+    return f"{window.prefix}_{column}_var_{short_span(span)}"
+
+
+def distinct_name(window: Window, column: str, span: str) -> str:
+    """The name of a window's count of different values: `origin_carrier_distinct_7d`."""
+    return f"{window.prefix}_{column}_distinct_{short_span(span)}"
+
+
 def record_sql(fields: Sequence[str], table: str = "") -> str:
     """SQL: one value of several columns; it compares field by field."""
     return "struct_pack(" + ", ".join(f"{name} := {table}{name}" for name in fields) + ")"
@@ -27,6 +37,7 @@ def window_sql(window: Window, used: Container[str]) -> str:
     parts = [
         *([_sums_sql(window, sums, used)] if sums else []),
         *([_records_sql(window, records)] if records else []),
+        *(_measures_sql(window, span, found) for span in window.spans if (found := _measures(window, span, used))),
     ] or [f"select point_id from points where {_present(window)}"]
     first, *others = (f"({part}) part_{number}" for number, part in enumerate(parts))
     return f"select * from {first} {' '.join(f'left join {other} using (point_id)' for other in others)}"
@@ -113,4 +124,32 @@ def _beside_sql(window: Window, span: str, events: str) -> str:
     return (
         f"from points p left join {events} e on e.known_at <= p.prediction_time"
         f" and e.known_at >= p.prediction_time - interval {span}{same} where {there}"
+    )
+
+
+def _measures(window: Window, span: str, used: Container[str]) -> dict[str, str]:
+    """The variances and distinct counts of a span that a feature mentions: name -> SQL over its events `e`."""
+    variances = {variance_name(window, column, span): _variance_sql(f"e.{column}") for column in window.variances}
+    counts = {
+        distinct_name(window, column, span): f"cast(count(distinct e.{column}) as double)" for column in window.distinct
+    }
+    return {name: sql for name, sql in (variances | counts).items() if name in used}
+
+
+def _measures_sql(window: Window, span: str, measures: dict[str, str]) -> str:
+    """Every event of a span beside its point: nothing else counts different values exactly, on any engine."""
+    columns = ", ".join(f"{sql} as {name}" for name, sql in measures.items())
+    return f"select p.point_id, {columns} {_beside_sql(window, span, window.stream)} group by p.point_id"
+
+
+def _variance_sql(value: str) -> str:
+    """Of whole numbers, exactly until the division: by their count, total and total of squares, as `find_variance`.
+
+    Through text a number of many digits becomes the nearest double, on any engine.
+    """
+    number, count = f"cast({value} as decimal(38, 0))", f"count({value})"
+    spread = f"{count} * sum({number} * {number}) - sum({number}) * sum({number})"
+    return (
+        f"case when {count} > 1 then cast(cast({spread} as varchar) as double)"
+        f" / cast({count} * ({count} - 1) as double) end"
     )

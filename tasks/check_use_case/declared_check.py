@@ -210,12 +210,13 @@ def _check_spark(definition: FeatureSet, statements: Iterable[str]) -> Iterator[
 def _check_streams(file: str, definition: FeatureSet, connection: duckdb.DuckDBPyConnection) -> Iterator[Mistake]:
     for window in definition.windows:
         kinds = {row[0]: row[1] for row in connection.execute(f"describe {window.stream}").fetchall()}
-        for name in window.sums:
+        for name in (*window.sums, *window.variances):
+            what = "sum" if name in window.sums else "variance"
             if name in kinds and kinds[name] not in _WHOLE:
                 yield in_file(
                     file,
                     name,
-                    f"a sum of {window.stream}.{name}, which is {kinds[name]}: only whole numbers add up to the same"
+                    f"a {what} of {window.stream}.{name}, which is {kinds[name]}: only whole numbers add up to the same"
                     " in any order",
                     f"cast({name} as bigint), in the unit that is fine enough",
                 )
