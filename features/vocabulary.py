@@ -179,6 +179,26 @@ def versions_sql(table: str, key: str) -> str:
     )
 
 
+def snapshots_sql(table: str, key: str, *, every: Literal["day", "week", "month"], times: int) -> str:
+    """SQL: points without an event of their own: each key at the beginning of each day, week (Monday) or month, in UTC.
+
+    After a row of the table became known its key has so many of these moments, but for those whose prediction time is
+    before that. The columns are the key's, `snapshot_at` and `prediction_time`, for the step `asked`, which keeps
+    those of its interval. The definition's `look_back` is at least as long as these moments and the lead.
+    """
+    columns = ", ".join(name.strip() for name in key.split(","))
+    there = "".join(f" and {name.strip()} is not null" for name in key.split(","))
+    moments = " union all ".join(
+        f"select {columns}, known_at, date_trunc('{every}', known_at) + interval {number} {every} as snapshot_at"
+        f" from {table}"
+        for number in range(1, times + 1)
+    )
+    return (
+        f"select distinct {columns}, snapshot_at, snapshot_at - {{lead}} as prediction_time from ({moments}) moments"
+        f" where known_at <= snapshot_at - {{lead}}{there}"
+    )
+
+
 def unique_or_repeated_sql(table: str, key: str, *, alone: str, among: str) -> str:
     """SQL: a table with columns added: `alone` to the only row of its key, `among` to a row that has others beside it.
 
