@@ -55,8 +55,8 @@ def _write_lines(plan: SeriesPlan) -> Iterator[str]:
     for which in summed:
         yield f"total{which} = totals[{which}]"
         yield f"end{which} = total{which}[high]"
-    for place, (text, span) in enumerate(plan.spans.items()):
-        yield f"low{place} = bisect_left(at, {_write_begin(span)}, 0, high)"
+    for place, (text, reach) in enumerate(plan.spans.items()):
+        yield f"low{place} = bisect_left(at, {_write_begin(reach)}, 0, high)"
         for which, name in plan.sums.get(text, ()):
             yield f"row[{name!r}] = float(end{which} - total{which}[low{place}])"
     yield from _write_measures(plan)
