@@ -31,7 +31,7 @@ from features.vocabulary import (
     Window,
     known_at_sql,
     naive_utc_sql,
-    refuse_reserved,
+    refuse_unread,
     utc_sql,
 )
 from features.windows import record_sql, window_sql
@@ -95,7 +95,7 @@ class FeatureSet:
     categorical_sql: Mapping[str, str]
 
     def __post_init__(self) -> None:
-        refuse_reserved(self.sources)
+        refuse_unread(self.sources, self.windows, self.look_back)
 
     @property
     def numeric(self) -> tuple[str, ...]:

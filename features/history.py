@@ -202,7 +202,7 @@ def _settle(at: Places, rows: Places, stream: Stream, fields: Sequence[str]) -> 
 
 def _running(values: Sequence[Places], rows: int) -> Array:
     """Totals up to each event, with a row of zeros before the first; as narrow as they go."""
-    fits = all(np.abs(each, dtype=np.int64).sum() < _MOST for each in values)
+    fits = all(np.abs(each, dtype=np.float64).sum() < _MOST for each in values)  # 64 bits would not hold every sum
     totals = np.zeros((rows + 1, len(values)), np.int32 if fits else np.int64)
     for number, each in enumerate(values):
         np.cumsum(each, dtype=totals.dtype, out=totals[1:, number])

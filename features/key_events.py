@@ -7,11 +7,13 @@ the same in arrays of all keys, and tests hold both to the same bits.
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, islice
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from features.masked import MaskedColumn
+from features.measures import place_running
 from features.series import Series
 from features.series_codec import HEAD_BYTES, list_payloads, unpack_series
 
@@ -22,10 +24,13 @@ _ITEM_BYTES = 48  # of a value that is an object of its own, about
 
 
 class KeyEvents(NamedTuple):
-    """In the order of moments: `totals` are the running ones of each sum, with a zero before the first event."""
+    """In the order of moments: `totals` are the running ones of each sum, with a zero before the first event.
+
+    Behind them are those of each column of which variances are asked, as `place_running` says.
+    """
 
     at: "array[int]"
-    totals: "tuple[array[int], ...]"
+    totals: tuple[Any, ...]  # arrays; of variances lists, since squares soon take more than 64 bits
     columns: dict[str, "array[Any] | list[Any]"]  # None where a value is missing
 
     @property
@@ -91,7 +96,8 @@ def make_events(series: Series) -> KeyEvents:
     columns: dict[str, array[Any] | list[Any]] = {
         name: [] if kind in _OBJECTS else array(_FORMS.get(kind, "q")) for name, kind in kinds.items()
     }
-    return KeyEvents(array("q"), tuple(array("q", [0]) for _ in series.sums), columns)
+    running = ([0] for name in series.variances for _ in place_running(series, name))
+    return KeyEvents(array("q"), (*(array("q", [0]) for _ in series.sums), *running), columns)
 
 
 def _shorten(events: KeyEvents, length: int) -> None:
@@ -106,8 +112,15 @@ def extend_events(events: KeyEvents, series: Series, columns: Mapping[str, Maske
     """Events behind those that are there."""
     ranks = {f"rank{number}": len(events.at) for number in range(len(series.orders))}  # a field may begin so, too
     events.at.frombytes(columns["moment"].values.tobytes())
-    for name, totals in zip(series.sums, events.totals, strict=True):
+    for name, totals in zip(series.sums, events.totals, strict=False):
         totals.frombytes((np.cumsum(columns[name].values, dtype=np.int64) + totals[-1]).tobytes())
+    for name in series.variances:
+        values, valid = (each.tolist() for each in columns[name])
+        told = [value if there else 0 for value, there in zip(values, valid, strict=True)]
+        squares = [value * value for value in told]
+        for place, coming in zip(place_running(series, name), (valid, told, squares), strict=True):
+            totals = events.totals[place]
+            totals.extend(islice(accumulate(coming, initial=totals[-1]), 1, None))
     for name, column in events.columns.items():
         values, valid = columns[name]
         if name in ranks and name not in series.columns:

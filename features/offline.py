@@ -54,6 +54,7 @@ class _SeriesColumns:
         columns = {name: MaskedColumn(values[part], valid[part]) for name, (values, valid) in self.columns.items()}
         # Beyond 53 bits to the nearest.
         arrays = {name: to_arrow(columns[name]).cast(pa.float64(), safe=False) for name in self.plan.summed}
+        arrays |= {name: to_arrow(columns[name]) for name in self.plan.measured}
         for record, fields in self.plan.records.items():
             there = columns[record]
             of_fields = [self._field(columns[f"{record}.{field}"], field) for field in fields]

@@ -3,17 +3,18 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from features.engine import FeatureSet, mentioned_names
 from features.masked import MaskedColumn
-from features.series import Series, parse_span, record_fields
+from features.series import Series, record_fields
 from features.sorted_events import Places, SortedEvents
+from features.spans import WindowSpan, parse_span, read_window_span
 from features.vocabulary import Window
-from features.windows import sum_name
+from features.windows import distinct_name, sum_name, variance_name
 
 _MICROSECOND = timedelta(microseconds=1)
 
@@ -33,6 +34,14 @@ class Points(Protocol):
         """Record why something is not known of some of them."""
 
 
+class Measure(NamedTuple):
+    """What a column comes to over a span, and its name."""
+
+    span: str
+    column: str
+    name: str
+
+
 @dataclass(frozen=True)
 class SeriesPlan:
     """How one series becomes columns. `kinds` are those columns' names and types."""
@@ -41,7 +50,9 @@ class SeriesPlan:
     kinds: Mapping[str, str]
     records: Mapping[str, tuple[str, ...]]  # record -> the fields of it that features read
     sums: Mapping[str, tuple[tuple[int, str], ...]]  # span -> (which sum, its name)
-    spans: Mapping[str, int]  # in microseconds
+    spans: Mapping[str, WindowSpan]
+    variances: tuple[Measure, ...]
+    distinct: tuple[Measure, ...]
 
     @classmethod
     def of(cls, definition: FeatureSet, series: Series) -> "SeriesPlan":
@@ -54,7 +65,7 @@ class SeriesPlan:
         else:
             named = (f"{w.prefix}_{name}" for w in series.windows for name in (*w.latest, *w.earliest))
             records = {record: record_fields(definition, record) for record in named if record in names}
-        spans = {text: parse_span(text) // _MICROSECOND for w in series.windows for text in w.spans}
+        spans = {text: read_window_span(text) for w in series.windows for text in w.spans}
         sums = {
             text: tuple(
                 (place, sum_name(w, name, text))
@@ -69,11 +80,22 @@ class SeriesPlan:
         if not series.lookup:
             kinds |= dict.fromkeys(records, "struct")
         kinds |= {name: "double" for listed in sums.values() for _, name in listed}
-        return cls(series, kinds, records, {text: listed for text, listed in sums.items() if listed}, spans)
+        of_spans = [(w, text) for w in series.windows for text in w.spans]
+        varied = (Measure(text, c, variance_name(w, c, text)) for w, text in of_spans for c in w.variances)
+        counted = (Measure(text, c, distinct_name(w, c, text)) for w, text in of_spans for c in w.distinct)
+        variances, distinct = (tuple(one for one in every if one.name in names) for every in (varied, counted))
+        kinds |= {one.name: "double" for one in (*variances, *distinct)}
+        sums = {text: listed for text, listed in sums.items() if listed}
+        return cls(series, kinds, records, sums, spans, variances, distinct)
 
     @property
     def summed(self) -> list[str]:
         return [name for listed in self.sums.values() for _, name in listed]
+
+    @property
+    def measured(self) -> list[str]:
+        """What is a double from the beginning: variances, and distinct counts."""
+        return [one.name for one in (*self.variances, *self.distinct)]
 
     def columns(self, points: Points, events: SortedEvents, slots: Places) -> dict[str, MaskedColumn]:
         """The columns of a batch of points; a slot below 0 has none of them."""
@@ -94,12 +116,18 @@ class SeriesPlan:
     def _windows(
         self, points: Points, events: SortedEvents, slots: Places, valid: NDArray[np.bool_]
     ) -> dict[str, MaskedColumn]:
-        high, *lows = events.bounds(slots, points.known + 1, *(points.known - reach for reach in self.spans.values()))
+        begins = (span.begin(points.known) for span in self.spans.values())
+        high, *lows = events.bounds(slots, points.known + 1, *begins)
         low_of = dict(zip(self.spans, lows, strict=True))
         columns: dict[str, MaskedColumn] = {}
         for text, named in self.sums.items():
             totals = events.totals(low_of[text], high)
             columns |= {name: MaskedColumn(totals[which], valid) for which, name in named}
+        for span, column, name in self.variances:
+            values, there = events.variances(low_of[span], high, column)
+            columns[name] = MaskedColumn(values, there & valid)
+        for span, column, name in self.distinct:
+            columns[name] = MaskedColumn(events.distinct_counts(low_of[span], high, column), valid)
         for w in self.series.windows:
             columns |= self._records(events, w, low_of[w.spans[0]], high, valid)
             points.note_absence(w.absent, valid & (high == low_of[w.spans[-1]]))

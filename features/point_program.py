@@ -10,8 +10,10 @@ from datetime import timedelta
 from typing import Any
 
 from features.key_events import KeyEvents, find_extreme, find_last_known
+from features.measures import count_distinct, find_variance, place_running
+from features.operations import add_months
 from features.plan import SeriesPlan
-from features.series import parse_span
+from features.spans import WindowSpan, parse_span
 from features.vocabulary import Window
 
 AddValues = Callable[[dict[str, Any], KeyEvents, int, int], tuple[str, ...]]
@@ -21,7 +23,10 @@ def compile_plan(plan: SeriesPlan) -> AddValues:
     """The function of a plan: its lines are written here, and the definition's names are in them as constants alone."""
     lines = ["def add_values(row, events, known, event_time):", "at, totals, columns = events", *_write_lines(plan)]
     names: dict[str, Any] = {
+        "add_months": add_months,
         "bisect_left": bisect_left,
+        "count_distinct": count_distinct,
+        "find_variance": find_variance,
         "find_extreme": find_extreme,
         "find_last_known": find_last_known,
     }
@@ -51,14 +56,28 @@ def _write_lines(plan: SeriesPlan) -> Iterator[str]:
         yield f"total{which} = totals[{which}]"
         yield f"end{which} = total{which}[high]"
     for place, (text, reach) in enumerate(plan.spans.items()):
-        yield f"low{place} = bisect_left(at, known - {reach}, 0, high)"
+        yield f"low{place} = bisect_left(at, {_write_begin(reach)}, 0, high)"
         for which, name in plan.sums.get(text, ()):
             yield f"row[{name!r}] = float(end{which} - total{which}[low{place}])"
+    yield from _write_measures(plan)
     for window in series.windows:
         yield from _write_window_records(plan, window)
     absent = [(w.spans[-1], w.absent) for w in series.windows if w.absent is not None]
     told = (f"*(({text!r},) if high == low{list(plan.spans).index(span)} else ())" for span, text in absent)
     yield f"return ({''.join(f'{each}, ' for each in told)})"
+
+
+def _write_begin(span: WindowSpan) -> str:
+    return f"add_months(known, {-span.months}, 0)" if span.months else f"known - {span.microseconds}"
+
+
+def _write_measures(plan: SeriesPlan) -> Iterator[str]:
+    lows = {text: f"low{place}" for place, text in enumerate(plan.spans)}
+    for span, column, name in plan.variances:
+        running = (f"totals[{place}]" for place in place_running(plan.series, column))
+        yield f"row[{name!r}] = find_variance({', '.join(f'{each}[high] - {each}[{lows[span]}]' for each in running)})"
+    for span, column, name in plan.distinct:
+        yield f"row[{name!r}] = count_distinct(columns[{column!r}][{lows[span]}:high])"
 
 
 def _write_window_records(plan: SeriesPlan, window: Window) -> Iterator[str]:

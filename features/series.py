@@ -8,19 +8,22 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
 
 from features.engine import ANY_DAY, FeatureSet, Span, mentioned_names, moment_sql, points_sql, run_steps
+from features.spans import parse_span
 from features.vocabulary import AsOf, Preceding, Window
-from features.windows import record_sql, sum_name
+from features.windows import distinct_name, record_sql, sum_name, variance_name
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _ENCODER = json.JSONEncoder(separators=(",", ":"))  # made once: a move writes the keys of all series
 _KINDS = {
     "BIGINT": "bigint", "DOUBLE": "double", "VARCHAR": "varchar", "TIMESTAMP": "timestamp", "BOOLEAN": "boolean",
 }  # fmt: skip
+_COUNTED = ("bigint", "varchar", "timestamp", "boolean")  # not of a double: NaN and -0.0 are more than they look like
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +47,7 @@ class Series:
     windows: tuple[Window, ...] = ()
     joined: Preceding | None = None
     beside: tuple[str, ...] = ()
+    variances: tuple[str, ...] = ()  # those of `columns` of which variances are asked
 
     @property
     def is_parted(self) -> bool:
@@ -116,12 +120,6 @@ def to_microseconds(moment: datetime) -> int:
     return (moment.replace(tzinfo=moment.tzinfo or UTC) - _EPOCH) // timedelta(microseconds=1)
 
 
-def parse_span(text: str) -> timedelta:
-    """A span as windows write it: "3 hours"."""
-    number, unit = text.split()
-    return timedelta(**{unit: int(number)})
-
-
 def extract_series(
     definition: FeatureSet, tables: Mapping[str, Sequence[Path]], interval: Span, lead: timedelta
 ) -> Iterator[tuple[Series, pa.Table]]:
@@ -183,6 +181,9 @@ def _of_windows(definition: FeatureSet, windows: Sequence[Window], kinds: Mappin
         for name, fields in (*w.latest.items(), *w.earliest.items())
         if f"{w.prefix}_{name}" in names
     }
+    kinds_of = partial(_kinds_of, first.stream, kinds)
+    variances = [c for w in windows for c in w.variances if any(variance_name(w, c, s) in names for s in w.spans)]
+    distinct = [c for w in windows for c in w.distinct if any(distinct_name(w, c, s) in names for s in w.spans)]
     return Series(
         name=_name(first.stream, first.key),
         stream=first.stream,
@@ -191,10 +192,24 @@ def _of_windows(definition: FeatureSet, windows: Sequence[Window], kinds: Mappin
         moment="known_at",
         reach=max(parse_span(text) for w in windows for text in w.spans),
         sums=tuple(sums),
-        columns={f: kinds[f"{first.stream}.{f}"] for record in records for f in record_fields(definition, record)},
+        columns={f: kinds[f"{first.stream}.{f}"] for record in records for f in record_fields(definition, record)}
+        | kinds_of("variance", variances, ("bigint",))
+        | kinds_of("distinct count", distinct, _COUNTED),
         orders=tuple(dict.fromkeys(records.values())),
         windows=tuple(windows),
+        variances=tuple(dict.fromkeys(variances)),
     )
+
+
+def _kinds_of(
+    stream: str, kinds: Mapping[str, str], what: str, columns: Sequence[str], taken: Sequence[str]
+) -> dict[str, str]:
+    """The kinds of columns of a stream, all of which must be among some."""
+    found = {name: kinds.get(f"{stream}.{name}", "another") for name in columns}
+    for name, kind in found.items():
+        if kind not in taken:
+            raise ValueError(f"a {what} of {stream}.{name}, which is of kind {kind}: cast it to {' or '.join(taken)}")
+    return found
 
 
 def _of_joined(definition: FeatureSet, joined: Preceding, kinds: Mapping[str, str]) -> Series:

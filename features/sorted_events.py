@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.masked import Array, MaskedColumn, missing_column
+from features.measures import DistinctCounter, add_up_running, find_variances
 from features.series import Series
 
 Places = NDArray[np.int64]
@@ -25,6 +26,8 @@ class SortedEvents(ABC):
         self.series = series
         self.kinds = series.stored
         self._at, self._sums, self._columns = at, sums, dict(columns)
+        self._running: dict[str, tuple[Array, Array, Array]] = {}
+        self._counters: dict[str, DistinctCounter] = {}
 
     @abstractmethod
     def bounds(self, slots: Places, *moments: Places) -> NDArray[np.int64]:
@@ -33,6 +36,18 @@ class SortedEvents(ABC):
     def totals(self, low: Places, high: Places) -> NDArray[np.float64]:
         """Sums of the events in [low, high): [sums, rows]."""
         return (self._sums.take(high, axis=0) - self._sums.take(low, axis=0)).T.astype(np.float64)
+
+    def variances(self, low: Places, high: Places, name: str) -> MaskedColumn:
+        """The sample variance of a column in each [low, high); missing of fewer than two values."""
+        if name not in self._running:
+            self._running[name] = add_up_running(self._columns[name])
+        return find_variances(*(totals[high] - totals[low] for totals in self._running[name]))
+
+    def distinct_counts(self, low: Places, high: Places, name: str) -> NDArray[np.float64]:
+        """How many different values of a column are in each [low, high)."""
+        if name not in self._counters:
+            self._counters[name] = DistinctCounter(self._columns[name])
+        return self._counters[name].count(low, high)
 
     def extreme(self, low: Places, high: Places, order: int, *, last: bool) -> Places:
         """The place in [low, high) of the record that is greatest (or least) in an order; any where there is none."""

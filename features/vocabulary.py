@@ -6,7 +6,10 @@ Each is data, compiled twice: to SQL over a history (`features.engine`), and to 
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Literal, cast, get_args
+
+from features.spans import parse_span, read_window_span, short_span
 
 # Of sources, in SQL's words. A date is read as the midnight it begins with, and a decimal as the nearest double: what
 # there is online of both.
@@ -62,6 +65,19 @@ def refuse_reserved(names: Iterable[str]) -> None:
         )
 
 
+def refuse_unread(sources: Iterable[str], windows: Iterable["Window"], look_back: timedelta) -> None:
+    """Raises ValueError where what a definition names cannot be read: a word of SQL, or what is older than it reads."""
+    refuse_reserved(sources)
+    for window in windows:
+        longest = max(window.spans, key=parse_span)
+        if parse_span(longest) > look_back:
+            raise ValueError(
+                f"window {window.prefix}: a window of {longest}, and the definition looks back {look_back.days} days:"
+                f" what is older is not read; expected a look_back of at least {parse_span(longest).days} days, and"
+                " what its steps look back on besides"
+            )
+
+
 @dataclass(frozen=True, kw_only=True)
 class AsOf:
     """The version of a record that was known at the prediction time, for the expressions that make a point.
@@ -77,10 +93,22 @@ class AsOf:
 
 @dataclass(frozen=True, kw_only=True)
 class Window:
-    """Sums, and latest records, of one stream's events per key over spans of time (shortest first) before each point.
+    """What one stream's events of a key come to over spans of time (shortest first) that end at each point.
 
-    `sums` are integer columns of the stream: integers add up to the same total in any order and on any engine.
-    Names of columns: `<prefix>_<sum>_<span>`, and `<prefix>_<latest>` for the record whose first field is the greatest.
+    A span is a whole number and a unit from second to year: "90 minutes", "1 day", "6 months". Its beginning and the
+    point are inside. Months and years are the calendar's in UTC, as SQL has them: 6 months before August 31st is the
+    last of February. The definition's `look_back` is at least the longest of them.
+
+    - `sums` are integer columns of the stream: integers add up to the same total in any order and on any engine; null
+      adds nothing. The column is `<prefix>_<sum>_<span>`, of 7 days `7d`, of 6 months `6mo`.
+    - `variances` are integer columns, too: the sample variance of the values that are there, null of fewer than two, as
+      `<prefix>_<column>_var_<span>`. Its `sqrt` is the standard deviation.
+    - `distinct` are columns of any kind but double: how many different values there are, null not counted, as
+      `<prefix>_<column>_distinct_<span>`.
+    - `latest` are records over the first span, `<prefix>_<latest>`: of all events in it the one whose fields are the
+      greatest in their order, so the last one where the first field is `known_at`; `earliest` likewise. An expression
+      reads a field of it as `<prefix>_<latest>.<field>`.
+
     `absent` is the reason that an online answer gives where the longest span holds nothing.
     """
 
@@ -89,9 +117,18 @@ class Window:
     key: tuple[str, ...]
     spans: tuple[str, ...]
     sums: tuple[str, ...] = ()
+    variances: tuple[str, ...] = ()
+    distinct: tuple[str, ...] = ()
     latest: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     earliest: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     absent: str | None = None
+
+    def __post_init__(self) -> None:
+        refuse_reserved([*self.latest, *self.earliest])
+        for span in self.spans:
+            read_window_span(span)
+        if not self.spans or len({*map(short_span, self.spans)}) < len(self.spans):
+            raise ValueError(f"window {self.prefix}: expected spans, each once, got {', '.join(self.spans) or 'none'}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +144,10 @@ class Preceding:
     key: tuple[str, ...]
     span: str
     fields: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if parse_span(self.span) > timedelta(days=1):
+            raise ValueError(f"{self.prefix}: expected a span of at most a day, got {self.span!r}")
 
 
 def utc_sql(moment: str) -> str:
@@ -135,6 +176,26 @@ def versions_sql(table: str, key: str) -> str:
         key,
         alone="cast(null as timestamp) as known_until, true as is_first",
         among=f"lead(known_at) {order} as known_until, row_number() {order} = 1 as is_first",
+    )
+
+
+def snapshots_sql(table: str, key: str, *, every: Literal["day", "week", "month"], times: int) -> str:
+    """SQL: points without an event of their own: each key at the beginning of each day, week (Monday) or month, in UTC.
+
+    After a row of the table became known its key has so many of these moments, but for those whose prediction time is
+    before that. The columns are the key's, `snapshot_at` and `prediction_time`, for the step `asked`, which keeps
+    those of its interval. The definition's `look_back` is at least as long as these moments and the lead.
+    """
+    columns = ", ".join(name.strip() for name in key.split(","))
+    there = "".join(f" and {name.strip()} is not null" for name in key.split(","))
+    moments = " union all ".join(
+        f"select {columns}, known_at, date_trunc('{every}', known_at) + interval {number} {every} as snapshot_at"
+        f" from {table}"
+        for number in range(1, times + 1)
+    )
+    return (
+        f"select distinct {columns}, snapshot_at, snapshot_at - {{lead}} as prediction_time from ({moments}) moments"
+        f" where known_at <= snapshot_at - {{lead}}{there}"
     )
 
 

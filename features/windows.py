@@ -6,13 +6,23 @@ point. Totals are of doubles, which add whole numbers up exactly, in any order, 
 
 from collections.abc import Container, Sequence
 
+from features.spans import read_window_span, short_span
 from features.vocabulary import Window
 
 
 def sum_name(window: Window, column: str, span: str) -> str:
     """The name of a window's sum: `origin_arrived_7d`."""
-    number, unit = span.split()
-    return f"{window.prefix}_{column}_{number}{unit[0]}"
+    return f"{window.prefix}_{column}_{short_span(span)}"
+
+
+def variance_name(window: Window, column: str, span: str) -> str:
+    """The name of a window's variance: `origin_delay_var_7d`."""
+    return f"{window.prefix}_{column}_var_{short_span(span)}"
+
+
+def distinct_name(window: Window, column: str, span: str) -> str:
+    """The name of a window's count of different values: `origin_carrier_distinct_7d`."""
+    return f"{window.prefix}_{column}_distinct_{short_span(span)}"
 
 
 def record_sql(fields: Sequence[str], table: str = "") -> str:
@@ -27,6 +37,7 @@ def window_sql(window: Window, used: Container[str]) -> str:
     parts = [
         *([_sums_sql(window, sums, used)] if sums else []),
         *([_records_sql(window, records)] if records else []),
+        *(_measures_sql(window, span, found) for span in window.spans if (found := _measures(window, span, used))),
     ] or [f"select point_id from points where {_present(window)}"]
     first, *others = (f"({part}) part_{number}" for number, part in enumerate(parts))
     return f"select * from {first} {' '.join(f'left join {other} using (point_id)' for other in others)}"
@@ -79,16 +90,21 @@ def _records_sql(window: Window, records: dict[str, tuple[str, ...]]) -> str:
     events = ", ".join(["cast(null as bigint) as point_id", "known_at as moment", *keys, *places])
     points = ", ".join(["point_id", "prediction_time", *keys, *("null" for _ in places)])
     union = f"select {events} from events union all select {points} from points where {_present(window)}"
-    framed = ", ".join(
-        [
-            "point_id",
-            *keys,
-            *(
-                f"{'max' if name in window.latest else 'min'}(place_{kinds.index(fields)}) over frame as {name}_place"
-                for name, fields in records.items()
-            ),
-        ]
+    places_of = {
+        name: f"{'max' if name in window.latest else 'min'}(place_{kinds.index(fields)})"
+        for name, fields in records.items()
+    }
+    framed = ", ".join(["point_id", *keys, *(f"{best} over frame as {name}_place" for name, best in places_of.items())])
+    of_frames = (
+        f"select * from (select {framed} from ({union}) window frame as"
+        f" ({partition}order by moment range between interval {window.spans[0]} preceding and current row))"
+        " where point_id is not null"
     )
+    if read_window_span(window.spans[0]).months:
+        # Of two points the later one's may begin earlier (August 30th at 2, and 31st at 1): no frame for an engine.
+        grouped = ", ".join(["p.point_id", *(f"p.{key}" for key in keys)])
+        chosen = "".join(f", {best} as {name}_place" for name, best in places_of.items())
+        of_frames = f"select {grouped}{chosen} {_beside_sql(window, window.spans[0], 'events')} group by {grouped}"
     records_selected = ", ".join(f"{n}.record_{kinds.index(f)} as {window.prefix}_{n}" for n, f in records.items())
     joins = " ".join(
         f"left join events {n} on {n}.place_{kinds.index(f)} = framed.{n}_place"
@@ -97,7 +113,43 @@ def _records_sql(window: Window, records: dict[str, tuple[str, ...]]) -> str:
     )
     return (
         f"with events as materialized (select *, {', '.join(numbered)} from {window.stream} where {_present(window)})"
-        f" select point_id, {records_selected} from (select * from (select {framed} from ({union}) window frame as"
-        f" ({partition}order by moment range between interval {window.spans[0]} preceding and current row))"
-        f" where point_id is not null) framed {joins}"
+        f" select point_id, {records_selected} from ({of_frames}) framed {joins}"
+    )
+
+
+def _beside_sql(window: Window, span: str, events: str) -> str:
+    """SQL: each point `p` that has the window's key, beside every event `e` that its span holds; alone where none."""
+    same = "".join(f" and e.{key} = p.{key}" for key in window.key)
+    there = " and ".join(f"p.{key} is not null" for key in window.key) or "true"
+    return (
+        f"from points p left join {events} e on e.known_at <= p.prediction_time"
+        f" and e.known_at >= p.prediction_time - interval {span}{same} where {there}"
+    )
+
+
+def _measures(window: Window, span: str, used: Container[str]) -> dict[str, str]:
+    """The variances and distinct counts of a span that a feature mentions: name -> SQL over its events `e`."""
+    variances = {variance_name(window, column, span): _variance_sql(f"e.{column}") for column in window.variances}
+    counts = {
+        distinct_name(window, column, span): f"cast(count(distinct e.{column}) as double)" for column in window.distinct
+    }
+    return {name: sql for name, sql in (variances | counts).items() if name in used}
+
+
+def _measures_sql(window: Window, span: str, measures: dict[str, str]) -> str:
+    """Every event of a span beside its point: nothing else counts different values exactly, on any engine."""
+    columns = ", ".join(f"{sql} as {name}" for name, sql in measures.items())
+    return f"select p.point_id, {columns} {_beside_sql(window, span, window.stream)} group by p.point_id"
+
+
+def _variance_sql(value: str) -> str:
+    """Of whole numbers, exactly until the division: by their count, total and total of squares, as `find_variance`.
+
+    Through text a number of many digits becomes the nearest double, on any engine.
+    """
+    number, count = f"cast({value} as decimal(38, 0))", f"count({value})"
+    spread = f"{count} * sum({number} * {number}) - sum({number}) * sum({number})"
+    return (
+        f"case when {count} > 1 then cast(cast({spread} as varchar) as double)"
+        f" / cast({count} * ({count} - 1) as double) end"
     )

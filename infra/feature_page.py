@@ -15,19 +15,21 @@ from features.vocabulary import (
     declare_source,
     known_at_sql,
     local_time_sql,
+    snapshots_sql,
     unique_or_repeated_sql,
     versions_sql,
 )
 
 _WORDS: tuple[type[Any], ...] = (FeatureSet, SourceTable, RequestField, Window, AsOf, Preceding)
 _PIECES: tuple[Callable[..., Any], ...] = (
-    declare_source, versions_sql, known_at_sql, local_time_sql, unique_or_repeated_sql
+    declare_source, versions_sql, known_at_sql, local_time_sql, snapshots_sql, unique_or_repeated_sql
 )  # fmt: skip
 _HEAD = """# Words of a feature definition
 
 Generated from `features/engine.py`, `features/request.py` and `features/vocabulary.py` by `make docs`; do not edit.
-[bring-your-own-table.md](bring-your-own-table.md) shows how they belong together, [expressions.md](expressions.md) what
-an expression may be. A field with a value in the second column may be left out, and then has it.
+[bring-your-own-table.md](bring-your-own-table.md) shows how they belong together, [windows.md](windows.md) has an
+example of each window, [expressions.md](expressions.md) says what an expression may be. A field with a value in the
+second column may be left out, and then has it.
 """
 
 

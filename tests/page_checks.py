@@ -23,6 +23,7 @@ RUN_BY = {  # what another test knows more about; it takes all blocks of the lan
     ("docs/monitoring.md", "yaml"): "tests/infra/test_rules.py",
     ("docs/bring-your-own-table.md", "yaml"): "tests/infra/new_use_case_world.py",
     ("docs/own-dag.md", "python"): "tests/dags/test_own_dag.py",
+    ("docs/windows.md", "python"): "tests/features/test_window_page.py",
 }
 _STATEMENT = re.compile(r"(select|insert into|update|delete from|with) ", re.IGNORECASE)
 _ASSIGNED = re.compile(r"([A-Z][A-Z0-9_]*)=(\S*)")

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from datetime import timedelta
 from importlib import import_module
 from importlib.util import find_spec
 
@@ -15,7 +14,6 @@ from expectations.vocabulary import Suite
 from features import FeatureSet
 from features.engine import ANY_DAY, KEY_COLUMNS, compile_sql, run_steps
 from features.online import OnlineFeatures
-from features.series import parse_span
 from pipeline.spec import UseCase
 from tasks.check_use_case.mistakes import Mistake, in_file, in_params
 
@@ -110,7 +108,6 @@ def check_definition(use_case: UseCase, definition: FeatureSet, declared: Mappin
     sources = [*_check_sources(file, definition, declared)]
     yield from sources
     yield from _check_names(file, use_case, definition)
-    yield from _check_reach(file, definition)
     yield from _check_steadiness(file, definition)
     if not sources:
         yield from _check_engines(file, use_case, definition)
@@ -157,19 +154,6 @@ def _check_names(file: str, use_case: UseCase, definition: FeatureSet) -> Iterat
                 yield in_params(
                     key, f"{name!r} is no {kind} feature of {file}".replace("  ", " "), f"of {', '.join(known)}"
                 )
-
-
-def _check_reach(file: str, definition: FeatureSet) -> Iterator[Mistake]:
-    for window in definition.windows:
-        longest = max((parse_span(span) for span in window.spans), default=timedelta(0))
-        if longest > definition.look_back:
-            yield in_file(
-                file,
-                window.prefix,
-                f"a window of {window.spans[-1]}, and the definition looks back {definition.look_back.days} days:"
-                " what is older is not read",
-                f"look_back of at least {longest.days} days, and what its steps look back on besides",
-            )
 
 
 def _check_steadiness(file: str, definition: FeatureSet) -> Iterator[Mistake]:
@@ -226,13 +210,14 @@ def _check_spark(definition: FeatureSet, statements: Iterable[str]) -> Iterator[
 def _check_streams(file: str, definition: FeatureSet, connection: duckdb.DuckDBPyConnection) -> Iterator[Mistake]:
     for window in definition.windows:
         kinds = {row[0]: row[1] for row in connection.execute(f"describe {window.stream}").fetchall()}
-        for name in window.sums:
+        for name in (*window.sums, *window.variances):
+            what = "sum" if name in window.sums else "variance"
             if name in kinds and kinds[name] not in _WHOLE:
                 yield in_file(
                     file,
                     name,
-                    f"a sum of {window.stream}.{name}, which is {kinds[name]}: only whole numbers add up to the same in"
-                    " any order",
+                    f"a {what} of {window.stream}.{name}, which is {kinds[name]}: only whole numbers add up to the same"
+                    " in any order",
                     f"cast({name} as bigint), in the unit that is fine enough",
                 )
     labels = {row[0]: row[1] for row in connection.execute("describe labels").fetchall()}

@@ -256,13 +256,18 @@ def differences(sqls: Sequence[str], rows: Sequence[Row], seen: Counter[str] | N
     sqls = list(dict.fromkeys(sqls))
     found, operations = by_evaluator(sqls, rows)
     if seen is not None:
-        seen.update(row.name for row in operations)
+        seen.update(map(name_row, operations))
     return [
         f"{sql}: DuckDB {theirs!r}, online {ours!r} of {row}"
         for sql, mine in zip(sqls, found, strict=True)
         for row, theirs, ours in zip(rows, by_duckdb(sql, rows), mine, strict=True)
         if theirs is not STOPPED and _bits(theirs) != _bits(ours)
     ]
+
+
+def name_row(row: Operation) -> str:
+    """A row of the table as it is counted: what is written, of what kinds."""
+    return f"{row.sql} of {' '.join(row.takes)}"
 
 
 def _bits(value: Any) -> Any:

@@ -111,6 +111,14 @@ def test_a_clock_goes_by_the_longest_step_and_by_rank_where_that_makes_too_many(
     assert history.Clock(np.zeros(0, np.int64)).before(np.array([-5, 5])).tolist() == [0, 1]
 
 
+def test_totals_are_as_wide_as_their_values_need() -> None:
+    """Also where 64 bits do not hold the total itself: of a window it is a difference, which they do."""
+    assert history._running([np.array([3, -4])], 2).dtype == np.int32
+    totals = history._running([np.array([1 << 62, 1 << 62, 5])], 3)
+    assert totals.dtype == np.int64
+    assert (totals[3] - totals[2]).tolist() == [5]
+
+
 def test_a_step_that_is_read_once_is_a_view_and_a_table_goes_with_its_last_reader() -> None:
     with duckdb.connect() as connection:
         steps = StepPlan(connection, FLIGHTS, ["from asked", "from labels", "from outcomes", "from legs"])

@@ -26,7 +26,10 @@ from features import spark_sql
 from features.definition_expressions import refuse_for_spark
 from features.operation import Operation
 from features.operation_table import OPERATIONS
+from tests.features import window_worlds
 from tests.features.expression_worlds import STOPPED, as_table, by_duckdb, edge_world, everyday_rows
+from tests.features.window_engines import features_as_doubles
+from tests.features.window_worlds import draw
 
 START, END = day(14), day(21)
 # Enough to see a rule of the translation missing, in seconds.
@@ -68,6 +71,23 @@ def test_points_and_labels_are_those_of_duckdb_to_the_last_bit(world: World) -> 
     assert found.schema.equals(points.schema)
     assert moved(points, found) == []
     assert told.equals(labels)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_drawn_windows_are_those_of_duckdb_to_the_last_bit(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    from features import spark
+
+    drawn = draw(seed, windows=2)
+    schema = pa.schema({field.name: pa.float64() if pa.types.is_float32(field.type) else field.type
+                        for field in spark._point_schema(drawn.definition)})  # fmt: skip
+    monkeypatch.setattr(spark, "_point_schema", lambda _: schema)
+    with tempfile.TemporaryDirectory() as folder, features_as_doubles():
+        tables = parquet({"orders": pa.Table.from_pylist(drawn.rows, window_worlds.SCHEMA)}, folder)
+        span, lead = Span(window_worlds.START, window_worlds.END), window_worlds.LEAD
+        points, found = (
+            features.build(drawn.definition, tables, span, lead, engine=engine)[0] for engine in ("duckdb", "spark")
+        )
+    assert moved(points, found) == []
 
 
 @pytest.mark.parametrize(("rule", "feature"), [(exp.Literal, "planned_minutes"), (exp.Dayname, "weekday")])

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import timedelta
 from importlib.util import find_spec
 from typing import Any
 
@@ -137,7 +136,6 @@ DEFINITION_MISTAKES: list[tuple[FeatureSet, str, str, str, str]] = [
         "no such column",
         "among the columns of a point",
     ),
-    (replace(FLIGHTS, look_back=timedelta(days=20)), FEATURES, "all", "a window of 30 days", "at least 30 days"),
     (step("due", f"{FLIGHTS.steps['due']} and known_at < now()"), FEATURES, "due", "now gives something else", "{end}"),
     (number("noise", "random()"), FEATURES, "noise", "random gives something else", "what the rows say"),
     (step("due", "select no_such_column from schedule"), FEATURES, "flights", "DuckDB refuses it", "DuckDB knows"),
