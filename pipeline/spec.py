@@ -7,9 +7,9 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError
 
-from pipeline.fields import METRICS, RANKINGS, SHARES, Block, Identifier, Kind, Metric, Share
+from pipeline.fields import METRICS, RANKINGS, SHARES, Block, Identifier, Kind, Metric, Share, refuse_classes
 from pipeline.online import EndpointSettings, ExperimentSettings
 from pipeline.params_text import explain, read_blocks
 from pipeline.partitions import Grid
@@ -19,7 +19,7 @@ from pipeline.source import Source
 class Target(Block):
     """What is predicted."""
 
-    kind: Kind
+    kind: Annotated[Kind, BeforeValidator(refuse_classes)]
     meaning: str
 
 

@@ -110,7 +110,7 @@ def _check_labels(file: str, use_case: UseCase, sample: Sample, labelled: pa.Tab
         yield in_params(
             "target.kind",
             f"binary, and labels are {sorted(values)[:5]}",
-            "regression, or labels of 0 and 1",
+            "labels of 0 and 1 (of several classes one is 1: docs/decisions/0035), or regression",
         )
     elif len(values) < 2:
         yield in_file(file, "label", f"{values} in each of {len(labels)} labels", "a label that tells outcomes apart")

@@ -118,6 +118,7 @@ def test_an_event_that_is_known_as_it_happens_and_a_text_that_counts_make_a_use_
         (("event_time: due_at", "event_time: note"), "--event-time: expected a timestamp or date, note is text"),
         (("zone: Europe/Warsaw", ""), "--zone: settled_at have no time zone"),
         (("kind: binary", "kind: both"), "--kind: expected binary or regression, got 'both'"),
+        (("kind: binary", "kind: multiclass"), "--kind: several classes are not built"),
         (("lead_minutes: 60", "lead_minutes: soon"), "--lead-minutes: expected a whole number, 0 or more, got 'soon'"),
         (("lead_minutes: 60", "lead_minutes: 9000"), "--available-at, --lead-minutes: 0% of the rows of orders"),
         (("label_delay_hours: 48", "label_delay_hours: 5"), "--label-delay-hours: 5, and 99% of the targets are known"),
