@@ -69,10 +69,26 @@ def _may_refuse(kind: pa.DataType) -> bool:
 
 def _read_moments(texts: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
     there = pc.if_else(pc.match_substring_regex(texts, _MOMENT), texts, pa.scalar(None, pa.string()))
-    return _read(format_copy(pa.table({"moment": there})), pa.schema({"moment": kind}))["moment"]
+    return _read_again(there, kind)
+
+
+def _read_again(texts: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
+    """One column alone.
+
+    Raises:
+        pa.ArrowInvalid: it has a value that the type does not have.
+    """
+    return _read(format_copy(pa.table({"column": texts})), pa.schema({"column": kind}))["column"]
 
 
 def _read_numbers(texts: pa.ChunkedArray, field: pa.Field) -> pa.ChunkedArray:
+    try:
+        return _read_again(texts, field.type)  # what could not be read was another column
+    except pa.ArrowInvalid:
+        return _read_each_number(texts, field)
+
+
+def _read_each_number(texts: pa.ChunkedArray, field: pa.Field) -> pa.ChunkedArray:
     whole = pa.types.is_integer(field.type)
     digits, scale = (19, 0) if whole else (field.type.precision, field.type.scale)
     context = Context(prec=digits, traps=[InvalidOperation, Inexact])

@@ -27,6 +27,7 @@ def make_alerts_dag(verb: str, cron: str) -> DAG:
         tags=["alerts", verb],
         schedule=CronTriggerTimetable(cron, timezone="UTC"),
         catchup=False,
+        is_paused_upon_creation=False,  # whatever a use case says of its own
         max_active_runs=1,
         default_args=default_args("platform"),
     ) as dag:

@@ -1,17 +1,19 @@
 """Search, fit, judge and, where it is better, promote a model.
 
-**Steps.** `plan` fixes the features and the data time; `tune`, a task a worker (`train.workers`), searches on the
-validation days only (one Optuna study in Postgres, so that a killed search goes on where it was); `refit` trains the
-best configuration and registers the candidate; `evaluate` compares it with the champion on the same holdout rows; where
-the candidate won, and the use case's risk is high or the champion learnt features that can no longer be computed,
-`approval` waits for a person (Required Actions, in the Airflow UI; no answer in time is a rejection), else it skips;
-`promote` follows the verdict and writes the ledger; `deploy` brings the champion to the endpoint, where there is one,
-by the stages of `deploy`; `finish` closes the retrain decision that asked for this, if one did, once the gate
-has spoken, whatever happened; the deployment goes on beside what comes next.
+**Steps.** `plan` fixes the features and the data time, and stops what could not be judged or served (what `make
+check-use-case` finds without the source, and events asked as a client asks); `tune`, a task a worker (`train.workers`),
+searches on the validation days only (one Optuna study in Postgres, so that a killed search goes on where it was);
+`refit` trains the best configuration and registers the candidate; `evaluate` compares it with the champion on the same
+holdout rows; where the candidate won, and the use case's risk is high or the champion learnt features that can no
+longer be computed, `approval` waits for a person (Required Actions, in the Airflow UI; no answer in time is a
+rejection), else it skips; `promote` follows the verdict and writes the ledger; `deploy` brings the champion to the
+endpoint, where there is one, by the stages of `deploy`; `finish` closes the retrain decision that asked for this, if
+one did, once the gate has spoken, whatever happened; the deployment goes on beside what comes next.
 
 **Started by** `retrain`, once for each decision, or by hand with the form.
 
-**To resume** clear the failed task: the search keeps its trials, and a verdict is promoted at most once.
+**To resume** clear the failed task: the search keeps its trials, and a verdict is promoted at most once. A `plan` that
+names mistakes is not tried again: mend them, and start a new run.
 """
 
 from datetime import timedelta
@@ -92,12 +94,15 @@ def make_train_dag(use_case: UseCase) -> DAG:
         def plan(params: Any = None) -> dict[str, Any]:
             from tasks.build_features import dataset
             from tasks.build_features.learnt_features import require_todays_features
+            from tasks.check_use_case.servable import require_servable
 
             snapshot = dataset.latest_snapshot(use_case, reach_outside())
             if snapshot is None:
                 raise ValueError(f"{use_case.name} has no features yet: run {use_case.name}.ingest first")
             require_todays_features(use_case, snapshot, reach_outside())
-            return {"snapshot": snapshot, "as_of": read_moment(use_case, params["as_of"], snapshot.end)}
+            as_of = read_moment(use_case, params["as_of"], snapshot.end)
+            require_servable(use_case, snapshot, as_of, reach_outside())
+            return {"snapshot": snapshot, "as_of": as_of}
 
         @task(execution_timeout=timedelta(hours=12), **ACCELERATOR)
         def tune(planned: dict[str, Any], worker: int, params: Any = None) -> None:

@@ -75,7 +75,8 @@ def dag_args(use_case: UseCase, verb: str, runbook: str | None) -> dict[str, Any
         "description": (runbook or "").partition("\n")[0],
         "doc_md": runbook,
         "tags": [use_case.name, verb],
-        "catchup": False,
+        "catchup": False,  # no schedule takes more of the past than the tick before now
+        "is_paused_upon_creation": use_case.paused,
         "max_active_runs": 1,
         "default_args": default_args(use_case.owner),
     }

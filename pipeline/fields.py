@@ -2,13 +2,14 @@
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 _CRON_FIELDS = {"minute": (0, 59), "hour": (0, 23), "day of month": (1, 31), "month": (1, 12), "day of week": (0, 7)}
 _RELATION_PART = re.compile(r"""("(?:[^"]|"")+")|([^\W\d][\w$]*)""")
 _RELATION = re.compile(rf"(?:{_RELATION_PART.pattern})(?:\.(?:{_RELATION_PART.pattern}))?")
+_SEVERAL_CLASSES = {"multiclass", "multinomial", "multilabel", "categorical", "classification", "ordinal"}
 _CRON_PART = re.compile(r"(?:\*|(\d+)(?:-(\d+))?)(?:/([1-9]\d*))?")
 
 
@@ -47,6 +48,20 @@ def split_relation(text: str) -> tuple[str, ...]:
 def _relation(text: str) -> str:
     split_relation(text)
     return text
+
+
+def refuse_classes(kind: Any) -> Any:
+    """A kind of target, as it is.
+
+    Raises:
+        ValueError: a word for several classes; says what to set.
+    """
+    if isinstance(kind, str) and kind.lower().replace("-", "").replace("_", "") in _SEVERAL_CLASSES:
+        raise ValueError(
+            "several classes are not built (docs/decisions/0035): expected binary, with label 1 for one class and 0 for"
+            " the rest (a use case a class), or regression"
+        )
+    return kind
 
 
 Identifier = Annotated[str, AfterValidator(_identifier)]

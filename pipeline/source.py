@@ -13,7 +13,8 @@ class Table(Block):
     """One source table. Rows belong to the partition in which they became known (`available_at`).
 
     `duplicates` says what several rows of one key in a partition are: `stop`, a fault that blocks it; `keep_latest`,
-    versions of one row, of which the one that became known last is kept and the others are quarantined.
+    versions of one row, of which the one that became known last is kept and the others are quarantined. These are no
+    faults, and do not count towards `max_quarantined_share`.
 
     `exempt` names partitions, by the day each starts, in which nothing has to come: neither `min_rows` nor how fresh
     the newest row is counts there.

@@ -7,9 +7,9 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError
 
-from pipeline.fields import METRICS, RANKINGS, SHARES, Block, Identifier, Kind, Metric, Share
+from pipeline.fields import METRICS, RANKINGS, SHARES, Block, Identifier, Kind, Metric, Share, refuse_classes
 from pipeline.online import EndpointSettings, ExperimentSettings
 from pipeline.params_text import explain, read_blocks
 from pipeline.partitions import Grid
@@ -19,7 +19,7 @@ from pipeline.source import Source
 class Target(Block):
     """What is predicted."""
 
-    kind: Kind
+    kind: Annotated[Kind, BeforeValidator(refuse_classes)]
     meaning: str
 
 
@@ -160,7 +160,11 @@ class Monitor(Block):
 
 
 class UseCase(Block):
-    """One block of params.yaml. Its name is its file name in every package."""
+    """One block of params.yaml. Its name is its file name in every package.
+
+    `paused` says that its DAGs are there, and none runs until a person unpauses it. Airflow reads this as it sees a DAG
+    for the first time; later counts what a person set.
+    """
 
     name: Identifier
     title: str
@@ -168,6 +172,7 @@ class UseCase(Block):
     risk: Literal["low", "high"]
     seed: int = Field(ge=0)
     engine: Literal["duckdb", "spark"]
+    paused: bool = Field(default=False, exclude=True)  # no part of what a dataset or a model is made of
     endpoint: EndpointSettings | None
     experiment: ExperimentSettings | None
     target: Target

@@ -11,6 +11,8 @@ from typing import Any
 
 import yaml
 
+from pipeline.fields import refuse_classes
+
 QUESTIONS: Mapping[str, str] = {  # those that nothing can be done without, in the order in which they are asked
     "table": "the table or view of the source, as SQL writes its name",
     "event_time": "the column that says when the event happens that is predicted",
@@ -123,6 +125,11 @@ def _find_problems(known: Mapping[str, Any]) -> Iterator[str]:
     for name in _NUMBERS:
         if not str(known[name]).isdigit():
             yield f"{_option(name)}: expected a whole number, 0 or more, got {known[name]!r}"
+    try:
+        refuse_classes(known["kind"])
+    except ValueError as error:
+        yield f"--kind: {error}; --positive names that class where the target is text; got {known['kind']!r}"
+        return
     if known["kind"] not in _KINDS:
         yield f"--kind: expected {' or '.join(_KINDS)}, got {known['kind']!r}"
 

@@ -14,17 +14,11 @@ import psycopg2
 from adapters.connect import Outside
 from adapters.errors import Unavailable
 from pipeline.spec import UseCase
-from tasks.check_use_case.declared_check import (
-    check_blanks,
-    check_definition,
-    check_suites,
-    find_definition,
-    find_suites,
-)
 from tasks.check_use_case.mistakes import Mistake, in_params
 from tasks.check_use_case.params_check import check_params
-from tasks.check_use_case.sample import find_partitions, take_sample
+from tasks.check_use_case.sample import find_partitions, read_sample_rows, take_sample
 from tasks.check_use_case.sample_check import check_sample, check_volumes
+from tasks.check_use_case.servable import check_declared
 from tasks.check_use_case.source_check import check_source
 from tasks.common.command import parse_command, report_mistakes
 
@@ -35,14 +29,8 @@ def check_use_case(use_case: UseCase, outside: Outside) -> Iterator[Mistake]:
     Raises:
         ValueError: the source cannot be asked.
     """
-    declared, without_suites = find_suites(use_case)
-    definition, without_features = find_definition(use_case)
-    found = [*check_params(use_case, datetime.now(UTC).date()), *without_suites, *without_features]
-    found += check_blanks(use_case)
-    if not without_suites:
-        found += check_suites(use_case, declared)
-    if definition is not None and not without_suites:
-        found += check_definition(use_case, definition, declared)
+    found, definition, declared = check_declared(use_case)
+    found = [*check_params(use_case, datetime.now(UTC).date()), *found]
     try:
         found += check_source(use_case, declared, outside)
         yield from found
@@ -57,9 +45,9 @@ def check_use_case(use_case: UseCase, outside: Outside) -> Iterator[Mistake]:
             )
             return
         first, second = partitions
-        volumes = [*check_volumes(use_case, declared, first, second, outside)]
-        yield from volumes
-        sample = take_sample(use_case, definition, declared, partitions, outside)
+        raw = read_sample_rows(use_case, definition, partitions, outside)
+        yield from check_volumes(use_case, declared, partitions, raw)
+        sample = take_sample(use_case, definition, declared, partitions, raw)
         print(f"{first.start:%Y-%m-%d} and {second.start:%Y-%m-%d}: {sample.points.num_rows:,} points,"
               f" {sample.labels.num_rows:,} labels, in {sample.seconds:.1f} s", flush=True)  # fmt: skip
         yield from check_sample(use_case, definition, sample)

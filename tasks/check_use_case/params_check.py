@@ -18,11 +18,16 @@ _FIRES_READ = 12
 
 def check_params(use_case: UseCase, today: date) -> Iterator[Mistake]:
     """What contradicts what, as of a day (UTC)."""
-    yield from _check_split(use_case, today)
+    yield from check_training_params(use_case, today)
     yield from _check_schedule(use_case)
+    yield from _check_monitor(use_case)
+
+
+def check_training_params(use_case: UseCase, today: date) -> Iterator[Mistake]:
+    """Of these what bears on a training of a day, its verdict, and how its model would answer."""
+    yield from _check_split(use_case, today)
     yield from _check_train(use_case)
     yield from _check_gate(use_case)
-    yield from _check_monitor(use_case)
     yield from _check_endpoint(use_case)
 
 

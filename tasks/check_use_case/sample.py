@@ -17,6 +17,7 @@ from adapters.connect import Outside
 from expectations.vocabulary import Suite
 from features import FeatureSet
 from pipeline.partitions import Interval, utc
+from pipeline.source import Table
 from pipeline.spec import UseCase
 from tasks.ingest.check import find_bad_rows
 from tasks.ingest.clean_columns import drop_rows, name_columns, read_canonical
@@ -56,30 +57,58 @@ def find_partitions(
     return (first, second) if first.start >= utc(use_case.grid.first) else None
 
 
+def read_sample_rows(
+    use_case: UseCase, definition: FeatureSet, partitions: tuple[Interval, Interval], outside: Outside
+) -> Tables:
+    """The raw rows of each table that both partitions rest on, read once; of a table that no feature reads their own.
+
+    Raises:
+        psycopg2.Error, Unavailable: the source cannot be asked.
+    """
+    first, second = partitions
+    own, reach = Interval(first.start, second.end), _find_reach(use_case, definition, partitions)
+    raw = dict[str, pa.Table]()
+    for name in use_case.source.tables:
+        source = definition.sources.get(name)
+        is_timeless = source is not None and source.timeless
+        raw[name] = _extract_rows(use_case, name, own if source is None else reach, outside, is_timeless=is_timeless)
+    return raw
+
+
+def select_partition(raw: pa.Table, suite: Suite, table: Table, partition: Interval) -> pa.Table:
+    """Those of a table's raw rows that became known in a partition, as ingest would take them."""
+    known = read_canonical(name_columns(raw, suite), suite)[0][table.available_at]
+    start, end = (pa.scalar(moment, known.type) for moment in (partition.start, partition.end))
+    return raw.filter(pc.and_(pc.greater_equal(known, start), pc.less(known, end)))
+
+
 def take_sample(
     use_case: UseCase,
     definition: FeatureSet,
     declared: Mapping[str, Suite],
     partitions: tuple[Interval, Interval],
-    outside: Outside,
+    raw: Tables,
 ) -> Sample:
-    """Both partitions, from the source as it is.
+    """Both partitions, made of the raw rows that `read_sample_rows` read.
 
     Raises:
         ValueError: a source is not as declared, or the features cannot be made of it.
     """
     first, second = partitions
-    until = second.end + use_case.time.label_delay
-    reach = Interval(first.start - definition.look_back, until)
-    rows = dict[str, pa.Table]()
-    for name, source in definition.sources.items():
-        raw = extract_rows(use_case, name, reach, outside, is_timeless=source.timeless)
-        rows[name] = _keep_good_rows(use_case, name, declared[name], raw, reach)
+    reach = _find_reach(use_case, definition, partitions)
+    until, rows = reach.end, dict[str, pa.Table]()
+    for name in definition.sources:
+        rows[name] = _keep_good_rows(use_case, name, declared[name], raw[name], reach)
     began = time.monotonic()
     made, labels = build_from_rows(use_case, definition, rows, Interval(first.start, until))
     seconds = time.monotonic() - began
     points = made.filter(pc.less(made["prediction_time"], pa.scalar(second.end, made["prediction_time"].type)))
     return Sample(first=first, second=second, rows=rows, points=points, labels=labels, until=until, seconds=seconds)
+
+
+def _find_reach(use_case: UseCase, definition: FeatureSet, partitions: tuple[Interval, Interval]) -> Interval:
+    """From the oldest row that the first partition looks back on to the last label of the second."""
+    return Interval(partitions[0].start - definition.look_back, partitions[1].end + use_case.time.label_delay)
 
 
 def _keep_good_rows(use_case: UseCase, name: str, suite: Suite, raw: pa.Table, reach: Interval) -> pa.Table:
@@ -118,7 +147,7 @@ def _find_latest(use_case: UseCase, name: str, suite: Suite, outside: Outside) -
     return None if latest is None else latest.astimezone(UTC)
 
 
-def extract_rows(
+def _extract_rows(
     use_case: UseCase, name: str, interval: Interval, outside: Outside, *, is_timeless: bool = False
 ) -> pa.Table:
     """A table's rows that became known in an interval, as the source has them; of a timeless one all before its end."""

@@ -10,34 +10,30 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from adapters.connect import Outside
 from expectations.vocabulary import Suite
 from features import FeatureSet
-from features.offline_requests import load_past_requests
 from pipeline.partitions import Interval, utc
 from pipeline.spec import UseCase
-from tasks.build_features.as_online import compute_as_online
 from tasks.check_use_case.mistakes import Mistake, in_file, in_params
-from tasks.check_use_case.sample import Sample, build_from_rows, extract_rows, write_rows
+from tasks.check_use_case.online_check import check_online, is_same
+from tasks.check_use_case.sample import Sample, Tables, build_from_rows, select_partition, write_rows
 from tasks.ingest.check import check_table
 
 _DAY = timedelta(days=1)
-_ASKED = 64
 _LATE_SHARE = 0.99  # of the labels have come within the declared delay
-_SEED = 0
 
 
 def check_volumes(
-    use_case: UseCase, declared: Mapping[str, Suite], first: Interval, second: Interval, outside: Outside
+    use_case: UseCase, declared: Mapping[str, Suite], partitions: tuple[Interval, Interval], raw: Tables
 ) -> Iterator[Mistake]:
-    """Whether validation would let the rows of both partitions through."""
+    """Whether validation would let the raw rows of both partitions through."""
     for name, table in use_case.source.tables.items():
-        for partition in (first, second):
-            raw = extract_rows(use_case, name, partition, outside)
-            for problem in check_table(raw, declared[name], table, partition).problems:
+        for partition in partitions:
+            rows = select_partition(raw[name], declared[name], table, partition)
+            for problem in check_table(rows, declared[name], table, partition).problems:
                 yield in_params(
                     f"source.tables.{name}",
-                    f"of {partition.start:%Y-%m-%d}, {raw.num_rows} rows (min_rows {table.min_rows}, max_rows"
+                    f"of {partition.start:%Y-%m-%d}, {rows.num_rows} rows (min_rows {table.min_rows}, max_rows"
                     f" {table.max_rows}): {problem}",
                     f"limits that hold, or what expectations/{use_case.name}.py says of it",
                 )
@@ -61,7 +57,7 @@ def check_sample(use_case: UseCase, definition: FeatureSet, sample: Sample) -> I
     yield from _check_rows_needed(use_case, sample, labelled)
     yield from _check_features(file, definition, sample)
     yield from _check_leaks(file, use_case, definition, sample)
-    yield from _check_online(file, use_case, definition, sample)
+    yield from _check_asked(use_case, definition, sample)
 
 
 def _check_points(file: str, sample: Sample) -> Iterator[Mistake]:
@@ -112,7 +108,9 @@ def _check_labels(file: str, use_case: UseCase, sample: Sample, labelled: pa.Tab
     values = pc.unique(labels.drop_null()).to_pylist()
     if use_case.target.kind == "binary" and not {*values} <= {0.0, 1.0}:
         yield in_params(
-            "target.kind", f"binary, and labels are {sorted(values)[:5]}", "regression, or labels of 0 and 1"
+            "target.kind",
+            f"binary, and labels are {sorted(values)[:5]}",
+            "labels of 0 and 1 (of several classes one is 1: docs/decisions/0035), or regression",
         )
     elif len(values) < 2:
         yield in_file(file, "label", f"{values} in each of {len(labels)} labels", "a label that tells outcomes apart")
@@ -203,7 +201,7 @@ def _check_leaks(file: str, use_case: UseCase, definition: FeatureSet, sample: S
         )
         return
     for name in (*definition.numeric, *definition.categorical):
-        if not _is_same(points[name], again[name]):
+        if not is_same(points[name], again[name]):
             yield in_file(
                 file,
                 name,
@@ -212,34 +210,12 @@ def _check_leaks(file: str, use_case: UseCase, definition: FeatureSet, sample: S
             )
 
 
-def _check_online(file: str, use_case: UseCase, definition: FeatureSet, sample: Sample) -> Iterator[Mistake]:
-    """Some events of the second partition, asked as a client does, have the features of the batch."""
-    if use_case.endpoint is None:
-        return
-    lead = use_case.time.lead
+def _check_asked(use_case: UseCase, definition: FeatureSet, sample: Sample) -> Iterator[Mistake]:
+    """Events of the second partition, by a store that is at its end."""
+    kept = Interval(sample.first.start, sample.second.end)
     with tempfile.TemporaryDirectory() as folder:
         tables = write_rows(sample.rows, Path(folder))
-        asked = load_past_requests(definition, tables, sample.second, lead)
-        chosen = np.sort(np.random.default_rng(_SEED).permutation(asked.num_rows)[:_ASKED])
-        asked = asked.take(pa.array(chosen))
-        kept = Interval(sample.first.start, sample.second.end)
-        found = compute_as_online(definition, tables, kept, lead, asked.drop_columns(["entity_key", "event_time"]))
-    keys = asked.select(["entity_key", "event_time"]).append_column("place", pa.array(range(asked.num_rows)))
-    keys = keys.set_column(1, "event_time", keys["event_time"].cast(sample.points["event_time"].type))
-    batch = sample.points.join(keys, ["entity_key", "event_time"], join_type="inner").sort_by("place")
-    for name in (*definition.numeric, *definition.categorical):
-        if not _is_same(batch[name], found[name]):
-            yield in_file(
-                file,
-                name,
-                f"of {asked.num_rows} events asked as a client does, some have another value than in batch",
-                "an expression of what the request tells, the lookups and the windows",
-            )
-
-
-def _is_same(some: pa.ChunkedArray, others: pa.ChunkedArray) -> bool:
-    """Bit by bit; nothing equals nothing, and what is no number itself."""
-    return len(some) == len(others) and repr(some.to_pylist()) == repr(others.to_pylist())
+        yield from check_online(use_case, definition, tables, kept=kept, asked_in=sample.second, points=sample.points)
 
 
 def _known_before(rows: pa.Table, column: str, moment: datetime) -> pa.Table:

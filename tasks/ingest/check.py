@@ -121,7 +121,7 @@ def check_rows(
 
     BASIC results first; the positions of bad rows only for what failed, and only where few enough did. `set_aside` are
     bad rows that are not among these: positions are those of all together. With `keep_latest`, rows whose key a later
-    row of that table has are bad, too.
+    row of that table has are among the bad ones, too, but no fault, and not counted.
     """
     before = dict(set_aside or {})
     first = run_suite(typed, expects, complete=False)
@@ -134,14 +134,12 @@ def check_rows(
     bad_rows = _collect_reasons(typed, ((outcome.expect, outcome.positions) for outcome in found))
     why = [f"{outcome.failed_rows} rows: {outcome.expect.reason}" for outcome in failed]
     why += [f"{len(before)} rows, such as: {next(iter(before.values()))[0]}"] if before else []
-    if keep_latest and (older := find_older_rows(typed, keep_latest, bad_rows)):
-        expect = latest_of_key(keep_latest)
-        why.append(f"{len(older)} rows: {expect.reason}")
-        bad_rows = {place: bad_rows.get(place, ()) for place in sorted({*bad_rows, *older})}
-        bad_rows |= {place: (_reason(expect, typed, place),) for place in older}
     if (count := max(most, len(bad_rows)) + len(before)) > allowed:
         total = typed.num_rows + len(before)
         problems.append(f"{count} of {total} rows would be quarantined, {allowed} are allowed; {'; '.join(why)}")
+    if keep_latest and count <= allowed:
+        bad_rows |= explain_older_rows(typed, keep_latest, bad_rows)
+        bad_rows = {place: bad_rows[place] for place in sorted(bad_rows)}
     # Of a table as a whole, or of rows that Great Expectations counts without saying which.
     of_no_row = [*(o for o in unmet if not o.failed_rows), *(o for o in found if not o.positions)]
     return CheckedTable(
@@ -152,6 +150,12 @@ def check_rows(
         typed=typed,
         results=first.results,
     )
+
+
+def explain_older_rows(typed: pa.Table, table: Table, bad_rows: Reasons) -> dict[int, tuple[str, ...]]:
+    """The good rows whose key a later good one has, as `find_older_rows`, and why they are set aside."""
+    expect = latest_of_key(table)
+    return {place: (_reason(expect, typed, place),) for place in find_older_rows(typed, table, bad_rows)}
 
 
 def find_bad_rows(

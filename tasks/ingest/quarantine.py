@@ -10,7 +10,8 @@ import argparse
 import json
 import math
 import sys
-from datetime import date
+from collections.abc import Mapping, Sequence
+from datetime import date, datetime
 from decimal import Decimal
 from typing import Any
 
@@ -68,8 +69,15 @@ def insert_quarantined(at: cursor, landed: TableBatch, batch: Batch, checked: Ch
     where = (batch.use_case, landed.table, batch.partition_start, landed.raw_sha256)
     for number, reasons in checked.bad_rows.items():
         [row] = checked.typed.slice(number, 1).to_pylist()
-        values = {name: to_json_value(value) for name, value in {**row, **checked.faults.get(number, {})}.items()}
-        at.execute(_INSERT, (*where, number, json.dumps(values), list(reasons)))
+        insert_quarantined_row(at, where, number, {**row, **checked.faults.get(number, {})}, reasons)
+
+
+def insert_quarantined_row(
+    at: cursor, where: tuple[str, str, datetime, str], number: int, values: Mapping[str, Any], reasons: Sequence[str]
+) -> None:
+    """Set one row aside; `where` is its use case, table, partition's start and the SHA-256 of the raw data."""
+    document = json.dumps({name: to_json_value(value) for name, value in values.items()})
+    at.execute(_INSERT, (*where, number, document, list(reasons)))
 
 
 def list_quarantined(

@@ -1,7 +1,8 @@
 """Quarantined rows come back, corrected, exactly once.
 
 A clean object holds the raw rows that passed, in the order of their key. A replay writes a new one that also holds the
-corrected rows: what an undisturbed run would have written. Raw data and the quarantined row stay as they were.
+corrected rows: what an undisturbed run would have written. Raw data and the quarantined row stay as they were. Where
+rows of one key are versions (`keep_latest`), a corrected one that is the latest takes the place of the one before it.
 """
 
 import json
@@ -10,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
+from psycopg2.extensions import cursor
 
 from adapters.connect import Outside
 from adapters.lake import Stored
@@ -26,10 +28,16 @@ from pipeline.handoffs import Batch, TableBatch
 from pipeline.partitions import Interval
 from pipeline.spec import UseCase
 from tasks.common.errors import BadData
-from tasks.ingest.check import check_rows
+from tasks.ingest.check import Reasons, check_rows, explain_older_rows
 from tasks.ingest.clean_columns import drop_rows, explain_faults, name_columns, read_canonical
 from tasks.ingest.corrections import Values, apply_corrections, parse_corrections
-from tasks.ingest.quarantine import check_table_name, store_clean, to_json_value, validation_key
+from tasks.ingest.quarantine import (
+    check_table_name,
+    insert_quarantined_row,
+    store_clean,
+    to_json_value,
+    validation_key,
+)
 
 _CURRENT = """
 select distinct on (table_name) * from batches where use_case = %s and partition_start = %s
@@ -45,6 +53,8 @@ _SET_CLEAN = """
 update batches set clean_uri = %s, clean_sha256 = %s, clean_rows = %s, quarantined_rows = %s, validated_at = now()
 where use_case = %s and table_name = %s and partition_start = %s and raw_sha256 = %s and status = 'clean'"""
 
+_LATER_IS_CLEAN = "a later version is clean already: correct that row, give this one another key, or leave it as it is"
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Replay:
@@ -54,6 +64,25 @@ class _Replay:
     before: Mapping[int, Values]
     new: Mapping[int, Values]
     left: frozenset[int]  # row numbers that stay in quarantine whatever happens
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Trial:
+    """What corrected rows come to: those that are refused, and clean ones whose place they take; with why."""
+
+    refused: Reasons
+    replaced: Reasons
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Merged:
+    """What is to be written: a clean object with the accepted rows, and the rows that they replace, with why."""
+
+    batch: Mapping[str, Any]
+    accepted: Mapping[int, Values]
+    replaced: Mapping[int, tuple[Values, Sequence[str]]]
+    clean: Stored
+    clean_rows: int
 
 
 def replay_rows(  # noqa: PLR0917  # the steps' common order: what, where, by whom, on what
@@ -83,14 +112,20 @@ def replay_rows(  # noqa: PLR0917  # the steps' common order: what, where, by wh
     typed, faults = read_canonical(name_columns(raw, suite), suite)
     patched = apply_corrections(typed, {**todo.before, **todo.new})
     uncorrected = {n: fault for n, fault in faults.items() if n in todo.new and not fault.keys() <= todo.new[n].keys()}
-    refused = _refused(use_case, table, partition, patched, todo) | explain_faults(uncorrected, suite)
+    todo = replace(todo, left=todo.left | uncorrected.keys())
+    trial = _try_corrections(use_case, table, partition, patched, todo)
+    refused = {**trial.refused, **explain_faults(uncorrected, suite)}
     accepted = {number: values for number, values in todo.new.items() if number not in refused}
     if accepted:
-        rows = drop_rows(patched, todo.left | refused.keys())
-        clean = store_clean(use_case, table, partition, rows, outside)
-        outside.warehouse.retry_transaction(
-            lambda: _commit(todo.batch, accepted, clean, rows.num_rows, actor=actor, fence=fence, outside=outside)
+        rows = drop_rows(patched, todo.left | refused.keys() | trial.replaced.keys())
+        merged = _Merged(
+            batch=todo.batch,
+            accepted=accepted,
+            replaced={n: (patched.slice(n, 1).to_pylist()[0], why) for n, why in trial.replaced.items()},
+            clean=store_clean(use_case, table, partition, rows, outside),
+            clean_rows=rows.num_rows,
         )
+        outside.warehouse.retry_transaction(lambda: _commit(merged, actor, fence, outside))
     if refused:
         why = "\n".join(f"row {number}: {'; '.join(reasons)}" for number, reasons in refused.items())
         raise BadData(f"{len(accepted)} of {len(todo.new)} corrected rows of {table} were merged; still bad:\n{why}")
@@ -125,22 +160,25 @@ def _plan_replay(
     )
 
 
-def _refused(
-    use_case: UseCase, table: str, partition: Interval, patched: pa.Table, todo: _Replay
-) -> dict[int, tuple[str, ...]]:
+def _try_corrections(use_case: UseCase, table: str, partition: Interval, patched: pa.Table, todo: _Replay) -> _Trial:
     """Corrected rows that are still bad among all that would then be clean: a new duplicate is their doing too."""
     numbers = [number for number in range(patched.num_rows) if number not in todo.left]
-    trial = drop_rows(patched, todo.left)
-    expects = _expectations(use_case, table, partition, left=len(todo.left))
-    checked = check_rows(trial, expects, allowed=trial.num_rows)
+    trial, limits = drop_rows(patched, todo.left), use_case.source.tables[table]
+    checked = check_rows(trial, _expectations(use_case, table, partition, left=len(todo.left)), allowed=trial.num_rows)
     if checked.problems:
         raise BadData(f"nothing was replayed, {table} would no longer be fit: {'; '.join(checked.problems)}")
     bad = {numbers[position]: reasons for position, reasons in checked.bad_rows.items()}
-    return {number: bad[number] for number in todo.new if number in bad}
+    older = explain_older_rows(trial, limits, checked.bad_rows) if limits.duplicates == "keep_latest" else {}
+    replaced = {numbers[position]: reasons for position, reasons in older.items()}
+    late = {number: (*reasons, _LATER_IS_CLEAN) for number, reasons in replaced.items()}
+    return _Trial(
+        refused={number: {**bad, **late}[number] for number in todo.new if number in bad or number in late},
+        replaced={number: reasons for number, reasons in replaced.items() if number not in todo.new},
+    )
 
 
 def _expectations(use_case: UseCase, table: str, partition: Interval, *, left: int) -> tuple[Expect, ...]:
-    """Everything that validation checks; a duplicated key is here the fault of single rows.
+    """Everything that validation checks; a duplicated key is here the fault of single rows, where it is one.
 
     The volume is that of all rows, of which some are left out.
     """
@@ -148,30 +186,29 @@ def _expectations(use_case: UseCase, table: str, partition: Interval, *, left: i
     key, fewer = unique_key(limits), {"min_rows": limits.min_rows - left}
     return (
         *delivery_expectations(suite, limits.model_copy(update=fewer)),
-        replace(key, severity="warning"),
+        *([replace(key, severity="warning")] if limits.duplicates == "stop" else []),
         *(expect for expect in content_expectations(suite, limits, partition) if expect != key),
     )
 
 
-def _commit(
-    batch: Mapping[str, Any],
-    accepted: Mapping[int, Values],
-    clean: Stored,
-    clean_rows: int,
-    *,
-    actor: str,
-    fence: Fence,
-    outside: Outside,
-) -> None:
-    """Both tables, or neither; after a commit whose answer was lost it does the same again."""
-    where = (batch["use_case"], batch["table_name"], batch["partition_start"], batch["raw_sha256"])
+def _commit(merged: _Merged, actor: str, fence: Fence, outside: Outside) -> None:
+    """All tables, or none; after a commit whose answer was lost it does the same again."""
     with outside.warehouse.transaction(fence) as at:
-        at.execute(_SET_CLEAN, (clean.uri, clean.sha256, clean_rows, batch["raw_rows"] - clean_rows, *where))
+        _write(at, merged, actor)
+
+
+def _write(at: cursor, merged: _Merged, actor: str) -> None:
+    batch, clean = merged.batch, merged.clean
+    where = (batch["use_case"], batch["table_name"], batch["partition_start"], batch["raw_sha256"])
+    counts = (merged.clean_rows, batch["raw_rows"] - merged.clean_rows)
+    at.execute(_SET_CLEAN, (clean.uri, clean.sha256, *counts, *where))
+    assert at.rowcount == 1, "the fence keeps everyone else away"
+    for number, values in merged.accepted.items():
+        corrected = json.dumps({name: to_json_value(value) for name, value in values.items()})
+        at.execute(_SET_REPLAYED, (corrected, actor, *where, number, corrected))
         assert at.rowcount == 1, "the fence keeps everyone else away"
-        for number, values in accepted.items():
-            corrected = json.dumps({name: to_json_value(value) for name, value in values.items()})
-            at.execute(_SET_REPLAYED, (corrected, actor, *where, number, corrected))
-            assert at.rowcount == 1, "the fence keeps everyone else away"
+    for number, (row, reasons) in merged.replaced.items():
+        insert_quarantined_row(at, where, number, row, reasons)
 
 
 def _current_batch(use_case: UseCase, partition: Interval, outside: Outside) -> Batch:

@@ -34,6 +34,7 @@ _HISTORY = """
 select d.as_of, d.model_version, d.decision, d.evidence -> 'breached' as breached, r.state, r.outcome
 from decisions d left join retrains r using (decision_id) where d.use_case = %s
 """
+_DECIDED = "select 1 from decisions where decision_id = %s"
 _TIERS: "dict[Action, Tier]" = {Action.BLOCK: "critical", Action.ALERT: "warning", Action.RETRAIN: "warning"}
 _TITLES = {Action.BLOCK: "broken feed", Action.ALERT: "needs a look", Action.RETRAIN: "will be retrained"}
 
@@ -74,7 +75,7 @@ def load_decisions(use_case: UseCase, outside: "Outside") -> list[OtherDecision]
 def write_decision(
     use_case: UseCase, examined: Examination, decision: Decision, outside: "Outside", *, fence: "Fence"
 ) -> None:
-    """Commit all of it, or nothing. Alerts are recorded here and delivered by whoever flushes them afterwards.
+    """Commit all of it once, or nothing. Alerts are recorded here and delivered by whoever flushes them afterwards.
 
     Raises:
         FencedOut: monitoring was begun again meanwhile.
@@ -82,6 +83,9 @@ def write_decision(
 
     def commit() -> None:
         with outside.warehouse.transaction(fence) as at:
+            at.execute(_DECIDED, (decision_id(use_case, examined.observed.as_of),))
+            if at.fetchone() is not None:
+                return  # an earlier attempt, whose commit was answered by nobody
             _write_drift(at, use_case, examined.observed)
             _write_performances(at, use_case, examined.performances)
             write_served(at, use_case, examined.served)

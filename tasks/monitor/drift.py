@@ -48,7 +48,10 @@ class DriftStatus(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureDrift:
-    """One measure of one feature; `value` None: it could not be measured, which is never healthy."""
+    """One measure of one feature; `value` None: it could not be measured, which is never healthy.
+
+    `is_lasting`: nor will it be, whatever comes, for as long as this model is champion.
+    """
 
     feature: str
     measure: DriftMeasure
@@ -56,6 +59,7 @@ class FeatureDrift:
     threshold: float
     status: DriftStatus
     basis: Basis = Basis.RESTATED
+    is_lasting: bool = False
 
 
 def measure_drift(profile: Mapping[str, Any], table: pa.Table, monitor: Monitor) -> list[FeatureDrift]:
@@ -129,12 +133,12 @@ def _measure_feature(name: str, reference: Mapping[str, Any], codes: Codes, moni
     missing = _judge(name, DriftMeasure.MISSING_SHARE, share, missing_threshold(reference, monitor))
     if not reference["watched"]:
         return [missing]
-    value = None
-    if len(present) >= monitor.min_rows and not _is_blind(reference):
+    value, is_blind = None, _is_blind(reference)
+    if len(present) >= monitor.min_rows and not is_blind:
         counts = np.bincount(present, minlength=len(reference["counts"]))
         value = float(corrected_psi(reference["counts"], counts))
     measure = DriftMeasure.SCORE_PSI if name == SCORE else DriftMeasure.PSI
-    return [_judge(name, measure, value, psi_threshold(reference, monitor)), missing]
+    return [replace(_judge(name, measure, value, psi_threshold(reference, monitor)), is_lasting=is_blind), missing]
 
 
 def _is_blind(reference: Mapping[str, Any]) -> bool:

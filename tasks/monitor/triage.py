@@ -120,10 +120,10 @@ def make_decision(observed: Observed, history: Sequence[OtherDecision], monitor:
     if broken := broken_features(observed.drifts):
         sentence = f"broken feed: {_named(broken)} far emptier than in any week of training"
         return _decision(Action.BLOCK, (TriageCode.BROKEN_FEED, sentence))
-    unknown = [*_unknown(observed)]
+    before = sorted((other for other in history if other.as_of < observed.as_of), key=lambda other: other.as_of)
+    unknown = [*_unknown(observed, before)]
     if all(drift.status == DriftStatus.UNKNOWN for drift in observed.drifts):  # nothing, or too few rows, to decide by
         return _decision(Action.ALERT, *unknown)
-    before = sorted((other for other in history if other.as_of < observed.as_of), key=lambda other: other.as_of)
     triggers = [*_triggers(observed, before, monitor)]
     if not triggers:
         return _decision(Action.ALERT, *unknown) if unknown else _decision(Action.IGNORE, _quiet(observed))
@@ -202,9 +202,14 @@ def _outside_limits(metrics: Mapping[str, float], monitor: Monitor, basis: Basis
             yield f"performance as {basis}: {name} {value:.4f} is above {limit.max}"
 
 
-def _unknown(observed: Observed) -> Iterator[CodedReason]:
-    if unknown := unknown_features(observed.drifts):
+def _unknown(observed: Observed, before: Sequence[OtherDecision]) -> Iterator[CodedReason]:
+    if unknown := unknown_features([drift for drift in observed.drifts if not drift.is_lasting]):
         yield TriageCode.UNKNOWN, f"unknown: {_named(unknown)} could not be measured"
+    lasting = unknown_features([drift for drift in observed.drifts if drift.is_lasting])
+    # Once a model: an alert at each of its partitions would be no news, and hide the others.
+    if lasting and all(other.model_version != observed.model_version for other in before):
+        sentence = f"unknown: {_named(lasting)} cannot be measured as long as this model is champion: too many values"
+        yield TriageCode.UNKNOWN, f"{sentence} are rare"
     if not observed.drifts:
         yield TriageCode.UNKNOWN, "unknown: no feature was measured"
     if observed.performance.status == PerformanceStatus.UNKNOWN:

@@ -18,18 +18,18 @@ from typing import Any
 
 from psycopg2.extensions import cursor
 
-from adapters import connect
 from adapters.connect import Outside
 from features import FeatureSet
 from features.key_events import KeyEvents, decode_series
 from features.series import Series, list_series, point_kinds, to_microseconds
 from features.unsettled import name_series
 from pipeline.handoffs import Snapshot
-from pipeline.spec import UseCase, use_cases
+from pipeline.spec import UseCase
 from tasks.build_features import dataset
 from tasks.build_features.followed_rows import FollowedSource, read_followed
 from tasks.build_features.followed_series import apply_rows, build_followed_series, kept_interval
 from tasks.build_features.learnt_features import iterate_definitions_in_use
+from tasks.common.command import parse_command, report_mistakes
 from tasks.stream.session import LOOK_BACKS_HELD
 
 Parts = tuple[bytes | None, bytes | None]  # settled, recent
@@ -211,22 +211,16 @@ def _to_bytes(payload: memoryview | None) -> bytes | None:
     return None if payload is None else bytes(payload)
 
 
-def main() -> int:
-    """0: all is as a rebuild gives it; 1: it is not, or nothing is followed; 2: there is no such use case."""
+@report_mistakes
+def main(arguments: list[str]) -> int:
+    """0: all is as a rebuild gives it; 1: it is not; 2: nothing is followed, or there is no such use case."""
     parser = argparse.ArgumentParser(prog="python -m tasks.stream.check_store", description=__doc__.split("\n")[0])
     parser.add_argument("use_case")
-    name, outside = parser.parse_args().use_case, connect.outside()
-    declared = use_cases(outside.settings.params)
-    if name not in declared:
-        parser.error(f"{name!r} is not declared in params.yaml: expected one of {sorted(declared)}")
-    try:
-        checked = check_store(declared[name], outside)
-    except ValueError as error:
-        print(error, file=sys.stderr)
-        return 1
-    print(f"{name}: {checked.describe()}")
+    _, use_case, outside = parse_command(parser, arguments)
+    checked = check_store(use_case, outside)
+    print(f"{use_case.name}: {checked.describe()}")
     return 1 if checked.different else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -19,6 +19,7 @@ from tasks.stream.state import forget_log, read_stream_state
 STANDING_STILL = timedelta(minutes=5)  # a stream writes every second how far it is; a new dataset holds it up for less
 WARNED_BYTES, DROPPED_BYTES = 512 << 20, 2 << 30
 
+_HAS_STORE = "select 1 from online_state where use_case = %s limit 1"
 _MOVED = "select now() - moved_at as since, known_until from stream_state where use_case = %s"
 
 
@@ -47,6 +48,8 @@ def judge_stream(use_case: UseCase, outside: Outside) -> list[str]:
 
 def _judge_progress(use_case: UseCase, outside: Outside) -> list[str]:
     rows: list[dict[str, Any]] = outside.warehouse.query(_MOVED, (use_case.name,))
+    if not rows and not outside.warehouse.query(_HAS_STORE, (use_case.name,)):
+        return _tell(use_case, outside, "standstill", None)  # before the first dataset there is nothing to follow into
     if rows and rows[0]["since"] <= STANDING_STILL:
         return _tell(use_case, outside, "standstill", None)
     since = f"for {rows[0]['since']}, at {rows[0]['known_until']}" if rows else "since it was asked for"

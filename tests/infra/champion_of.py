@@ -1,14 +1,19 @@
-"""From nothing to a first champion by the steps themselves: `python champion_of.py <use case>`, run in a copy."""
+"""From nothing to a champion that answers, by the steps themselves: `python champion_of.py <use case>` in a copy."""
 
+import json
 import sys
 from datetime import timedelta
 
+import features
 from adapters.connect import outside
 from pipeline.partitions import Interval, utc
 from pipeline.spec import use_cases
-from tasks.build_features import build
+from tasks.build_features import build, online_features
+from tasks.check_use_case.servable import require_servable
+from tasks.deploy import deploy, golden
 from tasks.ingest import land, validate
 from tasks.promote import evaluate, promote
+from tasks.score import load_batch_predictor
 from tasks.train import refit, search
 
 if __name__ == "__main__":
@@ -21,6 +26,8 @@ if __name__ == "__main__":
         validate.validate_batch(use_case, land.land_partition(use_case, partition, world), world)
     snapshot = build.build_snapshot(use_case, world)
     assert snapshot is not None
+    online_features.refresh_store(use_case, snapshot, world)
+    require_servable(use_case, snapshot, until, world)
     search.run_search(use_case, snapshot, until, use_case.train.trials, world)
     study = search.load_study_result(use_case, snapshot, until, world)
     candidate = refit.refit(use_case, snapshot, study, until, "first champion", None, world)
@@ -28,3 +35,9 @@ if __name__ == "__main__":
     released = promote.promote(use_case, verdict, world, actor="test")
     print(verdict)
     print(f"{use_case.name}: {released.outcome}, {snapshot.rows} rows of {snapshot.partitions} partitions")
+    print(deploy.deploy_release(use_case, released, world))
+    version = released.champion_version
+    assert version is not None
+    points, events = golden.choose_golden_rows(use_case, features.definition(use_case.name), world, 3)
+    scores = load_batch_predictor(use_case, version, world).predict(points)
+    print(json.dumps({"events": events, "scores": [float(score) for score in scores]}))

@@ -3,14 +3,13 @@
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.settings import REPOSITORY, Settings
+from pipeline.settings import REPOSITORY
 from tests.architecture import PACKAGES
 from tests.pages import read_blocks
-from tests.tasks.killed import environment
 
 # 16 weeks; an order is due some days after it was placed, and late more often by some customers and channels.
 ORDERS = """
@@ -80,15 +79,15 @@ zone: Europe/Warsaw
 
 @dataclass(frozen=True, kw_only=True)
 class Copy:
-    """A copy of the repository's files, whose commands read and write there."""
+    """A copy of the repository's files, whose commands read and write there, with these environment variables."""
 
     root: Path
-    settings: Settings
+    environment: Mapping[str, str]
 
     def run(self, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
         """A command of its Python, without a terminal."""
-        variables: Mapping[str, str] = {
-            **environment(self.settings),
+        variables = {
+            **self.environment,
             "WINDSOCK_PARAMS": str(self.root / "params.yaml"),
             "PYTHONPATH": str(self.root),
             **more,
@@ -109,9 +108,24 @@ class Copy:
 
     def fill_blanks(self, name: str) -> None:
         """As if a person had done what they say: nothing of it is needed by this table."""
-        path = self.root / "features" / f"{name}.py"
-        head, _, rest = path.read_text().partition("BLANKS: tuple[str, ...] = (\n")
-        path.write_text(f"{head}BLANKS: tuple[str, ...] = (){rest[rest.index(chr(10) + ')') + 2 :]}")
+        self.write_blanks(name, [])
+
+    def read_blanks(self, name: str) -> list[str]:
+        """What is still to be done: the lines of the tuple, without their quotes."""
+        _, lines, _ = self._cut_blanks(name)
+        return [line.strip().removesuffix(",").strip('"') for line in lines.splitlines()]
+
+    def write_blanks(self, name: str, left: Sequence[str]) -> None:
+        """With these left to be done, and no others."""
+        head, _, rest = self._cut_blanks(name)
+        lines = "".join(f'    "{blank}",\n' for blank in left)
+        (self.root / "features" / f"{name}.py").write_text(f"{head}{lines}{rest}")
+
+    def _cut_blanks(self, name: str) -> tuple[str, str, str]:
+        text, opened = (self.root / "features" / f"{name}.py").read_text(), "BLANKS: tuple[str, ...] = (\n"
+        begin = text.index(opened) + len(opened)
+        end = text.index(")\n", begin) if text.startswith(")", begin) else text.index("\n)\n", begin) + 1
+        return text[:begin], text[begin:end], text[end:]
 
     def read_all(self) -> dict[str, bytes]:
         """Path -> content of all that a person would commit."""
@@ -119,7 +133,7 @@ class Copy:
         return {str(path.relative_to(self.root)): path.read_bytes() for path in files}
 
 
-def make_copy(folder: Path, settings: Settings) -> Copy:
+def make_copy(folder: Path, environment: Mapping[str, str]) -> Copy:
     """The packages, and what stands beside them."""
     ignored = shutil.ignore_patterns("__pycache__")
     for name in PACKAGES:
@@ -128,4 +142,4 @@ def make_copy(folder: Path, settings: Settings) -> Copy:
         shutil.copy(REPOSITORY / name, folder / name)
     (folder / "tests").mkdir()
     (folder / "tests" / "__init__.py").touch()
-    return Copy(root=folder, settings=settings)
+    return Copy(root=folder, environment=environment)

@@ -2,7 +2,6 @@
 
 import argparse
 import re
-import shutil
 import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -14,8 +13,8 @@ import yaml
 from adapters.connect import Outside
 from infra.new_use_case.__main__ import render_use_case
 from infra.new_use_case.answers import add_questions, collect_answers
-from pipeline.settings import REPOSITORY
 from tests.infra.new_use_case_world import ANSWERS, HOURS, LINES, ORDERS, PHONED, Copy, make_copy
+from tests.tasks.killed import environment
 
 WRITTEN = ("features/shop.py", "expectations/shop.py", "tests/use_cases/test_shop.py")
 
@@ -29,7 +28,7 @@ def table(outside: Outside) -> None:
 @pytest.fixture
 def copy(outside: Outside, table: None, tmp_path: Path) -> Copy:
     (tmp_path / "copy").mkdir()
-    return make_copy(tmp_path / "copy", outside.settings)
+    return make_copy(tmp_path / "copy", environment(outside.settings))
 
 
 def test_what_is_missing_is_named_all_at_once_and_nothing_is_written(copy: Copy) -> None:
@@ -75,6 +74,21 @@ def test_a_table_becomes_a_use_case_that_check_use_case_has_nothing_against(copy
     assert copy.read_all() == before
 
 
+def test_each_blank_that_is_left_is_named_alone_with_its_line(copy: Copy) -> None:
+    nobody = "".join(line for line in ANSWERS.splitlines(keepends=True) if not line.startswith(("owner:", "meaning:")))
+    assert copy.write_use_case("shop", nobody).returncode == 0
+    blanks = copy.read_blanks("shop")
+    assert [blank.partition(":")[0] for blank in blanks] == ["columns", "labels", "costs", "words"]
+    for blank in blanks:
+        copy.write_blanks("shop", [blank])
+        checked = copy.check("shop")
+        lines = (copy.root / "features" / "shop.py").read_text().splitlines()
+        line = next(number for number, text in enumerate(lines, start=1) if blank in text)
+        named, last = checked.stdout.splitlines()
+        assert named.startswith(f"features/shop.py:{line}  {blank}: is yet to be done. Set: what it says")
+        assert last.startswith("shop: 1 to be changed")
+
+
 def test_a_number_of_a_view_with_names_of_any_characters_is_a_target_too(copy: Copy, outside: Outside) -> None:
     with outside.source.transaction() as at:
         at.execute(LINES)
@@ -104,6 +118,7 @@ def test_an_event_that_is_known_as_it_happens_and_a_text_that_counts_make_a_use_
         (("event_time: due_at", "event_time: note"), "--event-time: expected a timestamp or date, note is text"),
         (("zone: Europe/Warsaw", ""), "--zone: settled_at have no time zone"),
         (("kind: binary", "kind: both"), "--kind: expected binary or regression, got 'both'"),
+        (("kind: binary", "kind: multiclass"), "--kind: several classes are not built"),
         (("lead_minutes: 60", "lead_minutes: soon"), "--lead-minutes: expected a whole number, 0 or more, got 'soon'"),
         (("lead_minutes: 60", "lead_minutes: 9000"), "--available-at, --lead-minutes: 0% of the rows of orders"),
         (("label_delay_hours: 48", "label_delay_hours: 5"), "--label-delay-hours: 5, and 99% of the targets are known"),
@@ -157,18 +172,3 @@ def test_the_block_stands_beside_the_shipped_ones_as_they_were(copy: Copy) -> No
     assert block["source"]["first_partition"] == "2025-01-06"
     assert block["source"]["tables"]["orders"]["min_rows"] <= 500
     assert yaml.safe_load((copy.root / "dvc.yaml").read_text())["stages"]["features"]["foreach"] == ["flights", "shop"]
-
-
-@pytest.mark.timeout(600)
-@pytest.mark.usefixtures("mlflow_stack")
-def test_what_was_written_comes_to_a_promoted_champion(copy: Copy) -> None:
-    assert copy.write_use_case("shop", ANSWERS).returncode == 0
-    copy.fill_blanks("shop")
-    params = (copy.root / "params.yaml").read_text()
-    head, _, block = params.partition("\nshop:\n")
-    few = block.replace("trials: 9", "trials: 3").replace("rungs: [2, 5, 10]", "rungs: [2, 5]")
-    (copy.root / "params.yaml").write_text(f"{head}\nshop:\n{few}")
-    shutil.copy(REPOSITORY / "tests" / "infra" / "champion_of.py", copy.root / "champion_of.py")
-    done = copy.run("champion_of.py", "shop")
-    assert done.returncode == 0, done.stderr[-4000:]
-    assert done.stdout.splitlines()[-1].startswith("shop: promoted"), done.stdout[-4000:]

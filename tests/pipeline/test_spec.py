@@ -112,6 +112,12 @@ def test_what_is_allowed_parses(changes):
             {"source.tables.weather.event_time": "observed_at"},
             "flights.source.tables.weather.event_time: no such key any more: nothing read it",
         ),
+        (
+            {"target.kind": "multiclass"},
+            "flights.target.kind: several classes are not built (docs/decisions/0035): expected binary, with label 1",
+        ),
+        ({"target.kind": "Multi-Class"}, "flights.target.kind: several classes are not built"),
+        ({"target.kind": "ranking"}, "flights.target.kind: Input should be 'binary' or 'regression', got 'ranking'"),
         ({"train.trials": del_}, "flights.train.trials: missing"),
         ({"gate": del_}, "flights.gate: missing"),
         ({"engine": "polars"}, "flights.engine: Input should be 'duckdb' or 'spark', got 'polars'"),

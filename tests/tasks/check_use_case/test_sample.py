@@ -13,7 +13,7 @@ from features import FeatureSet
 from pipeline.partitions import Interval
 from pipeline.settings import REPOSITORY
 from pipeline.spec import UseCase, use_cases
-from tasks.check_use_case import sample_check
+from tasks.check_use_case import online_check
 from tasks.check_use_case.sample import Sample, build_from_rows
 from tasks.check_use_case.sample_check import check_sample
 from tests.clean_data import FIRST, week
@@ -153,7 +153,7 @@ def test_a_feature_that_a_server_computes_otherwise_is_named(sample: Sample, mon
     def an_hour_early(definition: FeatureSet, tables: Any, kept: Any, lead: Any, asked: pa.Table) -> pa.Table:
         return real(definition, tables, kept, lead * 1.5, asked)
 
-    real = sample_check.compute_as_online
-    monkeypatch.setattr(sample_check, "compute_as_online", an_hour_early)
+    real = online_check.compute_as_online
+    monkeypatch.setattr(online_check, "compute_as_online", an_hour_early)
     findings = list(check_sample(USE_CASE, FLIGHTS, sample))
     assert_named(findings, FILE, "origin_departed_late_share_3h", "another value than in batch", "the request tells")

@@ -16,7 +16,7 @@ from infra.replay.live_source import LiveSource
 from pipeline.settings import REPOSITORY
 from pipeline.spec import UseCase
 from tasks.check_use_case.__main__ import check_use_case
-from tasks.check_use_case.sample import find_partitions, take_sample
+from tasks.check_use_case.sample import find_partitions, read_sample_rows, take_sample
 from tasks.check_use_case.sample_check import check_volumes
 from tasks.check_use_case.source_check import check_source
 from tests.clean_data import FIRST, week
@@ -152,7 +152,9 @@ def test_a_partition_that_validation_would_stop_is_named(
     if done:
         outside.source.execute(done)
         outside.source.execute("insert into airlines select carrier, name, known_at + interval '30 days' from airlines")
-    findings = list(check_volumes(change(use_case, changes), suites("flights"), week(4), week(5), outside))
+    partitions = week(4), week(5)
+    raw = read_sample_rows(use_case, features.definition("flights"), partitions, outside)
+    findings = list(check_volumes(change(use_case, changes), suites("flights"), partitions, raw))
     assert any(found in finding.found for finding in findings), findings
     assert all(
         finding.describe("flights", REPOSITORY / "params.yaml").startswith("params.yaml:") for finding in findings
@@ -168,7 +170,8 @@ def test_rows_that_ingest_would_set_aside_are_not_judged(
     assert partitions == (week(4), week(5))
     hot = f"update weather set temp_f = 900 where origin = 'JFK' and known_at >= '{week(5).start}'"
     outside.source.execute(f"{hot} and known_at < '{week(5).start + timedelta(hours=5)}'")
-    sample = take_sample(use_case, definition, declared, partitions, outside)
+    raw = read_sample_rows(use_case, definition, partitions, outside)
+    sample = take_sample(use_case, definition, declared, partitions, raw)
     assert pc.max(sample.rows["weather"]["temp_f"]).as_py() < 200
 
 

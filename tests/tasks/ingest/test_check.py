@@ -184,10 +184,14 @@ def test_of_two_rows_of_a_key_that_came_together_one_is_kept_and_a_bad_one_is_no
         assert (found.problems, list(found.bad_rows)) == ((), [bad])
 
 
-def test_older_rows_of_a_key_count_as_quarantined(rows: pa.Table, limits: Table, partition: Interval) -> None:
+def test_older_rows_of_a_key_are_no_faults_and_bad_rows_among_them_are(
+    rows: pa.Table, limits: Table, partition: Interval
+) -> None:
     strict = limits.model_copy(update={"duplicates": "keep_latest", "max_quarantined_share": 0.001})
     found = check_table(weathers(rows), SUITE, strict, partition)
-    assert f"2 of {rows.num_rows + 2} rows would be quarantined, 0 are allowed" in "\n".join(found.problems)
+    assert (found.problems, list(found.bad_rows)) == ((), [9, 10])
+    bad = check_table(altered(weathers(rows), "humidity", lambda _: 300.0, 50), SUITE, strict, partition)
+    assert f"1 of {rows.num_rows + 2} rows would be quarantined, 0 are allowed" in problem(bad)
 
 
 # Partitions in which nothing has to come

@@ -163,6 +163,62 @@ def test_a_correction_may_not_take_the_key_of_a_clean_row(
     assert state(outside) == before
 
 
+@pytest.fixture
+def versioned(use_case: UseCase) -> UseCase:
+    """Several rows of a key are versions of one."""
+    tables = use_case.source.tables
+    kept = {**tables, "weather": tables["weather"].model_copy(update={"duplicates": "keep_latest"})}
+    return use_case.model_copy(update={"source": use_case.source.model_copy(update={"tables": kept})})
+
+
+def tell_again(outside: Outside, wind: float) -> None:
+    """A second version of one row, told five minutes later."""
+    with outside.source.transaction() as at:
+        at.execute(f"create table again as select * from weather where {AT} '2013-10-29 12:00+00'")
+        at.execute("update again set known_at = known_at + interval '5 minutes', wind_speed_mph = %s", (wind,))
+        at.execute("insert into weather select * from again")
+        at.execute("drop table again")
+
+
+def ingest(use_case: UseCase, partition: Interval, outside: Outside) -> TableBatch:
+    return weather(validate_batch(use_case, land_partition(use_case, partition, outside), outside))
+
+
+def test_a_corrected_latest_version_takes_the_place_of_the_clean_one_before_it(
+    versioned: UseCase, partition: Interval, outside: Outside, undisturbed: TableBatch
+) -> None:
+    tell_again(outside, 1048)
+    before = ingest(versioned, partition, outside)
+    assert (before.clean_sha256, before.quarantined_rows) == (undisturbed.clean_sha256, 1)
+    [latest] = list_quarantined(versioned, outside, partition=partition)
+    correction = [{"row_number": latest["row_number"], "wind_speed_mph": 9.5}]
+    replayed = weather(replay_rows(versioned, "weather", partition, correction, "ada", outside))
+    rows = {row["status"]: row for row in list_quarantined(versioned, outside, partition=partition)}
+    assert rows["quarantined"]["row_data"]["wind_speed_mph"] == TRUE_WIND
+    assert "the latest is kept" in rows["quarantined"]["reasons"][0]
+    assert replay_rows(versioned, "weather", partition, correction, "bob", outside).tables[-1] == replayed
+
+    outside.source.execute("update weather set wind_speed_mph = 9.5 where wind_speed_mph = 1048")
+    right = ingest(versioned, partition, outside)
+    assert (right.clean_sha256, right.quarantined_rows) == (replayed.clean_sha256, replayed.quarantined_rows)
+
+
+def test_a_corrected_version_of_which_a_later_one_is_clean_is_refused_with_what_to_do(
+    versioned: UseCase, partition: Interval, outside: Outside, undisturbed: TableBatch
+) -> None:
+    outside.source.execute(f"update weather set wind_speed_mph = 1048 where {AT} '2013-10-29 12:00+00'")
+    tell_again(outside, TRUE_WIND)
+    ingest(versioned, partition, outside)
+    [older] = list_quarantined(versioned, outside, partition=partition)
+    before, number = state(outside), older["row_number"]
+    correction = {"row_number": number, "wind_speed_mph": 9.5}
+    with pytest.raises(BadData, match=rf"row {number}: .*the latest is kept.*; a later version is clean already: "):
+        replay_rows(versioned, "weather", partition, [correction], "ada", outside)
+    assert state(outside) == before
+    moved = {"row_number": number, "wind_speed_mph": 9.5, "observed_at": "2013-10-29T12:30:00+00:00"}
+    assert weather(replay_rows(versioned, "weather", partition, [moved], "ada", outside)).quarantined_rows == 0
+
+
 def test_a_correction_may_not_leave_its_partition(
     use_case: UseCase, partition: Interval, outside: Outside, broken: tuple[int, int]
 ) -> None:

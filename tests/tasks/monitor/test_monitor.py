@@ -3,12 +3,14 @@
 import json
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from adapters.connect import Outside
 from adapters.errors import FencedOut
+from adapters.warehouse import Warehouse
 from features import FeatureSet
 from pipeline.spec import UseCase
 from tasks.build_features import profile as profiling
@@ -303,6 +305,27 @@ def test_a_run_that_was_overtaken_writes_nothing(world: World, no_report: None) 
     with pytest.raises(FencedOut):
         decisions.write_decision(world.use_case, found, decision, world.outside, fence=fence)
     assert [world.rows(table) for table in TABLES] == [[]] * len(TABLES)
+
+
+def test_a_commit_whose_answer_was_lost_is_done_once(
+    world: World, no_report: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its second attempt finds the decision there; refused by the tables it would be a mistake, and never retried."""
+    write, retry = decisions.write_decision, Warehouse.retry_transaction
+
+    def lose_answer(warehouse: Warehouse, work: Any) -> Any:
+        retry(warehouse, work)
+        return retry(warehouse, work)
+
+    def write_twice(*work: Any, **fenced: Any) -> None:
+        with monkeypatch.context() as patched:
+            patched.setattr(Warehouse, "retry_transaction", lose_answer)
+            write(*work, **fenced)
+
+    monkeypatch.setattr(decisions, "write_decision", write_twice)
+    world.score(10)
+    assert decided(world) == ["ignore"]
+    assert [len(world.rows(table)) for table in ("decisions", "performance")] == [1, 1]
 
 
 _CHILD = """

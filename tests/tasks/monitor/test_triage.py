@@ -70,6 +70,16 @@ def measured(
     return tuple(found)
 
 
+def lasting(*names: str, unknown: Sequence[str] = ()) -> tuple[FeatureDrift, ...]:
+    """A partition in which nobody will ever know whether some features moved."""
+    return tuple(
+        replace(measure, value=None, status=DriftStatus.UNKNOWN, is_lasting=True)
+        if measure.feature in names and measure.measure == DriftMeasure.PSI
+        else measure
+        for measure in measured(unknown=unknown)
+    )
+
+
 def blind() -> tuple[FeatureDrift, ...]:
     """A partition with too few rows to measure anything."""
     return tuple(replace(measure, value=None, status=DriftStatus.UNKNOWN) for measure in measured())
@@ -135,6 +145,13 @@ CASES = [
     # Unknown is never healthy
     Case("a feature unknown", "alert", "unknown: x3", measured(unknown=["x3"])),
     Case("nothing measured", "alert", "no feature was measured", ()),
+    Case("what this model can never be watched by, at its first partition", "alert",
+         "unknown: x1 cannot be measured as long as this model is champion", lasting("x1")),
+    Case("and at its next: told already", "ignore", "nothing found", lasting("x1"), (past(1),)),
+    Case("another model was told of", "alert", "unknown: x1 cannot be measured", lasting("x1"),
+         (past(1, model_version="0"),)),
+    Case("what could not be measured this once is no part of it", "alert", "unknown: x2 could not be measured",
+         lasting("x1", unknown=("x2",)), (past(1),)),
     Case("nothing could be measured, and old: still only a person", "alert", "unknown", blind(),
          findings={"champion_cutoff": AS_OF - days(90)}),
     # but silences nothing that is known

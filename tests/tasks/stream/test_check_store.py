@@ -59,8 +59,8 @@ def test_the_command_says_what_it_found(outside: Outside, snapshot: Snapshot) ->
         return done.returncode, done.stdout + done.stderr
 
     assert run("trains")[0] == 2
-    assert "'trains' is not declared in params.yaml" in run("trains")[1]
-    assert run("flights") == (1, "flights: the online store is not followed yet\n")
+    assert "no use case 'trains'" in run("trains")[1]
+    assert run("flights") == (2, "flights: the online store is not followed yet\n")
 
 
 def to_parts(world: World, *, split: datetime = SPLIT, since: datetime = SINCE) -> dict[str, Parts]:

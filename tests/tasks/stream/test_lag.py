@@ -43,6 +43,18 @@ def test_a_stream_that_stands_still_is_told_of_and_one_that_goes_on_is_not(
     assert open_alerts(outside) == []
 
 
+def test_before_there_is_a_store_no_stream_stands_still(
+    followed: UseCase, outside: Outside, source: LiveSource
+) -> None:
+    """Its DAGs run from the start: whoever has no dataset yet is not called at night."""
+    assert lag.judge_stream(followed, outside) == [] == open_alerts(outside)
+    outside.warehouse.execute(
+        "insert into online_state (use_case, definition, since, as_of, snapshot_version, revision)"
+        " values ('flights', 'digest', now(), now(), 'version', 1)"
+    )
+    assert lag.judge_stream(followed, outside) == ["flights: the stream stands still"] == open_alerts(outside)
+
+
 def test_a_slot_that_nobody_reads_is_told_of_and_then_dropped(
     followed: UseCase, outside: Outside, source: LiveSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
