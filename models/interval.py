@@ -121,8 +121,8 @@ def calibrate_interval(
 def _fit_scale(score: Vector, error: Vector) -> tuple[Vector, Vector]:
     """Mean answer, increasing, and mean error, above 0, of groups of rows of about equal size, by their answers."""
     groups = np.array_split(np.argsort(score, kind="stable"), max(1, min(_KNOTS, len(score) // _ROWS_A_KNOT)))
-    knots = np.array([score[group].mean() for group in groups])
-    scales = np.array([error[group].mean() for group in groups])
     least = _LEAST_SCALE * float(error.mean()) or 1.0  # of a fit without any error there is no shape
-    is_new = np.diff(knots, prepend=-np.inf) > 0  # many rows may have one answer
-    return knots[is_new], np.maximum(scales, least)[is_new]
+    means = np.maximum.accumulate([score[group].mean() for group in groups])  # rounding sets equal answers apart
+    knots, first = np.unique(means, return_index=True)
+    scales = np.array([error[group].mean() for group in groups])[first]
+    return knots, np.maximum(scales, least)

@@ -46,7 +46,10 @@ class Target(Block):
 
     def _contradictions(self) -> Iterator[str]:
         if self.interval and self.kind != "regression":
-            yield f"interval: expected null for a {self.kind} target: its answer is a probability, and says how sure it is"
+            yield (
+                f"interval: expected null for a {self.kind} target: its answer is a probability, and says how sure"
+                " it is, got an interval"
+            )
 
 
 class Time(Block):

@@ -71,14 +71,14 @@ def restate_bounds(
     """The rows [n] with the bounds that restated scores have by the same versions; null where there is no score."""
     if not labelled["lower"].is_valid().to_numpy().any():
         return labelled
-    intervals = {version: load_interval(use_case, version, outside) for version in set(versions)}
-    bounds = [
-        (None, None) if score is None or (interval := intervals[version]) is None
-        else tuple(float(bound[0]) for bound in interval.bounds(np.array([score])))
-        for score, version in zip(scores, versions, strict=True)
-    ]  # fmt: skip
-    for place, name in enumerate(("lower", "upper")):
-        column = pa.array([bound[place] for bound in bounds], pa.float64())
+    said = np.array([np.nan if score is None else score for score in scores])
+    lower, upper, of_version = np.full(len(said), np.nan), np.full(len(said), np.nan), np.array(versions)
+    for version in set(versions):
+        if interval := load_interval(use_case, version, outside):
+            places = of_version == version
+            lower[places], upper[places] = interval.bounds(said[places])
+    for name, bound in (("lower", lower), ("upper", upper)):
+        column = pa.array(bound, pa.float64(), from_pandas=True)  # NaN is null
         labelled = labelled.set_column(labelled.column_names.index(name), name, column)
     return labelled
 

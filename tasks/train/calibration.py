@@ -1,8 +1,8 @@
 """The interval around a candidate's answers, calibrated by a twin of it that has not seen the validation rows.
 
-The twin has the candidate's configuration and seeds, and learnt what was known before the validation rows. The candidate
-learns these, too, so that its newest rows are not given up: it errs by no more than its twin, as a rule, and what its
-interval really covers is watched (decision 34).
+The twin has the candidate's configuration and seeds, and learnt what was known before the validation rows. The
+candidate learns these, too, so that the newest rows are not given up: it errs by no more than its twin, as a rule, and
+what its interval really covers is watched (decision 34).
 """
 
 from datetime import timedelta

@@ -92,11 +92,13 @@ def test_rows_of_before_intervals_stay_as_they_are_and_new_ones_may_have_bounds(
                 if path.name < "0021":
                     shutil.copy(path, folder)
             warehouse.migrate(Path(folder))
-        insert = "insert into predictions (use_case, entity_key, event_time, model_version, prediction_time, score{}) values"
-        insert += " ('u', %s, now(), '1', now(), 2{})"
-        warehouse.execute(insert.format(", snapshot_version", ", 's'"), ("old",))
+        insert = (
+            "insert into predictions (use_case, entity_key, event_time, model_version, prediction_time, score,"
+            " snapshot_version{}) values ('u', %s, now(), '1', now(), 2, 's'{})"
+        )
+        warehouse.execute(insert.format("", ""), ("old",))
         assert warehouse.migrate() == ["0021_intervals.sql"]
-        bounded = insert.format(", snapshot_version, lower, upper", ", 's', %s, %s")
+        bounded = insert.format(", lower, upper", ", %s, %s")
         warehouse.execute(bounded, ("new", 1.5, 4.0))
         warehouse.execute("update predictions set score = score + 0.5")
         rows = warehouse.query("select entity_key, score, lower, upper from predictions order by 1 desc")

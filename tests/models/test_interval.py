@@ -56,8 +56,6 @@ def test_small_and_large_answers_are_covered_alike_which_one_width_for_all_does_
         assert covered(interval, score[part], label[part]) == pytest.approx(0.9, abs=0.03)
     assert covered(flat, score[small], label[small]) > 0.99
     assert covered(flat, score[large], label[large]) < 0.85
-    widths = [np.mean(np.subtract(*one.bounds(score)[::-1])) for one in (interval, flat)]
-    assert widths[0] < 0.95 * widths[1]
 
 
 def test_sabotage_calibrated_on_what_was_learnt_too_little_is_covered():

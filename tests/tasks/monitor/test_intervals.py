@@ -18,7 +18,7 @@ import features
 from adapters.connect import Outside
 from models.ensemble import labels
 from models.interval import ConformalInterval
-from pipeline.handoffs import Candidate
+from pipeline.handoffs import Candidate, Snapshot
 from pipeline.spec import IntervalSettings, LeakAlarm, Limit, Target, UseCase
 from serving.predictor import Predictor
 from tasks.monitor import drift_report, monitor
@@ -69,8 +69,8 @@ def case() -> Iterator[UseCase]:
         ),
         "gate": toys.gate.model_copy(
             update={
-                "metric": "mae", "leak_alarm": LeakAlarm(metric="mae", below=0.1), "min_rows": 100, "min_slice_rows": 50,
-                "max_calibration_gap": 5.0, "max_latency_ms": 5000.0,
+                "metric": "mae", "leak_alarm": LeakAlarm(metric="mae", below=0.1), "min_rows": 100,
+                "min_slice_rows": 50, "max_calibration_gap": 5.0, "max_latency_ms": 5000.0,
             }
         ),
         "monitor": toys.monitor.model_copy(
@@ -90,12 +90,21 @@ def _no_report(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(drift_report, "publish_report", lambda *_: None)
 
 
-def train(case: UseCase, outside: Outside, table: pa.Table, **changes: Any) -> Candidate:
+@pytest.fixture(scope="module")
+def table() -> pa.Table:
+    return synthetic.table(ROWS, seed=1, kind="regression", days=DAYS)
+
+
+@pytest.fixture
+def snapshot(mlflow_stack: object, case: UseCase, outside: Outside, table: pa.Table) -> Snapshot:
+    return planted.dataset(outside, case, table)
+
+
+def train(case: UseCase, outside: Outside, snapshot: Snapshot, epochs: int = EPOCHS) -> Candidate:
     """A candidate as of the Monday, from a short search, but for its many epochs."""
-    snapshot = planted.dataset(outside, case, table)
     search.run_search(case, snapshot, AS_OF, 1, outside)
     study = search.load_study_result(case, snapshot, AS_OF, outside)
-    return refit(case, snapshot, replace(study, best_epochs=EPOCHS, **changes), AS_OF, "test", None, outside)
+    return refit(case, snapshot, replace(study, best_epochs=epochs), AS_OF, "test", None, outside)
 
 
 def crown(case: UseCase, outside: Outside, version: str) -> None:
@@ -134,15 +143,10 @@ def shrunken(calibrate: Callable[..., ConformalInterval]) -> Callable[..., Confo
     return calibrate_half
 
 
-@pytest.fixture(scope="module")
-def table() -> pa.Table:
-    return synthetic.table(ROWS, seed=1, kind="regression", days=DAYS)
-
-
 def test_an_honest_interval_covers_what_it_says_in_batch_and_is_left_in_peace(
-    mlflow_stack: object, case: UseCase, outside: Outside, table: pa.Table
+    case: UseCase, outside: Outside, snapshot: Snapshot, table: pa.Table
 ) -> None:
-    candidate = train(case, outside, table)
+    candidate = train(case, outside, snapshot)
     assert outside.registry.metrics(case.name, candidate.model_version)["calibration_rows"] > 500
     score_and_label(case, outside, candidate, table)
     stored = outside.warehouse.query("select entity_key, score, lower, upper, model_version from predictions")
@@ -158,7 +162,7 @@ def test_an_honest_interval_covers_what_it_says_in_batch_and_is_left_in_peace(
         assert "miscoverage" not in codes
         assert abs(metrics["interval_coverage"] - 0.9) < 0.04
         assert metrics["interval_coverage_low"] < metrics["interval_coverage"] < metrics["interval_coverage_high"]
-        assert metrics["interval_declared"] == 0.9
+        assert metrics["interval_declared"] == pytest.approx(0.9)
         assert metrics["interval_width"] > 0
     rows = outside.warehouse.query("select metrics, coverage from performance order by window_end")
     assert all("interval_coverage" in row["metrics"] and row["coverage"] == 1 for row in rows)
@@ -168,11 +172,11 @@ def test_an_honest_interval_covers_what_it_says_in_batch_and_is_left_in_peace(
 
 
 def test_sabotage_calibrated_on_rows_that_were_learnt_it_covers_too_little_and_a_person_is_told(
-    mlflow_stack: object, case: UseCase, outside: Outside, table: pa.Table, monkeypatch: pytest.MonkeyPatch
+    case: UseCase, outside: Outside, snapshot: Snapshot, table: pa.Table, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     split = calibration.split_rows
     monkeypatch.setattr(calibration, "split_rows", lambda rows, moments: (split(rows, moments)[0],) * 2)
-    score_and_label(case, outside, train(case, outside, table), table)
+    score_and_label(case, outside, train(case, outside, snapshot), table)
     found = watch(case, outside)
     assert all(metrics["interval_coverage"] < 0.85 for _, _, metrics in found)
     assert ["miscoverage" in codes for _, codes, _ in found] == [False, True, True, True]
@@ -182,12 +186,12 @@ def test_sabotage_calibrated_on_rows_that_were_learnt_it_covers_too_little_and_a
 
 
 def test_sabotage_a_shrunken_interval_is_seen_and_with_a_limit_retrained(
-    mlflow_stack: object, case: UseCase, outside: Outside, table: pa.Table, monkeypatch: pytest.MonkeyPatch
+    case: UseCase, outside: Outside, snapshot: Snapshot, table: pa.Table, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(refitting, "calibrate_by_twin", shrunken(refitting.calibrate_by_twin))
     limits = {**case.monitor.limits, "interval_coverage": Limit(min=0.8)}
     bounded = case.model_copy(update={"monitor": case.monitor.model_copy(update={"limits": limits})})
-    candidate = train(bounded, outside, table)
+    candidate = train(bounded, outside, snapshot)
     problems = reproduction.reproduce(bounded, candidate.model_version, outside).problems
     assert any("the interval's bounds differ" in problem for problem in problems)
     score_and_label(bounded, outside, candidate, table)
@@ -197,9 +201,9 @@ def test_sabotage_a_shrunken_interval_is_seen_and_with_a_limit_retrained(
 
 
 def test_sabotage_answers_with_half_of_the_interval_are_seen_though_batch_has_all_of_it(
-    mlflow_stack: object, case: UseCase, outside: Outside, table: pa.Table
+    case: UseCase, outside: Outside, snapshot: Snapshot, table: pa.Table
 ) -> None:
-    score_and_label(case, outside, train(case, outside, table), table)
+    score_and_label(case, outside, train(case, outside, snapshot), table)
     outside.warehouse.execute(_ANSWER, (0.5, 0.5))
     found = watch(case, outside)
     assert all(metrics["interval_coverage"] < 0.8 for _, _, metrics in found)
@@ -210,11 +214,11 @@ def test_sabotage_answers_with_half_of_the_interval_are_seen_though_batch_has_al
 
 
 def test_a_version_of_before_goes_on_without_an_interval(
-    mlflow_stack: object, case: UseCase, outside: Outside, table: pa.Table
+    case: UseCase, outside: Outside, snapshot: Snapshot, table: pa.Table
 ) -> None:
     """Its use case declares one now: it scores, and is judged by its other metrics, until it is retrained."""
     before = case.model_copy(update={"target": Target(kind="regression", meaning="a number")})
-    old = train(before, outside, table)
+    old = train(before, outside, snapshot)
     limits = {**case.monitor.limits, "interval_coverage": Limit(min=0.8)}
     now = case.model_copy(update={"monitor": case.monitor.model_copy(update={"limits": limits})})
     score_and_label(now, outside, old, table)
@@ -222,17 +226,15 @@ def test_a_version_of_before_goes_on_without_an_interval(
     for decision, codes, metrics in watch(now, outside):
         assert (decision, codes) == ("ignore", ["quiet"])
         assert set(metrics) == {"mae", "rmse", "bias"}
-    snapshot = planted.dataset(outside, now, table)
-    study = search.load_study_result(before, snapshot, AS_OF, outside)
-    new = refit(now, snapshot, study, AS_OF, "test", None, outside)
+    new = train(now, outside, snapshot)
     assert new.model_version != old.model_version, "the same work, but for the interval, is not taken for done"
 
 
 def test_the_gate_shows_what_the_intervals_of_both_cover_of_the_same_rows(
-    mlflow_stack: object, case: UseCase, outside: Outside, table: pa.Table
+    case: UseCase, outside: Outside, snapshot: Snapshot
 ) -> None:
     before = case.model_copy(update={"target": Target(kind="regression", meaning="a number")})
-    old, new = train(before, outside, table), train(case, outside, table, best_epochs=3)
+    old, new = train(before, outside, snapshot), train(case, outside, snapshot, epochs=3)
     crown(case, outside, old.model_version)
     verdict = judge_candidate(case, new, outside)
     evidence = json.loads(outside.lake.read(verdict.evidence_uri))
@@ -264,7 +266,12 @@ def test_rows_whose_outcome_was_still_to_come_calibrate_nothing(case: UseCase, t
         (0.9, 0.88, 0.92, False),
     ],
 )  # fmt: skip
-def test_wrong_is_what_is_far_off_and_surely_off(covered: float, low: float, high: float, told: bool) -> None:  # noqa: FBT001
+def test_wrong_is_what_is_far_off_and_surely_off(
+    covered: float,
+    low: float,
+    high: float,
+    told: bool,  # noqa: FBT001
+) -> None:
     metrics = {
         "interval_coverage": covered, "interval_coverage_low": low, "interval_coverage_high": high,
         "interval_declared": 0.9,
