@@ -103,8 +103,8 @@ def calibrate_interval(
     beyond = math.floor((1 - coverage) / 2 * (rows + 1) + _ROUNDING)
     if beyond < 1:
         raise ValueError(
-            f"an interval of {coverage:.0%} coverage needs at least {least_calibration_rows(coverage)} rows that the fit"
-            f" did not see, got {rows}"
+            f"an interval of {coverage:.0%} coverage needs at least {least_calibration_rows(coverage)} rows that the"
+            f" fit did not see, got {rows}"
         )
     knots, scales = _fit_scale(seen_score, np.abs(seen_label - seen_score))
     errors = np.sort((unseen_label - unseen_score) / np.interp(unseen_score, knots, scales))

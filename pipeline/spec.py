@@ -221,6 +221,12 @@ class UseCase(Block):
                     yield f"{path}: expected target.interval, without which no answer has one, got null"
             elif metric not in known:
                 yield f"{path}: expected a metric of a {kind} target ({', '.join(known)}), got {metric!r}"
+        held, limit = self.target.interval, self.monitor.limits.get("interval_coverage")
+        if held and limit and not (limit.min or 0) < held.coverage < (limit.max or 1):
+            yield (
+                "monitor.limits.interval_coverage: expected limits on either side of target.interval.coverage"
+                f" ({held.coverage}), which would else be outside whenever it is kept, got {limit.min} to {limit.max}"
+            )
         if self.endpoint and (self.endpoint.costs is None) == (kind == "binary"):
             expected = "missed and needless" if kind == "binary" else "null"
             yield f"endpoint.costs: expected {expected} for a {kind} target"

@@ -25,7 +25,8 @@ LABEL_FINGERPRINT = (
 )
 # Ordered, so that the last bits of the metrics are the same each time.
 _LABELLED = f"""
-select p.score, p.lower, p.upper, p.prediction_time, o.label, {LABEL_FINGERPRINT} as fingerprint from predictions p left join outcomes o
+select p.score, p.lower, p.upper, p.prediction_time, o.label, {LABEL_FINGERPRINT} as fingerprint
+from predictions p left join outcomes o
     on o.use_case = p.use_case and o.entity_key = p.entity_key and o.event_time = p.event_time and o.label_time <= %s
 where p.use_case = %s and p.model_version = %s and p.prediction_time >= %s and p.prediction_time < %s
 order by p.prediction_time, p.entity_key collate "C", p.event_time

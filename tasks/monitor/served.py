@@ -31,8 +31,8 @@ from tasks.common.ledger import Champion
 from tasks.monitor.drift import Basis
 from tasks.monitor.interval_quality import measure_intervals, restate_bounds
 from tasks.monitor.performance import LABEL_FINGERPRINT, find_changed_windows, trailing_window
-from tasks.monitor.restated import list_event_keys, rescore_events
 from tasks.monitor.performance_limits import Performance, PerformanceStatus, judge_performance
+from tasks.monitor.restated import list_event_keys, rescore_events
 
 if TYPE_CHECKING:
     from psycopg2.extensions import cursor

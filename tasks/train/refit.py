@@ -125,9 +125,7 @@ def _train(job: TrainingJob, outside: Outside) -> TrainingResult:
     )
 
 
-def _validate(
-    job: TrainingJob, rows: pa.Table
-) -> tuple[dict[str, float], TrainingReport, ConformalInterval | None]:
+def _validate(job: TrainingJob, rows: pa.Table) -> tuple[dict[str, float], TrainingReport, ConformalInterval | None]:
     """Metrics and report of the first seed fitted without the validation rows, on them; all seeds for an interval."""
     declared = job.use_case.target.interval
     train, validation = split_rows(rows, job.moments)

@@ -90,9 +90,7 @@ def reproduce(
     )
 
 
-def _validation_problems(
-    use_case: UseCase, original: Bundle, rows: pa.Table, recorded: dict[str, float]
-) -> list[str]:
+def _validation_problems(use_case: UseCase, original: Bundle, rows: pa.Table, recorded: dict[str, float]) -> list[str]:
     """Where metrics or interval are not those of the first seed, or of all, fitted without the validation rows."""
     recipe = Recipe.from_document(original.card["recipe"])
     moments = split(use_case, datetime.fromisoformat(original.card["data"]["as_of"]))

@@ -156,6 +156,10 @@ def test_what_is_allowed_parses(changes):
             REGRESSION | {"target.interval": INTERVAL, "monitor.limits": {"interval_coverage": {"min": 80.0}}},
             "flights.monitor.limits.interval_coverage.min: expected more than 0 and less than 1, got 80.0",
         ),
+        (
+            REGRESSION | {"target.interval": INTERVAL, "monitor.limits": {"interval_coverage": {"min": 0.9}}},
+            "flights.monitor.limits.interval_coverage: expected limits on either side of target.interval.coverage",
+        ),
         ({"endpoint.costs": None}, "flights.endpoint.costs: expected missed and needless for a binary target"),
         ({"endpoint.rollout.canary_share": 0.7}, "flights.endpoint.rollout.canary_share: "),
         (

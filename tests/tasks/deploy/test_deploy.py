@@ -104,7 +104,7 @@ def test_a_server_that_answers_other_bounds_than_the_batch_or_none_is_refused_an
         for answer in answers:
             score = np.array([answer["probability"]])
             lower, upper = (float(score[0] + (shrunk or 0) * (each - score)[0]) for each in interval.bounds(score))
-            answer |= {"lower": lower, "upper": upper} if shrunk else {}
+            answer.update({"lower": lower, "upper": upper} if shrunk else {})
         return answers
 
     monkeypatch.setattr(golden, "load_batch_predictor", load_bounded)

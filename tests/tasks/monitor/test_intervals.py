@@ -33,9 +33,10 @@ from tests.tasks import planted, toy
 
 AS_OF = datetime(2013, 2, 11, tzinfo=UTC)  # a Monday: the champion scores the partitions from then on
 WEEK = timedelta(days=7)
-ROWS = 8000
+ROWS = 5000
+NOISE = tuple(f"noise_{number}" for number in range(80))  # columns by which a fit learns its rows by heart
 DAYS = 69.0  # of which 41 lie before, and four whole partitions after
-EPOCHS = 60  # so many that the fit learns its rows by heart
+EPOCHS = 20
 _ANSWER = """
 insert into answers_in_time (use_case, entity_key, event_time, prediction_time, model_version, score, lower, upper,
     degraded, reasons, request_id, position, known_until, answered_at, in_time)
@@ -46,11 +47,11 @@ from predictions"""
 
 
 def define(name: str) -> None:
-    """Make a name a use case whose features are the columns of synthetic rows."""
+    """Make a name a use case whose features are the columns of synthetic rows, and noise."""
     features._DEFINITIONS[name] = replace(
         features.definition("flights"),
         name=name,
-        numeric_sql={column: column for column in synthetic.NUMERIC},
+        numeric_sql={column: column for column in (*synthetic.NUMERIC, *NOISE)},
         categorical_sql={column: column for column in synthetic.CATEGORICAL},
         **dict.fromkeys(("windows", "joined"), ()),
     )
@@ -59,7 +60,10 @@ def define(name: str) -> None:
 @pytest.fixture
 def case() -> Iterator[UseCase]:
     """A regression with intervals; the registry is shared by the tests of a session, so its name is a test's own."""
-    toys = toy.use_case(hidden_units=(128,), layers=(2,), dropout=(0.0, 0.0), metric="mae", min_rows=100)
+    toys = toy.use_case(
+        hidden_units=(128,), layers=(2,), dropout=(0.0, 0.0), learning_rate=(0.005, 0.005),
+        weight_decay=(0.0001, 0.0001), rungs=(EPOCHS,), metric="mae", min_rows=100,
+    )  # fmt: skip
     name = f"toy_{secrets.token_hex(4)}"
     define(name)
     changes = {
@@ -75,8 +79,8 @@ def case() -> Iterator[UseCase]:
         ),
         "monitor": toys.monitor.model_copy(
             update={
-                "limits": {"mae": Limit(max=1000.0)}, "min_rows": 500, "min_labelled": 100, "max_age_days": 10_000,
-                "max_new_rows_share": 1e6, "structural_features": ("carrier",), "min_drifted_features": 9,
+                "limits": {"mae": Limit(max=1000.0)}, "min_rows": 300, "min_labelled": 100, "max_age_days": 10_000,
+                "max_new_rows_share": 1e6, "structural_features": ("carrier",), "min_drifted_features": 90,
             }
         ),
     }  # fmt: skip
@@ -92,7 +96,10 @@ def _no_report(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def table() -> pa.Table:
-    return synthetic.table(ROWS, seed=1, kind="regression", days=DAYS)
+    rows, draw = synthetic.table(ROWS, seed=1, kind="regression", days=DAYS), np.random.default_rng(1)
+    for name in NOISE:
+        rows = rows.append_column(name, pa.array(draw.normal(0, 1, ROWS)))
+    return rows
 
 
 @pytest.fixture
@@ -147,7 +154,7 @@ def test_an_honest_interval_covers_what_it_says_in_batch_and_is_left_in_peace(
     case: UseCase, outside: Outside, snapshot: Snapshot, table: pa.Table
 ) -> None:
     candidate = train(case, outside, snapshot)
-    assert outside.registry.metrics(case.name, candidate.model_version)["calibration_rows"] > 500
+    assert outside.registry.metrics(case.name, candidate.model_version)["calibration_rows"] > 300
     score_and_label(case, outside, candidate, table)
     stored = outside.warehouse.query("select entity_key, score, lower, upper, model_version from predictions")
     assert stored
