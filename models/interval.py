@@ -58,7 +58,8 @@ class ConformalInterval:
             ValueError: it is no such document, or none that calibration could have made.
         """
         try:
-            found = cls(**{key: tuple(v) if isinstance(v, list) else v for key, v in document.items()})
+            values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in document.items()}
+            found = cls(**values)
             numbers = np.array([found.coverage, found.rows, found.low, found.high, *found.knots, *found.scales], float)
         except (TypeError, ValueError) as error:
             raise ValueError(f"no interval: {error}") from error

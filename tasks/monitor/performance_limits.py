@@ -43,7 +43,9 @@ def judge_performance(
     status = PerformanceStatus.UNKNOWN
     reasons = [*_too_few(predicted, labelled, coverage, monitor)]
     # A model without intervals, or with too few of them answered, has none to be judged by.
-    limits = {k: limit for k, limit in monitor.limits.items() if k in metrics or k not in INTERVAL_METRICS}
+    limits: dict[str, Limit] = {
+        k: limit for k, limit in monitor.limits.items() if k in metrics or k not in INTERVAL_METRICS
+    }
     reasons += [f"performance unknown: no {name} could be computed" for name in limits if name not in metrics]
     if not reasons:
         reasons = [*_outside_limits(metrics, limits, basis)]
