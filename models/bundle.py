@@ -12,9 +12,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
-from models.bundle_card import FORMAT, read_card
+from models.bundle_card import FORMAT, INTERVAL, read_card
 from models.encoder import Encoder
 from models.ensemble import Ensemble
+from models.interval import ConformalInterval
 from models.network import NORMALISATION, Network, NetworkConfig
 from models.networks import build_network
 
@@ -28,6 +29,7 @@ class Bundle:
     card: Mapping[str, Any]
     encoder: Encoder
     members: tuple[Network, ...]
+    interval: ConformalInterval | None = None  # around its answers
 
 
 def _sha256(data: bytes) -> str:
@@ -55,6 +57,7 @@ def write_bundle(
     data: Mapping[str, Any],
     metrics: Mapping[str, float],
     versions: Mapping[str, str],
+    interval: ConformalInterval | None = None,
 ) -> str:
     """Write a bundle into an empty folder; its digest.
 
@@ -68,6 +71,7 @@ def write_bundle(
         data: which rows: snapshot version, start, cut-off, number of rows.
         metrics: on validation rows, before the refit took them in.
         versions: of the libraries that trained.
+        interval: around a regression's answers; without one the card says nothing of it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     assert not any(folder.iterdir()), f"{folder} is not empty"
@@ -96,6 +100,8 @@ def write_bundle(
         "versions": dict(versions),
         "files": {name: _sha256(content) for name, content in parts.items()},
     }
+    if interval is not None:
+        card[INTERVAL] = interval.to_document()
     for name, content in {
         **parts,
         "card.json": json.dumps(card, indent=1, sort_keys=True, allow_nan=False).encode(),
@@ -108,8 +114,8 @@ def load_bundle(folder: Path, *, sha256: str | None = None) -> Bundle:
     """Read and check a bundle; nothing in it is ever executed.
 
     Raises:
-        ValueError: a file is missing, unexpected or changed, the digest is not `sha256`, or weights, encoder and card
-            do not belong together.
+        ValueError: a file is missing, unexpected or changed, the digest is not `sha256`, or weights, encoder, card and
+            interval do not belong together.
     """
     present = {str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir()}
     if present != {*_PARTS, "card.json"}:
@@ -121,7 +127,23 @@ def load_bundle(folder: Path, *, sha256: str | None = None) -> Bundle:
     if changed := [name for name in _PARTS if _sha256(parts[name]) != card["files"].get(name)]:
         raise ValueError(f"bundle {folder}: changed since it was written: {', '.join(changed)}")
     encoder = Encoder.from_json(parts["encoder.json"].decode())
-    return Bundle(card=card, encoder=encoder, members=_members(card, encoder, parts["weights.safetensors"], folder))
+    return Bundle(
+        card=card,
+        encoder=encoder,
+        members=_members(card, encoder, parts["weights.safetensors"], folder),
+        interval=_interval(card, folder),
+    )
+
+
+def _interval(card: Mapping[str, Any], folder: Path) -> ConformalInterval | None:
+    if INTERVAL not in card:
+        return None
+    if card["kind"] != "regression":
+        raise ValueError(f"bundle {folder}: an interval around the answers of a {card['kind']} model")
+    try:
+        return ConformalInterval.from_document(card[INTERVAL])
+    except ValueError as error:
+        raise ValueError(f"bundle {folder}: {error}") from error
 
 
 def _members(card: Mapping[str, Any], encoder: Encoder, content: bytes, folder: Path) -> tuple[Network, ...]:

@@ -19,6 +19,7 @@ KEYS = {
     "versions",
     "files",
 }
+INTERVAL = "interval"  # a key of those cards only whose model has one: a `models.interval.ConformalInterval`
 
 
 def read_card(folder: Path) -> Mapping[str, Any]:
@@ -31,7 +32,7 @@ def read_card(folder: Path) -> Mapping[str, Any]:
         card = json.loads((folder / "card.json").read_bytes())
     except ValueError as error:
         raise ValueError(f"bundle {folder}: card.json is not JSON: {error}") from error
-    if not isinstance(card, dict) or set(card) != KEYS or card["format"] != FORMAT:
+    if not isinstance(card, dict) or set(card) - {INTERVAL} != KEYS or card["format"] != FORMAT:
         raise ValueError(f"bundle {folder}: card.json is not a card of format {FORMAT}")
     return card
 

@@ -75,6 +75,9 @@ METRICS: Mapping[Kind, tuple[Metric, ...]] = {
     "binary": ("log_loss", "auc", "pr_auc", "brier", "calibration_gap"),
     "regression": ("mae", "rmse", "bias"),
 }
+IntervalMetric = Literal["interval_coverage", "interval_width"]  # of a regression that declares `target.interval`
+WatchedMetric = Literal[Metric, IntervalMetric]
+INTERVAL_METRICS: tuple[IntervalMetric, ...] = ("interval_coverage", "interval_width")
 RANKINGS = frozenset[Metric]({"auc", "pr_auc"})  # larger is better, 0.5 or less is no better than a coin
 SHARES = frozenset[Metric]({"auc", "pr_auc", "brier", "calibration_gap"})  # never outside [0, 1]
 

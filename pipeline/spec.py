@@ -9,11 +9,33 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError
 
-from pipeline.fields import METRICS, RANKINGS, SHARES, Block, Identifier, Kind, Metric, Share, refuse_classes
+from pipeline.fields import (
+    INTERVAL_METRICS,
+    METRICS,
+    RANKINGS,
+    SHARES,
+    Block,
+    Identifier,
+    Kind,
+    Metric,
+    Share,
+    WatchedMetric,
+    refuse_classes,
+)
 from pipeline.online import EndpointSettings, ExperimentSettings
 from pipeline.params_text import explain, read_blocks
 from pipeline.partitions import Grid
 from pipeline.source import Source
+
+
+class IntervalSettings(Block):
+    """An interval around each answer, that is to hold the label in a share `coverage` of rows.
+
+    The coverage that is watched is wrong from `max_gap` off the declared one on, where that is not by chance.
+    """
+
+    coverage: Annotated[float, Field(ge=0.5, le=0.99)]
+    max_gap: Annotated[float, Field(gt=0, lt=0.5)]
 
 
 class Target(Block):
@@ -21,6 +43,14 @@ class Target(Block):
 
     kind: Annotated[Kind, BeforeValidator(refuse_classes)]
     meaning: str
+    interval: IntervalSettings | None = None
+
+    def _contradictions(self) -> Iterator[str]:
+        if self.interval and self.kind != "regression":
+            yield (
+                f"interval: expected null for a {self.kind} target: its answer is a probability, and says how sure"
+                " it is, got an interval"
+            )
 
 
 class Time(Block):
@@ -139,7 +169,7 @@ class Monitor(Block):
     performance_days: int = Field(gt=0)
     min_labelled: int = Field(gt=0)
     min_coverage: Share
-    limits: Mapping[Metric, Limit] = Field(min_length=1)
+    limits: Mapping[WatchedMetric, Limit] = Field(min_length=1)
     max_age_days: int = Field(gt=0)
     max_new_rows_share: float = Field(gt=0)
     cooldown_days: int = Field(ge=0)
@@ -153,9 +183,10 @@ class Monitor(Block):
                 f"persistence_breaches: expected at most persistence_of ({self.persistence_of}),"
                 f" got {self.persistence_breaches}"
             )
+        shares = {*SHARES, "interval_coverage"}
         for name, both in self.limits.items():
             for limit, value in both:
-                if name in SHARES and value is not None and not 0 < value < 1:  # such a limit can never be left
+                if name in shares and value is not None and not 0 < value < 1:  # such a limit can never be left
                     yield f"limits.{name}.{limit}: expected more than 0 and less than 1, got {value}"
 
 
@@ -191,8 +222,17 @@ class UseCase(Block):
             **{f"monitor.limits.{metric}": metric for metric in self.monitor.limits},
         }
         for path, metric in named.items():
-            if metric not in known:
+            if metric in INTERVAL_METRICS:
+                if self.target.interval is None:
+                    yield f"{path}: expected target.interval, without which no answer has one, got null"
+            elif metric not in known:
                 yield f"{path}: expected a metric of a {kind} target ({', '.join(known)}), got {metric!r}"
+        held, limit = self.target.interval, self.monitor.limits.get("interval_coverage")
+        if held and limit and not (limit.min or 0) < held.coverage < (limit.max or 1):
+            yield (
+                "monitor.limits.interval_coverage: expected limits on either side of target.interval.coverage"
+                f" ({held.coverage}), which would else be outside whenever it is kept, got {limit.min} to {limit.max}"
+            )
         if self.endpoint and (self.endpoint.costs is None) == (kind == "binary"):
             expected = "missed and needless" if kind == "binary" else "null"
             yield f"endpoint.costs: expected {expected} for a {kind} target"

@@ -8,8 +8,10 @@ from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import orjson
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from features.feature_rows import FeatureRows
 from serving.reasons import DegradedReason
@@ -143,7 +145,7 @@ class Answerer:
         before = time.perf_counter()
         looked_up = self._lookup.look_up(self._reader.list_events([row for _, body in parsed for row in body.rows]))
         self.lookup_seconds = time.perf_counter() - before
-        answers = self._answers(parsed, looked_up, self._predictor.predict_rows(looked_up.rows).tolist())
+        answers = self._answers(parsed, looked_up, self._predictor.predict_rows(looked_up.rows))
         replies, first = [], 0
         for one, body in parsed:
             documents = [self._document(answer) for answer in answers[first : first + len(body.rows)]]
@@ -159,10 +161,11 @@ class Answerer:
         self,
         parsed: Sequence[tuple[InferenceRequest, ParsedRequest]],
         looked_up: "LookedUpFeatures",
-        scores: list[float],
+        scores: NDArray[np.float64],
     ) -> list[dict[str, Any]]:
         """An answer an event, as it is logged."""
         options, rows = self._options, looked_up.rows
+        said = zip(scores.tolist(), *self._bounds(scores), strict=True)
         origin = [(one, position, event) for one, body in parsed for position, event in enumerate(body.events)]
         as_of = None if looked_up.as_of is None else (looked_up.as_of - _EPOCH) // _MICROSECOND
         of_batch = {
@@ -174,11 +177,11 @@ class Answerer:
             "answered_at": datetime.now(UTC).isoformat(),
         }
         answers = []
-        for place, (features, (one, position, event)) in enumerate(zip(_list_features(rows), origin, strict=True)):
+        each = zip(_list_features(rows), origin, said, strict=True)
+        for place, (features, (one, position, event), (score, lower, upper)) in enumerate(each):
             prediction_time = rows.prediction_times[place]
             age_seconds = None if as_of is None else max(0, prediction_time - as_of) / 1_000_000
             reasons = [*looked_up.problems[place], *self._stale(age_seconds)]
-            score = scores[place]
             answers.append(
                 of_batch
                 | {
@@ -191,6 +194,8 @@ class Answerer:
                     "event_time": _show_moment(rows.event_times[place]),
                     "prediction_time": _show_moment(prediction_time),
                     "score": score,
+                    "lower": lower,
+                    "upper": upper,
                     "decision": None if options.threshold is None else score >= options.threshold,
                     "degraded": bool(reasons),
                     "reasons": reasons,
@@ -201,6 +206,13 @@ class Answerer:
             )
         return answers
 
+    def _bounds(self, scores: NDArray[np.float64]) -> Sequence[list[float] | list[None]]:
+        """Lower and upper bounds of answers [n]; None each, where the model has no interval."""
+        interval = self._predictor.interval
+        if interval is None:
+            return [None] * len(scores), [None] * len(scores)
+        return [bound.tolist() for bound in interval.bounds(scores)]
+
     def _stale(self, age_seconds: float | None) -> tuple[str, ...]:
         limit = self._options.max_feature_age_hours
         if age_seconds is None or age_seconds <= limit * 3600:
@@ -208,9 +220,13 @@ class Answerer:
         return (DegradedReason.HISTORY_STALE.format(age_hours=age_seconds / 3600, limit_hours=limit),)
 
     def _document(self, answer: Mapping[str, Any]) -> dict[str, Any]:
-        score = "probability" if self._options.kind == "binary" else "value"
+        score: dict[str, Any] = (
+            {"probability": answer["score"]}
+            if self._options.kind == "binary"
+            else {"value": answer["score"], "lower": answer["lower"], "upper": answer["upper"]}
+        )
         shown = {name: answer[name] for name in _SHOWN}
-        return {score: answer["score"], **shown, "known_until": answer["feature_as_of"]}
+        return {**score, **shown, "known_until": answer["feature_as_of"]}
 
     def _add_explanations(self, rows: list[dict[str, Any]], table: pa.Table) -> None:
         explained = self._explain(table)

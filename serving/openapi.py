@@ -24,6 +24,10 @@ _ANSWER: Json = {
     "degraded": {"type": "boolean", "description": "answered with less than usual; see reasons"},
     "reasons": {"type": "array", "items": {"type": "string"}},
 }
+_BOUNDS: Json = {
+    "lower": {"type": ["number", "null"], "description": "of the interval around the value; null: the model has none"},
+    "upper": {"type": ["number", "null"], "description": "of the same interval"},
+}
 _REFUSAL: Json = {
     "error": {"type": "string"},
     "path": {"type": "string", "description": "of the field that is wrong"},
@@ -92,7 +96,7 @@ def _answer(kind: str) -> Json:
     score: Json = (
         {"probability": {"type": "number", "minimum": 0, "maximum": 1}}
         if kind == "binary"
-        else {"value": {"type": "number"}}
+        else {"value": {"type": "number"}, **_BOUNDS}
     )
     return _object(score | _ANSWER, [*score, *_ANSWER])
 

@@ -44,6 +44,8 @@ LOGGED = (
     "event_time",
     "prediction_time",
     "score",
+    "lower",
+    "upper",
     "decision",
     "degraded",
     "reasons",
@@ -57,6 +59,8 @@ LOGGED = (
     "features",
 )  # the columns of an answer, as its table has them
 _HEADING = orjson.dumps(LOGGED)  # with which a segment begins
+# And with which one began before answers had bounds: those of its answers are null.
+_HEADING_WITHOUT_BOUNDS = orjson.dumps([name for name in LOGGED if name not in {"lower", "upper"}])
 logger = logging.getLogger(__name__)
 
 
@@ -232,7 +236,7 @@ def read_segment(path: Path) -> list[bytes]:
     head = next(records, None)
     if head is None:
         return []
-    if head != _HEADING:
+    if head not in {_HEADING, _HEADING_WITHOUT_BOUNDS}:
         return _read_earlier(path, head, records)
     return [line for record in records for line in record.split(b"\n")]
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from features.feature_rows import FeatureRows
 from models.bundle import Bundle, load_bundle
 from models.fused import Fused
+from models.interval import ConformalInterval
 from models.small_batch import SmallBatch
 from models.training import deterministic
 
@@ -39,6 +40,11 @@ class Predictor:
     def card(self) -> Mapping[str, Any]:
         """What this model is and where it comes from."""
         return self._bundle.card
+
+    @property
+    def interval(self) -> ConformalInterval | None:
+        """The interval around its answers, where the model has one."""
+        return self._bundle.interval
 
     @cached_property
     def _few(self) -> SmallBatch:

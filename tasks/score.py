@@ -26,6 +26,7 @@ from tasks.build_features.learnt_features import (
 from tasks.common.ledger import Champion, champion_at, current, load_champions
 
 if TYPE_CHECKING:
+    from models.interval import ConformalInterval
     from serving.predictor import Predictor
 
 Window = tuple[str, str, datetime, datetime]  # use case, model version, [start, end) of prediction_time
@@ -100,7 +101,8 @@ def score_partition(use_case: UseCase, unscored: UnscoredPartition, outside: Out
     except UncomputableFeatures as error:
         _alert_other_features(use_case, str(error), outside)
         raise
-    rows = make_predictions(use_case, unscored, points, Predictor.load(bundle).predict(points))
+    predictor = Predictor.load(bundle)
+    rows = make_predictions(use_case, unscored, points, predictor.predict(points), predictor.interval)
 
     window = (use_case.name, unscored.champion.version, partition.start, partition.end)
 
@@ -131,11 +133,15 @@ def load_batch_predictor(use_case: UseCase, version: str, outside: Outside) -> "
 
 
 def make_predictions(
-    use_case: UseCase, unscored: UnscoredPartition, points: pa.Table, scores: NDArray[np.float64]
+    use_case: UseCase,
+    unscored: UnscoredPartition,
+    points: pa.Table,
+    scores: NDArray[np.float64],
+    interval: "ConformalInterval | None",
 ) -> pa.Table:
-    """The rows of `predictions` for feature points [n] and their scores [n]."""
+    """The rows of `predictions` for feature points [n] and their scores [n], with bounds where the model has some."""
     n = points.num_rows
-    return pa.table(
+    rows = pa.table(
         {
             "use_case": pa.repeat(use_case.name, n),
             "entity_key": points.column("entity_key"),
@@ -146,6 +152,10 @@ def make_predictions(
             "snapshot_version": pa.repeat(unscored.snapshot_version, n),
         }
     )
+    if interval is not None:
+        for name, bound in zip(("lower", "upper"), interval.bounds(scores), strict=True):
+            rows = rows.append_column(name, pa.array(bound, pa.float64()))
+    return rows
 
 
 def write_predictions(at: cursor, rows: pa.Table, window: Window, warehouse: Warehouse) -> Upserted:

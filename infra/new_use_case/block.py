@@ -40,7 +40,7 @@ def render_block(
   target:
     kind: {answers.kind}
     meaning: {json.dumps(answers.meaning or f"{answers.target} of a row of {profile.relation}")}
-
+{_render_interval(answers)}
   time:
     lead_minutes: {answers.lead_minutes}
     label_delay_hours: {answers.label_delay_hours}  # 99% are known {profile.label_hours:.1f} hours after the event
@@ -121,6 +121,12 @@ def entropy(share: float) -> float:
 
 def _metric(answers: Answers) -> str:
     return "log_loss" if answers.kind == "binary" else "mae"
+
+
+def _render_interval(answers: Answers) -> str:
+    if answers.kind == "binary":
+        return ""
+    return "    interval: {coverage: 0.9, max_gap: 0.03}  # around each answer, watched; null: none\n"
 
 
 def _render_gate(answers: Answers, profile: TableProfile, plan: Plan, slices: tuple[str, ...]) -> str:

@@ -3,10 +3,11 @@
 import time
 import uuid
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from adapters.connect import Outside
 from adapters.retrying import retry_call
@@ -20,8 +21,11 @@ from tasks.build_features import dataset
 from tasks.build_features.learnt_features import load_learnt_definition, load_learnt_points
 from tasks.build_features.manifest import clean_files
 from tasks.deploy.judge import GoldenTally, compute_p99
-from tasks.deploy.server import ask_version, read_score
+from tasks.deploy.server import ask_version, measure_bounds_difference, read_score
 from tasks.score import load_batch_predictor
+
+if TYPE_CHECKING:
+    from models.interval import ConformalInterval
 
 SLOT = "golden"
 _MOST_AT_ONCE = 64  # history that nobody asked for yet takes its time
@@ -47,13 +51,14 @@ def ask_golden_rows(use_case: UseCase, version: str, outside: Outside) -> tuple[
     points, events = choose_golden_rows(use_case, definition, outside, rollout.golden_rows)
     if not events:
         return GoldenTally(rows=0, wanted=rollout.golden_rows, max_difference=0, worst="", p99_ms=0), {}
-    batch = load_batch_predictor(use_case, version, outside).predict(points)
+    predictor = load_batch_predictor(use_case, version, outside)
+    batch, interval = predictor.predict(points), predictor.interval
     size = min(use_case.endpoint.max_events, _MOST_AT_ONCE)
     chunks = (events[start : start + size] for start in range(0, len(events), size))
-    listed = [score for chunk in chunks for score in _ask(use_case, version, chunk, outside)[0]]
+    listed = [answer for chunk in chunks for answer in _ask(use_case, version, chunk, outside)[0]]
     alone = [_ask(use_case, version, [event], outside) for event in events]
-    single = [score for scores, _ in alone for score in scores]
-    differences = np.maximum(np.abs(np.array(listed) - batch), np.abs(np.array(single) - batch))
+    single = [answer for answers, _ in alone for answer in answers]
+    differences = np.max([_measure_differences(answers, batch, interval) for answers in (listed, single)], axis=0)
     worst = int(np.argmax(np.nan_to_num(differences, nan=np.inf)))
     tally = GoldenTally(
         rows=len(events),
@@ -63,6 +68,14 @@ def ask_golden_rows(use_case: UseCase, version: str, outside: Outside) -> tuple[
         p99_ms=compute_p99([took_ms for _, took_ms in alone]) or 0.0,
     )
     return tally, events[0]
+
+
+def _measure_differences(
+    answers: list[dict[str, Any]], batch: NDArray[np.float64], interval: "ConformalInterval | None"
+) -> NDArray[np.float64]:
+    """How far each answer [n] is from the batch's score [n], or its bounds from what batch makes of the score."""
+    scores = np.array([read_score(answer) for answer in answers])
+    return np.maximum(np.abs(scores - batch), [measure_bounds_difference(answer, interval) for answer in answers])
 
 
 def choose_golden_rows(
@@ -97,19 +110,21 @@ def rebuild_requests(
     return {(row["entity_key"], row["event_time"].replace(tzinfo=UTC)): to_request(definition, row) for row in rows}
 
 
-def _ask(use_case: UseCase, version: str, events: list[dict[str, Any]], outside: Outside) -> tuple[list[float], float]:
-    """Scores on looked-up features, and the milliseconds they took.
+def _ask(
+    use_case: UseCase, version: str, events: list[dict[str, Any]], outside: Outside
+) -> tuple[list[dict[str, Any]], float]:
+    """Answers on looked-up features, and the milliseconds they took.
 
     A store that was slow once is asked again: its silence is not the version's.
     """
     silent = DegradedReason.STORE_SILENT
 
-    def ask_once() -> tuple[list[float], float]:
+    def ask_once() -> tuple[list[dict[str, Any]], float]:
         began = time.perf_counter()
         answers = ask_version(use_case, version, events, outside, request_id=f"golden-{uuid.uuid4()}", slot=SLOT)
         took_ms = (time.perf_counter() - began) * 1000
         if any(silent in reason for answer in answers for reason in answer["reasons"]):
             raise FeaturesNotReady(f"{use_case.name}: {silent}, which says nothing about version {version}")
-        return [read_score(answer) for answer in answers], took_ms
+        return answers, took_ms
 
     return retry_call(ask_once, errors=FeaturesNotReady, attempts=_TRIES, pause_seconds=_PAUSE_SECONDS)

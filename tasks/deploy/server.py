@@ -1,8 +1,11 @@
 """What a rollout does to the server and the gateway, in words of versions."""
 
 import json
+import math
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 import features
 from adapters.connect import Outside
@@ -16,6 +19,9 @@ from serving.openapi import describe_endpoint
 from tasks.build_features.learnt_features import UncomputableFeatures, read_learnt_definition
 from tasks.deploy.deployments import Deployment, find_ongoing_deployment
 from tasks.deploy.experiment.log import find_unsettled_experiment
+
+if TYPE_CHECKING:
+    from models.interval import ConformalInterval
 
 _EXAMPLE = """
 select evidence -> 'golden' -> 'example' as event from deployments
@@ -79,6 +85,15 @@ def ask_version(
 def read_score(answer: dict[str, Any]) -> float:
     """The number in an answer, whatever the target's kind."""
     return float(answer["probability"] if "probability" in answer else answer["value"])
+
+
+def measure_bounds_difference(answer: dict[str, Any], interval: "ConformalInterval | None") -> float:
+    """How far the bounds in an answer are from those that batch gives to its score; infinitely, where one has none."""
+    given = (answer.get("lower"), answer.get("upper"))
+    if interval is None or None in given:
+        return 0.0 if interval is None and given == (None, None) else math.inf
+    expected = np.array(interval.bounds(np.array([read_score(answer)])))[:, 0]
+    return float(np.max(np.abs(np.array(given, np.float64) - expected)))
 
 
 class UseCaseServer:

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from adapters.warehouse import Fence
 
 _HISTORY = """
-select d.as_of, d.model_version, d.decision, d.evidence -> 'breached' as breached, r.state, r.outcome
+select d.as_of, d.model_version, d.decision, d.evidence -> 'breached' as breached, r.state, r.outcome,
+    d.evidence ->> 'miscoverage' is not null as is_miscovered
 from decisions d left join retrains r using (decision_id) where d.use_case = %s
 """
 _DECIDED = "select 1 from decisions where decision_id = %s"
@@ -67,6 +68,7 @@ def load_decisions(use_case: UseCase, outside: "Outside") -> list[OtherDecision]
             breached=frozenset(row["breached"]),
             state=RetrainState(row["state"]) if row["state"] else None,
             outcome=row["outcome"],
+            is_miscovered=row["is_miscovered"],
         )
         for row in outside.warehouse.query(_HISTORY, (use_case.name,))
     ]
@@ -157,6 +159,7 @@ def _evidence(examined: Examination, decision: Decision) -> dict[str, Any]:
         "unknown": unknown_features(observed.drifts),
         "performance": {k: v for k, v in asdict(observed.performance).items() if k != "reasons"},
         "served": describe_served(examined.served[0]) if examined.served else None,
+        **({"miscoverage": observed.miscoverage} if observed.miscoverage else {}),
         "drift": examined.moved.describe(),
         "champion_cutoff": observed.champion_cutoff.isoformat(),
         "trained_rows": observed.trained_rows,

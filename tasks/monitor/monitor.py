@@ -28,6 +28,7 @@ from tasks.build_features.learnt_features import (
 )
 from tasks.common.ledger import Champion, champion_at, load_champions
 from tasks.monitor import decisions, drift, drift_report, performance, served
+from tasks.monitor.interval_quality import find_miscoverage
 from tasks.monitor.served_features import load_served_features, measure_served_drift
 from tasks.monitor.triage import Observed, make_decision
 
@@ -134,16 +135,18 @@ def examine_partition(
     moved = measure_served_drift(use_case, profile, served_points, points)
     performances = performance.measure_performance(use_case, version, as_of, outside)
     answers = served.measure_served(use_case, undecided.champion, as_of, undecided.snapshot_version, outside)
+    judged = answers[0].performance if answers and answers[0].is_judged else performances[0].performance
     learnt_until = datetime.fromisoformat(profile["known_by"]).astimezone(UTC)  # at or just before the split's cutoff
     observed = Observed(
         as_of=as_of,
         model_version=version,
         drifts=moved.drifts,
-        performance=answers[0].performance if answers and answers[0].is_judged else performances[0].performance,
+        performance=judged,
         champion_cutoff=learnt_until,
         trained_rows=profile["rows"],
         new_rows=_count_new_labels(use_case, learnt_until, as_of, outside),
         rolled_back=_find_latest_rollback(use_case, as_of, outside),
+        miscoverage=find_miscoverage(judged.metrics, use_case.target.interval),
     )
     reference = _load_training_window(use_case, undecided, definition, profile, outside)
     return decisions.Examination(

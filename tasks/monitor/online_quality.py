@@ -20,6 +20,7 @@ from models.metrics import compute_metrics
 from pipeline.partitions import Interval
 from pipeline.spec import UseCase
 from tasks.build_features import dataset
+from tasks.monitor.interval_quality import measure_intervals
 
 _PARTITIONS = 8  # the latest: practically every label has come by then
 # An event that was asked about twice counts by its last answer.
@@ -29,7 +30,7 @@ with served as (
     from online_answers
     where use_case = %s and slot in ('stable', 'candidate') and prediction_time >= %s and prediction_time < %s
     order by entity_key, event_time, model_version, answered_at desc, request_id, position)
-select s.model_version, s.score,
+select s.model_version, s.score, s.lower, s.upper, s.prediction_time,
     s.degraded or coalesce(s.feature_age_seconds, 1) > 0
         or (known.index #>> %s) is distinct from (scored.index #>> %s) as stale, s.degraded, o.label,
     p.score as batch_score,
@@ -101,15 +102,19 @@ def measure_partition_quality(
         params = (use_case.name, partition.start, partition.end, inputs, inputs, as_of)
         rows = outside.warehouse.copy_out(_SERVED, params, at=at)
     return [
-        _quality(use_case, partition, as_of, rows.filter(pc.equal(rows["model_version"], version)))
+        _quality(use_case, partition, as_of, rows.filter(pc.equal(rows["model_version"], version)), outside)
         for version in pc.unique(rows["model_version"]).to_pylist()
     ]
 
 
-def _quality(use_case: UseCase, partition: Interval, as_of: datetime, rows: pa.Table) -> OnlineQuality:
+def _quality(
+    use_case: UseCase, partition: Interval, as_of: datetime, rows: pa.Table, outside: Outside
+) -> OnlineQuality:
     assert use_case.endpoint is not None
     labelled = rows.filter(rows["label"].is_valid())
     score, label = (labelled[name].to_numpy() for name in ("score", "label"))
+    metrics = compute_metrics(use_case.target.kind, score, label) if len(label) else {}
+    metrics |= measure_intervals(use_case, labelled, labelled["model_version"].to_pylist(), outside)
     scored = rows.filter(rows["batch_score"].is_valid())
     difference = np.abs(scored["score"].to_numpy() - scored["batch_score"].to_numpy())
     stale = scored["stale"].to_numpy().astype(bool)
@@ -122,7 +127,7 @@ def _quality(use_case: UseCase, partition: Interval, as_of: datetime, rows: pa.T
         answers=rows.num_rows,
         degraded=int(pc.sum(rows["degraded"]).as_py() or 0),
         labelled=labelled.num_rows,
-        metrics=json.dumps(compute_metrics(use_case.target.kind, score, label) if len(label) else {}, allow_nan=False),
+        metrics=json.dumps(metrics, allow_nan=False),
         compared=len(equal),
         beyond=int((equal > use_case.endpoint.rollout.tolerance).sum()),
         max_difference=float(equal.max()) if len(equal) else None,

@@ -12,7 +12,8 @@ from adapters.connect import Outside
 from models.metrics import compute_metrics
 from pipeline.partitions import Interval
 from pipeline.spec import UseCase
-from tasks.monitor.triage import Performance, judge_performance
+from tasks.monitor.interval_quality import measure_intervals
+from tasks.monitor.performance_limits import Performance, judge_performance
 
 _VERSIONS = """
 select distinct model_version from predictions
@@ -24,7 +25,8 @@ LABEL_FINGERPRINT = (
 )
 # Ordered, so that the last bits of the metrics are the same each time.
 _LABELLED = f"""
-select p.score, o.label, {LABEL_FINGERPRINT} as fingerprint from predictions p left join outcomes o
+select p.score, p.lower, p.upper, p.prediction_time, o.label, {LABEL_FINGERPRINT} as fingerprint
+from predictions p left join outcomes o
     on o.use_case = p.use_case and o.entity_key = p.entity_key and o.event_time = p.event_time and o.label_time <= %s
 where p.use_case = %s and p.model_version = %s and p.prediction_time >= %s and p.prediction_time < %s
 order by p.prediction_time, p.entity_key collate "C", p.event_time
@@ -75,6 +77,8 @@ def measure_window(
         rows = outside.warehouse.copy_out(_LABELLED, params, at=at)
     labelled = rows.filter(rows["label"].is_valid())
     score, label = labelled["score"].to_numpy(), labelled["label"].to_numpy()
+    metrics = compute_metrics(use_case.target.kind, score, label) if labelled.num_rows else {}
+    metrics |= measure_intervals(use_case, labelled, [model_version] * labelled.num_rows, outside)
     return WindowPerformance(
         model_version=model_version,
         window=window,
@@ -82,7 +86,7 @@ def measure_window(
         performance=judge_performance(
             predicted=rows.num_rows,
             labelled=labelled.num_rows,
-            metrics=compute_metrics(use_case.target.kind, score, label) if labelled.num_rows else {},
+            metrics=metrics,
             monitor=use_case.monitor,
         ),
         labels=str(sum(labelled["fingerprint"].to_pylist())) if labelled.num_rows else None,

@@ -29,9 +29,10 @@ from tasks.build_features import dataset
 from tasks.build_features.learnt_features import UncomputableFeatures, is_made_by, load_learnt_definition
 from tasks.common.ledger import Champion
 from tasks.monitor.drift import Basis
+from tasks.monitor.interval_quality import measure_intervals, restate_bounds
 from tasks.monitor.performance import LABEL_FINGERPRINT, find_changed_windows, trailing_window
+from tasks.monitor.performance_limits import Performance, PerformanceStatus, judge_performance
 from tasks.monitor.restated import list_event_keys, rescore_events
-from tasks.monitor.triage import Performance, PerformanceStatus, judge_performance
 
 if TYPE_CHECKING:
     from psycopg2.extensions import cursor
@@ -45,8 +46,8 @@ where use_case = %s and model_version = %s and in_time and answered_at <= %s and
 """
 # The events are those that batch has: a known event that was taken back is none.
 _EVENTS = f"""
-select p.entity_key, p.event_time, o.label, {LABEL_FINGERPRINT} as fingerprint, a.in_time, a.score, a.model_version,
-    again.score as restated
+select p.entity_key, p.event_time, o.label, {LABEL_FINGERPRINT} as fingerprint, a.in_time, a.score, a.lower, a.upper,
+    a.model_version, p.prediction_time, again.score as restated
 from predictions p
 left join outcomes o on (o.use_case, o.entity_key, o.event_time) = (p.use_case, p.entity_key, p.event_time)
     and o.label_time <= %s
@@ -122,18 +123,20 @@ def measure_served_window(
     served = events.filter(events["in_time"])  # null, where nothing was answered, is left out too
     judged, labelled = (rows.filter(rows["label"].is_valid()) for rows in (served, events))
     again = _restate(use_case, judged, window, snapshot_version, outside)
-    monitor = use_case.monitor
+    monitor, versions = use_case.monitor, judged["model_version"].to_pylist()
+    bounded_again = restate_bounds(use_case, judged, again, versions, outside)
     given = judge_performance(
         predicted=served.num_rows,
         labelled=judged.num_rows,
-        metrics=_compute(use_case, judged["score"].to_pylist(), judged),
+        metrics=_compute(use_case, judged["score"].to_pylist(), judged)
+        | measure_intervals(use_case, judged, versions, outside),
         monitor=monitor,
         basis=Basis.SERVED,
     )
     restated = judge_performance(
         predicted=judged.num_rows,
         labelled=len(again) - again.count(None),
-        metrics=_compute(use_case, again, judged),
+        metrics=_compute(use_case, again, judged) | measure_intervals(use_case, bounded_again, versions, outside),
         monitor=monitor,
     )
     return ServedPerformance(
@@ -143,7 +146,7 @@ def measure_served_window(
         labelled=labelled.num_rows,
         answered=judged.num_rows,
         late=int(pc.sum(pc.invert(labelled["in_time"])).as_py() or 0),
-        versions=Counter(judged["model_version"].to_pylist()),
+        versions=Counter(versions),
         performance=_compare(given, restated),
         restated=restated.labelled,
         restated_metrics=restated.metrics,

@@ -5,13 +5,14 @@ unknown is never healthy. A real shift, lost performance, age or much new data r
 retraining again would be a storm; then a person is told instead. The values of the enums are what is stored.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 
 from pipeline.spec import Monitor
-from tasks.monitor.drift import Basis, DriftMeasure, DriftStatus, FeatureDrift
+from tasks.monitor.drift import DriftMeasure, DriftStatus, FeatureDrift
+from tasks.monitor.performance_limits import Performance, PerformanceStatus
 
 REFUSALS = frozenset({"held", "need-more-data", "rejected"})  # release outcomes: the gate, or a person, said no
 _NAMED = 5  # features named in a reason; the rest are in the drift table
@@ -38,20 +39,14 @@ class TriageCode(StrEnum):
     PERFORMANCE = "performance"
     AGE = "age"
     VOLUME = "volume"
+    # what a person is told of
+    MISCOVERAGE = "miscoverage"
     # what forbids it
     LATE_PARTITION = "late-partition"
     IN_FLIGHT = "in-flight"
     COOLDOWN = "cooldown"
     BUDGET = "budget"
     BREAKER = "breaker"
-
-
-class PerformanceStatus(StrEnum):
-    """How the champion's metrics stand to their limits."""
-
-    OK = "ok"
-    DEGRADED = "degraded"
-    UNKNOWN = "unknown"
 
 
 class RetrainState(StrEnum):
@@ -68,19 +63,6 @@ CodedReason = tuple[TriageCode, str]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Performance:
-    """How the champion, or what was answered in its time, did on the labels that have matured."""
-
-    predicted: int
-    labelled: int
-    coverage: float
-    metrics: Mapping[str, float]
-    status: PerformanceStatus
-    reasons: tuple[str, ...]
-    basis: Basis = Basis.RESTATED
-
-
-@dataclass(frozen=True, kw_only=True)
 class Observed:
     """What was observed of one partition, at its end, and of the champion that scored it."""
 
@@ -92,6 +74,7 @@ class Observed:
     trained_rows: int
     new_rows: int  # labels that became known since the cut-off
     rolled_back: datetime | None = None  # the latest rollback, in data time
+    miscoverage: str | None = None  # what is wrong with what the intervals cover; None: nothing, or there are none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +87,7 @@ class OtherDecision:
     breached: frozenset[str]  # features whose PSI was over their thresholds
     state: RetrainState | None = None  # of its retrain
     outcome: str | None = None  # of its retrain
+    is_miscovered: bool = False  # whether its `Observed.miscoverage` said so
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,12 +109,13 @@ def make_decision(observed: Observed, history: Sequence[OtherDecision], monitor:
     if all(drift.status == DriftStatus.UNKNOWN for drift in observed.drifts):  # nothing, or too few rows, to decide by
         return _decision(Action.ALERT, *unknown)
     triggers = [*_triggers(observed, before, monitor)]
+    told = [*unknown, *_miscoverage(observed, before, monitor)]
     if not triggers:
-        return _decision(Action.ALERT, *unknown) if unknown else _decision(Action.IGNORE, _quiet(observed))
+        return _decision(Action.ALERT, *told) if told else _decision(Action.IGNORE, _quiet(observed))
     if guard := _guard(observed, history, before, monitor):
         code, sentence = guard
-        return _decision(Action.ALERT, *triggers, *unknown, (code, f"not retrained: {sentence}"))
-    return _decision(Action.RETRAIN, *triggers, *unknown)
+        return _decision(Action.ALERT, *triggers, *told, (code, f"not retrained: {sentence}"))
+    return _decision(Action.RETRAIN, *triggers, *told)
 
 
 def _decision(action: Action, *because: CodedReason) -> Decision:
@@ -138,33 +123,6 @@ def _decision(action: Action, *because: CodedReason) -> Decision:
         decision=action,
         codes=tuple(dict.fromkeys(code for code, _ in because)),
         reasons=tuple(sentence for _, sentence in because),
-    )
-
-
-def judge_performance(
-    *,
-    predicted: int,
-    labelled: int,
-    metrics: Mapping[str, float],
-    monitor: Monitor,
-    basis: Basis = Basis.RESTATED,
-) -> Performance:
-    """Whether metrics lie within their limits; unknown while too few of the predictions have a label."""
-    coverage = labelled / predicted if predicted else 0.0
-    status = PerformanceStatus.UNKNOWN
-    reasons = [*_too_few(predicted, labelled, coverage, monitor)]
-    reasons += [f"performance unknown: no {name} could be computed" for name in monitor.limits if name not in metrics]
-    if not reasons:
-        reasons = [*_outside_limits(metrics, monitor, basis)]
-        status = PerformanceStatus.DEGRADED if reasons else PerformanceStatus.OK
-    return Performance(
-        predicted=predicted,
-        labelled=labelled,
-        coverage=coverage,
-        metrics=metrics,
-        status=status,
-        reasons=tuple(reasons),
-        basis=basis,
     )
 
 
@@ -187,21 +145,6 @@ def _breaches(drifts: Sequence[FeatureDrift]) -> list[FeatureDrift]:
     return [d for d in drifts if d.status == DriftStatus.BREACH]
 
 
-def _too_few(predicted: int, labelled: int, coverage: float, monitor: Monitor) -> Iterator[str]:
-    if labelled < monitor.min_labelled or coverage < monitor.min_coverage:
-        needed = f"needed are {monitor.min_labelled} and {monitor.min_coverage:.0%}"
-        yield f"performance unknown: {labelled} of {predicted} predictions have a label, {needed}"
-
-
-def _outside_limits(metrics: Mapping[str, float], monitor: Monitor, basis: Basis) -> Iterator[str]:
-    for name, limit in monitor.limits.items():
-        value = metrics[name]
-        if limit.min is not None and not value >= limit.min:  # written so that NaN is outside
-            yield f"performance as {basis}: {name} {value:.4f} is below {limit.min}"
-        if limit.max is not None and not value <= limit.max:
-            yield f"performance as {basis}: {name} {value:.4f} is above {limit.max}"
-
-
 def _unknown(observed: Observed, before: Sequence[OtherDecision]) -> Iterator[CodedReason]:
     if unknown := unknown_features([drift for drift in observed.drifts if not drift.is_lasting]):
         yield TriageCode.UNKNOWN, f"unknown: {_named(unknown)} could not be measured"
@@ -214,6 +157,19 @@ def _unknown(observed: Observed, before: Sequence[OtherDecision]) -> Iterator[Co
         yield TriageCode.UNKNOWN, "unknown: no feature was measured"
     if observed.performance.status == PerformanceStatus.UNKNOWN:
         yield from ((TriageCode.UNKNOWN, sentence) for sentence in observed.performance.reasons)
+
+
+def _miscoverage(observed: Observed, before: Sequence[OtherDecision], monitor: Monitor) -> Iterator[CodedReason]:
+    """What intervals cover now, where that was wrong in enough of the latest partitions that this champion scored."""
+    same = [
+        other.is_miscovered and other.decision != Action.BLOCK  # broken data is no drift
+        for other in before
+        if other.model_version == observed.model_version
+    ]
+    latest = [observed.miscoverage is not None, *same[::-1][: monitor.persistence_of - 1]]
+    if observed.miscoverage is not None and sum(latest) >= monitor.persistence_breaches:
+        often = f"in {monitor.persistence_breaches} of {monitor.persistence_of} partitions"
+        yield TriageCode.MISCOVERAGE, f"miscoverage {often}: {observed.miscoverage}"
 
 
 def _triggers(observed: Observed, before: Sequence[OtherDecision], monitor: Monitor) -> Iterator[CodedReason]:

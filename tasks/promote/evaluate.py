@@ -138,11 +138,14 @@ def _answers(
     bundle = load_bundle(outside.registry.download_bundle(use_case.name, version), sha256=sha256)
     whole = Predictor(bundle)
     alone = [Predictor(replace(bundle, members=(member,))) for member in bundle.members]
+    scores = _scores(whole, table)
     scored = Scored(
         version=version,
         cutoff=datetime.fromisoformat(bundle.card["data"]["cutoff"]).astimezone(UTC),
-        scores=_scores(whole, table),
+        scores=scores,
         members=np.array([_scores(member, table) for member in alone]),
+        bounds=bundle.interval.bounds(scores) if bundle.interval else None,
+        declared_coverage=bundle.interval.coverage if bundle.interval else None,
     )
     return scored, whole
 

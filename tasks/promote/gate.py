@@ -9,7 +9,7 @@ Without the second, a challenger that is the champion with other seeds passed 5 
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -31,6 +31,7 @@ from tasks.promote.gate_checks import (
     overlaps,
     too_little,
 )
+from tasks.promote.interval_coverage import measure_coverage
 
 _SLICE_TAIL_RESAMPLES = 20  # resamples that must fall beyond the strictest slice bound, or no slice could ever fail
 
@@ -131,6 +132,7 @@ def _weigh_effect(
             "metric": gate.leak_alarm.metric,
             "value": compute_for_gate(gate.leak_alarm.metric, candidate.scores, rows.label),
         },
+        **_describe_intervals(setting, rows, candidate, champion),
     }
     against = [*not_better(setting, effect, low), *check_candidate(setting, evidence)]
     if np.array_equal(candidate.scores, champion.scores):
@@ -140,6 +142,26 @@ def _weigh_effect(
         VerdictAnswer.HOLD if against else VerdictAnswer.PROMOTE, against or [("better", sure)], evidence
     )
     return replace(judgement, effect=effect.value, low=low, high=high, replicates=effect.replicates)
+
+
+def _describe_intervals(setting: Setting, rows: HoldoutRows, *models: Scored) -> dict[str, Any]:
+    """What the intervals of both cover of the same rows, and how wide they are; nothing where neither has any.
+
+    It decides nothing: a candidate's answers are judged, and what its intervals cover is watched.
+    """
+    if not any(model.bounds for model in models):
+        return {}
+    confidence = setting.gate.confidence
+    return {
+        "intervals": {
+            model.version: model.bounds
+            and {
+                "declared": model.declared_coverage,
+                **asdict(measure_coverage(*model.bounds, rows.label, rows.day, confidence=confidence)),
+            }
+            for model in models
+        }
+    }
 
 
 def slice_table(setting: Setting, rows: HoldoutRows, candidate: Scored, champion: Scored) -> list[dict[str, Any]]:

@@ -33,12 +33,17 @@ class HoldoutRows:
 
 @dataclass(frozen=True, kw_only=True)
 class Scored:
-    """One model's scores [n] of the rows, and those of its ensemble's members [members, n], where it has some."""
+    """One model's scores [n] of the rows, and those of its ensemble's members [members, n], where it has some.
+
+    `bounds` are the lower and the upper ones of its intervals [n], `declared_coverage` what they are to cover.
+    """
 
     version: str
     cutoff: datetime
     scores: Floats
     members: Floats | None = None
+    bounds: tuple[Floats, Floats] | None = None
+    declared_coverage: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

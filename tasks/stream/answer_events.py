@@ -42,7 +42,8 @@ where use_case = %(use_case)s and problem is null
 order by prediction_time + %(budget)s < %(now)s, prediction_time, entity_key limit %(most)s"""
 _KEEP = """
 insert into answers_in_time (use_case, entity_key, event_time, prediction_time, model_version, score, decision,
-    degraded, reasons, request_id, position, known_until, answered_at, in_time) values %s on conflict do nothing"""
+    degraded, reasons, request_id, position, known_until, answered_at, in_time, lower, upper)
+values %s on conflict do nothing"""
 # With an answer, the mark that it is to be sent; only of those that were not there.
 _KEEP_TO_SEND = f"""
 with kept as ({_KEEP} returning use_case, entity_key, event_time, prediction_time)
@@ -161,6 +162,8 @@ class _EventAnswerer:
                 answer["known_until"],
                 now,
                 now < event["event_time"] and now <= event["prediction_time"] + self._budget,
+                answer.get("lower"),  # not in that of a probability, nor in one of a server of before
+                answer.get("upper"),
             )
             for position, (event, answer) in enumerate(zip(due, reply.body, strict=True))
             if knows_all(event["prediction_time"], answer) or now > event["prediction_time"] + self._patience
@@ -168,7 +171,7 @@ class _EventAnswerer:
 
         def keep() -> None:
             with self._outside.warehouse.transaction() as at:
-                psycopg2.extras.execute_values(at, self._keep, rows, template=f"({', '.join(['%s'] * 14)})")
+                psycopg2.extras.execute_values(at, self._keep, rows, template=f"({', '.join(['%s'] * 16)})")
                 remove_events(at, self._use_case, [row[1:3] for row in rows])
 
         self._outside.warehouse.retry_transaction(keep)

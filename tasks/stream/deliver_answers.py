@@ -84,12 +84,18 @@ def _describe(use_case: UseCase, row: Mapping[str, Any]) -> dict[str, Any]:
         "entity_key": row["entity_key"],
         "event_time": _format(row["event_time"]),
         "prediction_time": _format(row["prediction_time"]),
-        "probability" if use_case.target.kind == "binary" else "value": row["score"],
+        **_describe_score(use_case, row),
         **{name: row[name] for name in ("decision", "model_version", "degraded", "reasons", "in_time")},
         **{name: _format(row[name]) for name in ("known_until", "answered_at", "made_at")},
         "request_id": row["request_id"],
         "position": row["position"],
     }
+
+
+def _describe_score(use_case: UseCase, row: Mapping[str, Any]) -> dict[str, Any]:
+    if use_case.target.kind == "binary":
+        return {"probability": row["score"]}
+    return {"value": row["score"], "lower": row["lower"], "upper": row["upper"]}
 
 
 def _format(moment: datetime | None) -> str | None:

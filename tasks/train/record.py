@@ -18,6 +18,7 @@ from features import FeatureSet
 from features.document import to_document
 from models import bundle
 from models.ensemble import Ensemble, Recipe
+from models.interval import ConformalInterval
 from pipeline.handoffs import Snapshot
 from pipeline.spec import UseCase
 from tasks.train.report import TrainingReport, draw_training_report
@@ -43,6 +44,8 @@ class TrainingJob:
     def key(self) -> str:
         """A digest of what was asked for."""
         request = [self.study.study_name, self.as_of.isoformat(), self.reason, self.decision_id]
+        if interval := self.use_case.target.interval:
+            request.append(f"interval of {interval.coverage}")
         return hashlib.sha256(json.dumps([*request, self.recipe.to_document()], sort_keys=True).encode()).hexdigest()
 
 
@@ -51,6 +54,7 @@ class TrainingResult:
     """What training gave: the ensemble, and what the same configuration showed on validation rows."""
 
     ensemble: Ensemble
+    interval: ConformalInterval | None  # around its answers
     metrics: dict[str, float]
     report: TrainingReport
     profile: dict[str, Any]
@@ -71,6 +75,7 @@ def write_run_record(job: TrainingJob, trained: TrainingResult, folder: Path, ou
         data=describe_rows(job, trained.rows),
         metrics={f"validation_{name}": value for name, value in trained.metrics.items()},
         versions=library_versions(),
+        interval=trained.interval,
     )
     trials = tabulate_trials(open_study(job.study.study_name, job.use_case, outside))
     best = min((t for t in trials if t["params"] == job.study.best_params), key=lambda t: t["trial"], default=None)
@@ -133,6 +138,7 @@ def _metrics(job: TrainingJob, trained: TrainingResult) -> dict[str, float]:
     energies = {"search_energy_joules": job.study.energy_joules, "refit_energy_joules": trained.energy_joules}
     return {
         **{name: joules for name, joules in energies.items() if joules is not None},
+        **({"calibration_rows": float(trained.interval.rows)} if trained.interval else {}),
         **{f"validation_{name}": value for name, value in trained.metrics.items()},
         "search_seconds": job.study.seconds,
         "refit_seconds": trained.seconds,

@@ -1,7 +1,8 @@
 """The candidate: an ensemble of seeds at the best configuration, fitted on every row up to the cut-off, and registered.
 
 The candidate has seen the validation rows, so they cannot measure it. The same configuration is therefore fitted once
-more, before it and without them: that fit gives the validation metrics, the plots and the importances.
+more, before it and without them: that fit gives the validation metrics, the plots and the importances, and calibrates
+the interval where the use case declares one.
 """
 
 import tempfile
@@ -19,6 +20,7 @@ from adapters.registry import Version
 from adapters.warehouse import Fence
 from models.bundle import Bundle
 from models.ensemble import Ensemble, fit_ensemble, labels
+from models.interval import ConformalInterval
 from models.metrics import compute_metrics
 from models.training import best_device, deterministic
 from pipeline.handoffs import Candidate, Snapshot
@@ -26,6 +28,7 @@ from pipeline.spec import UseCase
 from serving.predictor import Predictor
 from tasks.build_features import dataset, profile
 from tasks.common.energy import Meter
+from tasks.train.calibration import calibrate_by_twin
 from tasks.train.record import TrainingJob, TrainingResult, write_run_record
 from tasks.train.report import TrainingReport, calibration, importances, slices
 from tasks.train.split import split
@@ -107,11 +110,12 @@ def _train(job: TrainingJob, outside: Outside) -> TrainingResult:
     rows = dataset.load_rows(job.snapshot.version, job.use_case, outside, start=start, end=cutoff, known_by=cutoff)
     require_rows(job.use_case, rows, job.moments)
     with deterministic(job.recipe.threads):
-        metrics, report = _validate(job, rows)
+        metrics, report, interval = _validate(job, rows)
         ensemble = fit_ensemble(job.recipe, rows, device)
         scored = rows.append_column("score", pa.array(_predictor(ensemble).predict(rows)))
     return TrainingResult(
         ensemble=ensemble,
+        interval=interval,
         metrics=metrics,
         report=report,
         profile=profile.make_profile(scored, job.use_case),
@@ -121,12 +125,15 @@ def _train(job: TrainingJob, outside: Outside) -> TrainingResult:
     )
 
 
-def _validate(job: TrainingJob, rows: pa.Table) -> tuple[dict[str, float], TrainingReport]:
-    """Metrics and report of the first seed fitted without the validation rows, on the validation rows."""
+def _validate(job: TrainingJob, rows: pa.Table) -> tuple[dict[str, float], TrainingReport, ConformalInterval | None]:
+    """Metrics and report of the first seed fitted without the validation rows, on them; all seeds for an interval."""
+    declared = job.use_case.target.interval
     train, validation = split_rows(rows, job.moments)
-    predictor = _predictor(fit_ensemble(replace(job.recipe, seeds=job.recipe.seeds[:1]), train, best_device()))
+    seeds = job.recipe.seeds if declared else job.recipe.seeds[:1]
+    twin = fit_ensemble(replace(job.recipe, seeds=seeds), train, best_device())
+    predictor = _predictor(replace(twin, members=twin.members[:1]))
     score, label, metric = predictor.predict(validation), labels(validation), job.use_case.train.metric
-    return compute_metrics(job.use_case.target.kind, score, label), TrainingReport(
+    report = TrainingReport(
         calibration=calibration(score, label),
         slices=slices(metric, validation, score, label, job.use_case.gate.slices),
         importances=importances(
@@ -139,6 +146,11 @@ def _validate(job: TrainingJob, rows: pa.Table) -> tuple[dict[str, float], Train
             seed=job.use_case.seed,
         ),
     )
+    metrics = compute_metrics(job.use_case.target.kind, score, label)
+    if declared is None:
+        return metrics, report, None
+    interval = calibrate_by_twin(twin, rows, job.moments, coverage=declared.coverage, time=job.use_case.time)
+    return metrics, report, interval
 
 
 def _predictor(ensemble: Ensemble) -> Predictor:

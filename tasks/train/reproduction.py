@@ -12,11 +12,13 @@ import features
 from adapters.connect import Outside
 from models.bundle import Bundle, load_bundle
 from models.ensemble import Ensemble, Recipe, fit_ensemble, labels
+from models.interval import ConformalInterval
 from models.metrics import compute_metrics
 from models.training import best_device
 from pipeline.spec import UseCase
 from serving.predictor import Predictor
 from tasks.build_features import dataset
+from tasks.train.calibration import calibrate_by_twin
 from tasks.train.record import library_versions
 from tasks.train.split import split
 from tasks.train.trainer import split_rows
@@ -76,7 +78,7 @@ def reproduce(
         [] if rows.num_rows == data["rows"] else [f"{rows.num_rows} rows restored, {data['rows']} were trained on"]
     )
     recorded = outside.registry.metrics(use_case.name, model_version)
-    problems += _validation_problems(use_case, recipe, rows, recorded, as_of=datetime.fromisoformat(data["as_of"]))
+    problems += _validation_problems(use_case, original, rows, recorded)
     return _compare(
         use_case,
         model_version,
@@ -88,21 +90,34 @@ def reproduce(
     )
 
 
-def _validation_problems(
-    use_case: UseCase, recipe: Recipe, rows: pa.Table, recorded: dict[str, float], *, as_of: datetime
-) -> list[str]:
-    """Where the recorded validation metrics are not those of the first seed fitted without the validation rows."""
-    train, validation = split_rows(rows, split(use_case, as_of))
+def _validation_problems(use_case: UseCase, original: Bundle, rows: pa.Table, recorded: dict[str, float]) -> list[str]:
+    """Where metrics or interval are not those of the first seed, or of all, fitted without the validation rows."""
+    recipe = Recipe.from_document(original.card["recipe"])
+    moments = split(use_case, datetime.fromisoformat(original.card["data"]["as_of"]))
+    train, validation = split_rows(rows, moments)
     if not train.num_rows or not validation.num_rows:
         return ["no training or no validation rows: the validation metrics cannot be measured again"]
-    one = fit_ensemble(replace(recipe, seeds=recipe.seeds[:1]), train, best_device())
-    score = Predictor(Bundle(card={}, encoder=one.encoder, members=one.members)).predict(validation)
+    seeds = recipe.seeds if original.interval else recipe.seeds[:1]
+    twin = fit_ensemble(replace(recipe, seeds=seeds), train, best_device())
+    score = Predictor(Bundle(card={}, encoder=twin.encoder, members=twin.members[:1])).predict(validation)
     now = {f"validation_{k}": v for k, v in compute_metrics(use_case.target.kind, score, labels(validation)).items()}
-    return [
+    problems = [
         f"{name}: {recorded.get(name)} recorded, {value:.6f} now (is train.validation_days what it was?)"
         for name, value in now.items()
         if not abs(recorded.get(name, math.inf) - value) <= SCORE_TOLERANCE
     ]
+    if original.interval is not None:
+        again = calibrate_by_twin(twin, rows, moments, coverage=original.interval.coverage, time=use_case.time)
+        difference = _interval_difference(original.interval, again)
+        if not difference <= SCORE_TOLERANCE:
+            problems.append(f"the interval's bounds differ by up to {difference:.2e}, tolerated are {SCORE_TOLERANCE}")
+    return problems
+
+
+def _interval_difference(then: ConformalInterval, now: ConformalInterval) -> float:
+    """The largest difference of a bound, of the answers at which the scale is told."""
+    answers = np.array(then.knots)
+    return float(np.max(np.abs(np.subtract(then.bounds(answers), now.bounds(answers)))))
 
 
 def _about_code(trained_at: str, code_sha: str, *, allowed: bool) -> list[str]:

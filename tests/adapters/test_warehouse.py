@@ -1,11 +1,13 @@
 """The warehouse commits whole transactions of whoever is entitled to, once, and waits out what passes."""
 
 import dataclasses
+import shutil
 import threading
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import psycopg2
 import pyarrow as pa
@@ -18,6 +20,7 @@ from adapters.errors import FencedOut, Refused
 from adapters.retrying import GaveUp
 from adapters.warehouse import MIGRATIONS, Upserted, Warehouse
 from infra.local.stack import Stack
+from tests.conftest import drop_database, make_database
 from tests.faulty import restart_postgres
 
 NEW_YEAR = datetime(2013, 1, 1, tzinfo=UTC)
@@ -78,6 +81,33 @@ def test_migrations_apply_in_order_all_or_none(warehouse: Warehouse, tmp_path: P
         warehouse.migrate(tmp_path)
     (tmp_path / "9002_b.sql").write_text("insert into a values (1)")
     assert warehouse.migrate(tmp_path) == ["9001_a.sql", "9002_b.sql"]
+
+
+def test_rows_of_before_intervals_stay_as_they_are_and_new_ones_may_have_bounds(stack: Stack) -> None:
+    """Migration 0021, on a database that a version before it filled."""
+    warehouse = Warehouse(make_database(stack, "before_intervals", "warehouse"))
+    try:
+        with TemporaryDirectory() as folder:
+            for path in MIGRATIONS.glob("*.sql"):
+                if path.name < "0021":
+                    shutil.copy(path, folder)
+            warehouse.migrate(Path(folder))
+        insert = (
+            "insert into predictions (use_case, entity_key, event_time, model_version, prediction_time, score,"
+            " snapshot_version{}) values ('u', %s, now(), '1', now(), 2, 's'{})"
+        )
+        warehouse.execute(insert.format("", ""), ("old",))
+        assert warehouse.migrate() == ["0021_intervals.sql"]
+        bounded = insert.format(", lower, upper", ", %s, %s")
+        warehouse.execute(bounded, ("new", 1.5, 4.0))
+        warehouse.execute("update predictions set score = score + 0.5")
+        rows = warehouse.query("select entity_key, score, lower, upper from predictions order by 1 desc")
+        assert [tuple(row.values()) for row in rows] == [("old", 2.5, None, None), ("new", 2.5, 1.5, 4.0)]
+        for bounds in ((2.5, 3.0), (None, 3.0), (1.0, None), (1.0, float("nan")), (float("nan"), 3.0)):
+            with pytest.raises(errors.CheckViolation):
+                warehouse.execute(bounded, ("wrong", *bounds))
+    finally:
+        drop_database(stack, "before_intervals")
 
 
 def test_migrations_run_at_once_apply_once(warehouse: Warehouse, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 import json
 import os
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from models import bundle
+from models.bundle_card import KEYS, read_card
 from models.ensemble import fit_ensemble
+from models.interval import ConformalInterval
 from models.networks import MODELS
 from tests.models.synthetic import table
 from tests.models.test_training import CPU, recipe
@@ -19,10 +22,14 @@ def ensemble(request):
     return fit_ensemble(recipe(network=request.param, epochs=1, seeds=(1, 2)), table(1000), CPU)
 
 
-def write(folder: Path, ensemble) -> str:
+INTERVAL = ConformalInterval(coverage=0.9, rows=100, low=-1.5, high=2.5, knots=(10.0, 30.0), scales=(2.0, 7.0))
+
+
+def write(folder: Path, ensemble, interval: ConformalInterval | None = None) -> str:
     return bundle.write_bundle(
         folder, ensemble, use_case="flights", features_digest="f" * 8, definition="{}", recipe=recipe().to_document(),
         data={"snapshot_version": "v"}, metrics={"auc": 0.7}, versions={"torch": torch.__version__},
+        interval=interval,
     )  # fmt: skip
 
 
@@ -38,6 +45,41 @@ def test_a_bundle_comes_back_as_it_was_and_the_same_model_has_the_same_digest(fo
     for ours, theirs in zip(ensemble.members, loaded.members, strict=True):
         assert all(torch.equal(t, theirs.state_dict()[k]) for k, t in ours.state_dict().items())
     assert write(tmp_path / "again", ensemble) == bundle.digest_bundle(folder)
+
+
+@pytest.fixture(scope="module")
+def regression():
+    return fit_ensemble(recipe(kind="regression", epochs=1, seeds=(1,)), table(1000, kind="regression"), CPU)
+
+
+def test_an_interval_comes_back_as_it_was_and_is_part_of_the_digest(tmp_path, regression):
+    digests = {
+        write(tmp_path / str(number), regression, interval)
+        for number, interval in enumerate((None, INTERVAL, replace(INTERVAL, high=2.6)))
+    }
+    assert len(digests) == 3
+    assert [bundle.load_bundle(tmp_path / name).interval for name in "01"] == [None, INTERVAL]
+    assert set(read_card(tmp_path / "0")) == KEYS, "without one it is the card that there was before"
+
+
+def test_sabotage_a_shrunken_interval_is_not_the_registered_one(tmp_path, regression):
+    folder = tmp_path / "bundle"
+    digest = write(folder, regression, INTERVAL)
+    card = json.loads((folder / "card.json").read_text())
+    card["interval"]["high"] /= 2
+    (folder / "card.json").write_text(json.dumps(card, indent=1, sort_keys=True))
+    assert bundle.load_bundle(folder).interval == replace(INTERVAL, high=1.25)
+    with pytest.raises(ValueError, match="has the digest"):
+        bundle.load_bundle(folder, sha256=digest)
+
+
+def test_an_interval_that_is_none_or_of_a_probability_is_refused(tmp_path, regression, ensemble):
+    write(tmp_path / "wrong", regression, replace(INTERVAL, high=-1.0))
+    with pytest.raises(ValueError, match=r"bundle .*: no interval"):
+        bundle.load_bundle(tmp_path / "wrong")
+    write(tmp_path / "binary", ensemble, INTERVAL)
+    with pytest.raises(ValueError, match="an interval around the answers of a binary model"):
+        bundle.load_bundle(tmp_path / "binary")
 
 
 def reseal(folder: Path) -> None:

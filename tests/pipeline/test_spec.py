@@ -33,6 +33,7 @@ REGRESSION = {
     "monitor.limits": {"mae": {"max": 20.0}},
     "endpoint.costs": None,
 }
+INTERVAL = {"coverage": 0.9, "max_gap": 0.03}
 
 
 def changed(changes: dict[str, Any]) -> str:
@@ -82,6 +83,9 @@ def test_the_shipped_file_names_only_columns_that_its_feature_definition_has():
         {"source.tables.weather.exempt": ["2012-12-31", "2013-12-23"]},
         {"source.tables.weather.duplicates": "keep_latest", "source.follow": None, "endpoint.answers": None},
         REGRESSION,
+        REGRESSION | {"target.interval": None},
+        REGRESSION
+        | {"target.interval": INTERVAL, "monitor.limits": {"mae": {"max": 9.0}, "interval_coverage": {"min": 0.8}}},
     ],
 )
 def test_what_is_allowed_parses(changes):
@@ -141,6 +145,27 @@ def test_what_is_allowed_parses(changes):
             "flights.monitor.limits.rmse: expected a metric of a binary target (log_loss, ",
         ),
         (REGRESSION | {"train.metric": "auc"}, "flights.train.metric: expected a metric of a regression target (mae, "),
+        (
+            {"target.interval": INTERVAL},
+            "flights.target.interval: expected null for a binary target: its answer is a probability",
+        ),
+        (
+            REGRESSION | {"target.interval": INTERVAL | {"coverage": 1.0}},
+            "flights.target.interval.coverage: Input should be less than or equal to 0.99, got 1.0",
+        ),
+        (REGRESSION | {"target.interval": {"coverage": 0.9}}, "flights.target.interval.max_gap: missing"),
+        (
+            REGRESSION | {"monitor.limits": {"interval_width": {"max": 9.0}}},
+            "flights.monitor.limits.interval_width: expected target.interval, without which no answer has one, got",
+        ),
+        (
+            REGRESSION | {"target.interval": INTERVAL, "monitor.limits": {"interval_coverage": {"min": 80.0}}},
+            "flights.monitor.limits.interval_coverage.min: expected more than 0 and less than 1, got 80.0",
+        ),
+        (
+            REGRESSION | {"target.interval": INTERVAL, "monitor.limits": {"interval_coverage": {"min": 0.9}}},
+            "flights.monitor.limits.interval_coverage: expected limits on either side of target.interval.coverage",
+        ),
         ({"endpoint.costs": None}, "flights.endpoint.costs: expected missed and needless for a binary target"),
         ({"endpoint.rollout.canary_share": 0.7}, "flights.endpoint.rollout.canary_share: "),
         (

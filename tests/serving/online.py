@@ -16,6 +16,7 @@ from features.feature_rows import FeatureRows
 from features.online import Event
 from models import bundle
 from models.ensemble import fit_ensemble
+from models.interval import ConformalInterval
 from serving.lookup import LookedUpFeatures
 from tests.features.stored import Stored
 from tests.models.synthetic import table
@@ -93,6 +94,8 @@ class Echo:
 class Halves:
     """Predicts flight / 10,000."""
 
+    interval = None
+
     def predict(self, table: pa.Table) -> Any:
         return table["flight"].to_numpy() / 10_000
 
@@ -114,10 +117,16 @@ def rows(count: int, *, seed: int = 0) -> pa.Table:
     return pa.table({**{name: base[name] for name in keys}, **numbers, **texts})
 
 
-def make_bundle(folder: Path, *, seed: int = 0, digest: str | None = None) -> str:
-    """A bundle in an empty folder; its digest. With another `digest` it belongs to other features."""
+def make_bundle(
+    folder: Path, *, seed: int = 0, digest: str | None = None, interval: ConformalInterval | None = None
+) -> str:
+    """A bundle in an empty folder; its digest. With another `digest` it belongs to other features.
+
+    With an interval it is a regression.
+    """
     definition = features.definition("flights")
     small = recipe(
+        kind="regression" if interval else "binary",
         numeric=definition.numeric,
         categorical=definition.categorical,
         hidden_units=16,
@@ -134,6 +143,7 @@ def make_bundle(folder: Path, *, seed: int = 0, digest: str | None = None) -> st
         data={"snapshot_version": "v"},
         metrics={"auc": 0.7},
         versions={},
+        interval=interval,
     )
 
 

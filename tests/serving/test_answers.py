@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 
 from models.attribution import Attributions
+from models.interval import ConformalInterval
 from serving.answers import Answerer, InferenceRequest, ServingOptions, read_inference_request
 from serving.openapi import describe_endpoint
 from serving.prediction_log import LOGGED
@@ -106,9 +107,36 @@ def test_without_costs_nothing_is_decided():
     assert json.loads(reply.body)["decision"] is None
 
 
-def test_a_regression_answers_a_value():
+def test_a_regression_answers_a_value_and_without_an_interval_no_bounds():
     [reply] = answerer(kind="regression", threshold=None).answer([asked(SMALL)])
-    assert json.loads(reply.body)["value"] == pytest.approx(0.0015)
+    answer = json.loads(reply.body)
+    assert (answer["value"], answer["lower"], answer["upper"]) == (pytest.approx(0.0015), None, None)
+
+
+def test_an_interval_is_answered_and_logged_with_the_value_it_is_around(monkeypatch):
+    interval = ConformalInterval(coverage=0.9, rows=99, low=-1.0, high=2.0, knots=(0.0, 1.0), scales=(0.1, 1.1))
+    monkeypatch.setattr(Halves, "interval", interval)
+    written = []
+    events = [{**SMALL, "flight": flight} for flight in (5000, 1000)]
+    [reply] = answerer(kind="regression", threshold=None, log=written.append).answer([asked(events)])
+    answers = json.loads(reply.body)
+    assert [(a["value"], a["lower"], a["upper"]) for a in answers] == [
+        pytest.approx((0.5, -0.1, 1.7)), pytest.approx((0.1, -0.1, 0.5))
+    ]  # fmt: skip
+    [rows] = written
+    assert [(r["score"], r["lower"], r["upper"]) for r in rows] == [
+        (a["value"], a["lower"], a["upper"]) for a in answers
+    ]
+
+
+@pytest.mark.parametrize(("kind", "has_bounds"), [("regression", True), ("binary", False)])
+def test_the_schema_has_every_field_of_an_answer_and_bounds_where_there_may_be_some(kind, has_bounds):
+    [reply] = answerer(kind=kind).answer([asked(SMALL)])
+    answer = json.loads(reply.body)
+    about = {"use_case": "f", "title": "t", "fields": FIELDS, "kind": kind, "lead_minutes": 1, "max_events": 9}
+    schema = describe_endpoint(**about)["components"]["schemas"]["Answer"]
+    assert set(schema["properties"]) == set(schema["required"]) == set(answer)
+    assert ({"lower", "upper"} <= set(answer)) is has_bounds
 
 
 def test_what_is_unknown_is_answered_and_flagged():

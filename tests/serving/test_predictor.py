@@ -10,7 +10,7 @@ from models.ensemble import fit_ensemble
 from models.small_batch import SmallBatch
 from serving.predictor import Predictor
 from tests.models.synthetic import CATEGORICAL, NUMERIC, table
-from tests.models.test_bundle import write
+from tests.models.test_bundle import INTERVAL, write
 from tests.models.test_training import CPU, member_scores, recipe
 
 
@@ -105,3 +105,15 @@ def test_missing_columns_are_named_and_extra_ones_ignored(trained):
 def test_no_rows_no_answers(trained):
     _, predictor = trained
     assert predictor.predict(table(5).slice(0, 0)).shape == (0,)
+
+
+def test_both_doors_give_the_bounds_of_the_answer_they_give(tmp_path):
+    ensemble = fit_ensemble(recipe(kind="regression", epochs=2, seeds=(1, 2)), table(kind="regression"), CPU)
+    write(tmp_path / "with", ensemble, INTERVAL)
+    write(tmp_path / "without", ensemble)
+    predictor = Predictor.load(tmp_path / "with")
+    assert predictor.interval == INTERVAL
+    assert Predictor.load(tmp_path / "without").interval is None, "as a bundle of before has none"
+    few = as_rows(table(20), [None])
+    batch, online = (INTERVAL.bounds(scores) for scores in (predictor.predict(few.table), predictor.predict_rows(few)))
+    assert np.abs(np.subtract(batch, online)).max() < 1e-4  # of answers of about 20

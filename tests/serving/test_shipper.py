@@ -187,6 +187,33 @@ def test_a_session_of_which_nothing_can_be_read_stops_nobody(spool, dsn):
     assert {path.suffix for path in spool.iterdir()} == {".refused"}
 
 
+# What a segment began with before answers had bounds (migration 0021).
+BEFORE_BOUNDS = (
+    b'["use_case","request_id","position","model_version","slot","client","entity_id","entity_key","event_time",'
+    b'"prediction_time","score","decision","degraded","reasons","feature_as_of","feature_snapshot","feature_changes",'
+    b'"feature_age_seconds","server_ms","request","answered_at","features"]'
+)
+
+
+def test_what_a_server_without_intervals_wrote_arrives_and_bounds_of_today_do_too(spool, dsn, monkeypatch):
+    monkeypatch.setattr(prediction_log, "_HEADING", BEFORE_BOUNDS)
+    filled(spool, batch("before"))
+    monkeypatch.undo()
+    filled(spool, batch("today", lower=0.1, upper=1 / 3))
+    assert Shipper(spool, dsn).ship() == 2
+    assert query(dsn, "select request_id, score, lower, upper from online_answers order by 1") == [
+        ("before", 0.25, None, None), ("today", 0.25, 0.1, 1 / 3)
+    ]  # fmt: skip
+
+
+def test_sabotage_bounds_that_are_not_around_their_answer_are_put_aside(spool, dsn):
+    filled(spool, batch("wrong", lower=0.3, upper=0.4))
+    filled(spool, batch("half", lower=0.1, upper=None))
+    filled(spool, batch("good", lower=0.25, upper=0.25))
+    assert Shipper(spool, dsn).ship() == 1
+    assert query(dsn, "select request_id from online_answers") == [("good",)]
+
+
 def other_record(segment: Path) -> None:
     content = b"whole, and not ours"
     segment.write_bytes(struct.pack("<II", len(content), zlib.crc32(content)) + content)

@@ -2,13 +2,16 @@
 
 import threading
 import time
+from types import SimpleNamespace
 
+import numpy as np
 import psycopg2.errors
 import pytest
 
 from adapters.gateway import Route
+from models.interval import ConformalInterval
 from pipeline.handoffs import Release
-from tasks.deploy import deploy
+from tasks.deploy import deploy, golden
 from tests.tasks import server_room
 from tests.tasks.rollouts import actions, alerts, challenge, clients, go, last
 from tests.tasks.server_room import Misbehaviour, Room, crown
@@ -84,6 +87,31 @@ def test_a_server_that_answers_other_than_the_batch_is_refused_and_its_twin_pass
         )
     assert "answers everyone" in said
     assert alerts(first) == [], "what was wrong is over"
+
+
+@pytest.mark.parametrize(("shrunk", "refused"), [(1.0, False), (0.5, True), (None, True)])
+def test_a_server_that_answers_other_bounds_than_the_batch_or_none_is_refused_and_its_twin_passes(
+    first, monkeypatch, shrunk, refused
+):
+    interval = ConformalInterval(coverage=0.9, rows=99, low=-1.0, high=2.0, knots=(0.0, 1.0), scales=(0.1, 0.4))
+    load, direct = golden.load_batch_predictor, first._direct
+
+    def load_bounded(*arguments):
+        return SimpleNamespace(predict=load(*arguments).predict, interval=interval)
+
+    def answer_bounds(*arguments, **named):
+        answers = direct(*arguments, **named)
+        for answer in answers:
+            score = np.array([answer["probability"]])
+            lower, upper = (float(score[0] + (shrunk or 0) * (each - score)[0]) for each in interval.bounds(score))
+            answer.update({"lower": lower, "upper": upper} if shrunk else {})
+        return answers
+
+    monkeypatch.setattr(golden, "load_batch_predictor", load_bounded)
+    monkeypatch.setattr(first, "_direct", answer_bounds)
+    said = challenge(first)
+    assert ("refused at golden" in said) is refused
+    assert (first.now == ALONE) is refused
 
 
 def test_a_slow_server_is_refused(first, monkeypatch):

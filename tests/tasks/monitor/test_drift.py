@@ -10,12 +10,11 @@ import pytest
 from pipeline.spec import UseCase
 from tasks.build_features import profile as profiling
 from tasks.monitor import drift, drift_report
+from tasks.monitor.performance_limits import Performance, PerformanceStatus
 from tasks.monitor.triage import (
     Action,
     Observed,
     OtherDecision,
-    Performance,
-    PerformanceStatus,
     breached_features,
     broken_features,
     persistent_features,

@@ -10,14 +10,13 @@ import pytest
 
 from pipeline.spec import Limit, Monitor, UseCase
 from tasks.monitor.drift import DriftMeasure, DriftStatus, FeatureDrift
+from tasks.monitor.performance_limits import Performance, judge_performance
 from tasks.monitor.triage import (
     Action,
     Observed,
     OtherDecision,
-    Performance,
     RetrainState,
     TriageCode,
-    judge_performance,
     make_decision,
 )
 
@@ -117,6 +116,7 @@ class Case:
 
 
 THREE = ("x0", "x1", "x2")
+OFF = {"miscoverage": "intervals hold 80.0% of the labels (78.0% to 82.0%), declared is 90.0%"}
 DRIFT = {"measures": measured(THREE), "history": (past(1, breached=THREE),)}
 
 
@@ -193,6 +193,18 @@ CASES = [
     Case("AUC below its limit", "retrain", "auc 0.6900 is below 0.7", performance={"auc": 0.69}),
     Case("calibration gap above its limit", "retrain", "calibration_gap", performance={"gap": 0.06}),
     Case("a metric that is not a number", "retrain", "auc nan", performance={"auc": math.nan}),
+    # Intervals
+    Case("intervals off for the first time", "ignore", "nothing", findings=OFF),
+    Case("intervals off in 2 of 3 partitions", "alert", "miscoverage in 2 of 3 partitions: intervals hold",
+         history=(past(2, is_miscovered=True), past(1)), findings=OFF),
+    Case("intervals that were off", "ignore", "nothing",
+         history=(past(1, is_miscovered=True), past(2, is_miscovered=True))),
+    Case("intervals off under another champion do not count", "ignore", "nothing",
+         history=(past(1, is_miscovered=True, model_version="0"),), findings=OFF),
+    Case("intervals off in a broken week do not count", "ignore", "nothing",
+         history=(past(1, "block", is_miscovered=True),), findings=OFF),
+    Case("intervals off, and drift: both are told", "retrain", "miscoverage", measured(THREE),
+         (past(1, breached=THREE, is_miscovered=True),), findings=OFF),
     # Age and volume
     Case("a day too young", "ignore", "nothing", findings={"champion_cutoff": AS_OF - days(41)}),
     Case("old enough", "retrain", "age", findings={"champion_cutoff": AS_OF - days(42)}),
@@ -228,6 +240,7 @@ CODES = {
     "structure": TriageCode.STRUCTURE,
     "auc": TriageCode.PERFORMANCE,
     "calibration_gap": TriageCode.PERFORMANCE,
+    "miscoverage": TriageCode.MISCOVERAGE,
     "age": TriageCode.AGE,
     "volume": TriageCode.VOLUME,
     "in flight": TriageCode.IN_FLIGHT,
@@ -265,6 +278,19 @@ def test_a_metric_with_a_limit_that_could_not_be_computed_is_unknown(monitor: Mo
     found = judge_performance(predicted=2000, labelled=2000, metrics={"calibration_gap": 0.01}, monitor=monitor)
     assert found.status == "unknown"
     assert "no auc" in found.reasons[0]
+
+
+def test_a_limit_of_intervals_is_kept_where_there_are_some_and_judges_no_model_without(monitor: Monitor) -> None:
+    limits = {"mae": Limit(max=5.0), "interval_coverage": Limit(min=0.8)}
+    bounded = monitor.model_copy(update={"limits": limits})
+
+    def status(**metrics: float) -> str:
+        return judge_performance(predicted=2000, labelled=2000, metrics=metrics, monitor=bounded).status
+
+    assert status(mae=4.0, interval_coverage=0.81) == "ok"
+    assert status(mae=4.0, interval_coverage=0.79) == "degraded"
+    assert (status(mae=4.0), status(mae=6.0)) == ("ok", "degraded"), "of a bundle of before"
+    assert status(interval_coverage=0.81) == "unknown"
 
 
 def test_no_predictions_are_unknown(monitor: Monitor) -> None:

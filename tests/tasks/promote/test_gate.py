@@ -332,6 +332,21 @@ def test_a_regression_is_judged_by_the_same_gate():
     alarm = gate.model_copy(update={"leak_alarm": LeakAlarm(metric="mae", below=20)})
     assert "leak-alarm" in judge(world, good, bad, gate=alarm, kind="regression").codes
 
+    assert "intervals" not in judge(world, good, bad, gate=gate, kind="regression").evidence
+    around = replace(good, bounds=(good.scores - 5, good.scores + 5), declared_coverage=0.9)
+    narrow = replace(bad, bounds=(bad.scores - 1, bad.scores + 1), declared_coverage=0.9)
+    for theirs in (narrow, bad):
+        found = judge(world, around, theirs, gate=gate, kind="regression")
+        assert (found.answer, found.codes) == ("promote", ["better"]), "intervals decide nothing"
+        both = json.loads(json.dumps(found.evidence["intervals"], allow_nan=False))
+        assert both["2"]["covered"] == pytest.approx(np.mean(np.abs(good.scores - world.rows.label) <= 5))
+        assert both["2"]["low"] < both["2"]["covered"] < both["2"]["high"]
+        assert (both["2"]["declared"], both["2"]["mean_width"]) == (0.9, pytest.approx(10))
+    assert both["1"] is None, "a champion of before has none"
+    told = judge(world, around, narrow, gate=gate, kind="regression").evidence["intervals"]["1"]
+    assert (told["rows"], told["mean_width"]) == (len(world.rows.label), pytest.approx(2))
+    assert told["high"] < 0.5
+
 
 def test_the_same_rows_and_seed_give_the_same_answer():
     world = World(1)

@@ -13,6 +13,7 @@ from adapters.connect import Outside
 from adapters.gateway import Gateway
 from adapters.retrying import wait_until
 from features import definition
+from models.interval import ConformalInterval
 from pipeline.settings import Settings
 from pipeline.spec import UseCase
 from serving.answers import Answerer, InferenceReply, ServingOptions, read_inference_request
@@ -38,15 +39,16 @@ class Server:
     logged: list[Sequence[Mapping[str, Any]]] = field(default_factory=list)
     before: Callable[[], InferenceReply | None] = lambda: None  # an answer that it gives instead
     after: Callable[[InferenceReply], InferenceReply] = lambda reply: reply  # what becomes of its answer
+    interval: ConformalInterval | None = None  # around the answers of a regression
 
     def __post_init__(self) -> None:
-        digest = make_bundle(self.folder)
+        digest = make_bundle(self.folder, interval=self.interval)
         self.predictor = Predictor.load(self.folder, sha256=digest)
         options = ServingOptions(
             use_case=self.use_case.name,
             version=VERSION,
             title=self.use_case.title,
-            kind="binary",
+            kind=self.use_case.target.kind,
             bundle_sha256=digest,
             lead_minutes=self.use_case.time.lead_minutes,
             threshold=0.5,

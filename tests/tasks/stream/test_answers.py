@@ -7,14 +7,16 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
 from adapters.connect import Outside
 from adapters.retrying import wait_until
+from models.interval import ConformalInterval
 from pipeline.handoffs import Snapshot
 from pipeline.settings import Settings
-from pipeline.spec import UseCase
+from pipeline.spec import Target, UseCase
 from serving.answers import InferenceReply
 from tasks.build_features import build, dataset
 from tasks.stream.answer_events import PATIENCE_SHARE
@@ -303,3 +305,32 @@ def test_answers_are_sent_to_the_webhook_and_go_on_while_its_receiver_hangs(
     assert receiver.list_keys() == keys
     assert sorted(keys) == sorted(row["entity_key"] + row["event_time"].isoformat() for row in list_answers(outside))
     assert len(keys) > len(receiver.taken) > 1
+
+
+@pytest.mark.usefixtures("snapshot")
+def test_an_interval_is_kept_logged_and_sent_as_it_was_answered_and_is_what_batch_makes_of_the_value(
+    followed: UseCase, settings: Settings, source: LiveSource, tmp_path: Path
+) -> None:
+    regression = sent(followed, max_answers=1000).model_copy(
+        update={"target": Target(kind="regression", meaning="a number")}
+    )
+    interval = ConformalInterval(coverage=0.9, rows=99, low=-1.5, high=2.5, knots=(0.1, 0.9), scales=(0.1, 0.7))
+    (tmp_path / "bounded").mkdir()
+    server, receiver = Server(regression, settings, tmp_path / "bounded", interval=interval), Receiver()
+    with serving(server) as url, receiving(receiver):
+        outside = AnsweredOutside(replace(settings, webhooks={URL_ENV: receiver.url, SECRET_ENV: SECRET}))
+        outside.server_url = url
+        delivering = running(deliver_answers, regression, outside)
+        with following(regression, outside), answering(regression, outside), delivering:
+            await_listed(outside)
+            source.tell(START + 6 * HOUR)
+            await_known(outside, START + 6 * HOUR)
+            assert wait_until(lambda: count_due(outside, START + 6 * HOUR) == 0, within_seconds=PATIENCE_SECONDS)
+            answers = list_answers(outside)
+            assert wait_until(lambda: len(receiver.list_keys()) == len(answers), within_seconds=PATIENCE_SECONDS)
+    assert answers
+    kept = {(row["score"], row["lower"], row["upper"]) for row in answers}
+    scores = np.array([row["score"] for row in answers])
+    assert kept == set(zip(scores.tolist(), *(bound.tolist() for bound in interval.bounds(scores)), strict=True))
+    assert kept == {(a["value"], a["lower"], a["upper"]) for message in receiver.taken for a in message.answers}
+    assert kept <= {(row["score"], row["lower"], row["upper"]) for batch in server.logged for row in batch}
