@@ -1,29 +1,38 @@
 """Windows, lookups and points of drawn definitions are in every engine what a plain reading says, to the last bit."""
 
 import os
+import tempfile
 from collections import Counter
+from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from random import Random
 from typing import Any
 
 import duckdb
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from features import measures, point_program, sorted_events, spans, vocabulary
 from features.definition_expressions import compile_definition
+from features.document import from_document, to_document
+from features.followed import FollowedSeries
 from features.key_events import find_extreme
 from features.masked import MaskedColumn
 from features.measures import DistinctCounter, count_distinct, find_variance
 from features.operations import add_months
 from features.series import to_microseconds
 from features.spans import WindowSpan, months_before, parse_span, read_window_span, short_span
+from features.stream_change import SourceChange
 from features.vocabulary import Preceding, Window
-from tests.features.window_engines import differences
+from tests.features.stored import parquet
+from tests.features.window_engines import KEYS, differences
 from tests.features.window_oracle import say_by_oracle
-from tests.features.window_worlds import CONSTRUCTS, DAY, LEAD, SCHEMA, START, Drawn, draw, measure_names
+from tests.features.window_worlds import CONSTRUCTS, DAY, LEAD, SCHEMA, START, Drawn, draw, draw_rows, measure_names
 
 EXAMPLES = max(3, int(os.environ.get("WINDSOCK_EXPRESSION_EXAMPLES", "60")) // 20)  # of five windows each
 LONG = 1_000
@@ -62,6 +71,33 @@ def test_the_claim_is_about_values() -> None:
                 told.setdefault(kind, set()).add(value)
     assert len(told) == 6
     assert all(len(values) > 10 for values in told.values())
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_series_that_follow_are_to_the_byte_those_of_a_rebuild(seed: int) -> None:
+    drawn = draw(seed)
+    rows = [*{(row["number"], row["known_at"]): row for row in draw_rows(Random(seed), 60)}.values()]  # noqa: S311
+    table = pa.Table.from_pylist(rows, SCHEMA)
+    split = START + 20 * DAY
+    is_late = pa.array([row["known_at"] >= split or row["number"] % 3 == 0 for row in rows], pa.bool_())
+    late = table.filter(is_late)
+
+    def follow(table: pa.Table) -> FollowedSeries:
+        with tempfile.TemporaryDirectory() as folder:
+            tables = parquet({"orders": table}, folder)
+            return FollowedSeries(drawn.definition, tables, KEYS, since=START, split=split, lead=LEAD)
+
+    with closing(follow(table.filter(pc.invert(is_late)))) as followed, closing(follow(table)) as rebuilt:
+        change = SourceChange(rows=late, gone=late.slice(0, 0).select(["number", "known_at"]))
+        assert late.num_rows > 0
+        assert followed.apply({"orders": change}).recent
+        assert followed.pack_all() == rebuilt.pack_all()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_drawn_definition_comes_back_from_its_document(seed: int) -> None:
+    definition = draw(seed).definition
+    assert from_document(to_document(definition), definition.digest(), like=definition) == definition
 
 
 # Planted faults
