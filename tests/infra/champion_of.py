@@ -35,7 +35,7 @@ if __name__ == "__main__":
     released = promote.promote(use_case, verdict, world, actor="test")
     print(verdict)
     print(f"{use_case.name}: {released.outcome}, {snapshot.rows} rows of {snapshot.partitions} partitions")
-    print(deploy.deploy_release(use_case, released, world))
+    deploy.deploy_release(use_case, released, world)  # which prints what became of it
     version = released.champion_version
     assert version is not None
     points, events = golden.choose_golden_rows(use_case, features.definition(use_case.name), world, 3)

@@ -215,7 +215,7 @@ def test_a_corrected_version_of_which_a_later_one_is_clean_is_refused_with_what_
     with pytest.raises(BadData, match=rf"row {number}: .*the latest is kept.*; a later version is clean already: "):
         replay_rows(versioned, "weather", partition, [correction], "ada", outside)
     assert state(outside) == before
-    moved = {"row_number": number, "wind_speed_mph": 9.5, "observed_at": "2013-10-29T12:30:00+00:00"}
+    moved = {"row_number": number, "wind_speed_mph": 9.5, "observed_at": "2013-10-29T11:50:00+00:00"}
     assert weather(replay_rows(versioned, "weather", partition, [moved], "ada", outside)).quarantined_rows == 0
 
 
