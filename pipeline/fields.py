@@ -54,11 +54,11 @@ RelationName = Annotated[str, AfterValidator(_relation)]
 Cron = Annotated[str, AfterValidator(_cron)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Kind = Literal["binary", "regression"]
-Metric = Literal["log_loss", "auc", "pr_auc", "brier", "calibration_gap", "mae", "rmse", "bias"]
+Metric = Literal["log_loss", "auc", "pr_auc", "brier", "calibration_gap", "mae", "rmse", "rmsle", "bias"]
 
 METRICS: Mapping[Kind, tuple[Metric, ...]] = {
     "binary": ("log_loss", "auc", "pr_auc", "brier", "calibration_gap"),
-    "regression": ("mae", "rmse", "bias"),
+    "regression": ("mae", "rmse", "rmsle", "bias"),
 }
 RANKINGS = frozenset[Metric]({"auc", "pr_auc"})  # larger is better, 0.5 or less is no better than a coin
 SHARES = frozenset[Metric]({"auc", "pr_auc", "brier", "calibration_gap"})  # never outside [0, 1]
