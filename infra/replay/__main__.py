@@ -99,9 +99,7 @@ def _publish(use_case: UseCase, world: Outside, admin_dsn: str | None) -> None:
     prepare_source(use_case, admin_dsn, world.settings.follower_dsn)
 
 
-def _replay(
-    replayed: Replayed, arguments: argparse.Namespace, progress: ReplayProgress, admin_dsn: str | None
-) -> None:
+def _replay(replayed: Replayed, arguments: argparse.Namespace, progress: ReplayProgress, admin_dsn: str | None) -> None:
     world = outside()
     use_case = use_cases(world.settings.params)[replayed.use_case]
     plan = _plan(use_case, replayed, arguments)
@@ -112,9 +110,7 @@ def _replay(
     progress.say("source", ", ".join(f"{count:,} {table}" for table, count in rows.items()))
     airflow, user, password = (os.environ[f"AIRFLOW_{name}"] for name in ("URL", "ADMIN_USER", "ADMIN_PASSWORD"))
     api = AirflowApi(airflow, user=user, password=password)
-    replay = Replay(
-        use_case=use_case, replayed=replayed, outside=world, source=source, api=api, progress=progress
-    )
+    replay = Replay(use_case=use_case, replayed=replayed, outside=world, source=source, api=api, progress=progress)
     replay.run(plan)
     tally = replay.traffic.tally
     served = online.summarise_online(use_case, world)

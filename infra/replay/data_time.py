@@ -1,6 +1,6 @@
-"""Data time: the source's clock goes on at a stated speed, half an hour a step, and waits for nobody; or as it is asked.
+"""Data time: the source's clock goes on at a stated speed, half an hour a step, waiting for nobody; or as it is asked.
 
-The second is for a use case in which nobody answers in time: there is nothing that a clock which stands still would lose.
+The second is for a use case in which nobody answers in time: a clock that stands still loses nothing there.
 """
 
 import threading

@@ -206,7 +206,9 @@ class Replay:
     def _repair(self, week: Interval, *, label: str) -> None:
         """The feed's operator sends the true records; the partition is ingested again, beside the old one."""
         key = self.use_case.grid.key(week)
-        if key not in {i.partition_key for i in self.replayed.list_injected(self.outside.source) if i.state == "broken"}:
+        if key not in {
+            i.partition_key for i in self.replayed.list_injected(self.outside.source) if i.state == "broken"
+        }:
             return
         with incident.restored_feed(self.outside.source, key):
             self.runs.run_to_end(label, "ingest", f"mend__{key}", partition_key=key)

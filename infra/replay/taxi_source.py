@@ -58,7 +58,9 @@ def make_tables(trips: pa.Table) -> dict[str, pa.Table]:
             "trip_miles": trips["trip_miles"],
         }
     )
-    known = pc.if_else(pc.greater(dropoff, pickup), dropoff, pickup)  # some end before they begin: a broken clock is told, too
+    known = pc.if_else(
+        pc.greater(dropoff, pickup), dropoff, pickup
+    )  # some end before they begin: a broken clock is told, too
     tables = {
         "trips": begun.append_column("known_at", pickup),
         "dropoffs": ended.append_column("known_at", known),
@@ -75,9 +77,7 @@ def make_calendar() -> pa.Table:
     import holidays  # noqa: PLC0415  # of the extra `demo`, and slow to load
 
     days = sorted(holidays.country_holidays("US", subdiv="NY", years=_YEARS).items())
-    entered = [
-        max(datetime(day.year, day.month, day.day, tzinfo=UTC) - _ENTERED_BEFORE, _FIRST) for day, _ in days
-    ]
+    entered = [max(datetime(day.year, day.month, day.day, tzinfo=UTC) - _ENTERED_BEFORE, _FIRST) for day, _ in days]
     return pa.table(
         {
             "day": pa.array([day for day, _ in days], pa.date32()),

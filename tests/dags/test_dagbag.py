@@ -36,7 +36,13 @@ HEAVY = {
 }
 # A use case that is shipped -> where its name may stand: where it is declared, and in what replays it.
 NAME_ALLOWED = {
-    name: {"params.yaml", "dvc.yaml", f"features/{name}.py", f"expectations/{name}.py", f"infra/replay/{name}_source.py"}
+    name: {
+        "params.yaml",
+        "dvc.yaml",
+        f"features/{name}.py",
+        f"expectations/{name}.py",
+        f"infra/replay/{name}_source.py",
+    }
     for name in ("flights", "taxi")
 }
 NAME_ALLOWED["taxi"] |= {"infra/replay/fetch_taxi.py"}

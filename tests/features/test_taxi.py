@@ -1,4 +1,4 @@
-"""What the features of taxi trips say: the same in batch and online, whatever the partitions, and nothing of the future."""
+"""What the features of taxi trips say: the same in batch and online, and in any partitions; nothing of the future."""
 
 import tempfile
 from collections.abc import Callable, Mapping
@@ -82,7 +82,7 @@ def test_days_give_the_same_rows_and_bytes_as_weeks() -> None:
     points, labels = computed(made_tables())
     parts = [computed(made_tables(), Interval(start, end)) for start, end in pairwise(days)]
     assert to_bytes(pa.concat_tables([p for p, _ in parts])) == to_bytes(points)
-    assert to_bytes(pa.concat_tables([l for _, l in parts])) == to_bytes(labels)
+    assert to_bytes(pa.concat_tables([told for _, told in parts])) == to_bytes(labels)
 
 
 @pytest.mark.parametrize("moment", [day(36) + timedelta(hours=17), day(39)])

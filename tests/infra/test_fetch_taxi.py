@@ -83,7 +83,9 @@ def test_an_offline_machine_is_told_what_to_do(tmp_path: Path, monkeypatch: pyte
         monkeypatch.setenv(f"PIP_{name}", value)
     for name in ("PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS"):
         monkeypatch.delenv(name, raising=False)
-    with pytest.raises(ValueError, match="could not be fetched; pip said: .*(.|\n)*run `make taxi-data ARCHIVE=<file>`"):
+    with pytest.raises(
+        ValueError, match=r"could not be fetched; pip said: .*(.|\n)*run `make taxi-data ARCHIVE=<file>`"
+    ):
         fetch_trips(tmp_path / "kept")
     assert not (tmp_path / "kept").exists()
 

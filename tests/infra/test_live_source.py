@@ -54,7 +54,9 @@ def test_it_holds_what_is_known_and_each_table_has_a_key(outside: Outside, sourc
     assert source.told_until == START
 
 
-def test_what_becomes_known_comes_with_the_clock_and_once(outside: Outside, replayed: ReplayedSource, source: LiveSource) -> None:
+def test_what_becomes_known_comes_with_the_clock_and_once(
+    outside: Outside, replayed: ReplayedSource, source: LiveSource
+) -> None:
     before = flights_source.count_rows(outside.source)
     source.tell(START + 5 * HOUR)
     after = flights_source.count_rows(outside.source)
@@ -70,7 +72,9 @@ def test_what_becomes_known_comes_with_the_clock_and_once(outside: Outside, repl
     assert flights_source.count_rows(outside.source) == after
 
 
-def test_told_hour_by_hour_it_comes_to_hold_what_a_source_loaded_at_once_does(outside: Outside, replayed: ReplayedSource) -> None:
+def test_told_hour_by_hour_it_comes_to_hold_what_a_source_loaded_at_once_does(
+    outside: Outside, replayed: ReplayedSource
+) -> None:
     live = LiveSource(outside.source, replayed)
     live.open(START)
     for hours in range(1, 49):
@@ -82,7 +86,9 @@ def test_told_hour_by_hour_it_comes_to_hold_what_a_source_loaded_at_once_does(ou
     assert outside.source.query(query, (START + 48 * HOUR,)) == by_hours
 
 
-def test_a_source_that_an_earlier_version_filled_gets_keys_and_a_clock_at_its_end(outside: Outside, replayed: ReplayedSource) -> None:
+def test_a_source_that_an_earlier_version_filled_gets_keys_and_a_clock_at_its_end(
+    outside: Outside, replayed: ReplayedSource
+) -> None:
     counts = flights_source.load_flights(outside.settings.source_dsn)
     live = LiveSource(outside.source, replayed)
     assert live.open(START) == counts

@@ -33,8 +33,8 @@ def taxi() -> UseCase:
 
 def count_later(outside: Outside, moment: datetime) -> int:
     [row] = outside.source.query(
-        "select (select count(*) from trips where known_at >= %s) + (select count(*) from dropoffs where known_at >= %s)"
-        " as rows",
+        "select (select count(*) from trips where known_at >= %s)"
+        " + (select count(*) from dropoffs where known_at >= %s) as rows",
         (moment, moment),
     )
     return int(row["rows"])
@@ -72,7 +72,11 @@ def asked(**changes: object) -> argparse.Namespace:
 
 def test_a_plan_is_of_the_replay_that_was_asked_for(use_case: UseCase, taxi: UseCase) -> None:
     plan = _plan(taxi, TAXI_REPLAYED, asked())
-    assert (plan.first_as_of, plan.incident_week, plan.seconds_per_hour) == (datetime(2018, 7, 2, tzinfo=UTC), None, None)
+    assert (plan.first_as_of, plan.incident_week, plan.seconds_per_hour) == (
+        datetime(2018, 7, 2, tzinfo=UTC),
+        None,
+        None,
+    )
     assert _plan(taxi, TAXI_REPLAYED, asked(weeks=130)).weeks == 130
     with pytest.raises(ValueError, match="the data holds 130 weeks from 02 Jul 2018 on"):
         _plan(taxi, TAXI_REPLAYED, asked(weeks=131))
@@ -152,4 +156,3 @@ def test_the_report_tells_of_a_time_what_fired_and_what_was_refused() -> None:
 def test_days_have_their_year_where_there_are_several() -> None:
     assert choose_day_format([MONDAY, MONDAY]) == "%-d %b"
     assert choose_day_format([MONDAY, MONDAY - timedelta(days=30)]) == "%-d %b %y"
-
