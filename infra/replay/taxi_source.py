@@ -106,14 +106,22 @@ TAXI_REPLAYED = Replayed(
     metrics=("mae", "rmsle"),
     periods=(
         Period(
-            name="February 2019: 15 % of passenger counts are 0",
+            name="February 2019: 15 % of the counts of passengers are 0",
             start=date(2019, 2, 4),
             end=date(2019, 2, 25),
             expects="block",
         ),
-        Period(name="spring of 2020", start=date(2020, 3, 16), end=date(2020, 5, 4), expects="retrain"),
         Period(
-            name="May 2020: 17 % of vendors are missing", start=date(2020, 5, 4), end=date(2020, 6, 1), expects="block"
+            name="Spring of 2020: the city stays at home",
+            start=date(2020, 3, 16),
+            end=date(2020, 4, 27),
+            expects="retrain",
+        ),
+        Period(
+            name="May 2020: up to 25 % of the vendors are missing",
+            start=date(2020, 4, 27),
+            end=date(2020, 6, 1),
+            expects="block",
         ),
         Period(name="July to December 2020", start=date(2020, 6, 29), end=date(2020, 12, 28)),
     ),
