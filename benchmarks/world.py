@@ -118,7 +118,7 @@ def _world(folder: Path, *, is_followed: bool) -> Iterator[World]:
         outside = Outside(read_settings(environment))
         use_case = use_cases(REPOSITORY / "params.yaml")["flights"]
         if is_followed:
-            LiveSource(outside.source).open(ingested_interval(use_case).end)
+            LiveSource(outside.source, flights_source.FLIGHTS_SOURCE).open(ingested_interval(use_case).end)
             assert outside.settings.follower_dsn is not None
             prepare_source(use_case, source_admin_dsn(stack.home()), outside.settings.follower_dsn)
         else:

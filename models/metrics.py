@@ -75,6 +75,11 @@ def rmse(score: Vector, label: Vector) -> float:
     return float(np.sqrt(np.mean((score - label) ** 2)))
 
 
+def rmsle(score: Vector, label: Vector) -> float:
+    """Root mean squared difference of log(1 + x), for labels from 0 on; a score below 0 counts as 0."""
+    return float(np.sqrt(np.mean(_row_log_squares(score, label))))
+
+
 def bias(score: Vector, label: Vector) -> float:
     """Mean score minus mean label, signed, in units of the label."""
     return float(np.mean(score) - np.mean(label))
@@ -86,6 +91,12 @@ def _row_squares(score: Vector, label: Vector) -> Vector:
 
 def _row_distances(score: Vector, label: Vector) -> Vector:
     return abs(score - label)
+
+
+def _row_log_squares(score: Vector, label: Vector) -> Vector:
+    """Of a label below 0, which has none, NaN."""
+    there = np.where(label < 0, np.nan, label)
+    return np.asarray((np.log1p(np.maximum(score, 0)) - np.log1p(there)) ** 2, np.float64)
 
 
 def _weigh_mean(
@@ -139,7 +150,7 @@ class MetricDefinition:
     """One metric of a kind of target.
 
     A ranking compares rows with each other: larger is better, it needs rows of both classes, and 0.5 is a coin's. Of
-    any other metric, closer to 0 is better. A share never leaves [0, 1].
+    any other metric, closer to 0 is better. A share never leaves [0, 1]. One `from_zero` needs labels of 0 and more.
     """
 
     kind: Literal["binary", "regression"]
@@ -147,6 +158,7 @@ class MetricDefinition:
     by_day: Weigher
     is_ranking: bool = False
     is_share: bool = False
+    from_zero: bool = False
 
 
 METRICS: Mapping[str, MetricDefinition] = {
@@ -162,6 +174,9 @@ METRICS: Mapping[str, MetricDefinition] = {
     ),
     "mae": MetricDefinition(kind="regression", compute=mae, by_day=_weigh_mean(_row_distances)),
     "rmse": MetricDefinition(kind="regression", compute=rmse, by_day=_weigh_mean(_row_squares, np.sqrt)),
+    "rmsle": MetricDefinition(
+        kind="regression", compute=rmsle, by_day=_weigh_mean(_row_log_squares, np.sqrt), from_zero=True
+    ),
     # Signed where a model is described (a training run, monitoring); by day it is |bias|, which the gate compares.
     "bias": MetricDefinition(kind="regression", compute=bias, by_day=_weigh_mean(np.subtract, np.abs)),
 }
@@ -198,14 +213,20 @@ def compute_metric(metric: str, score: Any, label: Any) -> float:
         raise ValueError(f"{metric}: scores and labels must be finite")
     if METRICS[metric].kind == "binary" and not np.isin(label, (0.0, 1.0)).all():
         raise ValueError(f"{metric}: labels must be 0 or 1")
+    if METRICS[metric].from_zero and label.min() < 0:
+        raise ValueError(f"{metric}: labels must not be below 0")
     return METRICS[metric].compute(score, label)
 
 
 def compute_metrics(kind: str, score: Any, label: Any) -> dict[str, float]:
-    """Every metric of a target kind (binary | regression); without the rankings if all labels are of one class."""
+    """Every metric of a target kind (binary | regression) that these labels allow.
+
+    Without the rankings if all are of one class, and without those from 0 on if one is below.
+    """
     one_class = kind == "binary" and len(np.unique(label)) == 1
+    below_zero = bool(np.any(np.asarray(label, np.float64) < 0))
     return {
         name: compute_metric(name, score, label)
         for name, metric in METRICS.items()
-        if metric.kind == kind and not (one_class and metric.is_ranking)
+        if metric.kind == kind and not (one_class and metric.is_ranking) and not (below_zero and metric.from_zero)
     }

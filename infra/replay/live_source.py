@@ -16,11 +16,12 @@ from psycopg2.extensions import cursor
 
 from adapters.warehouse import Warehouse
 from features.series import to_microseconds
-from infra.replay import flights_source, incident
+from infra.replay import incident
+from infra.replay.replayed import ReplayedSource, add_primary_keys, count_tables
 from pipeline.partitions import Interval
 
 _KNOWN = "known_at"
-_CREATE_CLOCK = "create table data_clock (id int primary key check (id = 1), told_until timestamptz not null)"
+_CREATE_CLOCK = sql.SQL("create table {} (id int primary key check (id = 1), told_until timestamptz not null)")
 _MICROSECOND = timedelta(microseconds=1)
 logger = logging.getLogger(__name__)
 
@@ -28,8 +29,9 @@ logger = logging.getLogger(__name__)
 class LiveSource:
     """The operator's tables and clock. All before `told_until` is in them, and nothing that became known later."""
 
-    def __init__(self, source: Warehouse) -> None:
-        self._source = source
+    def __init__(self, source: Warehouse, replayed: ReplayedSource) -> None:
+        self._source, self.replayed = source, replayed
+        self._clock = sql.Identifier(replayed.clock)
         self._rows: Mapping[str, pa.Table] = {}
         self._known: Mapping[str, np.ndarray] = {}
         self._told_until = datetime.min.replace(tzinfo=UTC)
@@ -53,7 +55,7 @@ class LiveSource:
 
         Tables that hold the whole year, as an earlier version left them, are given keys, and a clock at its end.
         """
-        self._rows = flights_source.read_year()
+        self._rows = self.replayed.read_rows()
         self._known = {
             name: rows[_KNOWN].cast(pa.timestamp("us", "UTC")).cast(pa.int64()).to_numpy()
             for name, rows in self._rows.items()
@@ -62,17 +64,18 @@ class LiveSource:
         self._told_until = self._read_clock()
         if self._told_until < until:
             self.tell(until)
-        return flights_source.count_rows(self._source)
+        with self._source.transaction() as at:
+            return count_tables(at, self.replayed.identities)
 
     def tell(self, until: datetime, *, broken: str | None = None) -> None:
         """Insert what became known from the clock to a moment, and move the clock there, in one transaction.
 
-        In a partition that is `broken` the weather comes without its measurements.
+        In a partition that is `broken` the feed that a replay breaks (`incident`) comes without its measurements.
         """
 
         def insert() -> None:
             with self._source.transaction() as at:
-                at.execute("select told_until from data_clock for update")
+                at.execute(sql.SQL("select told_until from {} for update").format(self._clock))
                 [(since,)] = at.fetchall()
                 if since >= until:
                     return  # a commit of which no answer came
@@ -81,7 +84,7 @@ class LiveSource:
                 if broken is not None:
                     incident.begin_incident(at, broken)
                     incident.break_rows(at, broken, Interval(since, until))
-                at.execute("update data_clock set told_until = %s", (until,))
+                at.execute(sql.SQL("update {} set told_until = %s").format(self._clock), (until,))
 
         self._source.retry_transaction(insert)
         self._told_until = until
@@ -93,23 +96,25 @@ class LiveSource:
 
     def _create(self) -> None:
         with self._source.transaction() as at:
-            at.execute("select pg_advisory_xact_lock(%s)", (flights_source.LOAD_LOCK,))
-            query = "select to_regclass(%s) is not null, to_regclass('data_clock') is not null"
-            at.execute(query, (flights_source.EVENTS,))
+            at.execute("select pg_advisory_xact_lock(%s)", (self.replayed.lock,))
+            query = "select to_regclass(%s) is not null, to_regclass(%s) is not null"
+            at.execute(query, (self.replayed.events, self.replayed.clock))
             [(is_loaded, has_clock)] = at.fetchall()
             if has_clock:
                 return
-            at.execute(flights_source.CREATE)
-            flights_source.add_keys(at)
-            at.execute(_CREATE_CLOCK)
+            at.execute(self.replayed.create)
+            add_primary_keys(at, self.replayed.identities)
+            at.execute(_CREATE_CLOCK.format(self._clock))
             latest = max(int(known[-1]) for known in self._known.values())
             told_until = _moment(latest) + _MICROSECOND if is_loaded else _moment(0)
-            at.execute("insert into data_clock values (1, %s)", (told_until,))
+            at.execute(sql.SQL("insert into {} values (1, %s)").format(self._clock), (told_until,))
 
     def _read_clock(self) -> datetime:
-        [row] = self._source.query("select told_until from data_clock")
-        told: datetime = row["told_until"]
-        return told.astimezone(UTC)
+        with self._source.transaction() as at:
+            at.execute(sql.SQL("select told_until from {}").format(self._clock))
+            [(told,)] = at.fetchall()
+        moment: datetime = told
+        return moment.astimezone(UTC)
 
     def _copy(self, at: cursor, name: str, interval: Interval) -> None:
         rows = self.rows_between(name, interval.start, interval.end)

@@ -55,12 +55,11 @@ def _decisions(use_case: UseCase, outside: Outside) -> dict[datetime, dict[str, 
     return {row["as_of"]: row for row in rows}
 
 
-def compare_weeks(use_case: UseCase, outside: Outside) -> list[ReplayedWeek]:
-    """Every decided partition, oldest first, with metrics on the labels known by the latest snapshot's end."""
+def compare_weeks(use_case: UseCase, names: tuple[str, ...], outside: Outside) -> list[ReplayedWeek]:
+    """Every decided partition, oldest first, with these metrics on the labels known by the latest snapshot's end."""
     snapshot = dataset.latest_snapshot(use_case, outside)
     if snapshot is None:
         return []
-    names = ("log_loss", "auc") if use_case.target.kind == "binary" else ("mae", "rmse")
     frozen = Predictor.load(outside.registry.download_bundle(use_case.name, find_first_champion(use_case, outside)))
     found = []
     for as_of, decision in sorted(_decisions(use_case, outside).items()):

@@ -1,6 +1,7 @@
 """The report's pictures, as inline SVG."""
 
 import io
+from collections.abc import Sequence
 from datetime import datetime
 
 import matplotlib as mpl
@@ -42,9 +43,16 @@ def render_svg(figure: Figure) -> str:
     return buffer.getvalue()[buffer.getvalue().index("<svg") :]
 
 
+def choose_day_format(days: Sequence[datetime]) -> str:
+    """How days are written: with the year where they lie in several."""
+    return "%-d %b" if len({day.year for day in days}) < 2 else "%-d %b %y"
+
+
 def _label_weeks(axes: Axes, starts: list[datetime]) -> None:
-    step = max(1, len(starts) // 13)
-    axes.set_xticks(range(0, len(starts), step), [f"{start.day} {start:%b}" for start in starts[::step]])
+    step, written = max(1, len(starts) // 13), choose_day_format(starts)
+    if len(starts) > 52:
+        step = max(step, len(starts) // 9)  # a label with its year is wider
+    axes.set_xticks(range(0, len(starts), step), [start.strftime(written) for start in starts[::step]])
 
 
 def _place_marks(axes: Axes, weeks: list[ReplayedWeek], heights: list[float]) -> None:

@@ -3,14 +3,15 @@
 import json
 from pathlib import Path
 
-import numpy as np
 from jinja2 import Environment, FileSystemLoader, select_autoescape
 
 from adapters.connect import Outside
-from infra.replay import in_time, incident, measures, plots
+from infra.replay import in_time, measures, plots
 from infra.replay.in_time import AnsweredWeek
 from infra.replay.measures import ReplayedWeek
 from infra.replay.online import OnlineSummary
+from infra.replay.period_report import describe_periods, pool_metric
+from infra.replay.replayed import Replayed
 from infra.replay.traffic import ClientTally
 from pipeline.partitions import Interval
 from pipeline.spec import UseCase
@@ -21,17 +22,19 @@ TITLES = {
     "auc": "Weekly AUC (higher is better)",
     "mae": "Weekly MAE",
     "rmse": "Weekly RMSE",
+    "rmsle": "Weekly RMSLE",
 }
 
 
 def write_report(
-    use_case: UseCase, outside: Outside, *, to: Path, served: OnlineSummary | None
+    use_case: UseCase, replayed: Replayed, outside: Outside, *, to: Path, served: OnlineSummary | None
 ) -> tuple[list[ReplayedWeek], list[AnsweredWeek]]:
     """Write the report page; returns the weeks it shows, and how they were answered in time."""
-    weeks, snapshot = measures.compare_weeks(use_case, outside), dataset.latest_snapshot(use_case, outside)
+    names = list(replayed.metrics)
+    weeks = measures.compare_weeks(use_case, replayed.metrics, outside)
+    snapshot = dataset.latest_snapshot(use_case, outside)
     if not weeks or snapshot is None:
         raise ValueError(f"{use_case.name}: no week has been decided yet: there is nothing to report")
-    names = list(weeks[0].live)
     measured = (
         in_time.measure_week(use_case, outside, snapshot, Interval(week.start, week.end), tuple(names))
         for week in weeks
@@ -44,11 +47,13 @@ def write_report(
     page = environment.get_template("report.html.j2").render(
         use_case=use_case,
         weeks=weeks,
+        day=plots.choose_day_format([week.start for week in weeks]),
         metric_names=names,
+        periods=describe_periods(replayed.periods, weeks),
         facts=_facts(weeks, names),
         pictures=[*(plots.plot_metric(weeks, name, TITLES[name]) for name in names), plots.plot_drift(starts, ratios)],
         ledger=measures.list_ledger_entries(use_case, outside),
-        incidents=incident.list_incidents(outside.source),
+        incidents=replayed.list_injected(outside.source),
         alerts=measures.list_alerts(use_case, outside),
         answered=answered,
         pooled=in_time.pool_answers(answered),
@@ -58,11 +63,6 @@ def write_report(
     )
     to.write_text(page)
     return weeks, answered
-
-
-def pool_metric(weeks: list[ReplayedWeek], model: str, name: str) -> float:
-    """The mean of a weekly metric, weighted by labelled rows."""
-    return float(np.average([getattr(week, model)[name] for week in weeks], weights=[week.labelled for week in weeks]))
 
 
 def _facts(weeks: list[ReplayedWeek], names: list[str]) -> list[tuple[str, str]]:
@@ -84,14 +84,14 @@ def _facts(weeks: list[ReplayedWeek], names: list[str]) -> list[tuple[str, str]]
 
 def format_weeks(weeks: list[ReplayedWeek]) -> str:
     """The closing table, as text."""
-    names = list(weeks[0].live)
+    names, day = list(weeks[0].live), plots.choose_day_format([week.start for week in weeks]).replace("%-d", "%d")
     head = (
-        f"{'week':<8}{'scored':>8}  {'live':<6}"
+        f"{'week':<{len(weeks[0].start.strftime(day)) + 2}}{'scored':>8}  {'live':<6}"
         + "".join(f"{name + ' frozen':>17}{'live':>9}" for name in names)
         + "  decision"
     )
     lines = [
-        f"{week.start:%d %b}  {week.rows:>8,}  v{week.live_version:<5}"
+        f"{week.start.strftime(day)}  {week.rows:>8,}  v{week.live_version:<5}"
         + "".join(f"{week.frozen[name]:>17.4f}{week.live[name]:>9.4f}" for name in names)
         + f"  {week.decision}{' -> ' + week.retrain_outcome if week.retrain_outcome else ''}"
         for week in weeks

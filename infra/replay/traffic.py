@@ -11,7 +11,6 @@ from typing import Any
 import features
 from adapters.connect import Outside
 from features.offline_requests import to_request
-from infra.replay.flights_source import ENTERED_BEFORE, EVENTS
 from infra.replay.live_source import LiveSource
 from pipeline.spec import UseCase
 
@@ -63,10 +62,11 @@ class Traffic:
             self._thread.join()
 
     def ask_about(self, start: datetime, end: datetime, *, per_second: float | None = None) -> None:
-        """From now on ask about the events whose prediction is due in an interval; they were entered long before."""
+        """From now on ask about the events whose prediction is due in an interval; they were entered before."""
         self._per_second = per_second or self._per_second
-        lead = self._use_case.time.lead
-        known = self._source.rows_between(EVENTS, start + lead - ENTERED_BEFORE, end + lead - ENTERED_BEFORE)
+        replayed = self._source.replayed
+        before = replayed.entered_before - self._use_case.time.lead
+        known = self._source.rows_between(replayed.events, start - before, end - before)
         if self._outside.gateway is not None and known.num_rows:
             self._steps += 1
             self._events = [to_request(self._definition, row) for row in known.to_pylist()]

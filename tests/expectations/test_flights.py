@@ -147,8 +147,8 @@ def test_every_expectation_says_why(use_case: UseCase, partition: Interval) -> N
 
 
 def test_an_unknown_use_case_is_told_what_to_write() -> None:
-    with pytest.raises(ValueError, match=r"write expectations/taxi\.py"):
-        suites("taxi")
+    with pytest.raises(ValueError, match=r"write expectations/cargo\.py"):
+        suites("cargo")
 
 
 def test_plausible_times_reach_over_the_edges_of_a_partition(use_case: UseCase, partition: Interval) -> None:

@@ -1,7 +1,7 @@
-"""The operator's database fills as time goes by: what was not known yet is not in it."""
+"""An operator's database fills as time goes by: what was not known yet is not in it."""
 
 import math
-from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import psycopg2
@@ -12,6 +12,7 @@ from adapters.retrying import wait_until
 from infra.replay import flights_source, incident
 from infra.replay.data_time import DataTime
 from infra.replay.live_source import LiveSource
+from infra.replay.replayed import ReplayedSource
 from infra.replay.state import ReplayError
 from infra.replay.traffic import Traffic
 from pipeline.partitions import Interval
@@ -22,18 +23,16 @@ HOUR = timedelta(hours=1)
 WEEK = Interval(START, START + timedelta(days=7))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_year(processes: None) -> Iterator[None]:
+@pytest.fixture(scope="module")
+def replayed(processes: None) -> ReplayedSource:
     """Reading the package's files takes seconds: once is enough."""
     year = flights_source.read_year()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(flights_source, "read_year", lambda: year)
-        yield
+    return replace(flights_source.FLIGHTS_SOURCE, read_rows=lambda: year)
 
 
 @pytest.fixture
-def source(outside: Outside) -> LiveSource:
-    made = LiveSource(outside.source)
+def source(outside: Outside, replayed: ReplayedSource) -> LiveSource:
+    made = LiveSource(outside.source, replayed)
     made.open(START)
     return made
 
@@ -55,7 +54,9 @@ def test_it_holds_what_is_known_and_each_table_has_a_key(outside: Outside, sourc
     assert source.told_until == START
 
 
-def test_what_becomes_known_comes_with_the_clock_and_once(outside: Outside, source: LiveSource) -> None:
+def test_what_becomes_known_comes_with_the_clock_and_once(
+    outside: Outside, replayed: ReplayedSource, source: LiveSource
+) -> None:
     before = flights_source.count_rows(outside.source)
     source.tell(START + 5 * HOUR)
     after = flights_source.count_rows(outside.source)
@@ -64,15 +65,17 @@ def test_what_becomes_known_comes_with_the_clock_and_once(outside: Outside, sour
     )
     assert after["movements"] > before["movements"]
     assert set(count_unknown(outside, START + 5 * HOUR).values()) == {0}
-    again = LiveSource(outside.source)
+    again = LiveSource(outside.source, replayed)
     assert again.open(START) == after  # a replay that was stopped goes on where its source is
     assert again.told_until == START + 5 * HOUR
     again.tell(START + 5 * HOUR)
     assert flights_source.count_rows(outside.source) == after
 
 
-def test_told_hour_by_hour_it_comes_to_hold_what_a_source_loaded_at_once_does(outside: Outside) -> None:
-    live = LiveSource(outside.source)
+def test_told_hour_by_hour_it_comes_to_hold_what_a_source_loaded_at_once_does(
+    outside: Outside, replayed: ReplayedSource
+) -> None:
+    live = LiveSource(outside.source, replayed)
     live.open(START)
     for hours in range(1, 49):
         live.tell(START + hours * HOUR)
@@ -83,9 +86,11 @@ def test_told_hour_by_hour_it_comes_to_hold_what_a_source_loaded_at_once_does(ou
     assert outside.source.query(query, (START + 48 * HOUR,)) == by_hours
 
 
-def test_a_source_that_an_earlier_version_filled_gets_keys_and_a_clock_at_its_end(outside: Outside) -> None:
+def test_a_source_that_an_earlier_version_filled_gets_keys_and_a_clock_at_its_end(
+    outside: Outside, replayed: ReplayedSource
+) -> None:
     counts = flights_source.load_flights(outside.settings.source_dsn)
-    live = LiveSource(outside.source)
+    live = LiveSource(outside.source, replayed)
     assert live.open(START) == counts
     assert live.told_until > datetime(2013, 12, 30, tzinfo=UTC)
     with pytest.raises(psycopg2.errors.UniqueViolation):

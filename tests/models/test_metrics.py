@@ -70,3 +70,15 @@ def test_the_bias_has_a_sign_where_a_model_is_described_and_none_where_the_gate_
     score, label = np.array([1.0, 2.0]), np.array([2.0, 4.0])
     assert compute_metric("bias", score, label) == -1.5
     assert weigh_metric("bias", score, label, np.zeros(2, np.intp), 1)(np.ones((1, 1))) == [1.5]
+
+
+def test_rmsle_is_of_logarithms_and_takes_a_score_below_zero_for_zero():
+    assert compute_metric("rmsle", [1.0, 3.0], [1.0, 1.0]) == pytest.approx(np.log(2) / np.sqrt(2))
+    assert compute_metric("rmsle", [-5.0], [0.0]) == 0.0
+
+
+def test_rmsle_of_labels_below_zero_is_an_error_and_left_out_when_all_metrics_are_asked():
+    with pytest.raises(ValueError, match="labels must not be below 0"):
+        compute_metric("rmsle", [1.0], [-1.0])
+    assert set(compute_metrics("regression", [1.0, 2.0], [-1.0, 0.0])) == {"mae", "rmse", "bias"}
+    assert set(compute_metrics("regression", [1.0, 2.0], [1.0, 0.0])) == {"mae", "rmse", "rmsle", "bias"}

@@ -12,6 +12,7 @@ import pytest
 import features
 from adapters.connect import Outside
 from expectations import suites
+from infra.replay.flights_source import FLIGHTS_SOURCE
 from infra.replay.live_source import LiveSource
 from pipeline.settings import REPOSITORY
 from pipeline.spec import UseCase
@@ -95,7 +96,7 @@ MISTAKES: list[tuple[str, str, str, str, str]] = [
 @pytest.fixture
 def source(outside: Outside) -> LiveSource:
     """Seven weeks of it."""
-    made = LiveSource(outside.source)
+    made = LiveSource(outside.source, FLIGHTS_SOURCE)
     made.open(FIRST + timedelta(days=49))
     return made
 
@@ -176,6 +177,6 @@ def test_rows_that_ingest_would_set_aside_are_not_judged(
 
 
 def test_a_source_with_too_little_to_look_at_is_named(use_case: UseCase, outside: Outside) -> None:
-    LiveSource(outside.source).open(FIRST + timedelta(days=9))
+    LiveSource(outside.source, FLIGHTS_SOURCE).open(FIRST + timedelta(days=9))
     findings = list(check_use_case(change(use_case, {"source.last_partition": None}), outside))
     assert_named(findings, "params.yaml", "source.first_partition", "no two partitions have rows", "wait for them")
