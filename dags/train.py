@@ -90,7 +90,7 @@ def make_train_dag(use_case: UseCase) -> DAG:
     """`plan -> tune -> refit -> evaluate -> approval -> promote -> deploy`; `finish` after `promote`, in every case."""
     with DAG(**dag_args(use_case, "train", __doc__), schedule=None, params=form(use_case)) as dag:
 
-        @task(execution_timeout=timedelta(minutes=10))
+        @task(execution_timeout=timedelta(hours=1))  # packs series, as a refresh does
         def plan(params: Any = None) -> dict[str, Any]:
             from tasks.build_features import dataset
             from tasks.build_features.learnt_features import require_todays_features

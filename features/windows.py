@@ -25,6 +25,13 @@ def distinct_name(window: Window, column: str, span: str) -> str:
     return f"{window.prefix}_{column}_distinct_{short_span(span)}"
 
 
+def column_names(window: Window) -> list[str]:
+    """The names of all of a window's columns; of two that have one name each."""
+    measured = ((sum_name, window.sums), (variance_name, window.variances), (distinct_name, window.distinct))
+    named = [name(window, column, span) for name, columns in measured for column in columns for span in window.spans]
+    return [*named, *(f"{window.prefix}_{record}" for record in (*window.latest, *window.earliest))]
+
+
 def record_sql(fields: Sequence[str], table: str = "") -> str:
     """SQL: one value of several columns; it compares field by field."""
     return "struct_pack(" + ", ".join(f"{name} := {table}{name}" for name in fields) + ")"

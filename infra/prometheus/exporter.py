@@ -42,8 +42,8 @@ class WarehouseCollector(Collector):
             at.execute(_CLEAN_UNTIL)
             found = make_limits(self.declared, {row[0]: row[1] for row in at.fetchall()})
             sliced = [(name, slice_) for name, use_case in self.declared.items() for slice_ in use_case.gate.slices]
-            asked: list[tuple[MetricQuery, tuple[list[str], ...] | None]] = [
-                (CHAMPIONS, (list(self.declared),)),
+            asked: list[tuple[MetricQuery, tuple[list[Any], ...] | None]] = [
+                (CHAMPIONS, (list(self.declared), [u.paused for u in self.declared.values()])),
                 (SLICES, ([name for name, _ in sliced], [slice_ for _, slice_ in sliced])),
                 *((query, None) for query in (*QUERIES, *STREAM_QUERIES)),
             ]

@@ -179,17 +179,18 @@ QUERIES = (
         """,
     ),
 )
-# Of the use cases of params.yaml.
+# Of the use cases of params.yaml, and whether each is declared paused: two lists, side by side.
 CHAMPIONS = MetricQuery(
     {
-        "champion_present": "1 where a use case of params.yaml has a champion, else 0",
+        "champion_present": "1 where a use case of params.yaml has a champion, else 0; none if paused without data",
         "champion_as_of_timestamp_seconds": "Data time from which the champion holds",
     },
     ("use_case",),
     """
     select use_case, (c.version is not null)::int as champion_present,
         extract(epoch from c.as_of) as champion_as_of_timestamp_seconds
-    from unnest(%s) as use_case left join champions c using (use_case)
+    from unnest(%s, %s) as declared (use_case, paused) left join champions c using (use_case)
+    where c.version is not null or not paused or exists (select from batches b where b.use_case = declared.use_case)
     """,
 )
 # Of the use cases and the features by which their gates look at slices: two lists, side by side.

@@ -21,6 +21,7 @@ from pipeline.partitions import Interval, utc
 from pipeline.spec import UseCase
 from tasks import score
 from tasks.build_features import build
+from tasks.deploy.deployments import find_ongoing_deployment
 from tasks.monitor import monitor
 from tasks.promote import promote
 
@@ -78,6 +79,8 @@ class Replay:
         """
         weeks = self._list_weeks(plan)
         if self._is_done(weeks):
+            with self.traffic:
+                self._await_rollouts(weeks[-1])
             self.progress.say("replay", "every week is decided and every retrain judged: there is nothing to do")
             return
         self._open_dags()
@@ -93,7 +96,8 @@ class Replay:
         """A version on its way to the clients waits for requests, and nothing is due any more."""
 
         def is_over() -> bool:
-            return not self.api.count_active_runs(self.runs.dag("train"))
+            is_training = self.api.count_active_runs(self.runs.dag("train"))
+            return not is_training and find_ongoing_deployment(self.use_case, self.outside) is None
 
         if not is_over():
             self._ask_about_all(week)
@@ -176,6 +180,12 @@ class Replay:
 
     def _train_first_champion(self, as_of: datetime) -> None:
         if promote.current(self.use_case, self.outside) is not None:
+            began = self.state.find_ledger_entry(None)["as_of"]
+            if began != as_of:
+                raise ReplayError(
+                    f"the first champion here is of {began:%d %b %Y}, and a replay from {as_of:%d %b %Y} on was asked"
+                    " for: leave that out to go on, or `make clean` first"
+                )
             return
         self.progress.say("first champion", f"search, refit and judgement as of {as_of:%d %b}")
         conf = {"as_of": f"{as_of:%Y-%m-%d}", "reason": "first champion"}
@@ -207,7 +217,7 @@ class Replay:
                 self.progress.say(label, f"{week.start:%d %b}: INJECTED: {broken.what} ({broken.rows} rows)")
         if week.start not in self.state.list_clean_partitions():
             self.runs.run_to_end(label, "ingest", f"replay__{key}", partition_key=key)
-        if data_time.is_over:  # nothing is due any more, and a rollout waits for requests
+        if data_time.is_over or isinstance(data_time, AskedTime):  # nothing is due, and a rollout waits for requests
             self._ask_about_all(week)
         self._build_features(label, week.end)
         self._write_scores(label)

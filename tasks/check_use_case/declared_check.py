@@ -14,6 +14,7 @@ from expectations.vocabulary import Suite
 from features import FeatureSet
 from features.engine import ANY_DAY, KEY_COLUMNS, compile_sql, run_steps
 from features.online import OnlineFeatures
+from features.windows import column_names
 from pipeline.spec import UseCase
 from tasks.check_use_case.mistakes import Mistake, in_file, in_params
 
@@ -142,6 +143,9 @@ def _check_names(file: str, use_case: UseCase, definition: FeatureSet) -> Iterat
     prefixes = [*(window.prefix for window in definition.windows), *(joined.prefix for joined in definition.joined)]
     for prefix in sorted({prefix for prefix in prefixes if prefixes.count(prefix) > 1}):
         yield in_file(file, prefix, "two windows of one prefix: their columns would be one another's", "two prefixes")
+    columns = [name for window in definition.windows for name in column_names(window)]
+    for name in sorted({name for name in columns if columns.count(name) > 1}):
+        yield in_file(file, name, "two columns of one window have this name", "another name of a column in its stream")
     for name in KEY_COLUMNS:
         if name not in definition.point_sql:
             yield in_file(file, name, "a point has no such column", f"{name!r} among the columns of a point")

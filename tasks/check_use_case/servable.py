@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator, Mapping
-from datetime import date, datetime
+from datetime import datetime
 
 from adapters.connect import Outside
 from expectations.vocabulary import Suite
@@ -40,23 +40,25 @@ def require_servable(use_case: UseCase, snapshot: Snapshot, as_of: datetime, out
     """No search begins on what could not be judged, or would answer otherwise than batch.
 
     Of `make check-use-case` this is what bears on a training and what comes of it. It reads the dataset, which is of
-    today's features, and no source.
+    today's features, and no source. Keys that contradict each other are told and stop nothing: what they make
+    impossible shows on the rows, and what trained yesterday trains today.
 
     Raises:
         ValueError: naming each mistake with its place and what to set; a second attempt would find the same.
     """
     began = time.monotonic()
-    found = list(_check_servable(use_case, snapshot, as_of.date(), outside))
+    for advice in check_training_params(use_case, as_of.date()):
+        print(advice.describe(use_case.name, outside.settings.params), flush=True)
+    found = list(_check_servable(use_case, snapshot, outside))
     if found:
         told = "\n".join(each.describe(use_case.name, outside.settings.params) for each in found)
         raise ValueError(f"{use_case.name}: no search begins, {len(found)} to be changed:\n{told}")
     print(f"nothing stands against a search of {use_case.name} ({time.monotonic() - began:.1f} s)", flush=True)
 
 
-def _check_servable(use_case: UseCase, snapshot: Snapshot, day: date, outside: Outside) -> Iterator[Mistake]:
+def _check_servable(use_case: UseCase, snapshot: Snapshot, outside: Outside) -> Iterator[Mistake]:
     """The cheapest first; events of the latest partition that has any are asked once nothing else is wrong."""
     found, definition, _ = check_declared(use_case)
-    found = [*check_training_params(use_case, day), *found]
     yield from found
     if found or definition is None or use_case.endpoint is None:
         return

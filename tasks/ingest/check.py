@@ -138,7 +138,12 @@ def check_rows(
         total = typed.num_rows + len(before)
         problems.append(f"{count} of {total} rows would be quarantined, {allowed} are allowed; {'; '.join(why)}")
     if keep_latest and count <= allowed:
-        bad_rows |= explain_older_rows(typed, keep_latest, bad_rows)
+        older = explain_older_rows(typed, keep_latest, bad_rows)
+        if (left := typed.num_rows + len(before) - len(older)) < keep_latest.min_rows:
+            problems.append(
+                f"{left} rows are left where of each key the latest counts, expected at least {keep_latest.min_rows}"
+            )
+        bad_rows |= older
         bad_rows = {place: bad_rows[place] for place in sorted(bad_rows)}
     # Of a table as a whole, or of rows that Great Expectations counts without saying which.
     of_no_row = [*(o for o in unmet if not o.failed_rows), *(o for o in found if not o.positions)]

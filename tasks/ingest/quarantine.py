@@ -10,13 +10,14 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import date, datetime
 from decimal import Decimal
 from typing import Any
 
 import pyarrow as pa
 from psycopg2.extensions import cursor
+from psycopg2.extras import execute_batch
 
 from adapters.connect import Outside
 from adapters.lake import Stored
@@ -27,6 +28,7 @@ from pipeline.spec import UseCase
 from tasks.common.command import parse_command, report_mistakes
 from tasks.ingest.check import CheckedTable
 
+_PAGE_ROWS = 500
 _INSERT = """
 insert into quarantine (use_case, table_name, partition_start, raw_sha256, row_number, row_data, reasons)
 values (%s, %s, %s, %s, %s, %s, %s) on conflict do nothing"""
@@ -67,17 +69,33 @@ def insert_quarantined(at: cursor, landed: TableBatch, batch: Batch, checked: Ch
     """Set the bad rows of a table aside, in the caller's transaction."""
     assert checked.typed is not None, "a table without problems has been typed"
     where = (batch.use_case, landed.table, batch.partition_start, landed.raw_sha256)
-    for number, reasons in checked.bad_rows.items():
-        [row] = checked.typed.slice(number, 1).to_pylist()
-        insert_quarantined_row(at, where, number, {**row, **checked.faults.get(number, {})}, reasons)
+    rows = (
+        _describe_row(where, number, {**row, **checked.faults.get(number, {})}, reasons)
+        for (number, reasons), row in zip(checked.bad_rows.items(), _list_rows(checked), strict=True)
+    )
+    execute_batch(at, _INSERT, rows, _PAGE_ROWS)
+
+
+def _list_rows(checked: CheckedTable) -> Iterator[dict[str, Any]]:
+    """The bad rows, so many at once as are written at once."""
+    assert checked.typed is not None
+    numbers = list(checked.bad_rows)
+    for start in range(0, len(numbers), _PAGE_ROWS):
+        yield from checked.typed.take(pa.array(numbers[start : start + _PAGE_ROWS], pa.int64())).to_pylist()
 
 
 def insert_quarantined_row(
     at: cursor, where: tuple[str, str, datetime, str], number: int, values: Mapping[str, Any], reasons: Sequence[str]
 ) -> None:
     """Set one row aside; `where` is its use case, table, partition's start and the SHA-256 of the raw data."""
+    at.execute(_INSERT, _describe_row(where, number, values, reasons))
+
+
+def _describe_row(
+    where: tuple[str, str, datetime, str], number: int, values: Mapping[str, Any], reasons: Sequence[str]
+) -> tuple[Any, ...]:
     document = json.dumps({name: to_json_value(value) for name, value in values.items()})
-    at.execute(_INSERT, (*where, number, document, list(reasons)))
+    return (*where, number, document, list(reasons))
 
 
 def list_quarantined(

@@ -150,7 +150,9 @@ def _unknown(observed: Observed, before: Sequence[OtherDecision]) -> Iterator[Co
         yield TriageCode.UNKNOWN, f"unknown: {_named(unknown)} could not be measured"
     lasting = unknown_features([drift for drift in observed.drifts if drift.is_lasting])
     # Once a model: an alert at each of its partitions would be no news, and hide the others.
-    if lasting and all(other.model_version != observed.model_version for other in before):
+    if lasting and all(
+        other.model_version != observed.model_version or other.decision == Action.BLOCK for other in before
+    ):
         sentence = f"unknown: {_named(lasting)} cannot be measured as long as this model is champion: too many values"
         yield TriageCode.UNKNOWN, f"{sentence} are rare"
     if not observed.drifts:

@@ -67,8 +67,7 @@ def _count_effective(inside: Floats, day: NDArray[np.intp], days: int, *, confid
     n, share = len(inside), float(inside.mean())
     off = np.bincount(day, inside - share, days)  # of each day, how many more than its rows make one expect
     variance = days / (days - 1) * float((off**2).sum()) / n**2
-    if variance == 0:
-        return float(n)
     # Few days tell little of how days differ: Student's t, as if for a mean over them.
     doubt = float(t.ppf(confidence, days - 1) / t.ppf(confidence, max(n - 1, 1)))
-    return min(float(n), share * (1 - share) / (variance * doubt**2))
+    most = n / doubt**2
+    return most if variance == 0 else min(most, share * (1 - share) / (variance * doubt**2))

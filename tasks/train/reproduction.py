@@ -1,6 +1,5 @@
 """Trains a registered model again from what its record says, and compares weights and metrics."""
 
-import math
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -101,10 +100,12 @@ def _validation_problems(use_case: UseCase, original: Bundle, rows: pa.Table, re
     twin = fit_ensemble(replace(recipe, seeds=seeds), train, best_device())
     score = Predictor(Bundle(card={}, encoder=twin.encoder, members=twin.members[:1])).predict(validation)
     now = {f"validation_{k}": v for k, v in compute_metrics(use_case.target.kind, score, labels(validation)).items()}
-    problems = [
-        f"{name}: {recorded.get(name)} recorded, {value:.6f} now (is train.validation_days what it was?)"
-        for name, value in now.items()
-        if not abs(recorded.get(name, math.inf) - value) <= SCORE_TOLERANCE
+    measured = [name for name in now if name in recorded]  # a metric that came later was not
+    problems = [] if measured else ["no validation metric was recorded"]
+    problems += [
+        f"{name}: {recorded[name]} recorded, {now[name]:.6f} now (is train.validation_days what it was?)"
+        for name in measured
+        if not abs(recorded[name] - now[name]) <= SCORE_TOLERANCE
     ]
     if original.interval is not None:
         again = calibrate_by_twin(twin, rows, moments, coverage=original.interval.coverage, time=use_case.time)

@@ -148,8 +148,23 @@ def test_what_could_not_be_measured_is_no_sample_and_counted_as_unknown(outside:
     assert numbers.get_sample_value("windsock_drift_unknown", FLIGHTS) == 1
 
 
-def test_a_use_case_that_has_no_champion_says_so_before_anything_else_is_there(observer: str) -> None:
-    assert make_registry(observer, PARAMS).get_sample_value("windsock_champion_present", FLIGHTS) == 0
+def test_a_use_case_that_runs_and_has_no_champion_says_so_before_anything_else_is_there(
+    observer: str, tmp_path: Path
+) -> None:
+    (running := tmp_path / "params.yaml").write_text(PARAMS.read_text().replace("  paused: true ", "  paused: false "))
+    assert make_registry(observer, running).get_sample_value("windsock_champion_present", FLIGHTS) == 0
+
+
+def test_one_that_waits_without_data_is_no_alert_and_one_that_has_some_is(outside: Outside, observer: str) -> None:
+    """What is shipped and never replayed here costs nothing."""
+    numbers = make_registry(observer, PARAMS)
+    assert numbers.get_sample_value("windsock_champion_present", FLIGHTS) is None
+    outside.warehouse.execute(
+        "insert into batches (use_case, table_name, partition_start, partition_end, version, raw_sha256, raw_uri,"
+        " raw_rows, status)"
+        " values ('flights', 'flights', '2013-01-07', '2013-01-14', 1, 'a', 's3://lake/a', 1, 'landed')"
+    )
+    assert numbers.get_sample_value("windsock_champion_present", FLIGHTS) == 0
 
 
 def test_a_feed_is_as_old_as_its_newest_clean_content(outside: Outside, observer: str) -> None:

@@ -48,10 +48,6 @@ def test_what_is_shipped_may_be_searched(
 def test_each_thing_that_could_not_be_judged_or_served_is_named(
     use_case: UseCase, snapshot: Snapshot, outside: Outside, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    late = change(use_case, {"time.label_delay_hours": 720})
-    assert "params.yaml:" in refuse(late, snapshot, outside)
-    assert "flights.train.validation_days: 14: no label" in refuse(late, snapshot, outside)
-
     with monkeypatch.context() as patched:
         define(patched, ENGINELESS)
         assert "features/flights.py  odd: " in refuse(use_case, snapshot, outside)
@@ -77,6 +73,17 @@ def test_how_often_a_model_is_judged_or_retrained_stops_no_training(
     """The whole check names it; a person may want it, and what is trained is no worse for it."""
     often = change(use_case, {"monitor.max_age_days": 20})
     require_servable(often, snapshot, snapshot.end, outside)
+
+
+def test_keys_that_contradict_each_other_are_told_and_stop_no_training(
+    use_case: UseCase, snapshot: Snapshot, outside: Outside, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where labels take 30 days at most, those of a week may yet be known."""
+    late = change(use_case, {"time.label_delay_hours": 720})
+    require_servable(late, snapshot, snapshot.end, outside)
+    said = capsys.readouterr().out
+    assert "params.yaml:" in said
+    assert "flights.train.validation_days: 14: no label" in said
 
 
 def test_a_latest_partition_without_events_is_passed_over(

@@ -148,6 +148,8 @@ CASES = [
     Case("what this model can never be watched by, at its first partition", "alert",
          "unknown: x1 cannot be measured as long as this model is champion", lasting("x1")),
     Case("and at its next: told already", "ignore", "nothing found", lasting("x1"), (past(1),)),
+    Case("a broken feed was all that was told at its first", "alert", "unknown: x1 cannot be measured", lasting("x1"),
+         (past(1, "block"),)),
     Case("another model was told of", "alert", "unknown: x1 cannot be measured", lasting("x1"),
          (past(1, model_version="0"),)),
     Case("what could not be measured this once is no part of it", "alert", "unknown: x2 could not be measured",
