@@ -143,8 +143,8 @@ def check_rows(
             problems.append(
                 f"{left} rows are left where of each key the latest counts, expected at least {keep_latest.min_rows}"
             )
-        bad_rows |= older
-        bad_rows = {place: bad_rows[place] for place in sorted(bad_rows)}
+        else:
+            bad_rows = dict(sorted((bad_rows | older).items()))
     # Of a table as a whole, or of rows that Great Expectations counts without saying which.
     of_no_row = [*(o for o in unmet if not o.failed_rows), *(o for o in found if not o.positions)]
     return CheckedTable(

@@ -130,6 +130,13 @@ DEFINITION_MISTAKES: list[tuple[FeatureSet, str, str, str, str]] = [
     (number("carrier", "seats"), FEATURES, "carrier", "numeric and categorical at once", "two names"),
     (windows(1, prefix="all"), FEATURES, "all", "two windows of one prefix", "two prefixes"),
     (
+        windows(0, sums=("one", "one_var"), variances=("one",)),
+        FEATURES,
+        f"{FLIGHTS.windows[0].prefix}_one_var_7d",
+        "two columns of one window have this name",
+        "another name of a column",
+    ),
+    (
         replace(FLIGHTS, point_sql={n: s for n, s in FLIGHTS.point_sql.items() if n != "prediction_time"}),
         FEATURES,
         "prediction_time",

@@ -194,6 +194,18 @@ def test_older_rows_of_a_key_are_no_faults_and_bad_rows_among_them_are(
     assert f"1 of {rows.num_rows + 2} rows would be quarantined, 0 are allowed" in problem(bad)
 
 
+def test_a_feed_that_tells_one_row_again_and_again_is_not_as_many_rows_as_are_expected(
+    rows: pa.Table, limits: Table, partition: Interval
+) -> None:
+    keeping = limits.model_copy(update={"duplicates": "keep_latest", "min_rows": 50})
+    again = pa.concat_tables([rows.slice(0, 1)] * 60)
+    assert "1 rows are left where of each key the latest counts, expected at least 50" in problem(
+        check_table(again, SUITE, keeping, partition)
+    )
+    most = pa.concat_tables([rows.slice(0, 50), *[rows.slice(0, 1)] * 10])
+    assert "are left" not in "".join(check_table(most, SUITE, keeping, partition).problems)
+
+
 # Partitions in which nothing has to come
 
 

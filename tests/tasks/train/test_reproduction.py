@@ -45,6 +45,10 @@ def test_the_drill_a_registered_model_is_reproduced_and_what_differs_is_said(mlf
         )
         [problem] = reproduction.reproduce(case, version, outside).problems
     assert problem.startswith("validation_auc: ")
+    for kept, problems in (("validation_auc", []), ("validation_none", ["no validation metric was recorded"])):
+        with monkeypatch.context() as patched:  # as before there were other metrics
+            patched.setattr(Registry, "metrics", lambda *_, kept=kept: {k: v for k, v in recorded.items() if k == kept})
+            assert reproduction.reproduce(case, version, outside).problems == problems
 
     toy.install(seed=1)
     other_rows = reproduction.reproduce(case, version, outside)
