@@ -1,7 +1,7 @@
 """Search, fit, judge and, where it is better, promote a model.
 
-**Steps.** `plan` fixes the features and the data time, and stops what could not be judged or served (what `make
-check-use-case` finds without the source, and events asked as a client asks); `tune`, a task a worker (`train.workers`),
+**Steps.** `plan` fixes the features and the data time, and stops what could not be judged or served (all that the check
+of a use case finds without the source, and events asked as a client asks); `tune`, a task a worker (`train.workers`),
 searches on the validation days only (one Optuna study in Postgres, so that a killed search goes on where it was);
 `refit` trains the best configuration and registers the candidate; `evaluate` compares it with the champion on the same
 holdout rows; where the candidate won, and the use case's risk is high or the champion learnt features that can no
