@@ -71,17 +71,17 @@ def insert_quarantined(at: cursor, landed: TableBatch, batch: Batch, checked: Ch
     where = (batch.use_case, landed.table, batch.partition_start, landed.raw_sha256)
     rows = (
         _describe_row(where, number, {**row, **checked.faults.get(number, {})}, reasons)
-        for (number, reasons), row in zip(checked.bad_rows.items(), _list_rows(checked), strict=True)
+        for (number, reasons), row in zip(
+            checked.bad_rows.items(), _list_rows(checked.typed, [*checked.bad_rows]), strict=True
+        )
     )
     execute_batch(at, _INSERT, rows, _PAGE_ROWS)
 
 
-def _list_rows(checked: CheckedTable) -> Iterator[dict[str, Any]]:
-    """The bad rows, so many at once as are written at once."""
-    assert checked.typed is not None
-    numbers = list(checked.bad_rows)
+def _list_rows(typed: pa.Table, numbers: Sequence[int]) -> Iterator[dict[str, Any]]:
+    """Some rows, so many at once as are written at once."""
     for start in range(0, len(numbers), _PAGE_ROWS):
-        yield from checked.typed.take(pa.array(numbers[start : start + _PAGE_ROWS], pa.int64())).to_pylist()
+        yield from typed.take(pa.array(numbers[start : start + _PAGE_ROWS], pa.int64())).to_pylist()
 
 
 def insert_quarantined_row(
