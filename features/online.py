@@ -106,7 +106,7 @@ class _Lookup(NamedTuple):
 
 
 class OnlineFeatures:
-    """One definition, compiled, with the series decoded so far; for one thread."""
+    """One definition, compiled, with the series decoded last, of about `cache_bytes`; for one thread."""
 
     def __init__(self, definition: FeatureSet, lead: timedelta, *, cache_bytes: int) -> None:
         compiled = compile_definition(definition)
@@ -122,14 +122,18 @@ class OnlineFeatures:
         self._state: StoreState | None = None
         self.forget()
 
+    @property
+    def held_bytes(self) -> int:
+        """What the decoded series take in memory, about."""
+        return self._held_bytes
+
     def compute(self, events: pa.Table, fetch: FetchSeries | None) -> ComputedFeatures:
         """As `compute_rows`, of a table whose columns are the fields of requests, moments naive UTC."""
         return self.compute_rows(list_events(events), fetch)
 
     def compute_rows(self, events: Sequence[Event], fetch: FetchSeries | None) -> ComputedFeatures:
         """Features of events; `fetch` reads series by their keys, and None stands for a store that does not answer."""
-        if self._held_bytes > self._cache_bytes:
-            self.forget()
+        self._make_room()
         while True:
             try:
                 return self._compute(events, fetch)
@@ -215,9 +219,23 @@ class OnlineFeatures:
         gone = texts & self._texts.keys()
         for text in gone:
             name, key = self._texts.pop(text)
-            if (decoded := self._lookups[name].held.pop(key)) is not None:
+            if (decoded := self._lookups[name].held.pop(key)) is None:
+                self._held_bytes -= _count_bytes(text, decoded)
+            else:
                 self._replaced[text] = decoded
         return bool(gone)
+
+    def _make_room(self) -> None:
+        """Drop what was decoded longest ago, as far as there is too much: a batch never has all to decode again."""
+        while self._held_bytes > self._cache_bytes and (self._replaced or self._texts):
+            if self._replaced:
+                text = next(iter(self._replaced))
+                decoded: DecodedSeries | None = self._replaced.pop(text)
+            else:
+                text = next(iter(self._texts))
+                name, key = self._texts.pop(text)
+                decoded = self._lookups[name].held.pop(key)
+            self._held_bytes -= _count_bytes(text, decoded)
 
     def _absent(self, points: Sequence[_Point], wanted: Sequence[_Lookup]) -> Iterator[tuple[str, Hashable]]:
         """The series to read: name and key. Every point gets the keys of what is wanted."""
@@ -230,14 +248,19 @@ class OnlineFeatures:
     def _decode(self, name: str, key: Hashable, text: str, parts: tuple[bytes | None, bytes | None]) -> None:
         series, _, held, *_ = self._lookups[name]
         if was := self._replaced.pop(text, None):
-            self._held_bytes -= was.events.nbytes
+            self._held_bytes -= _count_bytes(text, was)
         try:
             decoded = decode_series(series, text, parts, was)
         except ValueError:
             decoded = None
         held[key] = decoded
         self._texts[text] = name, key
-        self._held_bytes += (decoded.events.nbytes if decoded else 0) + _KEY_COPIES * len(text)
+        self._held_bytes += _count_bytes(text, decoded)
+
+
+def _count_bytes(text: str, decoded: DecodedSeries | None) -> int:
+    """What a series takes that is held under the text of its key, about."""
+    return (decoded.events.nbytes if decoded else 0) + _KEY_COPIES * len(text)
 
 
 def _add_series(point: _Point, wanted: Sequence[_Lookup], *, is_answered: bool) -> None:

@@ -52,8 +52,8 @@ class DataTime:
         self._thread.join()
 
     @property
-    def is_over(self) -> bool:
-        """Whether all has been told: the source holds what was to come."""
+    def is_still(self) -> bool:
+        """Whether nothing comes by itself any more: the source holds what was to come."""
         return self._source.told_until >= self._until
 
     def has_reached(self, moment: datetime) -> bool:
@@ -87,11 +87,12 @@ class DataTime:
 
 
 class AskedTime:
-    """The source's clock goes on to the moment that somebody waits for, at once and no further, up to `until`."""
+    """The source's clock goes on to the moment that somebody waits for, at once and no further."""
 
-    def __init__(self, source: LiveSource, *, until: datetime, then: Callable[[datetime, datetime], object]) -> None:
-        """`then` is told of each step, once it was taken."""
-        self._source, self._until, self._then = source, until, then
+    is_still = True  # nothing ever comes by itself
+
+    def __init__(self, source: LiveSource) -> None:
+        self._source = source
 
     def __enter__(self) -> Self:
         """Nothing goes on by itself."""
@@ -102,15 +103,8 @@ class AskedTime:
     ) -> None:
         """Nothing has to be stopped."""
 
-    @property
-    def is_over(self) -> bool:
-        """Whether all has been told: the source holds what was to come."""
-        return self._source.told_until >= self._until
-
     def has_reached(self, moment: datetime) -> bool:
         """All that became known before a moment is in the source from now on."""
-        start = self._source.told_until
-        if start < moment:
+        if self._source.told_until < moment:
             self._source.tell(moment)
-            self._then(start, moment)
         return True

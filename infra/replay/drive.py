@@ -107,16 +107,15 @@ class Replay:
         self.traffic.ask_about(week.start, week.end, per_second=_AFTERWARDS_PER_SECOND)
 
     def _data_time(self, plan: ReplayPlan, weeks: list[Interval]) -> DataTime | AskedTime:
-        until, then = weeks[-1].end, self.traffic.ask_about
         if plan.seconds_per_hour is None:
-            return AskedTime(self.source, until=until, then=then)
+            return AskedTime(self.source)
         return DataTime(
             self.use_case,
             self.source,
-            until=until,
+            until=weeks[-1].end,
             seconds_per_hour=plan.seconds_per_hour,
             broken=self._find_broken(plan, weeks),
-            then=then,
+            then=self.traffic.ask_about,
         )
 
     def _find_broken(self, plan: ReplayPlan, weeks: list[Interval]) -> Interval | None:
@@ -217,7 +216,7 @@ class Replay:
                 self.progress.say(label, f"{week.start:%d %b}: INJECTED: {broken.what} ({broken.rows} rows)")
         if week.start not in self.state.list_clean_partitions():
             self.runs.run_to_end(label, "ingest", f"replay__{key}", partition_key=key)
-        if data_time.is_over or isinstance(data_time, AskedTime):  # nothing is due, and a rollout waits for requests
+        if data_time.is_still:  # nothing is due, and a rollout waits for requests
             self._ask_about_all(week)
         self._build_features(label, week.end)
         self._write_scores(label)

@@ -35,7 +35,8 @@ class Traffic:
     """A thread that asks at an even pace, from the first step until the block ends; without a gateway it is silent."""
 
     def __init__(self, use_case: UseCase, outside: Outside, source: LiveSource, *, per_second: float = 10) -> None:
-        self._use_case, self._outside, self._source, self._per_second = use_case, outside, source, per_second
+        self._use_case, self._outside, self._source, self._usual = use_case, outside, source, per_second
+        self._pause = 1 / per_second
         self._definition = features.definition(use_case.name)
         self._events: Sequence[Mapping[str, Any]] = ()
         self._over = threading.Event()
@@ -63,20 +64,19 @@ class Traffic:
 
     def ask_about(self, start: datetime, end: datetime, *, per_second: float | None = None) -> None:
         """From now on ask about the events whose prediction is due in an interval; they were entered before."""
-        self._per_second = per_second or self._per_second
         replayed = self._source.replayed
         before = replayed.entered_before - self._use_case.time.lead
         known = self._source.rows_between(replayed.events, start - before, end - before)
         if self._outside.gateway is not None and known.num_rows:
-            self._steps += 1
+            self._steps, self._pause = self._steps + 1, 1 / (per_second or self._usual)
             self._events = [to_request(self._definition, row) for row in known.to_pylist()]
 
     def _ask_on(self) -> None:
-        while not self._over.wait(1 / self._per_second):
+        while not self._over.wait(self._pause):
             events = self._events
             for event in cycle(events):
                 self._ask(event)
-                if self._over.wait(1 / self._per_second) or self._events is not events:
+                if self._over.wait(self._pause) or self._events is not events:
                     break
 
     def _ask(self, event: Mapping[str, Any]) -> None:

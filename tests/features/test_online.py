@@ -198,6 +198,35 @@ def test_hot_keys_are_read_once_and_a_refresh_is_seen_at_once(world: World, even
     assert moved(after.features, online(few, newer).features) == []
 
 
+def test_a_cache_that_is_full_makes_room_for_what_is_new_and_keeps_the_rest(
+    batch: pa.Table, events: pa.Table, store: Stored
+) -> None:
+    stored, whole = Stored(store.state, store.series), OnlineFeatures(FLIGHTS, LEAD, cache_bytes=CACHE_BYTES)
+    first, last = events.slice(0, 64), events.slice(events.num_rows - 64)
+    whole.compute(first, stored.fetch)
+    of_first, read_by_whole = whole.held_bytes, {key for keys in stored.reads for key in keys}
+    tight = OnlineFeatures(FLIGHTS, LEAD, cache_bytes=int(1.1 * of_first))
+    for rows, expected in ((first, batch.slice(0, 64)), (last, batch.slice(batch.num_rows - 64))):
+        assert moved(expected, tight.compute(rows, stored.fetch).features) == []
+    stored.reads.clear()
+    assert moved(batch.slice(0, 64), tight.compute(first, stored.fetch).features) == []
+    read_again = {key for keys in stored.reads for key in keys}
+    assert read_again < read_by_whole
+    assert read_again
+
+
+def test_series_that_change_ever_again_do_not_push_out_those_that_stay(events: pa.Table, store: Stored) -> None:
+    few, stored = events.slice(0, 16), Stored(store.state, store.series)
+    reader = OnlineFeatures(FLIGHTS, LEAD, cache_bytes=CACHE_BYTES)
+    reader.compute(few, stored.fetch)
+    often, needed = [key for keys in stored.reads for key in keys][::3], reader.held_bytes
+    for changes in range(1, 50):
+        stored.state = store.state._replace(changes=changes)
+        stored.changed = dict.fromkeys(often, changes)
+        reader.compute(few, stored.fetch)
+        assert reader.held_bytes == needed
+
+
 def test_a_damaged_series_is_named_and_answered_without(batch: pa.Table, events: pa.Table, store: Stored) -> None:
     damaged = dict(store.series)
     for key in [key for key in damaged if key.startswith("weather(origin)")]:

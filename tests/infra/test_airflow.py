@@ -32,6 +32,7 @@ from pipeline.settings import REPOSITORY, read_settings
 from pipeline.spec import use_cases
 from tests.conftest import start_stack
 from tests.infra.test_doctor import Environment, nobody, wrong
+from tests.infra.test_stack import all_processes, command_lines
 from tests.models import synthetic
 from tests.models.test_training import recipe
 from tests.tasks import planted
@@ -109,9 +110,7 @@ def test_our_dags_are_parsed(call: Callable[..., Any]) -> None:
 
 def test_no_secret_is_on_a_command_line(airflow_stack: Stack) -> None:
     secrets = [value for name, value in airflow_stack.home().secrets.items() if name != "stack"]
-    parts = airflow_stack.state()["parts"].values()
-    leaders = [ProcessIdentity(pid=p["pid"], started=p["started"]) for p in parts if "pid" in p]
-    lines = [" ".join(p.cmdline()) for leader in leaders for p in find_members(leader, airflow_stack.home().stack)]
+    lines = [line for _, line in command_lines(all_processes(airflow_stack))]
     assert len(lines) > len(PARTS)
     assert not [line for line in lines for secret in secrets if secret in line]
 

@@ -125,7 +125,7 @@ def test_data_time_goes_on_by_half_hours_to_its_end_and_says_so(
 
     with DataTime(use_case, source, until=until, seconds_per_hour=0.01, broken=WEEK, then=note) as data_time:
         assert wait_until(lambda: data_time.has_reached(until), within_seconds=30)
-        assert data_time.is_over
+        assert data_time.is_still
     assert steps == [
         *((START + n * half, START + (n + 1) * half) for n in range(4)),
         (START + 4 * half, until),

@@ -8,7 +8,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,13 @@ def all_processes(stack: Stack) -> list[psutil.Process]:
     return [p for leader in leaders for p in find_members(leader, mark)]
 
 
+def command_lines(found: Iterable[psutil.Process]) -> Iterator[tuple[psutil.Process, str]]:
+    """Each process and its command line, but for those that have ended since they were found."""
+    for process in found:
+        with suppress(psutil.NoSuchProcess):  # a zombie has no command line any more, and is one of these
+            yield process, " ".join(process.cmdline())
+
+
 def kill(stack: Stack, part: str) -> None:
     """Kill a part as the kernel would, and wait until its supervisor has it up again."""
     before = part_pid(stack, part)
@@ -111,7 +119,7 @@ def test_the_env_file_is_private_and_complete(own: Stack) -> None:
 
 def test_no_secret_is_on_a_command_line_or_in_a_log_or_state_file(own: Stack) -> None:
     secrets = [value for name, value in own.home().secrets.items() if name != "stack"]
-    words = " ".join(word for p in all_processes(own) for word in p.cmdline())
+    words = " ".join(line for _, line in command_lines(all_processes(own)))
     files = [*own.home().logs.iterdir(), own.folder / "state.json", own.folder / "ports.json"]
     text = words + "".join(path.read_text(errors="replace") for path in files)
     assert not [secret for secret in secrets if secret in text]

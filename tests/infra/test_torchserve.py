@@ -30,7 +30,7 @@ from serving.request import RequestReader
 from tests.conftest import start_stack
 from tests.features.stored import filled, requests
 from tests.features.world import day, engine, small_world
-from tests.infra.test_stack import query, until
+from tests.infra.test_stack import command_lines, query, until
 from tests.serving.online import OPTIONS, as_json, event, fill, make_bundle
 
 SETTINGS = {"batch_size": 64, "max_batch_delay_ms": 1, "workers": 1}
@@ -114,7 +114,7 @@ def processes(online: Stack, name: str) -> list[psutil.Process]:
 
 
 def workers(online: Stack) -> list[psutil.Process]:
-    return [p for p in processes(online, "torchserve") if "model_service_worker" in " ".join(p.cmdline())]
+    return [p for p, line in command_lines(processes(online, "torchserve")) if "model_service_worker" in line]
 
 
 def test_two_versions_answer_beside_each_other_as_the_batch_path_does(served, online, bundles):

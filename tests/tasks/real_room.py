@@ -61,7 +61,7 @@ def connect(environment: Mapping[str, str], folder: Path) -> tuple[UseCase, Outs
     outside = Outside(read_settings({**environment, "WINDSOCK_HOME": str(folder / "home")}))
     outside.__dict__.update(registry=server_room.Registry(folder / "models"), versions=Versions(folder), lake=Lake())
     rules = {"shadow_requests": 20, "canary_share": 0.5, "canary_requests": 20, "hold_minutes": 2, "golden_rows": 64,
-             "max_p99_ms": 2000}  # fmt: skip  # a machine that does other things as well
+             "max_p99_ms": 60_000}  # fmt: skip  # a machine that does other things as well
     case = server_room.rolled_out(shipped, **rules)
     assert case.endpoint is not None
     return case.model_copy(update={"endpoint": case.endpoint.model_copy(update={"store_timeout_ms": 2000})}), outside

@@ -43,9 +43,10 @@ EVENTS = 40
 _NO_FEATURES = ("entity_key", "event_time", "prediction_time", "label", "label_time")
 AS_OF = datetime(2013, 4, 1, tzinfo=UTC)
 RULES = Rollout(
-    golden_rows=32, tolerance=1e-5, max_p99_ms=800, max_error_share=0.02, shadow_requests=10, canary_share=0.5,
+    golden_rows=32, tolerance=1e-5, max_p99_ms=60_000, max_error_share=0.02, shadow_requests=10, canary_share=0.5,
     canary_requests=10, hold_minutes=2,
 )  # fmt: skip
+TOO_SLOW_MS = 1.5 * RULES.max_p99_ms  # is said, never waited: no budget here is one of the machine's own time
 
 
 def rolled_out(use_case: UseCase, **changes: Any) -> UseCase:

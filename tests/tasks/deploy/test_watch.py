@@ -8,7 +8,7 @@ from adapters.gateway import Route
 from serving.reasons import DegradedReason
 from tasks.deploy import deploy, deployments, reconcile, watch
 from tests.tasks.rollouts import actions, alerts, challenge, clients, go, last
-from tests.tasks.server_room import Misbehaviour, Room, crown
+from tests.tasks.server_room import TOO_SLOW_MS, Misbehaviour, Room, crown
 
 TWO = Route("2", None, 0.0)
 
@@ -60,7 +60,7 @@ def test_a_version_that_does_well_stays_and_each_look_is_a_row(second):
     assert alerts(second) == []
 
 
-@pytest.mark.parametrize("bad", [{"fails": lambda number: number % 4 == 0}, {"off": 0.01}, {"slow_ms": 900.0}])
+@pytest.mark.parametrize("bad", [{"fails": lambda number: number % 4 == 0}, {"off": 0.01}, {"slow_ms": TOO_SLOW_MS}])
 def test_errors_wrong_scores_or_latency_bring_the_version_before_back_once(second, bad):
     second.bad["2"] = Misbehaviour(**bad)
     second.traffic(20)
@@ -84,7 +84,7 @@ def test_errors_wrong_scores_or_latency_bring_the_version_before_back_once(secon
 @pytest.mark.parametrize(("every", "stays"), [(60, True), (10, False)])
 def test_one_slow_request_of_many_is_no_reason_and_one_in_ten_is(second, every, stays):
     look(second)
-    second.bad["2"] = Misbehaviour(slow_ms=900, slow=lambda number: number % every == 0)
+    second.bad["2"] = Misbehaviour(slow_ms=TOO_SLOW_MS, slow=lambda number: number % every == 0)
     second.traffic(60)
     said = look(second)
     assert ("60 requests, 0 errors" in said) == stays
