@@ -8,7 +8,8 @@ nothing to do it ends as skipped. `measure_online` joins what was answered onlin
 there is an endpoint. `compare_served` compares the features of answers in time with batch's, one by one, and proves why
 they differ; what has no cause is an alert.
 
-**Started by** new scores, by `reconcile`, or by hand. Every run does all pending work.
+**Started by** new scores, by `reconcile`, or by hand. Every run does all pending work. Two may be under way, so that no
+decision waits until the answers before it are compared; of each task one runs at a time.
 
 **To resume** run it again: there is one decision per use case and data time.
 """
@@ -26,9 +27,9 @@ from pipeline.spec import UseCase
 
 def make_monitor_dag(use_case: UseCase) -> DAG:
     """`monitor -> measure_online -> compare_served`, after scores."""
-    with DAG(
-        **dag_args(use_case, "monitor", __doc__), schedule=PartitionedAssetTimetable(assets=scores(use_case))
-    ) as dag:
+    arguments = dag_args(use_case, "monitor", __doc__) | {"max_active_runs": 2}
+    arguments["default_args"]["max_active_tis_per_dag"] = 1
+    with DAG(**arguments, schedule=PartitionedAssetTimetable(assets=scores(use_case))) as dag:
 
         @task(task_id="monitor", execution_timeout=timedelta(hours=2))
         def decide_partitions() -> list[Drift]:

@@ -96,6 +96,16 @@ def test_every_task_of_ours_is_retried_bounded_in_time_and_reports_its_failure(b
             assert task.execution_timeout or task.task_id in waiting, name
 
 
+def test_one_run_of_a_verb_at_a_time_and_of_monitoring_one_of_each_task(bag: Any) -> None:
+    """A partition is decided on while the answers of the one before are still compared, and never two at once."""
+    several = {"ingest": 4, "monitor": 2}  # partitions lie side by side; the second is said above
+    for dag in bag.dags.values():
+        verb = dag.dag_id.partition(".")[2]
+        assert dag.max_active_runs == several.get(verb, 1), dag.dag_id
+        if verb == "monitor":
+            assert {task.max_active_tis_per_dag for task in dag.tasks} == {1}
+
+
 def test_training_and_the_data_workspace_have_one_slot_pools(bag: Any) -> None:
     from orchestration.defaults import POOLS
 
