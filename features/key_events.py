@@ -20,6 +20,7 @@ from features.series_codec import HEAD_BYTES, list_payloads, unpack_series
 _OBJECTS = frozenset({"varchar", "boolean"})  # kinds of which each value is an object
 _FORMS = {"double": "d"}
 _OVERHEAD_BYTES = 100  # of an array, about
+_KEY_COPIES = 4  # of a key's characters, about: its text, and its values
 _ITEM_BYTES = 48  # of a value that is an object of its own, about
 
 
@@ -48,6 +49,11 @@ class DecodedSeries:
     events: KeyEvents
     heads: list[bytes]
     ends: list[int]
+
+
+def count_held_bytes(text: str, decoded: DecodedSeries | None) -> int:
+    """What a series takes that is held under the text of its key, about; None: it is damaged."""
+    return (decoded.events.nbytes if decoded else 0) + _KEY_COPIES * len(text)
 
 
 def decode_series(

@@ -18,12 +18,11 @@ import pyarrow as pa
 from features.definition_expressions import REQUEST, compile_definition
 from features.engine import FeatureSet
 from features.feature_rows import FeatureRows
-from features.key_events import DecodedSeries, decode_series
+from features.key_events import DecodedSeries, count_held_bytes, decode_series
 from features.point_program import AddValues, compile_plan
 from features.series import Series
 
 _KEYS_AT_ONCE = 200
-_KEY_COPIES = 4  # of a key's characters, about: its text, and its values
 _MICROSECOND = timedelta(microseconds=1)
 
 Event = Mapping[str, Any]  # the fields of a request; moments are microseconds since 1970
@@ -220,7 +219,7 @@ class OnlineFeatures:
         for text in gone:
             name, key = self._texts.pop(text)
             if (decoded := self._lookups[name].held.pop(key)) is None:
-                self._held_bytes -= _count_bytes(text, decoded)
+                self._held_bytes -= count_held_bytes(text, decoded)
             else:
                 self._replaced[text] = decoded
         return bool(gone)
@@ -235,7 +234,7 @@ class OnlineFeatures:
                 text = next(iter(self._texts))
                 name, key = self._texts.pop(text)
                 decoded = self._lookups[name].held.pop(key)
-            self._held_bytes -= _count_bytes(text, decoded)
+            self._held_bytes -= count_held_bytes(text, decoded)
 
     def _absent(self, points: Sequence[_Point], wanted: Sequence[_Lookup]) -> Iterator[tuple[str, Hashable]]:
         """The series to read: name and key. Every point gets the keys of what is wanted."""
@@ -248,19 +247,14 @@ class OnlineFeatures:
     def _decode(self, name: str, key: Hashable, text: str, parts: tuple[bytes | None, bytes | None]) -> None:
         series, _, held, *_ = self._lookups[name]
         if was := self._replaced.pop(text, None):
-            self._held_bytes -= _count_bytes(text, was)
+            self._held_bytes -= count_held_bytes(text, was)
         try:
             decoded = decode_series(series, text, parts, was)
         except ValueError:
             decoded = None
         held[key] = decoded
         self._texts[text] = name, key
-        self._held_bytes += _count_bytes(text, decoded)
-
-
-def _count_bytes(text: str, decoded: DecodedSeries | None) -> int:
-    """What a series takes that is held under the text of its key, about."""
-    return (decoded.events.nbytes if decoded else 0) + _KEY_COPIES * len(text)
+        self._held_bytes += count_held_bytes(text, decoded)
 
 
 def _add_series(point: _Point, wanted: Sequence[_Lookup], *, is_answered: bool) -> None:

@@ -10,16 +10,21 @@ import pytest
 from adapters.connect import Outside
 from infra.replay import flights_source, incident, plots
 from infra.replay.__main__ import _check_answers, _check_ledger, _check_online, _check_promises
+from infra.replay.api import AirflowApi
+from infra.replay.drive import Replay
 from infra.replay.flights_source import FLIGHTS_REPLAYED
 from infra.replay.in_time import AnsweredWeek, compare_scores
 from infra.replay.ledger_summary import summarise_ledger
+from infra.replay.live_source import LiveSource
 from infra.replay.measures import ReplayedWeek, score_metrics
 from infra.replay.online import OnlineSummary, Parity
+from infra.replay.progress import ReplayProgress
 from infra.replay.report import format_answers
 from infra.replay.state import ReplayError, ReplayState
-from infra.replay.traffic import ClientTally
+from infra.replay.traffic import ClientTally, Traffic
 from pipeline.partitions import Interval
 from pipeline.spec import UseCase
+from tests.tasks.server_room import crown
 
 WEEK = Interval(datetime(2013, 1, 7, tzinfo=UTC), datetime(2013, 1, 14, tzinfo=UTC))
 
@@ -184,3 +189,56 @@ def test_a_request_without_a_models_answer_or_no_request_at_all_fails_the_demo(u
     _check_online(use_case, served, ClientTally())
     with pytest.raises(ReplayError):
         _check_online(use_case, served, asked)
+
+
+class _Idle(AirflowApi):
+    """An Airflow in which nothing runs."""
+
+    def __init__(self) -> None:
+        """Nobody is called."""
+
+    def count_active_runs(self, dag_id: str) -> int:
+        """None, of any DAG."""
+        assert dag_id == "flights.train"
+        return 0
+
+
+class _AskedTraffic(Traffic):
+    """Clients of whose requests only what they ask about matters: a version under way had enough of them."""
+
+    def ask_about(self, start: datetime, end: datetime, *, per_second: float | None = None) -> None:
+        self.asked = (start, end, per_second)
+        self._outside.warehouse.execute("update deployments set outcome = 'full', finished_at = now()")
+
+
+def replay_of(use_case: UseCase, outside: Outside) -> Replay:
+    source = LiveSource(outside.source, flights_source.FLIGHTS_SOURCE)
+    replay = Replay(use_case=use_case, replayed=FLIGHTS_REPLAYED, outside=outside, source=source, api=_Idle(),
+                    progress=ReplayProgress())  # fmt: skip
+    replay.traffic = _AskedTraffic(use_case, outside, source)
+    return replay
+
+
+def test_a_version_on_its_way_is_asked_about_until_it_has_arrived_and_one_that_has_is_not(
+    outside: Outside, use_case: UseCase
+) -> None:
+    replay = replay_of(use_case, outside)
+    replay._await_rollouts(WEEK)
+    assert not hasattr(replay.traffic, "asked")
+    outside.warehouse.execute(
+        "insert into deployments (deployment_id, request_id, use_case, kind, version, revision, as_of, actor, reason,"
+        " stage) values ('d', 'r', %s, 'rollout', '2', 2, %s, 'test', 'test', 'shadow')",
+        (use_case.name, WEEK.end),
+    )
+    replay._await_rollouts(WEEK)
+    assert replay.traffic.asked == (WEEK.start, WEEK.end, 40)  # type: ignore[attr-defined]
+
+
+def test_a_replay_goes_on_from_its_own_first_champion_and_from_no_other(outside: Outside, use_case: UseCase) -> None:
+    replay = replay_of(use_case, outside)
+    crown(outside, use_case, "1", None, 1)
+    [row] = outside.warehouse.query("select as_of from ledger")
+    began = row["as_of"].astimezone(UTC)
+    replay._train_first_champion(began)
+    with pytest.raises(ReplayError, match=f"the first champion here is of {began:%d %b %Y}, and a replay from 06 May"):
+        replay._train_first_champion(datetime(2013, 5, 6, tzinfo=UTC))

@@ -234,7 +234,10 @@ def test_a_canary_with_no_errors_and_shifted_predictions_is_reverted(first):
 
 
 def test_a_slow_canary_is_reverted(first):
-    first.on_route = lambda route: first.bad.update({"2": Misbehaviour(slow_ms=server_room.TOO_SLOW_MS if route.share else 0)})
+    def slow(route: Route) -> None:
+        first.bad["2"] = Misbehaviour(slow_ms=server_room.TOO_SLOW_MS if route.share else 0)
+
+    first.on_route = slow
     assert "was reverted at canary" in challenge(first)
     assert first.now == ALONE
 
