@@ -20,16 +20,16 @@ from airflow.sdk import DAG, PartitionedAssetTimetable, task
 from airflow.sdk.exceptions import AirflowSkipException
 
 from orchestration.assets import scores
-from orchestration.defaults import dag_args, declared, reach_outside
+from orchestration.defaults import dag_args, declared, default_args, reach_outside
 from pipeline.handoffs import Drift
 from pipeline.spec import UseCase
 
 
 def make_monitor_dag(use_case: UseCase) -> DAG:
     """`monitor -> measure_online -> compare_served`, after scores."""
-    arguments = dag_args(use_case, "monitor", __doc__) | {"max_active_runs": 2}
-    arguments["default_args"]["max_active_tis_per_dag"] = 1
-    with DAG(**arguments, schedule=PartitionedAssetTimetable(assets=scores(use_case))) as dag:
+    schedule = PartitionedAssetTimetable(assets=scores(use_case))
+    limits = {"max_active_runs": 2, "default_args": default_args(use_case.owner) | {"max_active_tis_per_dag": 1}}
+    with DAG(**dag_args(use_case, "monitor", __doc__) | limits, schedule=schedule) as dag:
 
         @task(task_id="monitor", execution_timeout=timedelta(hours=2))
         def decide_partitions() -> list[Drift]:

@@ -217,23 +217,22 @@ class OnlineFeatures:
         """Drop the series under some texts of keys; whether any was held."""
         gone = texts & self._texts.keys()
         for text in gone:
-            name, key = self._texts.pop(text)
-            if (decoded := self._lookups[name].held.pop(key)) is None:
+            if (decoded := self._take_out(text)) is None:
                 self._held_bytes -= count_held_bytes(text, decoded)
             else:
                 self._replaced[text] = decoded
         return bool(gone)
 
+    def _take_out(self, text: str) -> DecodedSeries | None:
+        """What is held under the text of a key, and is no more."""
+        name, key = self._texts.pop(text)
+        return self._lookups[name].held.pop(key)
+
     def _make_room(self) -> None:
         """Drop what was decoded longest ago, as far as there is too much: a batch never has all to decode again."""
         while self._held_bytes > self._cache_bytes and (self._replaced or self._texts):
-            if self._replaced:
-                text = next(iter(self._replaced))
-                decoded: DecodedSeries | None = self._replaced.pop(text)
-            else:
-                text = next(iter(self._texts))
-                name, key = self._texts.pop(text)
-                decoded = self._lookups[name].held.pop(key)
+            text = next(iter(self._replaced or self._texts))
+            decoded = self._replaced.pop(text) if self._replaced else self._take_out(text)
             self._held_bytes -= count_held_bytes(text, decoded)
 
     def _absent(self, points: Sequence[_Point], wanted: Sequence[_Lookup]) -> Iterator[tuple[str, Hashable]]:

@@ -98,7 +98,7 @@ def test_every_task_of_ours_is_retried_bounded_in_time_and_reports_its_failure(b
 
 def test_one_run_of_a_verb_at_a_time_and_of_monitoring_one_of_each_task(bag: Any) -> None:
     """A partition is decided on while the answers of the one before are still compared, and never two at once."""
-    several = {"ingest": 4, "monitor": 2}  # partitions lie side by side; the second is said above
+    several = {"ingest": 4, "monitor": 2}
     for dag in bag.dags.values():
         verb = dag.dag_id.partition(".")[2]
         assert dag.max_active_runs == several.get(verb, 1), dag.dag_id

@@ -24,7 +24,7 @@ from infra.local.__main__ import main
 from infra.local.airflow import JOBS, airflow_settings
 from infra.local.plan import GROUPS
 from infra.local.ports import find_free_port
-from infra.local.processes import ProcessIdentity, find_members
+from infra.local.processes import ProcessIdentity, find_members, wait_until_ended
 from infra.local.stack import Stack
 from infra.replay.flights_source import create_source_tables
 from models.ensemble import fit_ensemble
@@ -32,7 +32,7 @@ from pipeline.settings import REPOSITORY, read_settings
 from pipeline.spec import use_cases
 from tests.conftest import start_stack
 from tests.infra.test_doctor import Environment, nobody, wrong
-from tests.infra.test_stack import all_processes, command_lines
+from tests.infra.test_stack import all_processes, command_line, read_living
 from tests.models import synthetic
 from tests.models.test_training import recipe
 from tests.tasks import planted
@@ -110,7 +110,7 @@ def test_our_dags_are_parsed(call: Callable[..., Any]) -> None:
 
 def test_no_secret_is_on_a_command_line(airflow_stack: Stack) -> None:
     secrets = [value for name, value in airflow_stack.home().secrets.items() if name != "stack"]
-    lines = [line for _, line in command_lines(all_processes(airflow_stack))]
+    lines = read_living(all_processes(airflow_stack), command_line)
     assert len(lines) > len(PARTS)
     assert not [line for line in lines for secret in secrets if secret in line]
 
@@ -128,7 +128,7 @@ def test_a_killed_scheduler_comes_back_and_its_workers_do_not_live_on(airflow_st
 
     until(lambda: scheduler()["pid"] != leader.pid and scheduler()["state"] == "up")
     assert scheduler()["restarts"] == before["restarts"] + 1
-    assert not [p for p in workers if p.is_running() and p.status() != "zombie"]
+    assert wait_until_ended(workers, 0) == []
 
 
 def test_mlflow_keeps_its_runs_in_postgres_and_its_artifacts_in_s3(airflow_stack: Stack) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 import psycopg2
@@ -28,6 +28,8 @@ from infra.local.processes import ProcessIdentity, end_part, find_members, ident
 from infra.local.stack import Stack, check_free_space
 from pipeline.settings import REPOSITORY, read_settings
 from tests.conftest import start_stack
+
+T = TypeVar("T")
 
 
 @pytest.fixture(scope="module")
@@ -81,11 +83,17 @@ def all_processes(stack: Stack) -> list[psutil.Process]:
     return [p for leader in leaders for p in find_members(leader, mark)]
 
 
-def command_lines(found: Iterable[psutil.Process]) -> Iterator[tuple[psutil.Process, str]]:
-    """Each process and its command line, but for those that have ended since they were found."""
+def read_living(found: Iterable[psutil.Process], read: Callable[[psutil.Process], T]) -> list[T]:
+    """What is read of each process, but for those that have ended since they were found."""
+    told = list[T]()
     for process in found:
-        with suppress(psutil.NoSuchProcess):  # a zombie has no command line any more, and is one of these
-            yield process, " ".join(process.cmdline())
+        with suppress(psutil.NoSuchProcess):  # a zombie, of which nothing can be read any more, is one of these
+            told.append(read(process))
+    return told
+
+
+def command_line(process: psutil.Process) -> str:
+    return " ".join(process.cmdline())
 
 
 def kill(stack: Stack, part: str) -> None:
@@ -103,7 +111,8 @@ def test_every_part_is_healthy_by_a_real_check(own: Stack) -> None:
 
 
 def test_servers_listen_on_loopback_only(own: Stack) -> None:
-    listening = [c for p in all_processes(own) for c in p.net_connections() if c.status == psutil.CONN_LISTEN]
+    every = read_living(all_processes(own), psutil.Process.net_connections)
+    listening = [c for each in every for c in each if c.status == psutil.CONN_LISTEN]
     assert len(listening) >= 8
     assert {c.laddr.ip for c in listening} == {"127.0.0.1"}
 
@@ -119,7 +128,7 @@ def test_the_env_file_is_private_and_complete(own: Stack) -> None:
 
 def test_no_secret_is_on_a_command_line_or_in_a_log_or_state_file(own: Stack) -> None:
     secrets = [value for name, value in own.home().secrets.items() if name != "stack"]
-    words = " ".join(line for _, line in command_lines(all_processes(own)))
+    words = " ".join(read_living(all_processes(own), command_line))
     files = [*own.home().logs.iterdir(), own.folder / "state.json", own.folder / "ports.json"]
     text = words + "".join(path.read_text(errors="replace") for path in files)
     assert not [secret for secret in secrets if secret in text]

@@ -47,9 +47,11 @@ def test_data_time_goes_on_as_far_as_it_is_asked_and_no_further(outside: Outside
         assert count_later(outside, day(14)) == 0
         assert data_time.has_reached(day(21))
         assert data_time.has_reached(day(21))
+        assert source.told_until == day(21)
         assert count_later(outside, day(14)) > 500
         assert count_later(outside, day(21)) == 0
         assert data_time.has_reached(day(28))
+        assert source.told_until == day(28)
     again = LiveSource(outside.source, MADE)
     again.open(day(14))
     assert again.told_until == day(28), "a replay that was stopped goes on where its source is"

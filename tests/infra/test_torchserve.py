@@ -19,7 +19,7 @@ import features
 from adapters.endpoint import Endpoint
 from adapters.errors import Unavailable
 from adapters.model_store import Archive, ModelStore
-from infra.local.processes import ProcessIdentity, find_members
+from infra.local.processes import ProcessIdentity, find_members, wait_until_ended
 from infra.local.stack import Stack
 from infra.local.torchserve import online_dsn
 from models import bundle
@@ -30,7 +30,7 @@ from serving.request import RequestReader
 from tests.conftest import start_stack
 from tests.features.stored import filled, requests
 from tests.features.world import day, engine, small_world
-from tests.infra.test_stack import command_lines, query, until
+from tests.infra.test_stack import command_line, query, read_living, until
 from tests.serving.online import OPTIONS, as_json, event, fill, make_bundle
 
 SETTINGS = {"batch_size": 64, "max_batch_delay_ms": 1, "workers": 1}
@@ -114,7 +114,8 @@ def processes(online: Stack, name: str) -> list[psutil.Process]:
 
 
 def workers(online: Stack) -> list[psutil.Process]:
-    return [p for p, line in command_lines(processes(online, "torchserve")) if "model_service_worker" in line]
+    lines = read_living(processes(online, "torchserve"), lambda process: (process, command_line(process)))
+    return [process for process, line in lines if "model_service_worker" in line]
 
 
 def test_two_versions_answer_beside_each_other_as_the_batch_path_does(served, online, bundles):
@@ -417,4 +418,4 @@ def test_nothing_of_it_outlives_the_stack(online, served):
     everything = [*processes(online, "torchserve"), *processes(online, "shipper")]
     assert len(everything) >= 4
     online.stop()
-    assert [p for p in everything if p.is_running() and p.status() != psutil.STATUS_ZOMBIE] == []
+    assert wait_until_ended(everything, 0) == []

@@ -46,7 +46,7 @@ RULES = Rollout(
     golden_rows=32, tolerance=1e-5, max_p99_ms=60_000, max_error_share=0.02, shadow_requests=10, canary_share=0.5,
     canary_requests=10, hold_minutes=2,
 )  # fmt: skip
-TOO_SLOW_MS = 1.5 * RULES.max_p99_ms  # is said, never waited: no budget here is one of the machine's own time
+TOO_SLOW_MS = 1.5 * RULES.max_p99_ms  # said, and never waited for: no busy machine is refused
 
 
 def rolled_out(use_case: UseCase, **changes: Any) -> UseCase:
