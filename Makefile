@@ -39,6 +39,10 @@ stop: env ## end every process of the stack
 clean: env ## stop, and delete everything the stack stored
 	@$(BIN)/python -m infra.local clean
 
+.PHONY: sql
+sql: env ## psql at a database of the stack: DATABASE=warehouse (or source, studies); what is piped in is run
+	@$(BIN)/python -m infra.local sql -- $(or $(DATABASE),warehouse)
+
 .PHONY: demo
 demo: env ## replay real data through the real DAGs (WEEKS=8), ending with report.html; USE_CASE=taxi START=2020-01-06
 	@$(BIN)/python -m infra.replay --weeks $(or $(WEEKS),8) $(addprefix --use-case=,$(USE_CASE)) $(addprefix --train-until=,$(START))

@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from adapters.retrying import wait_until
-from benchmarks.serving import keep_results
+from benchmarks.table import keep_results
 from benchmarks.world import UNLIMITED, VERSION, World, ingested_interval, opened
 from infra.replay.flights_source import FLIGHTS_SOURCE
 from infra.replay.live_source import LiveSource

@@ -8,7 +8,6 @@ the configuration that every training uses; the product searches anew each time.
 """
 
 import argparse
-import json
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -24,6 +23,7 @@ import pyarrow.parquet as pq
 
 import features
 from benchmarks import alone
+from benchmarks.table import keep_results
 from infra.replay.taxi_source import TAXI_REPLAYED, read_trips
 from models.bundle import Bundle
 from models.ensemble import Recipe, fit_ensemble
@@ -73,9 +73,10 @@ class Rows:
 
 @dataclass(frozen=True)
 class Model:
-    """A trained version: what it is called, its cut-off, predictors of the whole and of each member, its profile."""
+    """A trained version: its name, when it was trained, its cut-off, predictors of the whole and of each member."""
 
     version: str
+    born_at: datetime
     cutoff: datetime
     whole: Predictor
     members: tuple[Predictor, ...]
@@ -116,7 +117,7 @@ def train(use_case: UseCase, recipe: Recipe, rows: Rows, as_of: datetime) -> Mod
         Predictor(Bundle(card={}, encoder=ensemble.encoder, members=(member,))) for member in ensemble.members
     )
     profile = make_profile(table.append_column(SCORE, pa.array(whole.predict(table))), use_case)
-    return Model(f"{as_of:%Y-%m-%d}", cutoff, whole, alone_each, profile)
+    return Model(f"{as_of:%Y-%m-%d}", as_of, cutoff, whole, alone_each, profile)
 
 
 def judge(use_case: UseCase, rows: Rows, as_of: datetime, candidate: Model, champion: Model) -> Judgement:
@@ -158,7 +159,7 @@ def observe(use_case: UseCase, rows: Rows, week: Interval, live: Live) -> Observ
     moment = pa.timestamp("us", "UTC")
     label_time = rows.table["label_time"]
     fresh = pc.and_(
-        pc.greater(label_time, pa.scalar(champion.cutoff, moment)), pc.less_equal(label_time, pa.scalar(as_of, moment))
+        pc.greater(label_time, pa.scalar(champion.born_at, moment)), pc.less_equal(label_time, pa.scalar(as_of, moment))
     )
     return Observed(
         as_of=as_of,
@@ -174,7 +175,7 @@ def observe(use_case: UseCase, rows: Rows, week: Interval, live: Live) -> Observ
             else {},
             monitor=use_case.monitor,
         ),
-        champion_cutoff=champion.cutoff,
+        born_at=champion.born_at,
         trained_rows=champion.profile["rows"],
         new_rows=int(pc.sum(fresh).as_py() or 0),
     )
@@ -222,7 +223,6 @@ def main() -> None:
     """Prints what was decided week by week, then a table of MAE by policy and time; keeps both as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=9)
-    parser.add_argument("--keep", type=Path, default=Path("build/policies.json"))
     arguments = parser.parse_args()
     use_case = use_cases(REPOSITORY / "params.yaml")[TAXI_REPLAYED.use_case]
     rows, length = build_rows(use_case), timedelta(days=use_case.grid.days)
@@ -267,8 +267,7 @@ def main() -> None:
     for time, mae in result.items():
         gain = (mae["frozen"] - mae["live"]) / (mae["frozen"] - mae["monthly"])
         print(f"{time:<24}{'  '.join(f'{name} {value:.3f}' for name, value in mae.items())}  gain {gain:.2f}")
-    arguments.keep.parent.mkdir(parents=True, exist_ok=True)
-    arguments.keep.write_text(json.dumps({"params": found.best_params, "mae": result, "weeks": said}, indent=1))
+    keep_results("policies-taxi", params=found.best_params, mae=result, weeks=said)
 
 
 if __name__ == "__main__":

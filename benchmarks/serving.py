@@ -5,27 +5,23 @@ is told: what else the machine does then meets all of them alike. See benchmarks
 """
 
 import argparse
-import json
 import os
-import platform
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from benchmarks import builds, lookup
 from benchmarks.load import Measured, middle, press, require_wrk
 from benchmarks.servers import Contender, all_of, check
-from benchmarks.table import COMMIT
+from benchmarks.table import keep_results
 from benchmarks.world import UNLIMITED, World, opened
 from serving.predictor import Predictor
 
 CONCURRENCIES = (1, 8, 64)
 BASE = "mlflow serve"
-RESULTS = Path(__file__).parent / "results"
 _DRAIN_SECONDS = 120
 
 Figures = dict[tuple[str, int], list[Measured]]
@@ -103,20 +99,6 @@ def _list_rounds(figures: Figures) -> list[dict[str, Any]]:
         {"server": name, "connections": connections, "rounds": [asdict(one) for one in rounds]}
         for (name, connections), rounds in figures.items()
     ]
-
-
-def keep_results(name: str, **found: Any) -> None:
-    """Keep what was found, with the commit and the machine's load, as a file of its own."""
-    document = {
-        "commit": COMMIT,
-        "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": {"cores": os.cpu_count(), "processor": platform.machine(), "load": os.getloadavg()},
-        **found,
-    }
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}-{datetime.now(UTC):%Y%m%dT%H%M%S}.json"
-    path.write_text(json.dumps(document, indent=1))
-    print(f"kept in {path}")
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -12,12 +12,14 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from infra.private import read_code_sha
 
+RESULTS = Path(__file__).parent / "results"
 COMMIT = read_code_sha()  # of the code that runs: a commit made meanwhile is another's
 
 
@@ -73,3 +75,17 @@ def keep(name: str, measured: Sequence[Measured], folder: Path, **about: Any) ->
     path = folder / f"{name}.json"
     path.write_text(json.dumps(document, indent=1))
     return path
+
+
+def keep_results(name: str, **found: Any) -> None:
+    """Keep what was found, with the commit and the machine's load, as a file of its own."""
+    document = {
+        "commit": COMMIT,
+        "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": {"cores": os.cpu_count(), "processor": platform.machine(), "load": os.getloadavg()},
+        **found,
+    }
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}-{datetime.now(UTC):%Y%m%dT%H%M%S}.json"
+    path.write_text(json.dumps(document, indent=1))
+    print(f"kept in {path}")

@@ -11,7 +11,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
@@ -26,6 +26,7 @@ from infra.local import gateway, system_programs
 from infra.local.home import Home, open_home
 from infra.local.part import Part
 from infra.local.processes import MARKER, spawn_part
+from tests.waiting import until
 
 
 @cache
@@ -36,13 +37,6 @@ def _program_folder() -> Path:
     if (problem := system_programs.fetch_program("haproxy", folder, probe="-v")) is not None:
         pytest.skip(problem)
     return folder
-
-
-def until(true: Callable[[], bool], seconds: float = 15) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, "did not happen in time"
-        time.sleep(0.05)
 
 
 _SWALLOWED = {"application/x-www-form-urlencoded", "multipart/form-data"}  # TorchServe hands on none of it

@@ -17,7 +17,7 @@ import yaml
 
 from infra.local import system_programs
 from infra.local.ports import find_free_port
-from tests.gateway_stand import until
+from tests.waiting import until
 
 
 @cache

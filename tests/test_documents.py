@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -171,13 +170,16 @@ def test_the_owner_of_a_source_prepares_it_by_the_line_of_the_page_with_nothing_
         at.execute("drop publication windsock_flights; drop owned by follower_of_pages; drop role follower_of_pages")
 
 
-@pytest.mark.skipif(shutil.which("psql") is None, reason="psql is not installed here")
-def test_statements_of_the_runbooks_reach_the_warehouse_as_the_readme_says(stack: Stack) -> None:
-    [line] = [span for span in list_spans(README) if "WINDSOCK_WAREHOUSE_DSN" in span]
-    printed = run_line(
-        line, environment={**os.environ, "WINDSOCK_HOME": str(stack.folder)}, said="select current_database()"
+def test_statements_of_the_runbooks_reach_the_warehouse_and_the_source_as_the_readme_says(stack: Stack) -> None:
+    [line] = [span for span in list_spans(README) if span == "make sql"]
+    environment = {**os.environ, "WINDSOCK_HOME": str(stack.folder)}
+    asked = "select current_database()"
+    assert "\n warehouse\n" in run_line(line, environment=environment, said=asked)
+    assert "\n source\n" in run_line(f"{line} DATABASE=source", environment=environment, said=asked)
+    refused = subprocess.run(
+        ["make", "sql", "DATABASE=sauce"], cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False
     )
-    assert "warehouse" in printed
+    assert "expected a database, one of source, studies, warehouse; got 'sauce'" in refused.stderr
 
 
 def test_settings_and_messages_that_a_page_shows_are_of_their_form() -> None:

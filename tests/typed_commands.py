@@ -83,6 +83,7 @@ def check_command(words: list[str], *, installed: bool = False) -> list[str]:
     problems = [f"{name}: nothing here reads it" for name in named if words[0] != "make" and not _is_read(name)]
     while words and _ASSIGNMENT.match(words[0]):
         words = words[1:]
+    words = words[: words.index("<")] if "<" in words else words  # a file of the reader's
     if not words:
         return problems
     if words[0] in {"python", "pip", "airflow", "mlflow"} and not installed:

@@ -1,4 +1,4 @@
-"""`python -m infra.local up|status|stop|clean|env|key|revoke|publish|run`: the embedded stack from the command line."""
+"""`python -m infra.local up|status|stop|clean|env|key|revoke|publish|run|sql`: the embedded stack by commands."""
 
 import argparse
 import os
@@ -6,13 +6,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from psycopg2.extensions import parse_dsn
+
 from adapters.gateway import Gateway
 from infra.local import airflow
 from infra.local.home import inherited_environment
 from infra.local.plan import GROUPS
+from infra.local.postgres import find_postgres_programs
 from infra.local.stack import PartStatus, Stack
 from infra.local.stream import follower_dsn, source_admin_dsn
 from pipeline.settings import REPOSITORY, find_params
+
+_VERBS = ("up", "status", "stop", "clean", "env", "key", "revoke", "publish", "run", "sql")
+_DATABASES = ("WINDSOCK_WAREHOUSE_DSN", "WINDSOCK_SOURCE_DSN", "WINDSOCK_STUDIES_DSN")
 
 
 def default_home() -> Path:
@@ -82,10 +88,30 @@ def run_command(stack: Stack, command: list[str]) -> int:
     """Become a command that has the stack's settings in its environment."""
     if not command:
         raise ValueError("expected a command: python -m infra.local run -- <command>")
-    if not stack.running:
-        raise ValueError(f"no stack is running in {stack.folder}: `make up` starts it")
+    _require_running(stack)
     environment = {**inherited_environment(), **stack.environment(), **airflow.airflow_settings(stack.home())}
     os.execvpe(command[0], command, environment)  # noqa: S606  # the user's own command
+
+
+def open_database(stack: Stack, database: str, options: list[str]) -> None:
+    """Become psql at a database of the stack, as its owner; the password stands on no command line."""
+    _require_running(stack)
+    addresses = {
+        name.removeprefix("WINDSOCK_").removesuffix("_DSN").lower(): address
+        for name, address in stack.environment().items()
+        if name in _DATABASES
+    }
+    if database not in addresses:
+        raise ValueError(f"expected a database, one of {', '.join(sorted(addresses))}; got {database!r}")
+    parts = parse_dsn(addresses[database])
+    settings = {f"PG{'DATABASE' if name == 'dbname' else name.upper()}": value for name, value in parts.items()}
+    psql = str(find_postgres_programs() / "psql")
+    os.execve(psql, ["psql", *options], {**inherited_environment(), **settings})  # noqa: S606  # the user's own
+
+
+def _require_running(stack: Stack) -> None:
+    if not stack.running:
+        raise ValueError(f"no stack is running in {stack.folder}: `make up` starts it")
 
 
 def issue_key(stack: Stack, client: str) -> None:
@@ -134,6 +160,8 @@ def _run_verb(stack: Stack, verb: str, groups: tuple[str, ...], command: list[st
             return print_status(stack)
         case "run":
             return run_command(stack, command)
+        case "sql":
+            open_database(stack, command[0], command[1:])
         case "key":
             issue_key(stack, *command)
         case "revoke":
@@ -152,7 +180,7 @@ def _run_verb(stack: Stack, verb: str, groups: tuple[str, ...], command: list[st
 def main(words: list[str]) -> int:
     """Exit status 0, or 1 with one line that says what to do."""
     parser = argparse.ArgumentParser(prog="python -m infra.local", description=__doc__)
-    parser.add_argument("verb", choices=["up", "status", "stop", "clean", "env", "key", "revoke", "publish", "run"])
+    parser.add_argument("verb", choices=_VERBS)
     parser.add_argument("--home", type=Path, default=default_home(), help="the state folder")
     parser.add_argument("--no-airflow", action="store_true", help="only the stores and MLflow")
     own, command = (words[: words.index("--")], words[words.index("--") + 1 :]) if "--" in words else (words, [])
@@ -161,6 +189,8 @@ def main(words: list[str]) -> int:
         parser.error(f"expected one client: python -m infra.local {given.verb} -- <client>")
     if given.verb == "publish" and len(command) != 1:
         parser.error("expected one use case: python -m infra.local publish -- <use case>")
+    if given.verb == "sql" and not command:
+        parser.error("expected a database: python -m infra.local sql -- warehouse [options of psql]")
     groups = tuple(name for name in GROUPS if name != "airflow" or not given.no_airflow)
     try:
         return _run_verb(Stack(given.home), given.verb, groups, command)

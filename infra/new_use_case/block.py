@@ -96,8 +96,8 @@ def render_block(
     min_coverage: {plan.min_coverage}  # {plan.coverage:.0%} of the points have a label after the label delay
     limits:
 {_render_limits(answers, profile)}
-    max_age_days: {plan.max_age_days}  # {plan.behind_days:g} when it is trained (holdout, label delay twice)
-    max_new_rows_share: {plan.max_new_rows_share}  # one trained now has {plan.new_rows_share:.0%} new rows at once
+    max_age_days: {plan.max_age_days}  # since it was trained
+    max_new_rows_share: {plan.max_new_rows_share}  # a partition has {plan.new_rows_share:.1%} of what is learnt from
     cooldown_days: 14
     monthly_retrains: 3
     breaker_refusals: 2

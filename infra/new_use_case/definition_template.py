@@ -86,7 +86,7 @@ _STEPS = {{
     """,
 }}
 
-# A point, as columns of `asked`. Left out, since they seem to be filled in with the outcome: {filled}.
+{left_out}
 _POINT = {{
     "entity_key": _entity_sql("asked"),
     "event_time": "asked.{event}",

@@ -25,7 +25,6 @@ def render_definition(answers: Answers, profile: TableProfile, roles: Roles) -> 
     carried = list(dict.fromkeys([*_names(roles.key), *windowed, event]))
     moment = roles.label_known.name if roles.label_known else None
     is_binary, scale = answers.kind == "binary", choose_scale(profile)
-    filled = ", ".join(_names(roles.filled_later)) or "none"
     return TEMPLATE.format(
         name=answers.name,
         constant=answers.name.upper(),
@@ -63,7 +62,7 @@ def render_definition(answers: Answers, profile: TableProfile, roles: Roles) -> 
         numeric="\n".join(_numeric(roles, is_binary=is_binary)),
         categorical="\n".join(f'    "{c.name}": "{c.name}",' for c in roles.categories),
         request="\n".join(_request(roles)),
-        filled=filled,
+        left_out=_left_out(roles, profile),
     )  # fmt: skip
 
 
@@ -106,6 +105,21 @@ def choose_scale(profile: TableProfile) -> int:
 
 def _names(columns: tuple[ColumnProfile, ...]) -> list[str]:
     return [column.name for column in columns]
+
+
+def _left_out(roles: Roles, profile: TableProfile) -> str:
+    """What a point does not have, as lines of a comment, with the reason of each."""
+    told, late = _names(roles.told), _names(roles.filled_later)
+    ruled = [c.name for c in (roles.known, roles.target, roles.label_known) if c is not None and c.name not in told]
+    others = [c.name for c in profile.columns if c.name not in {*told, *late, *ruled, roles.event.name}]
+    reasons = (
+        ("which say when something became known, or are the target", ruled),
+        ("which seem to be filled in with the outcome", late),
+        ("of which nothing is learnt as they are: names of rows, nulls, types that are not read", others),
+    )
+    parts = [f"{', '.join(names)} ({reason})" for reason, names in reasons if names]
+    text = f"A point, as columns of `asked`. Left out are {'; '.join(parts)}."
+    return "\n".join(textwrap.wrap(text, 118, initial_indent="# ", subsequent_indent="# "))
 
 
 def _entity(roles: Roles, profile: TableProfile) -> str:

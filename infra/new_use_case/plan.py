@@ -63,7 +63,6 @@ class Plan:
     min_labelled: int
     coverage: float  # the share of points whose label comes by the label delay
     min_coverage: float
-    behind_days: float
     max_age_days: int
     new_rows_share: float
     max_new_rows_share: float
@@ -96,8 +95,10 @@ def make_plan(profile: TableProfile, answers: Answers, today: date) -> Plan:
     points, labels = _weak([p.points for p in parts]) / length, _weak([p.labelled for p in settled]) / length
     if points * length < _LEAST_POINTS * _ROOM:
         raise ValueError(
-            f"{profile.relation}: a weak partition of {length} days has {points * length:.0f} rows to predict, and"
-            f" monitoring compares no fewer than {_LEAST_POINTS}: there are too few"
+            f"{profile.relation}: a weak partition of {length} days has {points * length:.0f} rows to predict, expected"
+            f" {_LEAST_POINTS * _ROOM:.0f}: monitoring compares no fewer than {_LEAST_POINTS}. Predicted is what is"
+            f" known {answers.lead_minutes} minutes before its event: set a shorter --lead-minutes or, as --table, a"
+            " view of the time from which on there are more rows, or a table with more events"
         )
     low, high = (int(np.quantile(rows, q)) for q in (0.05, 0.95))
     min_rows = max(1, _round_down(low * _HALF))
@@ -106,7 +107,7 @@ def make_plan(profile: TableProfile, answers: Answers, today: date) -> Plan:
     history = days - holdout - label_days - 3 * length
     performance = 2 * length if length == 7 else 7
     coverage = sum(p.labelled for p in settled) / max(1, sum(p.points for p in settled))
-    new_share = behind / history
+    new_share = length / history
     train_rows = max(100, _round_down(labels * (days - behind - validation) * _HALF))
     return Plan(
         partition_days=length,
@@ -133,8 +134,7 @@ def make_plan(profile: TableProfile, answers: Answers, today: date) -> Plan:
         min_labelled=max(1, _round_down(labels * performance * _HALF)),
         coverage=coverage,
         min_coverage=min(0.9, math.floor((coverage - 0.05) * 100) / 100),
-        behind_days=behind,
-        max_age_days=math.ceil(behind) + (4 * length if length == 7 else _MOST_DAYS),
+        max_age_days=_MOST_DAYS,
         new_rows_share=new_share,
         max_new_rows_share=max(1.0, math.ceil(20 * new_share) / 10),
     )

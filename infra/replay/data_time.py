@@ -16,6 +16,8 @@ from pipeline.partitions import Interval
 from pipeline.spec import UseCase
 
 STEP = timedelta(minutes=30)
+# Most events are at a half or full hour, and due a moment later: a step ends then, and not half an hour later.
+AFTER_HALF_HOURS = timedelta(minutes=1)
 
 
 class DataTime:
@@ -33,7 +35,7 @@ class DataTime:
     ) -> None:
         """`then` is told of each step, once it was taken; in the partition `broken` the feed breaks."""
         self._source, self._until, self._then = source, until, then
-        self._pause = seconds_per_hour * (STEP / timedelta(hours=1))
+        self._seconds_per_hour, self._grid = seconds_per_hour, use_case.grid
         self._broken, self._key = broken, None if broken is None else use_case.grid.key(broken)
         self._over = threading.Event()
         self._problem: BaseException | None = None
@@ -72,18 +74,27 @@ class DataTime:
         try:
             next_at = time.monotonic()
             while self._source.told_until < self._until and not self._over.wait(max(0.0, next_at - time.monotonic())):
-                self._step()
-                next_at = max(next_at + self._pause, time.monotonic())  # a step that was late is not made up for
+                taken = self._step()
+                # A step that was late is not made up for.
+                next_at = max(next_at + self._seconds_per_hour * (taken / timedelta(hours=1)), time.monotonic())
         except BaseException as error:
             self._problem = error
             raise
 
-    def _step(self) -> None:
+    def _step(self) -> timedelta:
+        """Take the next one; how long it is. None lies in two partitions."""
         start = self._source.told_until
-        end = min(start + STEP, self._until)
+        end = min(find_step_end(start), self._grid.containing(start).end, self._until)
         breaks = self._broken is not None and self._broken.start <= start < self._broken.end
         self._source.tell(end, broken=self._key if breaks else None)
         self._then(start, end)
+        return end - start
+
+
+def find_step_end(start: datetime) -> datetime:
+    """The first moment after `start` that lies a minute after a half or full hour."""
+    past = (start - AFTER_HALF_HOURS - datetime.min.replace(tzinfo=start.tzinfo)) % STEP
+    return start + STEP - past
 
 
 class AskedTime:

@@ -148,15 +148,12 @@ def _check_gate(use_case: UseCase) -> Iterator[Mistake]:
 
 def _check_monitor(use_case: UseCase) -> Iterator[Mistake]:
     monitor, source = use_case.monitor, use_case.source
-    behind = days_behind(use_case)
-    if monitor.max_age_days <= behind + source.partition_days:
+    if monitor.max_age_days <= source.partition_days:
         yield in_params(
             "monitor.max_age_days",
-            f"{monitor.max_age_days}: a champion is {behind:g} days behind when it is trained (train.holdout_days"
-            f" {use_case.train.holdout_days}, time.label_delay_hours {use_case.time.label_delay_hours} twice), so it"
-            " would be retrained again and again",
-            f"more than {math.ceil(behind) + source.partition_days}, such as"
-            f" {math.ceil(behind) + 4 * source.partition_days}",
+            f"{monitor.max_age_days}: a champion is that old at the end of its first partition"
+            f" (source.partition_days {source.partition_days}), so each would be retrained at once",
+            f"more than {source.partition_days}, such as {4 * source.partition_days}",
         )
     if monitor.performance_days < source.partition_days:
         yield in_params(

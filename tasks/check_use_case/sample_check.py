@@ -160,12 +160,11 @@ def _check_rows_needed(use_case: UseCase, sample: Sample, labelled: pa.Table) ->
             f" ({use_case.source.first_partition})",
             f"at most {history:.0f}, or an earlier source.first_partition",
         )
-    new = (use_case.train.holdout_days + 2 * use_case.time.label_delay / _DAY) * labels
-    if history and (share := new / history) >= use_case.monitor.max_new_rows_share:
+    if history and (share := use_case.grid.days * labels / history) >= use_case.monitor.max_new_rows_share:
         yield in_params(
             "monitor.max_new_rows_share",
-            f"{use_case.monitor.max_new_rows_share}: a champion trained now has {share:.0%} new rows at once (the"
-            " holdout, and labels that were to come), and would be retrained again and again",
+            f"{use_case.monitor.max_new_rows_share}: one partition alone has {share:.0%} of the rows that a champion"
+            " trained now would learn from, so each would be retrained at once",
             f"more than {share:.2f}, or an earlier source.first_partition",
         )
 

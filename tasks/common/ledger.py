@@ -67,6 +67,11 @@ def champion_at(champions: Sequence[Champion], moment: datetime) -> Champion | N
     return next((champion for champion in reversed(champions) if champion.as_of <= moment), None)
 
 
+def find_birth(champions: Sequence[Champion], version: str) -> datetime:
+    """The data time that a version was trained for: from then on it was first in force, whatever came later."""
+    return min(champion.as_of for champion in champions if champion.version == version)
+
+
 def locked_champion(at: cursor, use_case: UseCase) -> Champion | None:
     """The champion, which nobody else can change until this transaction ends."""
     at.execute("select pg_advisory_xact_lock(hashtext('champion'), hashtext(%s))", (use_case.name,))

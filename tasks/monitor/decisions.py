@@ -161,7 +161,7 @@ def _evidence(examined: Examination, decision: Decision) -> dict[str, Any]:
         "served": describe_served(examined.served[0]) if examined.served else None,
         **({"miscoverage": observed.miscoverage} if observed.miscoverage else {}),
         "drift": examined.moved.describe(),
-        "champion_cutoff": observed.champion_cutoff.isoformat(),
+        "champion_born_at": observed.born_at.isoformat(),
         "trained_rows": observed.trained_rows,
         "new_rows": observed.new_rows,
         "report_uri": examined.report_uri,

@@ -26,7 +26,7 @@ from tasks.build_features.learnt_features import (
     load_learnt_definition,
     load_learnt_points,
 )
-from tasks.common.ledger import Champion, champion_at, load_champions
+from tasks.common.ledger import Champion, champion_at, find_birth, load_champions
 from tasks.monitor import decisions, drift, drift_report, performance, served
 from tasks.monitor.interval_quality import find_miscoverage
 from tasks.monitor.served_features import load_served_features, measure_served_drift
@@ -136,15 +136,15 @@ def examine_partition(
     performances = performance.measure_performance(use_case, version, as_of, outside)
     answers = served.measure_served(use_case, undecided.champion, as_of, undecided.snapshot_version, outside)
     judged = answers[0].performance if answers and answers[0].is_judged else performances[0].performance
-    learnt_until = datetime.fromisoformat(profile["known_by"]).astimezone(UTC)  # at or just before the split's cutoff
+    born_at = find_birth(load_champions(use_case, outside), version)
     observed = Observed(
         as_of=as_of,
         model_version=version,
         drifts=moved.drifts,
         performance=judged,
-        champion_cutoff=learnt_until,
+        born_at=born_at,
         trained_rows=profile["rows"],
-        new_rows=_count_new_labels(use_case, learnt_until, as_of, outside),
+        new_rows=_count_new_labels(use_case, born_at, as_of, outside),
         rolled_back=_find_latest_rollback(use_case, as_of, outside),
         miscoverage=find_miscoverage(judged.metrics, use_case.target.interval),
     )
@@ -228,10 +228,10 @@ def _load_training_window(
     return dataset.load_points(snapshot, use_case, outside, start=start, end=end)
 
 
-def _count_new_labels(use_case: UseCase, learnt_until: datetime, as_of: datetime, outside: Outside) -> int:
+def _count_new_labels(use_case: UseCase, since: datetime, as_of: datetime, outside: Outside) -> int:
     [row] = outside.warehouse.query(
         "select count(*) as n from outcomes where use_case = %s and label_time > %s and label_time <= %s",
-        (use_case.name, learnt_until, as_of),
+        (use_case.name, since, as_of),
     )
     return int(row["n"])
 

@@ -70,9 +70,9 @@ class Observed:
     model_version: str
     drifts: Sequence[FeatureDrift]
     performance: Performance
-    champion_cutoff: datetime  # the newest label it learned from became known by then
+    born_at: datetime  # the data time that the champion was trained for
     trained_rows: int
-    new_rows: int  # labels that became known since the cut-off
+    new_rows: int  # labels that became known since then
     rolled_back: datetime | None = None  # the latest rollback, in data time
     miscoverage: str | None = None  # what is wrong with what the intervals cover; None: nothing, or there are none
 
@@ -178,13 +178,13 @@ def _triggers(observed: Observed, before: Sequence[OtherDecision], monitor: Moni
     yield from _drift_triggers(observed, before, monitor)
     if observed.performance.status == PerformanceStatus.DEGRADED:
         yield from ((TriageCode.PERFORMANCE, sentence) for sentence in observed.performance.reasons)
-    age = observed.as_of - observed.champion_cutoff
+    age = observed.as_of - observed.born_at
     if age >= timedelta(days=monitor.max_age_days):
-        sentence = f"age: the champion learned nothing for {age.days} days, the limit is {monitor.max_age_days}"
+        sentence = f"age: the champion was trained {age.days} days ago, the limit is {monitor.max_age_days}"
         yield TriageCode.AGE, sentence
     share = observed.new_rows / max(observed.trained_rows, 1)
     if share >= monitor.max_new_rows_share:
-        sentence = f"volume: {observed.new_rows} new labels, {share:.0%} of what the champion learned from"
+        sentence = f"volume: {observed.new_rows} labels since it was trained, {share:.0%} of what it learned from"
         yield TriageCode.VOLUME, sentence
 
 

@@ -25,11 +25,13 @@ from tasks.stream.known_events import remove_events
 from tasks.stream.read_tables import read_time
 from tasks.stream.trouble import report_trouble
 
-PATIENCE_SHARE = 0.45  # of the time in which an answer is in time: so long it waits for the store
+PATIENCE_SHARE = 0.5  # of the time in which an answer is in time: so long it waits for the store
 _REFUSED = 400
 _MOST_AT_ONCE = 64  # history that nobody asked for yet takes its time
-_LOOK_SECONDS = 0.1
-_ASKED_AT_ONCE = 10  # times, each so soon after the one before
+_LOOK_SECONDS = 0.1  # where nobody says that the store has come further
+_TOLD_SECONDS = 0.04  # a server is told of that, too, and takes so long
+_AGAIN_SECONDS = 0.05
+_ASKED_AT_ONCE = 20  # times, each so soon after the one before
 _MOST_PAUSE_SECONDS = 10.0
 _CLOCK_SECONDS = 0.25
 _PAUSE_SECONDS = 3.0
@@ -57,8 +59,13 @@ class NotAnswered(ConnectionError):  # noqa: N818  # says what the matter is
     """The gateway answers, but no version does."""
 
 
-def answer_events(use_case: UseCase, outside: Outside, stopped: threading.Event) -> None:
-    """Answer until the event is set; of two at one use case one waits, and what fails is told and tried again."""
+def answer_events(
+    use_case: UseCase, outside: Outside, stopped: threading.Event, moved: threading.Event | None = None
+) -> None:
+    """Answer until `stopped` is set; of two at one use case one waits, and what fails is told and tried again.
+
+    Who follows in the same process sets `moved` when the store has come further.
+    """
     assert use_case.endpoint is not None
     settings = use_case.endpoint.answers
     assert settings is not None
@@ -68,7 +75,7 @@ def answer_events(use_case: UseCase, outside: Outside, stopped: threading.Event)
                 raise NotAnswered(f"{use_case.name}: there is no gateway to ask (WINDSOCK_GATEWAY_URL)")
             with outside.warehouse.alone(f"{use_case.name}/answers") as mine:
                 if mine:
-                    _EventAnswerer(use_case, settings, outside, gateway).answer_on(stopped)
+                    _EventAnswerer(use_case, settings, outside, gateway).answer_on(stopped, moved or threading.Event())
         except _TROUBLE as error:
             what, meanwhile = "due events are not answered", "what is answered later is marked as late"
             problem = str(error).strip() or type(error).__name__
@@ -103,8 +110,8 @@ class _EventAnswerer:
         self._keep = _KEEP if settings.webhook is None else _KEEP_TO_SEND
         self._clock = _SourceClock(use_case, outside)
 
-    def answer_on(self, stopped: threading.Event) -> None:
-        """Answer what is due, until the event is set."""
+    def answer_on(self, stopped: threading.Event, moved: threading.Event) -> None:
+        """Answer what is due, until `stopped` is set."""
         is_well, unanswered = False, 0
         with self._outside.warehouse.session(), self._outside.source.session():
             while not stopped.is_set():
@@ -115,9 +122,14 @@ class _EventAnswerer:
                     self._outside.alerts.resolve(_fingerprint(self._use_case))
                     is_well = True
                 unanswered = unanswered + 1 if due and not is_answered else 0
-                if not is_answered:  # a server that stays behind the store is asked less and less often
-                    pause = min(_LOOK_SECONDS * max(1, unanswered - _ASKED_AT_ONCE), _MOST_PAUSE_SECONDS)
+                if is_answered:
+                    continue
+                if due:  # a server that stays behind the store is asked less and less often
+                    pause = min(_AGAIN_SECONDS * max(1, unanswered - _ASKED_AT_ONCE), _MOST_PAUSE_SECONDS)
                     stopped.wait(max(0.0, pause - (time.monotonic() - began)))
+                elif moved.wait(max(0.0, _LOOK_SECONDS - (time.monotonic() - began))):
+                    moved.clear()
+                    stopped.wait(_TOLD_SECONDS)
 
     def _find_due(self) -> list[dict[str, Any]]:
         return self._outside.warehouse.query(

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 
 import psycopg2
 
@@ -36,7 +37,8 @@ logger = logging.getLogger(__name__)
 LOCK = "stream/stream.lock"  # below the home: held while it runs
 _READ_SECONDS = 1.0
 _SETTLING_READ_SECONDS = 0.1  # while there is something else to do
-_SETTLED_AT_ONCE, _SETTLED_BETWEEN = 128, 16  # series: while nothing comes, and once a second while much does
+_QUIET_SECONDS = 2.0  # a source that said nothing for so long is taken to say nothing soon
+_SETTLED_AT_ONCE, _SETTLED_BETWEEN = 128, 16  # series: while it is quiet, and once a second while it is not
 _SETTLE_SECONDS = 1.0
 _IDLE_WRITE_SECONDS = 1.0  # so often is it written until when all is known, where nothing came
 _PAUSE_SECONDS = 3.0  # before what failed is tried again, and for what is not there yet
@@ -45,12 +47,20 @@ _SWITCH_SECONDS = 0.0005  # Python's own 5 ms are many times what an answer need
 _TROUBLE = (psycopg2.Error, Unavailable, ValueError)  # the last: a person has to change something, and may at any time
 
 
+Work = Callable[[UseCase, Outside, threading.Event], None]
+
+
 class TableMended(Exception):  # noqa: N818  # not an error
     """A table that was not as declared is so again: what was missed of it is to be read."""
 
 
-def follow_use_case(use_case: UseCase, outside: Outside, stopped: threading.Event) -> None:
-    """Follow one use case until the event is set; what is in the way is told, and tried again."""
+def follow_use_case(
+    use_case: UseCase, outside: Outside, stopped: threading.Event, moved: threading.Event | None = None
+) -> None:
+    """Follow one use case until `stopped` is set; what is in the way is told, and tried again.
+
+    Sets `moved` whenever the store has come further.
+    """
     is_log_lost, refused = False, set[str | None]()
     while not stopped.is_set():
         try:
@@ -59,7 +69,7 @@ def follow_use_case(use_case: UseCase, outside: Outside, stopped: threading.Even
                 is_log_lost = False
             with outside.warehouse.alone(f"{use_case.name}/stream") as mine:
                 if mine:
-                    _follow(use_case, outside, stopped, refused)
+                    _follow(use_case, outside, stopped, refused, moved or threading.Event())
         except StoreRebuilt:
             logger.info("%s: the online store was refreshed; following on from there", use_case.name)
             continue
@@ -78,7 +88,9 @@ def follow_use_case(use_case: UseCase, outside: Outside, stopped: threading.Even
         stopped.wait(_PAUSE_SECONDS)
 
 
-def _follow(use_case: UseCase, outside: Outside, stopped: threading.Event, refused: set[str | None]) -> None:
+def _follow(
+    use_case: UseCase, outside: Outside, stopped: threading.Event, refused: set[str | None], moved: threading.Event
+) -> None:
     """From what was kept on, until the event is set or something fails; to no dataset that was refused."""
     with outside.source.transaction() as at:
         identities = find_identities(at, use_case)
@@ -90,13 +102,19 @@ def _follow(use_case: UseCase, outside: Outside, stopped: threading.Event, refus
         reader = stack.enter_context(_open_reader(session, tables, state, stopped))
         logger.info("%s: following (%s) from %s on", use_case.name, use_case.source.follow, session.since)
         is_well, taken_at, settled_at, waiting, begun_at = False, 0.0, 0.0, SourceStep(), time.monotonic()
+        came_at = 0.0
         while not stopped.is_set():
-            step = reader.read(_READ_SECONDS if session.is_settled else _SETTLING_READ_SECONDS)
+            is_quiet = time.monotonic() > came_at + _QUIET_SECONDS
+            step = reader.read(_SETTLING_READ_SECONDS if is_quiet and not session.is_settled else _READ_SECONDS)
             waiting = waiting if step is None else step.after(waiting)
-            if not waiting.changes_rows and time.monotonic() < taken_at + _IDLE_WRITE_SECONDS:
-                session.settle(_SETTLED_AT_ONCE)
+            if waiting.changes_rows:
+                came_at = time.monotonic()
+            elif time.monotonic() < taken_at + _IDLE_WRITE_SECONDS:
+                if is_quiet:
+                    session.settle(_SETTLED_AT_ONCE)
                 continue
             session.take(waiting, reader.publication_oid, missed=tables.stopped)
+            moved.set()
             reader.settle(waiting)
             if session.later_dataset not in {None, *refused} and not reader.is_reading_tables:
                 _move(session, refused)
@@ -159,7 +177,7 @@ def main() -> int:
     followed = [each for each in use_cases(outside.settings.params).values() if each.source.follow]
     failed = list[str]()
 
-    def run(work: Callable[[UseCase, Outside, threading.Event], None], use_case: UseCase) -> None:
+    def run(work: Work, use_case: UseCase) -> None:
         try:
             work(use_case, outside, stopped)
         except BaseException:  # whoever supervises this starts all of them again
@@ -167,11 +185,17 @@ def main() -> int:
             stopped.set()
             raise
 
-    works = [(follow_use_case, each) for each in followed]
-    answered = [(each, each.endpoint.answers) for each in followed if each.endpoint and each.endpoint.answers]
-    works += [(answer_events, each) for each, _ in answered]
-    works += [(deliver_answers, each) for each, settings in answered if settings.webhook]
-    threads = [threading.Thread(target=run, args=each, name=f"{each[1].name} {each[0].__name__}") for each in works]
+    works = list[tuple[str, Work, UseCase]]()
+    for each in followed:
+        moved, answers = threading.Event(), each.endpoint.answers if each.endpoint else None
+        works.append(("follow", partial(follow_use_case, moved=moved), each))
+        if answers is not None:
+            works.append(("answer", partial(answer_events, moved=moved), each))
+        if answers is not None and answers.webhook:
+            works.append(("deliver", deliver_answers, each))
+    threads = [
+        threading.Thread(target=run, args=(work, each), name=f"{each.name} {what}") for what, work, each in works
+    ]
     for thread in threads:
         thread.start()
     if not followed:

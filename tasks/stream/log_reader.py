@@ -29,7 +29,7 @@ from tasks.stream.source_step import LogPlace, SourceStep
 from tasks.stream.source_tables import SourceTables
 
 _ROWS_AT_ONCE = 10_000
-_GATHER_SECONDS = 0.1  # what is committed meanwhile is one step
+_GATHER_SECONDS = 0.02  # what is committed meanwhile is one step, and what came while the one before was taken
 _EVER = datetime(9999, 1, 1, tzinfo=UTC)
 _LOOK_SECONDS = 60.0  # at the publication: one that is made anew leaves a gap without a word
 
@@ -118,7 +118,7 @@ class LogReader:
         self._stack.close()
 
     def read(self, timeout_seconds: float) -> SourceStep | None:
-        """The next step: what was committed within a tenth of a second, and no more than a piece or two.
+        """The next step: what has come, and is committed within a moment; no more than a piece or two.
 
         Raises:
             SlotGone, PublicationGone: as they say.

@@ -32,7 +32,7 @@ from tasks.stream.known_events import EventChanges, EventList, write_events
 from tasks.stream.sorted_step import keep_rows, sort_step
 from tasks.stream.source_step import SourceStep
 from tasks.stream.state import StreamState, advance_stream
-from tasks.stream.store_series import MOVE_STATE, TELL_STATE, StoreWriter
+from tasks.stream.store_series import MOVE_STATE, TELL_CHANGES, TELL_STATE, StoreWriter
 
 LOOK_BACKS_HELD = 2  # before what is looked back on: then a session begins anew
 _REVISIONS = """
@@ -223,18 +223,23 @@ class StreamSession:
         self._revisions, self._moved_at = moved, state.changes
 
     def settle(self, most: int) -> None:
-        """Cut some of the series where the store's dataset ends, and forget what no point looks back on any more."""
+        """Cut some of the series where the store's dataset ends. Where nothing is left of one, that is a step."""
         if self.is_settled:
             return
         settled = {definition.digest(): series.settle(most) for definition, series in self._series}
+        after = replace(self._state, changes=self._state.changes + 1)
 
-        def commit() -> None:
+        def commit() -> bool:
             with self._outside.warehouse.transaction(self._fence) as at:
                 self._refuse_refreshed(at)
-                for digest, series in settled.items():
-                    self._writers[digest].settle(at, series, self._state.changes + 1)
+                emptied = [self._writers[digest].settle(at, each, after.changes) for digest, each in settled.items()]
+                if any(emptied):
+                    at.execute(TELL_CHANGES, (after.changes, self._use_case.name, [*self._writers]))
+                    advance_stream(at, self._use_case, after)
+                return any(emptied)
 
-        self._outside.warehouse.retry_transaction(commit)
+        if self._outside.warehouse.retry_transaction(commit):
+            self._state = after
 
     def _commit(
         self, changed: Mapping[str, ChangedSeries], state: StreamState, write: Callable[[cursor], None]

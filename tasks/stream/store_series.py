@@ -13,6 +13,7 @@ _PAGE_ROWS = 500
 TELL_STATE = """
 update online_state set known_until = %s, changes = %s, stopped = %s, refreshed_at = now()
 where use_case = %s and definition = any(%s)"""
+TELL_CHANGES = "update online_state set changes = %s where use_case = %s and definition = any(%s)"
 MOVE_STATE = """
 update online_state set since = %s, as_of = %s, split = %s, snapshot_version = %s, known_until = %s, changes = %s
 where use_case = %s and definition = any(%s)"""
@@ -49,14 +50,15 @@ class StoreWriter:
             ]
             self._write_pages(at, _PART.format(part=part), values, "(%s, %s, %s, %s::bytea, %s::timestamptz, %s)")
 
-    def settle(self, at: cursor, series: ChangedSeries, next_number: int) -> None:
-        """Series that hold the same events, cut anew; one that holds none any more changes, as if in the next step."""
+    def settle(self, at: cursor, series: ChangedSeries, number: int) -> int:
+        """Series that hold the same events, cut anew. How many hold none any more: they changed, in step `number`."""
         values = [
-            (self.use_case, self.definition, key, *parts, self.split, next_number)
+            (self.use_case, self.definition, key, *parts, self.split, number)
             for key in sorted({*series.settled, *series.recent})
             for parts in [(series.settled.get(key), series.recent.get(key))]
         ]
         self._write_pages(at, _SETTLE, values, "(%s, %s, %s, %s::bytea, %s::bytea, %s::timestamptz, %s)")
+        return sum(settled is None and recent is None for _, _, _, settled, recent, _, _ in values)
 
     def delete_empty(self, at: cursor, before: int) -> None:
         """Series without an event, which changed before a step: every reader has been told of them."""

@@ -17,7 +17,8 @@ from adapters.gateway import Gateway, Route, parse_record
 from adapters.gateway_maps import Admin, change_map, read_map
 from infra.local import gateway as local_gateway
 from pipeline.settings import _REQUIRED, read_settings
-from tests.gateway_stand import Stand, stand, until
+from tests.gateway_stand import Stand, stand
+from tests.waiting import until
 
 NOWHERE = "127.0.0.1:1"  # nobody listens on port 1
 

@@ -79,7 +79,7 @@ def environment(folder: Path) -> dict[str, str]:
     small = {"trials": 3, "rungs": [2, 5], "networks": ["mlp"], "hidden_units": [64], "layers": [1]}
     small |= {"validation_days": 7, "min_rows": 5000}
     block["train"] |= small
-    block["monitor"] |= {"max_age_days": 20}
+    block["monitor"] |= {"max_age_days": 7}
     block["endpoint"]["rollout"] |= {"shadow_requests": 50, "canary_share": 0.3, "canary_requests": 30}
     block["endpoint"]["rollout"] |= {"max_p99_ms": 5000}  # its parts are killed, on a machine that is all used
     path = folder / "params.yaml"

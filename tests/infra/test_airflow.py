@@ -7,7 +7,6 @@ import signal
 import stat
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -37,15 +36,9 @@ from tests.models import synthetic
 from tests.models.test_training import recipe
 from tests.tasks import planted
 from tests.tasks.test_score import crown
+from tests.waiting import until
 
 PARTS = {"postgres", "s3", "mlflow", "torchserve", "shipper", "api-server", "scheduler", "dag-processor", "triggerer"}
-
-
-def until(true: Callable[[], bool], seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, "did not happen in time"
-        time.sleep(0.2)
 
 
 @pytest.fixture(scope="module")

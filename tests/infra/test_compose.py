@@ -14,7 +14,7 @@ import yaml
 from pipeline.settings import REPOSITORY
 from tests.composed import Composed, composed
 from tests.e2e.test_loop import RECORDED, WROTE
-from tests.infra.test_airflow import until
+from tests.waiting import until
 
 pytestmark = pytest.mark.compose
 PROJECT = "windsock-test"

@@ -25,7 +25,8 @@ from infra.local.home import Home, open_home
 from infra.local.part import Part
 from infra.local.plan import GROUPS, plan_stack
 from infra.local.stack import Stack
-from tests.gateway_stand import Stand, stand, until
+from tests.gateway_stand import Stand, stand
+from tests.waiting import until
 
 EVENT = b'{"flight": 1}'
 PREDICT = "/v1/flights/predict"

@@ -48,6 +48,12 @@ def test_a_table_becomes_a_use_case_that_check_use_case_has_nothing_against(copy
         said = copy.run("-c", f"import subprocess; raise SystemExit(subprocess.call({[ruff, *verb, *WRITTEN]!r}))")
         assert said.returncode == 0, said.stdout + said.stderr
 
+    definition = (copy.root / WRITTEN[0]).read_text()
+    comment = definition[definition.index("# A point") : definition.index("_POINT = ")]
+    left_out = " ".join(line.removeprefix("# ") for line in comment.splitlines())
+    assert "Left out are placed_at, is_late, settled_at (which say when something became known" in left_out
+    assert "hours_late (which seem to be filled in with the outcome)" in left_out
+
     blank = copy.check("shop")
     assert blank.returncode == 1
     named = re.findall(r"^features/shop.py:(\d+)  (\w+): .* is yet to be done", blank.stdout, flags=re.MULTILINE)

@@ -7,7 +7,6 @@ import stat
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -28,6 +27,7 @@ from infra.local.processes import ProcessIdentity, end_part, find_members, ident
 from infra.local.stack import Stack, check_free_space
 from pipeline.settings import REPOSITORY, read_settings
 from tests.conftest import start_stack
+from tests.waiting import until
 
 T = TypeVar("T")
 
@@ -47,13 +47,6 @@ def fresh(processes: None) -> Iterator[Stack]:
     yield stack
     stack.stop()
     shutil.rmtree(folder)
-
-
-def until(true: Callable[[], bool], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, "did not happen in time"
-        time.sleep(0.1)
 
 
 def query(address: str, statement: str) -> list[tuple[Any, ...]]:

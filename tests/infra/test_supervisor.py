@@ -12,7 +12,7 @@ from infra.local import supervisor
 from infra.local.home import Home
 from infra.local.part import Part
 from infra.local.supervisor import HUNG_CHECKS, Supervisor
-from tests.infra.test_stack import until
+from tests.waiting import until
 
 HUNG_SECONDS = 0.6
 pytestmark = pytest.mark.usefixtures("processes")

@@ -30,8 +30,9 @@ from serving.request import RequestReader
 from tests.conftest import start_stack
 from tests.features.stored import filled, requests
 from tests.features.world import day, engine, small_world
-from tests.infra.test_stack import command_line, query, read_living, until
+from tests.infra.test_stack import command_line, query, read_living
 from tests.serving.online import OPTIONS, as_json, event, fill, make_bundle
+from tests.waiting import until
 
 SETTINGS = {"batch_size": 64, "max_batch_delay_ms": 1, "workers": 1}
 pytestmark = pytest.mark.timeout(600)

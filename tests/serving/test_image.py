@@ -7,9 +7,8 @@ import json
 import os
 import subprocess
 import sys
-import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from infra.local.stack import Stack
 from pipeline.settings import REPOSITORY, Settings
 from tests.infra.test_images import instructions, lines
 from tests.serving.online import EVENT, OPTIONS, make_bundle
+from tests.waiting import until
 
 DOCKERFILE = REPOSITORY / "serving" / "Dockerfile"
 PACKAGES = ("features", "models", "serving")
@@ -81,13 +81,6 @@ def docker(*arguments: str, check: bool = True) -> str:
 def logs(container: str) -> str:
     done = subprocess.run(["docker", "logs", container], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
     return done.stdout.decode()
-
-
-def until(true: Callable[[], bool], seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, "it did not come to pass"
-        time.sleep(0.2)
 
 
 @pytest.fixture(scope="module")

@@ -17,9 +17,9 @@ from serving.mirror import StoreMirror
 from serving.reasons import DegradedReason
 from tests.features.test_followed import IDENTITIES
 from tests.features.world import FLIGHTS, LEAD, day, moved, small_world
-from tests.infra.test_stack import until
 from tests.serving.stream_writes import AS_OF, CUT, apply_between, write_step
 from tests.serving.test_lookup import PATIENT_MS, lookup
+from tests.waiting import until
 
 SILENT = (DegradedReason.STORE_SILENT,)
 

@@ -12,7 +12,7 @@ import pytest
 from pipeline.settings import REPOSITORY
 from serving import prediction_log
 from serving.prediction_log import PredictionLog, has_ended, read_segment, read_session
-from tests.infra.test_stack import until
+from tests.waiting import until
 
 NEVER = 3600.0
 

@@ -22,7 +22,8 @@ from serving import prediction_log
 from serving.locks import take_lock
 from serving.prediction_log import PredictionLog, has_ended
 from serving.shipper import Shipper, ship_until_ended
-from tests.infra.test_stack import query, until
+from tests.infra.test_stack import query
+from tests.waiting import until
 
 NOW = datetime(2013, 7, 4, 12, tzinfo=UTC)
 

@@ -3,7 +3,7 @@
 from collections import Counter
 
 from serving.worker_metrics import WorkerMetrics
-from tests.infra.test_stack import until
+from tests.waiting import until
 
 
 class Server:

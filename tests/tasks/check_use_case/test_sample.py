@@ -128,9 +128,9 @@ def test_a_definition_that_is_wrong_on_real_rows_is_named(
         ({"monitor.min_labelled": 50_000}, "monitor.min_labelled", "50000: about", "more monitor.performance_days"),
         ({"train.min_rows": 90_000}, "train.min_rows", "90000: about", "an earlier source.first_partition"),
         (
-            {"monitor.max_new_rows_share": 0.2},
+            {"monitor.max_new_rows_share": 0.01},
             "monitor.max_new_rows_share",
-            "0.2: a champion trained now has",
+            "0.01: one partition alone has",
             "more than",
         ),
     ],

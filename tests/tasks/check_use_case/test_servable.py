@@ -71,7 +71,7 @@ def test_how_often_a_model_is_judged_or_retrained_stops_no_training(
     use_case: UseCase, snapshot: Snapshot, outside: Outside
 ) -> None:
     """The whole check names it; a person may want it, and what is trained is no worse for it."""
-    often = change(use_case, {"monitor.max_age_days": 20})
+    often = change(use_case, {"monitor.max_age_days": 7})
     require_servable(often, snapshot, snapshot.end, outside)
 
 

@@ -105,7 +105,7 @@ def findings(measures: list[drift.FeatureDrift], number: int) -> Observed:
         performance=Performance(
             predicted=0, labelled=0, coverage=0, metrics={}, status=PerformanceStatus.OK, reasons=()
         ),
-        champion_cutoff=week(TRAINING_WEEKS).start,
+        born_at=week(TRAINING_WEEKS).start,
         trained_rows=1,
         new_rows=0,
     )

@@ -140,7 +140,7 @@ CASES = [
         measured(THREE, missing=["x5"]),
         (past(1, breached=THREE), past(2, breached=THREE)),
         {"auc": 0.6},
-        {"champion_cutoff": AS_OF - days(90)},
+        {"born_at": AS_OF - days(90)},
     ),
     # Unknown is never healthy
     Case("a feature unknown", "alert", "unknown: x3", measured(unknown=["x3"])),
@@ -155,7 +155,7 @@ CASES = [
     Case("what could not be measured this once is no part of it", "alert", "unknown: x2 could not be measured",
          lasting("x1", unknown=("x2",)), (past(1),)),
     Case("nothing could be measured, and old: still only a person", "alert", "unknown", blind(),
-         findings={"champion_cutoff": AS_OF - days(90)}),
+         findings={"born_at": AS_OF - days(90)}),
     # but silences nothing that is known
     Case("unknown and drifted", "retrain", "drift of 3", measured(THREE, unknown=["x7"]), (past(1, breached=THREE),)),
     Case("unknown and drifted: both are told", "retrain", "unknown: x7", measured(THREE, unknown=["x7"]),
@@ -164,13 +164,13 @@ CASES = [
          (past(1, breached=THREE), past(1, "retrain", state="done", outcome="promoted"))),
     Case("unknown and degraded", "retrain", "auc", measured(unknown=["x7"]), performance={"auc": 0.6}),
     Case("unknown and old", "retrain", "age", measured(unknown=["x7"]),
-         findings={"champion_cutoff": AS_OF - days(42)}),
+         findings={"born_at": AS_OF - days(42)}),
     Case("unknown and much new data", "retrain", "volume", measured(unknown=["x7"]), findings={"new_rows": 60_000}),
     Case("unknown and drifted for the first time", "alert", "unknown: x7", measured(THREE, unknown=["x7"])),
     Case("few labels and old", "retrain", "age", performance={"labelled": 900},
-         findings={"champion_cutoff": AS_OF - days(42)}),
+         findings={"born_at": AS_OF - days(42)}),
     Case("few labels and old: both are told", "retrain", "performance unknown", performance={"labelled": 900},
-         findings={"champion_cutoff": AS_OF - days(42)}),
+         findings={"born_at": AS_OF - days(42)}),
     Case("few labels", "alert", "performance unknown", performance={"labelled": 900}),
     Case("low coverage", "alert", "performance unknown", performance={"labelled": 8900}),
     # Drift
@@ -208,8 +208,8 @@ CASES = [
     Case("intervals off, and drift: both are told", "retrain", "miscoverage", measured(THREE),
          (past(1, breached=THREE, is_miscovered=True),), findings=OFF),
     # Age and volume
-    Case("a day too young", "ignore", "nothing", findings={"champion_cutoff": AS_OF - days(41)}),
-    Case("old enough", "retrain", "age", findings={"champion_cutoff": AS_OF - days(42)}),
+    Case("a day too young", "ignore", "nothing", findings={"born_at": AS_OF - days(41)}),
+    Case("old enough", "retrain", "age", findings={"born_at": AS_OF - days(42)}),
     Case("much new data", "retrain", "volume", findings={"new_rows": 60_000}),
     Case("not so much", "ignore", "nothing", findings={"new_rows": 59_999}),
     # Guards
@@ -264,7 +264,7 @@ def test_the_decision_and_its_reason(case: Case, monitor: Monitor) -> None:
         model_version="1",
         drifts=case.measures,
         performance=performance(monitor, **case.performance),
-        champion_cutoff=AS_OF - days(20),
+        born_at=AS_OF - days(20),
         trained_rows=60_000,
         new_rows=20_000,
     )

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +20,10 @@ from pipeline.settings import Settings
 from pipeline.spec import Target, UseCase
 from serving.answers import InferenceReply
 from tasks.build_features import build, dataset
+from tasks.stream import answer_events
 from tasks.stream.answer_events import PATIENCE_SHARE
 from tasks.stream.deliver_answers import deliver_answers
+from tasks.stream.follow import follow_use_case
 from tests.clean_data import week
 from tests.features.world import moved
 from tests.tasks.build_features.test_build import put
@@ -109,6 +112,25 @@ def test_every_event_is_answered_in_time_by_what_batch_works_out_later(
     assert max(
         abs(row["score"] - scores[row["entity_key"], row["event_time"].astimezone(UTC)]) for row in answers
     ) == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.usefixtures("snapshot")
+def test_who_follows_wakes_who_answers_in_its_process(
+    followed: UseCase, outside: Outside, source: LiveSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody looks by himself meanwhile."""
+    monkeypatch.setattr(answer_events, "_LOOK_SECONDS", 3600.0)
+    moved = threading.Event()
+    with running(partial(answer_events.answer_events, moved=moved), followed, outside):
+        with running(partial(follow_use_case, moved=moved), followed, outside):
+            await_listed(outside)
+            for until in (START + HALF_HOUR, START + HOUR):
+                source.tell(until)
+                await_known(outside, until)
+                assert wait_until(lambda: count_due(outside, source.told_until) == 0, within_seconds=PATIENCE_SECONDS)
+        assert list_answers(outside)
+        monkeypatch.setattr(answer_events, "_LOOK_SECONDS", 0.1)
+        moved.set()
 
 
 @pytest.mark.usefixtures("snapshot")

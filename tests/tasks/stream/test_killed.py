@@ -27,6 +27,9 @@ use_case = live(use_cases(settings().params)["flights"], "{follow}")
 {planted}
 follow.follow_use_case(use_case, outside, threading.Event())
 """
+EMPTIED = """
+select count(*) as series, count(*) filter (where s.changed > o.changes) as untold
+from online_series s join online_state o using (use_case, definition) where s.payload is null and s.recent is null"""
 PLANTED = {
     "before it works anything out": """
 real = session.apply_rows
@@ -97,3 +100,6 @@ def test_a_move_goes_on_where_it_was_killed(
     with following(followed, outside):
         await_content(outside, content)
     assert outside.warehouse.query("select count(*) as rows from followed_rows") == [{"rows": 0}]
+    [emptied] = outside.warehouse.query(EMPTIED)
+    assert emptied["series"] > 0
+    assert emptied["untold"] == 0  # else each reader of the store reads them at each look, for as long as nothing comes

@@ -15,8 +15,9 @@ from pipeline.spec import UseCase
 from tasks.deploy.experiment import experiment, log
 from tasks.deploy.judge import GoldenTally
 from tasks.deploy.server import UseCaseServer
-from tests.gateway_stand import Stand, stand, until
+from tests.gateway_stand import Stand, stand
 from tests.tasks import killed
+from tests.waiting import until
 
 EVENT_TIME = datetime(2013, 5, 1, tzinfo=UTC)
 DECLARED = ExperimentSettings(
