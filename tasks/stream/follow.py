@@ -38,8 +38,8 @@ LOCK = "stream/stream.lock"  # below the home: held while it runs
 _READ_SECONDS = 1.0
 _SETTLING_READ_SECONDS = 0.1  # while there is something else to do
 _QUIET_SECONDS = 2.0  # a source that said nothing for so long is taken to say nothing soon
-_SETTLED_AT_ONCE, _SETTLED_BETWEEN = 128, 16  # series: while it is quiet, and once a second while it is not
-_SETTLE_SECONDS = 1.0
+_SETTLED_AT_ONCE, _SETTLED_BETWEEN = 128, 32  # series: while it is quiet, and every few seconds while it is not
+_SETTLE_SECONDS = 5.0
 _IDLE_WRITE_SECONDS = 1.0  # so often is it written until when all is known, where nothing came
 _PAUSE_SECONDS = 3.0  # before what failed is tried again, and for what is not there yet
 _MENDED_SECONDS = 30.0  # at most so often is all read anew because a table is as declared again
@@ -97,6 +97,7 @@ def _follow(
     fence, state = begin_following(use_case, outside, identities)
     tables = SourceTables(use_case, outside, identities)
     with ExitStack() as stack:
+        stack.enter_context(outside.warehouse.session())  # a new connection a step would take a tenth of it
         session = stack.enter_context(StreamSession(use_case, outside, fence, identities, state))
         gc.freeze()  # what is held stays: nobody waits for seconds while millions of objects are looked through
         reader = stack.enter_context(_open_reader(session, tables, state, stopped))
