@@ -111,7 +111,7 @@ class FeatureLookup:
         if is_mirrored != self._was_mirrored:  # neither says what changed since the other was read
             self._online.forget()
             self._was_mirrored = is_mirrored
-        return self._mirror.fetch_series if self._mirror is not None and is_mirrored else self._store.fetch_series
+        return self._mirror.begin_batch() if self._mirror is not None and is_mirrored else self._store.fetch_series
 
 
 def _as_of(state: StoreState | None) -> datetime | None:

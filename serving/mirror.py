@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 import psycopg2
 import psycopg2.errors
 
-from features.online import FetchedSeries, StoreState
+from features.online import FetchedSeries, FetchSeries, StoreState
 from serving.online_store import PAGE_KEYS, OnlineStore, Parts
 
 MAX_BYTES = 256 << 20  # of payloads and their keys, for each worker; five weeks of the example take 13 MB
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 class StoreMirror:
-    """What `OnlineStore.fetch_series` says, from memory, to one reader."""
+    """What `OnlineStore.fetch_series` says, from memory, to one reader, a batch at a time."""
 
     def __init__(self, store: OnlineStore, clock: Callable[[], float]) -> None:
         self._store, self._clock = store, clock
@@ -45,8 +45,12 @@ class StoreMirror:
         """Whether all series are here."""
         return self._state is not None
 
-    def fetch_series(self, keys: list[str], held: StoreState | None) -> FetchedSeries:
-        """As the store says it. `held` is what this said before, or None.
+    def begin_batch(self) -> FetchSeries:
+        """What a batch reads by: all of one state, that of its first read, whatever the store says meanwhile."""
+        return _Batch(self).fetch_series
+
+    def take_state(self) -> tuple[StoreState, Mapping[str, Parts], frozenset[str]]:
+        """The state, every series as it is in it, and the keys of those that changed since this was asked last.
 
         Raises:
             TimeoutError: the store has been silent for too long.
@@ -56,9 +60,8 @@ class StoreMirror:
                 raise TimeoutError(f"no news for {silent:.1f} s")
             if self._state is None:
                 raise TimeoutError("another revision is being read")
-            stale, self._stale = frozenset(self._stale if held is not None else ()), set()
-            parts = {key: self._parts[key] for key in keys if key in self._parts}
-            return FetchedSeries(state=self._state, parts=parts, stale=stale)
+            stale, self._stale = frozenset(self._stale), set()
+            return self._state, self._parts, stale
 
     def close(self) -> None:
         """End the thread."""
@@ -98,7 +101,7 @@ class StoreMirror:
         replaced = {key: self._parts[key] for key in parts if key in self._parts}
         with self._lock:
             self._held_bytes += _count_bytes(parts) - _count_bytes(replaced)
-            self._parts |= parts
+            self._parts = self._parts | parts  # a batch may be reading the one before
             self._stale |= parts.keys()
             self._state, self._seen_at = state, asked_at
         self._refuse_large(self._held_bytes)
@@ -128,6 +131,24 @@ class StoreMirror:
     def _refuse_large(self, held_bytes: int) -> None:
         if held_bytes > MAX_BYTES:
             raise _TooLarge(f"{held_bytes >> 20} MB of series are more than {MAX_BYTES >> 20}")
+
+
+class _Batch:
+    """Series of one state."""
+
+    def __init__(self, mirror: StoreMirror) -> None:
+        self._mirror = mirror
+        self._taken: tuple[StoreState, Mapping[str, Parts]] | None = None
+
+    def fetch_series(self, keys: list[str], held: StoreState | None) -> FetchedSeries:
+        """As the store says it. `held` is what an earlier batch was told, or None; raises as `take_state` does."""
+        stale = frozenset[str]()
+        if self._taken is None:
+            state, parts, stale = self._mirror.take_state()
+            self._taken = state, parts
+        state, parts = self._taken
+        found = {key: parts[key] for key in keys if key in parts}
+        return FetchedSeries(state=state, parts=found, stale=stale if held is not None else frozenset())
 
 
 def _count_bytes(parts: Mapping[str, Parts]) -> int:

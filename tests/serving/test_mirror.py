@@ -98,6 +98,24 @@ def test_what_the_stream_commits_is_told_and_forgets_what_changed(
     assert reader._store._connection is None
 
 
+def test_a_batch_reads_of_one_state_though_the_store_goes_on_meanwhile(
+    parted: Outside, reader: FeatureLookup, followed: FollowedSeries
+) -> None:
+    """Else a batch that takes longer than a step of the stream would be begun anew again and again."""
+    mirrored, step = of(reader), apply_between(followed, small_world(), *IDENTITIES)
+    keys = sorted(step.recent)
+    before = mirrored.begin_batch()(keys, None)
+    read = mirrored.begin_batch()
+    first = read(keys[:1], None)
+    write_step(parted, step, AS_OF, changes=2)
+    until(lambda: mirrored.begin_batch()([], None).state.changes == 2)
+    rest = read(keys, first.state)
+    assert (first.state, rest.state) == (before.state, before.state)
+    assert rest.parts == before.parts
+    after = mirrored.begin_batch()(keys, None)
+    assert [key for key in keys if after.parts.get(key) != before.parts.get(key)] == keys
+
+
 def test_sabotage_a_change_that_nobody_tells_is_found_by_asking(
     parted: Outside,
     reader: FeatureLookup,
