@@ -153,7 +153,7 @@ class FollowedSeries:
         self._unsettled.mark_stored(stored)
 
     def settle(self, most: int) -> ChangedSeries:
-        """Some of the series that are unsettled, anew."""
+        """Some of the series that are unsettled, anew: keys of one, as many as are asked for, or fewer."""
         packed = ChangedSeries()
         self._settle(packed, self._unsettled.list_first(most))
         self._unsettled.note_stored(packed.settled, packed.recent)

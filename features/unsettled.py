@@ -1,5 +1,6 @@
 """The series that are stored as they were before a move, and what of their later parts lay before the new split."""
 
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import islice
 
@@ -12,13 +13,13 @@ class UnsettledSeries:
     def __init__(self, series: Sequence[Series]) -> None:
         self._stored = {each.name: dict[str, bool]() for each in series}  # whether it has a later part, by text
         self._lasting = {each.name for each in series if each.reach is None and each.is_parted}
-        self._texts = dict[str, None]()  # the largest first: those of them that change cost most
+        self._texts = dict[str, dict[str, None]]()  # by series; first what is largest: where that changes it costs most
         self._payloads = dict[str, list[bytes]]()
         self._is_carried = set[str]()
 
     def __len__(self) -> int:
         """How many there are."""
-        return len(self._texts)
+        return sum(map(len, self._texts.values()))
 
     def carry(self, text: str, payloads: Iterable[bytes]) -> None:
         """Keep what lay apart of a series, behind what was carried already."""
@@ -63,26 +64,32 @@ class UnsettledSeries:
 
     def _mark(self, texts: set[str], carried: set[str]) -> None:
         """These are unsettled from now on, and no others; of these all is carried, where it was at the moves before."""
-        self._is_carried = carried - (self._texts.keys() - self._is_carried)
+        before = {text for of_series in self._texts.values() for text in of_series}
+        self._is_carried = carried - (before - self._is_carried)
         self._payloads = {text: self._payloads[text] for text in self._is_carried & self._payloads.keys()}
         sizes = {text: sum(map(len, payloads)) for text, payloads in self._payloads.items()}
-        self._texts = dict.fromkeys([*sorted(sizes, key=lambda text: (-sizes[text], text)), *texts])
+        by_series = defaultdict[str, list[str]](list)
+        for text in sorted(texts, key=lambda text: (-sizes.get(text, 0), text)):
+            by_series[name_series(text)].append(text)
+        sized = {name: sum(sizes.get(text, 0) for text in found) / len(found) for name, found in by_series.items()}
+        names = sorted(by_series, key=lambda name: (-sized[name], name))
+        self._texts = {name: dict.fromkeys(by_series[name]) for name in names}
 
     def find(self, texts: Collection[str]) -> set[str]:
         """Those of some texts that are unsettled."""
-        return self._texts.keys() & texts
+        return {text for text in texts if text in self._texts.get(name_series(text), ())}
 
     def find_uncarried(self, texts: Collection[str]) -> set[str]:
         """Those of some texts that are unsettled, and of which not all is carried."""
         return self.find(texts) - self._is_carried
 
     def list_first(self, most: int) -> list[str]:
-        """Some of them."""
-        return [*islice(self._texts, most)]
+        """Some of one series: a query of each that has some would take longer than all else."""
+        return [*islice(next((found for found in self._texts.values() if found), ()), most)]
 
     def settle(self, text: str) -> None:
         """It is cut anew."""
-        self._texts.pop(text, None)
+        self._texts.get(name_series(text), {}).pop(text, None)
         self._payloads.pop(text, None)
         self._is_carried.discard(text)
 

@@ -99,9 +99,10 @@ class StoreMirror:
             self._read_all(state)
             return
         replaced = {key: self._parts[key] for key in parts if key in self._parts}
+        after = self._parts | parts if parts else self._parts  # a batch may be reading what was before
         with self._lock:
             self._held_bytes += _count_bytes(parts) - _count_bytes(replaced)
-            self._parts = self._parts | parts  # a batch may be reading the one before
+            self._parts = after
             self._stale |= parts.keys()
             self._state, self._seen_at = state, asked_at
         self._refuse_large(self._held_bytes)

@@ -38,8 +38,7 @@ LOCK = "stream/stream.lock"  # below the home: held while it runs
 _READ_SECONDS = 1.0
 _SETTLING_READ_SECONDS = 0.1  # while there is something else to do
 _QUIET_SECONDS = 2.0  # a source that said nothing for so long is taken to say nothing soon
-_SETTLED_AT_ONCE, _SETTLED_BETWEEN = 128, 32  # series: while it is quiet, and every few seconds while it is not
-_SETTLE_SECONDS = 5.0
+_SETTLED_AT_ONCE = 256  # series: behind each step, and while it is quiet
 _IDLE_WRITE_SECONDS = 1.0  # so often is it written until when all is known, where nothing came
 _PAUSE_SECONDS = 3.0  # before what failed is tried again, and for what is not there yet
 _MENDED_SECONDS = 30.0  # at most so often is all read anew because a table is as declared again
@@ -102,11 +101,14 @@ def _follow(
         gc.freeze()  # what is held stays: nobody waits for seconds while millions of objects are looked through
         reader = stack.enter_context(_open_reader(session, tables, state, stopped))
         logger.info("%s: following (%s) from %s on", use_case.name, use_case.source.follow, session.since)
-        is_well, taken_at, settled_at, waiting, begun_at = False, 0.0, 0.0, SourceStep(), time.monotonic()
-        came_at = 0.0
+        is_well, taken_at, came_at, waiting, begun_at = False, 0.0, 0.0, SourceStep(), time.monotonic()
         while not stopped.is_set():
-            is_quiet = time.monotonic() > came_at + _QUIET_SECONDS
-            step = reader.read(_SETTLING_READ_SECONDS if is_quiet and not session.is_settled else _READ_SECONDS)
+            now = time.monotonic()
+            is_quiet = now > came_at + _QUIET_SECONDS
+            pause = _SETTLING_READ_SECONDS if is_quiet and not session.is_settled else _READ_SECONDS
+            if waiting.known_until is not None:
+                pause = min(pause, max(0.0, taken_at + _IDLE_WRITE_SECONDS - now))
+            step = reader.read(pause)
             waiting = waiting if step is None else step.after(waiting)
             if waiting.changes_rows:
                 came_at = time.monotonic()
@@ -119,9 +121,8 @@ def _follow(
             reader.settle(waiting)
             if session.later_dataset not in {None, *refused} and not reader.is_reading_tables:
                 _move(session, refused)
-            if time.monotonic() > settled_at + _SETTLE_SECONDS:
-                session.settle(_SETTLED_BETWEEN)
-                settled_at = time.monotonic()
+                moved.set()
+            session.settle(_SETTLED_AT_ONCE)
             taken_at, waiting = time.monotonic(), SourceStep()
             if not is_well:
                 outside.alerts.resolve(_fingerprint(use_case))

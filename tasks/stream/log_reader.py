@@ -29,7 +29,10 @@ from tasks.stream.source_step import LogPlace, SourceStep
 from tasks.stream.source_tables import SourceTables
 
 _ROWS_AT_ONCE = 10_000
-_GATHER_SECONDS = 0.02  # what is committed meanwhile is one step, and what came while the one before was taken
+_GATHER_SECONDS, _MOST_GATHER_SECONDS = (
+    0.02,
+    0.1,
+)  # what is committed meanwhile is one step; so is a backlog, up to so long
 _EVER = datetime(9999, 1, 1, tzinfo=UTC)
 _LOOK_SECONDS = 60.0  # at the publication: one that is made anew leaves a gap without a word
 
@@ -118,7 +121,7 @@ class LogReader:
         self._stack.close()
 
     def read(self, timeout_seconds: float) -> SourceStep | None:
-        """The next step: what has come, and is committed within a moment; no more than a piece or two.
+        """The next step: what has come, and what is committed within a moment, as far as that is read soon.
 
         Raises:
             SlotGone, PublicationGone: as they say.
@@ -133,13 +136,13 @@ class LogReader:
         if answer is None:
             return None
         rows = PieceRows(self._use_case, self._tables, self._relations, self._fetch_values)
-        until = time.monotonic() + _GATHER_SECONDS
-        known_until = None
+        began, known_until = time.monotonic(), None
         while answer is not None:
             self._latest = answer
             known_until = self._take(answer, rows) or known_until
-            left = until - time.monotonic()
-            answer = follower.read(left) if left > 0 and rows.count < _ROWS_AT_ONCE else None
+            taken = time.monotonic() - began
+            is_more = taken < _MOST_GATHER_SECONDS and rows.count < _ROWS_AT_ONCE
+            answer = follower.read(max(0.0, _GATHER_SECONDS - taken)) if is_more else None
         return replace(rows.make_step(), known_until=known_until, place=self._held)
 
     def settle(self, step: SourceStep) -> None:
