@@ -73,7 +73,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Model:
-    """A trained version: its name, when it was trained, its cut-off, predictors of the whole and of each member."""
+    """A trained version: its name, when it was trained, its cut-off, its predictors (each member's, too), its profile."""
 
     version: str
     born_at: datetime

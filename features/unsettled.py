@@ -6,6 +6,8 @@ from itertools import islice
 
 from features.series import Series
 
+_CARRIED_BYTES = 16 << 10  # that are cut at once
+
 
 class UnsettledSeries:
     """Texts of keys. Where all that lay apart before the split is *carried*, a later part can do without a new cut."""
@@ -84,8 +86,17 @@ class UnsettledSeries:
         return self.find(texts) - self._is_carried
 
     def list_first(self, most: int) -> list[str]:
-        """Some of one series: a query of each that has some would take longer than all else."""
-        return [*islice(next((found for found in self._texts.values() if found), ()), most)]
+        """Some of one series: a query of each that has some would take longer than all else.
+
+        Of large ones fewer: whoever reads the store decodes all of each anew, and answers nothing meanwhile.
+        """
+        first, carried = list[str](), 0
+        for text in islice(next((found for found in self._texts.values() if found), ()), most):
+            carried += sum(map(len, self._payloads.get(text, ())))
+            if first and carried > _CARRIED_BYTES:
+                break
+            first.append(text)
+        return first
 
     def settle(self, text: str) -> None:
         """It is cut anew."""

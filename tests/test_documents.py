@@ -176,6 +176,11 @@ def test_statements_of_the_runbooks_reach_the_warehouse_and_the_source_as_the_re
     asked = "select current_database()"
     assert "\n warehouse\n" in run_line(line, environment=environment, said=asked)
     assert "\n source\n" in run_line(f"{line} DATABASE=source", environment=environment, said=asked)
+    half = subprocess.run(
+        ["make", "sql"], cwd=REPOSITORY, env=environment, input="select from nowhere; select 1", capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
+    assert (half.returncode != 0, half.stdout) == (True, "")
     refused = subprocess.run(
         ["make", "sql", "DATABASE=sauce"], cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False
     )

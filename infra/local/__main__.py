@@ -94,7 +94,7 @@ def run_command(stack: Stack, command: list[str]) -> int:
 
 
 def open_database(stack: Stack, database: str, options: list[str]) -> None:
-    """Become psql at a database of the stack, as its owner; the password stands on no command line."""
+    """Become psql at a database of the stack, as its owner; what is piped in is run up to its first error."""
     _require_running(stack)
     addresses = {
         name.removeprefix("WINDSOCK_").removesuffix("_DSN").lower(): address
@@ -105,8 +105,8 @@ def open_database(stack: Stack, database: str, options: list[str]) -> None:
         raise ValueError(f"expected a database, one of {', '.join(sorted(addresses))}; got {database!r}")
     parts = parse_dsn(addresses[database])
     settings = {f"PG{'DATABASE' if name == 'dbname' else name.upper()}": value for name, value in parts.items()}
-    psql = str(find_postgres_programs() / "psql")
-    os.execve(psql, ["psql", *options], {**inherited_environment(), **settings})  # noqa: S606  # the user's own
+    psql, strictly = str(find_postgres_programs() / "psql"), [] if sys.stdin.isatty() else ["--set=ON_ERROR_STOP=1"]
+    os.execve(psql, ["psql", *strictly, *options], {**inherited_environment(), **settings})  # noqa: S606  # the user's own
 
 
 def _require_running(stack: Stack) -> None:

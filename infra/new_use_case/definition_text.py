@@ -110,12 +110,16 @@ def _names(columns: tuple[ColumnProfile, ...]) -> list[str]:
 def _left_out(roles: Roles, profile: TableProfile) -> str:
     """What a point does not have, as lines of a comment, with the reason of each."""
     told, late = _names(roles.told), _names(roles.filled_later)
-    ruled = [c.name for c in (roles.known, roles.target, roles.label_known) if c is not None and c.name not in told]
+    rule = {roles.known.name, roles.target.name, *([roles.label_known.name] if roles.label_known else ())}
+    ruled = [name for name in _names(profile.columns) if name in rule - {*told, roles.event.name}]
     others = [c.name for c in profile.columns if c.name not in {*told, *late, *ruled, roles.event.name}]
     reasons = (
         ("which say when something became known, or are the target", ruled),
         ("which seem to be filled in with the outcome", late),
-        ("of which nothing is learnt as they are: names of rows, nulls, types that are not read", others),
+        (
+            "names of rows, nothing but nulls, types that are not read, and of keys and texts all but the first few",
+            others,
+        ),
     )
     parts = [f"{', '.join(names)} ({reason})" for reason, names in reasons if names]
     text = f"A point, as columns of `asked`. Left out are {'; '.join(parts)}."

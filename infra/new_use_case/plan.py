@@ -96,9 +96,9 @@ def make_plan(profile: TableProfile, answers: Answers, today: date) -> Plan:
     if points * length < _LEAST_POINTS * _ROOM:
         raise ValueError(
             f"{profile.relation}: a weak partition of {length} days has {points * length:.0f} rows to predict, expected"
-            f" {_LEAST_POINTS * _ROOM:.0f}: monitoring compares no fewer than {_LEAST_POINTS}. Predicted is what is"
-            f" known {answers.lead_minutes} minutes before its event: set a shorter --lead-minutes or, as --table, a"
-            " view of the time from which on there are more rows, or a table with more events"
+            f" {_LEAST_POINTS * _ROOM:.0f}, a fifth more than monitoring compares at least. Predicted is what is known"
+            f" --lead-minutes ({answers.lead_minutes}) before its event: set fewer, or, as --table, a view of the time from"
+            " which on there are more rows, or a table with more events"
         )
     low, high = (int(np.quantile(rows, q)) for q in (0.05, 0.95))
     min_rows = max(1, _round_down(low * _HALF))

@@ -51,7 +51,7 @@ def test_a_table_becomes_a_use_case_that_check_use_case_has_nothing_against(copy
     definition = (copy.root / WRITTEN[0]).read_text()
     comment = definition[definition.index("# A point") : definition.index("_POINT = ")]
     left_out = " ".join(line.removeprefix("# ") for line in comment.splitlines())
-    assert "Left out are placed_at, is_late, settled_at (which say when something became known" in left_out
+    assert "Left out are placed_at, settled_at, is_late (which say when something became known" in left_out
     assert "hours_late (which seem to be filled in with the outcome)" in left_out
 
     blank = copy.check("shop")

@@ -98,7 +98,7 @@ def test_a_week_without_rows_is_exempt_and_the_others_keep_their_limit() -> None
         (
             [60] * 200,
             answer(),
-            "has 420 rows to predict, expected 600: .* set a shorter --lead-minutes or, as --table,",
+            "has 420 rows to predict, expected 600, .* set fewer, or, as --table,",
         ),
         ([500] * 200, answer(lead_minutes=0, label_delay_hours=0), "--label-delay-hours: 0"),
     ],

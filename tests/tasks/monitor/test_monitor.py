@@ -284,6 +284,24 @@ def test_a_new_champion_is_measured_by_its_own_profile_and_the_old_one_goes_on_b
     assert versions == {"1", "2"}
 
 
+def test_age_and_volume_count_from_when_a_champion_was_trained_also_after_a_rollback_to_it(
+    world: World, no_report: None
+) -> None:
+    born = week(10).start
+    world.score(10)
+    world.champion("2", week(11).start)
+    world.outside.registry.profile_of["2"] = world.outside.registry.profile_of["1"]  # type: ignore[attr-defined]
+    world.score(11, version="2")
+    world.champion("1", week(12).start)  # a rollback
+    world.score(12)
+    decided(world)
+    query = "select evidence from decisions order by as_of"
+    told = [row["evidence"] for row in world.outside.warehouse.query(query)]
+    births = [datetime.fromisoformat(each["champion_born_at"]) for each in told]
+    assert births == [born, week(11).start, born]
+    assert [each["new_rows"] for each in told] == pytest.approx([ROWS, ROWS, 3 * ROWS], abs=0.05 * ROWS)
+
+
 def test_a_partition_scored_by_another_than_the_champion_in_force_is_not_decided_on(world: World) -> None:
     world.score(10, version="7")
     assert monitor.find_undecided(world.use_case, world.outside) == []

@@ -122,15 +122,19 @@ def test_who_follows_wakes_who_answers_in_its_process(
     monkeypatch.setattr(answer_events, "_LOOK_SECONDS", 3600.0)
     moved = threading.Event()
     with running(partial(answer_events.answer_events, moved=moved), followed, outside):
-        with running(partial(follow_use_case, moved=moved), followed, outside):
-            await_listed(outside)
-            for until in (START + HALF_HOUR, START + HOUR):
-                source.tell(until)
-                await_known(outside, until)
-                assert wait_until(lambda: count_due(outside, source.told_until) == 0, within_seconds=PATIENCE_SECONDS)
-        assert list_answers(outside)
-        monkeypatch.setattr(answer_events, "_LOOK_SECONDS", 0.1)
-        moved.set()
+        try:
+            with running(partial(follow_use_case, moved=moved), followed, outside):
+                await_listed(outside)
+                for until in (START + HALF_HOUR, START + HOUR):
+                    source.tell(until)
+                    await_known(outside, until)
+                    assert wait_until(
+                        lambda: count_due(outside, source.told_until) == 0, within_seconds=PATIENCE_SECONDS
+                    )
+            assert list_answers(outside)
+        finally:
+            monkeypatch.setattr(answer_events, "_LOOK_SECONDS", 0.1)
+            moved.set()
 
 
 @pytest.mark.usefixtures("snapshot")
