@@ -73,7 +73,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Model:
-    """A trained version: its name, when it was trained, its cut-off, its predictors (each member's, too), its profile."""
+    """A trained version: its name, when it was trained, its cut-off, predictors (of members, too) and profile."""
 
     version: str
     born_at: datetime

@@ -229,10 +229,13 @@ class OnlineFeatures:
         return self._lookups[name].held.pop(key)
 
     def _make_room(self) -> None:
-        """Drop what was decoded longest ago, as far as there is too much: a batch never has all to decode again."""
-        while self._held_bytes > self._cache_bytes and (self._replaced or self._texts):
-            text = next(iter(self._replaced or self._texts))
-            decoded = self._replaced.pop(text) if self._replaced else self._take_out(text)
+        """Drop what was decoded longest ago, as far as there is too much: a batch never has all to decode again.
+
+        What changed since goes last: that is long histories that many events need, of which little is to be decoded.
+        """
+        while self._held_bytes > self._cache_bytes and (self._texts or self._replaced):
+            text = next(iter(self._texts or self._replaced))
+            decoded = self._take_out(text) if self._texts else self._replaced.pop(text)
             self._held_bytes -= count_held_bytes(text, decoded)
 
     def _absent(self, points: Sequence[_Point], wanted: Sequence[_Lookup]) -> Iterator[tuple[str, Hashable]]:

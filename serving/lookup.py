@@ -25,7 +25,7 @@ from serving.reasons import DegradedReason
 logger = logging.getLogger(__name__)
 
 _PAUSE_SECONDS = 1.0  # a store that answers nothing, or refuses, is left alone
-_CACHE_BYTES = 64 << 20
+_CACHE_BYTES = 128 << 20
 
 
 @dataclass(frozen=True)

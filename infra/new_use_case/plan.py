@@ -97,8 +97,8 @@ def make_plan(profile: TableProfile, answers: Answers, today: date) -> Plan:
         raise ValueError(
             f"{profile.relation}: a weak partition of {length} days has {points * length:.0f} rows to predict, expected"
             f" {_LEAST_POINTS * _ROOM:.0f}, a fifth more than monitoring compares at least. Predicted is what is known"
-            f" --lead-minutes ({answers.lead_minutes}) before its event: set fewer, or, as --table, a view of the time from"
-            " which on there are more rows, or a table with more events"
+            f" --lead-minutes ({answers.lead_minutes}) before its event: set fewer, or, as --table, a view of the time"
+            " from which on there are more rows, or a table with more events"
         )
     low, high = (int(np.quantile(rows, q)) for q in (0.05, 0.95))
     min_rows = max(1, _round_down(low * _HALF))

@@ -227,6 +227,24 @@ def test_series_that_change_ever_again_do_not_push_out_those_that_stay(events: p
         assert reader.held_bytes == needed
 
 
+def test_a_full_cache_keeps_what_changed_longest_since_little_of_it_is_to_be_decoded(
+    events: pa.Table, store: Stored
+) -> None:
+    stored, whole = Stored(store.state, store.series), OnlineFeatures(FLIGHTS, LEAD, cache_bytes=CACHE_BYTES)
+    first, last = events.slice(0, 64), events.slice(events.num_rows - 64)
+    whole.compute(first, stored.fetch)
+    often = {key for keys in stored.reads for key in keys[::3]}
+    tight = OnlineFeatures(FLIGHTS, LEAD, cache_bytes=whole.held_bytes)
+    tight.compute(first, stored.fetch)
+    stored.state, stored.changed = store.state._replace(changes=1), dict.fromkeys(often, 1)
+    tight.compute(last, stored.fetch)
+    assert tight.held_bytes > whole.held_bytes
+    tight.compute(last.slice(0, 1), stored.fetch)
+    held = {*tight._replaced, *tight._texts}
+    assert often <= held
+    assert not {key for keys in stored.reads for key in keys} <= held
+
+
 def test_a_damaged_series_is_named_and_answered_without(batch: pa.Table, events: pa.Table, store: Stored) -> None:
     damaged = dict(store.series)
     for key in [key for key in damaged if key.startswith("weather(origin)")]:
