@@ -68,9 +68,10 @@ def split_commands(text: str) -> list[list[str]]:
     """The words of each command of a shell text; a string or a backslash may carry one over several lines."""
     commands, pending = list[list[str]](), ""
     for line in fill_placeholders(text).splitlines():
-        pending += line + "\n"
         if line.endswith("\\"):
+            pending += line[:-1] + " "
             continue
+        pending += line + "\n"
         with contextlib.suppress(ValueError):  # a string is open still
             commands.append(shlex.split(pending, comments=True))
             pending = ""

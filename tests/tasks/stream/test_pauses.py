@@ -31,7 +31,9 @@ def look(use_case: UseCase, outside: Outside, looks: Looks) -> list[float]:
     assert use_case.endpoint is not None
     assert use_case.endpoint.answers is not None
     answerer = answering._EventAnswerer(use_case, use_case.endpoint.answers, outside, object())  # type: ignore[arg-type]
-    answerer.answer_on(looks)
+    moved = threading.Event()
+    moved.wait = looks.wait  # type: ignore[method-assign]  # nobody follows
+    answerer.answer_on(looks, moved)
     return looks.pauses
 
 
