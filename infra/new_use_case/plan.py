@@ -154,6 +154,9 @@ def _refuse_late(profile: TableProfile, answers: Answers) -> None:
         )
     if answers.lead_minutes == 0 and answers.label_delay_hours == 0:
         raise ValueError("--label-delay-hours: 0, and so is --lead-minutes: targets would be known when they are asked")
+    if answers.positive is not None and profile.target.mean in (0.0, 1.0):
+        share = "every" if profile.target.mean else "no"
+        raise ValueError(f"--positive: {answers.target} is {answers.positive!r} in {share} row of {profile.relation}")
     if profile.target.distance == 0 or (answers.kind == "binary" and profile.target.mean in (0.0, 1.0)):
         raise ValueError(f"--target: {answers.target} is {profile.target.median:g} in practically every row")
 

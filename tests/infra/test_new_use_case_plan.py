@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 
 import pytest
@@ -112,6 +113,9 @@ def test_a_target_that_is_always_the_same_is_refused() -> None:
     always = TargetProfile(rows=9, mean=1.0, median=1.0, distance=0.0)
     with pytest.raises(ValueError, match="late is 1 in practically every row"):
         derive([500] * 200, answer(), FIRST + timedelta(days=200), always)
+    never, answers = TargetProfile(rows=9, mean=0.0, median=0.0, distance=0.0), replace(answer(), positive="Large")
+    with pytest.raises(ValueError, match="--positive: late is 'Large' in no row of"):
+        derive([500] * 200, answers, FIRST + timedelta(days=200), never)
 
 
 def test_on_a_terminal_what_was_not_given_is_asked_in_order_and_the_table_is_shown() -> None:
