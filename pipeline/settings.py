@@ -41,6 +41,7 @@ class Settings:
     webhooks: Mapping[str, str] = field(default_factory=dict, repr=False)  # variable -> an address, or a secret
 
 
+DATABASES = ("WINDSOCK_WAREHOUSE_DSN", "WINDSOCK_SOURCE_DSN", "WINDSOCK_STUDIES_DSN")  # what each stack has
 _REQUIRED = {
     "home": "WINDSOCK_HOME",
     "code_sha": "WINDSOCK_CODE_SHA",

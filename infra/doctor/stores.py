@@ -13,15 +13,15 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from infra.doctor.finding import RESTART, Environment, Finding
 from infra.local import s3
+from pipeline.settings import DATABASES
 
 SKEW_SECONDS = 5.0  # Airflow's tokens are refused beyond 10 s, S3's signatures beyond 15 minutes
 _SET_UP_AGAIN = f"the set-up does, so {RESTART.removeprefix('then ')}"
-_DSNS = ("WINDSOCK_WAREHOUSE_DSN", "WINDSOCK_SOURCE_DSN", "WINDSOCK_STUDIES_DSN")
 
 
 def check_databases(environment: Environment) -> Iterator[Finding]:
     """Whether each database lets its role in, and what time it is there."""
-    for name in _DSNS:
+    for name in DATABASES:
         address = urlsplit(environment[name])
         place, check = f"{address.hostname}:{address.port}{address.path}", f"database {address.path.strip('/')}"
         try:

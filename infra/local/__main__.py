@@ -15,10 +15,9 @@ from infra.local.plan import GROUPS
 from infra.local.postgres import find_postgres_programs
 from infra.local.stack import PartStatus, Stack
 from infra.local.stream import follower_dsn, source_admin_dsn
-from pipeline.settings import REPOSITORY, find_params
+from pipeline.settings import DATABASES, REPOSITORY, find_params
 
 _VERBS = ("up", "status", "stop", "clean", "env", "key", "revoke", "publish", "run", "sql")
-_DATABASES = ("WINDSOCK_WAREHOUSE_DSN", "WINDSOCK_SOURCE_DSN", "WINDSOCK_STUDIES_DSN")
 
 
 def default_home() -> Path:
@@ -96,14 +95,10 @@ def run_command(stack: Stack, command: list[str]) -> int:
 def open_database(stack: Stack, database: str, options: list[str]) -> None:
     """Become psql at a database of the stack, as its owner; what is piped in is run up to its first error."""
     _require_running(stack)
-    addresses = {
-        name.removeprefix("WINDSOCK_").removesuffix("_DSN").lower(): address
-        for name, address in stack.environment().items()
-        if name in _DATABASES
-    }
-    if database not in addresses:
-        raise ValueError(f"expected a database, one of {', '.join(sorted(addresses))}; got {database!r}")
-    parts = parse_dsn(addresses[database])
+    variables = {name.removeprefix("WINDSOCK_").removesuffix("_DSN").lower(): name for name in DATABASES}
+    if database not in variables:
+        raise ValueError(f"expected a database, one of {', '.join(sorted(variables))}; got {database!r}")
+    parts = parse_dsn(stack.environment()[variables[database]])
     settings = {f"PG{'DATABASE' if name == 'dbname' else name.upper()}": value for name, value in parts.items()}
     psql, strictly = str(find_postgres_programs() / "psql"), [] if sys.stdin.isatty() else ["--set=ON_ERROR_STOP=1"]
     os.execve(psql, ["psql", *strictly, *options], {**inherited_environment(), **settings})  # noqa: S606  # the user's own

@@ -17,7 +17,7 @@ from pipeline.spec import UseCase
 
 STEP = timedelta(minutes=30)
 # Most events are at a half or full hour, and due a moment later: a step ends then, and not half an hour later.
-AFTER_HALF_HOURS = timedelta(minutes=1)
+_AFTER_HALF_HOURS = timedelta(minutes=1)
 
 
 class DataTime:
@@ -84,16 +84,16 @@ class DataTime:
     def _step(self) -> timedelta:
         """Take the next one; how long it is. None lies in two partitions."""
         start = self._source.told_until
-        end = min(find_step_end(start), self._grid.containing(start).end, self._until)
+        end = min(_find_step_end(start), self._grid.containing(start).end, self._until)
         breaks = self._broken is not None and self._broken.start <= start < self._broken.end
         self._source.tell(end, broken=self._key if breaks else None)
         self._then(start, end)
         return end - start
 
 
-def find_step_end(start: datetime) -> datetime:
+def _find_step_end(start: datetime) -> datetime:
     """The first moment after `start` that lies a minute after a half or full hour."""
-    past = (start - AFTER_HALF_HOURS - datetime.min.replace(tzinfo=start.tzinfo)) % STEP
+    past = (start - _AFTER_HALF_HOURS - datetime.min.replace(tzinfo=start.tzinfo)) % STEP
     return start + STEP - past
 
 

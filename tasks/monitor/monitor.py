@@ -46,10 +46,11 @@ select score from predictions where use_case = %s and model_version = %s and pre
 
 @dataclass(frozen=True, kw_only=True)
 class UndecidedPartition:
-    """One scored partition to be decided on, and the champion that scored it."""
+    """One scored partition to be decided on, and the champion that scored it, with the data time it was trained for."""
 
     partition: Interval
     champion: Champion
+    born_at: datetime
     snapshot_version: str
 
     @property
@@ -136,15 +137,14 @@ def examine_partition(
     performances = performance.measure_performance(use_case, version, as_of, outside)
     answers = served.measure_served(use_case, undecided.champion, as_of, undecided.snapshot_version, outside)
     judged = answers[0].performance if answers and answers[0].is_judged else performances[0].performance
-    born_at = find_birth(load_champions(use_case, outside), version)
     observed = Observed(
         as_of=as_of,
         model_version=version,
         drifts=moved.drifts,
         performance=judged,
-        born_at=born_at,
+        born_at=undecided.born_at,
         trained_rows=profile["rows"],
-        new_rows=_count_new_labels(use_case, born_at, as_of, outside),
+        new_rows=_count_new_labels(use_case, undecided.born_at, as_of, outside),
         rolled_back=_find_latest_rollback(use_case, as_of, outside),
         miscoverage=find_miscoverage(judged.metrics, use_case.target.interval),
     )
@@ -177,7 +177,10 @@ def _undecided(use_case: UseCase, outside: Outside) -> Iterator[UndecidedPartiti
         champion = champion_at(champions, start)
         if champion and champion.version == row["model_version"]:
             yield UndecidedPartition(
-                partition=Interval(start, start + length), champion=champion, snapshot_version=row["snapshot_version"]
+                partition=Interval(start, start + length),
+                champion=champion,
+                born_at=find_birth(champions, champion.version),
+                snapshot_version=row["snapshot_version"],
             )
 
 

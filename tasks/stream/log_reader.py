@@ -29,10 +29,8 @@ from tasks.stream.source_step import LogPlace, SourceStep
 from tasks.stream.source_tables import SourceTables
 
 _ROWS_AT_ONCE = 10_000
-_GATHER_SECONDS, _MOST_GATHER_SECONDS = (
-    0.02,
-    0.1,
-)  # what is committed meanwhile is one step; so is a backlog, up to so long
+_GATHER_SECONDS = 0.02  # what is committed meanwhile is one step
+_MOST_GATHER_SECONDS = 0.1  # so is a backlog, as far as it is read by then
 _EVER = datetime(9999, 1, 1, tzinfo=UTC)
 _LOOK_SECONDS = 60.0  # at the publication: one that is made anew leaves a gap without a word
 

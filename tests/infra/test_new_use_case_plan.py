@@ -96,11 +96,7 @@ def test_a_week_without_rows_is_exempt_and_the_others_keep_their_limit() -> None
     [
         ([500] * 40, answer(), "has 35 days in whole partitions, and a training needs"),
         ([500] * 120, answer(label_delay_hours=900), "a training needs"),
-        (
-            [60] * 200,
-            answer(),
-            "has 420 rows to predict, expected 600, .* set fewer, or, as --table,",
-        ),
+        ([60] * 200, answer(), "has 420 rows to predict, expected 600, .* set fewer, or, as --table,"),
         ([500] * 200, answer(lead_minutes=0, label_delay_hours=0), "--label-delay-hours: 0"),
     ],
 )

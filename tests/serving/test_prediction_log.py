@@ -48,9 +48,7 @@ def test_a_batch_is_on_disk_when_write_returns(log, tmp_path):
 def test_a_segment_is_handed_over_within_the_rotation_without_another_write(tmp_path):
     log = PredictionLog(tmp_path, use_case="flights", rotate_seconds=0.05)
     log.write(batch(1))
-    deadline = time.monotonic() + 10
-    while numbers(tmp_path, "done") != [1]:
-        assert time.monotonic() < deadline
+    until(lambda: numbers(tmp_path, "done") == [1], 10)
     log.close()
 
 
