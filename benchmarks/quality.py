@@ -141,7 +141,9 @@ def main() -> None:
     asked = parser.parse_args()
     train, test = frozen(year(use_case, asked.rows))
     validation = timedelta(days=use_case.train.validation_days)
-    moments = Split(train_end=END - validation, cutoff=END, holdout_start=END, holdout_end=END)
+    moments = Split(
+        train_until=END - validation, train_end=END - validation, fit_until=END, cutoff=END, holdout_end=END
+    )
     label, contestants = labels(test), (Measured(name="search and refit"), Measured(name="LightGBM"))
     with contestants[0].timed():
         found = search(use_case, train, moments, asked.trials)

@@ -95,7 +95,7 @@ def judged(
     use_case: UseCase, test: pa.Table, scores: Mapping[str, Floats], latencies_ms: Mapping[str, float]
 ) -> dict[str, Judgement]:
     """What the gate says of each variant, with the champion as its opponent, on the shipped holdout's length."""
-    start = END + use_case.time.label_delay
+    start = END
     end = start + timedelta(days=use_case.train.holdout_days)
     moments = test["prediction_time"]
     kind = moments.type
@@ -103,8 +103,7 @@ def judged(
     kept = np.flatnonzero(inside.to_numpy())
     no_worse = use_case.gate.model_copy(update={"min_effect": -use_case.gate.min_effect})
     setting = Setting(
-        gate=no_worse, kind=use_case.target.kind, holdout_start=start, label_delay=use_case.time.label_delay,
-        latency_ms=0, seed=use_case.seed,
+        gate=no_worse, kind=use_case.target.kind, holdout_start=start, latency_ms=0, seed=use_case.seed,
     )  # fmt: skip
     rows = frozen_rows(use_case, test.take(pa.array(kept)))
     scored = {name: Scored(version=name, cutoff=END, scores=values[kept]) for name, values in scores.items()}

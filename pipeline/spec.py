@@ -54,7 +54,7 @@ class Target(Block):
 
 
 class Time(Block):
-    """The time rule: prediction_time = event_time - lead; a label is mature `label_delay_hours` after it."""
+    """The time rule: prediction_time = event_time - lead; a label is mature `label_delay_hours` after the event."""
 
     lead_minutes: int = Field(ge=0)
     label_delay_hours: int = Field(ge=0)
@@ -66,8 +66,13 @@ class Time(Block):
 
     @property
     def label_delay(self) -> timedelta:
-        """After this, practically every label has matured."""
+        """This long after the event practically every label has matured."""
         return timedelta(hours=self.label_delay_hours)
+
+    @property
+    def label_lag(self) -> timedelta:
+        """This long after the prediction practically every label has matured."""
+        return self.lead + self.label_delay
 
 
 class Train(Block):

@@ -77,13 +77,12 @@ def make_plan(profile: TableProfile, answers: Answers, today: date) -> Plan:
     _refuse_late(profile, answers)
     length = 1 if median(day.rows for day in profile.days) >= DAILY_ROWS else 7
     parts = _cut(profile.days, length)
-    label_days = answers.label_delay_hours / _DAY_HOURS
-    delay = label_days + answers.lead_minutes / (60 * _DAY_HOURS)
+    delay = answers.label_delay_hours / _DAY_HOURS + answers.lead_minutes / (60 * _DAY_HOURS)
     days = len(parts) * length
     share = min(days // _SHARE, _MOST_DAYS)
     holdout = _round_up(max(_MIN_DAYS, share), length)
-    validation = _round_up(max(_MIN_DAYS, share, math.floor(delay) + 1 + length), length)
-    behind = holdout + 2 * label_days
+    validation = holdout
+    behind = holdout + 2 * delay
     if days < (needs := math.ceil(behind + delay) + 2 * validation + 3 * length):
         raise ValueError(
             f"{profile.relation} has {days} days in whole partitions, and a training needs {needs}: holdout {holdout},"
@@ -104,7 +103,7 @@ def make_plan(profile: TableProfile, answers: Answers, today: date) -> Plan:
     min_rows = max(1, _round_down(low * _HALF))
     stale = _find_rhythm(parts, length)
     exempt = tuple(p.first_day for p in parts if p.rows < min_rows or (stale is not None and p.stale_hours > stale))
-    history = days - holdout - label_days - 3 * length
+    history = days - holdout - delay - 3 * length
     performance = 2 * length if length == 7 else 7
     coverage = sum(p.labelled for p in settled) / max(1, sum(p.points for p in settled))
     new_share = length / history

@@ -31,33 +31,25 @@ def check_training_params(use_case: UseCase, today: date) -> Iterator[Mistake]:
     yield from _check_endpoint(use_case)
 
 
-def days_behind(use_case: UseCase) -> float:
-    """How old the newest label that a champion learnt is when it is trained: the holdout, and the label delay twice."""
-    return use_case.train.holdout_days + 2 * (use_case.time.label_delay / _DAY)
+def _count_days_not_learnt(use_case: UseCase) -> float:
+    """How many of the newest days a search cannot fit on: holdout, validation, and the label lag at the end of each."""
+    return use_case.train.holdout_days + use_case.train.validation_days + 3 * (use_case.time.label_lag / _DAY)
 
 
 def _check_split(use_case: UseCase, today: date) -> Iterator[Mistake]:
     time, train, source = use_case.time, use_case.train, use_case.source
-    delay = (time.label_delay + time.lead) / _DAY
-    if train.validation_days <= delay:
-        yield in_params(
-            "train.validation_days",
-            f"{train.validation_days}: no label of these days is known at their end, for labels come"
-            f" {time.label_delay_hours} hours after the event (time.label_delay_hours), which is {time.lead_minutes}"
-            " minutes after its prediction (time.lead_minutes)",
-            f"at least {math.ceil(delay) + source.partition_days}, or a smaller time.label_delay_hours",
-        )
     if use_case.source.first_partition > today:
         yield in_params("source.first_partition", f"{source.first_partition} lies in the future", f"at most {today}")
         return
     last = source.last_partition + source.partition_days * _DAY if source.last_partition else today
-    has, needs = (last - source.first_partition).days, days_behind(use_case) + train.validation_days
+    has, needs = (last - source.first_partition).days, _count_days_not_learnt(use_case)
     if has < needs + source.partition_days:
         yield in_params(
             "source.first_partition",
             f"{source.first_partition}: {has} days lie between it and {last}, and a training takes {needs:g} of them"
             f" for validation (train.validation_days {train.validation_days}), holdout (train.holdout_days"
-            f" {train.holdout_days}) and labels that are to come (time.label_delay_hours {time.label_delay_hours})",
+            f" {train.holdout_days}) and, three times, labels that are to come (time.label_delay_hours"
+            f" {time.label_delay_hours}, time.lead_minutes {time.lead_minutes})",
             f"a day at least {math.ceil(needs) + 2 * source.partition_days} days before {last}, or fewer of these days",
         )
 

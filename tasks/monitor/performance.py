@@ -1,6 +1,6 @@
 """How well did batch do? Metrics of each version's batch scores on matured labels, restated when late labels come.
 
-A window ends one label delay before the data time it is measured at, so that practically every label has matured.
+A window ends one label lag before the data time it is measured at, so that practically every label has matured.
 Labels that come later still are not dropped: the windows they fall into are measured again, as a new row.
 """
 
@@ -64,7 +64,7 @@ class WindowPerformance:
 
 def trailing_window(use_case: UseCase, as_of: datetime) -> Interval:
     """The predictions measured at a data time: the latest days whose labels have had their time to mature."""
-    end = as_of - use_case.time.label_delay
+    end = as_of - use_case.time.label_lag
     return Interval(end - timedelta(days=use_case.monitor.performance_days), end)
 
 

@@ -63,7 +63,6 @@ def judge_candidate(use_case: UseCase, candidate: Candidate, outside: Outside) -
         gate=use_case.gate,
         kind=use_case.target.kind,
         holdout_start=candidate.holdout_start,
-        label_delay=use_case.time.label_delay,
         latency_ms=latency,
         seed=int(verdict_id[-8:], 16) ^ use_case.seed,
     )

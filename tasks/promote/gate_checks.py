@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, Literal
 
 import numpy as np
@@ -53,7 +53,6 @@ class Setting:
     gate: Gate
     kind: Kind
     holdout_start: datetime
-    label_delay: timedelta
     latency_ms: float
     seed: int
 
@@ -62,12 +61,12 @@ def overlaps(setting: Setting, rows: HoldoutRows, candidate: Scored, champion: S
     """Rows that either model has learnt from, so that it may know their answers."""
     start = setting.holdout_start
     for role, model in (("candidate", candidate), ("champion", champion)):
-        if model is not None and start < model.cutoff + setting.label_delay:
+        if model is not None and start < model.cutoff:
             yield (
                 "holdout-overlaps-training",
                 (
                     f"the holdout starts {start:%Y-%m-%d %H:%M}, but the {role} (version {model.version}) has learnt"
-                    f" from labels up to {model.cutoff:%Y-%m-%d %H:%M}, which mature within {setting.label_delay}"
+                    f" from labels known by {model.cutoff:%Y-%m-%d %H:%M}"
                 ),
             )
     first = np.datetime64(start.replace(tzinfo=None), "us")

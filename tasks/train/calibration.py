@@ -5,30 +5,23 @@ candidate learns these, too, so that the newest rows are not given up: it errs b
 what its interval really covers is watched (decision 34).
 """
 
-from datetime import timedelta
-
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from models.bundle import Bundle
 from models.ensemble import Ensemble, labels
 from models.interval import ConformalInterval, calibrate_interval
-from pipeline.spec import Time
 from serving.predictor import Predictor
 from tasks.train.split import Split
 from tasks.train.trainer import split_rows
 
 
-def calibrate_by_twin(
-    twin: Ensemble, rows: pa.Table, moments: Split, *, coverage: float, time: Time
-) -> ConformalInterval:
+def calibrate_by_twin(twin: Ensemble, rows: pa.Table, moments: Split, *, coverage: float) -> ConformalInterval:
     """The interval of a candidate, from the labelled rows [n] known by the cut-off, which hold those that the twin saw.
 
     Raises:
-        ValueError: too few validation rows had their time to get a label by the cut-off.
+        ValueError: too few validation rows.
     """
-    train, validation = split_rows(rows, moments)
-    unseen = leave_out_unsettled(validation, moments, label_delay=time.label_delay + time.lead)
+    train, unseen = split_rows(rows, moments)
     predictor = Predictor(Bundle(card={}, encoder=twin.encoder, members=twin.members))
     try:
         return calibrate_interval(
@@ -40,15 +33,6 @@ def calibrate_by_twin(
         )
     except ValueError as error:
         raise ValueError(
-            f"target.interval: {error}; these are the rows between {moments.train_end:%Y-%m-%d %H:%M} and the cut-off"
-            f" {moments.cutoff:%Y-%m-%d %H:%M} (train.validation_days), less the label delay before it"
+            f"target.interval: {error}; these are the rows between {moments.train_end:%Y-%m-%d %H:%M} and"
+            f" {moments.fit_until:%Y-%m-%d %H:%M} (train.validation_days)"
         ) from error
-
-
-def leave_out_unsettled(validation: pa.Table, moments: Split, *, label_delay: timedelta) -> pa.Table:
-    """The rows predicted so long before the cut-off that practically all like them have their label.
-
-    Of those after, only the ones whose outcome came soon are there: where that is what is predicted, the short ones.
-    """
-    last = pa.scalar(moments.cutoff - label_delay, validation.schema.field("prediction_time").type)
-    return validation.filter(pc.less_equal(validation["prediction_time"], last))

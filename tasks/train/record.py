@@ -128,6 +128,7 @@ def describe_rows(job: TrainingJob, rows: int) -> dict[str, Any]:
     return {
         "snapshot_version": job.snapshot.version,
         "start": job.snapshot.start.isoformat(),
+        "end": job.moments.fit_until.isoformat(),
         "cutoff": job.moments.cutoff.isoformat(),
         "as_of": job.as_of.isoformat(),
         "rows": rows,

@@ -106,8 +106,8 @@ def _write_costs(
 def _train(job: TrainingJob, outside: Outside) -> TrainingResult:
     device = best_device()
     began, meter = time.monotonic(), Meter(device.type)
-    start, cutoff = job.snapshot.start, job.moments.cutoff
-    rows = dataset.load_rows(job.snapshot.version, job.use_case, outside, start=start, end=cutoff, known_by=cutoff)
+    start, end, cutoff = job.snapshot.start, job.moments.fit_until, job.moments.cutoff
+    rows = dataset.load_rows(job.snapshot.version, job.use_case, outside, start=start, end=end, known_by=cutoff)
     require_rows(job.use_case, rows, job.moments)
     with deterministic(job.recipe.threads):
         metrics, report, interval = _validate(job, rows)
@@ -149,7 +149,7 @@ def _validate(job: TrainingJob, rows: pa.Table) -> tuple[dict[str, float], Train
     metrics = compute_metrics(job.use_case.target.kind, score, label)
     if declared is None:
         return metrics, report, None
-    interval = calibrate_by_twin(twin, rows, job.moments, coverage=declared.coverage, time=job.use_case.time)
+    interval = calibrate_by_twin(twin, rows, job.moments, coverage=declared.coverage)
     return metrics, report, interval
 
 

@@ -72,7 +72,8 @@ def reproduce(
     original = load_bundle(outside.registry.download_bundle(use_case.name, model_version), sha256=version.bundle_sha256)
     data, recipe = original.card["data"], Recipe.from_document(original.card["recipe"])
     start, cutoff = datetime.fromisoformat(data["start"]), datetime.fromisoformat(data["cutoff"])
-    rows = dataset.load_rows(data["snapshot_version"], use_case, outside, start=start, end=cutoff, known_by=cutoff)
+    end = datetime.fromisoformat(data.get("end", data["cutoff"]))  # up to 1.4 what a version learnt reached to it
+    rows = dataset.load_rows(data["snapshot_version"], use_case, outside, start=start, end=end, known_by=cutoff)
     problems = (
         [] if rows.num_rows == data["rows"] else [f"{rows.num_rows} rows restored, {data['rows']} were trained on"]
     )
@@ -92,6 +93,8 @@ def reproduce(
 def _validation_problems(use_case: UseCase, original: Bundle, rows: pa.Table, recorded: dict[str, float]) -> list[str]:
     """Where metrics or interval are not those of the first seed, or of all, fitted without the validation rows."""
     recipe = Recipe.from_document(original.card["recipe"])
+    if "end" not in original.card["data"]:
+        return []
     moments = split(use_case, datetime.fromisoformat(original.card["data"]["as_of"]))
     train, validation = split_rows(rows, moments)
     if not train.num_rows or not validation.num_rows:
@@ -108,7 +111,7 @@ def _validation_problems(use_case: UseCase, original: Bundle, rows: pa.Table, re
         if not abs(recorded[name] - now[name]) <= SCORE_TOLERANCE
     ]
     if original.interval is not None:
-        again = calibrate_by_twin(twin, rows, moments, coverage=original.interval.coverage, time=use_case.time)
+        again = calibrate_by_twin(twin, rows, moments, coverage=original.interval.coverage)
         difference = _interval_difference(original.interval, again)
         if not difference <= SCORE_TOLERANCE:
             problems.append(f"the interval's bounds differ by up to {difference:.2e}, tolerated are {SCORE_TOLERANCE}")
@@ -137,6 +140,8 @@ def _about_code(trained_at: str, code_sha: str, *, allowed: bool) -> list[str]:
 def _warnings(original: Bundle, features_digest: str) -> list[str]:
     changed = "the feature definition has changed since; the restored data is of the old one"
     found = [changed] if original.card["features"]["digest"] != features_digest else []
+    if "end" not in original.card["data"]:
+        found.append("trained when rows were split otherwise: what was validated is not measured again")
     now = library_versions()
     return found + [
         f"trained with {name} {then}, this is {now[name]}"

@@ -9,7 +9,7 @@ from pipeline.spec import UseCase
 from tasks.build_features import dataset
 from tasks.train.split import split
 from tasks.train.study import StudyResult, list_finished_trials, open_study, summarise_study
-from tasks.train.study_name import find_study_name
+from tasks.train.study_name import name_study
 from tasks.train.trainer import Trainer, require_rows
 from tasks.train.trials import Search
 
@@ -30,17 +30,18 @@ def run_search(
     assert trials > 0, "a search needs a trial"
     if as_of > snapshot.end:
         raise ValueError(f"{use_case.name}: features reach to {snapshot.end}, training was asked for at {as_of}")
-    name = find_study_name(use_case, snapshot, as_of, outside)
+    definition = features.definition(use_case.name)
+    name = name_study(use_case, snapshot, as_of, definition)
     moments = split(use_case, as_of)
     fence = outside.warehouse.begin(f"search/{name}/{worker}")
     study = open_study(name, use_case, outside)
     if len(list_finished_trials(study)) >= trials:
         return
     rows = dataset.load_rows(
-        snapshot.version, use_case, outside, start=snapshot.start, end=moments.cutoff, known_by=moments.cutoff
+        snapshot.version, use_case, outside, start=snapshot.start, end=moments.fit_until, known_by=moments.cutoff
     )
     require_rows(use_case, rows, moments)
-    trainer = Trainer(use_case, features.definition(use_case.name), rows, moments)
+    trainer = Trainer(use_case, definition, rows, moments)
     Search(use_case, study, trainer, trials, worker, fence, outside).run()
 
 
@@ -50,4 +51,5 @@ def load_study_result(use_case: UseCase, snapshot: Snapshot, as_of: datetime, ou
     Raises:
         ValueError: no trial that converged.
     """
-    return summarise_study(open_study(find_study_name(use_case, snapshot, as_of, outside), use_case, outside))
+    name = name_study(use_case, snapshot, as_of, features.definition(use_case.name))
+    return summarise_study(open_study(name, use_case, outside))

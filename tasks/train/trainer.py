@@ -32,13 +32,16 @@ def require_rows(use_case: UseCase, rows: pa.Table, moments: Split) -> None:
 
 
 def split_rows(rows: pa.Table, moments: Split) -> tuple[pa.Table, pa.Table]:
-    """(training rows, validation rows): labels known by `train_end`; predictions made from then on."""
+    """(training rows, validation rows) of rows whose labels are known by the cut-off: what their moments say."""
     import pyarrow.compute as pc
 
-    train_end = pa.scalar(moments.train_end, rows.schema.field("label_time").type)
+    predicted, known = rows["prediction_time"], rows["label_time"]
+    train_until, train_end, fit_until = (
+        pa.scalar(moment, predicted.type) for moment in (moments.train_until, moments.train_end, moments.fit_until)
+    )
     return (
-        rows.filter(pc.less_equal(rows["label_time"], train_end)),
-        rows.filter(pc.greater_equal(rows["prediction_time"], train_end)),
+        rows.filter(pc.and_(pc.less(predicted, train_until), pc.less_equal(known, train_end))),
+        rows.filter(pc.and_(pc.greater_equal(predicted, train_end), pc.less(predicted, fit_until))),
     )
 
 

@@ -22,7 +22,6 @@ from tests.models.test_training import CPU, member_scores
 START = datetime(2012, 12, 31, tzinfo=UTC)
 HOLDOUT = START + timedelta(days=21)
 SHIPPED = use_cases(REPOSITORY / "params.yaml")["flights"]
-CUTOFF = HOLDOUT - SHIPPED.time.label_delay
 LEAK = "departure_delay_minutes"  # known hours after the prediction
 
 
@@ -34,10 +33,10 @@ def parts() -> tuple[pa.Table, pa.Table]:
     rows = points.join(outcomes, ["entity_key", "event_time"], join_type="inner")
     rows = rows.join(departure_delays(world), ["entity_key", "event_time"], join_type="left outer")
     rows = rows.sort_by([(name, "ascending") for name in ("prediction_time", "entity_key", "event_time")])
-    cutoff = pa.scalar(CUTOFF, rows.schema.field("label_time").type)
     holdout = pa.scalar(HOLDOUT, rows.schema.field("prediction_time").type)
-    return rows.filter(pc.less_equal(rows["label_time"], cutoff)), rows.filter(
-        pc.greater_equal(rows["prediction_time"], holdout)
+    return (
+        rows.filter(pc.less_equal(rows["label_time"], holdout)),
+        rows.filter(pc.greater_equal(rows["prediction_time"], holdout)),
     )
 
 
@@ -66,7 +65,7 @@ def judged(parts: tuple[pa.Table, pa.Table], numeric: tuple[str, ...]) -> Judgem
     )  # fmt: skip
     score = member_scores(fit_ensemble(recipe, train, CPU), holdout).astype(np.float64)
     setting = Setting(
-        gate=SHIPPED.gate, kind=SHIPPED.target.kind, holdout_start=HOLDOUT, label_delay=SHIPPED.time.label_delay,
+        gate=SHIPPED.gate, kind=SHIPPED.target.kind, holdout_start=HOLDOUT,
         latency_ms=1.0, seed=SHIPPED.seed,
     )  # fmt: skip
     print(f"auc {compute_metric('auc', score, labels(holdout)):.4f} of {holdout.num_rows} rows")

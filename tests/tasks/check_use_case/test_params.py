@@ -18,12 +18,12 @@ LIMITED = {"monitor.limits": {"auc": {"min": 0.83}}}
 # What is set -> the key that is named, what it says of the values found, and what to set.
 MISTAKES: list[tuple[Mapping[str, Any], str, str, str]] = [
     (
-        {"time.label_delay_hours": 720, "train.validation_days": 14},
-        "train.validation_days",
-        "14: no label",
-        "at least 38",
+        {"time.label_delay_hours": 2900},
+        "source.first_partition",
+        "time.label_delay_hours 2900",
+        "or fewer of these days",
     ),
-    ({"time.lead_minutes": 20160}, "train.validation_days", "20160 minutes", "at least 22"),
+    ({"time.lead_minutes": 172_800}, "source.first_partition", "time.lead_minutes 172800", "or fewer of these days"),
     (
         {"source.first_partition": date(2014, 6, 2), "source.last_partition": None},
         "source.first_partition",
@@ -33,8 +33,8 @@ MISTAKES: list[tuple[Mapping[str, Any], str, str, str]] = [
     (
         {"source.first_partition": date(2013, 12, 2), "source.last_partition": None},
         "source.first_partition",
-        "30 days lie between it and 2014-01-01, and a training takes 30",
-        "a day at least 44 days before",
+        "30 days lie between it and 2014-01-01, and a training takes 31.25",
+        "a day at least 46 days before",
     ),
     ({"source.cron": "0 0 * * *"}, "source.cron", "comes after 1 days, and a partition has 7", "'0 0 * * 1'"),
     (

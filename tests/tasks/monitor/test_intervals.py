@@ -252,20 +252,6 @@ def test_the_gate_shows_what_the_intervals_of_both_cover_of_the_same_rows(
     assert told["low"] < told["covered"] < told["high"]
 
 
-def test_rows_whose_outcome_was_still_to_come_calibrate_nothing(case: UseCase, table: pa.Table) -> None:
-    """At the end of the validation rows those with a label are the ones whose outcome came soon."""
-    moments = refitting.split(case, AS_OF)
-    kind = table.schema.field("label_time").type
-    known = table.filter(pa.compute.less_equal(table["label_time"], pa.scalar(moments.cutoff, kind)))
-    _, validation = calibration.split_rows(known, moments)
-    delay = case.time.label_delay + case.time.lead
-    kept = calibration.leave_out_unsettled(validation, moments, label_delay=delay)
-    assert 0 < kept.num_rows < validation.num_rows
-    assert max(kept["prediction_time"].to_pylist()) <= moments.cutoff - delay
-    assert min(kept["prediction_time"].to_pylist()) >= moments.train_end
-    assert len(labels(kept)) == kept.num_rows
-
-
 @pytest.mark.parametrize(
     ("covered", "low", "high", "told"),
     [

@@ -409,8 +409,8 @@ def test_a_partition_that_came_late_never_retrains(world: World, no_report: None
     assert world.rows("retrains") == []
 
 
-def test_the_trailing_window_ends_a_label_delay_before_the_decision(use_case: UseCase) -> None:
+def test_the_trailing_window_ends_a_label_lag_before_the_decision(use_case: UseCase) -> None:
     as_of = datetime.fromisoformat("2013-04-08T00:00:00+00:00")
     window = performance.trailing_window(use_case, as_of)
-    assert as_of - window.end == use_case.time.label_delay
+    assert as_of - window.end == use_case.time.lead + use_case.time.label_delay
     assert window.end - window.start == 2 * WEEK

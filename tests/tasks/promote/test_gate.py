@@ -15,7 +15,7 @@ from tasks.promote.gate import Judgement, constant, decide, slice_table
 from tasks.promote.gate_checks import HoldoutRows, Scored, Setting, check_candidate
 
 START = datetime(2013, 6, 3, tzinfo=UTC)
-CUTOFF = START - timedelta(days=1)
+CUTOFF = START
 GATE = Gate(
     metric="log_loss",
     min_effect=0.0005,
@@ -31,7 +31,7 @@ GATE = Gate(
     leak_alarm=LeakAlarm(metric="auc", above=0.82),
     approval_hours=24,
 )
-SETTING = Setting(gate=GATE, kind="binary", holdout_start=START, label_delay=timedelta(days=1), latency_ms=2, seed=2013)
+SETTING = Setting(gate=GATE, kind="binary", holdout_start=START, latency_ms=2, seed=2013)
 
 
 def sigmoid(logit):

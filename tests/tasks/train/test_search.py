@@ -3,8 +3,11 @@ from dataclasses import asdict
 from datetime import timedelta
 
 import optuna
+import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
+import features
 from adapters.errors import FencedOut
 from tasks.build_features import dataset
 from tasks.train import search as tune
@@ -12,7 +15,7 @@ from tasks.train import study as studies
 from tasks.train import trials
 from tasks.train.split import split
 from tasks.train.study import keeps_up, middle_params
-from tasks.train.study_name import find_study_name
+from tasks.train.study_name import name_study
 from tasks.train.trainer import Trainer, split_rows
 from tasks.train.trials import Search
 from tests.models import synthetic
@@ -193,7 +196,7 @@ def test_an_overtaken_search_can_not_tell(outside, monkeypatch):
     train_epoch = Trainer.train_epoch
 
     def overtaken(self, members):
-        study = find_study_name(toy.use_case(), toy.SNAPSHOT, toy.AS_OF, outside)
+        study = name_study(toy.use_case(), toy.SNAPSHOT, toy.AS_OF, features.definition("toy"))
         outside.warehouse.begin(f"search/{study}/0")
         return train_epoch(self, members)
 
@@ -224,14 +227,42 @@ def test_a_training_beyond_the_features_is_refused(outside):
         tune.run_search(toy.use_case(), toy.SNAPSHOT, toy.AS_OF + timedelta(days=7), 2, outside)
 
 
-def test_no_label_known_after_the_part_it_belongs_to_is_used():
-    moments = split(toy.use_case(), toy.AS_OF)
-    table = synthetic.table()
-    train, validation = split_rows(table, moments)
+def test_a_row_is_of_a_part_only_if_its_label_had_its_time_to_come_by_the_parts_end():
+    case, lag = toy.use_case(), timedelta(hours=26)
+    moments = split(case, toy.AS_OF)
+    known = synthetic.table()
+    known = known.filter(pc.less_equal(known["label_time"], pa.scalar(moments.cutoff, known["label_time"].type)))
+    train, validation = split_rows(known, moments)
     assert max(train["label_time"].to_pylist()) <= moments.train_end
+    assert max(train["prediction_time"].to_pylist()) < moments.train_end - lag
     assert min(validation["prediction_time"].to_pylist()) >= moments.train_end
-    assert moments.train_end < moments.cutoff < moments.holdout_start < moments.holdout_end < toy.AS_OF
-    assert moments.holdout_start - moments.cutoff == timedelta(hours=24)
+    assert max(validation["prediction_time"].to_pylist()) < moments.cutoff - lag
+    assert moments.cutoff - lag - moments.train_end == timedelta(days=case.train.validation_days)
+    assert toy.AS_OF - lag - moments.holdout_start == timedelta(days=case.train.holdout_days)
+
+
+def test_the_newest_rows_that_are_known_early_are_of_one_kind_and_no_part_has_them():
+    """Outcomes of one kind come at once, of the other after a day: of the last day only the first kind is known."""
+    moments, lag = split(toy.use_case(), toy.AS_OF), timedelta(hours=26)
+    hours = [moments.holdout_start - timedelta(hours=n) for n in range(1, 24 * 60)]
+    soon = [n % 2 == 0 for n in range(len(hours))]
+    rows = pa.table(
+        {
+            "prediction_time": pa.array(hours, pa.timestamp("us", "UTC")),
+            "label_time": pa.array(
+                [at + (timedelta(0) if early else lag) for at, early in zip(hours, soon, strict=True)],
+                pa.timestamp("us", "UTC"),
+            ),
+            "label": pa.array([float(early) for early in soon]),
+        }
+    )
+    known = rows.filter(pc.less_equal(rows["label_time"], pa.scalar(moments.cutoff, rows["label_time"].type)))
+    ends = (moments.train_end, moments.cutoff)
+    for part, end in zip(split_rows(known, moments), ends, strict=True):
+        assert abs(pc.mean(part["label"]).as_py() - 0.5) < 0.01
+        newest = known.filter(pc.greater(known["prediction_time"], pa.scalar(end - lag, rows["label_time"].type)))
+        newest = newest.filter(pc.less_equal(newest["label_time"], pa.scalar(end, rows["label_time"].type)))
+        assert pc.mean(newest["label"]).as_py() == 1.0, "what is left out"
 
 
 def test_halving_keeps_the_best_share_and_never_what_is_not_finite():
