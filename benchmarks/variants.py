@@ -101,9 +101,12 @@ def judged(
     kind = moments.type
     inside = pc.and_(pc.greater_equal(moments, pa.scalar(start, kind)), pc.less(moments, pa.scalar(end, kind)))
     kept = np.flatnonzero(inside.to_numpy())
-    no_worse = use_case.gate.model_copy(update={"min_effect": -use_case.gate.min_effect})
+    no_worse = use_case.gate.model_copy(
+        update={"min_effect": -use_case.gate.min_effect, "max_loss_chance": 1 - use_case.gate.confidence}
+    )
     setting = Setting(
-        gate=no_worse, kind=use_case.target.kind, holdout_start=start, latency_ms=0, seed=use_case.seed,
+        gate=no_worse, kind=use_case.target.kind, block=use_case.gate_block, holdout_start=start, latency_ms=0,
+        seed=use_case.seed,
     )  # fmt: skip
     rows = frozen_rows(use_case, test.take(pa.array(kept)))
     scored = {name: Scored(version=name, cutoff=END, scores=values[kept]) for name, values in scores.items()}

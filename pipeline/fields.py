@@ -79,7 +79,16 @@ IntervalMetric = Literal["interval_coverage", "interval_width"]  # of a regressi
 WatchedMetric = Literal[Metric, IntervalMetric]
 INTERVAL_METRICS: tuple[IntervalMetric, ...] = ("interval_coverage", "interval_width")
 RANKINGS = frozenset[Metric]({"auc", "pr_auc"})  # larger is better, 0.5 or less is no better than a coin
+ResampledBlock = Literal["day", "two_days", "week", "entity"]
+BLOCK_DAYS: Mapping[ResampledBlock, int] = {"day": 1, "two_days": 2, "week": 7}
+_BLOCK_HOURS: tuple[tuple[int, ResampledBlock], ...] = ((24, "day"), (48, "two_days"))
+FEWEST_BLOCKS = 4  # of a holdout: of fewer no spread can be told
 SHARES = frozenset[Metric]({"auc", "pr_auc", "brier", "calibration_gap"})  # never outside [0, 1]
+
+
+def default_block(label_delay_hours: int) -> ResampledBlock:
+    """The shortest block of time that labels come within; a week where they take longer than two days."""
+    return next((block for hours, block in _BLOCK_HOURS if label_delay_hours <= hours), "week")
 
 
 class Block(BaseModel):

@@ -9,7 +9,8 @@ class VerdictAnswer(StrEnum):
     """What the gate answers; the values are stored in evidence and in the ledger."""
 
     PROMOTE = "promote"
-    HOLD = "hold"
+    HOLD = "hold"  # not sure
+    REFUSE = "refuse"  # something stands against it, or it is expected to be worse
     NEED_MORE_DATA = "need-more-data"
 
 
@@ -18,6 +19,7 @@ class ReleaseOutcome(StrEnum):
 
     PROMOTED = "promoted"
     HELD = "held"
+    REFUSED = "refused"
     NEED_MORE_DATA = "need-more-data"
     SUPERSEDED = "superseded"
     REJECTED = "rejected"
@@ -102,6 +104,7 @@ class Verdict:
     as_of: datetime
     needs_approval: bool
     decision_id: str | None = None
+    effect_error: float | None = None  # the effect's standard error; None too for verdicts of before it was kept
 
 
 @dataclass(frozen=True, kw_only=True)

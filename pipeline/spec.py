@@ -10,6 +10,8 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, ValidationError
 
 from pipeline.fields import (
+    BLOCK_DAYS,
+    FEWEST_BLOCKS,
     INTERVAL_METRICS,
     METRICS,
     RANKINGS,
@@ -18,8 +20,10 @@ from pipeline.fields import (
     Identifier,
     Kind,
     Metric,
+    ResampledBlock,
     Share,
     WatchedMetric,
+    default_block,
     refuse_classes,
 )
 from pipeline.online import EndpointSettings, ExperimentSettings
@@ -125,10 +129,15 @@ class LeakAlarm(Block):
 
 
 class Gate(Block):
-    """When a candidate may replace the champion. A positive effect is the candidate's gain, in the metric's units."""
+    """When a candidate may replace the champion. A positive effect is the candidate's gain, in the metric's units.
+
+    `block` is what rows are alike within, and resampled by; null: the shortest time that labels come within.
+    """
 
     metric: Metric
     min_effect: float = Field(ge=0)
+    max_loss_chance: Annotated[float, Field(gt=0, lt=0.5)] = 0.2
+    block: ResampledBlock | None = None
     confidence: Annotated[float, Field(gt=0.5, lt=1)]
     resamples: int = Field(ge=200)
     min_rows: int = Field(gt=0)
@@ -258,6 +267,18 @@ class UseCase(Block):
                 f"train.holdout_days: expected at least gate.min_days ({self.gate.min_days}), or no candidate could"
                 f" ever be judged, got {self.train.holdout_days}"
             )
+        days = BLOCK_DAYS.get(self.gate_block, 0)
+        if self.train.holdout_days < FEWEST_BLOCKS * days:
+            yield (
+                f"train.holdout_days: expected at least {FEWEST_BLOCKS * days}, {FEWEST_BLOCKS} blocks of"
+                f" {days} days (gate.block: {self.gate_block}{'' if self.gate.block else ', as labels take so long'}),"
+                f" got {self.train.holdout_days}"
+            )
+
+    @property
+    def gate_block(self) -> ResampledBlock:
+        """What the gate resamples: as declared, else days, or longer blocks where labels take longer."""
+        return self.gate.block or default_block(self.time.label_delay_hours)
 
     @property
     def answers_events(self) -> bool:

@@ -138,6 +138,8 @@ def _render_gate(answers: Answers, profile: TableProfile, plan: Plan, slices: tu
     return f"""  gate:
     metric: {_metric(answers)}
     min_effect: {0.0005 if is_binary else round_digits(0.005 * distance)}{of}
+    max_loss_chance: 0.2  # of losing as much as that; above it a candidate is held
+    block: null  # what rows are alike within: day | two_days | week | entity; null: day, or longer with its labels
     confidence: 0.95
     resamples: 2000
     min_rows: {plan.gate_min_rows}  # half of what a weak holdout has

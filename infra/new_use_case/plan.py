@@ -13,6 +13,7 @@ import numpy as np
 
 from infra.new_use_case.answers import Answers
 from infra.new_use_case.profile import DayProfile, TableProfile
+from pipeline.fields import BLOCK_DAYS, FEWEST_BLOCKS, default_block
 
 DAILY_ROWS = 20_000  # a day that has so many is a partition of its own
 _MIN_DAYS = 7  # of a holdout, in which every weekday comes once
@@ -80,7 +81,8 @@ def make_plan(profile: TableProfile, answers: Answers, today: date) -> Plan:
     delay = answers.label_delay_hours / _DAY_HOURS + answers.lead_minutes / (60 * _DAY_HOURS)
     days = len(parts) * length
     share = min(days // _SHARE, _MOST_DAYS)
-    holdout = _round_up(max(_MIN_DAYS, share), length)
+    least = max(_MIN_DAYS, FEWEST_BLOCKS * BLOCK_DAYS[default_block(answers.label_delay_hours)])
+    holdout = _round_up(max(least, share), length)
     validation = holdout
     behind = holdout + 2 * delay
     if days < (needs := math.ceil(behind + delay) + 2 * validation + 3 * length):

@@ -22,7 +22,7 @@ STYLE = {
 FROZEN, LIVE = "#8a8f98", "#0b6bcb"
 MARKS = {
     "promoted": ("^", "#1a7f37", "challenger promoted"),
-    "refused": ("X", "#b35900", "challenger refused"),
+    "refused": ("X", "#b35900", "challenger not promoted"),
     "blocked": ("s", "#c62828", "blocked: broken feed"),
 }
 

@@ -77,7 +77,8 @@ def _facts(weeks: list[ReplayedWeek], names: list[str]) -> list[tuple[str, str]]
         ),
         ("retrains", str(len(outcomes))),
         ("promoted", str(outcomes.count("promoted"))),
-        ("refused", str(len(outcomes) - outcomes.count("promoted"))),
+        ("held, not sure enough", str(outcomes.count("held"))),
+        ("refused", str(len(outcomes) - outcomes.count("promoted") - outcomes.count("held"))),
         ("blocked weeks", str(sum(week.decision == "block" for week in weeks))),
     ]
 

@@ -154,12 +154,12 @@ def _check_monitor(use_case: UseCase) -> Iterator[Mistake]:
             " some of them would never be judged",
             f"at least {source.partition_days}",
         )
-    spread = (monitor.breaker_refusals - 1) * monitor.cooldown_days
+    spread = (monitor.breaker_refusals - 1) * source.partition_days
     if spread >= monitor.breaker_days:
         yield in_params(
             "monitor.breaker_days",
             f"{monitor.breaker_days}: {monitor.breaker_refusals} refusals (monitor.breaker_refusals) are at least"
-            f" {spread} days apart (monitor.cooldown_days {monitor.cooldown_days}), so the breaker never opens",
+            f" {spread} days apart (source.partition_days {source.partition_days}), so the breaker never opens",
             f"more than {spread}",
         )
 

@@ -19,6 +19,7 @@ class LedgerAction(StrEnum):
 
     PROMOTE = "promote"
     HOLD = "hold"
+    REFUSE = "refuse"
     NEED_MORE_DATA = "need-more-data"
     SUPERSEDED = "superseded"
     REJECT = "reject"
@@ -29,6 +30,7 @@ class LedgerAction(StrEnum):
 OUTCOMES: Mapping[LedgerAction, ReleaseOutcome] = {
     LedgerAction.PROMOTE: ReleaseOutcome.PROMOTED,
     LedgerAction.HOLD: ReleaseOutcome.HELD,
+    LedgerAction.REFUSE: ReleaseOutcome.REFUSED,
     LedgerAction.NEED_MORE_DATA: ReleaseOutcome.NEED_MORE_DATA,
     LedgerAction.SUPERSEDED: ReleaseOutcome.SUPERSEDED,
     LedgerAction.REJECT: ReleaseOutcome.REJECTED,

@@ -14,7 +14,7 @@ from pipeline.spec import Monitor
 from tasks.monitor.drift import DriftMeasure, DriftStatus, FeatureDrift
 from tasks.monitor.performance_limits import Performance, PerformanceStatus
 
-REFUSALS = frozenset({"held", "need-more-data", "rejected"})  # release outcomes: the gate, or a person, said no
+REFUSALS = frozenset({"refused", "rejected"})  # release outcomes: the gate, or a person, said no; not sure is no refusal
 _NAMED = 5  # features named in a reason; the rest are in the drift table
 
 
@@ -219,10 +219,11 @@ def _guard(
         return TriageCode.LATE_PARTITION, "this partition came late, a newer one has been decided on"
     if in_flight := [other for other in history if other.state in IN_FLIGHT]:
         return TriageCode.IN_FLIGHT, f"the retrain decided at {in_flight[0].as_of:%Y-%m-%d} is still in flight"
-    changes = [other.as_of for other in retrains] + ([observed.rolled_back] if observed.rolled_back else [])
+    changes = [other.as_of for other in retrains if other.outcome == "promoted"]
+    changes += [observed.rolled_back] if observed.rolled_back else []
     if changes and observed.as_of - max(changes) < timedelta(days=monitor.cooldown_days):
         return TriageCode.COOLDOWN, (
-            f"cooling down, {monitor.cooldown_days} days from the last retrain or rollback, {max(changes):%Y-%m-%d}"
+            f"cooling down, {monitor.cooldown_days} days from the last promotion or rollback, {max(changes):%Y-%m-%d}"
         )
     month = [other for other in retrains if observed.as_of - other.as_of < timedelta(days=30)]
     if len(month) >= monitor.monthly_retrains:

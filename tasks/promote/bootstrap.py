@@ -1,14 +1,17 @@
-"""How sure we are that one model is better than another: a paired, studentised bootstrap over whole days.
+"""How sure we are that one model is better than another: a paired, studentised bootstrap over whole blocks.
 
-Rows of one day share weather, delays and crews, so days and not rows are resampled (blocks: Künsch 1989, Annals of
-Statistics 17:1217). Both models are measured on the same resampled days (paired), so what is hard for both cancels out.
-With the 7 to 30 days a holdout has, percentile intervals are too narrow; studentising mends it (bootstrap-t: Efron and
-Tibshirani 1993, chapter 12; for 5 to 30 clusters: Cameron, Gelbach and Miller 2008, REStat 90:414).
+Rows of one day share weather, delays and crews, so days (or longer blocks, or entities) and not rows are resampled
+(Künsch 1989, Annals of Statistics 17:1217). Both models are measured on the same resampled blocks (paired), so what is
+hard for both cancels out. With the 7 to 30 blocks a holdout has, percentile intervals are too narrow; studentising mends
+it (bootstrap-t: Efron and Tibshirani 1993, chapter 12; for 5 to 30 clusters: Cameron, Gelbach and Miller 2008, REStat
+90:414). Blocks of time that follow each other are alike, too: the error grows by what the mean of a first-order
+autoregression has more than that of independent draws, at the correlation seen from block to block, freed of its bias.
 
-Every metric is a function of day weights, [resamples, days] -> [resamples], made once from per-day sums
+Every metric is a function of block weights, [resamples, blocks] -> [resamples], made once from sums by block
 (`models.metrics`).
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,21 +22,25 @@ from models.metrics import METRICS, ByDay, weigh_metric
 
 Floats = NDArray[np.float64]
 
+_FEWEST_NEIGHBOURS = 6  # of fewer no correlation can be told
+_MOST_ALIKE = 0.8
+
 
 @dataclass(frozen=True, kw_only=True)
 class Effect:
     """A difference in favour of the candidate (positive: better), in units of the metric.
 
-    `low` and `high` are one-sided bounds, each at the asked confidence. `replicates` are the resampled differences,
-    `pivots` the studentised ones, both [resamples].
+    `low` and `high` are one-sided bounds, each at the asked confidence. `correlation` is that of neighbouring blocks, which
+    the error counts. `replicates` are the resampled differences, `pivots` the studentised ones, both [resamples].
     """
 
     value: float
     low: float
     high: float
     standard_error: float
+    correlation: float
     rows: int
-    days: int
+    blocks: int
     replicates: Floats
     pivots: Floats
 
@@ -58,27 +65,31 @@ def compare(
     label: Floats,
     candidate: Floats,
     champion: Floats,
-    day: NDArray[Any],
+    block: NDArray[Any],
+    is_serial: bool,
     confidence: float,
     resamples: int,
     seed: int,
 ) -> Effect:
-    """How much better the candidate's scores [n] are than the champion's on the same rows, over resampled days.
+    """How much better the candidate's scores [n] are than the champion's on the same rows, over resampled blocks.
 
-    `day` [n] says which block a row belongs to. The same seed gives the same answer.
+    `block` [n] says which block a row belongs to; `is_serial` that blocks, in order, follow each other in time. The same
+    seed gives the same answer.
     """
-    blocks, code = np.unique(day, return_inverse=True)
-    days = len(blocks)
-    ours, theirs = (weigh_metric(metric, score, label, code, days) for score in (candidate, champion))
+    names, code = np.unique(block, return_inverse=True)
+    blocks = len(names)
+    ours, theirs = (weigh_metric(metric, score, label, code, blocks) for score in (candidate, champion))
     sign = 1.0 if METRICS[metric].is_ranking else -1.0
 
     def difference(weights: Floats) -> Floats:
         return sign * (ours(weights) - theirs(weights))
 
-    once = np.ones((1, days))
-    weights = np.random.default_rng(seed).multinomial(days, np.full(days, 1 / days), resamples).astype(np.float64)
+    once = np.ones((1, blocks))
+    weights = np.random.default_rng(seed).multinomial(blocks, np.full(blocks, 1 / blocks), resamples).astype(np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
         value, error = float(difference(once)[0]), float(_jackknife_error(difference, once)[0])
+        correlation = measure_correlation(_leave_out_each(difference, once)[0]) if is_serial else 0.0
+        error *= math.sqrt(inflation(correlation, blocks))
         replicates = difference(weights)
         pivots = (replicates - value) / _jackknife_error(difference, weights)
     # A resample without an answer (all its days the same, or one class only) counts against us on either side.
@@ -90,8 +101,9 @@ def compare(
         low=float(low),
         high=float(high),
         standard_error=error,
+        correlation=correlation,
         rows=len(label),
-        days=days,
+        blocks=blocks,
         replicates=replicates,
         pivots=np.where(np.isnan(pivots), -np.inf, pivots),
     )
@@ -106,14 +118,38 @@ def holm(p_values: list[float]) -> list[float]:
     return [float(p) for p in adjusted]
 
 
-def _jackknife_error(difference: ByDay, weights: Floats) -> Floats:
-    """Delete-one-day standard error of each weighted sample: weights [b, days] -> [b]."""
+def measure_correlation(values: Floats) -> float:
+    """The correlation of neighbours in a sequence [n], freed of its bias (Kendall 1954); within 0 and `_MOST_ALIKE`."""
+    n, apart = len(values), values - values.mean()
+    total = float(apart @ apart)
+    if n < _FEWEST_NEIGHBOURS or not total > 0:
+        return 0.0
+    seen = float(apart[1:] @ apart[:-1]) / total
+    return min(max((n * seen + 1) / (n - 4), 0.0), _MOST_ALIKE)
+
+
+def inflation(correlation: float, n: int) -> float:
+    """By how much the variance of a mean of n values, neighbours of which are correlated, is above that of independent ones.
+
+    Of a first-order autoregression: lag k has the k-th power of the correlation.
+    """
+    lags = np.arange(1, n)
+    return 1.0 + 2.0 * float(((1 - lags / n) * correlation**lags).sum())
+
+
+def _leave_out_each(difference: ByDay, weights: Floats) -> Floats:
+    """The differences without one of each block's draws, [b, blocks]; 0 for a block that was not drawn."""
     without = np.zeros_like(weights)
     for index in range(weights.shape[1]):
         fewer = weights.copy()
         fewer[:, index] -= 1
         without[:, index] = difference(np.maximum(fewer, 0))
-    without = np.where(weights > 0, without, 0.0)
+    return np.where(weights > 0, without, 0.0)
+
+
+def _jackknife_error(difference: ByDay, weights: Floats) -> Floats:
+    """Delete-one-block standard error of each weighted sample: weights [b, blocks] -> [b]."""
+    without = _leave_out_each(difference, weights)
     drawn = weights.sum(axis=1)
     mean = (weights * without).sum(axis=1) / drawn
     spread = (weights * (without - mean[:, None]) ** 2).sum(axis=1)

@@ -28,6 +28,7 @@ from tasks.promote.bootstrap import Floats
 from tasks.promote.gate import Judgement, decide
 from tasks.promote.gate_checks import HoldoutRows, Scored, Setting
 from tasks.promote.gate_plot import draw_judgement
+from tasks.promote.verdict_rows import count_askings, load_prior, write_verdict
 
 _LATENCY_CALLS = 30
 _SUSPICIOUS = {"leak-alarm", "scores-not-finite", "scores-not-probabilities", "holdout-overlaps-training"}
@@ -45,6 +46,7 @@ def judge_candidate(use_case: UseCase, candidate: Candidate, outside: Outside) -
     opponent = _opponent(use_case, candidate, outside)
     verdict_id = _verdict_id(use_case, candidate, opponent)
     if stored := _stored(use_case, verdict_id, outside):
+        write_verdict(use_case, stored, outside)
         return stored
     table = dataset.load_rows(
         candidate.snapshot_version,
@@ -62,9 +64,12 @@ def judge_candidate(use_case: UseCase, candidate: Candidate, outside: Outside) -
     setting = Setting(
         gate=use_case.gate,
         kind=use_case.target.kind,
+        block=use_case.gate_block,
         holdout_start=candidate.holdout_start,
         latency_ms=latency,
         seed=int(verdict_id[-8:], 16) ^ use_case.seed,
+        prior=load_prior(use_case, candidate, outside),
+        asked=count_askings(use_case, candidate, opponent, verdict_id, outside),
     )
     judgement = decide(setting, frozen_rows(use_case, table), ours, theirs)
     if foreign:
@@ -73,7 +78,9 @@ def judge_candidate(use_case: UseCase, candidate: Candidate, outside: Outside) -
         use_case, candidate, opponent, judgement, verdict_id, is_risky=use_case.risk == "high" or foreign
     )
     _alert_suspicious(use_case, verdict, judgement, outside)
-    return _store(use_case, verdict, candidate, judgement, outside)
+    verdict = _store(use_case, verdict, candidate, judgement, outside)
+    write_verdict(use_case, verdict, outside)
+    return verdict
 
 
 def frozen_rows(use_case: UseCase, table: pa.Table) -> HoldoutRows:
@@ -88,6 +95,7 @@ def frozen_rows(use_case: UseCase, table: pa.Table) -> HoldoutRows:
             for name in use_case.gate.slices
         },
         fingerprint=fingerprint(table),
+        entity=np.asarray(table.column("entity_key").to_pylist(), dtype=np.str_),
     )
 
 
@@ -224,6 +232,7 @@ def _verdict(
         effect=judgement.evidence.get("effect", {}).get("value"),
         effect_low=judgement.evidence.get("effect", {}).get("low"),
         effect_high=judgement.evidence.get("effect", {}).get("high"),
+        effect_error=judgement.evidence.get("effect", {}).get("standard_error"),
         evidence_uri="",
         as_of=candidate.as_of,
         needs_approval=judgement.answer == VerdictAnswer.PROMOTE and is_risky,

@@ -1,11 +1,13 @@
 """May this candidate replace the champion? Pure: scores on the same frozen rows in, an answer with its evidence out.
 
-It may if it is better by more than `min_effect`, and we are `confidence` sure of that: the lower bound of the effect,
-not its estimate, must pass `min_effect` (superiority by a margin). Two kinds of luck are in that bound: which days the
-holdout happened to have (tasks/promote/bootstrap.py), and which seeds the ensembles happened to draw
-(jackknife over members: Efron 1982). Their one-sided widths are added in quadrature (Zou and Donner 2008, Statistics
-in Medicine 27:1693).
-Without the second, a challenger that is the champion with other seeds passed 5 to 27 % of the time, with it 1 to 4 %.
+It may where nothing stands against it and the switch is expected to pay: the effect to be expected, given what was
+measured and what earlier candidates showed (tasks/promote/expected_effect.py), is above `min_effect`, which is what a
+switch must be worth; and the chance that it is worse by more than that is at most `max_loss_chance`. Who is merely not sure
+holds; what stands against a candidate, or an effect that is expected to be below zero, refuses it (docs/decisions/0038).
+
+Two kinds of luck are in the error of an effect: which days the holdout happened to have (tasks/promote/bootstrap.py), and
+which seeds the ensembles happened to draw (jackknife over members: Efron 1982). One-sided widths are added in quadrature
+(Zou and Donner 2008, Statistics in Medicine 27:1693).
 """
 
 import math
@@ -16,18 +18,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.fields import METRICS, RANKINGS
+from pipeline.fields import FEWEST_BLOCKS, METRICS, RANKINGS
 from pipeline.handoffs import VerdictAnswer
-from pipeline.spec import Gate
 from tasks.promote.bootstrap import Effect, Floats, compare, compute_for_gate, holm
+from tasks.promote.expected_effect import ExpectedEffect, MeasuredEffect, expect_effect
 from tasks.promote.gate_checks import (
     HoldoutRows,
     Reason,
     Scored,
     Setting,
+    allowed_chance,
     bad_scores,
     check_candidate,
-    not_better,
+    doubtful,
+    not_surely_better,
     overlaps,
     too_little,
 )
@@ -60,10 +64,10 @@ def decide(setting: Setting, rows: HoldoutRows, candidate: Scored, champion: Sco
         raise ValueError(f"version {candidate.version} is the champion already; judging it against itself says nothing")
     evidence = _facts(setting, rows, candidate, champion)
     if unusable := [*overlaps(setting, rows, candidate, champion), *bad_scores(setting.kind, candidate, champion)]:
-        return _judgement(VerdictAnswer.HOLD, unusable, evidence)
+        return _judgement(VerdictAnswer.REFUSE, unusable, evidence)
     if missing := [*too_little(setting, rows)]:
         return _judgement(VerdictAnswer.NEED_MORE_DATA, missing, evidence)
-    return _weigh_effect(setting, rows, candidate, champion or constant(setting, rows), evidence)
+    return _weigh_effect(setting, rows, candidate, champion, evidence)
 
 
 def constant(setting: Setting, rows: HoldoutRows) -> Scored:
@@ -103,24 +107,36 @@ def _seed_luck(setting: Setting, rows: HoldoutRows, candidate: Scored, champion:
 
 
 def _weigh_effect(
-    setting: Setting, rows: HoldoutRows, candidate: Scored, champion: Scored, evidence: dict[str, Any]
+    setting: Setting, rows: HoldoutRows, candidate: Scored, incumbent: Scored | None, evidence: dict[str, Any]
 ) -> Judgement:
     """Compare with the champion, or with the best constant in its place."""
-    gate = setting.gate
+    gate, champion = setting.gate, incumbent or constant(setting, rows)
     effect = _compare(setting, rows, candidate, champion, mask=np.ones(len(rows.label), bool), resamples=gate.resamples)
     spread, luck = _seed_luck(setting, rows, candidate, champion)
     low = effect.value - math.hypot(effect.value - effect.low, luck)
     high = effect.value + math.hypot(effect.high - effect.value, luck)
+    error = math.hypot(effect.standard_error, spread)
+    expected = expect_effect(
+        MeasuredEffect(effect.value, error), setting.prior, loss=abs(gate.min_effect), freedom=effect.blocks - 1
+    )
     evidence |= {
         "effect": {
             "metric": gate.metric,
             "value": effect.value,
             "low": low,
             "high": high,
-            "day_standard_error": effect.standard_error,
+            "standard_error": error,
+            "block_standard_error": effect.standard_error,
+            "block_correlation": effect.correlation,
             "seed_standard_error": spread,
             "low_without_seed_luck": effect.low,
             "histogram": _histogram(effect.replicates),
+        },
+        "expected": {
+            **asdict(expected),
+            "allowed_chance": allowed_chance(setting),
+            "prior": setting.prior and asdict(setting.prior),
+            "asked": setting.asked,
         },
         "metrics": {
             model.version: {m: compute_for_gate(m, model.scores, rows.label) for m in METRICS[setting.kind]}
@@ -128,20 +144,51 @@ def _weigh_effect(
         },
         "slices": slice_table(setting, rows, candidate, champion),
         "calibration_gap": abs(float(candidate.scores.mean() - rows.label.mean())),
+        "champion_calibration_gap": abs(float(champion.scores.mean() - rows.label.mean())),
         "leak_alarm": {
             "metric": gate.leak_alarm.metric,
             "value": compute_for_gate(gate.leak_alarm.metric, candidate.scores, rows.label),
         },
         **_describe_intervals(setting, rows, candidate, champion),
     }
-    against = [*not_better(setting, effect, low), *check_candidate(setting, evidence)]
     if np.array_equal(candidate.scores, champion.scores):
-        against.append(("identical", "both models answer the same on every row"))
-    sure = f"better by {effect.value:+.5f} {gate.metric}, surely more than {low:+.5f} (needed {gate.min_effect})"
-    judgement = _judgement(
-        VerdictAnswer.HOLD if against else VerdictAnswer.PROMOTE, against or [("better", sure)], evidence
-    )
+        reasons: list[Reason] = [("identical", "both models answer the same on every row")]
+        answer = VerdictAnswer.REFUSE
+    else:
+        answer, reasons = _answer(setting, evidence, effect, low, expected, is_first=incumbent is None)
+    judgement = _judgement(answer, reasons, evidence)
     return replace(judgement, effect=effect.value, low=low, high=high, replicates=effect.replicates)
+
+
+def _answer(
+    setting: Setting,
+    evidence: dict[str, Any],
+    effect: Effect,
+    low: float,
+    expected: ExpectedEffect,
+    *,
+    is_first: bool,
+) -> tuple[VerdictAnswer, list[Reason]]:
+    gate = setting.gate
+    measured = f"{effect.value:+.5f} {gate.metric} (surely more than {low:+.5f})"
+    objections = [*check_candidate(setting, evidence)]
+    if is_first:
+        objections = [*not_surely_better(setting, effect, low), *objections]
+        said = f"better than the best constant by {measured}, needed {gate.min_effect}"
+        return (VerdictAnswer.REFUSE, objections) if objections else (VerdictAnswer.PROMOTE, [("better", said)])
+    if expected.mean <= min(0.0, gate.min_effect):
+        sentence = f"expected to be worse: {expected.mean:+.5f} {gate.metric}; measured {measured}"
+        objections.insert(0, ("not-better", sentence))
+    doubts = [*doubtful(setting, expected)]
+    if objections:
+        return VerdictAnswer.REFUSE, objections
+    if doubts:
+        return VerdictAnswer.HOLD, doubts
+    said = (
+        f"expected to be better by {expected.mean:+.5f} {gate.metric}, a switch is worth {gate.min_effect}; the chance"
+        f" of a loss above that is {expected.chance_of_loss:.1%} (allowed {allowed_chance(setting):.1%}); measured {measured}"
+    )
+    return VerdictAnswer.PROMOTE, [("better", said)]
 
 
 def _describe_intervals(setting: Setting, rows: HoldoutRows, *models: Scored) -> dict[str, Any]:
@@ -171,7 +218,7 @@ def slice_table(setting: Setting, rows: HoldoutRows, candidate: Scored, champion
     """
     gate = setting.gate
     masks = [(name, str(value), column == value) for name, column in rows.slices.items() for value in np.unique(column)]
-    eligible = [m for _, _, m in masks if m.sum() >= gate.min_slice_rows and _enough(rows, m, gate)]
+    eligible = [m for _, _, m in masks if m.sum() >= gate.min_slice_rows and _enough(setting, rows, m)]
     resamples = max(gate.resamples, math.ceil(_SLICE_TAIL_RESAMPLES * len(eligible) / (1 - gate.confidence)))
     table: list[dict[str, Any]] = []
     for name, value, mask in masks:
@@ -195,17 +242,19 @@ def _compare(
         label=rows.label[mask],
         candidate=candidate.scores[mask],
         champion=champion.scores[mask],
-        day=rows.day[mask],
+        block=rows.block(setting.block)[mask],
+        is_serial=setting.block != "entity",
         confidence=setting.gate.confidence,
         resamples=resamples,
         seed=setting.seed,
     )
 
 
-def _enough(rows: HoldoutRows, mask: NDArray[np.bool_], gate: Gate) -> bool:
-    """Whether a slice can be tested: days enough, and a metric that is defined there."""
-    both_classes = gate.metric not in RANKINGS or 0 < rows.label[mask].mean() < 1
-    return len(np.unique(rows.day[mask])) >= gate.min_days and both_classes
+def _enough(setting: Setting, rows: HoldoutRows, mask: NDArray[np.bool_]) -> bool:
+    """Whether a slice can be tested: days and blocks enough, and a metric that is defined there."""
+    both_classes = setting.gate.metric not in RANKINGS or 0 < rows.label[mask].mean() < 1
+    blocks = len(np.unique(rows.block(setting.block)[mask]))
+    return len(np.unique(rows.day[mask])) >= setting.gate.min_days and blocks >= FEWEST_BLOCKS and both_classes
 
 
 def _facts(setting: Setting, rows: HoldoutRows, candidate: Scored, champion: Scored | None) -> dict[str, Any]:
@@ -215,6 +264,7 @@ def _facts(setting: Setting, rows: HoldoutRows, candidate: Scored, champion: Sco
         "champion": champion and {"version": champion.version, "cutoff": champion.cutoff.isoformat()},
         "rows": len(rows.label),
         "days": len(days),
+        "block": setting.block,
         "first_day": str(days[0]) if len(days) else None,
         "last_day": str(days[-1]) if len(days) else None,
         "rows_sha256": rows.fingerprint,

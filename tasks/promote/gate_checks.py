@@ -9,8 +9,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.fields import BLOCK_DAYS, FEWEST_BLOCKS, ResampledBlock
 from pipeline.spec import Gate
 from tasks.promote.bootstrap import Effect, Floats
+from tasks.promote.expected_effect import EffectPrior, ExpectedEffect
 
 Kind = Literal["binary", "regression"]
 Reason = tuple[str, str]  # a code for machines, a text for people
@@ -24,11 +26,18 @@ class HoldoutRows:
     label: Floats
     slices: Mapping[str, NDArray[np.str_]]
     fingerprint: str
+    entity: NDArray[np.str_]  # their keys [n]
 
     @property
     def day(self) -> NDArray[np.datetime64]:
-        """The block a row belongs to."""
+        """The day of each row's prediction (UTC)."""
         return self.prediction_time.astype("datetime64[D]")
+
+    def block(self, kind: ResampledBlock) -> NDArray[Any]:
+        """The block that each row belongs to [n]; those of time are counted from the first row on."""
+        if kind == "entity":
+            return self.entity
+        return (self.day - self.day.min()).astype(np.int64) // BLOCK_DAYS[kind] if len(self.day) else self.day
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,9 +61,12 @@ class Setting:
 
     gate: Gate
     kind: Kind
+    block: ResampledBlock
     holdout_start: datetime
     latency_ms: float
     seed: int
+    prior: EffectPrior | None = None  # what earlier candidates showed
+    asked: int = 1  # how often these days were asked about this champion, now included
 
 
 def overlaps(setting: Setting, rows: HoldoutRows, candidate: Scored, champion: Scored | None) -> Iterator[Reason]:
@@ -88,16 +100,44 @@ def bad_scores(kind: Kind, candidate: Scored, champion: Scored | None) -> Iterat
 def too_little(setting: Setting, rows: HoldoutRows) -> Iterator[Reason]:
     """Why the rows are too few, or too alike, to tell."""
     gate, n, days = setting.gate, len(rows.label), len(np.unique(rows.day))
+    blocks = len(np.unique(rows.block(setting.block)))
     if n < gate.min_rows:
         yield "too-few-rows", f"{n} labelled rows, {gate.min_rows} are needed"
     if days < gate.min_days:
         yield "too-few-days", f"rows of {days} days, {gate.min_days} are needed"
+    if blocks < FEWEST_BLOCKS:
+        yield (
+            "too-few-blocks",
+            f"{blocks} blocks ({setting.block.replace('_', ' ')}, gate.block), {FEWEST_BLOCKS} are needed",
+        )
     if setting.kind == "binary" and n and len(np.unique(rows.label)) < 2:
         yield "one-class", f"all {n} labels are {rows.label[0]:g}"
 
 
-def not_better(setting: Setting, effect: Effect, low: float) -> Iterator[Reason]:
-    """Why the effect is not enough."""
+def doubtful(setting: Setting, expected: ExpectedEffect) -> Iterator[Reason]:
+    """Why a candidate that nothing stands against is not promoted yet."""
+    gate, limit = setting.gate, allowed_chance(setting)
+    if expected.mean <= gate.min_effect:
+        yield (
+            "not-worth-it",
+            f"expected to be better by {expected.mean:+.5f} {gate.metric}, a switch is worth {gate.min_effect}",
+        )
+    if expected.chance_of_loss > limit:
+        often = f", as these days were asked {setting.asked} times" if setting.asked > 1 else ""
+        yield (
+            "may-be-a-loss",
+            f"the chance that it is worse by more than {gate.min_effect} {gate.metric} is"
+            f" {expected.chance_of_loss:.1%}, {limit:.1%} is allowed{often}",
+        )
+
+
+def allowed_chance(setting: Setting) -> float:
+    """The chance of a loss that may be taken: all askings of the same days together spend less than twice the declared."""
+    return setting.gate.max_loss_chance / setting.asked**2
+
+
+def not_surely_better(setting: Setting, effect: Effect, low: float) -> Iterator[Reason]:
+    """Why a first champion is not better than a constant: there, nobody waits for a switch."""
     gate = setting.gate
     if effect.value <= gate.min_effect:
         yield "not-better", f"effect {effect.value:+.5f} {gate.metric}, more than {gate.min_effect} is needed"
@@ -123,8 +163,12 @@ def check_candidate(setting: Setting, evidence: Mapping[str, Any]) -> Iterator[R
                     f" rows, surely more than {gate.max_slice_loss} (adjusted p {row['p_adjusted']:.4f})"
                 ),
             )
-    if evidence["calibration_gap"] > gate.max_calibration_gap:
-        yield "miscalibrated", f"calibration gap {evidence['calibration_gap']:.4f} is above {gate.max_calibration_gap}"
+    gap, theirs = evidence["calibration_gap"], evidence["champion_calibration_gap"]
+    if gap > max(gate.max_calibration_gap, theirs):  # where the world has moved, the champion is off as well
+        yield (
+            "miscalibrated",
+            f"calibration gap {gap:.4f} is above {gate.max_calibration_gap} and above the champion's {theirs:.4f}",
+        )
     if not setting.latency_ms <= gate.max_latency_ms:
         yield "too-slow", f"one row takes {setting.latency_ms:.1f} ms, {gate.max_latency_ms:g} ms are allowed"
     alarm, value = gate.leak_alarm, evidence["leak_alarm"]["value"]

@@ -45,11 +45,13 @@ def _draw(judgement: Judgement, title: str, target: IO[bytes]) -> None:
 def _distribution(axes, judgement: Judgement) -> None:  # type: ignore[no-untyped-def]  # matplotlib ships no types
     metric, needed = judgement.evidence["effect"]["metric"], judgement.evidence["thresholds"]["min_effect"]
     axes.hist(judgement.replicates[np.isfinite(judgement.replicates)], bins=40, color="#c9d6df")
-    axes.axvline(needed, color="black", linestyle=":", linewidth=1, label=f"needed {needed:g}")
-    axes.axvline(judgement.effect, color=_QUIET, linewidth=1.4, label=f"effect {judgement.effect:+.4f}")
-    colour = _GOOD if judgement.low is not None and judgement.low > needed else _BAD
-    axes.axvline(judgement.low, color=colour, linewidth=1.8, label=f"surely above {judgement.low:+.4f}")
-    axes.set_xlabel(f"better by ({metric}), over resampled days", fontsize=8)
+    expected = judgement.evidence["expected"]["mean"]
+    axes.axvline(needed, color="black", linestyle=":", linewidth=1, label=f"a switch is worth {needed:g}")
+    axes.axvline(judgement.effect, color=_QUIET, linewidth=1.4, label=f"measured {judgement.effect:+.4f}")
+    axes.axvline(judgement.low, color=_QUIET, linewidth=1, linestyle="--", label=f"surely above {judgement.low:+.4f}")
+    colour = _GOOD if expected > needed else _BAD
+    axes.axvline(expected, color=colour, linewidth=1.8, label=f"expected {expected:+.4f}")
+    axes.set_xlabel(f"better by ({metric}), over resampled blocks", fontsize=8)
     axes.set_yticks([])
     axes.tick_params(labelsize=8)
     axes.legend(fontsize=7, frameon=False)

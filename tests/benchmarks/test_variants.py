@@ -47,6 +47,6 @@ def test_a_variant_passes_that_is_surely_no_worse_and_fast_enough(use_case: UseC
     found = judged(use_case, rows, scores, {"rounded": 1, "slow": gate.max_latency_ms + 1, "coarse": 1})
     assert {name: (one.answer, one.codes) for name, one in found.items()} == {
         "rounded": ("promote", ["better"]),
-        "slow": ("hold", ["too-slow"]),
-        "coarse": ("hold", ["not-better", "slice-worse"]),
+        "slow": ("refuse", ["too-slow"]),
+        "coarse": ("refuse", ["not-better", "slice-worse"]),
     }

@@ -52,8 +52,15 @@ def test_a_storm_of_60_drifted_partitions_retrains_within_budget_and_cooldown(wo
 
 
 def test_refused_twice_the_breaker_opens(world: World) -> None:
-    retrained = storm(world, "held", weeks=16)
+    retrained = storm(world, "refused", weeks=16)
     assert retrained[2] - retrained[1] >= 8  # breaker, 56 days
+
+
+def test_not_sure_twice_it_does_not_and_the_budget_holds(world: World) -> None:
+    retrained = storm(world, "held", weeks=16)
+    assert max(b - a for a, b in pairwise(retrained)) < 8
+    for start in range(TRAINING_WEEKS, TRAINING_WEEKS + 16):
+        assert len([week for week in retrained if 7 * (week - start) in range(30)]) <= 2
 
 
 def test_while_a_retrain_is_never_finished_there_is_no_second(world: World) -> None:

@@ -1,0 +1,49 @@
+"""Verdicts as rows: what the candidates before this one showed, and how often a champion's days were asked."""
+
+from datetime import timedelta
+
+from adapters.connect import Outside
+from pipeline.handoffs import Candidate, Verdict
+from pipeline.spec import UseCase
+from tasks.promote.expected_effect import EffectPrior, MeasuredEffect, learn_prior
+
+_MOST_VERDICTS = 100  # the latest: what a retraining gains changes with the world, too
+_PAST = """
+select effect, standard_error from verdicts
+where use_case = %s and metric = %s and as_of < %s and champion_version is not null and effect is not null
+    and standard_error is not null
+order by as_of desc, verdict_id limit %s
+"""
+_ASKED = """
+select count(*) as n from verdicts
+where use_case = %s and champion_version = %s and verdict_id <> %s and as_of > %s and as_of < %s and effect is not null
+"""
+_INSERT = """
+insert into verdicts (verdict_id, use_case, candidate_version, champion_version, as_of, answer, metric, effect,
+    standard_error, evidence_uri) values (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s) on conflict do nothing
+"""
+
+
+def load_prior(use_case: UseCase, candidate: Candidate, outside: Outside) -> EffectPrior | None:
+    """What candidates for earlier data times showed against the champion of their time, whatever was decided."""
+    rows = outside.warehouse.query(_PAST, (use_case.name, use_case.gate.metric, candidate.as_of, _MOST_VERDICTS))
+    return learn_prior([MeasuredEffect(row["effect"], row["standard_error"]) for row in rows])
+
+
+def count_askings(
+    use_case: UseCase, candidate: Candidate, champion: str | None, verdict_id: str, outside: Outside
+) -> int:
+    """How often a champion was judged on days more than half of which are these, this time included."""
+    half = timedelta(days=use_case.train.holdout_days) / 2
+    params = (use_case.name, champion, verdict_id, candidate.as_of - half, candidate.as_of + half)
+    [row] = outside.warehouse.query(_ASKED, params)
+    return 1 + int(row["n"])
+
+
+def write_verdict(use_case: UseCase, verdict: Verdict, outside: Outside) -> None:
+    """Keep a verdict's row, once."""
+    outside.warehouse.execute(
+        _INSERT,
+        (verdict.verdict_id, verdict.use_case, verdict.candidate_version, verdict.champion_version, verdict.as_of,
+         verdict.answer, use_case.gate.metric, verdict.effect, verdict.effect_error, verdict.evidence_uri),
+    )  # fmt: skip
