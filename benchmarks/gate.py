@@ -3,8 +3,8 @@
     python -m benchmarks.gate [--histories 100] [--plot docs/gate.png]
 
 A history is twelve candidates in a row, each against a champion that is as stale as has been drawn: equal (A/A) in a
-third of them, the others stale by a gain of up to about .02 log-loss, or newer than the candidate. Days differ, and days
-that follow each other are alike, in how much staleness costs. The gate judges each on its holdout by the product's own
+third of them, the others stale by a gain of up to about .02 log-loss, or newer than the candidate. Days differ, and
+days that follow each other are alike, in how much staleness costs. The gate judges each on its holdout by the product's
 `decide`; what it is truly worth is measured on the 400 days that follow. Beside it the rule of before: the lower 95 %
 bound of the effect above `min_effect`.
 """
@@ -14,6 +14,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -113,7 +114,8 @@ def simulate(history: int, holdout_days: int) -> Iterator[Asked]:
             entity=np.zeros(len(days.x), np.str_),
         )
         setting = Setting(
-            gate=gate, kind="binary", block="day", holdout_start=_START.item().replace(tzinfo=UTC), latency_ms=0, seed=place
+            gate=gate, kind="binary", block="day", holdout_start=datetime(2013, 4, 1, tzinfo=UTC), latency_ms=0,
+            seed=place,
         )  # fmt: skip
         both = candidate.answer(days, "2"), champion.answer(days, "1")
         flat = decide(setting, rows, *both)
@@ -170,7 +172,7 @@ def draw(by_days: dict[int, list[Asked]], target: Path) -> None:
     for axes, (days, asked) in zip(figure.subplots(1, len(by_days), sharey=True), by_days.items(), strict=True):
         edges = np.quantile([one.true for one in asked], np.linspace(0, 1, 13))
         for rule in ("lower bound", "ours"):
-            bins = [[one for one in asked if a <= one.true <= b] for a, b in zip(edges, edges[1:], strict=False)]
+            bins = [[one for one in asked if a <= one.true <= b] for a, b in pairwise(edges)]
             axes.plot(
                 [np.mean([one.true for one in some]) for some in bins],
                 [np.mean([one.answers[rule] for one in some]) for some in bins],

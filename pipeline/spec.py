@@ -262,11 +262,15 @@ class UseCase(Block):
                     f"endpoint.answers.within_minutes: expected at most time.lead_minutes ({self.time.lead_minutes}),"
                     f" after which the event has come, got {self.endpoint.answers.within_minutes}"
                 )
+        yield from self._contradictions_of_the_holdout()
+
+    def _contradictions_of_the_holdout(self) -> Iterator[str]:
         if self.train.holdout_days < self.gate.min_days:
             yield (
                 f"train.holdout_days: expected at least gate.min_days ({self.gate.min_days}), or no candidate could"
                 f" ever be judged, got {self.train.holdout_days}"
             )
+            return
         days = BLOCK_DAYS.get(self.gate_block, 0)
         if self.train.holdout_days < FEWEST_BLOCKS * days:
             yield (

@@ -2,9 +2,9 @@
 
 Rows of one day share weather, delays and crews, so days (or longer blocks, or entities) and not rows are resampled
 (Künsch 1989, Annals of Statistics 17:1217). Both models are measured on the same resampled blocks (paired), so what is
-hard for both cancels out. With the 7 to 30 blocks a holdout has, percentile intervals are too narrow; studentising mends
-it (bootstrap-t: Efron and Tibshirani 1993, chapter 12; for 5 to 30 clusters: Cameron, Gelbach and Miller 2008, REStat
-90:414). Blocks of time that follow each other are alike, too: the error grows by what the mean of a first-order
+hard for both cancels out. With the 7 to 30 blocks a holdout has, percentile intervals are too narrow; studentising
+mends it (bootstrap-t: Efron and Tibshirani 1993, chapter 12; for 5 to 30 clusters: Cameron, Gelbach and Miller 2008,
+REStat 90:414). Blocks of time that follow each other are alike, too: the error grows by what the mean of a first-order
 autoregression has more than that of independent draws, at the correlation seen from block to block, freed of its bias.
 
 Every metric is a function of block weights, [resamples, blocks] -> [resamples], made once from sums by block
@@ -30,8 +30,8 @@ _MOST_ALIKE = 0.8
 class Effect:
     """A difference in favour of the candidate (positive: better), in units of the metric.
 
-    `low` and `high` are one-sided bounds, each at the asked confidence. `correlation` is that of neighbouring blocks, which
-    the error counts. `replicates` are the resampled differences, `pivots` the studentised ones, both [resamples].
+    `low` and `high` are one-sided bounds, each at the asked confidence. `correlation` is that of neighbouring blocks,
+    which the error counts. `replicates` are the resampled differences, `pivots` the studentised ones, both [resamples].
     """
 
     value: float
@@ -66,15 +66,15 @@ def compare(
     candidate: Floats,
     champion: Floats,
     block: NDArray[Any],
-    is_serial: bool,
+    correlation: float | None,
     confidence: float,
     resamples: int,
     seed: int,
 ) -> Effect:
     """How much better the candidate's scores [n] are than the champion's on the same rows, over resampled blocks.
 
-    `block` [n] says which block a row belongs to; `is_serial` that blocks, in order, follow each other in time. The same
-    seed gives the same answer.
+    `block` [n] says which block a row belongs to. `correlation` is that of neighbouring blocks; None where they follow
+    each other in time and it is to be measured. The same seed gives the same answer.
     """
     names, code = np.unique(block, return_inverse=True)
     blocks = len(names)
@@ -85,10 +85,12 @@ def compare(
         return sign * (ours(weights) - theirs(weights))
 
     once = np.ones((1, blocks))
-    weights = np.random.default_rng(seed).multinomial(blocks, np.full(blocks, 1 / blocks), resamples).astype(np.float64)
+    drawn = np.random.default_rng(seed).multinomial(blocks, np.full(blocks, 1 / blocks), resamples)
+    weights = drawn.astype(np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
         value, error = float(difference(once)[0]), float(_jackknife_error(difference, once)[0])
-        correlation = measure_correlation(_leave_out_each(difference, once)[0]) if is_serial else 0.0
+        if correlation is None:
+            correlation = measure_correlation(_leave_out_each(difference, once)[0])
         error *= math.sqrt(inflation(correlation, blocks))
         replicates = difference(weights)
         pivots = (replicates - value) / _jackknife_error(difference, weights)
@@ -129,7 +131,7 @@ def measure_correlation(values: Floats) -> float:
 
 
 def inflation(correlation: float, n: int) -> float:
-    """By how much the variance of a mean of n values, neighbours of which are correlated, is above that of independent ones.
+    """The variance of a mean of n values, neighbours of which are correlated, by that of independent ones.
 
     Of a first-order autoregression: lag k has the k-th power of the correlation.
     """

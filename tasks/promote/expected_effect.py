@@ -1,10 +1,10 @@
 """How much better a candidate may be expected to be, and how likely it is a loss. Pure.
 
-An estimate from two weeks is the effect and the luck of these weeks. What candidates of this use case showed before says
-how much of it is luck: their effects, each with its error, are draws of one distribution, whose mean and spread follow by
-moments (DerSimonian and Laird 1986, Controlled Clinical Trials 7:177). It is the prior of the next one: normal prior,
-normal estimate, so what is expected lies between the two, by how sure each is (empirical Bayes: Efron and Morris 1975,
-JASA 70:311).
+An estimate from two weeks is the effect and the luck of these weeks. What candidates of this use case showed before
+says how much of it is luck: their effects, each with its error, are draws of one distribution, whose mean and spread
+follow by moments (DerSimonian and Laird 1986, Controlled Clinical Trials 7:177). It is the prior of the next one:
+normal prior, normal estimate, so what is expected lies between the two, by how sure each is (empirical Bayes: Efron and
+Morris 1975, JASA 70:311).
 """
 
 import math

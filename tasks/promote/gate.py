@@ -2,12 +2,13 @@
 
 It may where nothing stands against it and the switch is expected to pay: the effect to be expected, given what was
 measured and what earlier candidates showed (tasks/promote/expected_effect.py), is above `min_effect`, which is what a
-switch must be worth; and the chance that it is worse by more than that is at most `max_loss_chance`. Who is merely not sure
-holds; what stands against a candidate, or an effect that is expected to be below zero, refuses it (docs/decisions/0038).
+switch must be worth; and the chance that it is worse by more than that is at most `max_loss_chance`. Who is merely not
+sure holds; what stands against a candidate, or an effect that is expected to be below zero, refuses it
+(docs/decisions/0038).
 
-Two kinds of luck are in the error of an effect: which days the holdout happened to have (tasks/promote/bootstrap.py), and
-which seeds the ensembles happened to draw (jackknife over members: Efron 1982). One-sided widths are added in quadrature
-(Zou and Donner 2008, Statistics in Medicine 27:1693).
+Two kinds of luck are in the error of an effect: which days the holdout happened to have (tasks/promote/bootstrap.py),
+and which seeds the ensembles happened to draw (jackknife over members: Efron 1982). One-sided widths are added in
+quadrature (Zou and Donner 2008, Statistics in Medicine 27:1693).
 """
 
 import math
@@ -111,7 +112,9 @@ def _weigh_effect(
 ) -> Judgement:
     """Compare with the champion, or with the best constant in its place."""
     gate, champion = setting.gate, incumbent or constant(setting, rows)
-    effect = _compare(setting, rows, candidate, champion, mask=np.ones(len(rows.label), bool), resamples=gate.resamples)
+    everything = np.ones(len(rows.label), bool)
+    known = 0.0 if setting.block == "entity" else None
+    effect = _compare(setting, rows, candidate, champion, mask=everything, correlation=known, resamples=gate.resamples)
     spread, luck = _seed_luck(setting, rows, candidate, champion)
     low = effect.value - math.hypot(effect.value - effect.low, luck)
     high = effect.value + math.hypot(effect.high - effect.value, luck)
@@ -142,7 +145,7 @@ def _weigh_effect(
             model.version: {m: compute_for_gate(m, model.scores, rows.label) for m in METRICS[setting.kind]}
             for model in (candidate, champion)
         },
-        "slices": slice_table(setting, rows, candidate, champion),
+        "slices": slice_table(setting, rows, candidate, champion, effect.correlation),
         "calibration_gap": abs(float(candidate.scores.mean() - rows.label.mean())),
         "champion_calibration_gap": abs(float(champion.scores.mean() - rows.label.mean())),
         "leak_alarm": {
@@ -186,7 +189,8 @@ def _answer(
         return VerdictAnswer.HOLD, doubts
     said = (
         f"expected to be better by {expected.mean:+.5f} {gate.metric}, a switch is worth {gate.min_effect}; the chance"
-        f" of a loss above that is {expected.chance_of_loss:.1%} (allowed {allowed_chance(setting):.1%}); measured {measured}"
+        f" of a loss above that is {expected.chance_of_loss:.1%} (allowed {allowed_chance(setting):.1%}); measured"
+        f" {measured}"
     )
     return VerdictAnswer.PROMOTE, [("better", said)]
 
@@ -211,10 +215,13 @@ def _describe_intervals(setting: Setting, rows: HoldoutRows, *models: Scored) ->
     }
 
 
-def slice_table(setting: Setting, rows: HoldoutRows, candidate: Scored, champion: Scored) -> list[dict[str, Any]]:
+def slice_table(
+    setting: Setting, rows: HoldoutRows, candidate: Scored, champion: Scored, correlation: float
+) -> list[dict[str, Any]]:
     """Every slice with its effect; it fails where the candidate is surely more than `max_slice_loss` worse.
 
-    Family-wise over all slices (Holm), so that asking about twenty slices does not refuse every candidate.
+    Its blocks are as alike as those of all rows, whose `correlation` is better known. Family-wise over all slices
+    (Holm), so that asking about twenty slices does not refuse every candidate.
     """
     gate = setting.gate
     masks = [(name, str(value), column == value) for name, column in rows.slices.items() for value in np.unique(column)]
@@ -224,7 +231,9 @@ def slice_table(setting: Setting, rows: HoldoutRows, candidate: Scored, champion
     for name, value, mask in masks:
         row: dict[str, Any] = {"column": name, "value": value, "rows": int(mask.sum()), "tested": False}
         if any(mask is m for m in eligible):
-            effect = _compare(setting, rows, candidate, champion, mask=mask, resamples=resamples)
+            effect = _compare(
+                setting, rows, candidate, champion, mask=mask, correlation=correlation, resamples=resamples
+            )
             p = effect.p_worse_than(gate.max_slice_loss)
             row |= {"tested": True, "effect": effect.value, "low": effect.low, "high": effect.high, "p": p}
         table.append(row)
@@ -235,7 +244,14 @@ def slice_table(setting: Setting, rows: HoldoutRows, candidate: Scored, champion
 
 
 def _compare(
-    setting: Setting, rows: HoldoutRows, candidate: Scored, champion: Scored, *, mask: NDArray[np.bool_], resamples: int
+    setting: Setting,
+    rows: HoldoutRows,
+    candidate: Scored,
+    champion: Scored,
+    *,
+    mask: NDArray[np.bool_],
+    correlation: float | None,
+    resamples: int,
 ) -> Effect:
     return compare(
         setting.gate.metric,
@@ -243,7 +259,7 @@ def _compare(
         candidate=candidate.scores[mask],
         champion=champion.scores[mask],
         block=rows.block(setting.block)[mask],
-        is_serial=setting.block != "entity",
+        correlation=correlation,
         confidence=setting.gate.confidence,
         resamples=resamples,
         seed=setting.seed,

@@ -126,13 +126,15 @@ def doubtful(setting: Setting, expected: ExpectedEffect) -> Iterator[Reason]:
         often = f", as these days were asked {setting.asked} times" if setting.asked > 1 else ""
         yield (
             "may-be-a-loss",
-            f"the chance that it is worse by more than {gate.min_effect} {gate.metric} is"
-            f" {expected.chance_of_loss:.1%}, {limit:.1%} is allowed{often}",
+            (
+                f"the chance that it is worse by more than {gate.min_effect} {gate.metric} is"
+                f" {expected.chance_of_loss:.1%}, {limit:.1%} is allowed{often}"
+            ),
         )
 
 
 def allowed_chance(setting: Setting) -> float:
-    """The chance of a loss that may be taken: all askings of the same days together spend less than twice the declared."""
+    """The chance of a loss that may be taken: all askings of the same days together spend less than twice as much."""
     return setting.gate.max_loss_chance / setting.asked**2
 
 

@@ -69,7 +69,7 @@ def judged(parts: tuple[pa.Table, pa.Table], numeric: tuple[str, ...]) -> Judgem
         latency_ms=1.0, seed=SHIPPED.seed,
     )  # fmt: skip
     print(f"auc {compute_metric('auc', score, labels(holdout)):.4f} of {holdout.num_rows} rows")
-    return decide(setting, frozen_rows(SHIPPED, holdout), Scored(version="1", cutoff=CUTOFF, scores=score), None)
+    return decide(setting, frozen_rows(SHIPPED, holdout), Scored(version="1", cutoff=HOLDOUT, scores=score), None)
 
 
 def auc_of(found: Judgement) -> float:

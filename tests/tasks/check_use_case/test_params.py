@@ -18,7 +18,7 @@ LIMITED = {"monitor.limits": {"auc": {"min": 0.83}}}
 # What is set -> the key that is named, what it says of the values found, and what to set.
 MISTAKES: list[tuple[Mapping[str, Any], str, str, str]] = [
     (
-        {"time.label_delay_hours": 2900},
+        {"time.label_delay_hours": 2900, "train.holdout_days": 28},
         "source.first_partition",
         "time.label_delay_hours 2900",
         "or fewer of these days",

@@ -16,7 +16,6 @@ import pytest
 
 import features
 from adapters.connect import Outside
-from models.ensemble import labels
 from models.interval import ConformalInterval
 from pipeline.handoffs import Candidate, Snapshot
 from pipeline.spec import IntervalSettings, LeakAlarm, Limit, Target, UseCase

@@ -6,16 +6,19 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
+import psycopg2
 import pyarrow as pa
 import pytest
 
 from adapters.registry import Registry
 from models.ensemble import fit_ensemble
+from pipeline.handoffs import Verdict
 from pipeline.spec import LeakAlarm
 from serving.predictor import Predictor
 from tasks.build_features import dataset
 from tasks.promote import promote
 from tasks.promote.evaluate import fingerprint, frozen_rows, judge_candidate
+from tasks.promote.verdict_rows import count_askings, load_prior, write_verdict
 from tasks.train.split import split
 from tests.models import synthetic
 from tests.models.test_training import CPU, recipe
@@ -207,7 +210,7 @@ def test_the_evidence_says_what_was_measured_on_which_rows(outside, use_case, ca
 
 def test_a_leaked_label_is_refused_with_a_critical_alert_and_its_twin_is_not(outside, use_case, candidates):
     verdict = judge_candidate(use_case, candidates["leaky"], outside)
-    assert verdict.answer == "hold"
+    assert verdict.answer == "refuse"
     assert "too good to be true" in " ".join(verdict.reasons)
     [alert] = outside.warehouse.query("select tier, fingerprint from alerts")
     assert alert == {"tier": "critical", "fingerprint": f"{NAME}/gate/leak-alarm"}
@@ -235,6 +238,71 @@ def test_high_risk_asks_for_approval_of_winners_only(outside, use_case, candidat
     high = use_case.model_copy(update={"risk": "high"})
     assert judge_candidate(high, candidates["good"], outside).needs_approval
     assert not judge_candidate(high, candidates["noise"], outside).needs_approval
+
+
+def test_every_verdict_is_a_row_once_of_a_retry_too(outside, use_case, candidates):
+    first = judge_candidate(use_case, candidates["good"], outside)
+    assert follow(use_case, first, outside) == "promoted"
+    second = judge_candidate(use_case, candidates["noise"], outside)
+    outside.warehouse.execute("alter table verdicts disable trigger verdicts_are_append_only")
+    outside.warehouse.execute("delete from verdicts where verdict_id = %s", (second.verdict_id,))  # killed before it
+    outside.warehouse.execute("alter table verdicts enable trigger verdicts_are_append_only")
+    for _ in range(2):
+        assert judge_candidate(use_case, candidates["noise"], outside) == second
+    rows = outside.warehouse.query(
+        "select verdict_id, answer, effect, standard_error from verdicts order by as_of, answer"
+    )
+    assert [(row["verdict_id"], row["answer"]) for row in rows] == [
+        (first.verdict_id, "promote"),
+        (second.verdict_id, "refuse"),
+    ]
+    assert (rows[1]["effect"], rows[1]["standard_error"]) == (second.effect, second.effect_error)
+    assert second.effect_error > 0
+    with pytest.raises(psycopg2.errors.RestrictViolation):
+        outside.warehouse.execute("update verdicts set answer = 'promote'")
+
+
+def test_days_that_were_asked_before_are_asked_more_strictly_and_other_days_or_another_champion_are_not(
+    outside, use_case, candidates
+):
+    def asked(case, as_of, champion="1"):
+        candidate = replace(candidates["twin"], as_of=as_of)
+        return count_askings(case, candidate, champion, "this one", outside)
+
+    def keep(verdict_id, as_of, champion="1"):
+        write_verdict(use_case, make_verdict(use_case, "7", champion, verdict_id=verdict_id, as_of=as_of), outside)
+
+    half = timedelta(days=use_case.train.holdout_days) / 2
+    assert asked(use_case, AS_OF) == 1
+    keep("a", AS_OF)
+    keep("b", AS_OF + half - timedelta(hours=1))
+    keep("c", AS_OF - half)
+    keep("d", AS_OF, champion="0")
+    assert asked(use_case, AS_OF) == 3
+    assert asked(use_case, AS_OF, champion="0") == 2
+    assert asked(use_case, AS_OF + timedelta(days=70)) == 1
+
+
+def test_what_earlier_candidates_showed_is_the_prior_and_nothing_of_later_ones(outside, use_case, candidates):
+    for place in range(8):
+        as_of = AS_OF - timedelta(days=7 * (4 - place))
+        given = make_verdict(use_case, "7", "1", verdict_id=f"v{place}", as_of=as_of, effect=0.001 * place)
+        write_verdict(use_case, given, outside)
+    assert load_prior(use_case, candidates["twin"], outside) is None, "four are before"
+    prior = load_prior(use_case, replace(candidates["twin"], as_of=AS_OF + timedelta(days=7)), outside)
+    assert prior is not None
+    assert prior.verdicts == 5
+    assert prior.mean == pytest.approx(0.002)
+    other = use_case.model_copy(update={"gate": use_case.gate.model_copy(update={"metric": "auc"})})
+    assert load_prior(other, replace(candidates["twin"], as_of=AS_OF + timedelta(days=70)), outside) is None
+
+
+def make_verdict(use_case, candidate, champion, *, verdict_id, as_of, effect=0.001):
+    return Verdict(
+        verdict_id=verdict_id, use_case=use_case.name, candidate_version=candidate, champion_version=champion,
+        answer="hold", reasons=[], effect=effect, effect_low=None, effect_high=None, evidence_uri="s3://lake/e.json",
+        as_of=as_of, needs_approval=False, effect_error=0.001,
+    )  # fmt: skip
 
 
 def test_another_threshold_is_another_verdict(outside, use_case, candidates):

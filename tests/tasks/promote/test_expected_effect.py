@@ -57,7 +57,7 @@ def test_what_is_expected_lies_between_what_was_seen_before_and_now_by_how_sure_
 
 
 def test_the_chance_of_a_loss_is_as_often_a_loss() -> None:
-    """Of candidates whose chance of a loss is about a fifth, about a fifth lose: the prior is right, and so is the error."""
+    """Of candidates whose chance of a loss is about a fifth, about a fifth lose, where prior and error are right."""
     rng, told, lost = np.random.default_rng(1), [], []
     prior = EffectPrior(mean=0.002, deviation=0.003, verdicts=50)
     for _ in range(20_000):

@@ -142,9 +142,11 @@ def test_a_challenger_equal_to_the_champion_is_seldom_promoted_and_more_seldom_a
 
 
 def test_a_challenger_worse_by_what_retraining_gains_is_never_promoted():
+    gate = GATE.model_copy(update={"slices": (), "resamples": 400})
     for seed in range(60):
         world = World(seed)
-        found = judge(world, world.model("2", sigma=0.15, stale=0.3), world.model("1", sigma=0.15))
+        world.rows = replace(world.rows, slices={})
+        found = judge(world, world.model("2", sigma=0.15, stale=0.3), world.model("1", sigma=0.15), gate=gate)
         assert found.answer != "promote"
 
 
@@ -192,8 +194,8 @@ def test_without_the_seeds_luck_in_the_bound_equal_challengers_would_be_promoted
         world = World(seed)
         ours, theirs = (world.model(version, sigma=0.4) for version in "21")
         effect = bootstrap.compare(
-            "auc", label=world.rows.label, candidate=ours.scores, champion=theirs.scores, block=world.day, is_serial=True,
-            confidence=0.95, resamples=400, seed=seed,
+            "auc", label=world.rows.label, candidate=ours.scores, champion=theirs.scores, block=world.day,
+            correlation=None, confidence=0.95, resamples=400, seed=seed,
         )  # fmt: skip
         promoted += effect.low > GATE.min_effect
     assert promoted > 10
@@ -237,7 +239,7 @@ def test_a_slice_can_fail_even_with_the_fewest_resamples_the_spec_allows():
 
 def test_asking_about_many_slices_refuses_no_candidate_for_what_one_of_them_shows_by_chance():
     world, setting = World(3), replace(SETTING, gate=GATE.model_copy(update={"max_slice_loss": 0.0, "resamples": 200}))
-    table = slice_table(setting, world.rows, world.model("2"), world.model("1"))
+    table = slice_table(setting, world.rows, world.model("2"), world.model("1"), 0.0)
     assert sum(row["p"] <= 0.05 for row in table) >= 3, "each alone would have failed, of two equal models"
     assert not any(row["failed"] for row in table)
 
@@ -292,7 +294,8 @@ def test_a_leaked_label_raises_the_alarm(leak):
 
 
 @pytest.mark.parametrize(
-    ("rows", "codes"), [(0, ["too-few-rows", "too-few-days", "too-few-blocks"]), (4800, ["too-few-rows", "too-few-days"])]
+    ("rows", "codes"),
+    [(0, ["too-few-rows", "too-few-days", "too-few-blocks"]), (4800, ["too-few-rows", "too-few-days"])],
 )
 def test_no_traffic_or_too_little_of_it_asks_for_more_data(rows, codes):
     world = World(6).first(rows)
@@ -428,7 +431,7 @@ def test_bounds_over_days_hold_the_true_effect_as_often_as_they_say():
         difference = rng.normal(0, 1, 14)[day] + rng.normal(0, 1, len(day))
         effect = bootstrap.compare(
             "mae", label=np.zeros(len(day)), candidate=np.full(len(day), 50.0), champion=50 + difference, block=day,
-            is_serial=True, confidence=0.95, resamples=400, seed=seed,
+            correlation=None, confidence=0.95, resamples=400, seed=seed,
         )  # fmt: skip
         missed += effect.low > 0
     assert missed / 400 <= 0.08
@@ -449,7 +452,7 @@ def test_bounds_hold_where_a_day_is_like_the_day_before_only_if_that_is_counted(
         difference = draw_alike(rng, 14, 0.35)[day]
         effect = bootstrap.compare(
             "mae", label=np.zeros(len(day)), candidate=np.full(len(day), 50.0), champion=50 + difference, block=day,
-            is_serial=counted, confidence=0.95, resamples=400, seed=seed,
+            correlation=None if counted else 0.0, confidence=0.95, resamples=400, seed=seed,
         )  # fmt: skip
         missed += effect.low > 0
     assert (missed / 400 <= 0.09) is counted, missed
@@ -484,7 +487,7 @@ def test_customers_who_come_back_each_day_are_blocks_of_their_own():
         for kind, block in (("day", day), ("entity", customer)):
             effect = bootstrap.compare(
                 "mae", label=np.zeros(len(day)), candidate=np.full(len(day), 50.0), champion=50 + habits[customer],
-                block=block, is_serial=kind == "day", confidence=0.95, resamples=200, seed=seed,
+                block=block, correlation=None if kind == "day" else 0.0, confidence=0.95, resamples=200, seed=seed,
             )  # fmt: skip
             sure[kind] += effect.low > 0
     assert sure["day"] > 20

@@ -91,7 +91,9 @@ def test_a_promotion_sets_row_ledger_and_aliases_and_again_changes_nothing(outsi
     assert promote.current(use_case, outside).version == "2"
 
 
-@pytest.mark.parametrize(("answer", "outcome"), [("hold", "held"), ("refuse", "refused"), ("need-more-data", "need-more-data")])
+@pytest.mark.parametrize(
+    ("answer", "outcome"), [("hold", "held"), ("refuse", "refused"), ("need-more-data", "need-more-data")]
+)
 def test_a_refusal_leaves_a_trace_and_the_champion(outside, use_case, versions, answer, outcome):
     promote.promote(use_case, verdict(use_case, "1", None), outside, actor="gate")
     refused = verdict(use_case, "2", "1", answer=answer, as_of=APRIL + WEEK)
