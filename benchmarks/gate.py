@@ -25,7 +25,7 @@ from models.metrics import compute_metric
 from pipeline.handoffs import VerdictAnswer
 from pipeline.settings import REPOSITORY
 from pipeline.spec import use_cases
-from tasks.promote.expected_effect import MeasuredEffect, learn_prior
+from tasks.promote.expected_effect import MeasuredEffect
 from tasks.promote.gate import decide
 from tasks.promote.gate_checks import HoldoutRows, Scored, Setting
 
@@ -119,7 +119,7 @@ def simulate(history: int, holdout_days: int) -> Iterator[Asked]:
         )  # fmt: skip
         both = candidate.answer(days, "2"), champion.answer(days, "1")
         flat = decide(setting, rows, *both)
-        shrunk = decide(replace(setting, prior=learn_prior(past)), rows, *both)
+        shrunk = decide(replace(setting, past=tuple(past)), rows, *both)
         effect = flat.evidence["effect"]
         past.append(MeasuredEffect(effect["value"], effect["standard_error"]))
         yield Asked(

@@ -28,7 +28,7 @@ from tasks.promote.bootstrap import Floats
 from tasks.promote.gate import Judgement, decide
 from tasks.promote.gate_checks import HoldoutRows, Scored, Setting
 from tasks.promote.gate_plot import draw_judgement
-from tasks.promote.verdict_rows import count_askings, load_prior, write_verdict
+from tasks.promote.verdict_rows import count_askings, load_past_effects, write_verdict
 
 _LATENCY_CALLS = 30
 _SUSPICIOUS = {"leak-alarm", "scores-not-finite", "scores-not-probabilities", "holdout-overlaps-training"}
@@ -68,7 +68,7 @@ def judge_candidate(use_case: UseCase, candidate: Candidate, outside: Outside) -
         holdout_start=candidate.holdout_start,
         latency_ms=latency,
         seed=int(verdict_id[-8:], 16) ^ use_case.seed,
-        prior=load_prior(use_case, candidate, outside),
+        past=load_past_effects(use_case, candidate, outside),
         asked=count_askings(use_case, candidate, opponent, verdict_id, outside),
     )
     judgement = decide(setting, frozen_rows(use_case, table), ours, theirs)

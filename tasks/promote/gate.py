@@ -120,7 +120,7 @@ def _weigh_effect(
     high = effect.value + math.hypot(effect.high - effect.value, luck)
     error = math.hypot(effect.standard_error, spread)
     expected = expect_effect(
-        MeasuredEffect(effect.value, error), setting.prior, loss=abs(gate.min_effect), freedom=effect.blocks - 1
+        MeasuredEffect(effect.value, error), setting.past, loss=abs(gate.min_effect), freedom=effect.blocks - 1
     )
     evidence |= {
         "effect": {
@@ -138,7 +138,6 @@ def _weigh_effect(
         "expected": {
             **asdict(expected),
             "allowed_chance": allowed_chance(setting),
-            "prior": setting.prior and asdict(setting.prior),
             "asked": setting.asked,
         },
         "metrics": {

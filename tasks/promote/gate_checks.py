@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pipeline.fields import BLOCK_DAYS, FEWEST_BLOCKS, ResampledBlock
 from pipeline.spec import Gate
 from tasks.promote.bootstrap import Effect, Floats
-from tasks.promote.expected_effect import EffectPrior, ExpectedEffect
+from tasks.promote.expected_effect import ExpectedEffect, MeasuredEffect
 
 Kind = Literal["binary", "regression"]
 Reason = tuple[str, str]  # a code for machines, a text for people
@@ -65,7 +65,7 @@ class Setting:
     holdout_start: datetime
     latency_ms: float
     seed: int
-    prior: EffectPrior | None = None  # what earlier candidates showed
+    past: tuple[MeasuredEffect, ...] = ()  # what earlier candidates showed
     asked: int = 1  # how often these days were asked about this champion, now included
 
 

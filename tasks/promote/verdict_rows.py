@@ -5,7 +5,7 @@ from datetime import timedelta
 from adapters.connect import Outside
 from pipeline.handoffs import Candidate, Verdict
 from pipeline.spec import UseCase
-from tasks.promote.expected_effect import EffectPrior, MeasuredEffect, learn_prior
+from tasks.promote.expected_effect import MeasuredEffect
 
 _MOST_VERDICTS = 100  # the latest: what a retraining gains changes with the world, too
 _PAST = """
@@ -24,10 +24,10 @@ insert into verdicts (verdict_id, use_case, candidate_version, champion_version,
 """
 
 
-def load_prior(use_case: UseCase, candidate: Candidate, outside: Outside) -> EffectPrior | None:
+def load_past_effects(use_case: UseCase, candidate: Candidate, outside: Outside) -> tuple[MeasuredEffect, ...]:
     """What candidates for earlier data times showed against the champion of their time, whatever was decided."""
     rows = outside.warehouse.query(_PAST, (use_case.name, use_case.gate.metric, candidate.as_of, _MOST_VERDICTS))
-    return learn_prior([MeasuredEffect(row["effect"], row["standard_error"]) for row in rows])
+    return tuple(MeasuredEffect(row["effect"], row["standard_error"]) for row in rows)
 
 
 def count_askings(

@@ -18,7 +18,7 @@ from serving.predictor import Predictor
 from tasks.build_features import dataset
 from tasks.promote import promote
 from tasks.promote.evaluate import fingerprint, frozen_rows, judge_candidate
-from tasks.promote.verdict_rows import count_askings, load_prior, write_verdict
+from tasks.promote.verdict_rows import count_askings, load_past_effects, write_verdict
 from tasks.train.split import split
 from tests.models import synthetic
 from tests.models.test_training import CPU, recipe
@@ -283,18 +283,23 @@ def test_days_that_were_asked_before_are_asked_more_strictly_and_other_days_or_a
     assert asked(use_case, AS_OF + timedelta(days=70)) == 1
 
 
-def test_what_earlier_candidates_showed_is_the_prior_and_nothing_of_later_ones(outside, use_case, candidates):
+def test_what_earlier_candidates_showed_is_drawn_upon_and_nothing_of_later_ones(outside, use_case, candidates):
     for place in range(8):
         as_of = AS_OF - timedelta(days=7 * (4 - place))
         given = make_verdict(use_case, "7", "1", verdict_id=f"v{place}", as_of=as_of, effect=0.001 * place)
         write_verdict(use_case, given, outside)
-    assert load_prior(use_case, candidates["twin"], outside) is None, "four are before"
-    prior = load_prior(use_case, replace(candidates["twin"], as_of=AS_OF + timedelta(days=7)), outside)
-    assert prior is not None
-    assert prior.verdicts == 5
-    assert prior.mean == pytest.approx(0.002)
+    first = make_verdict(use_case, "7", None, verdict_id="first", as_of=AS_OF - timedelta(days=70), effect=0.5)
+    write_verdict(use_case, first, outside)
+
+    def effects(case, as_of):
+        return sorted(
+            effect.value for effect in load_past_effects(case, replace(candidates["twin"], as_of=as_of), outside)
+        )
+
+    assert effects(use_case, AS_OF) == [0.0, 0.001, 0.002, 0.003], "none against a constant"
+    assert len(effects(use_case, AS_OF + timedelta(days=70))) == 8
     other = use_case.model_copy(update={"gate": use_case.gate.model_copy(update={"metric": "auc"})})
-    assert load_prior(other, replace(candidates["twin"], as_of=AS_OF + timedelta(days=70)), outside) is None
+    assert effects(other, AS_OF + timedelta(days=70)) == []
 
 
 def make_verdict(use_case, candidate, champion, *, verdict_id, as_of, effect=0.001):

@@ -2,14 +2,10 @@ import math
 
 import numpy as np
 import pytest
+from scipy.integrate import dblquad
+from scipy.stats import t
 
-from tasks.promote.expected_effect import (
-    FEWEST_VERDICTS,
-    EffectPrior,
-    MeasuredEffect,
-    expect_effect,
-    learn_prior,
-)
+from tasks.promote.expected_effect import FEWEST_EFFECTS, MeasuredEffect, expect_effect
 
 
 def draw(rng: np.random.Generator, *, mean: float, between: float, count: int) -> list[MeasuredEffect]:
@@ -17,58 +13,73 @@ def draw(rng: np.random.Generator, *, mean: float, between: float, count: int) -
     return [MeasuredEffect(float(rng.normal(rng.normal(mean, between), e)), float(e)) for e in errors]
 
 
-def test_mean_and_spread_of_earlier_effects_are_found_without_their_errors() -> None:
-    learnt = [learn_prior(draw(np.random.default_rng(n), mean=0.004, between=0.003, count=60)) for n in range(40)]
-    assert np.mean([prior.mean for prior in learnt if prior]) == pytest.approx(0.004, abs=0.0003)
-    assert np.mean([prior.deviation for prior in learnt if prior]) == pytest.approx(0.003, rel=0.15)
+def test_it_is_what_integrating_over_mean_and_spread_gives() -> None:
+    """The model written out, and integrated by a library over both unknowns."""
+    past = [MeasuredEffect(v, e) for v, e in ((0.1, 1.0), (1.3, 0.8), (2.0, 1.1), (0.4, 0.5), (3.1, 1.5))]
+    new = MeasuredEffect(2.5, 1.2)
+
+    def likelihood(mean: float, spread: float) -> float:
+        density = 1.0
+        for e in (*past, new):
+            variance = e.error**2 + spread**2
+            density *= math.exp(-((e.value - mean) ** 2) / (2 * variance)) / math.sqrt(variance)
+        return density
+
+    def expected(mean: float, spread: float) -> float:
+        share = new.error**2 / (new.error**2 + spread**2)
+        return share * mean + (1 - share) * new.value
+
+    values = np.array([e.value for e in (*past, new)])
+    widest = 3 * (values.std() + np.mean([e.error for e in (*past, new)]))
+    total, _ = dblquad(likelihood, 0, widest, -15, 15, epsabs=1e-7)
+    first, _ = dblquad(lambda m, s: expected(m, s) * likelihood(m, s), 0, widest, -15, 15, epsabs=1e-7)
+    found = expect_effect(new, past, loss=0.0, freedom=13)
+    assert found.mean == pytest.approx(first / total, rel=0.001)
+    assert found.from_effects == 5
 
 
-def test_the_moments_are_those_of_the_published_estimator() -> None:
-    """DerSimonian and Laird's, written out for five effects."""
-    past = [MeasuredEffect(v, e) for v, e in ((1, 1), (3, 1), (4, 1), (1, 2), (3, 2))]
-    weights = [1, 1, 1, 0.25, 0.25]
-    mean = sum(w * m.value for w, m in zip(weights, past, strict=True)) / 3.5
-    q = sum(w * (m.value - mean) ** 2 for w, m in zip(weights, past, strict=True))
-    between = max(0.0, (q - 4) / (3.5 - 3.125 / 3.5))
-    new = [1 / (m.error**2 + between) for m in past]
-    prior = learn_prior(past)
-    assert prior is not None
-    assert prior.verdicts == 5
-    assert prior.mean == pytest.approx(sum(w * m.value for w, m in zip(new, past, strict=True)) / sum(new))
-    assert prior.deviation == pytest.approx(math.sqrt(between + 1 / sum(new)))
-
-
-def test_too_few_verdicts_or_such_without_an_error_shrink_nothing() -> None:
-    some = draw(np.random.default_rng(0), mean=0, between=1, count=FEWEST_VERDICTS)
-    assert learn_prior(some) is not None
-    assert learn_prior(some[1:]) is None
-    assert learn_prior([*some[1:], MeasuredEffect(9.0, 0.0), MeasuredEffect(math.nan, 1.0)]) is None
-    alone = expect_effect(MeasuredEffect(0.01, 0.002), None, loss=0.0005, freedom=13)
-    assert (alone.mean, alone.deviation) == (0.01, 0.002)
+def test_too_few_effects_or_such_without_an_error_draw_nothing_anywhere() -> None:
+    some = draw(np.random.default_rng(0), mean=0, between=1, count=FEWEST_EFFECTS)
+    new = MeasuredEffect(0.01, 0.002)
+    for past in ([], some[1:], [*some[1:], MeasuredEffect(9.0, 0.0), MeasuredEffect(math.nan, 1.0)]):
+        alone = expect_effect(new, past, loss=0.0005, freedom=13)
+        assert (alone.mean, alone.deviation, alone.from_effects) == (0.01, 0.002, 0)
+        assert alone.chance_of_loss == pytest.approx(t.cdf(-0.0105 / 0.002, 13))
+    assert expect_effect(new, some, loss=0.0005, freedom=13).from_effects == FEWEST_EFFECTS
 
 
 def test_what_is_expected_lies_between_what_was_seen_before_and_now_by_how_sure_each_is() -> None:
-    prior = EffectPrior(mean=0.0, deviation=0.001, verdicts=20)
-    doubtful = expect_effect(MeasuredEffect(0.008, 0.004), prior, loss=0.0005, freedom=13)
-    sure = expect_effect(MeasuredEffect(0.008, 0.0001), prior, loss=0.0005, freedom=13)
-    assert doubtful.mean == pytest.approx(0.008 / 17)
-    assert sure.mean == pytest.approx(0.008, rel=0.02)
-    assert doubtful.chance_of_loss > 0.1 > sure.chance_of_loss
+    equals = [MeasuredEffect(value, 0.001) for value in (0.001, -0.001, 0.0005, -0.0005, 0.0, 0.0002, -0.0002, 0.0)]
+    doubtful = expect_effect(MeasuredEffect(0.006, 0.004), equals, loss=0.0005, freedom=13)
+    sure = expect_effect(MeasuredEffect(0.006, 0.0001), equals, loss=0.0005, freedom=13)
+    assert 0 < doubtful.mean < 0.002
+    assert doubtful.chance_of_loss > 0.1
+    assert sure.mean == pytest.approx(0.006, rel=0.02)
+    assert sure.chance_of_loss < 0.01
+
+
+def test_a_gain_as_none_before_is_not_taken_for_luck() -> None:
+    """By a spread of moments, which is zero here, it would be drawn down to a fifth, and held."""
+    small = [MeasuredEffect(value, 0.002) for value in (0.001, 0.002, -0.001, 0.0, 0.001, 0.0)]
+    found = expect_effect(MeasuredEffect(0.015, 0.002), small, loss=0.0005, freedom=13)
+    assert found.mean > 0.012
+    assert found.chance_of_loss < 0.01
 
 
 def test_the_chance_of_a_loss_is_as_often_a_loss() -> None:
-    """Of candidates whose chance of a loss is about a fifth, about a fifth lose, where prior and error are right."""
     rng, told, lost = np.random.default_rng(1), [], []
-    prior = EffectPrior(mean=0.002, deviation=0.003, verdicts=50)
-    for _ in range(20_000):
-        true, error = rng.normal(prior.mean, prior.deviation), rng.uniform(0.001, 0.004)
-        found = expect_effect(MeasuredEffect(rng.normal(true, error), error), prior, loss=0.0005, freedom=1000)
-        told.append(found.chance_of_loss)
-        lost.append(true < -0.0005)
-    near = [one for chance, one in zip(told, lost, strict=True) if 0.15 < chance < 0.25]
-    assert np.mean(near) == pytest.approx(0.2, abs=0.03)
+    for _ in range(150):
+        true = rng.normal(0.001, 0.003, 40)
+        errors = rng.uniform(0.001, 0.004, 40)
+        seen = [MeasuredEffect(float(rng.normal(a, e)), float(e)) for a, e in zip(true, errors, strict=True)]
+        for place in range(10, 40):
+            told.append(expect_effect(seen[place], seen[:place], loss=0.0005, freedom=1000).chance_of_loss)
+            lost.append(true[place] < -0.0005)
+    for low, high in ((0.05, 0.15), (0.15, 0.25), (0.25, 0.4)):
+        near = [one for chance, one in zip(told, lost, strict=True) if low < chance < high]
+        assert np.mean(near) == pytest.approx((low + high) / 2, abs=0.05)
 
 
 def test_an_effect_without_an_error_is_what_it_is() -> None:
-    assert expect_effect(MeasuredEffect(0.0, 0.0), None, loss=0.0005, freedom=13).chance_of_loss == 0.0
-    assert expect_effect(MeasuredEffect(-1.0, 0.0), None, loss=0.0005, freedom=13).chance_of_loss == 1.0
+    assert expect_effect(MeasuredEffect(0.0, 0.0), [], loss=0.0005, freedom=13).chance_of_loss == 0.0
+    assert expect_effect(MeasuredEffect(-1.0, 0.0), [], loss=0.0005, freedom=13).chance_of_loss == 1.0

@@ -11,7 +11,7 @@ from models import metrics
 from pipeline.fields import METRICS
 from pipeline.spec import Gate, LeakAlarm
 from tasks.promote import bootstrap
-from tasks.promote.expected_effect import EffectPrior
+from tasks.promote.expected_effect import MeasuredEffect
 from tasks.promote.gate import Judgement, constant, decide, slice_table
 from tasks.promote.gate_checks import HoldoutRows, Scored, Setting, check_candidate
 
@@ -130,13 +130,13 @@ def test_a_challenger_equal_to_the_champion_is_seldom_promoted_and_more_seldom_a
     """A switch to an equal is harmless, and not free."""
     gate = GATE.model_copy(update={"slices": (), "resamples": 400, "max_calibration_gap": 1.0})
     promoted = {"at first": 0, "after equals": 0}
-    equals = EffectPrior(mean=0.0, deviation=0.0003, verdicts=10)
+    equals = tuple(MeasuredEffect(0.0001 * (n % 3 - 1), 0.0003) for n in range(10))
     for seed in range(100):
         world = World(seed)
         world.rows = replace(world.rows, slices={})
         both = world.model("2", sigma), world.model("1", sigma)
         promoted["at first"] += judge(world, *both, gate=gate, seed=seed).answer == "promote"
-        promoted["after equals"] += judge(world, *both, gate=gate, seed=seed, prior=equals).answer == "promote"
+        promoted["after equals"] += judge(world, *both, gate=gate, seed=seed, past=equals).answer == "promote"
     assert promoted["at first"] <= 25
     assert promoted["after equals"] <= 5
 
@@ -157,13 +157,10 @@ def test_of_what_is_not_sure_it_says_hold_and_of_what_stands_against_it_refuse()
     dear = GATE.model_copy(update={"min_effect": 0.5})
     found = judge(world, *both, gate=dear)
     assert (found.answer, found.codes) == ("hold", ["not-worth-it"])
-    far_off = EffectPrior(mean=-0.05, deviation=0.001, verdicts=30)
-    assert judge(world, *both, prior=far_off).codes == ["not-better"]
-    hopeful = EffectPrior(mean=0.001, deviation=0.01, verdicts=30)
-    noisy = World(1, rows_a_day=40)
-    doubtful = judge(noisy, noisy.model("2", sigma=0.5), noisy.model("1", sigma=0.5), prior=hopeful,
-                     gate=GATE.model_copy(update={"min_rows": 100, "max_loss_chance": 0.001}))  # fmt: skip
-    assert "may-be-a-loss" in doubtful.codes or doubtful.answer == "refuse"
+    strict = GATE.model_copy(update={"max_loss_chance": 1e-9})
+    found = judge(world, *both, gate=strict)
+    assert (found.answer, found.codes) == ("hold", ["may-be-a-loss"])
+    assert judge(world, both[1], both[0]).answer == "refuse"
 
 
 def test_a_holdout_asked_twenty_times_passes_an_equal_challenger_hardly_more_often_than_asked_once():
