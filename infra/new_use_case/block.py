@@ -26,6 +26,7 @@ def render_block(
         f" max_rows: {plan.max_rows}, max_quarantined_share: 0.05{exempt}"
     )
     first = "a Monday" if weekly else "the first day"
+    earlier = f"rows that became known before are left out: {plan.earlier_rows:,} of {profile.rows:,}"
     points = plan.day_points * plan.partition_days
     per_day = f"{plan.day_labels:,.0f} labels come in a day of a weak partition"
     return f"""
@@ -46,7 +47,7 @@ def render_block(
     label_delay_hours: {answers.label_delay_hours}  # 99% are known {profile.label_hours:.1f} hours after the event
 
   source:
-    first_partition: "{plan.first_partition}"  # {first}: from then on the table is filled
+    first_partition: "{plan.first_partition}"  # {first}: from then on the table is filled; {earlier}
     last_partition: {last}  # {ended}
     partition_days: {plan.partition_days}  # {wide}
     recheck_partitions: 4

@@ -44,6 +44,7 @@ class Plan:
     partitions: int
     days: int
     first_partition: date
+    earlier_rows: int  # before it
     last_partition: date | None
     low_rows: int  # of partitions, at the 5 % and 95 % quantiles, and the most
     high_rows: int
@@ -115,6 +116,7 @@ def make_plan(profile: TableProfile, answers: Answers, today: date) -> Plan:
         partitions=len(parts),
         days=days,
         first_partition=parts[0].first_day,
+        earlier_rows=sum(day.rows for day in profile.days if day.day < parts[0].first_day),
         last_partition=parts[-1].first_day if _has_ended(parts[-1], length, today) else None,
         low_rows=low,
         high_rows=high,

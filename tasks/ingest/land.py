@@ -53,7 +53,8 @@ def land_partition(use_case: UseCase, partition: Interval, outside: Outside) -> 
     """Copy every source table's rows of one partition into the lake; landing the same rows again changes nothing.
 
     Rows are landed as the source has them, an empty interval as an empty object: `validate` judges. Columns of types
-    that are left out (documents, arrays, bytes) are named by an alert of tier `info`.
+    that are left out (documents, arrays, bytes) are named by an alert of tier `info`. Rows that became known before the
+    first partition are no part of the use case: the log counts them.
 
     Raises:
         BadData: a table, or the column that says when its rows became known, is gone or has another type; a column of
@@ -82,6 +83,7 @@ def land_partition(use_case: UseCase, partition: Interval, outside: Outside) -> 
     )
     outside.warehouse.retry_transaction(lambda: _register(use_case, batch, extracted.fingerprints, fence, outside))
     _report(batch, stored)
+    _report_earlier_rows(use_case, extracted.earlier)
     _warn_of_rows_in_no_partition(use_case, extracted.in_no_partition, outside)
     _name_left_out(use_case, extracted.left_out, outside)
     return batch
@@ -91,47 +93,59 @@ def land_partition(use_case: UseCase, partition: Interval, outside: Outside) -> 
 class _Extracted:
     """What the source holds at one moment, so that a write in between cannot make the tables disagree.
 
-    Each table's rows of the partition; which columns are left out of them; how many it holds that became known at no
-    time that lies in a partition; and the partition's fingerprints.
+    Each table's rows of the partition; which columns are left out of them; how many it holds that became known before
+    the first partition, and how many that did at no time; and the partition's fingerprints.
     """
 
     rows: dict[str, pa.Table]
     left_out: dict[str, tuple[str, ...]]
+    earlier: dict[str, int]
     in_no_partition: dict[str, int]
     fingerprints: late.Fingerprints
 
 
 def _extract(use_case: UseCase, partition: Interval, outside: Outside) -> _Extracted:
     def work() -> _Extracted:
-        rows, left_out, in_no_partition = {}, {}, {}
+        rows, left_out, earlier, in_no_partition = {}, {}, {}, {}
         fingerprints = dict[tuple[str, datetime], late.Fingerprint]()
         with outside.source.transaction(snapshot=True) as at:
             for name, table in use_case.source.tables.items():
                 try:
                     span = (partition.start, partition.end)
                     extracted, left_out[name] = read_source_rows(outside.source, at, use_case, name, span)
-                    at.execute(_in_no_partition(use_case, name), (utc(use_case.grid.first),))
-                    in_no_partition[name] = (at.fetchone() or (0,))[0]
+                    at.execute(_outside_partitions(use_case, name), (utc(use_case.grid.first),))
+                    earlier[name], in_no_partition[name] = at.fetchone() or (0, 0)
                     fingerprints |= late.read_fingerprints(at, use_case, name, partition)
                 except (psycopg2.ProgrammingError, psycopg2.DataError, Unreadable) as error:
                     raise _unreadable(use_case, name, partition, error, outside) from error
                 suite = suites(use_case.name)[name]
                 rows[name] = ordered(extracted, tuple(suite.find_source(column) for column in table.key))
-        return _Extracted(rows, left_out, in_no_partition, fingerprints)
+        return _Extracted(rows, left_out, earlier, in_no_partition, fingerprints)
 
     return outside.source.retry_transaction(work)
 
 
-def _in_no_partition(use_case: UseCase, name: str) -> sql.Composed:
-    """The query that counts a table's rows before the first partition (its parameter), at infinity, or at no time."""
-    return sql.SQL("select count(*) from {table} where {known} is null or {known} < %s or {known} = 'infinity'").format(
+def _outside_partitions(use_case: UseCase, name: str) -> sql.Composed:
+    """The query that counts a table's rows before the first partition (its parameter), and those at no time."""
+    return sql.SQL(
+        "select count(*) filter (where isfinite({known})), count(*) filter (where isfinite({known}) is not true)"
+        " from {table} where {known} is null or {known} < %s or {known} = 'infinity'"
+    ).format(
         table=relation_sql(use_case, name),
         known=known_sql(use_case.source.tables[name], suites(use_case.name)[name]),
     )
 
 
+def _report_earlier_rows(use_case: UseCase, earlier: dict[str, int]) -> None:
+    """Say what the use case leaves out by its declaration: nobody has to mend that."""
+    for name, count in earlier.items():
+        if count:
+            first = use_case.source.first_partition
+            logger.info("%s: %d rows became known before the first partition (%s) and are left out", name, count, first)
+
+
 def _warn_of_rows_in_no_partition(use_case: UseCase, in_no_partition: dict[str, int], outside: Outside) -> None:
-    """No partition would ever take rows whose moment is missing, or lies in none; an alert says so."""
+    """No partition would ever take rows whose moment is missing, or infinite; an alert says so."""
     for name, count in in_no_partition.items():
         fingerprint = f"{_fingerprint(use_case.name, name)}.in_no_partition"
         if count == 0:
@@ -142,8 +156,8 @@ def _warn_of_rows_in_no_partition(use_case: UseCase, in_no_partition: dict[str, 
                 use_case.name,
                 fingerprint,
                 f"{use_case.name}: {count} rows of source table {name} land in no partition",
-                f"their {use_case.source.tables[name].available_at} is null, infinite or before the first partition"
-                f" ({use_case.source.first_partition}): mend it, and run the partition it then falls into again",
+                f"their {use_case.source.tables[name].available_at} is null or infinite: mend it, and run the partition"
+                " it then falls into again",
             )
 
 

@@ -47,13 +47,16 @@ def profile(counts: Sequence[int], target: TargetProfile | None = None) -> Table
     )  # fmt: skip
 
 
-def derive(counts: Sequence[int], answers: Answers, today: date, target: TargetProfile | None = None) -> UseCase:
+def render(counts: Sequence[int], answers: Answers, today: date, target: TargetProfile | None = None) -> str:
     table = profile(counts, target)
     plan = make_plan(table, answers, today)
-    block = render_block(
+    return render_block(
         answers, table, plan, key=("id",), known="placed_at", slices=("channel",), structural=("channel",), features=20
     )
-    return parse_use_cases(block, origin="a block")["shop"]
+
+
+def derive(counts: Sequence[int], answers: Answers, today: date, target: TargetProfile | None = None) -> UseCase:
+    return parse_use_cases(render(counts, answers, today, target), origin="a block")["shop"]
 
 
 @pytest.mark.parametrize("kind", ["binary", "regression"])
@@ -81,6 +84,20 @@ def test_a_week_begins_on_a_monday_and_a_table_that_filled_up_slowly_begins_when
     today = FIRST + timedelta(days=220)
     assert derive([500] * 220, answer(), today).source.first_partition == date(2025, 1, 6)
     assert derive([1] * 60 + [500] * 160, answer(), today).source.first_partition == date(2025, 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("counts", "left_out"),
+    [
+        ([0] * 5 + [500] * 215, "0 of 107,500"),  # from the first Monday on
+        ([500] * 220, "2,500 of 110,000"),
+        ([1] * 60 + [500] * 160, "560 of 80,060"),
+    ],
+)
+def test_the_block_says_how_many_rows_became_known_before_the_use_case_begins(counts: list[int], left_out: str) -> None:
+    written = render(counts, answer(), FIRST + timedelta(days=220))
+    [line] = [line for line in written.splitlines() if line.strip().startswith("first_partition:")]
+    assert line.endswith(f"rows that became known before are left out: {left_out}")
 
 
 def test_a_week_without_rows_is_exempt_and_the_others_keep_their_limit() -> None:

@@ -1,6 +1,7 @@
 """A partition lands exactly as the source has it, once per content, whoever is killed, doubled or cut off meanwhile."""
 
 import dataclasses
+import logging
 import threading
 from datetime import timedelta
 from typing import Any
@@ -254,20 +255,40 @@ def test_any_other_schema_change_lands_as_it_is_for_validation_to_judge(
     assert len(versions(outside, "weather")) == 2
 
 
-@pytest.mark.parametrize("known_at", [None, "infinity", "-infinity", "2012-12-30 23:59:59+00"])
-def test_rows_that_became_known_at_no_time_of_any_partition_are_warned_of(
-    use_case: UseCase, partition: Interval, outside: Outside, known_at: str | None
+@pytest.mark.parametrize("known_at", [None, "infinity", "-infinity"])
+@pytest.mark.parametrize("mended", ["2012-12-31", "1999-12-31"])
+def test_rows_that_became_known_at_no_time_are_warned_of(
+    use_case: UseCase, partition: Interval, outside: Outside, known_at: str | None, mended: str
 ) -> None:
     """No partition would ever hold them. Its twin: no warning, and an open one resolved, when there are none."""
     outside.source.execute("alter table weather alter known_at drop not null")
     outside.source.execute("update weather set known_at = %s where observed_at = '2013-01-08'", (known_at,))
+    outside.source.execute("update weather set known_at = '2012-12-30' where observed_at = '2013-01-09'")
     land_partition(use_case, partition, outside)
     open_alerts = "select tier, title from alerts where resolved_at is null"
     title = "flights: 2 rows of source table weather land in no partition"
     assert outside.warehouse.query(open_alerts) == [{"tier": "warning", "title": title}]
-    outside.source.execute("update weather set known_at = '2012-12-31' where observed_at = '2013-01-08'")
+    outside.source.execute("update weather set known_at = %s where observed_at = '2013-01-08'", (mended,))
     land_partition(use_case, partition, outside)
     assert outside.warehouse.query(open_alerts) == []
+
+
+def test_rows_before_the_first_partition_are_counted_in_the_log_and_nobody_is_told(
+    use_case: UseCase, partition: Interval, outside: Outside, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They are no part of the use case. Its twin: a row that became known as the first partition began is."""
+    caplog.set_level(logging.INFO, "tasks.ingest.land")
+
+    def land() -> list[str]:
+        caplog.clear()
+        land_partition(use_case, partition, outside)
+        return [message for message in caplog.messages if "before the first partition" in message]
+
+    outside.source.execute("update weather set known_at = '2012-12-30 23:59:59+00' where observed_at = '2013-01-08'")
+    assert land() == ["weather: 2 rows became known before the first partition (2012-12-31) and are left out"]
+    outside.source.execute("update weather set known_at = '2012-12-31' where observed_at = '2013-01-08'")
+    assert land() == []
+    assert outside.warehouse.query("select * from alerts") == []
 
 
 def test_odd_values_land_as_they_are(use_case: UseCase, partition: Interval, outside: Outside) -> None:
