@@ -21,6 +21,7 @@ from adapters.gateway import Gateway
 from pipeline.online import AnswerSettings
 from pipeline.spec import UseCase
 from serving.reasons import DegradedReason
+from tasks.stream.awaited_tables import find_awaited_tables
 from tasks.stream.known_events import remove_events
 from tasks.stream.read_tables import read_time
 from tasks.stream.trouble import report_trouble
@@ -71,11 +72,15 @@ def answer_events(
     assert settings is not None
     while not stopped.is_set():
         try:
-            if (gateway := outside.gateway) is None:
+            if find_awaited_tables(use_case, outside.warehouse, outside.source):  # whoever follows says so
+                outside.alerts.resolve(_fingerprint(use_case))
+            elif (gateway := outside.gateway) is None:
                 raise NotAnswered(f"{use_case.name}: there is no gateway to ask (WINDSOCK_GATEWAY_URL)")
-            with outside.warehouse.alone(f"{use_case.name}/answers") as mine:
-                if mine:
-                    _EventAnswerer(use_case, settings, outside, gateway).answer_on(stopped, moved or threading.Event())
+            else:
+                with outside.warehouse.alone(f"{use_case.name}/answers") as mine:
+                    if mine:
+                        answerer = _EventAnswerer(use_case, settings, outside, gateway)
+                        answerer.answer_on(stopped, moved or threading.Event())
         except _TROUBLE as error:
             what, meanwhile = "due events are not answered", "what is answered later is marked as late"
             problem = str(error).strip() or type(error).__name__

@@ -23,6 +23,7 @@ from adapters.errors import FencedOut, PublicationGone, SlotGone, Unavailable
 from pipeline.spec import UseCase, use_cases
 from serving.locks import take_lock
 from tasks.stream.answer_events import answer_events
+from tasks.stream.awaited_tables import find_awaited_tables
 from tasks.stream.deliver_answers import deliver_answers
 from tasks.stream.log_reader import LogReader, LogStart
 from tasks.stream.poll import PollReader
@@ -58,10 +59,11 @@ def follow_use_case(
 ) -> None:
     """Follow one use case until `stopped` is set; what is in the way is told, and tried again.
 
-    Sets `moved` whenever the store has come further.
+    Sets `moved` whenever the store has come further. What is waited for is said once.
     """
-    is_log_lost, refused = False, set[str | None]()
+    is_log_lost, refused, waits_for = False, set[str | None](), ""
     while not stopped.is_set():
+        said, waits_for = waits_for, ""
         try:
             if is_log_lost:
                 forget_log(use_case, outside)
@@ -78,7 +80,9 @@ def follow_use_case(
         except TableMended as tables:
             logger.info("%s: as declared again, what was missed is read: %s", use_case.name, tables)
         except (FencedOut, NothingToFollow) as reason:
-            logger.info("%s: %s", use_case.name, reason)
+            waits_for = str(reason)
+            if waits_for != said:
+                logger.info("%s: %s", use_case.name, reason)
         except (SlotGone, PublicationGone) as error:
             is_log_lost = True
             _report(use_case, outside, f"{error}. What was missed is read from the tables")
@@ -91,6 +95,9 @@ def _follow(
     use_case: UseCase, outside: Outside, stopped: threading.Event, refused: set[str | None], moved: threading.Event
 ) -> None:
     """From what was kept on, until the event is set or something fails; to no dataset that was refused."""
+    if awaited := find_awaited_tables(use_case, outside.warehouse, outside.source):
+        outside.alerts.resolve(_fingerprint(use_case))
+        raise NothingToFollow(f"{', '.join(awaited)} are not in the source yet: the stream waits for them")
     with outside.source.transaction() as at:
         identities = find_identities(at, use_case)
     fence, state = begin_following(use_case, outside, identities)

@@ -51,7 +51,7 @@ class DatasetRefused(Exception):  # noqa: N818  # not an error of ours
 
 
 class NothingToFollow(Exception):  # noqa: N818  # not an error
-    """The online store holds nothing yet: it is filled when the first dataset was built."""
+    """The source's tables are yet to come; or the online store holds nothing until the first dataset was built."""
 
 
 class _Revision(NamedTuple):
@@ -271,7 +271,7 @@ class StreamSession:
         with self._outside.warehouse.transaction() as at:
             self._revisions = _read_revisions(at, self._use_case)
         if not self._revisions:
-            raise NothingToFollow(f"{self._use_case.name}: the online store holds nothing yet")
+            raise NothingToFollow("the online store holds nothing yet")
         latest = max(self._revisions.values(), key=lambda revision: revision.as_of)
         self._followed = [d for d, each in self._revisions.items() if each.snapshot_version == latest.snapshot_version]
         return dataset.find_snapshot(latest.snapshot_version, self._use_case, self._outside)

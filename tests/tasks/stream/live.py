@@ -80,6 +80,14 @@ class LiveSource:
             at.execute(f"delete from {table} where {condition}")  # a test's own
             return int(at.rowcount)
 
+    def hide(self, *tables: str) -> None:
+        """As if these were not there: whoever looks for them by their names does not find them."""
+        self.run("; ".join(f"alter table {name} rename to hidden_{name}" for name in tables))
+
+    def show(self, *tables: str) -> None:
+        """They are there, as they were."""
+        self.run("; ".join(f"alter table hidden_{name} rename to {name}" for name in tables))
+
     def read_rows(self) -> dict[str, pa.Table]:
         """Every row that the source has."""
         found = {}
