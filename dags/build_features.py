@@ -6,7 +6,8 @@ nothing downstream runs. Otherwise scoring is woken. Where there is an endpoint,
 store to the latest version, also when only the store was behind.
 
 **Started by** ingest and by quarantine replays, once a partition, by `reconcile`, or by hand. Which event
-started a run does not matter: every run does all pending work.
+started a run does not matter: every run does all pending work. So a backfill leaves runs in the queue that find nothing
+to do: one at a time they end as skipped, within seconds.
 
 **To resume** run it again. The same clean data gives the same version.
 """
