@@ -20,7 +20,7 @@ from prometheus_client.registry import Collector
 
 from adapters.warehouse import Warehouse
 from infra.prometheus.metric_query import MetricQuery
-from infra.prometheus.queries import CHAMPIONS, QUERIES, SLICES
+from infra.prometheus.queries import CHAMPIONS, DECISIONS, QUERIES, SLICES
 from infra.prometheus.stream_queries import STREAM_QUERIES
 from pipeline.settings import REPOSITORY
 from pipeline.spec import UseCase, use_cases
@@ -42,9 +42,11 @@ class WarehouseCollector(Collector):
             at.execute(_CLEAN_UNTIL)
             found = make_limits(self.declared, {row[0]: row[1] for row in at.fetchall()})
             sliced = [(name, slice_) for name, use_case in self.declared.items() for slice_ in use_case.gate.slices]
+            lags = (list(self.declared), [u.time.label_lag for u in self.declared.values()])
             asked: list[tuple[MetricQuery, tuple[list[Any], ...] | None]] = [
                 (CHAMPIONS, (list(self.declared), [u.paused for u in self.declared.values()])),
-                (SLICES, ([name for name, _ in sliced], [slice_ for _, slice_ in sliced])),
+                (DECISIONS, lags),
+                (SLICES, (*lags, [name for name, _ in sliced], [slice_ for _, slice_ in sliced])),
                 *((query, None) for query in (*QUERIES, *STREAM_QUERIES)),
             ]
             for query, parameters in asked:

@@ -8,12 +8,17 @@ select distinct on (use_case, table_name, partition_start) use_case, table_name,
     status, raw_rows, quarantined_rows, validated_at
 from batches order by use_case, table_name, partition_start, version desc
 """
-# The last answer a client got about each event counts; 28 days of data time, so that a scrape does not read a year.
+# The last answer a client got about each event counts, once its label had its time: of newer events the outcomes are of
+# the kind that comes soon. 28 days of data time, so that a scrape does not read a year. Takes use cases and label lags.
 _ANSWERED = """
 select distinct on (use_case, entity_key, event_time) use_case, model_version, decision, score, label, features
-from (select use_case, max(event_time) - interval '28 days' as since from outcomes group by 1) as known
+from (
+    select distinct on (use_case) use_case, "end" - lag as until
+    from snapshots join unnest(%s::text[], %s::interval[]) as declared (use_case, lag) using (use_case)
+    order by use_case, build_order desc) as mature
 join online_answers a using (use_case) join outcomes o using (use_case, entity_key, event_time)
-where a.event_time > since and a.slot in ('stable', 'candidate')
+where a.prediction_time < until and a.prediction_time >= until - interval '28 days'
+    and a.slot in ('stable', 'candidate')
 order by use_case, entity_key, event_time, answered_at desc
 """
 
@@ -145,15 +150,6 @@ QUERIES = (
         """,
     ),
     MetricQuery(
-        {"decided_events": "Events answered online in the newest 28 days of outcomes, by what came of the decision"},
-        ("use_case", "model_version", "outcome"),
-        f"""
-        select use_case, model_version, case when decision then case when label = 1 then 'hit' else 'needless' end
-            else case when label = 1 then 'missed' else 'quiet' end end as outcome, count(*) as decided_events
-        from ({_ANSWERED}) as answered where decision is not null group by 1, 2, 3
-        """,
-    ),
-    MetricQuery(
         {
             "postgres_connections": "Connections to a database",
             "postgres_commits_total": "Transactions that were committed",
@@ -193,7 +189,17 @@ CHAMPIONS = MetricQuery(
     where c.version is not null or not paused or exists (select from batches b where b.use_case = declared.use_case)
     """,
 )
-# Of the use cases and the features by which their gates look at slices: two lists, side by side.
+# Takes the use cases and their label lags.
+DECISIONS = MetricQuery(
+    {"decided_events": "Events answered online in the newest 28 days of mature outcomes, by what came of the decision"},
+    ("use_case", "model_version", "outcome"),
+    f"""
+    select use_case, model_version, case when decision then case when label = 1 then 'hit' else 'needless' end
+        else case when label = 1 then 'missed' else 'quiet' end end as outcome, count(*) as decided_events
+    from ({_ANSWERED}) as answered where decision is not null group by 1, 2, 3
+    """,
+)
+# And, after these, the use cases and the features by which their gates look at slices: two lists, side by side.
 SLICES = MetricQuery(
     {
         "slice_events": "Events answered online in the same days, of a slice",

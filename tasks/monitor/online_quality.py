@@ -1,4 +1,4 @@
-"""How well the online answers did: metrics on matured labels, and how far they are from the batch scores.
+"""How well the online answers did: metrics on labels that had their time, and how far they are from the batch scores.
 
 Measured by partition and model version as of the latest features, again whenever answers, labels or batch scores of a
 partition have changed since: a restatement is a new row. An answer must equal the batch score where both were
@@ -23,7 +23,7 @@ from tasks.build_features import dataset
 from tasks.monitor.interval_quality import measure_intervals
 
 _PARTITIONS = 8  # the latest: practically every label has come by then
-# An event that was asked about twice counts by its last answer.
+# An event that was asked about twice counts by its last answer. A label counts a label lag after its prediction.
 _SERVED = """
 with served as (
     select distinct on (entity_key, event_time, model_version) *
@@ -38,7 +38,7 @@ select s.model_version, s.score, s.lower, s.upper, s.prediction_time,
         coalesce(o.label::text, '-'), coalesce(p.score::text, '-'))), 15))::bit(60)::bigint as fingerprint
 from served s
 left join outcomes o on (o.use_case, o.entity_key, o.event_time) = (s.use_case, s.entity_key, s.event_time)
-    and o.label_time <= %s
+    and o.label_time <= %s and s.prediction_time < %s
 left join predictions p on (p.use_case, p.entity_key, p.event_time, p.model_version)
     = (s.use_case, s.entity_key, s.event_time, s.model_version)
 left join snapshots known on (known.use_case, known.version) = (s.use_case, s.feature_snapshot)
@@ -96,10 +96,11 @@ def measure_online_quality(use_case: UseCase, outside: Outside) -> list[OnlineQu
 def measure_partition_quality(
     use_case: UseCase, partition: Interval, as_of: datetime, outside: Outside
 ) -> list[OnlineQuality]:
-    """Each version that answered events of a partition, by the labels known at a data time."""
+    """Each version that answered events of a partition: by the labels known at a data time of what was predicted a
+    label lag before it, and beside batch scores of all."""
     with outside.warehouse.transaction(snapshot=True) as at:
         inputs = [use_case.grid.key(partition), "inputs"]  # what the partition's features were made from
-        params = (use_case.name, partition.start, partition.end, inputs, inputs, as_of)
+        params = (use_case.name, partition.start, partition.end, inputs, inputs, as_of, as_of - use_case.time.label_lag)
         rows = outside.warehouse.copy_out(_SERVED, params, at=at)
     return [
         _quality(use_case, partition, as_of, rows.filter(pc.equal(rows["model_version"], version)), outside)

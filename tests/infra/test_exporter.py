@@ -214,7 +214,13 @@ def test_more_partitions_are_expected_until_the_source_has_ended(outside: Outsid
 
 
 def test_decisions_are_counted_by_what_came_of_them_in_all_and_by_slice(outside: Outside, observer: str) -> None:
+    """Once their labels had their time: an outcome that came early is not counted without its like."""
     outside.warehouse.execute(PLANTED)
+    outside.warehouse.execute(
+        'insert into snapshots (use_case, version, git_revision, start, "end", partitions, rows, index)'
+        " values ('flights', 's', 'r', '2013-01-07', '2013-03-04 00:00+00', 8, 0, '{}')"
+    )
+    answer(outside, "early", "2013-03-02 22:30+00", score=0.1, decision=False, label=0)
     answer(outside, "old", "2013-01-01 00:00+00", score=0.9, decision=True, label=1)
     answer(outside, "hit", "2013-03-01 00:00+00", score=0.9, decision=True, label=1)
     answer(outside, "missed", "2013-03-02 00:00+00", score=0.1, decision=False, label=1)

@@ -118,3 +118,17 @@ def test_metrics_are_json(answered):
     label(answered, slice(0, 40))
     for row in online_quality.measure_online_quality(answered.use_case, answered.outside):
         assert set(json.loads(row.metrics)) >= {"log_loss", "brier"}
+
+
+def test_a_label_that_came_early_counts_once_its_like_had_their_time_and_batch_is_compared_at_once(answered):
+    label(answered, slice(0, 40))
+    answered.outside.warehouse.execute(
+        "update online_answers set prediction_time = %s where entity_key = %s",
+        (END - timedelta(hours=25), answered.table["entity_key"][39].as_py()),
+    )
+    online_quality.measure_online_quality(answered.use_case, answered.outside)
+    assert [sum(row[name] for row in latest(answered)) for name in ("labelled", "compared")] == [39, 40]
+    answered.outside.warehouse.execute('update snapshots set "end" = "end" + %s', (timedelta(days=7),))
+    [restated] = online_quality.measure_online_quality(answered.use_case, answered.outside)
+    assert restated.measured_as_of == END + timedelta(days=7)
+    assert sum(row["labelled"] for row in latest(answered)) == 40
