@@ -97,7 +97,7 @@ def test_rows_of_before_intervals_stay_as_they_are_and_new_ones_may_have_bounds(
             " snapshot_version{}) values ('u', %s, now(), '1', now(), 2, 's'{})"
         )
         warehouse.execute(insert.format("", ""), ("old",))
-        assert warehouse.migrate() == ["0021_intervals.sql"]
+        assert warehouse.migrate()[0] == "0021_intervals.sql"
         bounded = insert.format(", lower, upper", ", %s, %s")
         warehouse.execute(bounded, ("new", 1.5, 4.0))
         warehouse.execute("update predictions set score = score + 0.5")

@@ -11,6 +11,7 @@ An experiment never promotes: it says what it saw. Ending it gives the stable ve
 
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Any
 
 from psycopg2.extensions import cursor
 
@@ -21,8 +22,9 @@ from pipeline.online import Costs, ExperimentSettings
 from pipeline.spec import UseCase
 from tasks.common.command import print_sentence
 from tasks.deploy.deployments import find_ongoing_deployment, find_serving_deployment
-from tasks.deploy.experiment import log
+from tasks.deploy.experiment import answers, log
 from tasks.deploy.experiment.log import Experiment, Observation
+from tasks.deploy.experiment.sample_ratio import find_mismatch
 from tasks.deploy.experiment.sequential import (
     ExperimentOutcome,
     TreatmentHealth,
@@ -159,10 +161,12 @@ def _judge_once(use_case: UseCase, experiment: Experiment, outside: Outside, fen
     if last["routed_at"] is None:  # killed before the gateway was told
         _settle(use_case, experiment.experiment_id, outside, fence)
         last = log.read_last_look(experiment, outside)
-    observation = _observe(experiment, last["requests_until"], last["requests"], last["errors"], outside)
+    observation = _observe(use_case, experiment, last, outside)
     if all(last[name] == value for name, value in observation.facts().items()):
         return
-    conclusion = conclude(experiment.settings, observation.estimate, observation.health)
+    conclusion = conclude(
+        experiment.settings, observation.estimate, observation.health, find_mismatch(*observation.keys)
+    )
     share = choose_next_share(
         experiment.settings, observation.estimate, share=last["share"], greatest_cost=experiment.greatest_cost
     )
@@ -182,24 +186,29 @@ def _judge_once(use_case: UseCase, experiment: Experiment, outside: Outside, fen
             )
 
 
-def _observe(experiment: Experiment, until: datetime, requests: int, errors: int, outside: Outside) -> Observation:
+def _observe(use_case: UseCase, experiment: Experiment, last: dict[str, Any], outside: Outside) -> Observation:
     """What is known now; the gateway keeps only its latest records, so its counts go on from the look before."""
     assert outside.gateway is not None
+    until = last["requests_until"]
     new = [
         record
         for record in outside.gateway.records(experiment.use_case, until)
         if record.at > until and record.slot == "candidate" and record.version == experiment.treatment
     ]
-    answers, degraded = log.count_answers(experiment, outside)
+    answered, degraded = answers.count_answers(experiment, outside)
+    mature_until = answers.find_mature_until(use_case, outside)  # first: what comes meanwhile is not judged yet
     return Observation(
         requests_until=max((record.at for record in new), default=until),
         health=TreatmentHealth(
-            requests=requests + len(new),
-            errors=errors + sum(record.status >= 500 or record.static for record in new),
-            answers=answers,
+            requests=last["requests"] + len(new),
+            errors=last["errors"] + sum(record.status >= 500 or record.static for record in new),
+            answers=answered,
             degraded=degraded,
         ),
-        estimate=estimate_difference(log.read_events(experiment, outside), greatest_cost=experiment.greatest_cost),
+        keys=answers.count_keys(experiment, outside, mature_until),
+        estimate=estimate_difference(
+            answers.read_events(experiment, outside, mature_until), greatest_cost=experiment.greatest_cost
+        ),
     )
 
 

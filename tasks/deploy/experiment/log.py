@@ -1,26 +1,18 @@
-"""The tables of experiments: what was declared, what each look saw, how it ended; and the events it is judged by."""
+"""The tables of experiments: what was declared, what each look saw, how it ended."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import pyarrow as pa
 from psycopg2.extensions import cursor
 
 from adapters.warehouse import format_insert
 from pipeline.online import Costs, ExperimentSettings
 from pipeline.spec import UseCase
 from tasks.common.ledger import current, record, release_of
-from tasks.deploy.experiment.sequential import (
-    Conclusion,
-    CostEstimate,
-    ExperimentEvents,
-    ExperimentOutcome,
-    TreatmentHealth,
-    join_units,
-    price_decisions,
-)
+from tasks.deploy.experiment.sample_ratio import KeyCount
+from tasks.deploy.experiment.sequential import Conclusion, CostEstimate, ExperimentOutcome, TreatmentHealth
 
 if TYPE_CHECKING:
     from adapters.alerts import Tier
@@ -30,27 +22,6 @@ _EXPERIMENT = """
 select experiment_id, use_case, control, treatment, settings, costs, started_at, outcome, reason, settled_at
 from experiments where {}
 """
-# An event asked twice counts by its first answer, with the share that was in force then.
-_EVENTS = """
-with asked as (
-    select distinct on (entity_key, event_time)
-        entity_key, event_time, request_id, entity_id, model_version, decision, answered_at
-    from online_answers
-    where use_case = %(use_case)s and answered_at >= %(started_at)s and slot in ('stable', 'candidate')
-        and model_version in (%(control)s, %(treatment)s)
-    order by entity_key, event_time, answered_at, request_id, position)
-select asked.entity_key, request_id, entity_id, model_version = %(treatment)s as treated, decision, label, share
-from asked join outcomes o on o.use_case = %(use_case)s
-    and (o.entity_key, o.event_time) = (asked.entity_key, asked.event_time)
-join lateral (
-    select share from experiment_looks where experiment_id = %(experiment_id)s and routed_at <= answered_at
-    order by look desc limit 1) in_force on true
-where decision is not null
-"""
-_ANSWERS = """
-select count(*) as answers, count(*) filter (where degraded) as degraded from online_answers
-where use_case = %s and answered_at >= %s and slot = 'candidate' and model_version = %s
-"""
 _NEXT = {
     ExperimentOutcome.TREATMENT_BETTER: "It saves money: promote it by the gate ({0}.train), which judges it on the"
     " batch's rows, too.",
@@ -58,11 +29,15 @@ _NEXT = {
     ExperimentOutcome.UNDECIDED: "Nothing to do; if less would matter, declare more max_events or a smaller"
     " min_effect.",
     ExperimentOutcome.STOPPED_BY_GUARDRAIL: "Find out why before this version answers anyone again.",
+    ExperimentOutcome.SAMPLE_RATIO_MISMATCH: "Nothing was concluded. Look for requests that one version failed and that"
+    " were asked again as others, a filter that keeps one version's rows, and rows lost on their way (online_losses):"
+    " docs/online.md.",
     ExperimentOutcome.STOPPED: "Nothing to do: nothing was concluded.",
     ExperimentOutcome.INTERRUPTED: "Nothing was concluded; start it again once the route is what it should be.",
 }
 _TIERS: dict[ExperimentOutcome, "Tier"] = {
     ExperimentOutcome.STOPPED_BY_GUARDRAIL: "critical",
+    ExperimentOutcome.SAMPLE_RATIO_MISMATCH: "critical",
     ExperimentOutcome.INTERRUPTED: "warning",
     ExperimentOutcome.TREATMENT_BETTER: "warning",
 }
@@ -98,17 +73,21 @@ class Experiment:
 
 @dataclass(frozen=True, kw_only=True)
 class Observation:
-    """What a look sees: the health of the treatment, the sums of both versions, and the estimate from them."""
+    """What a look sees: the health of the treatment, the keys that were answered and those of the compared events, the
+    sums of both versions, and the estimate from them."""
 
     requests_until: datetime
     health: TreatmentHealth
+    keys: tuple[Sequence[KeyCount], Sequence[KeyCount]]
     estimate: CostEstimate | None
 
     def facts(self) -> dict[str, Any]:
         """What makes two looks the same look."""
-        estimate = self.estimate
+        estimate, answered = self.estimate, self.keys[0]
         return {
             **asdict(self.health),
+            "control_keys": sum(count.keys - count.treated for count in answered),
+            "treatment_keys": sum(count.treated for count in answered),
             "control_events": estimate.events[0] if estimate else 0,
             "treatment_events": estimate.events[1] if estimate else 0,
             "control_units": estimate.units[0] if estimate else 0,
@@ -137,27 +116,6 @@ def read_last_look(experiment: Experiment, outside: "Outside") -> dict[str, Any]
     return row
 
 
-def read_events(experiment: Experiment, outside: "Outside") -> ExperimentEvents:
-    """The events with a known outcome, from one moment of the database."""
-    with outside.warehouse.transaction(snapshot=True) as at:
-        rows = outside.warehouse.copy_out(at.mogrify(_EVENTS, vars(experiment)).decode(), at=at)
-    label, decision = (rows.column(name).to_numpy() for name in ("label", "decision"))
-    return ExperimentEvents(
-        treated=rows.column("treated").to_numpy().astype(bool),
-        cost=price_decisions(
-            label, decision.astype(bool), missed=experiment.costs.missed, needless=experiment.costs.needless
-        ),
-        share=rows.column("share").to_numpy().astype(np.float64),
-        unit=join_units(*(_number_values(rows, name) for name in ("entity_key", "request_id", "entity_id"))),
-    )
-
-
-def count_answers(experiment: Experiment, outside: "Outside") -> tuple[int, int]:
-    """How often the treatment answered, outcome or not, and how often degraded."""
-    [row] = outside.warehouse.query(_ANSWERS, (experiment.use_case, experiment.started_at, experiment.treatment))
-    return row["answers"], row["degraded"]
-
-
 def write_start(at: cursor, experiment: Experiment, outside: "Outside", use_case: UseCase, *, actor: str) -> None:
     """The experiment's row, look 0 and the ledger's entry, in the caller's transaction."""
     at.execute(
@@ -173,6 +131,7 @@ def write_start(at: cursor, experiment: Experiment, outside: "Outside", use_case
         observation=Observation(
             requests_until=experiment.started_at,
             health=TreatmentHealth(requests=0, errors=0, answers=0, degraded=0),
+            keys=((), ()),
             estimate=None,
         ),
         conclusion=Conclusion(outcome=None, reason="started", low=None, high=None),
@@ -265,12 +224,6 @@ def _write_ledger(at: cursor, experiment: Experiment, use_case: UseCase, outside
         },
         key=experiment.experiment_id,
     )
-
-
-def _number_values(rows: pa.Table, name: str) -> Any:
-    """The distinct values of a column, numbered from 0; -1 where there is none."""
-    indices = rows.column(name).combine_chunks().dictionary_encode().indices
-    return indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.intp)
 
 
 def _one(query: str, key: str, outside: "Outside") -> Experiment | None:

@@ -43,6 +43,7 @@ class ExperimentOutcome(StrEnum):
     CONTROL_BETTER = "control-better"
     UNDECIDED = "undecided"
     STOPPED_BY_GUARDRAIL = "stopped-by-guardrail"
+    SAMPLE_RATIO_MISMATCH = "sample-ratio-mismatch"  # what is compared is not what was drawn
     STOPPED = "stopped"  # by a person
     INTERRUPTED = "interrupted"  # somebody else changed the route
 
@@ -158,24 +159,26 @@ def compute_radius(estimate: CostEstimate, *, alpha: float, planned_size: float)
     return estimate.error * math.sqrt((1 + 1 / ratio) * math.log((1 + ratio) / alpha**2))
 
 
-def conclude(settings: ExperimentSettings, estimate: CostEstimate | None, health: TreatmentHealth) -> Conclusion:
-    """What is to be done after a look."""
-    if estimate is None:
-        unsafe = _find_illness(settings, health)
-        return Conclusion(
-            outcome=ExperimentOutcome.STOPPED_BY_GUARDRAIL if unsafe else None,
-            reason=unsafe or "no event of both versions has a known outcome yet",
-            low=None,
-            high=None,
+def conclude(
+    settings: ExperimentSettings, estimate: CostEstimate | None, health: TreatmentHealth, mismatch: str | None
+) -> Conclusion:
+    """What is to be done after a look: errors come first, then a mismatch of the sample ratio, then what it costs."""
+    outcome: ExperimentOutcome | None = None
+    reason = "no event of both versions has a known outcome that had its time"
+    low: float | None = None
+    high: float | None = None
+    if estimate is not None:
+        width = compute_radius(
+            estimate, alpha=settings.alpha / 2, planned_size=settings.max_events * (1 - settings.share) / 2
         )
-    width = compute_radius(
-        estimate, alpha=settings.alpha / 2, planned_size=settings.max_events * (1 - settings.share) / 2
-    )
-    low, high = estimate.difference - width, estimate.difference + width
-    unsafe = _find_illness(settings, health) or _find_harm(settings, estimate)
-    outcome, reason = _compare(settings, estimate, low, high)
-    if unsafe:
-        outcome, reason = ExperimentOutcome.STOPPED_BY_GUARDRAIL, unsafe
+        low, high = estimate.difference - width, estimate.difference + width
+        outcome, reason = _compare(settings, estimate, low, high)
+        if harm := _find_harm(settings, estimate):
+            outcome, reason = ExperimentOutcome.STOPPED_BY_GUARDRAIL, harm
+    if mismatch:
+        outcome, reason = ExperimentOutcome.SAMPLE_RATIO_MISMATCH, mismatch
+    if illness := _find_illness(settings, health):
+        outcome, reason = ExperimentOutcome.STOPPED_BY_GUARDRAIL, illness
     return Conclusion(outcome=outcome, reason=reason, low=low, high=high)
 
 

@@ -1,109 +1,49 @@
 """An experiment's life in a real database, with a gateway of ten lines, and once with the real one."""
 
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 
 import numpy as np
-import psycopg2.extras
 import pytest
 
 from adapters.errors import FencedOut
 from adapters.gateway import GatewayRecord, Route
 from infra.local import gateway as infra_gateway
-from pipeline.online import ExperimentSettings
-from pipeline.spec import UseCase
-from tasks.deploy.experiment import experiment, log
+from tasks.deploy.experiment import answers, experiment, log
 from tasks.deploy.judge import GoldenTally
 from tasks.deploy.server import UseCaseServer
 from tests.gateway_stand import Stand, stand
 from tests.tasks import killed
+from tests.tasks.deploy.experiment.planting import (
+    DECLARED,
+    EVENT_TIME,
+    Answer,
+    Killed,
+    build_dataset,
+    ledger,
+    looks,
+    plant,
+    start,
+    tell,
+)
 from tests.waiting import until
-
-EVENT_TIME = datetime(2013, 5, 1, tzinfo=UTC)
-DECLARED = ExperimentSettings(
-    mode="fixed", share=0.3, alpha=0.05, min_effect=0.0, min_events=300, max_events=3000, max_harm=0.3,
-    max_error_share=0.02, max_degraded_share=0.1,
-)  # fmt: skip
-
-
-class Killed(BaseException):
-    """What kill -9 looks like from inside: nothing after it happens."""
-
-
-class FakeGateway:
-    """One use case's gateway, whichever it is asked about."""
-
-    def __init__(self) -> None:
-        self.now, self.answered, self.dies = Route("7"), [], False
-
-    def route(self, _: str) -> Route:
-        return self.now
-
-    def set_route(self, _: str, route: Route) -> None:
-        if self.dies:
-            raise Killed
-        self.now = route
-
-    def records(self, _: str, since: datetime) -> list[GatewayRecord]:
-        return [record for record in self.answered if record.at >= since]
-
-
-@pytest.fixture
-def use_case(use_case) -> UseCase:
-    return use_case.model_copy(update={"experiment": DECLARED})
-
-
-@pytest.fixture
-def gateway(outside, monkeypatch) -> FakeGateway:
-    monkeypatch.setattr(experiment, "admit_version", lambda *_: None)
-    outside.__dict__["gateway"] = FakeGateway()
-    return outside.gateway
-
-
-def start(use_case, outside, *, request_id: str = "run 1") -> str:
-    return experiment.start_experiment(use_case, "8", outside, actor="ada", request_id=request_id)
 
 
 def answer(
     outside, version: str, n: int, *, costly: float, seed: int, degraded: float = 0.0, at: datetime | None = None
 ):
     """n events answered by a version, a share of them missed at 5 each; their outcomes are known."""
-    draw = np.random.default_rng(seed)
+    draw, at = np.random.default_rng(seed), at or datetime.now(UTC)
     missed, bad = draw.random(n) < costly, draw.random(n) < degraded
-    at = datetime.now(UTC)
-    rows = [
-        ("flights", f"{version}-{seed}-{i}", 0, version, "candidate" if version == "8" else "stable", "test",
-         f"E{version}-{seed}-{i}", EVENT_TIME, EVENT_TIME, 0.1, not missed[i], bool(bad[i]), [], 1.0, "{}", "{}", at)
-        for i in range(n)
-    ]  # fmt: skip
-    with outside.warehouse.transaction() as cursor:
-        psycopg2.extras.execute_values(
-            cursor,
-            "insert into online_answers (use_case, request_id, position, model_version, slot, client, entity_key,"
-            " event_time, prediction_time, score, decision, degraded, reasons, server_ms, request, features,"
-            " answered_at) values %s",
-            rows,
-        )
-        psycopg2.extras.execute_values(
-            cursor,
-            "insert into outcomes (use_case, entity_key, event_time, label, label_time) values %s"
-            " on conflict do nothing",
-            [("flights", row[6], EVENT_TIME, 1.0, EVENT_TIME) for row in rows],
-        )
+    keys = [f"{version}-{seed}-{i}" for i in range(n)]
+    each = zip(keys, missed.tolist(), bad.tolist(), strict=True)
+    plant(outside, (Answer(version=version, key=k, at=at, decision=not m, degraded=b) for k, m, b in each))
 
 
 def is_unsettled(use_case, outside) -> bool:
     """Whether an experiment has the candidate's place."""
     return log.find_unsettled_experiment(use_case, outside) is not None
-
-
-def looks(outside) -> list[dict]:
-    return outside.warehouse.query("select * from experiment_looks order by look")
-
-
-def ledger(outside) -> list[str]:
-    found = outside.warehouse.query("select action, reason, actor from ledger order by entry")
-    return [f"{row['action']} by {row['actor']}" for row in found]
 
 
 def test_a_start_gives_the_treatment_its_share_once_and_is_in_the_ledger(use_case, outside, gateway):
@@ -182,6 +122,53 @@ def test_an_event_counts_once_by_its_first_answer_and_not_before_the_start(use_c
     row = looks(outside)[-1]
     assert (row["control_events"], row["treatment_events"]) == (20, 10)
     assert (row["control_cost"], row["treatment_cost"]) == (0, 50)
+
+
+def draw_early_outcomes(n: int, *, seed: int) -> Iterator[tuple[Answer, Answer]]:
+    """Events of a day, each as it is known now and later: of what was to be warned of nothing is known yet.
+
+    The treatment hardly ever warns. That saves .25 where there was nothing to warn of, and costs .58 over all.
+    """
+    draw = np.random.default_rng(seed)
+    warns = {"7": (0.3, 0.8), "8": (0.05, 0.3)}  # by label
+    for number, (part, kind, act) in enumerate(draw.random((n, 3)).tolist()):
+        version, label = "8" if part < 0.3 else "7", int(kind < 0.3)
+        known = Answer(
+            version=version,
+            key=f"{seed}-{number}",
+            at=datetime.now(UTC),
+            decision=act < warns[version][label],
+            label=float(label),
+            predicted=EVENT_TIME - timedelta(hours=24 * number / n),
+        )
+        yield replace(known, label=None if label else 0.0), known
+
+
+@pytest.fixture
+def early(use_case, outside, gateway) -> list[Answer]:
+    """An experiment of whose events only those are known that there was nothing to warn of; all, as they come to be."""
+    build_dataset(outside, "early", EVENT_TIME)
+    start(use_case, outside)
+    now, later = zip(*draw_early_outcomes(3000, seed=1), strict=True)
+    plant(outside, now)
+    return list(later)
+
+
+def test_early_outcomes_of_one_kind_call_nothing_and_once_all_had_their_time_harm_is_seen(
+    use_case, outside, gateway, early
+):
+    assert use_case.time.label_lag == timedelta(hours=26)
+    assert experiment.judge_experiment(use_case, outside).endswith("goes on")
+    assert (looks(outside)[-1]["answers"] > 800, looks(outside)[-1]["treatment_events"]) == (True, 0)
+    tell(outside, early)
+    build_dataset(outside, "later", EVENT_TIME + timedelta(days=2))
+    assert "stopped-by-guardrail: harm" in experiment.judge_experiment(use_case, outside)
+
+
+def test_sabotage_counted_at_once_early_outcomes_call_a_harmful_version_better(use_case, outside, gateway, early):
+    at_once = use_case.time.model_copy(update={"lead_minutes": 0, "label_delay_hours": 0})
+    said = experiment.judge_experiment(use_case.model_copy(update={"time": at_once}), outside)
+    assert "treatment-better" in said
 
 
 def test_events_of_one_request_are_one_unit(use_case, outside, gateway):
@@ -268,13 +255,13 @@ def test_a_look_that_was_overtaken_writes_nothing(use_case, outside, gateway, mo
     start(use_case, outside)
     answer(outside, "7", 400, costly=0.05, seed=1)
     answer(outside, "8", 200, costly=0.30, seed=2)
-    events = log.read_events
+    events = answers.read_events
 
     def overtaken(*arguments):
         outside.warehouse.begin("experiment/flights")
         return events(*arguments)
 
-    monkeypatch.setattr(log, "read_events", overtaken)
+    monkeypatch.setattr(answers, "read_events", overtaken)
     with pytest.raises(FencedOut):
         experiment.judge_experiment(use_case, outside)
     assert len(looks(outside)) == 1
@@ -330,7 +317,7 @@ def test_thompson_sampling_moves_the_share_and_an_event_keeps_the_share_it_was_a
     assert gateway.now == Route("7", "8", share)
     answer(outside, "8", 10, costly=0.1, seed=3)
     running = log.find_unsettled_experiment(use_case, outside)
-    found = log.read_events(running, outside)
+    found = answers.read_events(running, outside, EVENT_TIME + timedelta(days=1))
     assert dict(zip(*np.unique(found.share, return_counts=True), strict=True)) == {0.3: 1200, share: 10}
 
 
@@ -435,6 +422,26 @@ def test_through_the_real_gateway_entities_keep_their_version_and_all_come_back_
     experiment.stop_experiment(use_case, outside, actor="ada", reason="enough")
     assert stood.gateway.route("flights") == Route("7")
     assert set(stood.ask_all("flights", entities[:100]).values()) == {"stable"}
+
+
+def test_the_real_gateways_draws_keep_their_share_and_the_loss_of_a_fifth_of_the_rows_is_told(use_case, outside, stood):
+    start(use_case, outside, ago=timedelta(hours=2))
+    slots, at = stood.ask_all("flights", [f"E{i}" for i in range(4000)]), datetime.now(UTC) - timedelta(hours=1)
+    plant(outside, (Answer(version="8" if s == "candidate" else "7", key=e, entity=e, at=at) for e, s in slots.items()))
+    assert experiment.judge_experiment(use_case, outside).endswith("goes on")
+    assert looks(outside)[-1]["treatment_keys"] == list(slots.values()).count("candidate")
+    outside.warehouse.execute("delete from online_answers where model_version = '8' and md5(entity_key) < '34'")
+    assert "sample-ratio-mismatch" in experiment.judge_experiment(use_case, outside)
+    assert stood.gateway.route("flights") == Route("7")
+
+
+def test_a_request_that_its_version_fails_is_answered_by_no_other(use_case, outside, stood):
+    """So it is in no log: the keys of a version that fails are fewer than were drawn."""
+    start(use_case, outside)
+    replies = [stood.gateway.ask("flights", {"do": "fail"}, entity=f"E{i}") for i in range(30)]
+    assert {reply.status for reply in replies} == {503}
+    records = stood.gateway.records("flights", datetime.now(UTC) - timedelta(minutes=5))
+    assert {(record.slot, record.version) for record in records} == {("candidate", "8"), ("stable", "7")}
 
 
 def test_killed_between_the_gateways_file_and_its_memory_the_next_look_gives_the_share(

@@ -24,7 +24,7 @@ from tasks.deploy.experiment.sequential import (
 )
 
 MISSED, NEEDLESS = 5.0, 1.0
-Judge = Callable[[ExperimentSettings, CostEstimate | None, TreatmentHealth], Conclusion]
+Judge = Callable[[ExperimentSettings, CostEstimate | None, TreatmentHealth, str | None], Conclusion]
 HEALTHY = TreatmentHealth(requests=1000, errors=0, answers=1000, degraded=0)
 
 
@@ -79,7 +79,7 @@ def simulate(
         cost = np.where(treated[:end], changed[:end], calm[:end])
         events = ExperimentEvents(treated=treated[:end], cost=cost, share=share[:end], unit=entity[:end])
         found = estimate_difference(events, greatest_cost=MISSED)
-        outcome = judge(settings, found, HEALTHY).outcome
+        outcome = judge(settings, found, HEALTHY, None).outcome
         if outcome is not None:
             break
         now = choose_next_share(settings, found, share=now, greatest_cost=MISSED)
@@ -105,7 +105,7 @@ def test_a_null_is_called_a_difference_in_at_most_alpha_of_experiments_looked_at
     assert share_of(found, "undecided", None) >= 1 - NULL.alpha
 
 
-def naive(settings: ExperimentSettings, found: CostEstimate | None, _: TreatmentHealth) -> Conclusion:
+def naive(settings: ExperimentSettings, found: CostEstimate | None, _: TreatmentHealth, __: str | None) -> Conclusion:
     """The z-test that everyone knows, as if each look were the only one."""
     assert found is not None
     called = min(found.events) >= settings.min_events and abs(found.difference) > 1.96 * found.error
@@ -273,10 +273,18 @@ def seen(difference: float, *, error: float = 0.02, events: int = 1000, units: i
     ],
 )
 def test_what_is_decided(found, health, outcome, because):
-    verdict = conclude(declared(min_effect=0.12), found, health)
+    verdict = conclude(declared(min_effect=0.12), found, health, None)
     assert verdict.outcome == outcome
     assert re.search(because, verdict.reason)
     assert (verdict.low is None) == (found is None)
+
+
+@pytest.mark.parametrize("found", [None, seen(-0.5), seen(+0.5)])
+def test_a_mismatch_of_the_sample_ratio_comes_before_all_that_costs_say_and_after_errors(found):
+    verdict = conclude(declared(), found, HEALTHY, "of 9 keys")
+    assert (verdict.outcome, verdict.reason) == ("sample-ratio-mismatch", "of 9 keys")
+    ill = TreatmentHealth(requests=100, errors=90, answers=10, degraded=0)
+    assert conclude(declared(), found, ill, "of 9 keys").outcome == "stopped-by-guardrail"
 
 
 def test_the_interval_is_wider_than_the_one_for_a_single_look_and_narrows_with_events():
