@@ -247,7 +247,9 @@ def test_what_is_no_record_is_passed_over(line: str) -> None:
 
 
 def test_the_description_of_the_interface_is_served_as_published(running: Stand, gate: Gateway) -> None:
-    assert running.send("GET", "/v1/unknown/openapi.json").status == 404
+    before = running.send("GET", "/v1/orders/openapi.json")
+    assert (before.status, before.body["error"]) == (404, "no version of orders is deployed")
+    assert "orders.train to promote one and orders.deploy to put it on the server: until" in before.body["expected"]
     for title in ("first", "second; <<\n%[path] \\ \"quoted\" 'x'"):
         described = {"openapi": "3.1.0", "info": {"title": title}, "paths": {f"/p{n}": {} for n in range(2000)}}
         gate.publish_openapi("flights", json.dumps(described, indent=1))

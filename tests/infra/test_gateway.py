@@ -292,6 +292,7 @@ def test_a_server_that_keeps_silent_is_answered_for(narrow: Stand) -> None:
 def test_a_use_case_without_a_version(open_gate: Stand) -> None:
     reply = open_gate.gateway.ask("taxi", {"a": 1})
     assert (reply.status, reply.body["error"]) == (503, "no version of taxi is deployed")
+    assert "taxi.train to promote one and taxi.deploy to put it on the server: until then" in reply.body["expected"]
     open_gate.gateway.set_fallback("taxi", 0.5)
     reply = open_gate.gateway.ask("taxi", {"a": 1})
     assert (reply.status, reply.body["probability"], reply.body["degraded"]) == (200, 0.5, True)
