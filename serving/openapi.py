@@ -11,7 +11,7 @@ Json = dict[str, Any]
 _ANSWER: Json = {
     "request_id": {"type": "string", "description": "of the HTTP request, for questions about this answer"},
     "model_version": {"type": "string"},
-    "decision": {"type": ["boolean", "null"], "description": "true where a warning costs less than silence"},
+    "decision": {"type": ["boolean", "null"], "description": "true where acting on it costs less than not acting"},
     "entity_key": {"type": "string"},
     "event_time": {"type": "string", "format": "date-time"},
     "prediction_time": {"type": "string", "format": "date-time", "description": "nothing known later was used"},

@@ -153,9 +153,9 @@ def describe_expected(field: RequestField) -> str:
         case "boolean":
             return "true or false"
         case "date":
-            return 'a day, like "2013-07-04"'
+            return f"a day, like {json.dumps(field.example)}"
         case "timestamp":
-            return 'a moment with its time zone, like "2013-07-04T18:30:00-04:00"'
+            return f"a moment with its time zone, like {json.dumps(field.example)}"
     pattern = f" ({field.pattern})" if field.pattern else f" of up to {_MAX_CHARACTERS} characters"
     return f"a string like {json.dumps(field.example)}{pattern}"
 

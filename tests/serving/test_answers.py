@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+import features
 from models.attribution import Attributions
 from models.interval import ConformalInterval
 from serving.answers import Answerer, InferenceRequest, ServingOptions, read_inference_request
@@ -127,6 +128,17 @@ def test_an_interval_is_answered_and_logged_with_the_value_it_is_around(monkeypa
     assert [(r["score"], r["lower"], r["upper"]) for r in rows] == [
         (a["value"], a["lower"], a["upper"]) for a in answers
     ]
+
+
+@pytest.mark.parametrize("name", ["flights", "taxi"])
+def test_each_field_is_described_by_an_example_of_its_own_use_case(name: str) -> None:
+    fields = features.definition(name).request
+    about = {"use_case": name, "title": "t", "kind": "binary", "lead_minutes": 1, "max_events": 9}
+    described = describe_endpoint(**about, fields=fields)["components"]["schemas"]["Event"]["properties"]
+    moments = {field.name: field.example for field in fields if field.kind == "timestamp"}
+    assert moments
+    for moment, example in moments.items():
+        assert described[moment]["description"].endswith(f': a moment with its time zone, like "{example}"')
 
 
 @pytest.mark.parametrize(("kind", "has_bounds"), [("regression", True), ("binary", False)])

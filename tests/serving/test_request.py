@@ -94,6 +94,21 @@ def test_what_is_none_of_its_kind_is_refused_by_name(name: str, text: str) -> No
 
 
 @pytest.mark.parametrize(
+    ("kind", "example", "expected"),
+    [
+        ("date", "2025-03-01", 'a day, like "2025-03-01"'),
+        ("timestamp", "2025-03-01T08:00:00+01:00", 'a moment with its time zone, like "2025-03-01T08:00:00+01:00"'),
+    ],
+)
+def test_a_refusal_gives_the_example_of_the_field_and_no_other(kind: Any, example: str, expected: str) -> None:
+    reader = RequestReader([RequestField(name="due", kind=kind, meaning="m", example=example)], max_events=1)
+    assert reader.read(json.dumps({"due": example}).encode()).rows
+    with pytest.raises(Refusal) as caught:
+        reader.read(b'{"due": "soon"}')
+    assert caught.value.expected == expected
+
+
+@pytest.mark.parametrize(
     ("change", "path"),
     [
         ({"flight": "15"}, "flight"),
