@@ -127,6 +127,10 @@ class LeakAlarm(Block):
         elif self.below is None or self.below <= 0:
             yield f"below: expected more than 0 for {self.metric}, got {self.below}"
 
+    def is_beyond(self, value: float) -> bool:
+        """Whether a result is too good to be true; one that is no number is not."""
+        return (self.above is not None and value > self.above) or (self.below is not None and value < self.below)
+
 
 class Gate(Block):
     """When a candidate may replace the champion. A positive effect is the candidate's gain, in the metric's units.

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.fields import BLOCK_DAYS, FEWEST_BLOCKS, ResampledBlock
-from pipeline.spec import Gate
+from pipeline.spec import Gate, LeakAlarm
 from tasks.promote.bootstrap import Effect, Floats
 from tasks.promote.expected_effect import ExpectedEffect, MeasuredEffect
 
@@ -174,9 +174,13 @@ def check_candidate(setting: Setting, evidence: Mapping[str, Any]) -> Iterator[R
     if not setting.latency_ms <= gate.max_latency_ms:
         yield "too-slow", f"one row takes {setting.latency_ms:.1f} ms, {gate.max_latency_ms:g} ms are allowed"
     alarm, value = gate.leak_alarm, evidence["leak_alarm"]["value"]
-    too_high, too_low = alarm.above is not None and value > alarm.above, alarm.below is not None and value < alarm.below
     if not math.isfinite(value):
         yield "leak-alarm", f"{alarm.metric} is {value}: whether a label leaked cannot be told"
-    elif too_high or too_low:
-        limit = f"above {alarm.above}" if too_high else f"below {alarm.below}"
+    elif alarm.is_beyond(value):
+        limit = describe_limit(alarm)
         yield "leak-alarm", f"{alarm.metric} {value:.4f} is {limit}: too good to be true, look for a leaked label"
+
+
+def describe_limit(alarm: LeakAlarm) -> str:
+    """What a result is that is too good to be true, in words."""
+    return f"above {alarm.above}" if alarm.above is not None else f"below {alarm.below}"
