@@ -23,6 +23,8 @@ instead.
   message: nothing is built. Online, where one event must not cost others their answer, it is missing instead; sums and
   products go on without a bound, and only a result that 64 bits do not hold is missing.
 - A moment is UTC without a zone, in microseconds; `infinity` is none. A span is a constant, or a difference of moments.
+- `hour`, `dayname` and their like are of UTC. What the clock of a zone shows is, in every engine,
+  `timezone('Europe/Paris', timezone('UTC', a))`, and `hour` of that the hour there; `local_time_sql` writes it.
 - `date_diff` counts how many times a unit begins between two moments (a week: how many times seven days do), `date_sub`
   how many whole units lie between.
 - `ln`, `log10`, `exp` and `power` are the C library's, in DuckDB as in Python: the same bits on one machine. That of

@@ -6,6 +6,7 @@ python -m infra.new_use_case NAME --table T --event-time C --available-at C --ke
 
 import argparse
 import sys
+from collections.abc import Iterator
 from datetime import UTC, datetime
 
 import psycopg2
@@ -15,6 +16,7 @@ from adapters.errors import Unavailable
 from adapters.warehouse import Warehouse
 from infra.new_use_case.answers import Answers, add_questions, collect_answers
 from infra.new_use_case.block import render_block
+from infra.new_use_case.column_checks import find_column_mistakes
 from infra.new_use_case.definition_text import count_features, render_definition
 from infra.new_use_case.files import is_complete, list_paths, write_all
 from infra.new_use_case.plan import make_plan
@@ -30,7 +32,7 @@ def render_use_case(answers: Answers, source: Warehouse, today: datetime) -> dic
     """The texts of a use case: its block, its suites and its definition.
 
     Raises:
-        ValueError: the answers do not fit the table, or its rows are too few.
+        ValueError: its rows are too few, or not known in time.
     """
     profile = read_profile(source, answers)
     roles, plan = assign_roles(profile, answers), make_plan(profile, answers, today.date())
@@ -52,14 +54,14 @@ def render_use_case(answers: Answers, source: Warehouse, today: datetime) -> dic
     }
 
 
-def _refuse_name(name: str) -> None:
+def _find_in_name(name: str) -> Iterator[str]:
     """A name is that of modules, of a block and of DAGs."""
     if not name.isidentifier() or name != name.lower() or not name.isascii() or not name[0].isalpha():
-        raise ValueError(f"NAME: expected lower-case letters, digits and underscores, got {name!r}")
+        yield f"NAME: expected lower-case letters, digits and underscores, got {name!r}"
     for package, held in (("features", "= FeatureSet("), ("expectations", "SUITES = ")):
         path = REPOSITORY / package / f"{name}.py"
         if path.exists() and held not in path.read_text():
-            raise ValueError(f"NAME: {package}/{name}.py is another module: choose another name than {name!r}")
+            yield f"NAME: {package}/{name}.py is another module: choose another name than {name!r}"
 
 
 @report_mistakes
@@ -71,17 +73,19 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("name", help="of the use case: its block, and its file in every package")
     add_questions(parser)
     given = parser.parse_args(arguments)
-    _refuse_name(given.name)
+    in_name, is_terminal = list(_find_in_name(given.name)), sys.stdin.isatty()
+    if in_name and is_terminal:  # before anything is asked
+        raise ValueError("\n".join(in_name))
     outside = connect.outside()
     params = outside.settings.params
     if is_complete(REPOSITORY, params, given.name):
         print(f"{given.name}: all of it is there, and nothing was changed")
         return 0
-    is_terminal = sys.stdin.isatty()
     try:
         answers = collect_answers(
             given, (lambda question: input(f"{question}\n> ")) if is_terminal else None,
             lambda table: describe_table(outside.source, table),
+            lambda known: [*in_name, *find_column_mistakes(outside.source, known)],
         )  # fmt: skip
         texts = render_use_case(answers, outside.source, datetime.now(UTC))
     except (psycopg2.Error, Unavailable) as error:

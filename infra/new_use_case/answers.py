@@ -4,10 +4,11 @@ Words of columns are those that the source has.
 """
 
 import argparse
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zoneinfo import available_timezones
 
 import yaml
 
@@ -26,11 +27,12 @@ QUESTIONS: Mapping[str, str] = {  # those that nothing can be done without, in t
 FURTHER: Mapping[str, str] = {
     "label_known_at": "the column that says when the target became known, if there is one",
     "positive": "the value of the target that counts as 1, where it is text",
-    "zone": "the zone of timestamps that say none, such as Europe/Paris",
+    "zone": "the zone of timestamps that say none, and of hours and weekdays, such as Europe/Paris",
     "title": "what the use case is called",
     "owner": "who answers for it",
     "meaning": "what the target means, in words",
 }
+_COLUMNS = ("event_time", "available_at", "key", "target", "label_known_at")
 _NUMBERS = ("lead_minutes", "label_delay_hours")
 _KINDS = ("binary", "regression")
 
@@ -55,28 +57,19 @@ class Answers:
     owner: str | None = None
     meaning: str | None = None
 
-    @property
-    def columns(self) -> Mapping[str, tuple[str, ...]]:
-        """Question -> the columns that it was answered with."""
-        known = (self.label_known_at,) if self.label_known_at else ()
-        return {
-            "event_time": (self.event_time,),
-            "available_at": (self.available_at,),
-            "key": self.key,
-            "target": (self.target,),
-            "label_known_at": known,
-        }
-
 
 def add_questions(parser: argparse.ArgumentParser) -> None:
     """An argument for each question, and one for a file of answers."""
     for name, text in {**QUESTIONS, **FURTHER}.items():
-        parser.add_argument(_option(name), help=text)
+        parser.add_argument(to_option(name), help=text)
     parser.add_argument("--answers", type=Path, help="a YAML file of these, such as `event_time: placed_at`")
 
 
 def collect_answers(
-    given: argparse.Namespace, ask: Callable[[str], str] | None, show: Callable[[str], str] | None = None
+    given: argparse.Namespace,
+    ask: Callable[[str], str] | None,
+    show: Callable[[str], str] | None = None,
+    look: Callable[[Mapping[str, Any]], Iterable[str]] | None = None,
 ) -> Answers:
     """Arguments first, then the file, then what is asked.
 
@@ -84,9 +77,10 @@ def collect_answers(
         given: parsed by a parser with these questions and `name`.
         ask: shows a question and returns the answer; None: there is nobody to ask.
         show: what a person wants to see of the table that was named, before the questions on its columns.
+        look: finds what else stands against what is known, question by question; some of it may be missing.
 
     Raises:
-        ValueError: what is missing, all of it, or what no answer can be.
+        ValueError: what is missing, and what no answer can be: all of it.
     """
     known = _read_file(given.answers) | {
         name: value for name in (*QUESTIONS, *FURTHER) if (value := getattr(given, name)) is not None
@@ -96,16 +90,27 @@ def collect_answers(
             known[name] = ask(f"{name}: {QUESTIONS[name]}")
             if name == "table" and show is not None:
                 print(show(str(known["table"])))
-    if missing := [name for name in QUESTIONS if known.get(name) in (None, "")]:
-        told = "\n".join(f"  {_option(name)}: {QUESTIONS[name]}" for name in missing)
-        raise ValueError(f"missing, as arguments or in a file that --answers names:\n{told}")
-    if problems := list(_find_problems(known)):
-        raise ValueError("\n".join(problems))
+    if mistakes := [*_find_mistakes(known), *(look(known) if look else ())]:
+        raise ValueError("\n".join(mistakes))
     return Answers(name=given.name, **{name: _read(name, value) for name, value in known.items()})
 
 
-def _option(name: str) -> str:
+def to_option(name: str) -> str:
+    """The argument that answers a question."""
     return f"--{name.replace('_', '-')}"
+
+
+def list_answered_columns(known: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """(question, column): the columns that questions were answered with, as far as they were."""
+    for name in _COLUMNS:
+        if is_answered(known, name):
+            read = _read(name, known[name])
+            yield from ((name, column) for column in (read if isinstance(read, tuple) else (read,)))
+
+
+def is_answered(known: Mapping[str, Any], name: str) -> bool:
+    """Whether there is an answer, right or wrong."""
+    return known.get(name) not in (None, "")
 
 
 def _read_file(path: Path | None) -> dict[str, Any]:
@@ -115,26 +120,41 @@ def _read_file(path: Path | None) -> dict[str, Any]:
         read = yaml.safe_load(path.read_text())
     except (OSError, yaml.YAMLError) as error:
         raise ValueError(f"{path}: {error}") from error
-    if not isinstance(read, dict) or (unknown := read.keys() - QUESTIONS.keys() - FURTHER.keys()):
-        unknown_names = ", ".join(map(str, unknown)) if isinstance(read, dict) else type(read).__name__
-        raise ValueError(f"{path}: expected {', '.join([*QUESTIONS, *FURTHER])}; got {unknown_names}")
-    return {name.replace("-", "_"): value for name, value in read.items() if value is not None}
+    if not isinstance(read, dict):
+        raise ValueError(  # noqa: TRY004  # what a person wrote, not what a caller handed over
+            f"{path}: expected {', '.join([*QUESTIONS, *FURTHER])}; got {type(read).__name__}"
+        )
+    return {str(name).replace("-", "_"): value for name, value in read.items() if value is not None}
 
 
-def _find_problems(known: Mapping[str, Any]) -> Iterator[str]:
+def _find_mistakes(known: Mapping[str, Any]) -> Iterator[str]:
+    if unknown := sorted(known.keys() - QUESTIONS.keys() - FURTHER.keys()):
+        yield f"--answers: expected {', '.join([*QUESTIONS, *FURTHER])}; got {', '.join(unknown)}"
+    if missing := [name for name in QUESTIONS if not is_answered(known, name)]:
+        told = "\n".join(f"  {to_option(name)}: {QUESTIONS[name]}" for name in missing)
+        yield f"missing, as arguments or in a file that --answers names:\n{told}"
     for name in _NUMBERS:
-        if not str(known[name]).isdigit():
-            yield f"{_option(name)}: expected a whole number, 0 or more, got {known[name]!r}"
+        if is_answered(known, name) and not str(known[name]).isdecimal():
+            yield f"{to_option(name)}: expected a whole number, 0 or more, got {known[name]!r}"
+    if all(str(known.get(name)) == "0" for name in _NUMBERS):
+        yield "--label-delay-hours: 0, and so is --lead-minutes: targets would be known when they are asked"
+    if is_answered(known, "zone") and str(known["zone"]) not in available_timezones():
+        yield f"--zone: expected one such as Europe/Paris, got {known['zone']!r}"
+    if is_answered(known, "kind"):
+        yield from _find_in_kind(known["kind"])
+
+
+def _find_in_kind(kind: Any) -> Iterator[str]:
     try:
-        refuse_classes(known["kind"])
+        refuse_classes(kind)
     except ValueError as error:
-        yield f"--kind: {error}; --positive names that class where the target is text; got {known['kind']!r}"
+        yield f"--kind: {error}; --positive names that class where the target is text; got {kind!r}"
         return
-    if known["kind"] not in _KINDS:
-        yield f"--kind: expected {' or '.join(_KINDS)}, got {known['kind']!r}"
+    if kind not in _KINDS:
+        yield f"--kind: expected {' or '.join(_KINDS)}, got {kind!r}"
 
 
 def _read(name: str, value: Any) -> Any:
     if name == "key":
-        return tuple(part.strip() for part in (value if isinstance(value, list) else str(value).split(",")))
+        return tuple(str(part).strip() for part in (value if isinstance(value, list) else str(value).split(",")))
     return int(value) if name in _NUMBERS else str(value)

@@ -9,6 +9,7 @@ from psycopg2.extensions import cursor
 
 from adapters.column_types import SourceColumn
 
+MOST_CATEGORIES = 50  # values of a text that is a feature by itself
 _FEW = 12  # values of a text that are worth a list
 _ROWS_A_VALUE = 20
 # Regular expressions that a text may match in every row, and what they say in words.
@@ -24,11 +25,11 @@ PATTERNS: Mapping[str, str] = {
 class ColumnProfile:
     """A column: its name here and in the source, what it is declared as, and its values.
 
-    `low` and `high` are the extremes of its finite numbers, `values` all values of a text that has few, `pattern` what
-    every value matches. `hours` are how long a moment lies (before, after) the one in which its row became known.
-    `filled_later` of the rows have a moment that lies after that; one that is `with_target` has a value in just the
-    rows in which the target has one. `kind` is None where it is left out, and `left_out`
-    says why.
+    `low` and `high` are the extremes of its finite numbers, `values` all values of a text that has few, `frequent` the
+    most frequent one where each stands for many rows, `pattern` what every value matches. `hours` are how long a moment
+    lies (before, after) the one in which its row became known. `filled_later` of the rows have a moment that lies after
+    that; one that is `with_target` has a value in just the rows in which the target has one. `kind` is None where it is
+    left out, and `left_out` says why.
     """
 
     name: str
@@ -42,6 +43,7 @@ class ColumnProfile:
     low: float | None = None
     high: float | None = None
     values: tuple[str, ...] = ()
+    frequent: str | None = None
     pattern: str | None = None
     hours: tuple[float, float] | None = None
     filled_later: int = 0
@@ -96,13 +98,16 @@ class _Values:
         return [tuple(row) for row in self._at.fetchall()]
 
     def read_text(self, there: int, distinct: int) -> dict[str, Any]:
-        if 0 < distinct <= _FEW and there >= _ROWS_A_VALUE * distinct:
-            rows = self.select("distinct {column}::text", "where {column} is not null order by 1")
-            return {"values": tuple(value for (value,) in rows)}
+        found: dict[str, Any] = {}
+        if 0 < distinct <= MOST_CATEGORIES and there >= _ROWS_A_VALUE * distinct:
+            rows = self.select("{column}::text", "where {column} is not null group by 1 order by count(*) desc, 1")
+            found = {"frequent": rows[0][0]}
+            if distinct <= _FEW:
+                return {**found, "values": tuple(sorted(value for (value,) in rows))}
         for pattern in PATTERNS if there else ():
             if self.select("bool_and({column}::text ~ {pattern})", pattern=sql.Literal(pattern)) == [(True,)]:
-                return {"pattern": pattern}
-        return {}
+                return {**found, "pattern": pattern}
+        return found
 
     def read_moment(self, moment: sql.Composable, known: sql.Composable) -> dict[str, Any]:
         [(before, after, later, newest)] = self.select(

@@ -15,7 +15,7 @@ from datetime import timedelta
 
 from features.engine import FeatureSet
 from features.request import RequestField
-from features.vocabulary import Window, declare_source, known_at_sql, versions_sql
+from features.vocabulary import Window, declare_source, known_at_sql, {imported}versions_sql
 
 # What only you know. Do what a line says, and take it out: `make check-use-case NAME={name}` names those that are left.
 BLANKS: tuple[str, ...] = (
@@ -25,7 +25,7 @@ BLANKS: tuple[str, ...] = (
 _KEY = "{key}"
 _BELIEVED_DAYS = {believed}  # a row is asked about so long after it became known: {known_days} were seen, and a week
 _OUTCOME_DAYS = {outcome}  # an outcome may come so long after its row: {outcome_days} were seen, and a week
-
+{clock}
 _SOURCES = {{
     # `grain` are the columns by which rows never meet those of others in a step.
     "{table}": declare_source(
@@ -111,13 +111,13 @@ def _average(prefix: str, span: str) -> str:
     {rate}
 
 
-_NUMERIC = {{
+{local}_NUMERIC = {{
 {numeric}
 }}
 
 _CATEGORICAL = {{
 {categorical}
-    "event_weekday": "dayname(event_time)",
+    "event_weekday": {weekday},
 }}
 
 # What a client tells of an event: the columns of `asked`, but for prediction_time.
@@ -140,3 +140,13 @@ _REQUEST = (
     categorical_sql=_CATEGORICAL,
 )
 '''
+# Of events that are moments; a day is the same day everywhere.
+CLOCK = """\
+# Moments are UTC; hours and weekdays are of this clock: say the zone that people live by, such as Europe/Paris.
+_CLOCK = "'{zone}'"
+"""
+LOCAL = """\
+# The event as a clock there shows it: `hour(event_time)` would be the hour in UTC.
+_LOCAL = local_time_sql(_CLOCK, "event_time")
+
+"""

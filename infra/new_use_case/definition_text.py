@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 
 from infra.new_use_case.answers import Answers
 from infra.new_use_case.column_profile import ColumnProfile
-from infra.new_use_case.definition_template import TEMPLATE
+from infra.new_use_case.definition_template import CLOCK, LOCAL, TEMPLATE
 from infra.new_use_case.profile import TableProfile
 from infra.new_use_case.roles import Roles, kinds_of_features
 
@@ -25,6 +25,7 @@ def render_definition(answers: Answers, profile: TableProfile, roles: Roles) -> 
     carried = list(dict.fromkeys([*_names(roles.key), *windowed, event]))
     moment = roles.label_known.name if roles.label_known else None
     is_binary, scale = answers.kind == "binary", choose_scale(profile)
+    has_clock = roles.event.kind == "timestamp"
     return TEMPLATE.format(
         name=answers.name,
         constant=answers.name.upper(),
@@ -61,6 +62,10 @@ def render_definition(answers: Answers, profile: TableProfile, roles: Roles) -> 
         rate=_rate(is_binary=is_binary, scale=scale),
         numeric="\n".join(_numeric(roles, is_binary=is_binary)),
         categorical="\n".join(f'    "{c.name}": "{c.name}",' for c in roles.categories),
+        clock=CLOCK.format(zone=answers.zone or "UTC") if has_clock else "",
+        imported="local_time_sql, " if has_clock else "",
+        local=LOCAL if has_clock else "",
+        weekday='f"dayname({_LOCAL})"' if has_clock else '"dayname(event_time)"',
         request="\n".join(_request(roles)),
         left_out=_left_out(roles, profile),
     )  # fmt: skip
@@ -173,7 +178,7 @@ def _numeric(roles: Roles, *, is_binary: bool) -> Iterator[str]:
         f'    "{c.name}_days_before": "date_diff(\'hour\', {c.name}, event_time) / 24.0",' for c in roles.moments
     )
     if roles.event.kind == "timestamp":
-        yield '    "event_hour": "hour(event_time)",'
+        yield '    "event_hour": f"hour({_LOCAL})",'
     for prefix in ("all", *_names(roles.windowed)):
         yield from (f'    "{prefix}_{word}_{span}": _average("{prefix}", "{span}"),' for span in _SPANS)
         if prefix != "all":
@@ -201,4 +206,4 @@ def _example(column: ColumnProfile) -> str:
         return f"{column.low or 0.0:.6g}"
     if column.kind in ("date", "timestamp"):
         return json.dumps(column.newest)
-    return json.dumps(column.values[0] if column.values else f"a {column.name}", ensure_ascii=False)
+    return json.dumps(f"a {column.name}" if column.frequent is None else column.frequent, ensure_ascii=False)

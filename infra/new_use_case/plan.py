@@ -4,7 +4,7 @@ Each is chosen so that what `make check-use-case` asks of it holds; where the ro
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from statistics import median
@@ -74,11 +74,13 @@ def make_plan(profile: TableProfile, answers: Answers, today: date) -> Plan:
     """All of it, as of a day (UTC).
 
     Raises:
-        ValueError: the rows are too few, or not known in time; says of each what there is and what is needed.
+        ValueError: the rows are too few, or not known in time: all of it, with what there is and what is needed.
     """
-    _refuse_late(profile, answers)
+    problems = list(_find_late(profile, answers))
     length = 1 if median(day.rows for day in profile.days) >= DAILY_ROWS else 7
-    parts = _cut(profile.days, length)
+    if not (parts := _cut(profile.days, length)):
+        problems.append(f"expected rows of whole partitions of {length} days, got rows of {len(profile.days)} days")
+        raise ValueError("\n".join(problems))
     delay = answers.label_delay_hours / _DAY_HOURS + answers.lead_minutes / (60 * _DAY_HOURS)
     days = len(parts) * length
     share = min(days // _SHARE, _MOST_DAYS)
@@ -87,7 +89,7 @@ def make_plan(profile: TableProfile, answers: Answers, today: date) -> Plan:
     validation = holdout
     behind = holdout + 2 * delay
     if days < (needs := math.ceil(behind + delay) + 2 * validation + 3 * length):
-        raise ValueError(
+        problems.append(
             f"{profile.relation} has {days} days in whole partitions, and a training needs {needs}: holdout {holdout},"
             f" validation {validation}, as much to learn from, and labels that come {answers.label_delay_hours} hours"
             " after the event (--label-delay-hours)"
@@ -95,13 +97,15 @@ def make_plan(profile: TableProfile, answers: Answers, today: date) -> Plan:
     rows = [part.rows for part in parts]
     settled = [part for part in parts if _is_settled(part, parts[-1], length, delay)]
     points, labels = _weak([p.points for p in parts]) / length, _weak([p.labelled for p in settled]) / length
-    if points * length < _LEAST_POINTS * _ROOM:
-        raise ValueError(
+    if profile.asked_share >= _HALF and points * length < _LEAST_POINTS * _ROOM:
+        problems.append(
             f"{profile.relation}: a weak partition of {length} days has {points * length:.0f} rows to predict, expected"
             f" {_LEAST_POINTS * _ROOM:.0f}, a fifth more than monitoring compares at least. Predicted is what is known"
             f" --lead-minutes ({answers.lead_minutes}) before its event: set fewer, or, as --table, a view of the time"
             " from which on there are more rows, or a table with more events"
         )
+    if problems:
+        raise ValueError("\n".join(problems))
     low, high = (int(np.quantile(rows, q)) for q in (0.05, 0.95))
     min_rows = max(1, _round_down(low * _HALF))
     stale = _find_rhythm(parts, length)
@@ -143,25 +147,20 @@ def make_plan(profile: TableProfile, answers: Answers, today: date) -> Plan:
     )
 
 
-def _refuse_late(profile: TableProfile, answers: Answers) -> None:
+def _find_late(profile: TableProfile, answers: Answers) -> Iterator[str]:
     if profile.asked_share < _HALF:
-        raise ValueError(
+        yield (
             f"--available-at, --lead-minutes: {profile.asked_share:.0%} of the rows of {profile.relation} became known"
             f" ({answers.available_at}) {answers.lead_minutes} minutes before their event ({answers.event_time}), and"
             " only such can be predicted: name the column that says when the row was first written, or a shorter lead"
         )
     if profile.label_hours > answers.label_delay_hours:
-        raise ValueError(
+        yield (
             f"--label-delay-hours: {answers.label_delay_hours}, and 99% of the targets are known only"
             f" {profile.label_hours:.1f} hours after the event: expected at least {math.ceil(profile.label_hours)}"
         )
-    if answers.lead_minutes == 0 and answers.label_delay_hours == 0:
-        raise ValueError("--label-delay-hours: 0, and so is --lead-minutes: targets would be known when they are asked")
-    if answers.positive is not None and profile.target.mean in (0.0, 1.0):
-        share = "every" if profile.target.mean else "no"
-        raise ValueError(f"--positive: {answers.target} is {answers.positive!r} in {share} row of {profile.relation}")
     if profile.target.distance == 0 or (answers.kind == "binary" and profile.target.mean in (0.0, 1.0)):
-        raise ValueError(f"--target: {answers.target} is {profile.target.median:g} in practically every row")
+        yield f"--target: {answers.target} is {profile.target.median:g} in practically every row"
 
 
 def _cut(days: Sequence[DayProfile], length: int) -> list[PartitionProfile]:
@@ -170,9 +169,7 @@ def _cut(days: Sequence[DayProfile], length: int) -> list[PartitionProfile]:
     parts = [_sum_up(days[n : n + length]) for n in range(start, len(days) - length + 1, length)]
     typical = median(part.rows for part in parts) if parts else 0
     first = next((n for n, part in enumerate(parts) if part.rows >= typical / 4), 0)
-    if not parts or not typical:
-        raise ValueError(f"expected rows of whole partitions of {length} days, got rows of {len(days)} days")
-    return parts[first:]
+    return parts[first:] if typical else []
 
 
 def _sum_up(days: Sequence[DayProfile]) -> PartitionProfile:

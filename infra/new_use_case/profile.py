@@ -1,6 +1,6 @@
 """What the rows of a source's table look like: its columns, its days, and when rows and targets become known."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 from typing import Any
@@ -17,7 +17,7 @@ from infra.new_use_case.column_profile import ColumnProfile, profile_column
 from infra.new_use_case.naming import name_all, name_table
 from pipeline.fields import split_relation
 
-_STATEMENT_MS = 600_000
+STATEMENT_MS = 600_000  # a question of a large table
 _FAR = 0.999  # of the rows: what lies beyond is an outlier
 _LATE_SHARE = 0.99
 
@@ -77,7 +77,7 @@ def describe_table(source: Warehouse, relation: str) -> str:
         ValueError: there is no such table.
     """
     with source.transaction(snapshot=True) as at:
-        columns = _list_columns(source, at, relation)
+        columns = list_source_columns(source, at, relation)
     return "\n".join(f"  {c.name}: {kind_of(c)[0] or f'left out: {c.left_out}'}" for c in columns)
 
 
@@ -99,55 +99,34 @@ def kind_of(column: SourceColumn) -> tuple[str | None, tuple[int, int] | None]:
 
 
 def read_profile(source: Warehouse, answers: Answers) -> TableProfile:
-    """The profile of a table by what was answered of it.
+    """The profile of a table by answers that `find_column_mistakes` has nothing against.
 
     Raises:
-        ValueError: the answers do not fit the table; all that is wrong with them.
+        ValueError: no row says when it became known.
         psycopg2.Error, Unavailable: it cannot be read.
     """
     with source.transaction(snapshot=True) as at:
-        at.execute("select set_config('statement_timeout', %s, true)", (str(_STATEMENT_MS),))
-        found = _list_columns(source, at, answers.table)
-        if problems := list(_find_problems(found, answers)):
-            raise ValueError("\n".join(problems))
-        return _Reader(at, answers, found).read()
+        at.execute("select set_config('statement_timeout', %s, true)", (str(STATEMENT_MS),))
+        return _Reader(at, answers, list_source_columns(source, at, answers.table)).read()
 
 
-def _list_columns(source: Warehouse, at: cursor, relation: str) -> list[SourceColumn]:
-    query = sql.SQL("select * from {}").format(sql.Identifier(*split_relation(relation)))
+def list_source_columns(source: Warehouse, at: cursor, relation: str) -> list[SourceColumn]:
+    """The columns of a table, as the source has them.
+
+    Raises:
+        ValueError: there is no such table.
+    """
     try:
+        query = sql.SQL("select * from {}").format(sql.Identifier(*split_relation(relation)))
         return source.describe_columns(query, at=at)
     except psycopg2.errors.UndefinedTable as error:
         raise ValueError(f"--table: the source has no table {relation}") from error
+    except ValueError as error:
+        raise ValueError(f"--table: {error}, got {relation!r}") from error
 
 
-def _find_problems(found: Sequence[SourceColumn], answers: Answers) -> Iterator[str]:
-    kinds = {column.name: kind_of(column)[0] for column in found}
-    for name, columns in answers.columns.items():
-        option = f"--{name.replace('_', '-')}"
-        for column in columns:
-            if column not in kinds:
-                yield f"{option}: {answers.table} has no column {column!r}; it has {', '.join(kinds)}"
-            elif kinds[column] is None:
-                yield f"{option}: {column} is of a type that is left out"
-    moments = {"available_at": ("timestamp",), "label_known_at": ("timestamp",), "event_time": ("timestamp", "date")}
-    for name, allowed in moments.items():
-        for column in answers.columns[name]:
-            if kinds.get(column, allowed[0]) not in allowed:
-                yield f"--{name.replace('_', '-')}: expected a {' or '.join(allowed)}, {column} is {kinds[column]}"
-    kind = kinds.get(answers.target)
-    if answers.kind == "binary" and kind == "text" and answers.positive is None:
-        yield f"--positive: {answers.target} is text: say which value counts as 1"
-    allowed = ("boolean", "integer", "text", "float", "decimal") if answers.kind == "binary" else (
-        "integer", "float", "decimal")  # fmt: skip
-    if kind is not None and kind not in allowed:
-        yield f"--target: {answers.target} is {kind}, which is no target of kind {answers.kind}"
-    clocks = [c.name for c in found if kinds[c.name] == "timestamp" and _is_clock(c)]
-    if clocks and answers.zone is None:
-        yield f"--zone: {', '.join(clocks)} have no time zone: say that of their clock, such as Europe/Paris or UTC"
-
-
-def _is_clock(column: SourceColumn) -> bool:
+def is_clock(column: SourceColumn) -> bool:
+    """Whether it is a timestamp that says no zone."""
     kind = arrow_type(column.oid, column.precision, column.scale)
     return bool(pa.types.is_timestamp(kind)) and kind.tz is None
 
@@ -193,7 +172,7 @@ class _Reader:
         return [column for column, name in roles.items() if column == name]
 
     def _zone_of(self, column: SourceColumn) -> str | None:
-        return self._answers.zone if _is_clock(column) else None
+        return self._answers.zone if is_clock(column) else None
 
     def _moment_of(self, column: SourceColumn) -> sql.Composable | None:
         return self._moment(column.name) if kind_of(column)[0] == "timestamp" else None
@@ -203,7 +182,7 @@ class _Reader:
         column = self._found[name]
         if kind_of(column)[0] == "date":
             return sql.SQL("({}::timestamp at time zone 'UTC')").format(sql.Identifier(name))
-        if _is_clock(column):
+        if is_clock(column):
             return sql.SQL("({} at time zone {})").format(sql.Identifier(name), sql.Literal(self._answers.zone))
         return sql.Identifier(name)
 
@@ -245,13 +224,9 @@ class _Reader:
             "select count(*), avg({label}), percentile_cont(0.5) within group (order by {label})"
             " from {table} where {label} is not null"
         )
-        if not rows:
-            raise ValueError(f"--target: {self._answers.target} has no value in any row")
         [(distance,)] = self._ask(
             f"select avg(abs({{label}} - ({median}))) from {{table}} where {{label}} is not null"  # noqa: S608  # a number
         )
-        if self._answers.kind == "binary" and self._ask("select 1 from {table} where {label} not in (0, 1) limit 1"):
-            raise ValueError(f"--kind: {self._answers.target} has other values than 0 and 1: it is of kind regression")
         return TargetProfile(rows=rows, mean=mean, median=median, distance=distance)
 
     def _read_delays(self) -> dict[str, float]:

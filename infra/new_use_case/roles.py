@@ -5,10 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from infra.new_use_case.answers import Answers
-from infra.new_use_case.column_profile import ColumnProfile
+from infra.new_use_case.column_profile import MOST_CATEGORIES, ColumnProfile
 from infra.new_use_case.profile import TableProfile
 
-_MOST_CATEGORIES = 50  # values of a text that is a feature by itself
 _FEW = 12  # values of a text that makes slices
 _EVENTS_A_KEY = 5  # rows that a key has to have, so that it has a history
 _WINDOWED = 3
@@ -50,19 +49,10 @@ class Roles:
 
 
 def assign_roles(profile: TableProfile, answers: Answers) -> Roles:
-    """What becomes of each column.
-
-    Raises:
-        ValueError: a column that is to have a value in every row has none in some.
-    """
+    """What becomes of each column."""
     special = {answers.available_at, answers.event_time, answers.target, answers.label_known_at}
     known, event, target = (profile.find(name) for name in (answers.available_at, answers.event_time, answers.target))
     key = tuple(profile.find(name) for name in answers.key)
-    for option, column in (("available_at", known), ("event_time", event), *(("key", each) for each in key)):
-        if column.nulls:
-            raise ValueError(
-                f"--{option.replace('_', '-')}: {column.source} has no value in {column.nulls} of {profile.rows} rows"
-            )
     there = [c for c in profile.columns if c.kind and c.distinct and c.source not in special]
     late = tuple(c for c in there if c.filled_later or c.with_target)
     plain = [c for c in there if c not in late and not _is_name_of_row(c, key, profile)]
@@ -77,7 +67,7 @@ def assign_roles(profile: TableProfile, answers: Answers) -> Roles:
         numbers=tuple(c for c in plain if c.kind in _NUMBERS and not _is_id(c)),
         flags=tuple(c for c in plain if c.kind == "boolean"),
         moments=tuple(c for c in plain if c.kind in ("date", "timestamp")),
-        categories=tuple(c for c in plain if c.kind == "text" and c.distinct <= _MOST_CATEGORIES),
+        categories=tuple(c for c in plain if c.kind == "text" and c.distinct <= MOST_CATEGORIES),
         windowed=_windowed(plain, profile),
         filled_later=late,
     )
@@ -96,7 +86,7 @@ def _used(plain: list[ColumnProfile], profile: TableProfile) -> list[ColumnProfi
     windowed = _windowed(plain, profile)
     return [
         c for c in plain
-        if c in windowed or (c.kind == "text" and c.distinct <= _MOST_CATEGORIES)
+        if c in windowed or (c.kind == "text" and c.distinct <= MOST_CATEGORIES)
         or c.kind in ("boolean", "date", "timestamp") or (c.kind in _NUMBERS and not _is_id(c))
     ]  # fmt: skip
 

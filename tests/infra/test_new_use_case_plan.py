@@ -114,7 +114,6 @@ def test_a_week_without_rows_is_exempt_and_the_others_keep_their_limit() -> None
         ([500] * 40, answer(), "has 35 days in whole partitions, and a training needs"),
         ([500] * 120, answer(label_delay_hours=900), "a training needs"),
         ([60] * 200, answer(), "has 420 rows to predict, expected 600, .* set fewer, or, as --table,"),
-        ([500] * 200, answer(lead_minutes=0, label_delay_hours=0), "--label-delay-hours: 0"),
     ],
 )
 def test_a_table_that_is_too_short_or_too_empty_is_refused(counts: list[int], answers: Answers, message: str) -> None:
@@ -122,13 +121,22 @@ def test_a_table_that_is_too_short_or_too_empty_is_refused(counts: list[int], an
         derive(counts, answers, FIRST + timedelta(days=len(counts)))
 
 
+def test_all_that_stands_against_the_rows_is_told_at_once() -> None:
+    late = replace(profile([60] * 40), asked_share=0.2, label_hours=50.5)
+    with pytest.raises(ValueError, match="--available-at") as caught:
+        make_plan(late, answer(), FIRST + timedelta(days=40))
+    share, delay, days = str(caught.value).splitlines()
+    assert share.startswith("--available-at, --lead-minutes: 20% of the rows of orders became known (placed_at)")
+    assert delay.startswith("--label-delay-hours: 48, and 99% of the targets are known only 50.5 hours after")
+    assert days.startswith("orders has 35 days in whole partitions, and a training needs")
+    fits = replace(profile([600] * 200), asked_share=0.9, label_hours=47.0)
+    assert make_plan(fits, answer(), FIRST + timedelta(days=200)).days == 189
+
+
 def test_a_target_that_is_always_the_same_is_refused() -> None:
     always = TargetProfile(rows=9, mean=1.0, median=1.0, distance=0.0)
     with pytest.raises(ValueError, match="late is 1 in practically every row"):
         derive([500] * 200, answer(), FIRST + timedelta(days=200), always)
-    never, answers = TargetProfile(rows=9, mean=0.0, median=0.0, distance=0.0), replace(answer(), positive="Large")
-    with pytest.raises(ValueError, match="--positive: late is 'Large' in no row of"):
-        derive([500] * 200, answers, FIRST + timedelta(days=200), never)
 
 
 def test_on_a_terminal_what_was_not_given_is_asked_in_order_and_the_table_is_shown() -> None:
