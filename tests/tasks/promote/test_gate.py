@@ -12,8 +12,9 @@ from pipeline.fields import METRICS
 from pipeline.spec import Gate, LeakAlarm
 from tasks.promote import bootstrap
 from tasks.promote.expected_effect import MeasuredEffect
-from tasks.promote.gate import Judgement, constant, decide, slice_table
+from tasks.promote.gate import Judgement, constant, decide
 from tasks.promote.gate_checks import HoldoutRows, Scored, Setting, check_candidate
+from tasks.promote.slice_effects import slice_table
 
 START = datetime(2013, 6, 3, tzinfo=UTC)
 CUTOFF = START
