@@ -9,7 +9,8 @@ import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from adapters.connect import Outside
-from pipeline.spec import Train, UseCase
+from pipeline.spec import UseCase
+from pipeline.training import Train
 
 Params = dict[str, Any]  # numbers, and the network's name
 _ATTEMPT = "attempt"  # the name under which a trial keeps how it went
