@@ -1,8 +1,9 @@
 """Compare two versions on real requests: a declared share each, looked at every ten minutes, stopped where it harms.
 
 **Steps.** `experiment` does what is asked: `start` gives a version its share beside the stable one, `stop` ends what
-runs, `look` (the default) judges what runs by the costs of its decisions, ends it where that is decided or a guardrail
-is hit, and moves the share where Thompson sampling is declared. With nothing running a look ends as skipped.
+runs, `look` (the default) judges what runs by the costs of its decisions, ends it where that is decided, a guardrail is
+hit or the versions did not answer the shares that were drawn, and moves the share where Thompson sampling is declared.
+With nothing running a look ends as skipped.
 
 **Started by** the clock, every ten minutes where params.yaml declares an experiment, to look; by hand, to start and to
 stop.
