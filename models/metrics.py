@@ -112,6 +112,9 @@ def _weigh_mean(
     return weigh
 
 
+weigh_bias: Weigher = _weigh_mean(np.subtract)  # signed, where METRICS has |bias| by day
+
+
 def _weigh_auc(score: Vector, label: Vector, day: NDArray[np.intp], days: int) -> ByDay:
     """AUC from won[i, j] = how often a positive of day i outranks a negative of day j, ties counting a half: exact."""
     positive = label == 1

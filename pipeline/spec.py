@@ -141,7 +141,8 @@ class Monitor(Block):
     """How drift and performance are measured, and when they lead to which decision.
 
     A change takes effect at the next monitoring. Two things are settled by a training, for as long as its model is
-    champion: the `bins`, and which of its weeks had `min_rows`.
+    champion: the `bins`, and which of its weeks had `min_rows`. So much worse than at the gate (`max_loss`, in units of
+    `gate.metric`) a champion may be; null: only `limits` count.
     """
 
     min_rows: int = Field(ge=500)
@@ -157,6 +158,7 @@ class Monitor(Block):
     min_labelled: int = Field(gt=0)
     min_coverage: Share
     limits: Mapping[WatchedMetric, Limit] = Field(min_length=1)
+    max_loss: Annotated[float, Field(ge=0)] | None = None
     max_age_days: int = Field(gt=0)
     max_new_rows_share: float = Field(gt=0)
     cooldown_days: int = Field(ge=0)

@@ -158,6 +158,7 @@ def _evidence(examined: Examination, decision: Decision) -> dict[str, Any]:
         "broken": sorted(broken_features(observed.drifts)),
         "unknown": unknown_features(observed.drifts),
         "performance": {k: v for k, v in asdict(observed.performance).items() if k != "reasons"},
+        "references": dict(examined.performances[0].references),
         "served": describe_served(examined.served[0]) if examined.served else None,
         **({"miscoverage": observed.miscoverage} if observed.miscoverage else {}),
         "drift": examined.moved.describe(),

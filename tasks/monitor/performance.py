@@ -4,16 +4,20 @@ A window ends one label lag before the data time it is measured at, so that prac
 Labels that come later still are not dropped: the windows they fall into are measured again, as a new row.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from typing import Literal
+from typing import Any, Literal
+
+import pyarrow as pa
 
 from adapters.connect import Outside
 from models.metrics import compute_metrics
 from pipeline.partitions import Interval
 from pipeline.spec import UseCase
 from tasks.monitor.interval_quality import measure_intervals
-from tasks.monitor.performance_limits import Performance, judge_performance
+from tasks.monitor.judged_rows import judge_rows, measure_references
+from tasks.monitor.performance_limits import Performance, look_longer
 
 _VERSIONS = """
 select distinct model_version from predictions
@@ -25,7 +29,8 @@ LABEL_FINGERPRINT = (
 )
 # Ordered, so that the last bits of the metrics are the same each time.
 _LABELLED = f"""
-select p.score, p.lower, p.upper, p.prediction_time, o.label, {LABEL_FINGERPRINT} as fingerprint
+select p.entity_key, p.event_time, p.score, p.lower, p.upper, p.prediction_time, o.label,
+    {LABEL_FINGERPRINT} as fingerprint
 from predictions p left join outcomes o
     on o.use_case = p.use_case and o.entity_key = p.entity_key and o.event_time = p.event_time and o.label_time <= %s
 where p.use_case = %s and p.model_version = %s and p.prediction_time >= %s and p.prediction_time < %s
@@ -60,21 +65,20 @@ class WindowPerformance:
     as_of: datetime
     performance: Performance
     labels: str | None  # a fingerprint of the labels it was measured with; None without any
+    references: Mapping[str, Any] = field(default_factory=dict)  # others, on the same rows; of the champion's newest
 
 
-def trailing_window(use_case: UseCase, as_of: datetime) -> Interval:
+def trailing_window(use_case: UseCase, as_of: datetime, lengths: int = 1) -> Interval:
     """The predictions measured at a data time: the latest days whose labels have had their time to mature."""
     end = as_of - use_case.time.label_lag
-    return Interval(end - timedelta(days=use_case.monitor.performance_days), end)
+    return Interval(end - lengths * timedelta(days=use_case.monitor.performance_days), end)
 
 
 def measure_window(
     use_case: UseCase, model_version: str, window: Interval, as_of: datetime, outside: Outside
 ) -> WindowPerformance:
     """One model version's performance on a window, by the labels known at a data time."""
-    with outside.warehouse.transaction(snapshot=True) as at:
-        params = (as_of, use_case.name, model_version, window.start, window.end)
-        rows = outside.warehouse.copy_out(_LABELLED, params, at=at)
+    rows = _load_rows(use_case, model_version, window, as_of, outside)
     labelled = rows.filter(rows["label"].is_valid())
     score, label = labelled["score"].to_numpy(), labelled["label"].to_numpy()
     metrics = compute_metrics(use_case.target.kind, score, label) if labelled.num_rows else {}
@@ -83,12 +87,7 @@ def measure_window(
         model_version=model_version,
         window=window,
         as_of=as_of,
-        performance=judge_performance(
-            predicted=rows.num_rows,
-            labelled=labelled.num_rows,
-            metrics=metrics,
-            monitor=use_case.monitor,
-        ),
+        performance=judge_rows(use_case, model_version, rows, window, outside, metrics=metrics, as_of=as_of),
         labels=str(sum(labelled["fingerprint"].to_pylist())) if labelled.num_rows else None,
     )
 
@@ -100,9 +99,32 @@ def measure_performance(
     window = trailing_window(use_case, as_of)
     rows = outside.warehouse.query(_VERSIONS, (use_case.name, window.start, window.end))
     others = [row["model_version"] for row in rows if row["model_version"] != champion_version]
-    measured = [(version, window) for version in (champion_version, *others)]
+    measured = [(version, window) for version in others]
     measured += find_changed_windows("performance", use_case, as_of, outside)
-    return [measure_window(use_case, version, each, as_of, outside) for version, each in measured]
+    champion = _measure_champion(use_case, champion_version, window, as_of, outside)
+    return [champion, *(measure_window(use_case, version, each, as_of, outside) for version, each in measured)]
+
+
+def _measure_champion(
+    use_case: UseCase, version: str, window: Interval, as_of: datetime, outside: Outside
+) -> WindowPerformance:
+    def measure_longer(limited: UseCase) -> Performance:
+        longer = trailing_window(use_case, as_of, lengths=2)
+        return measure_window(limited, version, longer, as_of, outside).performance
+
+    measured = measure_window(use_case, version, window, as_of, outside)
+    rows = _load_rows(use_case, version, window, as_of, outside)
+    return replace(
+        measured,
+        performance=look_longer(use_case, measured.performance, measure_longer),
+        references=measure_references(use_case, version, rows, window, outside),
+    )
+
+
+def _load_rows(use_case: UseCase, version: str, window: Interval, as_of: datetime, outside: Outside) -> pa.Table:
+    with outside.warehouse.transaction(snapshot=True) as at:
+        params = (as_of, use_case.name, version, window.start, window.end)
+        return outside.warehouse.copy_out(_LABELLED, params, at=at)
 
 
 def find_changed_windows(

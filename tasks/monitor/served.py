@@ -30,8 +30,9 @@ from tasks.build_features.learnt_features import UncomputableFeatures, is_made_b
 from tasks.common.ledger import Champion
 from tasks.monitor.drift import Basis
 from tasks.monitor.interval_quality import measure_intervals, restate_bounds
+from tasks.monitor.judged_rows import judge_rows
 from tasks.monitor.performance import LABEL_FINGERPRINT, find_changed_windows, trailing_window
-from tasks.monitor.performance_limits import Performance, PerformanceStatus, judge_performance
+from tasks.monitor.performance_limits import Performance, PerformanceStatus, look_longer
 from tasks.monitor.restated import list_event_keys, rescore_events
 
 if TYPE_CHECKING:
@@ -101,10 +102,17 @@ def measure_served(
         return []
     window = _find_window(use_case, champion, as_of, outside)
     measured = [(champion.version, window), *find_changed_windows("served_performance", use_case, as_of, outside)]
-    return [
+    first, *others = [
         measure_served_window(use_case, version, each, outside, as_of=as_of, snapshot_version=snapshot_version)
         for version, each in measured
     ]
+
+    def measure_longer(limited: UseCase) -> Performance:
+        longer = _find_window(use_case, champion, as_of, outside, lengths=2)
+        events = _load_events(use_case, champion.version, longer, as_of, outside)
+        return _judge_answers(limited, champion.version, events, longer, outside, as_of=as_of)
+
+    return [replace(first, performance=look_longer(use_case, first.performance, measure_longer)), *others]
 
 
 def measure_served_window(
@@ -117,27 +125,21 @@ def measure_served_window(
     snapshot_version: str,
 ) -> ServedPerformance:
     """The answers to the events of a window that one champion scored in batch, as they are known at a data time."""
-    with outside.warehouse.transaction(snapshot=True) as at:
-        params = (as_of, as_of, use_case.name, champion_version, window.start, window.end)
-        events = outside.warehouse.copy_out(_EVENTS, params, at=at)
-    served = events.filter(events["in_time"])  # null, where nothing was answered, is left out too
-    judged, labelled = (rows.filter(rows["label"].is_valid()) for rows in (served, events))
+    events = _load_events(use_case, champion_version, window, as_of, outside)
+    labelled = events.filter(events["label"].is_valid())
+    judged = labelled.filter(labelled["in_time"])
     again = _restate(use_case, judged, window, snapshot_version, outside)
     monitor, versions = use_case.monitor, judged["model_version"].to_pylist()
     bounded_again = restate_bounds(use_case, judged, again, versions, outside)
-    given = judge_performance(
-        predicted=served.num_rows,
-        labelled=judged.num_rows,
-        metrics=_compute(use_case, judged["score"].to_pylist(), judged)
-        | measure_intervals(use_case, judged, versions, outside),
-        monitor=monitor,
-        basis=Basis.SERVED,
-    )
-    restated = judge_performance(
-        predicted=judged.num_rows,
-        labelled=len(again) - again.count(None),
+    place = bounded_again.column_names.index("score")
+    restated = judge_rows(
+        use_case,
+        champion_version,
+        bounded_again.set_column(place, "score", pa.array(again, pa.float64())),
+        window,
+        outside,
         metrics=_compute(use_case, again, judged) | measure_intervals(use_case, bounded_again, versions, outside),
-        monitor=monitor,
+        as_of=as_of,
     )
     return ServedPerformance(
         model_version=champion_version,
@@ -147,11 +149,31 @@ def measure_served_window(
         answered=judged.num_rows,
         late=int(pc.sum(pc.invert(labelled["in_time"])).as_py() or 0),
         versions=Counter(versions),
-        performance=_compare(given, restated),
+        performance=_compare(
+            _judge_answers(use_case, champion_version, events, window, outside, as_of=as_of), restated
+        ),
         restated=restated.labelled,
         restated_metrics=restated.metrics,
         is_judged=judged.num_rows >= max(monitor.min_labelled, monitor.min_coverage * labelled.num_rows),
         labels=str(sum(labelled["fingerprint"].to_pylist())) if labelled.num_rows else None,
+    )
+
+
+def _load_events(use_case: UseCase, version: str, window: Interval, as_of: datetime, outside: Outside) -> pa.Table:
+    with outside.warehouse.transaction(snapshot=True) as at:
+        params = (as_of, as_of, use_case.name, version, window.start, window.end)
+        return outside.warehouse.copy_out(_EVENTS, params, at=at)
+
+
+def _judge_answers(
+    use_case: UseCase, champion_version: str, events: pa.Table, window: Interval, outside: Outside, *, as_of: datetime
+) -> Performance:
+    served = events.filter(events["in_time"])  # null, where nothing was answered, is left out too
+    judged = served.filter(served["label"].is_valid())
+    metrics = _compute(use_case, judged["score"].to_pylist(), judged)
+    metrics |= measure_intervals(use_case, judged, judged["model_version"].to_pylist(), outside)
+    return judge_rows(
+        use_case, champion_version, served, window, outside, metrics=metrics, as_of=as_of, basis=Basis.SERVED
     )
 
 
@@ -184,9 +206,11 @@ def describe_served(served: ServedPerformance) -> dict[str, Any]:
     }
 
 
-def _find_window(use_case: UseCase, champion: Champion, as_of: datetime, outside: Outside) -> Interval:
+def _find_window(
+    use_case: UseCase, champion: Champion, as_of: datetime, outside: Outside, lengths: int = 1
+) -> Interval:
     """The trailing window, from the champion's first answer on; where it gave none, from its time in force on."""
-    whole, in_force = trailing_window(use_case, as_of), champion.as_of.astimezone(UTC)
+    whole, in_force = trailing_window(use_case, as_of, lengths), champion.as_of.astimezone(UTC)
     params = (use_case.name, champion.version, as_of, in_force, whole.end)
     [row] = outside.warehouse.query(_BEGUN, params)
     since = max(row["begun"].astimezone(UTC) if row["begun"] else in_force, whole.start)
@@ -195,7 +219,7 @@ def _find_window(use_case: UseCase, champion: Champion, as_of: datetime, outside
 
 def _compare(given: Performance, restated: Performance) -> Performance:
     """What was served; where only that is outside the limits, a person is told that the model may be innocent."""
-    if (given.status, restated.status) != (PerformanceStatus.DEGRADED, PerformanceStatus.OK):
+    if (given.status, restated.status) != (PerformanceStatus.DEGRADED, PerformanceStatus.OK) or restated.doubts:
         return given
     sentence = "restated, the same events are within the limits: what was answered on has to do with it"
     return replace(given, reasons=(*given.reasons, sentence))

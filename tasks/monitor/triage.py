@@ -247,7 +247,7 @@ def _breaker(observed: Observed, retrains: Sequence[OtherDecision], monitor: Mon
 def _quiet(observed: Observed) -> CodedReason:
     breached = sorted(breached_features(observed.drifts))
     sentence = f"nothing persistent: {_named(breached)} over threshold" if breached else "nothing found"
-    return TriageCode.QUIET, sentence
+    return TriageCode.QUIET, "; ".join([sentence, *observed.performance.doubts.values()])
 
 
 def _named(features: Sequence[str]) -> str:

@@ -88,10 +88,8 @@ def compare(
     drawn = np.random.default_rng(seed).multinomial(blocks, np.full(blocks, 1 / blocks), resamples)
     weights = drawn.astype(np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
-        value, error = float(difference(once)[0]), float(_jackknife_error(difference, once)[0])
-        if correlation is None:
-            correlation = measure_correlation(_leave_out_each(difference, once)[0])
-        error *= math.sqrt(inflation(correlation, blocks))
+        value = float(difference(once)[0])
+        error, correlation = jackknife(difference, blocks, correlation)
         replicates = difference(weights)
         pivots = (replicates - value) / _jackknife_error(difference, weights)
     # A resample without an answer (all its days the same, or one class only) counts against us on either side.
@@ -109,6 +107,18 @@ def compare(
         replicates=replicates,
         pivots=np.where(np.isnan(pivots), -np.inf, pivots),
     )
+
+
+def jackknife(of_blocks: ByDay, blocks: int, correlation: float | None) -> tuple[float, float]:
+    """The standard error of a function of block weights, and the correlation of neighbouring blocks, which it counts.
+
+    It is measured where None is given. NaN where the function is not defined without one of the blocks.
+    """
+    once = np.ones((1, blocks))
+    error = float(_jackknife_error(of_blocks, once)[0])
+    if correlation is None:
+        correlation = measure_correlation(_leave_out_each(of_blocks, once)[0])
+    return error * math.sqrt(inflation(correlation, blocks)), correlation
 
 
 def holm(p_values: list[float]) -> list[float]:
