@@ -35,6 +35,11 @@ select max(1 - latest::float8 / predicted) as never, max((latest - first)::float
     group by model_version, window_start, window_end having max(measured_as_of) <= %s
 ) as windows where predicted >= %s
 """
+_INDEX = "select index from snapshots where use_case = %s order by build_order desc limit 1"
+_OUTCOMES = """
+select count(*) as labelled, count(*) filter (where label_time > event_time + %s) as late from outcomes
+where use_case = %s and event_time >= %s and event_time < %s and label_time <= %s
+"""
 _SHOWN = """
 select evidence_uri from verdicts where use_case = %s and candidate_version = %s and answer = 'promote'
 order by judged_at desc limit 1
@@ -83,16 +88,38 @@ def judge_rows(
 def count_outstanding(use_case: UseCase, predicted: int, missing: int, as_of: datetime, outside: Outside) -> int:
     """How many of the missing labels may still come: the label lag of all has passed.
 
-    As many as came late to earlier windows, and all beyond the share that those were left without. Before a window of
-    this use case has come to rest, all.
+    As many as came late before, and all beyond the share that was left without one before: in earlier windows, else in
+    the dataset; where there is neither, all.
     """
     length, monitor = timedelta(days=use_case.monitor.performance_days), use_case.monitor
-    since, rested = as_of - _REMEMBERED_WINDOWS * length, as_of - length
-    [share] = outside.warehouse.query(_AT_REST, (use_case.name, as_of, since, rested, monitor.min_labelled))
-    if share["never"] is None:
-        return missing
-    expected: float = max(share["late"] * predicted, missing - share["never"] * predicted)
+    past = Interval((as_of - _REMEMBERED_WINDOWS * length).astimezone(UTC), (as_of - length).astimezone(UTC))
+    params = (use_case.name, as_of, past.start, past.end, monitor.min_labelled)
+    [found] = outside.warehouse.query(_AT_REST, params)
+    never, late = found["never"], found["late"]
+    if never is None:
+        never, late = _find_shares_of_dataset(use_case, past, as_of, outside)
+    expected: float = max(late * predicted, missing - never * predicted)
     return min(missing, max(0, math.ceil(expected - 1e-9)))  # a share of rows is not exact
+
+
+def _find_shares_of_dataset(
+    use_case: UseCase, past: Interval, as_of: datetime, outside: Outside
+) -> tuple[float, float]:
+    """Of the points predicted in a past of whole partitions: the share without a label, and that with a late one."""
+    newest = outside.warehouse.query(_INDEX, (use_case.name,))
+    parts = {
+        use_case.grid.partition(key): entry.get("rows", 0)
+        for key, entry in (newest[0]["index"] if newest else {}).items()
+    }
+    settled = past.end - use_case.time.label_lag
+    chosen = {part: rows for part, rows in parts.items() if past.start <= part.start and part.end <= settled}
+    points = sum(chosen.values())
+    if points < use_case.monitor.min_labelled:
+        return 0.0, 1.0
+    start, end = (moment + use_case.time.lead for moment in (min(chosen).start, max(chosen).end))
+    params = (use_case.time.label_delay, use_case.name, start, end, as_of)
+    [told] = outside.warehouse.query(_OUTCOMES, params)
+    return max(0.0, 1 - told["labelled"] / points), told["late"] / points
 
 
 def load_shown(use_case: UseCase, version: str, outside: Outside) -> Shown | None:

@@ -19,7 +19,7 @@ from tasks.promote.bootstrap import Floats, jackknife
 
 Chooser = Callable[[int], tuple[NDArray[np.intp], Floats]]  # a number -> which of the missing scores, and their labels
 
-_SPLITS = 17
+_SPLITS = 9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +91,9 @@ def bound_metric(rows: WatchedRows, name: str, *, confidence: float) -> MetricBo
         return fold(bound_metric(rows, "bias", confidence=confidence))
     known = rows.labelled
     seen = _measure(name, rows, rows.score[known], rows.label[known], rows.block[known])
-    least, most = (_measure(name, rows, *_complete(name, rows, to_most=way)) for way in (False, True))
+    least = most = seen
+    if rows.outstanding:
+        least, most = (_measure(name, rows, *_complete(name, rows, to_most=way)) for way in (False, True))
     low, high = least.value - least.off(confidence), most.value + most.off(confidence)
     if METRICS[name].is_share:
         low, high = max(low, 0.0), min(high, 1.0)  # NaN stays what it is
@@ -143,8 +145,6 @@ def _complete(name: str, rows: WatchedRows, *, to_most: bool) -> tuple[Floats, F
     """
     known, metric = rows.labelled, METRICS[name]
     score, label, missing = rows.score[known], rows.label[known], rows.score[~known]
-    if not rows.outstanding:
-        return score, label, rows.block[known]
     choose = (_choose_ranked if metric.is_ranking else _choose_distant)(name, rows, missing, to_most=to_most)
 
     def compute(count: int) -> float:
