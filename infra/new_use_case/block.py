@@ -97,6 +97,7 @@ def render_block(
     min_coverage: {plan.min_coverage}  # {plan.coverage:.0%} of the points have a label after the label delay
     limits:
 {_render_limits(answers, profile)}
+    max_loss: null  # of gate.metric, surely lost since the gate saw it: a trigger, too
     max_age_days: {plan.max_age_days}  # since it was trained
     max_new_rows_share: {plan.max_new_rows_share}  # a partition has {plan.new_rows_share:.1%} of what is learnt from
     cooldown_days: 14

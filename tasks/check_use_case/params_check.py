@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from croniter import croniter
 
-from pipeline.fields import RANKINGS
+from pipeline.fields import FEWEST_BLOCKS, RANKINGS
 from pipeline.partitions import utc
 from pipeline.spec import UseCase
 from tasks.check_use_case.mistakes import Mistake, in_params
@@ -153,6 +153,12 @@ def _check_monitor(use_case: UseCase) -> Iterator[Mistake]:
             f"{monitor.performance_days}: a partition has {source.partition_days} days (source.partition_days), and"
             " some of them would never be judged",
             f"at least {source.partition_days}",
+        )
+    elif monitor.performance_days < FEWEST_BLOCKS:
+        yield in_params(
+            "monitor.performance_days",
+            f"{monitor.performance_days}: by so few days hardly any metric is surely outside monitor.limits",
+            f"at least {FEWEST_BLOCKS}",
         )
     spread = (monitor.breaker_refusals - 1) * source.partition_days
     if spread >= monitor.breaker_days:

@@ -57,6 +57,12 @@ MISTAKES: list[tuple[Mapping[str, Any], str, str, str]] = [
     ),
     ({"monitor.max_age_days": 7}, "monitor.max_age_days", "7: a champion is that old", "more than 7, such as 28"),
     ({"monitor.performance_days": 3}, "monitor.performance_days", "3: a partition has 7 days", "at least 7"),
+    (
+        {"source.partition_days": 1, "source.cron": "0 0 * * *", "monitor.performance_days": 3},
+        "monitor.performance_days",
+        "3: by so few days",
+        "at least 4",
+    ),
     ({"monitor.breaker_days": 7}, "monitor.breaker_days", "7: 2 refusals", "more than 7"),
     (BLIND | {"endpoint.max_feature_age_hours": 24.0}, "endpoint.max_feature_age_hours", "24", "at least 192"),
 ]
