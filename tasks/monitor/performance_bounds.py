@@ -134,7 +134,7 @@ def _measure(name: str, rows: WatchedRows, score: Floats, label: Floats, block: 
     with np.errstate(divide="ignore", invalid="ignore"):  # without one of its blocks a metric may not be defined
         of_blocks = weigh(score, label, code, len(blocks))
         value = float(of_blocks(np.ones((1, len(blocks))))[0])
-        error, correlation = jackknife(of_blocks, len(blocks), is_serial=rows.is_serial)
+        error, correlation = jackknife(of_blocks, len(blocks), None if rows.is_serial else 0.0)
     return _Measured(value=value, error=error, correlation=correlation, blocks=len(blocks))
 
 
