@@ -2,11 +2,11 @@
 
 **Steps.** `monitor` takes the scored partitions without a decision, oldest first, up to the first that is still to be
 scored: data drift against thresholds calibrated on the champion's own training data, prediction drift, performance on
-the labels that have matured, triage, decision. Judged is what was answered in time, where that is enough of the events;
-the same events restated stand beside it, in `served_performance`. A decision to retrain is picked up by `retrain`. With
-nothing to do it ends as skipped. `measure_online` joins what was answered online with outcomes and batch scores, where
-there is an endpoint. `compare_served` compares the features of answers in time with batch's, one by one, and proves why
-they differ; what has no cause is an alert.
+the labels that have matured, what is expected before the others come, triage, decision. Judged is what was answered in
+time, where that is enough of the events; the same events restated stand beside it, in `served_performance`. A decision
+to retrain is picked up by `retrain`. With nothing to do it ends as skipped. `measure_online` joins what was answered
+online with outcomes and batch scores, where there is an endpoint. `compare_served` compares the features of answers in
+time with batch's, one by one, and proves why they differ; what has no cause is an alert.
 
 **Started by** new scores, by `reconcile`, or by hand. Every run does all pending work. Two may be under way, so that no
 decision waits until the answers before it are compared; of each task one runs at a time.

@@ -75,6 +75,25 @@ PERFORMANCE_QUERIES = (
         """,
     ),
     MetricQuery(
+        {
+            "expected_performance": "A metric of the newest partition as it is expected before its labels come",
+            "expected_performance_low": "From where its interval goes",
+            "expected_performance_high": "And up to where",
+            "expected_performance_trusted": "1 where such estimates have held, and may lead to a retraining",
+        },
+        ("use_case", "model_version", "metric"),
+        """
+        with newest as (
+            select distinct on (use_case) * from expected_performance order by use_case, window_end desc, measured_as_of
+        )
+        select use_case, model_version, key as metric, (value ->> 'value')::float8 as expected_performance,
+            (value ->> 'low')::float8 as expected_performance_low,
+            (value ->> 'high')::float8 as expected_performance_high,
+            (value ->> 'trust' = 'trusted')::int as expected_performance_trusted
+        from newest, jsonb_each(expected)
+        """,
+    ),
+    MetricQuery(
         {"restated_performance": "The metric of the same events by the same versions, on the features made since"},
         ("use_case", "model_version", "metric"),
         f"""

@@ -9,6 +9,7 @@ from psycopg2.extras import execute_values
 
 from pipeline.partitions import Interval
 from pipeline.spec import UseCase
+from tasks.monitor.expected_windows import ExpectedPerformance, describe_estimates, write_expected
 from tasks.monitor.performance import WindowPerformance
 from tasks.monitor.served import ServedPerformance, describe_served, write_served
 from tasks.monitor.served_features import MeasuredDrift
@@ -49,6 +50,7 @@ class Examination:
     observed: Observed
     performances: list[WindowPerformance]
     served: list[ServedPerformance]
+    expected: ExpectedPerformance  # of the partition, before its labels; and what earlier ones became
     moved: MeasuredDrift
     report_uri: str | None
 
@@ -91,6 +93,7 @@ def write_decision(
             _write_drift(at, use_case, examined.observed)
             _write_performances(at, use_case, examined.performances)
             write_served(at, use_case, examined.served)
+            write_expected(at, use_case, examined.expected)
             _write_decision(at, use_case, examined, decision)
             _write_alert(at, use_case, examined, decision, outside)
 
@@ -160,6 +163,7 @@ def _evidence(examined: Examination, decision: Decision) -> dict[str, Any]:
         "performance": {k: v for k, v in asdict(observed.performance).items() if k != "reasons"},
         "references": dict(examined.performances[0].references),
         "served": describe_served(examined.served[0]) if examined.served else None,
+        "expected": describe_estimates(examined.expected.newest) if examined.expected.newest else None,
         **({"miscoverage": observed.miscoverage} if observed.miscoverage else {}),
         "drift": examined.moved.describe(),
         "champion_born_at": observed.born_at.isoformat(),

@@ -28,6 +28,8 @@ from tasks.build_features.learnt_features import (
 )
 from tasks.common.ledger import Champion, champion_at, find_birth, load_champions
 from tasks.monitor import decisions, drift, drift_report, performance, served
+from tasks.monitor.expected_performance import find_expected_breaches
+from tasks.monitor.expected_windows import UnlabelledPartition, measure_expected
 from tasks.monitor.interval_quality import find_miscoverage
 from tasks.monitor.served_features import load_served_features, measure_served_drift
 from tasks.monitor.triage import Observed, make_decision
@@ -128,7 +130,7 @@ def load_watched_model(use_case: UseCase, version: str, outside: Outside) -> Wat
 def examine_partition(
     use_case: UseCase, undecided: UndecidedPartition, model: WatchedModel, outside: Outside
 ) -> decisions.Examination:
-    """Measure one partition: data and prediction drift, performance, age, and the report people read."""
+    """Measure one partition: drift of data and scores, performance as measured and expected, age, and a report."""
     version, as_of = undecided.champion.version, undecided.as_of
     profile, definition = model.profile, model.definition
     points = _scored_points(use_case, undecided, definition, outside)
@@ -136,6 +138,8 @@ def examine_partition(
     moved = measure_served_drift(use_case, profile, served_points, points)
     performances = performance.measure_performance(use_case, version, as_of, outside)
     answers = served.measure_served(use_case, undecided.champion, as_of, undecided.snapshot_version, outside)
+    expected = measure_expected(use_case, _as_unlabelled(undecided, model, points), outside)
+    estimated = expected.newest
     judged = answers[0].performance if answers and answers[0].is_judged else performances[0].performance
     observed = Observed(
         as_of=as_of,
@@ -147,6 +151,7 @@ def examine_partition(
         new_rows=_count_new_labels(use_case, undecided.born_at, as_of, outside),
         rolled_back=_find_latest_rollback(use_case, as_of, outside),
         miscoverage=find_miscoverage(judged.metrics, use_case.target.interval),
+        expected=tuple(find_expected_breaches(estimated.estimates, use_case.monitor)) if estimated else None,
     )
     reference = _load_training_window(use_case, undecided, definition, profile, outside)
     return decisions.Examination(
@@ -155,6 +160,7 @@ def examine_partition(
         observed=observed,
         performances=performances,
         served=answers,
+        expected=expected,
         moved=moved,
         report_uri=drift_report.publish_report(use_case, as_of, profile, (reference, moved.judged), outside),
     )
@@ -197,6 +203,17 @@ def _scored_points(
     if len(scores) != points.num_rows:  # scored again since, from another snapshot; the next run reads that one
         raise RuntimeError(f"{partition}: {points.num_rows} points but {len(scores)} predictions; run again")
     return points.append_column(drift.SCORE, pa.array(scores, pa.float64()))
+
+
+def _as_unlabelled(undecided: UndecidedPartition, model: WatchedModel, points: pa.Table) -> UnlabelledPartition:
+    return UnlabelledPartition(
+        model_version=undecided.champion.version,
+        partition=undecided.partition,
+        points=points,
+        snapshot_version=undecided.snapshot_version,
+        definition=model.definition,
+        learnt_until=datetime.fromisoformat(model.profile["end"]).astimezone(UTC),
+    )
 
 
 def _served_points(

@@ -128,7 +128,10 @@ def _load_rows(use_case: UseCase, version: str, window: Interval, as_of: datetim
 
 
 def find_changed_windows(
-    table: Literal["performance", "served_performance"], use_case: UseCase, as_of: datetime, outside: Outside
+    table: Literal["performance", "served_performance", "expected_performance"],
+    use_case: UseCase,
+    as_of: datetime,
+    outside: Outside,
 ) -> list[tuple[str, Interval]]:
     """The model versions and windows of a table before the one measured at a data time whose labels have changed."""
     params = {"use_case": use_case.name, "as_of": as_of, "window_end": trailing_window(use_case, as_of).end}

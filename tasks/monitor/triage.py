@@ -35,10 +35,12 @@ class TriageCode(StrEnum):
     QUIET = "quiet"
     BROKEN_FEED = "broken-feed"
     UNKNOWN = "unknown"
-    # what asks for a retrain; STRUCTURE is drift of a feature of `monitor.structural_features`
+    # what asks for a retrain; STRUCTURE is drift of a feature of `monitor.structural_features`, EXPECTED performance
+    # that is estimated before its labels come
     STRUCTURE = "structure"
     DRIFT = "drift"
     PERFORMANCE = "performance"
+    EXPECTED = "expected-performance"
     AGE = "age"
     VOLUME = "volume"
     # what a person is told of
@@ -77,6 +79,7 @@ class Observed:
     new_rows: int  # labels that became known since then
     rolled_back: datetime | None = None  # the latest rollback, in data time
     miscoverage: str | None = None  # what is wrong with what the intervals cover; None: nothing, or there are none
+    expected: tuple[str, ...] | None = None  # trusted estimates of this partition that lie beyond their limits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,6 +183,7 @@ def _triggers(observed: Observed, before: Sequence[OtherDecision], monitor: Moni
     yield from _drift_triggers(observed, before, monitor)
     if observed.performance.status == PerformanceStatus.DEGRADED:
         yield from ((TriageCode.PERFORMANCE, sentence) for sentence in observed.performance.reasons)
+    yield from ((TriageCode.EXPECTED, sentence) for sentence in observed.expected or ())
     age = observed.as_of - observed.born_at
     if age >= timedelta(days=monitor.max_age_days):
         sentence = f"age: the champion was trained {age.days} days ago, the limit is {monitor.max_age_days}"

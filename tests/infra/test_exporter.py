@@ -127,6 +127,33 @@ def test_what_was_served_is_shown_where_it_was_judged_and_restated_beside_it(out
     assert [value(name, **OF_VERSION) for name in ("served_coverage", "served_judged", "late_answers")] == [0.95, 1, 3]
 
 
+EXPECTED = """
+insert into expected_performance (use_case, model_version, window_start, window_end, measured_as_of, predicted, matured,
+    expected, labelled, realised) values
+    ('flights', '1', '2013-03-04', '2013-03-11', '2013-03-11', 100, 90,
+        '{"auc": {"value": 0.7, "spread": 0.01, "low": 0.68, "high": 0.72, "trust": "unproven"}}', 0, '{}'),
+    ('flights', '2', '2013-03-11', '2013-03-18', '2013-03-18', 100, 90,
+        '{"auc": {"value": 0.74, "spread": 0.01, "low": 0.72, "high": 0.76, "trust": "trusted"},
+          "brier": {"value": 0.2, "spread": 0.01, "low": 0.1, "high": 0.3, "trust": "withdrawn"}}', 0, '{}');
+"""
+
+
+def test_what_is_expected_of_the_newest_partition_is_shown_with_its_interval_and_whether_it_is_trusted(
+    outside: Outside, observer: str
+) -> None:
+    outside.warehouse.execute(EXPECTED)
+    numbers = make_registry(observer, PARAMS)
+
+    def values(version: str, metric: str) -> list[float | None]:
+        labels = {**FLIGHTS, "model_version": version, "metric": metric}
+        names = ("", "_low", "_high", "_trusted")
+        return [numbers.get_sample_value(f"windsock_expected_performance{name}", labels) for name in names]
+
+    assert values("2", "auc") == [0.74, 0.72, 0.76, 1]
+    assert values("2", "brier") == [0.2, 0.1, 0.3, 0]
+    assert values("1", "auc") == [None] * 4
+
+
 def test_where_too_little_was_served_batch_is_shown_and_how_little(outside: Outside, observer: str) -> None:
     outside.warehouse.execute(PLANTED)
     outside.warehouse.execute(SERVED)

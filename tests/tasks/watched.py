@@ -16,6 +16,7 @@ from psycopg2.extras import execute_values
 import features
 from adapters.connect import Outside
 from adapters.errors import Missing
+from adapters.registry import Version
 from models.bundle_card import FORMAT, KEYS
 from pipeline.partitions import Interval
 from pipeline.spec import Monitor, UseCase
@@ -114,6 +115,9 @@ class Registry:
 
     def profile(self, _use_case: str, model_version: str) -> dict[str, Any]:
         return self.profile_of[model_version]
+
+    def version(self, _use_case: str, model_version: str) -> Version:
+        raise Missing(f"nothing that answers is stored for version {model_version}")
 
     def download_bundle(self, use_case: str, model_version: str) -> Path:
         if model_version in self.lost:

@@ -20,7 +20,7 @@ from tasks.monitor.triage import Action, Decision, TriageCode
 from tests.tasks import killed
 from tests.tasks.watched import NUMBERS, ROWS, WEEK, World, emptied, monitored, points, training, week
 
-TABLES = ("drift", "performance", "served_performance", "decisions", "retrains", "alerts")
+TABLES = ("drift", "performance", "served_performance", "expected_performance", "decisions", "retrains", "alerts")
 
 
 @pytest.fixture
@@ -101,7 +101,7 @@ def test_one_run_of_three_weeks_decides_as_three_runs_do(world: World, no_report
         one_by_one += decided(world)
     reasons = [row["reasons"] for row in world.rows("decisions")]
     with world.outside.warehouse.transaction() as at:
-        at.execute("truncate drift, performance, served_performance, decisions, retrains")
+        at.execute("truncate drift, performance, served_performance, expected_performance, decisions, retrains")
     assert decided(world) == one_by_one
     assert [row["reasons"] for row in world.rows("decisions")] == reasons
 
@@ -392,7 +392,7 @@ def test_a_run_killed_at_any_point_and_run_again_leaves_the_same_rows(
     assert [alert["delivered_at"] is not None for alert in world.rows("alerts")] == [True]
     interrupted = left()
     with world.outside.warehouse.transaction() as at:
-        at.execute("truncate drift, performance, served_performance, decisions, retrains, alerts")
+        at.execute("truncate drift, performance, served_performance, expected_performance, decisions, retrains, alerts")
     assert decided(world) == ["ignore", "retrain"]
     assert left() == interrupted
 

@@ -117,6 +117,7 @@ class Case:
 
 THREE = ("x0", "x1", "x2")
 OFF = {"miscoverage": "intervals hold 80.0% of the labels (78.0% to 82.0%), declared is 90.0%"}
+LOW = ("expected auc 0.6500, from 0.6200 to 0.6800, is below the limit 0.7; labels are still to come",)
 DRIFT = {"measures": measured(THREE), "history": (past(1, breached=THREE),)}
 
 
@@ -195,6 +196,11 @@ CASES = [
     Case("AUC below its limit", "retrain", "auc 0.6900 is below 0.7", performance={"auc": 0.69}),
     Case("calibration gap above its limit", "retrain", "calibration_gap", performance={"gap": 0.06}),
     Case("a metric that is not a number", "retrain", "auc nan", performance={"auc": math.nan}),
+    # What is expected before labels come
+    Case("an expected AUC below its limit", "retrain", "expected auc", findings={"expected": LOW}),
+    Case("an expected AUC below its limit, and cooling down", "alert", "expected auc", findings={"expected": LOW},
+         history=(done(1, "promoted"),)),
+    Case("expected within limits", "ignore", "nothing found", findings={"expected": ()}),
     # Intervals
     Case("intervals off for the first time", "ignore", "nothing", findings=OFF),
     Case("intervals off in 2 of 3 partitions", "alert", "miscoverage in 2 of 3 partitions: intervals hold",
@@ -244,6 +250,7 @@ CODES = {
     "structure": TriageCode.STRUCTURE,
     "auc": TriageCode.PERFORMANCE,
     "calibration_gap": TriageCode.PERFORMANCE,
+    "expected auc": TriageCode.EXPECTED,
     "miscoverage": TriageCode.MISCOVERAGE,
     "age": TriageCode.AGE,
     "volume": TriageCode.VOLUME,
