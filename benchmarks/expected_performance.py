@@ -1,13 +1,14 @@
-"""Performance before labels: beside NannyML's CBPE on its own car loans, and week by week on a year of flights.
+"""Performance before labels: beside NannyML's CBPE on its own car loans, and week by week on replayed use cases.
 
-    python -m benchmarks.expected_performance [--data DIR] [--nannyml PYTHON] [--rows FILE]
+    python -m benchmarks.expected_performance [--parts loans flights taxi] [--data DIR] [--nannyml PYTHON] [--rows FILE]
 
 Car loans are the example data of the wheel `nannyml` (fetched by pip into a temporary folder, or in DIR): ten chunks of
 5,000 whose AUC is expected from 50,000 reference rows, and alerts by NannyML's rule, three standard deviations of the
 reference chunks'. PYTHON is of an environment with NannyML, which then answers the same beside ours.
 
-Flights are scored by a champion that is trained anew every `max_age_days`, with the configuration below, and estimated
-at each week's end as monitoring does; once as their labels come, and once as if a label took 30 days.
+Flights, and taxi trips where `make taxi-data` was run, are scored by a champion that is trained anew every
+`max_age_days`, or never, with the configuration below, and estimated at each week's end as monitoring does; once as
+their labels come, and once as if a label took 30 days.
 """
 
 import argparse
@@ -30,13 +31,13 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
 import features
+from benchmarks.policies import build_rows
 from benchmarks.quality import year
 from benchmarks.table import keep_results
 from models.bundle import Bundle
 from models.ensemble import fit_ensemble
 from models.metrics import Vector, auc, compute_metrics
 from models.training import best_device, deterministic
-from pipeline.fields import METRICS
 from pipeline.settings import REPOSITORY
 from pipeline.spec import UseCase, use_cases
 from serving.predictor import Predictor
@@ -52,6 +53,8 @@ RECIPE = {
     "label_smoothing": 0.0,
 }  # fmt: skip
 EPOCHS = 5
+FLIGHTS_FIRST = datetime(2013, 4, 1, tzinfo=UTC)
+TAXI_FIRST = datetime(2018, 7, 2, tzinfo=UTC)
 CBPE = """
 import json
 import nannyml
@@ -145,29 +148,25 @@ class Weekly:
     realised: float
 
 
-class FlightsYear:
-    """The year's labelled rows in the order of prediction time, and the champions of it."""
+class Replayed:
+    """A use case's labelled rows in the order of prediction time, the champions of it, and the weeks from one on."""
 
-    def __init__(self, use_case: UseCase, rows: pa.Table) -> None:
-        self.use_case, self.rows = use_case, rows
+    def __init__(self, use_case: UseCase, rows: pa.Table, first: datetime) -> None:
+        self.use_case, self.rows, self.first = use_case, rows, first
         self.champions: dict[datetime, tuple[datetime, Vector]] = {}
 
-    def mask(self, start: datetime, end: datetime, known_by: datetime | None = None) -> Any:
-        """The rows predicted in [start, end), with a label known by then."""
+    def mask(self, start: datetime, end: datetime) -> Any:
+        """The rows predicted in [start, end)."""
         at, moment = self.rows["prediction_time"], pa.timestamp("us", "UTC")
-        mask = pc.and_(pc.greater_equal(at, pa.scalar(start, moment)), pc.less(at, pa.scalar(end, moment)))
-        if known_by is not None:
-            mask = pc.and_(mask, pc.less_equal(self.rows["label_time"], pa.scalar(known_by, moment)))
-        return np.asarray(mask)
+        return np.asarray(pc.and_(pc.greater_equal(at, pa.scalar(start, moment)), pc.less(at, pa.scalar(end, moment))))
 
     def champion(self, born: datetime) -> tuple[datetime, Vector]:
         """Until when it learnt, and its score of every row."""
         if born not in self.champions:
             moments = split(self.use_case, born)
-            learnt = self.rows.filter(
-                pa.array(self.mask(datetime(2013, 1, 8, tzinfo=UTC), moments.fit_until, moments.cutoff))
-            )
-            recipe = make_recipe(self.use_case, features.definition("flights"), RECIPE, epochs=EPOCHS)
+            oldest = datetime(1970, 1, 1, tzinfo=UTC)
+            learnt = self.rows.filter(pa.array(self.mask(oldest, moments.fit_until)))
+            recipe = make_recipe(self.use_case, features.definition(self.use_case.name), RECIPE, epochs=EPOCHS)
             seeds = tuple(self.use_case.seed + n for n in range(self.use_case.train.ensemble_seeds))
             with deterministic(recipe.threads):
                 ensemble = fit_ensemble(replace(recipe, seeds=seeds), learnt, best_device())
@@ -177,40 +176,46 @@ class FlightsYear:
         return self.champions[born]
 
     def expect(self, lag: timedelta, retrain_days: int | None) -> list[Weekly]:
-        """Every week from April on, estimated at its end; its labels are known a lag after it."""
-        label, day = (self.rows["label"].to_numpy(), self.rows["prediction_time"].to_numpy().astype("datetime64[D]"))
-        born = datetime(2013, 4, 1, tzinfo=UTC)
+        """Every whole week from the first on, estimated at its end; its labels are known a lag after it."""
+        born, start, week = self.first, self.first, timedelta(days=7)
+        last = self.rows["prediction_time"][-1].as_py()
         found: list[Weekly] = []
-        for number in range(38):
-            start = datetime(2013, 4, 1, tzinfo=UTC) + timedelta(days=7 * number)
-            end = start + timedelta(days=7)
+        while start + week <= last:
             if retrain_days is not None and start - born >= timedelta(days=retrain_days):
                 born = start
-            learnt_until, score = self.champion(born)
-            known = min(start, end - lag)
-            since = known - timedelta(days=self.use_case.monitor.performance_days)
-            chosen = self.mask(max(since, born), known)
-            if chosen.sum() < self.use_case.monitor.min_labelled:  # young: what it did not learn, scored now
-                chosen = self.mask(max(since, learnt_until), known)
-            if chosen.sum() < self.use_case.monitor.min_labelled:
-                continue
-            matured = MaturedRows(score=score[chosen], label=label[chosen], day=day[chosen])
-            past: dict[str, list[MaturedEstimate]] = {}
-            for each in found:
-                if datetime.fromisoformat(each.week) + timedelta(days=7) + lag <= end:
-                    past.setdefault(each.metric, []).append(
-                        MaturedEstimate(estimate=each.estimate, realised=each.realised)
-                    )
-            week = self.mask(start, end)
-            realised = compute_metrics("binary", score[week], label[week])
-            for name, estimate in estimate_window("binary", score[week], matured, past, seed=SEED).items():
-                found.append(
-                    Weekly(
-                        week=start.isoformat(), champion=f"{born:%Y-%m-%d}", metric=name, estimate=estimate,
-                        realised=realised[name],
-                    )
-                )  # fmt: skip
+            found = [*found, *self.expect_week(born, start, lag, found)]
+            start += week
         return found
+
+    def expect_week(self, born: datetime, start: datetime, lag: timedelta, before: list[Weekly]) -> Iterator[Weekly]:
+        """What monitoring would expect at the week's end, of the champion born then; nothing by too few rows."""
+        kind, monitor, end = self.use_case.target.kind, self.use_case.monitor, start + timedelta(days=7)
+        label, day = (self.rows["label"].to_numpy(), self.rows["prediction_time"].to_numpy().astype("datetime64[D]"))
+        learnt_until, score = self.champion(born)
+        known = min(start, end - lag)
+        since = known - timedelta(days=monitor.performance_days)
+        chosen = self.mask(max(since, born), known)
+        if chosen.sum() < monitor.min_labelled:  # young: what it did not learn, scored now
+            chosen = self.mask(max(since, learnt_until), known)
+        week = self.mask(start, end)
+        if min(chosen.sum(), week.sum()) < monitor.min_labelled:
+            return
+        matured = MaturedRows(score=score[chosen], label=label[chosen], day=day[chosen])
+        past: dict[str, list[MaturedEstimate]] = {}
+        for each in before:
+            if datetime.fromisoformat(each.week) + timedelta(days=7) + lag <= end:
+                matured_estimate = MaturedEstimate(estimate=each.estimate, realised=each.realised)
+                past.setdefault(each.metric, []).append(matured_estimate)
+        realised = compute_metrics(kind, score[week], label[week])
+        for name, estimate in estimate_window(kind, score[week], matured, past, seed=SEED).items():
+            if name in realised:
+                yield Weekly(
+                    week=start.isoformat(),
+                    champion=f"{born:%Y-%m-%d}",
+                    metric=name,
+                    estimate=estimate,
+                    realised=realised[name],
+                )
 
 
 def summarise(weekly: list[Weekly], metric: str) -> dict[str, Any]:
@@ -235,43 +240,60 @@ def summarise(weekly: list[Weekly], metric: str) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    """Measure, print, keep."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path)
-    parser.add_argument("--nannyml", metavar="PYTHON")
-    parser.add_argument("--rows", type=Path, default=Path("build/benchmarks/flights-2013.parquet"))
-    arguments = parser.parse_args()
+def measure_loans(folder: Path | None, nannyml: str | None) -> dict[str, Any]:
+    """The car loans, printed."""
     with tempfile.TemporaryDirectory() as scratch:
-        loans = expect_loans(*read_loans(arguments.data or fetch(Path(scratch))))
-    result: dict[str, Any] = {"car loans": {"chunks": loans, "mean error": _mean_error(loans)}}
-    print("chunk  realised  expected  from    to      alert")
+        loans = expect_loans(*read_loans(folder or fetch(Path(scratch))))
+    print("chunk  realised  expected  from      to      alert")
     for number, each in enumerate(loans):
-        print(
-            f"{number:5}  {each['realised']:.4f}    {each['expected']:.4f}    {each['low']:.4f}  {each['high']:.4f}"
-            f"  {each['alert']}"
-        )
-    print(f"mean error {_mean_error(loans):.5f}")
-    if arguments.nannyml:
-        theirs = ask_nannyml(arguments.nannyml)
+        told = "    ".join(f"{each[name]:.4f}" for name in ("realised", "expected", "low", "high"))
+        print(f"{number:5}  {told}  {each['alert']}")
+    result: dict[str, Any] = {"chunks": loans, "mean error": _mean_error(loans)}
+    print(f"mean error {result['mean error']:.5f}")
+    if nannyml:
+        theirs = ask_nannyml(nannyml)
         rows = [each | {"expected": value} for each, value in zip(loans, theirs["expected"], strict=True)]
         same = sum(each["alert"] == alert for each, alert in zip(loans, theirs["alert"], strict=True))
         result["nannyml"] = {**theirs, "mean error": _mean_error(rows), "same verdicts": same}
         print(f"NannyML: mean error {_mean_error(rows):.5f}, {same} of {len(rows)} verdicts are the same")
-    use_case = use_cases(REPOSITORY / "params.yaml")["flights"]
-    flights = FlightsYear(use_case, year(use_case, arguments.rows))
-    result["flights"] = {}
-    for name, lag, days in (
-        ("as labels come, retrained", use_case.time.label_lag, use_case.monitor.max_age_days),
-        ("as labels come, frozen", use_case.time.label_lag, None),
-        ("labels after 30 days, retrained", timedelta(days=30), use_case.monitor.max_age_days),
-        ("labels after 30 days, frozen", timedelta(days=30), None),
+    return result
+
+
+def measure_weeks(replayed: Replayed) -> dict[str, Any]:
+    """A use case's weeks, with labels as they come and as if they took 30 days, retrained and not; printed."""
+    own, days, month = replayed.use_case.time.label_lag, replayed.use_case.monitor.max_age_days, timedelta(days=30)
+    result: dict[str, Any] = {}
+    for name, lag, retrain_days in (
+        ("as labels come, retrained", own, days),
+        ("as labels come, frozen", own, None),
+        ("labels after 30 days, retrained", month, days),
+        ("labels after 30 days, frozen", month, None),
     ):
-        weekly = flights.expect(lag, days)
-        result["flights"][name] = {metric: summarise(weekly, metric) for metric in METRICS["binary"]}
-        for metric, found in result["flights"][name].items():
-            print(name, metric, found)
-    keep_results("expected-performance", **result)
+        weekly = replayed.expect(lag, retrain_days)
+        result[name] = {metric: summarise(weekly, metric) for metric in sorted({each.metric for each in weekly})}
+        for metric, found in result[name].items():
+            print(name, metric, found, flush=True)
+    return result
+
+
+def main() -> None:
+    """Measure, print, keep: a file for each part."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", nargs="+", choices=("loans", "flights", "taxi"), default=("loans", "flights"))
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--nannyml", metavar="PYTHON")
+    parser.add_argument("--rows", type=Path, default=Path("build/benchmarks/flights-2013.parquet"))
+    arguments = parser.parse_args()
+    if "loans" in arguments.parts:
+        keep_results("expected-performance-loans", **measure_loans(arguments.data, arguments.nannyml))
+    declared = use_cases(REPOSITORY / "params.yaml")
+    if "flights" in arguments.parts:
+        flights = Replayed(declared["flights"], year(declared["flights"], arguments.rows), FLIGHTS_FIRST)
+        keep_results("expected-performance-flights", weeks=measure_weeks(flights))
+    if "taxi" in arguments.parts:
+        rows = build_rows(declared["taxi"]).table
+        taxi = Replayed(declared["taxi"], rows.filter(rows["label"].is_valid()), TAXI_FIRST)
+        keep_results("expected-performance-taxi", weeks=measure_weeks(taxi))
 
 
 def _mean_error(chunks: list[dict[str, Any]]) -> float:

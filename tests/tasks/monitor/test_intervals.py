@@ -172,6 +172,12 @@ def test_an_honest_interval_covers_what_it_says_in_batch_and_is_left_in_peace(
         assert metrics["interval_width"] > 0
     rows = outside.warehouse.query("select metrics, coverage from performance order by window_end")
     assert all("interval_coverage" in row["metrics"] and row["coverage"] == 1 for row in rows)
+    expected = outside.warehouse.query(
+        "select window_start, matured, expected from expected_performance where labelled = 0 order by window_start"
+    )
+    assert expected[0]["window_start"] == AS_OF, "of its first week, too: by the holdout, which it did not learn"
+    assert len(expected) == 4
+    assert all(row["matured"] > 300 and {"mae", "rmse", "bias"} <= set(row["expected"]) for row in expected)
 
     again = reproduction.reproduce(case, candidate.model_version, outside)
     assert again.problems == []
