@@ -137,7 +137,7 @@ def ask_nannyml(python: str) -> dict[str, list[Any]]:
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Weekly:
     """A week's estimate of a metric, and what became of it."""
 
@@ -204,18 +204,11 @@ class Replayed:
         past: dict[str, list[MaturedEstimate]] = {}
         for each in before:
             if datetime.fromisoformat(each.week) + timedelta(days=7) + lag <= end:
-                matured_estimate = MaturedEstimate(estimate=each.estimate, realised=each.realised)
-                past.setdefault(each.metric, []).append(matured_estimate)
+                past.setdefault(each.metric, []).append(MaturedEstimate(estimate=each.estimate, realised=each.realised))
         realised = compute_metrics(kind, score[week], label[week])
         for name, estimate in estimate_window(kind, score[week], matured, past, seed=SEED).items():
             if name in realised:
-                yield Weekly(
-                    week=start.isoformat(),
-                    champion=f"{born:%Y-%m-%d}",
-                    metric=name,
-                    estimate=estimate,
-                    realised=realised[name],
-                )
+                yield Weekly(start.isoformat(), f"{born:%Y-%m-%d}", name, estimate, realised[name])
 
 
 def summarise(weekly: list[Weekly], metric: str) -> dict[str, Any]:
