@@ -47,6 +47,10 @@ class Recipe:
         return cls(**values)
 
 
+class TrainingDiverged(ValueError):  # noqa: N818  # reads as what it is
+    """Training came to no network that answers with numbers."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Ensemble:
     """Fitted networks that share an encoder, and each one's training loss per epoch."""
@@ -99,7 +103,8 @@ def fit_ensemble(recipe: Recipe, table: pa.Table, device: torch.device) -> Ensem
     """Train one network per seed, all at once, on a labelled table. Bit for bit repeatable on a CPU.
 
     Raises:
-        ValueError: no rows, a column missing or of another type, or training that diverged.
+        TrainingDiverged: a loss is not finite.
+        ValueError: no rows, or a column missing or of another type.
     """
     encoder = Encoder.fit(table, numeric=recipe.numeric, categorical=recipe.categorical)
     with deterministic(recipe.threads):
@@ -110,5 +115,5 @@ def fit_ensemble(recipe: Recipe, table: pa.Table, device: torch.device) -> Ensem
             population.train_epoch(members)
     curves = tuple(tuple(member.curve) for member in members)
     if not np.isfinite(curves).all():
-        raise ValueError(f"training diverged: {recipe}")
+        raise TrainingDiverged(f"training diverged: {recipe}")
     return Ensemble(encoder=encoder, members=tuple(member.model.cpu().eval() for member in members), curves=curves)

@@ -89,7 +89,15 @@ def write_run_record(job: TrainingJob, trained: TrainingResult, folder: Path, ou
         metric=metric,
         curves={**curves, **search_curve},
     )
-    _write_texts(job, trained, folder, trials)
+    write_documents(
+        folder,
+        {
+            "monitoring/profile.json": trained.profile,
+            "search/trials.json": trials,
+            "report.json": asdict(trained.report),
+            "use_case.json": job.use_case.model_dump(mode="json"),
+        },
+    )
     return RunRecord(
         use_case=job.use_case.name,
         key=job.key,
@@ -109,14 +117,9 @@ def write_run_record(job: TrainingJob, trained: TrainingResult, folder: Path, ou
     )
 
 
-def _write_texts(job: TrainingJob, trained: TrainingResult, folder: Path, trials: list[dict[str, Any]]) -> None:
-    texts: Mapping[str, Any] = {
-        "monitoring/profile.json": trained.profile,
-        "search/trials.json": trials,
-        "report.json": asdict(trained.report),
-        "use_case.json": job.use_case.model_dump(mode="json"),
-    }
-    for name, document in texts.items():
+def write_documents(folder: Path, documents: Mapping[str, Any]) -> None:
+    """Write JSON files into a run's folder, and beside them what is installed here."""
+    for name, document in documents.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(json.dumps(document, indent=1, allow_nan=False))
     installed = sorted({f"{d.metadata['Name']}=={d.version}" for d in metadata.distributions()}, key=str.lower)

@@ -7,6 +7,7 @@ the interval where the use case declares one.
 
 import tempfile
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -16,10 +17,9 @@ import pyarrow as pa
 
 import features
 from adapters.connect import Outside
-from adapters.registry import Version
-from adapters.warehouse import Fence
+from adapters.registry import RunRecord, Version
 from models.bundle import Bundle
-from models.ensemble import Ensemble, fit_ensemble, labels
+from models.ensemble import Ensemble, Recipe, TrainingDiverged, fit_ensemble, labels
 from models.interval import ConformalInterval
 from models.metrics import compute_metrics
 from models.training import best_device, deterministic
@@ -66,59 +66,76 @@ def refit(  # noqa: PLR0917  # the order is that of the flow: what, from what, w
         moments=split(use_case, as_of),
         recipe=replace(make_recipe(use_case, definition, study.best_params, epochs=study.best_epochs), seeds=seeds),
     )
-    fence = outside.warehouse.begin(f"refit/{use_case.name}/{job.key}")
-    version = outside.registry.find(use_case.name, job.key)
-    if version is None:
-        version = _train_and_register(job, fence, outside)
-    else:  # by an earlier try, which may have died before its costs were committed
-        metrics = outside.registry.metrics(use_case.name, version.version)
-        with outside.warehouse.transaction(fence) as cursor:
-            _write_costs(cursor, job, version, metrics["refit_seconds"], metrics.get("refit_energy_joules"))
+    version = register_once(
+        use_case, job.key, lambda folder: write_run_record(job, _train(job, outside), folder, outside), outside
+    )
     return _candidate(job, version)
 
 
-def _train_and_register(job: TrainingJob, fence: Fence, outside: Outside) -> Version:
-    trained = _train(job, outside)
-    with tempfile.TemporaryDirectory() as scratch:
-        run_id = outside.registry.log_run(write_run_record(job, trained, Path(scratch), outside))
-    # Registering while the fence is held: an overtaken process cannot add a second version.
-    with outside.warehouse.transaction(fence) as cursor:
-        version = outside.registry.register(job.use_case.name, run_id)
-        _write_costs(cursor, job, version, trained.seconds, trained.energy_joules)
+def register_once(use_case: UseCase, key: str, train: Callable[[Path], RunRecord], outside: Outside) -> Version:
+    """The model version of a piece of training work, and what it cost; trained only where none is registered.
+
+    Raises:
+        FencedOut: the same work was begun again meanwhile.
+    """
+    fence = outside.warehouse.begin(f"refit/{use_case.name}/{key}")
+    version = outside.registry.find(use_case.name, key)
+    if version is None:
+        with tempfile.TemporaryDirectory() as scratch:
+            record = train(Path(scratch))
+            run_id = outside.registry.log_run(record)
+        # Registering while the fence is held: an overtaken process cannot add a second version.
+        with outside.warehouse.transaction(fence) as cursor:
+            version = outside.registry.register(use_case.name, run_id)
+            _write_costs(cursor, version, record.metrics)
+    else:  # by an earlier try, which may have died before its costs were committed
+        metrics = outside.registry.metrics(use_case.name, version.version)
+        with outside.warehouse.transaction(fence) as cursor:
+            _write_costs(cursor, version, metrics)
     return version
 
 
-def _write_costs(
-    cursor: Any, job: TrainingJob, version: Version, refit_seconds: float, refit_joules: float | None
-) -> None:
+def _write_costs(cursor: Any, version: Version, metrics: Mapping[str, float]) -> None:
     """What the version cost, once; the device is the one that trained it, whoever writes this."""
-    for step, seconds, joules, trials in (
-        ("search", job.study.seconds, job.study.energy_joules, job.study.trials),
-        ("refit", refit_seconds, refit_joules, None),
-    ):
-        cursor.execute(
-            "insert into costs (use_case, model_version, step, seconds, energy_joules, device, trials)"
-            " values (%s, %s, %s, %s, %s, %s, %s) on conflict do nothing",
-            (job.use_case.name, version.version, step, seconds, joules, version.tags["windsock.device"], trials),
-        )
+    for step in ("search", "refit"):
+        if f"{step}_seconds" in metrics:  # a winner that is fitted anew was not searched for
+            trials = metrics["search_trials"] if step == "search" else None
+            costs = (metrics[f"{step}_seconds"], metrics.get(f"{step}_energy_joules"))
+            cursor.execute(
+                "insert into costs (use_case, model_version, step, seconds, energy_joules, device, trials)"
+                " values (%s, %s, %s, %s, %s, %s, %s) on conflict do nothing",
+                (version.use_case, version.version, step, *costs, version.tags["windsock.device"], trials),
+            )
+
+
+def fit_with_profile(recipe: Recipe, rows: pa.Table, use_case: UseCase) -> tuple[Ensemble, dict[str, Any]]:
+    """An ensemble that learnt these labelled rows, and what monitoring judges later rows by.
+
+    Raises:
+        TrainingDiverged: a loss or an answer is not finite.
+    """
+    ensemble = fit_ensemble(recipe, rows, best_device())
+    try:
+        answers = _predictor(ensemble).predict(rows)
+    except ArithmeticError as error:
+        raise TrainingDiverged(f"{error}: {recipe}") from error
+    return ensemble, profile.make_profile(rows.append_column("score", pa.array(answers)), use_case)
 
 
 def _train(job: TrainingJob, outside: Outside) -> TrainingResult:
-    device = best_device()
-    began, meter = time.monotonic(), Meter(device.type)
+    began, meter = time.monotonic(), Meter(best_device().type)
     start, end, cutoff = job.snapshot.start, job.moments.fit_until, job.moments.cutoff
     rows = dataset.load_rows(job.snapshot.version, job.use_case, outside, start=start, end=end, known_by=cutoff)
     require_rows(job.use_case, rows, job.moments)
     with deterministic(job.recipe.threads):
         metrics, report, interval = _validate(job, rows)
-        ensemble = fit_ensemble(job.recipe, rows, device)
-        scored = rows.append_column("score", pa.array(_predictor(ensemble).predict(rows)))
+        ensemble, seen = fit_with_profile(job.recipe, rows, job.use_case)
     return TrainingResult(
         ensemble=ensemble,
         interval=interval,
         metrics=metrics,
         report=report,
-        profile=profile.make_profile(scored, job.use_case),
+        profile=seen,
         rows=rows.num_rows,
         seconds=time.monotonic() - began,
         energy_joules=meter.joules(),
