@@ -6,13 +6,17 @@ searches on the validation days only (one Optuna study in Postgres, so that a ki
 `refit` trains the best configuration and registers the candidate; `evaluate` compares it with the champion on the same
 holdout rows; where the candidate won, and the use case's risk is high or the champion learnt features that can no
 longer be computed, `approval` waits for a person (Required Actions, in the Airflow UI; no answer in time is a
-rejection), else it skips; `promote` follows the verdict and writes the ledger; `deploy` brings the champion to the
-endpoint, where there is one, by the stages of `deploy`; `finish` closes the retrain decision that asked for this, if
-one did, once the gate has spoken, whatever happened; the deployment goes on beside what comes next.
+rejection), else it skips; `admit` lets through only what will be promoted; `refit_winner` trains that anew, by the same
+recipe and seeds, on all that was known at the data time, and turns it down where it agrees too little with the version
+that was judged; `promote` follows the verdict, with the refit where there is one, and writes the ledger; `deploy`
+brings the champion to the endpoint, where there is one, by the stages of `deploy`; `finish` closes the retrain decision
+that asked for this, if one did, once the gate has spoken, whatever happened; the deployment goes on beside what comes
+next.
 
 **Started by** `retrain`, once for each decision, or by hand with the form.
 
-**To resume** clear the failed task: the search keeps its trials, and a verdict is promoted at most once. A `plan` that
+**To resume** clear the failed task: the search keeps its trials, a refit that is registered is not trained again, and a
+verdict is promoted at most once. Marking `refit_winner` as success promotes the winner as it was judged. A `plan` that
 names mistakes is not tried again: mend them, and start a new run.
 """
 
@@ -25,7 +29,7 @@ from airflow.sdk.exceptions import AirflowSkipException
 
 from orchestration.defaults import ACCELERATOR, dag_args, declared, reach_outside, rollout_time
 from orchestration.parameters import MOMENT, read_moment
-from pipeline.handoffs import Candidate, Release, ReleaseOutcome, Verdict
+from pipeline.handoffs import Candidate, RefittedWinner, Release, ReleaseOutcome, Verdict
 from pipeline.spec import UseCase
 
 APPROVE, REJECT = "Approve", "Reject"
@@ -66,7 +70,7 @@ def approval(use_case: UseCase) -> HITLOperator:
         task_id="approval",
         subject=f"Promote version {{{{ {verdict}.candidate_version }}}} of {use_case.title}?",
         body=(
-            f"In place of version {{{{ {verdict}.champion_version or 'none' }}}}.\n\n"
+            f"In place of version {{{{ {verdict}.champion_version or 'none' }}}}, refitted on all that is known.\n\n"
             f"Effect on {use_case.gate.metric}: {{{{ {verdict}.effect }}}} "
             f"[{{{{ {verdict}.effect_low }}}}, {{{{ {verdict}.effect_high }}}}]\n\n"
             f"{{{{ {verdict}.reasons | join('; ') }}}}\n\nEvidence: {{{{ {verdict}.evidence_uri }}}}"
@@ -87,7 +91,7 @@ def answer(response: dict[str, Any] | None, run_id: str) -> tuple[bool | None, s
 
 
 def make_train_dag(use_case: UseCase) -> DAG:
-    """`plan -> tune -> refit -> evaluate -> approval -> promote -> deploy`; `finish` after `promote`, in every case."""
+    """`plan -> tune -> refit -> evaluate -> approval -> admit -> refit_winner -> promote -> deploy`; then `finish`."""
     with DAG(**dag_args(use_case, "train", __doc__), schedule=None, params=form(use_case)) as dag:
 
         @task(execution_timeout=timedelta(hours=1))  # packs series, as a refresh does
@@ -129,13 +133,43 @@ def make_train_dag(use_case: UseCase) -> DAG:
 
             return step.judge_candidate(use_case, candidate, reach_outside())
 
+        # A task of its own, so that what is held waits for no accelerator.
+        @task.short_circuit(
+            execution_timeout=timedelta(minutes=10), trigger_rule="none_failed", ignore_downstream_trigger_rules=False
+        )
+        def admit(verdict: Verdict, response: Any = None, params: Any = None, dag_run: Any = None) -> bool:
+            from tasks.promote import promote as step
+
+            approved, actor = answer(response, dag_run.run_id)
+            return not params["dry_run"] and step.will_promote(
+                use_case, verdict, reach_outside(), actor=actor, approved=approved
+            )
+
+        @task(execution_timeout=timedelta(hours=12), **ACCELERATOR)
+        def refit_winner(candidate: Candidate) -> RefittedWinner:
+            from tasks.promote import winner as step
+
+            return step.refit_winner(use_case, candidate, reach_outside())
+
         @task(execution_timeout=timedelta(minutes=10), trigger_rule="none_failed")
-        def promote(verdict: Verdict, response: Any = None, params: Any = None, dag_run: Any = None) -> Release:
+        def promote(
+            verdict: Verdict,
+            refitted: RefittedWinner | None = None,
+            response: Any = None,
+            params: Any = None,
+            dag_run: Any = None,
+        ) -> Release:
             from tasks.promote import promote as step
 
             approved, actor = answer(response, dag_run.run_id)
             return step.promote(
-                use_case, verdict, reach_outside(), actor=actor, approved=approved, dry_run=params["dry_run"]
+                use_case,
+                verdict,
+                reach_outside(),
+                actor=actor,
+                approved=approved,
+                dry_run=params["dry_run"],
+                refitted=refitted,
             )
 
         @task(execution_timeout=rollout_time(use_case))
@@ -161,7 +195,9 @@ def make_train_dag(use_case: UseCase) -> DAG:
         verdict: Any = evaluate(candidate)
         approved = approval(use_case)
         verdict >> approved
-        release: Any = promote(verdict, approved.output)
+        refitted: Any = refit_winner(candidate)
+        admit(verdict, approved.output) >> refitted
+        release: Any = promote(verdict, refitted, approved.output)
         finish(release)  # the decision has its answer; how the version gets to its clients is a matter of its own
         deploy(release)
     return dag

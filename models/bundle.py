@@ -69,7 +69,7 @@ def write_bundle(
         definition: that definition, as JSON text.
         recipe: everything that decided the weights besides the rows.
         data: which rows: snapshot version, start, cut-off, number of rows.
-        metrics: on validation rows, before the refit took them in.
+        metrics: on validation rows, before the refit took them in; none of a winner that was refitted.
         versions: of the libraries that trained.
         interval: around a regression's answers; without one the card says nothing of it.
     """

@@ -108,6 +108,25 @@ class Verdict:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RefittedWinner:
+    """The winner of a verdict, fitted anew on all that was known (None: it diverged), and what speaks against it.
+
+    Without reasons against it, it is what is promoted, in place of the version that was judged.
+    """
+
+    use_case: str
+    judged_version: str
+    model_version: str | None
+    reasons: list[str]
+    measured: dict[str, float | None]
+
+    @property
+    def promoted_version(self) -> str:
+        """What a promotion puts in force."""
+        return self.judged_version if self.reasons or self.model_version is None else self.model_version
+
+
+@dataclass(frozen=True, kw_only=True)
 class Release:
     """What promotion did. `outcome` is a `ReleaseOutcome`, or what an experiment in the ledger came to."""
 

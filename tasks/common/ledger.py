@@ -74,6 +74,16 @@ def find_birth(champions: Sequence[Champion], version: str) -> datetime:
     return min(champion.as_of for champion in champions if champion.version == version)
 
 
+def find_judged_version(use_case: UseCase, version: str, outside: Outside) -> str:
+    """The version by which a champion was judged: its twin of before it was fitted on all that was known, or itself."""
+    rows = outside.warehouse.query(
+        "select evidence ->> 'judged_version' as judged from ledger where use_case = %s and action = 'promote'"
+        " and model_version = %s order by entry desc limit 1",
+        (use_case.name, version),
+    )
+    return rows[0]["judged"] or version if rows else version  # one of before was judged itself
+
+
 def locked_champion(at: cursor, use_case: UseCase) -> Champion | None:
     """The champion, which nobody else can change until this transaction ends."""
     at.execute("select pg_advisory_xact_lock(hashtext('champion'), hashtext(%s))", (use_case.name,))

@@ -17,17 +17,11 @@ from adapters.connect import Outside
 from pipeline.handoffs import Candidate, Verdict, VerdictAnswer
 from pipeline.spec import UseCase
 from tasks.build_features import dataset
-from tasks.build_features.learnt_features import (
-    UncomputableFeatures,
-    find_learnt_definition,
-    is_made_by,
-    load_learnt_points,
-)
-from tasks.promote import promote
 from tasks.promote.bootstrap import Floats
 from tasks.promote.gate import Judgement, decide
 from tasks.promote.gate_checks import HoldoutRows, Scored, Setting
 from tasks.promote.gate_plot import draw_judgement
+from tasks.promote.opponent import Opponent, explain_opponent, find_opponent, load_as_learnt, name_comparison
 from tasks.promote.verdict_rows import count_askings, load_past_effects, write_verdict
 
 _LATENCY_CALLS = 30
@@ -43,24 +37,17 @@ def judge_candidate(use_case: UseCase, candidate: Candidate, outside: Outside) -
     Raises:
         ValueError: the candidate is the champion, and was not made so by a verdict; or its bundle is not the one named.
     """
-    opponent = _opponent(use_case, candidate, outside)
-    verdict_id = _verdict_id(use_case, candidate, opponent)
+    opponent = find_opponent(use_case, candidate, outside)
+    champion = opponent.champion if opponent else None
+    verdict_id = name_comparison(use_case, candidate, champion)
     if stored := _stored(use_case, verdict_id, outside):
         write_verdict(use_case, stored, outside)
         return stored
-    table = dataset.load_rows(
-        candidate.snapshot_version,
-        use_case,
-        outside,
-        start=candidate.holdout_start,
-        end=candidate.holdout_end,
-        known_by=candidate.as_of,
-    )
-    ours, predictor = _answers(use_case, candidate.model_version, table, outside, sha256=candidate.bundle_sha256)
+    table = load_holdout(use_case, candidate, outside)
+    ours, predictor = score_rows(use_case, candidate.model_version, table, outside, sha256=candidate.bundle_sha256)
     latency = latency_ms(predictor, table)
-    same_events = None if opponent is None else _as_learnt(use_case, opponent, candidate, table, outside)
-    foreign = opponent is not None and same_events is None
-    theirs = _answers(use_case, opponent, same_events, outside)[0] if opponent and same_events is not None else None
+    theirs = None if opponent is None else _opponent_scores(use_case, opponent, candidate, table, outside)
+    foreign = opponent is not None and theirs is None
     setting = Setting(
         gate=use_case.gate,
         kind=use_case.target.kind,
@@ -69,11 +56,10 @@ def judge_candidate(use_case: UseCase, candidate: Candidate, outside: Outside) -
         latency_ms=latency,
         seed=int(verdict_id[-8:], 16) ^ use_case.seed,
         past=load_past_effects(use_case, candidate, outside),
-        asked=count_askings(use_case, candidate, opponent, verdict_id, outside),
+        asked=count_askings(use_case, candidate, champion, verdict_id, outside),
     )
     judgement = decide(setting, frozen_rows(use_case, table), ours, theirs)
-    if foreign:
-        judgement = _not_compared(judgement, opponent)
+    judgement = explain_opponent(judgement, opponent, foreign=foreign)
     verdict = _verdict(
         use_case, candidate, opponent, judgement, verdict_id, is_risky=use_case.risk == "high" or foreign
     )
@@ -81,6 +67,18 @@ def judge_candidate(use_case: UseCase, candidate: Candidate, outside: Outside) -
     verdict = _store(use_case, verdict, candidate, judgement, outside)
     write_verdict(use_case, verdict, outside)
     return verdict
+
+
+def load_holdout(use_case: UseCase, candidate: Candidate, outside: Outside) -> pa.Table:
+    """The labelled rows that a candidate is judged by."""
+    return dataset.load_rows(
+        candidate.snapshot_version,
+        use_case,
+        outside,
+        start=candidate.holdout_start,
+        end=candidate.holdout_end,
+        known_by=candidate.as_of,
+    )
 
 
 def frozen_rows(use_case: UseCase, table: pa.Table) -> HoldoutRows:
@@ -108,34 +106,15 @@ def fingerprint(table: pa.Table) -> str:
     return digest.hexdigest()
 
 
-def _as_learnt(
-    use_case: UseCase, version: str, candidate: Candidate, table: pa.Table, outside: Outside
-) -> pa.Table | None:
-    """The rows of a table with the features that a version learnt; None where they cannot be had for each of them."""
-    definition = find_learnt_definition(use_case, version, outside)
-    if definition is None or is_made_by(definition, candidate.snapshot_version, use_case, outside):
-        return None if definition is None else table
-    try:
-        points = load_learnt_points(
-            definition,
-            candidate.snapshot_version,
-            use_case,
-            outside,
-            start=candidate.holdout_start,
-            end=candidate.holdout_end,
-        )
-    except UncomputableFeatures:
-        return None
-    places = {key: place for place, key in enumerate(_keys(points))}
-    chosen = [places.get(key) for key in _keys(table)]
-    return None if None in chosen else points.take(chosen)
+def _opponent_scores(
+    use_case: UseCase, opponent: Opponent, candidate: Candidate, table: pa.Table, outside: Outside
+) -> Scored | None:
+    """Its answers about the rows; None where what it learnt cannot be had for them."""
+    same_events = load_as_learnt(use_case, opponent.answering, candidate, table, outside)
+    return None if same_events is None else score_rows(use_case, opponent.answering, same_events, outside)[0]
 
 
-def _keys(table: pa.Table) -> list[tuple[str, datetime]]:
-    return list(zip(table.column("entity_key").to_pylist(), table.column("event_time").to_pylist(), strict=True))
-
-
-def _answers(
+def score_rows(
     use_case: UseCase, version: str, table: pa.Table, outside: Outside, *, sha256: str | None = None
 ) -> tuple[Scored, Any]:
     """The scores of the ensemble and of each member alone, all by `serving.predictor`; and the ensemble's predictor."""
@@ -179,44 +158,10 @@ def latency_ms(predictor: Any, table: pa.Table) -> float:
     return statistics.median(seconds) * 1000
 
 
-def _opponent(use_case: UseCase, candidate: Candidate, outside: Outside) -> str | None:
-    """Whom to judge against: the champion or, where that is this candidate already, the one before it."""
-    champion = promote.current(use_case, outside)
-    if champion is None or champion.version != candidate.model_version:
-        return champion.version if champion else None
-    promoted = outside.warehouse.query(
-        "select champion_version, verdict_id from ledger where use_case = %s and action = 'promote'"
-        " and model_version = %s order by entry desc limit 1",
-        (use_case.name, candidate.model_version),
-    )
-    before = promoted[0]["champion_version"] if promoted else None
-    if not promoted or promoted[0]["verdict_id"] != _verdict_id(use_case, candidate, before):
-        raise ValueError(f"version {champion.version} is the champion: judging it against itself says nothing")
-    return before if before is None else str(before)
-
-
-def _verdict_id(use_case: UseCase, candidate: Candidate, opponent: str | None) -> str:
-    """Names a comparison: which models, on which data, by which thresholds."""
-    what = [candidate.model_version, opponent, candidate.snapshot_version, use_case.gate.model_dump(mode="json")]
-    digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
-    return f"{use_case.name}-{candidate.model_version}-vs-{opponent or 'none'}-{digest}"
-
-
-def _not_compared(judgement: Judgement, opponent: str | None) -> Judgement:
-    """The judgement, saying that the champion could not be asked."""
-    text = (
-        f"champion {opponent} learnt other features than are defined now, which cannot be had for these rows:"
-        " judged against the best constant, so a person must approve"
-    )
-    codes, reasons = [*judgement.codes, "champion-of-other-features"], [*judgement.reasons, text]
-    evidence = {**judgement.evidence, "codes": codes, "reasons": reasons, "champion_unusable": text}
-    return replace(judgement, codes=codes, reasons=reasons, evidence=evidence)
-
-
 def _verdict(
     use_case: UseCase,
     candidate: Candidate,
-    opponent: str | None,
+    opponent: Opponent | None,
     judgement: Judgement,
     verdict_id: str,
     *,
@@ -226,7 +171,7 @@ def _verdict(
         verdict_id=verdict_id,
         use_case=use_case.name,
         candidate_version=candidate.model_version,
-        champion_version=opponent,
+        champion_version=opponent.champion if opponent else None,
         answer=judgement.answer,
         reasons=judgement.reasons,
         effect=judgement.evidence.get("effect", {}).get("value"),

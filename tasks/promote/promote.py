@@ -8,11 +8,12 @@ same lock, and read back; a kill in between is mended by the next call. With MLf
 import hashlib
 from dataclasses import asdict, replace
 from datetime import datetime
+from typing import Any
 
 from psycopg2.extensions import cursor
 
 from adapters.connect import Outside
-from pipeline.handoffs import Release, ReleaseOutcome, Verdict, VerdictAnswer
+from pipeline.handoffs import RefittedWinner, Release, ReleaseOutcome, Verdict, VerdictAnswer
 from pipeline.spec import UseCase
 from tasks.common.ledger import (
     OUTCOMES,
@@ -28,7 +29,7 @@ from tasks.common.ledger import (
     release_of,
 )
 
-__all__ = ["Champion", "current", "promote", "reconcile_aliases", "resolve", "roll_back_champion"]
+__all__ = ["Champion", "current", "promote", "reconcile_aliases", "resolve", "roll_back_champion", "will_promote"]
 
 _NOBODY = {"", "anonymous", "none", "null", "unknown"}
 
@@ -58,6 +59,7 @@ def promote(
     actor: str,
     approved: bool | None = None,
     dry_run: bool = False,
+    refitted: RefittedWinner | None = None,
 ) -> Release:
     """Follow a verdict, once: called again, it answers the same and writes nothing.
 
@@ -68,26 +70,43 @@ def promote(
         actor: who or what acts; whoever approved, where approval is needed.
         approved: what that person said; None when nobody was asked. An approval that expired is a False.
         dry_run: write nothing.
+        refitted: of `tasks.promote.winner.refit_winner`. None: the winner is promoted as it was judged.
 
     Raises:
-        ValueError: approval without a name, or a verdict of another use case.
+        ValueError: approval without a name, a verdict of another use case, or a refit of another version.
         ConnectionError: the registry is down; the champion is as it was, and the same call may succeed later.
     """
     verdict = _checked(use_case, verdict, actor=actor, approved=approved)
     if dry_run:
         return release_of(use_case, ReleaseOutcome.DRY_RUN, current(use_case, outside), verdict.as_of, actor)
+    if refitted is not None and refitted.judged_version != verdict.candidate_version:
+        raise ValueError(f"version {refitted.judged_version} was refitted, {verdict.candidate_version} was judged")
     reconcile_aliases(use_case, outside)
     if verdict.answer == VerdictAnswer.PROMOTE:
-        outside.registry.version(use_case.name, verdict.candidate_version)  # raises unless it is registered
+        version = refitted.promoted_version if refitted else verdict.candidate_version
+        outside.registry.version(use_case.name, version)  # raises unless it is registered
 
     def commit() -> Release:
         with outside.warehouse.transaction() as at:
-            return _follow(at, use_case, verdict, actor=actor, approved=approved)
+            return _follow(at, use_case, verdict, refitted, actor=actor, approved=approved)
 
     release = outside.warehouse.retry_transaction(commit)
     if release.outcome == ReleaseOutcome.PROMOTED:
         reconcile_aliases(use_case, outside)
     return release
+
+
+def will_promote(
+    use_case: UseCase, verdict: Verdict, outside: Outside, *, actor: str, approved: bool | None = None
+) -> bool:
+    """Whether following a verdict now would promote: nothing is trained for what would not.
+
+    Raises:
+        ValueError: as `promote`.
+    """
+    verdict = _checked(use_case, verdict, actor=actor, approved=approved)
+    action, _ = resolve(verdict, current(use_case, outside), approved=approved)
+    return action == LedgerAction.PROMOTE
 
 
 def roll_back_champion(
@@ -144,17 +163,30 @@ def _checked(use_case: UseCase, verdict: Verdict, *, actor: str, approved: bool 
     return replace(verdict, needs_approval=needs_approval)
 
 
-def _follow(at: cursor, use_case: UseCase, verdict: Verdict, *, actor: str, approved: bool | None) -> Release:
+def _follow(
+    at: cursor,
+    use_case: UseCase,
+    verdict: Verdict,
+    refitted: RefittedWinner | None,
+    *,
+    actor: str,
+    approved: bool | None,
+) -> Release:
     champion = locked_champion(at, use_case)
     if done := done_before(at, verdict.verdict_id):
         return done
     action, reason = resolve(verdict, champion, approved=approved)
     before = champion.version if champion else None
-    after = champion
+    after, version = champion, verdict.candidate_version
+    evidence: dict[str, Any] = {"verdict": plain(asdict(verdict))}
+    if refitted is not None:
+        evidence |= {"judged_version": version, "refitted": asdict(refitted)}
     if action == LedgerAction.PROMOTE:
+        if refitted is not None:
+            version, reason = refitted.promoted_version, f"{reason}; {_describe_refit(refitted)}"
         after = Champion(
             use_case=use_case.name,
-            version=verdict.candidate_version,
+            version=version,
             previous_version=before,
             revision=champion.revision + 1 if champion else 1,
             as_of=verdict.as_of,
@@ -166,14 +198,20 @@ def _follow(at: cursor, use_case: UseCase, verdict: Verdict, *, actor: str, appr
             at,
             each,
             release,
-            model_version=verdict.candidate_version,
+            model_version=version if each == action else verdict.candidate_version,
             before=before,
             changed=each == LedgerAction.PROMOTE,
             reason=reason,
-            evidence={"verdict": plain(asdict(verdict))},
+            evidence=evidence,
             key=verdict.verdict_id,
         )
     return release
+
+
+def _describe_refit(refitted: RefittedWinner) -> str:
+    if refitted.reasons:
+        return f"as it was judged, for its refit was turned down: {'; '.join(refitted.reasons)}"
+    return f"version {refitted.judged_version} was judged, and refitted on all that was known"
 
 
 def _restore_previous(at: cursor, use_case: UseCase, *, actor: str, reason: str, as_of: datetime, key: str) -> Release:

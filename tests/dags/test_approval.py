@@ -1,7 +1,7 @@
 """A high-risk use case on a real Airflow: nobody but a person promotes, and the ledger says who decided.
 
 The training itself is not what is tested here: its tasks are marked as done, as an operator would, with a verdict that
-says `promote`. What follows is the real DAG, scheduler, API, registry and warehouse.
+says `promote`, and so is the winner's refit. What follows is the real DAG, scheduler, API, registry and warehouse.
 """
 
 import json
@@ -110,7 +110,7 @@ def register(live: Live) -> str:
     )
 
 
-def ask(live: Live, airflow_home: Path) -> tuple[str, Verdict]:
+def ask(live: Live, airflow_home: Path, *, refitted: bool = False) -> tuple[str, Verdict]:
     """A training up to the question; the run id and the verdict that was asked about."""
     from airflow.sdk.serde import serialize
 
@@ -137,7 +137,7 @@ def ask(live: Live, airflow_home: Path) -> tuple[str, Verdict]:
         " select id, 'evaluate', -1, 'return_value', dag_id, run_id, %s, now() from dag_run where run_id = %s",
         (json.dumps(serialize(verdict)), run_id),
     )
-    for task_id in ("plan", "tune", "refit", "evaluate"):
+    for task_id in ("plan", "tune", "refit", "evaluate", *(["refit_winner"] if refitted else [])):
         live.call("PATCH", f"/dagRuns/{run_id}/taskInstances/{task_id}", {"new_state": "success"})
     live.call("PATCH", "", {"is_paused": False})
     live.until(run_id, lambda states: states["approval"] == "awaiting_input")
@@ -157,12 +157,12 @@ def ended(states: dict[str, str | None]) -> bool:
 def test_an_approved_candidate_becomes_champion_and_the_ledger_names_who_approved(
     live: Live, airflow_home: Path
 ) -> None:
-    run_id, verdict = ask(live, airflow_home)
+    run_id, verdict = ask(live, airflow_home, refitted=True)
     assert live.champion() != verdict.candidate_version, "nothing is promoted before the answer"
     assert live.ledger(run_id) == []
     respond(live, run_id, "Approve")
     states = live.until(run_id, ended)
-    assert states["promote"] == states["deploy"] == "success"
+    assert states["admit"] == states["promote"] == states["deploy"] == "success"
     assert live.champion() == verdict.candidate_version
     version = verdict.candidate_version
     assert live.ledger(run_id) == [("approve", live.user, version), ("promote", live.user, version)]
@@ -173,7 +173,7 @@ def test_a_rejected_candidate_changes_nothing_and_the_ledger_names_who_rejected(
     run_id, verdict = ask(live, airflow_home)
     respond(live, run_id, "Reject")
     states = live.until(run_id, ended)
-    assert (states["promote"], states["deploy"]) == ("success", "skipped")
+    assert (states["refit_winner"], states["promote"], states["deploy"]) == ("skipped", "success", "skipped")
     assert live.champion() == before
     assert live.ledger(run_id) == [("reject", live.user, verdict.candidate_version)]
 
@@ -184,6 +184,7 @@ def test_no_answer_in_time_is_a_rejection_by_nobody(live: Live, airflow_home: Pa
     live.sql("airflow", "update task_instance set trigger_timeout = now() where run_id = %s", (run_id,))
     states = live.until(run_id, ended)
     assert (states["approval"], states["promote"], states["deploy"]) == ("success", "success", "skipped")
+    assert states["refit_winner"] == "skipped"
     assert live.champion() == before
     assert live.ledger(run_id) == [("reject", "nobody (approval expired)", verdict.candidate_version)]
 
@@ -193,6 +194,6 @@ def test_waving_the_question_through_promotes_nothing(live: Live, airflow_home: 
     before = live.champion()
     run_id, _ = ask(live, airflow_home)
     live.call("PATCH", f"/dagRuns/{run_id}/taskInstances/approval", {"new_state": "success"})
-    live.until(run_id, ended)
+    assert live.until(run_id, ended)["refit_winner"] == "skipped"
     assert live.champion() == before
     assert [action for action, *_ in live.ledger(run_id)] == ["reject"]

@@ -110,7 +110,8 @@ def test_training_and_the_data_workspace_have_one_slot_pools(bag: Any) -> None:
     from orchestration.defaults import POOLS
 
     pools = {f"{dag.dag_id}.{task.task_id}": task.pool for dag in bag.dags.values() for task in dag.tasks}
-    assert pools["flights.train.tune"] == pools["flights.train.refit"] == "gpu"
+    assert {pools[f"flights.train.{step}"] for step in ("tune", "refit", "refit_winner")} == {"gpu"}
+    assert pools["flights.train.admit"] == "default_pool", "what is held waits for no accelerator"
     assert pools["flights.build_features.build"] == "dvc"
     assert set(pools.values()) == {*POOLS, "default_pool"}
     assert {slots for slots, _ in POOLS.values()} == {1}
@@ -123,7 +124,7 @@ def test_on_kubernetes_trainings_name_the_pod_that_the_scheduler_mounts(bag: Any
     assert {name: config for name, config in asked.items() if config} == {
         f"{name}.train.{step}": {"pod_template_file": f"{mount['mountPath']}/gpu.yaml"}
         for name in use_cases(REPOSITORY / "params.yaml")
-        for step in ("tune", "refit")
+        for step in ("tune", "refit", "refit_winner")
     }
 
 

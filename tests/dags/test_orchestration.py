@@ -13,7 +13,7 @@ import psycopg2.errors
 import pytest
 
 from adapters.errors import Corrupt, Missing, Unavailable
-from pipeline.handoffs import Batch, Snapshot, TableBatch
+from pipeline.handoffs import Batch, RefittedWinner, Snapshot, TableBatch
 from pipeline.partitions import Interval
 from pipeline.spec import UseCase
 from tasks.common.errors import BadData
@@ -89,7 +89,10 @@ def test_every_handoff_crosses_xcom_unchanged(airflow_home: Path) -> None:
     snapshot = Snapshot(
         use_case="u", version="v", git_revision="g", start=NEW_YEAR, end=batch.partition_end, partitions=1, rows=9
     )
-    for handoff in (batch, [batch], {"snapshot": snapshot, "as_of": NEW_YEAR}):
+    refitted = RefittedWinner(
+        use_case="u", judged_version="1", model_version=None, reasons=["worse"], measured={"gain": -0.1, "apart": None}
+    )
+    for handoff in (batch, [batch], {"snapshot": snapshot, "as_of": NEW_YEAR}, refitted):
         crossed = deserialize(serialize(handoff))
         assert crossed == handoff
     moment = deserialize(serialize(batch)).partition_start

@@ -14,7 +14,7 @@ from tasks import score
 from tasks.build_features import build, dataset
 from tasks.ingest import land, validate
 from tasks.monitor import monitor, retrain
-from tasks.promote import evaluate, promote
+from tasks.promote import evaluate, promote, winner
 from tasks.train import refit, search
 
 WORLD = outside()
@@ -32,7 +32,9 @@ def _train(as_of: date, reason: str, decision_id: str | None = None) -> str:
     study = search.load_study_result(USE_CASE, snapshot, moment, WORLD)
     candidate = refit.refit(USE_CASE, snapshot, study, moment, reason, decision_id, WORLD)
     verdict = evaluate.judge_candidate(USE_CASE, candidate, WORLD)
-    return promote.promote(USE_CASE, verdict, WORLD, actor="straight").outcome
+    won = promote.will_promote(USE_CASE, verdict, WORLD, actor="straight")
+    refitted = winner.refit_winner(USE_CASE, candidate, WORLD) if won else None
+    return promote.promote(USE_CASE, verdict, WORLD, actor="straight", refitted=refitted).outcome
 
 
 def _live(week: Interval, *, broken: bool) -> None:

@@ -12,7 +12,7 @@ from tasks.build_features import build, online_features
 from tasks.check_use_case.servable import require_servable
 from tasks.deploy import deploy, golden
 from tasks.ingest import land, validate
-from tasks.promote import evaluate, promote
+from tasks.promote import evaluate, promote, winner
 from tasks.score import load_batch_predictor
 from tasks.train import refit, search
 
@@ -32,8 +32,10 @@ if __name__ == "__main__":
     study = search.load_study_result(use_case, snapshot, until, world)
     candidate = refit.refit(use_case, snapshot, study, until, "first champion", None, world)
     verdict = evaluate.judge_candidate(use_case, candidate, world)
-    released = promote.promote(use_case, verdict, world, actor="test")
     print(verdict)
+    refitted = winner.refit_winner(use_case, candidate, world)
+    print(refitted)
+    released = promote.promote(use_case, verdict, world, actor="test", refitted=refitted)
     print(f"{use_case.name}: {released.outcome}, {snapshot.rows} rows of {snapshot.partitions} partitions")
     deploy.deploy_release(use_case, released, world)  # which prints what became of it
     version = released.champion_version

@@ -71,7 +71,7 @@ def test_a_table_of_many_types_comes_to_a_deployed_model_that_answers_as_in_batc
     assert done.returncode == 0, done.stderr[-4000:]
     promoted, deployed, asked = done.stdout.splitlines()[-3:]
     assert promoted.startswith("shop: promoted"), done.stdout[-4000:]
-    assert "version 1 answers everyone" in deployed
+    assert "version 2 answers everyone" in deployed, "the winner, refitted"
 
     e, past = copy.environment, json.loads(asked)
     maps = Path(e["WINDSOCK_GATEWAY_MAPS"])
@@ -80,5 +80,5 @@ def test_a_table_of_many_types_comes_to_a_deployed_model_that_answers_as_in_batc
     for event, score in zip(past["events"], past["scores"], strict=True):
         reply = gateway.ask("shop", event)
         assert reply.status == 200, reply.body
-        assert (reply.body["model_version"], reply.body["degraded"]) == ("1", False)
+        assert (reply.body["model_version"], reply.body["degraded"]) == ("2", False)
         assert reply.body["probability"] == pytest.approx(score, abs=1e-5)

@@ -66,13 +66,14 @@ def define(name: str) -> str:
 
 def model(
     registry: Registry, use_case: UseCase, folder: Path, ensemble: Ensemble, *, key: str, cutoff, digest=None,
-    definition="{}",
+    definition="{}", recipe=None,
 ) -> str:  # fmt: skip
     """Register an ensemble that says it has learnt up to `cutoff`, from today's features or others; its version."""
     sha256 = bundle.write_bundle(
         folder / "bundle", ensemble, use_case=use_case.name, features_digest=digest or define(use_case.name),
-        definition=definition, recipe={"key": key},
-        data={"cutoff": cutoff.isoformat()}, metrics={}, versions={},
+        definition=definition, recipe=recipe.to_document() if recipe else {"key": key},
+        data={"start": (cutoff - timedelta(days=365)).isoformat(), "cutoff": cutoff.isoformat()},
+        metrics={}, versions={},
     )  # fmt: skip
     record = RunRecord(
         use_case=use_case.name, key=key, name=key, dataset_version="d", params={}, tags={}, metrics={}, curves={},

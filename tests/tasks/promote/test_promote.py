@@ -10,9 +10,9 @@ import pytest
 
 from adapters.connect import Outside
 from adapters.registry import Registry, RunRecord, folder_sha256
-from pipeline.handoffs import Verdict
+from pipeline.handoffs import RefittedWinner, Verdict
 from pipeline.spec import UseCase
-from tasks.common.ledger import champion_at, load_champions
+from tasks.common.ledger import champion_at, find_judged_version, load_champions
 from tasks.promote import promote
 from tests.tasks import killed
 
@@ -89,6 +89,75 @@ def test_a_promotion_sets_row_ledger_and_aliases_and_again_changes_nothing(outsi
     assert again == first
     assert ledger(outside, use_case) == [("promote", "1", None), ("promote", "2", "1")]
     assert promote.current(use_case, outside).version == "2"
+
+
+def refit_of(use_case: UseCase, judged: str, version: str | None, *reasons: str) -> RefittedWinner:
+    return RefittedWinner(
+        use_case=use_case.name, judged_version=judged, model_version=version, reasons=list(reasons), measured={}
+    )
+
+
+def test_a_refitted_winner_serves_the_ledger_names_its_twin_and_a_rollback_brings_back_what_served(
+    outside, use_case, versions
+):
+    first, second = verdict(use_case, "1", None), verdict(use_case, "3", "2", as_of=APRIL + WEEK)
+    for _ in range(2):
+        release = promote.promote(use_case, first, outside, actor="gate", refitted=refit_of(use_case, "1", "2"))
+        assert (release.champion_version, release.revision) == ("2", 1)
+    stale = replace(second, champion_version="1", verdict_id="stale")
+    assert promote.promote(use_case, stale, outside, actor="gate").outcome == "superseded", "2 serves, not its twin"
+    release = promote.promote(use_case, second, outside, actor="gate", refitted=refit_of(use_case, "3", "4"))
+    assert (release.champion_version, release.previous_version) == ("4", "2")
+    assert outside.registry.aliases(use_case.name) == {"champion": "4", "previous_champion": "2"}
+    assert ledger(outside, use_case) == [("promote", "2", None), ("superseded", "3", "2"), ("promote", "4", "2")]
+    rows = outside.warehouse.query("select reason, evidence from ledger where action = 'promote' order by entry")
+    assert [row["evidence"]["judged_version"] for row in rows] == ["1", "3"]
+    assert [row["evidence"]["verdict"]["candidate_version"] for row in rows] == ["1", "3"]
+    assert rows[1]["reason"] == "because; version 3 was judged, and refitted on all that was known"
+
+    back = promote.roll_back_champion(use_case, outside, actor="Ada", reason="late alarms", as_of=APRIL + 2 * WEEK)
+    assert (back.champion_version, back.previous_version) == ("2", None)
+    assert {each: find_judged_version(use_case, each, outside) for each in "24"} == {"2": "1", "4": "3"}
+
+
+@pytest.mark.parametrize("version", ["2", None])
+def test_a_winner_whose_refit_was_turned_down_is_promoted_as_it_was_judged(outside, use_case, versions, version):
+    refitted = refit_of(use_case, "1", version, "worse by 0.1")
+    promote.promote(use_case, verdict(use_case, "1", None), outside, actor="gate", refitted=refitted)
+    assert ledger(outside, use_case) == [("promote", "1", None)]
+    assert find_judged_version(use_case, "1", outside) == "1"
+    [row] = outside.warehouse.query("select reason from ledger")
+    assert row["reason"] == "because; as it was judged, for its refit was turned down: worse by 0.1"
+
+
+def test_a_champion_of_before_was_judged_itself(outside, use_case, versions):
+    promote.promote(use_case, verdict(use_case, "1", None), outside, actor="gate")
+    assert find_judged_version(use_case, "1", outside) == "1"
+
+
+def test_a_refit_of_another_version_than_was_judged_is_refused(outside, use_case, versions):
+    with pytest.raises(ValueError, match="version 3 was refitted, 1 was judged"):
+        promote.promote(
+            use_case, verdict(use_case, "1", None), outside, actor="gate", refitted=refit_of(use_case, "3", "4")
+        )
+    assert promote.current(use_case, outside) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "approved", "expected"),
+    [
+        ({}, None, True), ({"answer": "hold"}, None, False), ({}, False, False),
+        ({"needs_approval": True}, None, False), ({"needs_approval": True}, True, True),
+        ({"champion_version": "1"}, None, False),
+    ],
+)  # fmt: skip
+@pytest.mark.usefixtures("versions")
+def test_only_what_would_be_promoted_is_trained_once_more(outside, use_case, changes, approved, expected):
+    asked = replace(verdict(use_case, "2", None), **changes)
+    assert promote.will_promote(use_case, asked, outside, actor="Ada", approved=approved) is expected
+    outcome = promote.promote(use_case, asked, outside, actor="Ada", approved=approved).outcome
+    assert (outcome == "promoted") is expected
+    assert not promote.will_promote(use_case, asked, outside, actor="Ada", approved=approved), "it is done"
 
 
 @pytest.mark.parametrize(
