@@ -21,6 +21,7 @@ from tasks.train.calibration import calibrate_by_twin
 from tasks.train.record import library_versions
 from tasks.train.split import split
 from tasks.train.trainer import split_rows
+from tasks.train.winner import JUDGED_TWIN_TAG
 
 TOLERANCE = 1e-4  # of a weight, absolute: another processor or library sums in another order
 SCORE_TOLERANCE = 1e-4
@@ -77,15 +78,19 @@ def reproduce(
     problems = (
         [] if rows.num_rows == data["rows"] else [f"{rows.num_rows} rows restored, {data['rows']} were trained on"]
     )
-    recorded = outside.registry.metrics(use_case.name, model_version)
-    problems += _validation_problems(use_case, original, rows, recorded)
+    twin = version.tags.get(JUDGED_TWIN_TAG)
+    if twin is None:
+        recorded = outside.registry.metrics(use_case.name, model_version)
+        problems += _validation_problems(use_case, original, rows, recorded)
+    else:
+        problems += _twin_problems(use_case, original, twin, outside)
     return _compare(
         use_case,
         model_version,
         original,
         fit_ensemble(recipe, rows, best_device()),
         rows,
-        warnings=[*about_code, *_warnings(original, features.definition(use_case.name).digest())],
+        warnings=[*about_code, *_warnings(original, twin, features.definition(use_case.name).digest())],
         problems=problems,
     )
 
@@ -118,6 +123,17 @@ def _validation_problems(use_case: UseCase, original: Bundle, rows: pa.Table, re
     return problems
 
 
+def _twin_problems(use_case: UseCase, original: Bundle, twin: str, outside: Outside) -> list[str]:
+    """Where a refitted winner has not what it is to have of the version that was judged."""
+    judged = load_bundle(outside.registry.download_bundle(use_case.name, twin))
+    pairs = {
+        "recipe": (original.card["recipe"], judged.card["recipe"]),
+        "features": (original.card["features"], judged.card["features"]),
+        "interval": (original.interval, judged.interval),
+    }
+    return [f"its {what} is not that of version {twin}" for what, (ours, theirs) in pairs.items() if ours != theirs]
+
+
 def _interval_difference(then: ConformalInterval, now: ConformalInterval) -> float:
     """The largest difference of a bound, of the answers at which the scale is told."""
     answers = np.array(then.knots)
@@ -137,11 +153,16 @@ def _about_code(trained_at: str, code_sha: str, *, allowed: bool) -> list[str]:
     return []
 
 
-def _warnings(original: Bundle, features_digest: str) -> list[str]:
+def _warnings(original: Bundle, twin: str | None, features_digest: str) -> list[str]:
     changed = "the feature definition has changed since; the restored data is of the old one"
     found = [changed] if original.card["features"]["digest"] != features_digest else []
     if "end" not in original.card["data"]:
         found.append("trained when rows were split otherwise: what was validated is not measured again")
+    if twin is not None:
+        found.append(
+            f"version {twin} fitted on all that was known: no row is left that could validate it, so weights and"
+            f" predictions are compared; what was validated is version {twin}"
+        )
     now = library_versions()
     return found + [
         f"trained with {name} {then}, this is {now[name]}"

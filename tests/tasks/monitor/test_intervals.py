@@ -27,6 +27,7 @@ from tasks.score import score_partitions
 from tasks.train import calibration, reproduction, search
 from tasks.train import refit as refitting
 from tasks.train.refit import refit
+from tasks.train.winner import fit_winner
 from tests.models import synthetic
 from tests.tasks import planted, toy
 
@@ -181,6 +182,20 @@ def test_an_honest_interval_covers_what_it_says_in_batch_and_is_left_in_peace(
 
     again = reproduction.reproduce(case, candidate.model_version, outside)
     assert again.problems == []
+
+
+def test_a_refitted_winner_answers_with_the_interval_of_its_twin(
+    case: UseCase, outside: Outside, snapshot: Snapshot
+) -> None:
+    candidate = train(case, outside, snapshot)
+    winner = fit_winner(case, candidate, outside)
+    judged, refitted = (
+        Predictor.load(outside.registry.download_bundle(case.name, version))
+        for version in (candidate.model_version, winner.version)
+    )
+    assert refitted.interval == judged.interval is not None
+    assert refitted.card["data"]["rows"] > judged.card["data"]["rows"]
+    assert reproduction.reproduce(case, winner.version, outside).problems == []
 
 
 def test_sabotage_calibrated_on_rows_that_were_learnt_it_covers_too_little_and_a_person_is_told(

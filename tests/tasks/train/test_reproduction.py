@@ -7,6 +7,7 @@ from tasks import reproduce
 from tasks.build_features import dataset
 from tasks.train import reproduction, search
 from tasks.train.refit import refit
+from tasks.train.winner import JUDGED_TWIN_TAG, fit_winner
 from tests.tasks import toy
 
 
@@ -61,6 +62,26 @@ def test_the_drill_a_registered_model_is_reproduced_and_what_differs_is_said(mlf
 
     with pytest.raises(ValueError, match="no model version '999999'"):
         reproduction.reproduce(case, "999999", outside)
+
+
+def test_a_refitted_winner_is_reproduced_from_its_own_rows_and_held_to_its_twin(mlflow_stack, rows, outside):
+    case = toy.use_case().model_copy(update={"seed": int(outside.settings.lake_bucket[-7:], 16)})
+    search.run_search(case, toy.SNAPSHOT, toy.AS_OF, 2, outside)
+    study = search.load_study_result(case, toy.SNAPSHOT, toy.AS_OF, outside)
+    candidate = refit(case, toy.SNAPSHOT, study, toy.AS_OF, "drill", None, outside)
+    version = fit_winner(case, candidate, outside).version
+
+    same = reproduction.reproduce(case, version, outside)
+    assert (same.ok, same.bitwise_equal) == (True, True)
+    assert f"what was validated is version {candidate.model_version}" in same.warnings[0]
+
+    longer = replace(study, best_epochs=study.best_epochs + 1)
+    other = refit(case, toy.SNAPSHOT, longer, toy.AS_OF, "drill", None, outside).model_version
+    outside.registry._client.set_model_version_tag(case.name, version, JUDGED_TWIN_TAG, other)
+    assert reproduction.reproduce(case, version, outside).problems == [f"its recipe is not that of version {other}"]
+
+    toy.install(seed=1)
+    assert any("weights differ" in problem for problem in reproduction.reproduce(case, version, outside).problems)
 
 
 CLEAN, OTHER = "a" * 40, "b" * 40
