@@ -11,6 +11,7 @@ import subprocess
 import tarfile
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,11 @@ from pipeline.spec import UseCase, use_cases
 from tasks import pending_work, score
 from tasks.build_features import build, dataset, online_features
 from tasks.build_features.rebuild import rebuild_version
+from tasks.common.ledger import find_judged_version
 from tasks.deploy import deployments
 from tasks.ingest import land, validate
 from tasks.monitor import monitor
+from tasks.promote import evaluate, promote, winner
 from tasks.train import refit, search
 from tasks.train.study import open_study, summarise_study
 
@@ -184,3 +187,19 @@ def test_the_source_is_landed_as_it_was(use_case, outside):
     again = land.land_partition(use_case, week, outside)
     assert rows(outside, "select count(*) as number from batches") == batches
     assert {table.table for table in again.tables} == set(use_case.source.tables)
+
+
+def test_a_champion_of_before_is_judged_itself_and_a_refitted_winner_takes_over(use_case, outside):
+    version = rows(outside, "select version from snapshots order by build_order")[1]["version"]
+    snapshot = dataset.find_snapshot(version, use_case, outside)
+    study = search.load_study_result(use_case, snapshot, NEXT_AS_OF, outside)
+    candidate = refit.refit(use_case, snapshot, study, NEXT_AS_OF, "age", None, outside)
+    verdict = evaluate.judge_candidate(use_case, candidate, outside)
+    assert verdict.champion_version == find_judged_version(use_case, "1", outside) == "1"
+    assert "twin" not in "; ".join(verdict.reasons)
+    refitted = winner.refit_winner(use_case, candidate, outside)
+    assert refitted.model_version not in {"1", candidate.model_version, None}
+    won = replace(verdict, answer="promote")
+    released = promote.promote(use_case, won, outside, actor="test", refitted=refitted)
+    assert (released.champion_version, released.previous_version) == (refitted.promoted_version, "1")
+    assert find_judged_version(use_case, refitted.promoted_version, outside) == candidate.model_version
