@@ -1,273 +1,222 @@
-"""When to retrain: never, every month, or when monitoring says so; on 130 weeks of real taxi trips, without a stack.
+"""When to retrain: what is told by whom, and what it comes to, beside the best that hindsight knows; without a stack.
 
-    python -m benchmarks.policies [--trials 9]
+    python -m benchmarks.policies flights [--seed-sets 1] [--starts 13]
+    python -m benchmarks.policies taxi --reference month
 
-Features, training, profile, drift, triage and gate are the product's own functions, week by week as its DAGs call them;
-there is no source, lake or warehouse, so it takes minutes and not hours. One search, before the first champion, settles
-the configuration that every training uses; the product searches anew each time. Trips are fetched by `make taxi-data`.
+Every policy is played on the kept models of `benchmarks.model_matrix` (which trains what is missing: minutes to hours,
+once), from several starts. `live` is the product: its monitoring, triage and gate; the others have no gate. A training
+has three prices: a tenth, one and ten times what the median one of the reference earned, in units of `endpoint.costs` where a use
+case declares them, else of its metric. The oracle knows all that will happen, and pays the same.
 """
 
 import argparse
-import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import optuna
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-import features
-from benchmarks import alone
-from benchmarks.table import keep_results
-from infra.replay.taxi_source import TAXI_REPLAYED, read_trips
-from models.bundle import Bundle
-from models.ensemble import Recipe, fit_ensemble
-from models.metrics import compute_metrics
-from models.training import best_device, deterministic
-from pipeline.handoffs import VerdictAnswer
-from pipeline.partitions import Interval
-from pipeline.settings import REPOSITORY
-from pipeline.spec import UseCase, use_cases
-from serving.predictor import Predictor
-from tasks.build_features.profile import make_profile
-from tasks.monitor.drift import SCORE, measure_drift
-from tasks.monitor.performance_limits import judge_performance
-from tasks.monitor.triage import (
-    Action,
-    Observed,
-    OtherDecision,
-    RetrainState,
-    breached_features,
-    make_decision,
+from benchmarks.contenders.retraining_rules import (
+    DETECTORS,
+    Detector,
+    FindAlarm,
+    Floats,
+    Lose,
+    measure_excess,
+    watch_psi,
+    watch_regret,
 )
-from tasks.promote.evaluate import frozen_rows
-from tasks.promote.gate import Judgement, decide
-from tasks.promote.gate_checks import Scored, Setting
-from tasks.train.split import split
-from tasks.train.study import summarise_study
-from tasks.train.trainer import Trainer, make_recipe
+from benchmarks.live_policy import LivePolicy
+from benchmarks.model_matrix import FOLDER, Fit, ModelMatrix, open_matrix
+from benchmarks.retraining import (
+    Course,
+    find_best_course,
+    find_best_interval,
+    measure_earned,
+    share_of_gain,
+    train_at,
+    train_every,
+    train_when,
+)
+from benchmarks.table import keep_results
+from models.metrics import compute_metric, to_loss
+from pipeline.settings import find_params
+from pipeline.spec import UseCase, use_cases
+from tasks.deploy.experiment.sequential import price_decisions
 
-_ORDER = [(name, "ascending") for name in ("prediction_time", "entity_key", "event_time")]
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Points with their features, and label and label_time where there is one, in the order of prediction time."""
-
-    table: pa.Table
-
-    def between(self, start: datetime, end: datetime, *, known_by: datetime | None = None) -> pa.Table:
-        """Points of [start, end); with `known_by` those whose label was known by then."""
-        moment = pa.timestamp("us", "UTC")
-        at = self.table["prediction_time"]
-        mask = pc.and_(pc.greater_equal(at, pa.scalar(start, moment)), pc.less(at, pa.scalar(end, moment)))
-        if known_by is not None:
-            mask = pc.and_(mask, pc.less_equal(self.table["label_time"], pa.scalar(known_by, moment)))
-        return self.table.filter(mask)
+PRICES = (0.1, 1.0, 10.0)  # times what the median retraining of the reference earned
+Play = Callable[[int, float], Course]  # from a start, at a price of a training
 
 
-@dataclass(frozen=True)
-class Model:
-    """A trained version: its name, when it was trained, its cut-off, predictors (of members, too) and profile."""
+@dataclass(frozen=True, kw_only=True)
+class Played:
+    """One policy from one start of one matrix, at each of the prices."""
 
-    version: str
-    born_at: datetime
-    cutoff: datetime
-    whole: Predictor
-    members: tuple[Predictor, ...]
-    profile: dict[str, Any]
-
-
-@dataclass
-class Live:
-    """The state that the product keeps in its database."""
-
-    champion: Model
-    history: list[OtherDecision] = field(default_factory=list)
-    scored: dict[str, list[pa.Table]] = field(default_factory=dict)  # version -> its points, with scores
+    policy: str
+    start: int
+    gain: float  # a share of the reference's, at the middle price
+    trainings: int
+    reference_trainings: int
+    regret: tuple[float, ...]  # a partition, at each price
+    promotions: int  # that four weeks followed
+    surely_worse: int
 
 
-def build_rows(use_case: UseCase) -> Rows:
-    """Every trip with its features; what validation would set aside has no label here either."""
-    definition = features.definition(use_case.name)
-    assert use_case.source.last_partition is not None
-    last = datetime.combine(use_case.source.last_partition, datetime.min.time(), UTC)
-    span = Interval(use_case.grid.partition(str(use_case.source.first_partition)).start, last + timedelta(days=7))
-    with tempfile.TemporaryDirectory() as folder:
-        paths = {name: [Path(folder) / f"{name}.parquet"] for name in definition.sources}
-        for name, table in read_trips().items():
-            pq.write_table(table, paths[name][0])
-        points, labels = features.build(definition, paths, span, use_case.time.lead)
-    return Rows(points.join(labels, ["entity_key", "event_time"], join_type="left outer").sort_by(_ORDER))
+def lose_metric(metric: str, label: Floats, score: Floats) -> float:
+    """The metric as a loss, times the rows it was measured on."""
+    return to_loss(metric, compute_metric(metric, score, label)) * len(label)
 
 
-def train(use_case: UseCase, recipe: Recipe, rows: Rows, as_of: datetime) -> Model:
-    """The product's refit as of a data time."""
-    cutoff = split(use_case, as_of).cutoff
-    table = rows.between(datetime.min.replace(tzinfo=UTC, year=1970), cutoff, known_by=cutoff)
-    with deterministic(recipe.threads):
-        ensemble = fit_ensemble(recipe, table, best_device())
-    whole = Predictor(Bundle(card={}, encoder=ensemble.encoder, members=ensemble.members))
-    alone_each = tuple(
-        Predictor(Bundle(card={}, encoder=ensemble.encoder, members=(member,))) for member in ensemble.members
-    )
-    profile = make_profile(table.append_column(SCORE, pa.array(whole.predict(table))), use_case)
-    return Model(f"{as_of:%Y-%m-%d}", as_of, cutoff, whole, alone_each, profile)
+def lose_costs(use_case: UseCase, label: Floats, score: Floats) -> float:
+    """What decisions cost, as `endpoint.costs` says."""
+    assert use_case.endpoint is not None
+    costs = use_case.endpoint.costs
+    assert costs is not None
+    return float(price_decisions(label, score >= costs.threshold, missed=costs.missed, needless=costs.needless).sum())
 
 
-def judge(use_case: UseCase, rows: Rows, as_of: datetime, candidate: Model, champion: Model) -> Judgement:
-    """The product's gate."""
-    moments = split(use_case, as_of)
-    table = rows.between(moments.holdout_start, moments.holdout_end, known_by=as_of)
-    ours, theirs = (
-        Scored(
-            version=model.version,
-            cutoff=model.cutoff,
-            scores=model.whole.predict(table),
-            members=np.array([member.predict(table) for member in model.members]),
+def measure_losses(matrix: ModelMatrix, deployed: Fit, lose: Lose) -> Floats:
+    """What each model loses in each partition from its own on, by all labels: [partitions, partitions]."""
+    losses = np.full((len(matrix.partitions), len(matrix.partitions)), np.nan)
+    for place, partition in enumerate(matrix.partitions):
+        rows = matrix.known(partition.start, partition.end)
+        for model in range(place + 1):
+            score = matrix.models[matrix.partitions[model].start, deployed].score(rows)
+            losses[model, place] = lose(matrix.label[rows], score)
+    return losses
+
+
+def list_reference(matrix: ModelMatrix, reference: str) -> list[int]:
+    """The partitions at which the reference retrains: all, or the first to begin in a month."""
+    starts = [partition.start for partition in matrix.partitions]
+    return [at for at in range(1, len(starts)) if reference == "partition" or starts[at].month != starts[at - 1].month]
+
+
+class Rivals:
+    """Every policy on one matrix."""
+
+    def __init__(self, matrix: ModelMatrix, deployed: Fit, reference: str, starts: Sequence[int]) -> None:
+        use_case, self.partitions = matrix.use_case, len(matrix.partitions)
+        self.starts = starts
+        self.live = LivePolicy(matrix, deployed)
+        metric: Lose = partial(lose_metric, use_case.train.metric)
+        has_costs = use_case.endpoint is not None and use_case.endpoint.costs is not None
+        lose: Lose = partial(lose_costs, use_case) if has_costs else metric
+        self.metric_losses = measure_losses(matrix, deployed, metric)
+        self.losses = measure_losses(matrix, deployed, lose) if has_costs else self.metric_losses
+        self._at = list_reference(matrix, reference)
+        earned = measure_earned(self.losses, self.reference(starts[0]))
+        self.earned = float(np.median(earned))
+        if not self.earned > 0:
+            raise ValueError(f"the median retraining earned {self.earned:.3g}: no price follows from it")
+        excess = measure_excess(matrix, deployed, lose)
+        rules: dict[str, FindAlarm] = {name: Detector(name, matrix, deployed).find_alarm for name in DETECTORS}
+        rules["PSI > .2"] = watch_psi(self.live)
+        self.policies: Mapping[str, Play] = {
+            "frozen": lambda start, _: train_at((), start, self.partitions),
+            f"every {reference}": lambda start, _: self.reference(start),
+            "best fixed interval": lambda start, price: train_every(self._interval(price), start, self.partitions),
+            "live (ours)": lambda start, _: self.live.play(start).course,
+            **{name: partial(self._follow, rule) for name, rule in rules.items()},
+            "regret > price": lambda start, price: train_when(watch_regret(excess, price), start, self.partitions),
+        }
+        self._intervals: dict[float, int] = {}
+
+    def reference(self, start: int) -> Course:
+        """Retraining by the calendar, to whose gain all are compared."""
+        return train_at(self._at, start, self.partitions)
+
+    def _follow(self, rule: FindAlarm, start: int, _price: float) -> Course:
+        return train_when(rule, start, self.partitions)
+
+    def _interval(self, price: float) -> int:
+        if price not in self._intervals:
+            self._intervals[price] = find_best_interval(self.losses, price, self.starts)
+        return self._intervals[price]
+
+    def play(self, policy: str, start: int) -> Played:
+        """One policy from one start."""
+        prices = [times * self.earned for times in PRICES]
+        courses = [self.policies[policy](start, price) for price in prices]
+        best = [find_best_course(self.losses, price, start).cost(self.losses, price) for price in prices]
+        costs = [course.cost(self.losses, price) for course, price in zip(courses, prices, strict=True)]
+        middle, reference = courses[1], self.reference(start)
+        looked = [self.live.is_surely_worse(old, new) for old, new in middle.promotions]
+        return Played(
+            policy=policy,
+            start=start,
+            gain=share_of_gain(self.metric_losses, middle, reference),
+            trainings=middle.trainings,
+            reference_trainings=reference.trainings,
+            regret=tuple((cost - least) / (self.partitions - start) for cost, least in zip(costs, best, strict=True)),
+            promotions=sum(worse is not None for worse in looked),
+            surely_worse=sum(worse is True for worse in looked),
         )
-        for model in (candidate, champion)
-    )
-    setting = Setting(
-        gate=use_case.gate,
-        kind=use_case.target.kind,
-        holdout_start=moments.holdout_start,
-        label_delay=use_case.time.label_delay,
-        latency_ms=0.0,
-        seed=use_case.seed,
-    )
-    return decide(setting, frozen_rows(use_case, table), ours, theirs)
 
 
-def observe(use_case: UseCase, rows: Rows, week: Interval, live: Live) -> Observed:
-    """What monitoring sees at the end of a week that the champion scored."""
-    champion, as_of = live.champion, week.end
-    points = rows.between(week.start, week.end)
-    scored = points.append_column(SCORE, pa.array(champion.whole.predict(points)))
-    live.scored.setdefault(champion.version, []).append(scored)
-    end = as_of - use_case.time.label_delay
-    window = Rows(pa.concat_tables(live.scored[champion.version])).between(
-        end - timedelta(days=use_case.monitor.performance_days), end
-    )
-    known = Rows(window).between(week.start - timedelta(days=365), week.end, known_by=as_of)
-    columns = set(champion.profile["features"])
-    moment = pa.timestamp("us", "UTC")
-    label_time = rows.table["label_time"]
-    fresh = pc.and_(
-        pc.greater(label_time, pa.scalar(champion.born_at, moment)), pc.less_equal(label_time, pa.scalar(as_of, moment))
-    )
-    return Observed(
-        as_of=as_of,
-        model_version=champion.version,
-        drifts=measure_drift(
-            champion.profile, scored.select([n for n in scored.column_names if n in columns]), use_case.monitor
-        ),
-        performance=judge_performance(
-            predicted=window.num_rows,
-            labelled=known.num_rows,
-            metrics=compute_metrics(use_case.target.kind, known[SCORE].to_numpy(), known["label"].to_numpy())
-            if known.num_rows
-            else {},
-            monitor=use_case.monitor,
-        ),
-        born_at=champion.born_at,
-        trained_rows=champion.profile["rows"],
-        new_rows=int(pc.sum(fresh).as_py() or 0),
-    )
-
-
-def live_weeks(
-    use_case: UseCase, rows: Rows, weeks: list[Interval], first: Model, fit: Callable[[datetime], Model]
-) -> Iterator[tuple[Interval, Model, str]]:
-    """(week, the model that scored it, what was decided at its end), by triage and gate."""
-    live = Live(first)
-    for week in weeks:
-        champion, observed = live.champion, observe(use_case, rows, week, live)
-        decision = make_decision(observed, live.history, use_case.monitor)
-        outcome, said = None, f"{decision.decision}: {'; '.join(decision.reasons)}"
-        if decision.decision == Action.RETRAIN:
-            candidate = fit(week.end)
-            judgement = judge(use_case, rows, week.end, candidate, champion)
-            outcome = "promoted" if judgement.answer == VerdictAnswer.PROMOTE else "held"
-            said += f" -> {outcome}: {'; '.join(judgement.reasons)}"
-            live.champion = candidate if outcome == "promoted" else champion
-        live.history.append(
-            OtherDecision(
-                as_of=week.end,
-                model_version=champion.version,
-                decision=decision.decision,
-                breached=breached_features(observed.drifts),
-                state=RetrainState.DONE if decision.decision == Action.RETRAIN else None,
-                outcome=outcome,
-            )
+def summarise(played: Sequence[Played]) -> list[dict[str, Any]]:
+    """A line a policy, over starts and sets of seeds."""
+    lines = []
+    for policy in dict.fromkeys(one.policy for one in played):
+        of_policy = [one for one in played if one.policy == policy]
+        gains = [one.gain for one in of_policy]
+        lines.append(
+            {
+                "policy": policy,
+                "gain": [float(np.mean(gains)), min(gains), max(gains)],
+                "trainings": sum(one.trainings for one in of_policy)
+                / sum(one.reference_trainings for one in of_policy),
+                "regret": np.mean([one.regret for one in of_policy], axis=0).tolist(),
+                "promotions": sum(one.promotions for one in of_policy),
+                "surely_worse": sum(one.surely_worse for one in of_policy),
+            }
         )
-        yield week, champion, said
+    return lines
 
 
-def measure_mae(rows: Rows, scored: list[tuple[Interval, Model]], start: datetime, end: datetime) -> float:
-    """MAE of the models that scored each week, over all labelled trips of [start, end)."""
-    errors = []
-    for week, model in scored:
-        if start <= week.start < end:
-            table = rows.between(week.start, week.end, known_by=datetime.max.replace(tzinfo=UTC, year=2100))
-            errors.append(np.abs(model.whole.predict(table) - table["label"].to_numpy()))
-    return float(np.concatenate(errors).mean()) if errors else float("nan")
+def render(lines: Sequence[Mapping[str, Any]]) -> str:
+    """The lines as a table of Markdown."""
+    head = ["", "gain [worst, best start]", "retrainings", *(f"regret at {p:g}" for p in PRICES), "surely worse"]
+    table = ["| " + " | ".join(head) + " |", "|---" + "|--:" * (len(head) - 1) + "|"]
+    for line in lines:
+        mean, low, high = line["gain"]
+        worse = f"{line['surely_worse']} of {line['promotions']}" if line["promotions"] else "-"
+        regret = [f"{value:.3g}" for value in line["regret"]]
+        cells = [line["policy"], f"{mean:.2f} [{low:.2f}, {high:.2f}]", f"{line['trainings']:.2f}", *regret, worse]
+        table.append("| " + " | ".join(cells) + " |")
+    return "\n".join(table)
 
 
 def main() -> None:
-    """Prints what was decided week by week, then a table of MAE by policy and time; keeps both as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trials", type=int, default=9)
-    arguments = parser.parse_args()
-    use_case = use_cases(REPOSITORY / "params.yaml")[TAXI_REPLAYED.use_case]
-    rows, length = build_rows(use_case), timedelta(days=use_case.grid.days)
-    begin = use_case.grid.partition(str(TAXI_REPLAYED.train_until)).start
-    last = use_case.grid.partition(str(use_case.source.last_partition)).start
-    weeks = [Interval(begin + n * length, begin + (n + 1) * length) for n in range((last - begin) // length + 1)]
-
-    moments = split(use_case, begin)
-    table = rows.between(datetime(1970, 1, 1, tzinfo=UTC), moments.cutoff, known_by=moments.cutoff)
-    study = optuna.create_study(study_name="policies")
-    definition = features.definition(use_case.name)
-    alone.search(use_case, study, Trainer(use_case, definition, table, moments), arguments.trials)
-    found = summarise_study(study)
-    seeds = tuple(use_case.seed + n for n in range(use_case.train.ensemble_seeds))
-    recipe = replace(make_recipe(use_case, definition, found.best_params, epochs=found.best_epochs), seeds=seeds)
-    trained: dict[datetime, Model] = {}
-
-    def fit(as_of: datetime) -> Model:
-        if as_of not in trained:
-            trained[as_of] = train(use_case, recipe, rows, as_of)
-        return trained[as_of]
-
-    policies: dict[str, list[tuple[Interval, Model]]] = {"frozen": [], "monthly": [], "live": []}
-    monthly, said = fit(begin), []
-    for week, champion, words in live_weeks(use_case, rows, weeks, fit(begin), fit):
-        policies["live"].append((week, champion))
-        policies["frozen"].append((week, fit(begin)))
-        policies["monthly"].append((week, monthly))
-        monthly = fit(week.end) if week.end.month != week.start.month else monthly
-        said.append(f"{week.start:%Y-%m-%d} {champion.version} {words}")
-        print(said[-1], flush=True)
-    times = {
-        "all": (weeks[0].start, weeks[-1].end),
-        "2019": (datetime(2019, 1, 1, tzinfo=UTC), datetime(2020, 1, 1, tzinfo=UTC)),
-        "spring 2020": (datetime(2020, 3, 16, tzinfo=UTC), datetime(2020, 6, 1, tzinfo=UTC)),
-        "July to December 2020": (datetime(2020, 6, 29, tzinfo=UTC), datetime(2021, 1, 1, tzinfo=UTC)),
-    }
-    result = {
-        time: {policy: measure_mae(rows, scored, *span) for policy, scored in policies.items()}
-        for time, span in times.items()
-    }
-    for time, mae in result.items():
-        gain = (mae["frozen"] - mae["live"]) / (mae["frozen"] - mae["monthly"])
-        print(f"{time:<24}{'  '.join(f'{name} {value:.3f}' for name, value in mae.items())}  gain {gain:.2f}")
-    keep_results("policies-taxi", params=found.best_params, mae=result, weeks=said)
+    """Play, print, keep."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.policies", description=__doc__.partition("\n")[0])
+    known = use_cases(find_params(os.environ))
+    parser.add_argument("use_case", choices=sorted(known))
+    parser.add_argument("--seed-sets", type=int, default=1)
+    parser.add_argument("--starts", type=int, default=13, help="the first so many partitions, one start each")
+    parser.add_argument("--reference", choices=("partition", "month"), default="partition")
+    parser.add_argument("--folder", type=Path, default=FOLDER)
+    asked = parser.parse_args()
+    use_case = known[asked.use_case]
+    tables, earned, decisions = {}, {}, {}
+    for fit in Fit:
+        played = []
+        for seed_set in range(asked.seed_sets):
+            matrix = open_matrix(use_case, seed_set=seed_set, train=True, folder=asked.folder)
+            rivals = Rivals(matrix, fit, asked.reference, range(asked.starts))
+            played += [rivals.play(policy, start) for policy in rivals.policies for start in rivals.starts]
+            earned[f"{fit} {seed_set}"] = rivals.earned
+            if seed_set == 0:
+                decisions[fit] = rivals.live.play(0).decisions
+        tables[fit] = summarise(played)
+        print(f"\n{use_case.name}, {fit} models answer; a retraining earned {rivals.earned:.4g}\n{render(tables[fit])}")
+    keep_results(
+        f"policies-{use_case.name}", seed_sets=asked.seed_sets, starts=asked.starts, reference=asked.reference,
+        earned=earned, tables=tables, decisions=decisions,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":
