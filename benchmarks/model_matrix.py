@@ -16,7 +16,7 @@ import io
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -227,8 +227,18 @@ def _keep(path: Path, model: MatrixModel) -> None:
     write_atomically(path, json.dumps(model.profile).encode(), mode=0o644)  # last: where it is, the other one is, too
 
 
-def open_matrix(use_case: UseCase, *, seed_set: int = 0, train: bool = False, folder: Path = FOLDER) -> ModelMatrix:
+def open_matrix(
+    use_case: UseCase,
+    *,
+    seed_set: int = 0,
+    train: bool = False,
+    folder: Path = FOLDER,
+    fits: Iterable[Fit] = tuple(Fit),
+    first: int | None = None,
+) -> ModelMatrix:
     """The matrix of a use case by one set of seeds, 0 being the product's own; with `train`, what is missing is made.
+
+    With fewer `fits`, or only the `first` so many partitions, the rest is not asked for.
 
     Raises:
         ValueError: something is missing.
@@ -236,12 +246,13 @@ def open_matrix(use_case: UseCase, *, seed_set: int = 0, train: bool = False, fo
     rows, count = read_rows(use_case, folder), use_case.train.ensemble_seeds
     kept = KeptModels(use_case, rows)
     recipe = replace(kept.recipe(), seeds=tuple(use_case.seed + seed_set * count + n for n in range(count)))
+    partitions = rows.partitions[:first]
     models = {
         (partition.start, fit): kept.model(recipe, partition.start, fit, train=train)
-        for fit in Fit
-        for partition in rows.partitions
+        for fit in fits
+        for partition in partitions
     }
-    return ModelMatrix(use_case=use_case, rows=rows.table, partitions=rows.partitions, models=models)
+    return ModelMatrix(use_case=use_case, rows=rows.table, partitions=partitions, models=models)
 
 
 def main() -> None:

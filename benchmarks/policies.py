@@ -5,8 +5,8 @@
 
 Every policy is played on the kept models of `benchmarks.model_matrix` (which trains what is missing: minutes to hours,
 once), from several starts. `live` is the product: its monitoring, triage and gate; the others have no gate. A training
-has three prices: a tenth, one and ten times what the median one of the reference earned, in units of `endpoint.costs` where a use
-case declares them, else of its metric. The oracle knows all that will happen, and pays the same.
+has three prices: a tenth, one and ten times what the median one of the reference earned, in units of `endpoint.costs`
+where a use case declares them, else of its metric. The oracle knows all that will happen, and pays the same.
 """
 
 import argparse
