@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 import features
-from adapters.connect import outside
+from adapters.connect import Outside, outside
 from adapters.files import write_atomically
 from adapters.parquet import to_bytes
 from expectations import suites
@@ -55,11 +55,12 @@ def read_rows(use_case: UseCase, folder: Path) -> MatrixRows:
         home = folder / f"{use_case.name}-{features.definition(use_case.name).digest()[:12]}"
         table, first = _keep(home, lambda: build_rows(use_case)), utc(REPLAYS[use_case.name].train_until)
     else:
-        snapshot = dataset.latest_snapshot(use_case, outside())
+        world = outside()
+        snapshot = dataset.latest_snapshot(use_case, world)
         if snapshot is None:
             raise ValueError(f"{use_case.name}: no features were built yet; unpause its DAG build_features")
         home = folder / f"{use_case.name}-{snapshot.version[:12]}"
-        table = _keep(home, lambda: load_snapshot(use_case, snapshot))
+        table = _keep(home, lambda: load_snapshot(use_case, snapshot, world))
         first = find_first_champion(use_case, table)
     last = pc.max(table["prediction_time"]).as_py() + timedelta(microseconds=1)
     return MatrixRows(home=home, table=table, partitions=tuple(use_case.grid.covering(Interval(first, last))))
@@ -90,9 +91,9 @@ def build_rows(use_case: UseCase) -> pa.Table:
     return _label(points, labels)
 
 
-def load_snapshot(use_case: UseCase, snapshot: Snapshot) -> pa.Table:
+def load_snapshot(use_case: UseCase, snapshot: Snapshot, world: Outside) -> pa.Table:
     """The same, of a snapshot, by the labels that were known when it was built."""
-    world, start, end = outside(), snapshot.start, snapshot.end
+    start, end = snapshot.start, snapshot.end
     points = dataset.load_points(snapshot.version, use_case, world, start=start, end=end)
     every = dataset.load_rows(snapshot.version, use_case, world, start=start, end=end, known_by=_NEVER)
     return _label(points, every.select([*_KEY, "label", "label_time"]))
