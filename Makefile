@@ -161,3 +161,10 @@ bench: env ## every benchmark but `stages`, `engines`, `expected_performance`: o
 	@for name in serving freshness swaps hpo card quality feature_build validation scoring variants writes ingest drift; do \
 		$(BIN)/python -m benchmarks.$$name || exit; done
 	@$(BIN)/python -m benchmarks.report
+
+# The shipped use cases have their data in files; any other has what the running stack built last.
+.PHONY: policies
+policies: env ## when to retrain: ours beside rivals and hindsight, on models that are kept (hours, once); USE_CASE=flights STARTS=13 REFERENCE=month
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[local,dev,bench]'
+	@$(BIN)/python $(if $(filter-out flights taxi,$(USE_CASE)),-m infra.local run -- python) -m benchmarks.policies $(or $(USE_CASE),flights) \
+		$(addprefix --seed-sets=,$(SEED_SETS)) $(addprefix --starts=,$(STARTS)) $(addprefix --reference=,$(REFERENCE))

@@ -197,15 +197,21 @@ def main() -> None:
     parser.add_argument("use_case", choices=sorted(known))
     parser.add_argument("--seed-sets", type=int, default=1)
     parser.add_argument("--starts", type=int, default=13, help="the first so many partitions, one start each")
+    parser.add_argument("--fits", nargs="+", type=Fit, default=list(Fit), help="what answers: judged, refitted models")
+    parser.add_argument(
+        "--first", type=int, help="only so many partitions, so that the later ones judge what is chosen"
+    )
     parser.add_argument("--reference", choices=("partition", "month"), default="partition")
     parser.add_argument("--folder", type=Path, default=FOLDER)
     asked = parser.parse_args()
     use_case = known[asked.use_case]
     tables, earned, decisions = {}, {}, {}
-    for fit in Fit:
+    for fit in asked.fits:
         played = []
         for seed_set in range(asked.seed_sets):
-            matrix = open_matrix(use_case, seed_set=seed_set, train=True, folder=asked.folder)
+            matrix = open_matrix(
+                use_case, seed_set=seed_set, train=True, folder=asked.folder, fits={Fit.JUDGED, fit}, first=asked.first
+            )
             rivals = Rivals(matrix, fit, asked.reference, range(asked.starts))
             played += [rivals.play(policy, start) for policy in rivals.policies for start in rivals.starts]
             earned[f"{fit} {seed_set}"] = rivals.earned
