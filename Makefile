@@ -167,4 +167,4 @@ bench: env ## every benchmark but `stages`, `engines`, `expected_performance`: o
 policies: env ## when to retrain: ours beside rivals and hindsight, on models that are kept (hours, once); USE_CASE=flights STARTS=13 REFERENCE=month
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[local,dev,bench]'
 	@$(BIN)/python $(if $(filter-out flights taxi,$(USE_CASE)),-m infra.local run -- python) -m benchmarks.policies $(or $(USE_CASE),flights) \
-		$(addprefix --seed-sets=,$(SEED_SETS)) $(addprefix --starts=,$(STARTS)) $(addprefix --reference=,$(REFERENCE))
+		$(addprefix --seed-sets=,$(SEED_SETS)) $(addprefix --starts=,$(STARTS)) $(addprefix --first=,$(FIRST)) $(addprefix --reference=,$(REFERENCE))

@@ -105,6 +105,7 @@ class Rivals:
         metric: Lose = partial(lose_metric, use_case.train.metric)
         has_costs = use_case.endpoint is not None and use_case.endpoint.costs is not None
         lose: Lose = partial(lose_costs, use_case) if has_costs else metric
+        self.unit = "endpoint.costs" if has_costs else use_case.train.metric
         self.metric_losses = measure_losses(matrix, deployed, metric)
         self.losses = measure_losses(matrix, deployed, lose) if has_costs else self.metric_losses
         self._at = list_reference(matrix, reference)
@@ -113,7 +114,11 @@ class Rivals:
         if not self.earned > 0:
             raise ValueError(f"the median retraining earned {self.earned:.3g}: no price follows from it")
         excess = measure_excess(matrix, deployed, lose)
-        rules: dict[str, FindAlarm] = {name: Detector(name, matrix, deployed).find_alarm for name in DETECTORS}
+        rules: dict[str, FindAlarm] = {
+            f"{name}, {'days' if by_day else 'rows'}": Detector(name, matrix, deployed, by_day=by_day).find_alarm
+            for by_day in (False, True)
+            for name in DETECTORS
+        }
         rules["PSI > .2"] = watch_psi(self.live)
         self.policies: Mapping[str, Play] = {
             "frozen": lambda start, _: train_at((), start, self.partitions),
@@ -218,10 +223,10 @@ def main() -> None:
             if seed_set == 0:
                 decisions[fit] = rivals.live.play(0).decisions
         tables[fit] = summarise(played)
-        print(f"\n{use_case.name}, {fit} models answer; a retraining earned {rivals.earned:.4g}\n{render(tables[fit])}")
+        print(f"\n{use_case.name}, {fit} models answer; regret a partition in {rivals.unit}\n{render(tables[fit])}")
     keep_results(
-        f"policies-{use_case.name}", seed_sets=asked.seed_sets, starts=asked.starts, reference=asked.reference,
-        earned=earned, tables=tables, decisions=decisions,
+        f"policies-{use_case.name}", unit=rivals.unit, seed_sets=asked.seed_sets, starts=asked.starts,
+        reference=asked.reference, partitions=len(matrix.partitions), earned=earned, tables=tables, decisions=decisions,
     )  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 Each says when a champion raises its alarm: `find_alarm` of `benchmarks.retraining.train_when`. None has a gate, so what
 is trained answers. A detector is new with each champion, has river's own settings, and is fed the absolute errors of
-what the champion answered, in standard deviations of the label, as labels become known.
+what the champion answered, in standard deviations of the label, as labels become known; or their means of a day.
 """
 
 from collections.abc import Callable
@@ -30,6 +30,7 @@ class Detector:
     name: str
     matrix: ModelMatrix
     deployed: Fit
+    by_day: bool  # fed the mean of each day's labels instead of each label's error
     _alarms: dict[int, int | None] = field(default_factory=dict)
 
     def find_alarm(self, champion: int) -> int | None:
@@ -44,8 +45,12 @@ class Detector:
         before = matrix.label[: matrix.between(matrix.partitions[0].start, matrix.partitions[0].end).start]
         scale = np.nanstd(before)
         for place in range(champion, len(matrix.partitions)):
-            known = _told_in(matrix, champion, place)
-            for error in np.abs(matrix.label[known] - model.score(known)) / scale:
+            told = _told_in(matrix, champion, place)
+            errors = np.abs(matrix.label[told] - model.score(told)) / scale
+            if self.by_day:
+                _, day = np.unique(matrix.label_time[told].astype("datetime64[D]"), return_inverse=True)
+                errors = np.bincount(day, errors) / np.bincount(day)
+            for error in errors:
                 detector.update(float(error))
                 if detector.drift_detected:
                     return place

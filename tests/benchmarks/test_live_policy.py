@@ -1,12 +1,13 @@
 """The product's triage and gate on planted matrices: a champion that knows nothing goes, an equal one stays."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from benchmarks.contenders.retraining_rules import measure_excess, watch_psi
+from benchmarks.contenders.retraining_rules import Detector, measure_excess, watch_psi
 from benchmarks.live_policy import LivePolicy
 from benchmarks.model_matrix import Fit, MatrixModel, ModelMatrix
 from benchmarks.policies import lose_costs, lose_metric, measure_losses
@@ -129,3 +130,16 @@ def test_what_is_known_is_what_had_a_label_by_then(use_case: UseCase) -> None:
         == matrix.between(FIRST, end).stop - matrix.between(FIRST, end).start
     )
     assert matrix.label_time[known].max() <= np.datetime64(end.replace(tzinfo=None), "us")
+
+
+def test_a_detector_of_errors_is_set_off_where_they_jump(use_case: UseCase) -> None:
+    pytest.importorskip("river", reason="the extra `bench` is not installed: `make policies` installs it")
+    matrix = _plant(use_case, set())
+    assert Detector("ADWIN", matrix, Fit.JUDGED, by_day=False).find_alarm(0) is None
+    wrong = matrix.models[FIRST, Fit.JUDGED].members.copy()
+    jump = matrix.between(FIRST + 3 * WEEK, FIRST + WEEKS * WEEK)
+    wrong[:, jump] = 1 - wrong[:, jump]
+    models = {**matrix.models, (FIRST, Fit.JUDGED): replace(matrix.models[FIRST, Fit.JUDGED], members=wrong)}
+    jumped = replace(matrix, models=models)
+    assert Detector("ADWIN", jumped, Fit.JUDGED, by_day=False).find_alarm(0) == 3
+    assert Detector("ADWIN", jumped, Fit.JUDGED, by_day=True).find_alarm(0) is None  # forty means are too few for it
