@@ -31,7 +31,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
 import features
-from benchmarks.policies import build_rows
+from benchmarks.matrix_rows import build_rows
 from benchmarks.quality import year
 from benchmarks.table import keep_results
 from models.bundle import Bundle
@@ -284,7 +284,7 @@ def main() -> None:
         flights = Replayed(declared["flights"], year(declared["flights"], arguments.rows), FLIGHTS_FIRST)
         keep_results("expected-performance-flights", weeks=measure_weeks(flights))
     if "taxi" in arguments.parts:
-        rows = build_rows(declared["taxi"]).table
+        rows = build_rows(declared["taxi"])
         taxi = Replayed(declared["taxi"], rows.filter(rows["label"].is_valid()), TAXI_FIRST)
         keep_results("expected-performance-taxi", weeks=measure_weeks(taxi))
 

@@ -15,17 +15,24 @@ import pyarrow as pa
 from benchmarks.model_matrix import Fit, MatrixModel, ModelMatrix, Places, to_moment
 from benchmarks.retraining import Course
 from models.metrics import compute_metrics
-from pipeline.handoffs import VerdictAnswer
+from pipeline.handoffs import ReleaseOutcome, VerdictAnswer
 from pipeline.partitions import Interval
 from tasks.monitor.drift import SCORE, FeatureDrift, measure_drift
 from tasks.monitor.performance_limits import Performance, judge_performance
 from tasks.monitor.triage import Action, Observed, OtherDecision, RetrainState, breached_features, make_decision
 from tasks.promote.bootstrap import compare
 from tasks.promote.evaluate import frozen_rows
+from tasks.promote.expected_effect import MeasuredEffect
 from tasks.promote.gate import Judgement, decide
 from tasks.promote.gate_checks import Scored, Setting
 from tasks.train.split import split
 
+_OUTCOMES = {
+    VerdictAnswer.PROMOTE: ReleaseOutcome.PROMOTED,
+    VerdictAnswer.HOLD: ReleaseOutcome.HELD,
+    VerdictAnswer.REFUSE: ReleaseOutcome.REFUSED,
+    VerdictAnswer.NEED_MORE_DATA: ReleaseOutcome.NEED_MORE_DATA,
+}
 _LATER = timedelta(days=28)  # so long after a promotion is looked whether it was right
 
 
@@ -44,7 +51,7 @@ class LivePolicy:
     matrix: ModelMatrix
     deployed: Fit
     _drifts: dict[tuple[int, int], Sequence[FeatureDrift]] = field(default_factory=dict)
-    _judgements: dict[tuple[int, int], Judgement] = field(default_factory=dict)
+    _judgements: dict[tuple[int, int, tuple[MeasuredEffect, ...]], Judgement] = field(default_factory=dict)
     _courses: dict[int, LiveCourse] = field(default_factory=dict)
     _surely_worse: dict[tuple[int, int], bool | None] = field(default_factory=dict)
 
@@ -59,6 +66,7 @@ class LivePolicy:
         champion, trainings = start, 0
         serving, decisions = [], {}
         history: list[OtherDecision] = []
+        effects: list[MeasuredEffect] = []  # what candidates showed so far
         for place in range(start, len(partitions)):
             serving.append(champion)
             as_of = partitions[place].end
@@ -68,8 +76,11 @@ class LivePolicy:
             retrains = decision.decision == Action.RETRAIN and place + 1 < len(partitions)
             if retrains:
                 trainings += 1
-                judgement = self.judge(place + 1, champion)
-                outcome = "promoted" if judgement.answer == VerdictAnswer.PROMOTE else "held"
+                judgement = self.judge(place + 1, champion, tuple(effects))
+                outcome = _OUTCOMES[judgement.answer]
+                if "effect" in judgement.evidence:
+                    measured = judgement.evidence["effect"]
+                    effects.append(MeasuredEffect(measured["value"], measured["standard_error"]))
                 words += f" -> {outcome}: {'; '.join(judgement.reasons)}"
             decisions[f"{partitions[place].start:%Y-%m-%d}"] = f"{self._model(champion).version} {words}"
             history.append(
@@ -82,15 +93,15 @@ class LivePolicy:
                     outcome=outcome,
                 )
             )
-            champion = place + 1 if outcome == "promoted" else champion
+            champion = place + 1 if outcome == ReleaseOutcome.PROMOTED else champion
         course = Course(start=start, serving=np.array(serving, np.intp), trainings=trainings)
         return LiveCourse(course=course, decisions=decisions)
 
-    def judge(self, candidate: int, champion: int) -> Judgement:
-        """The gate's answer to the model of a partition, as of that partition's beginning."""
-        key = candidate, champion
+    def judge(self, candidate: int, champion: int, past: tuple[MeasuredEffect, ...] = ()) -> Judgement:
+        """The gate's answer to the model of a partition, as of its beginning, after what earlier candidates showed."""
+        key = candidate, champion, past
         if key not in self._judgements:
-            self._judgements[key] = self._judge(candidate, champion)
+            self._judgements[key] = self._judge(candidate, champion, past)
         return self._judgements[key]
 
     def measure_drifts(self, champion: int, place: int) -> Sequence[FeatureDrift]:
@@ -136,7 +147,7 @@ class LivePolicy:
     def _measure_performance(self, model: MatrixModel, as_of: datetime) -> Performance:
         """By the labels known, of what the champion answered in the latest days whose labels have matured."""
         use_case = self.matrix.use_case
-        end = as_of - use_case.time.label_delay
+        end = as_of - use_case.time.label_lag
         start = max(model.as_of, end - timedelta(days=use_case.monitor.performance_days))
         answered, known = self.matrix.between(start, end), self.matrix.known(start, end, as_of)
         metrics = (
@@ -145,7 +156,7 @@ class LivePolicy:
         predicted = max(0, answered.stop - answered.start)
         return judge_performance(predicted=predicted, labelled=len(known), metrics=metrics, monitor=use_case.monitor)
 
-    def _judge(self, candidate: int, champion: int) -> Judgement:
+    def _judge(self, candidate: int, champion: int, past: tuple[MeasuredEffect, ...]) -> Judgement:
         use_case, as_of = self.matrix.use_case, self.matrix.partitions[candidate].start
         moments = split(use_case, as_of)
         rows = self.matrix.known(moments.holdout_start, moments.holdout_end, as_of)
@@ -154,9 +165,10 @@ class LivePolicy:
             gate=use_case.gate,
             kind=use_case.target.kind,
             holdout_start=moments.holdout_start,
-            label_delay=use_case.time.label_delay,
+            block=use_case.gate_block,
             latency_ms=0.0,
             seed=use_case.seed,
+            past=past,
         )
         return decide(setting, frozen_rows(use_case, self.matrix.rows.take(rows)), ours, theirs)
 
@@ -176,7 +188,8 @@ class LivePolicy:
             label=self.matrix.label[rows],
             candidate=self._model(new).score(rows),
             champion=self._model(old).score(rows),
-            day=self.matrix.prediction_time[rows].astype("datetime64[D]"),
+            block=self.matrix.prediction_time[rows].astype("datetime64[D]"),
+            correlation=None,
             confidence=gate.confidence,
             resamples=gate.resamples,
             seed=self.matrix.use_case.seed,

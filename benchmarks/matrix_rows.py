@@ -66,10 +66,10 @@ def read_rows(use_case: UseCase, folder: Path) -> MatrixRows:
     return MatrixRows(home=home, table=table, partitions=tuple(use_case.grid.covering(Interval(first, last))))
 
 
-def known_rows(rows: pa.Table, cutoff: datetime) -> pa.Table:
-    """What a training may learn at a cut-off."""
-    at = pa.scalar(cutoff, UTC_TIME)
-    return rows.filter(pc.and_(pc.less(rows["prediction_time"], at), pc.less_equal(rows["label_time"], at)))
+def known_rows(use_case: UseCase, rows: pa.Table, cutoff: datetime) -> pa.Table:
+    """What a training may learn at a cut-off: predictions made a label lag before it, by labels known by then."""
+    until, at = pa.scalar(cutoff - use_case.time.label_lag, UTC_TIME), pa.scalar(cutoff, UTC_TIME)
+    return rows.filter(pc.and_(pc.less(rows["prediction_time"], until), pc.less_equal(rows["label_time"], at)))
 
 
 def build_rows(use_case: UseCase) -> pa.Table:
@@ -107,7 +107,7 @@ def find_first_champion(use_case: UseCase, table: pa.Table) -> datetime:
     """
     times = pc.min_max(table["prediction_time"]).as_py()
     for partition in use_case.grid.covering(Interval(times["min"], times["max"])):
-        if known_rows(table, split(use_case, partition.start).train_end).num_rows >= use_case.train.min_rows:
+        if known_rows(use_case, table, split(use_case, partition.start).train_end).num_rows >= use_case.train.min_rows:
             return partition.start
     raise ValueError(
         f"{use_case.name}: {table.num_rows} rows, and no time before which there are train.min_rows of them"

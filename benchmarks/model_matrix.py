@@ -137,7 +137,7 @@ def _moments(column: pa.ChunkedArray) -> NDArray[np.datetime64]:
 def search_recipe(use_case: UseCase, rows: pa.Table, as_of: datetime) -> Recipe:
     """The product's search as of a data time, its study in memory."""
     moments, definition = split(use_case, as_of), features.definition(use_case.name)
-    table = known_rows(rows, moments.cutoff)
+    table = known_rows(use_case, rows, moments.cutoff)
     require_rows(use_case, table, moments)
     study = optuna.create_study(study_name="model-matrix")
     alone.search(use_case, study, Trainer(use_case, definition, table, moments), use_case.train.trials)
@@ -149,7 +149,7 @@ def fit_model(use_case: UseCase, recipe: Recipe, rows: pa.Table, as_of: datetime
     """The product's refit of a recipe, and what each member says of every row from the cut-off on."""
     moments = split(use_case, as_of)
     cutoff = as_of if fit == Fit.REFITTED else moments.cutoff
-    table = known_rows(rows, cutoff)
+    table = known_rows(use_case, rows, cutoff)
     require_rows(use_case, table, moments)
     ensemble = fit_ensemble(recipe, table, best_device())
     whole = Predictor(Bundle(card={}, encoder=ensemble.encoder, members=ensemble.members))

@@ -36,7 +36,7 @@ def test_a_model_answers_as_the_refit_of_its_known_rows_and_nothing_older(small:
     rows = synthetic.table(4000)
     model = fit_model(small, PLAN, rows, AS_OF, fit)
     assert model.cutoff == (AS_OF if fit == Fit.REFITTED else split(small, AS_OF).cutoff)
-    known = known_rows(rows, model.cutoff)
+    known = known_rows(small, rows, model.cutoff)
     assert known["label_time"].to_pylist()[-1] <= model.cutoff
     ensemble = fit_ensemble(PLAN, known, best_device())
     first = sum(moment < model.cutoff for moment in rows["prediction_time"].to_pylist())
@@ -61,9 +61,9 @@ def test_what_is_kept_is_read_again_and_what_is_missing_is_said(small: UseCase, 
 def test_the_first_champion_has_enough_to_learn_from(small: UseCase) -> None:
     rows = synthetic.table(6000)
     first = find_first_champion(small, rows)
-    assert known_rows(rows, split(small, first).train_end).num_rows >= 500
+    assert known_rows(small, rows, split(small, first).train_end).num_rows >= 500
     earlier = first - timedelta(days=small.grid.days)
-    assert known_rows(rows, split(small, earlier).train_end).num_rows < 500
+    assert known_rows(small, rows, split(small, earlier).train_end).num_rows < 500
     with pytest.raises(ValueError, match="no time before which"):
         find_first_champion(small, rows.slice(0, 400))
 
