@@ -47,7 +47,7 @@ def test_a_healthy_week_is_ignored_with_measures_performance_and_a_report(world:
     assert {m["measure"] for m in measures} == {"psi", "missing_share", "score_psi"}
     assert {m["status"] for m in measures} == {"ok"}
     [row] = world.rows("performance")
-    assert row["window_end"] == week(10).end - timedelta(hours=24)
+    assert row["window_end"] == week(10).end - timedelta(hours=26)
     assert row["window_end"] - row["window_start"] == timedelta(days=14)
     assert row["coverage"] == 1
     assert set(row["metrics"]) == {"log_loss", "auc", "pr_auc", "brier", "calibration_gap"}
