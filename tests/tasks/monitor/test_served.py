@@ -1,5 +1,6 @@
 """What was answered in time is judged, where it is enough of the events; restated, the same again stands beside it."""
 
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -166,15 +167,15 @@ def test_answers_of_a_version_that_is_not_champion_count_until_the_champion_begi
 
 
 def test_events_that_nobody_answered_once_the_champion_answers_lower_the_coverage(world: World) -> None:
-    """The window begins with a day of silence."""
+    """The window begins with a label lag of silence."""
     world.use_case = monitored(world.use_case, performance_days=7)
     for number, share in ((10, 0.8), (11, 1.0)):
         world.score(number)
         world.answer(number, share=share)
     decided(world)
     row = max(world.rows("served_performance"), key=lambda each: each["window_end"])
-    assert row["window_start"] == week(11).start - (week(11).end - week(11).start) / 7
-    assert row["coverage"] == pytest.approx(6 / 7, abs=0.01)
+    assert row["window_start"] == week(11).start - timedelta(hours=26)
+    assert row["coverage"] == pytest.approx(1 - 26 / 168, abs=0.01)
     assert not row["is_judged"]
 
 
