@@ -17,7 +17,7 @@ import pytest
 import requests
 
 from infra.local.stack import Stack
-from pipeline.handoffs import Verdict
+from pipeline.handoffs import RefittedWinner, Verdict
 from pipeline.settings import REPOSITORY
 from tests.conftest import start_stack
 
@@ -110,10 +110,8 @@ def register(live: Live) -> str:
     )
 
 
-def ask(live: Live, airflow_home: Path, *, refitted: bool = False) -> tuple[str, Verdict]:
+def ask(live: Live, airflow_home: Path, *, refitted: str | None = None) -> tuple[str, Verdict]:
     """A training up to the question; the run id and the verdict that was asked about."""
-    from airflow.sdk.serde import serialize
-
     run_id = f"asked-{secrets.token_hex(4)}"
     verdict = Verdict(
         verdict_id=run_id,
@@ -131,18 +129,36 @@ def ask(live: Live, airflow_home: Path, *, refitted: bool = False) -> tuple[str,
     )
     live.call("PATCH", "", {"is_paused": True})
     live.call("POST", "/dagRuns", {"dag_run_id": run_id, "logical_date": None, "conf": {"as_of": "2013-04-01"}})
-    live.sql(
-        "airflow",
-        "insert into xcom (dag_run_id, task_id, map_index, key, dag_id, run_id, value, timestamp)"
-        " select id, 'evaluate', -1, 'return_value', dag_id, run_id, %s, now() from dag_run where run_id = %s",
-        (json.dumps(serialize(verdict)), run_id),
-    )
-    for task_id in ("plan", "tune", "refit", "evaluate", *(["refit_winner"] if refitted else [])):
+    hand_on(live, run_id, "evaluate", verdict)
+    done = ["plan", "tune", "refit", "evaluate"]
+    if refitted is not None:
+        winner = RefittedWinner(
+            use_case="flights",
+            judged_version=verdict.candidate_version,
+            model_version=refitted,
+            reasons=[],
+            measured={"gain": 0.001},
+        )
+        hand_on(live, run_id, "refit_winner", winner)
+        done.append("refit_winner")
+    for task_id in done:
         live.call("PATCH", f"/dagRuns/{run_id}/taskInstances/{task_id}", {"new_state": "success"})
     live.call("PATCH", "", {"is_paused": False})
     live.until(run_id, lambda states: states["approval"] == "awaiting_input")
     live.let_the_scheduler_see_it()
     return run_id, verdict
+
+
+def hand_on(live: Live, run_id: str, task_id: str, handoff: Verdict | RefittedWinner) -> None:
+    """What a task has returned."""
+    from airflow.sdk.serde import serialize
+
+    live.sql(
+        "airflow",
+        "insert into xcom (dag_run_id, task_id, map_index, key, dag_id, run_id, value, timestamp)"
+        " select id, %s, -1, 'return_value', dag_id, run_id, %s, now() from dag_run where run_id = %s",
+        (task_id, json.dumps(serialize(handoff)), run_id),
+    )
 
 
 def respond(live: Live, run_id: str, option: str) -> None:
@@ -154,18 +170,19 @@ def ended(states: dict[str, str | None]) -> bool:
     return states["finish"] == "success" and states["deploy"] in ("success", "skipped", "failed")
 
 
-def test_an_approved_candidate_becomes_champion_and_the_ledger_names_who_approved(
+def test_the_refit_of_an_approved_candidate_becomes_champion_and_the_ledger_names_who_approved(
     live: Live, airflow_home: Path
 ) -> None:
-    run_id, verdict = ask(live, airflow_home, refitted=True)
-    assert live.champion() != verdict.candidate_version, "nothing is promoted before the answer"
+    refitted = register(live)
+    run_id, verdict = ask(live, airflow_home, refitted=refitted)
+    assert live.champion() not in {verdict.candidate_version, refitted}, "nothing is promoted before the answer"
     assert live.ledger(run_id) == []
     respond(live, run_id, "Approve")
     states = live.until(run_id, ended)
     assert states["admit"] == states["promote"] == states["deploy"] == "success"
-    assert live.champion() == verdict.candidate_version
-    version = verdict.candidate_version
-    assert live.ledger(run_id) == [("approve", live.user, version), ("promote", live.user, version)]
+    assert live.champion() == refitted
+    told = [("approve", live.user, verdict.candidate_version), ("promote", live.user, refitted)]
+    assert live.ledger(run_id) == told
 
 
 def test_a_rejected_candidate_changes_nothing_and_the_ledger_names_who_rejected(live: Live, airflow_home: Path) -> None:
