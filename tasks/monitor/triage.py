@@ -14,9 +14,7 @@ from pipeline.spec import Monitor
 from tasks.monitor.drift import DriftMeasure, DriftStatus, FeatureDrift
 from tasks.monitor.performance_limits import Performance, PerformanceStatus
 
-REFUSALS = frozenset(
-    {"refused", "rejected"}
-)  # release outcomes: the gate, or a person, said no; not sure is no refusal
+REFUSALS = frozenset({"refused", "rejected"})  # release outcomes: gate or person said no; not sure is no refusal
 _NAMED = 5  # features named in a reason; the rest are in the drift table
 
 
