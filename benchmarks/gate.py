@@ -40,7 +40,7 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Asked:
+class JudgedCandidate:
     """One candidate: what it was truly worth, what was measured, and what each rule answered."""
 
     history: int
@@ -95,7 +95,7 @@ class Model:
         return Scored(version=version, cutoff=cutoff, scores=members.mean(0), members=members)
 
 
-def simulate(history: int, holdout_days: int) -> Iterator[Asked]:
+def simulate(history: int, holdout_days: int) -> Iterator[JudgedCandidate]:
     """Twelve candidates of one use case, one after the other."""
     rng = np.random.default_rng((history, holdout_days))
     case = use_cases(REPOSITORY / "params.yaml")["flights"]
@@ -122,7 +122,7 @@ def simulate(history: int, holdout_days: int) -> Iterator[Asked]:
         shrunk = decide(replace(setting, past=tuple(past)), rows, *both)
         effect = flat.evidence["effect"]
         past.append(MeasuredEffect(effect["value"], effect["standard_error"]))
-        yield Asked(
+        yield JudgedCandidate(
             history, place, true, effect["value"], effect["standard_error"],
             {
                 "ours": shrunk.answer == VerdictAnswer.PROMOTE,
@@ -149,30 +149,30 @@ CLASSES = {
 }
 
 
-def tabulate(asked: list[Asked]) -> dict[str, dict[str, float]]:
+def tabulate(judged: list[JudgedCandidate]) -> dict[str, dict[str, float]]:
     """By class of true effect, how many there were and what share each rule promotes; last, the share of gain."""
     found: dict[str, dict[str, float]] = {}
     for name, (low, high) in CLASSES.items():
-        some = [one for one in asked if low < one.true <= high]
-        rules = {rule: float(np.mean([one.answers[rule] for one in some])) for rule in asked[0].answers} if some else {}
-        found[name] = {"candidates": len(some), **rules}
-    best = sum(max(one.true, 0.0) for one in asked)
+        some = [one for one in judged if low < one.true <= high]
+        shares = {rule: float(np.mean([one.answers[rule] for one in some])) for rule in judged[0].answers if some}
+        found[name] = {"candidates": len(some), **shares}
+    best = sum(max(one.true, 0.0) for one in judged)
     found["share of the gain"] = {
-        "candidates": len(asked),
-        **{rule: sum(one.true for one in asked if one.answers[rule]) / best for rule in asked[0].answers},
+        "candidates": len(judged),
+        **{rule: sum(one.true for one in judged if one.answers[rule]) / best for rule in judged[0].answers},
     }
     return found
 
 
-def draw(by_days: dict[int, list[Asked]], target: Path) -> None:
+def draw(by_days: dict[int, list[JudgedCandidate]], target: Path) -> None:
     """Promoted share by true effect, a line a rule and holdout."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 3.4), layout="constrained")
-    for axes, (days, asked) in zip(figure.subplots(1, len(by_days), sharey=True), by_days.items(), strict=True):
-        edges = np.quantile([one.true for one in asked], np.linspace(0, 1, 13))
+    for axes, (days, judged) in zip(figure.subplots(1, len(by_days), sharey=True), by_days.items(), strict=True):
+        edges = np.quantile([one.true for one in judged], np.linspace(0, 1, 13))
         for rule in ("lower bound", "ours"):
-            bins = [[one for one in asked if a <= one.true <= b] for a, b in pairwise(edges)]
+            bins = [[one for one in judged if a <= one.true <= b] for a, b in pairwise(edges)]
             axes.plot(
                 [np.mean([one.true for one in some]) for some in bins],
                 [np.mean([one.answers[rule] for one in some]) for some in bins],
@@ -192,18 +192,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gate", description=__doc__)
     parser.add_argument("--histories", type=int, default=100)
     parser.add_argument("--plot", type=Path, default=None)
-    told = parser.parse_args()
+    arguments = parser.parse_args()
     by_days = {
-        days: [one for history in range(told.histories) for one in simulate(history, days)] for days in (7, 14, 28)
+        days: [one for history in range(arguments.histories) for one in simulate(history, days)] for days in (7, 14, 28)
     }
-    found = {f"{days} days": tabulate(asked) for days, asked in by_days.items()}
+    found = {f"{days} days": tabulate(judged) for days, judged in by_days.items()}
     for days, classes in found.items():
         print(days)
         for name, shares in classes.items():
             print(f"  {name:26}" + "  ".join(f"{rule} {share:.3f}" for rule, share in shares.items()))
-    if told.plot:
-        draw(by_days, told.plot)
-    keep_results("gate", histories=told.histories, candidates_each=_CANDIDATES, found=found)
+    if arguments.plot:
+        draw(by_days, arguments.plot)
+    keep_results("gate", histories=arguments.histories, candidates_each=_CANDIDATES, found=found)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The product's own policy on a model matrix: what its triage and its gate decide, partition by partition.
 
-Observations are made from kept scores by the product's functions, as its DAGs make them; every decision is its own.
+Observations are made from kept scores by the product's functions, as its DAGs make them, and every decision is its own;
+but performance is restated, blocks of a window are days, and nothing is expected before labels come.
 The gate compares judged models, which know nothing of the holdout. What answers is the promoted model itself, or its
 refitted twin (`deployed`).
 """
@@ -17,8 +18,11 @@ from benchmarks.retraining import Course
 from models.metrics import compute_metrics
 from pipeline.handoffs import ReleaseOutcome, VerdictAnswer
 from pipeline.partitions import Interval
+from pipeline.spec import UseCase
 from tasks.monitor.drift import SCORE, FeatureDrift, measure_drift
-from tasks.monitor.performance_limits import Performance, judge_performance
+from tasks.monitor.performance import trailing_window
+from tasks.monitor.performance_bounds import WatchedRows, bound_metrics
+from tasks.monitor.performance_limits import Performance, judge_performance, look_confidence, look_longer
 from tasks.monitor.triage import Action, Observed, OtherDecision, RetrainState, breached_features, make_decision
 from tasks.promote.bootstrap import compare
 from tasks.promote.evaluate import frozen_rows
@@ -146,15 +150,35 @@ class LivePolicy:
 
     def _measure_performance(self, model: MatrixModel, as_of: datetime) -> Performance:
         """By the labels known, of what the champion answered in the latest days whose labels have matured."""
+
+        def measure_longer(limited: UseCase) -> Performance:
+            return self._judge_window(limited, model, as_of, lengths=2)
+
         use_case = self.matrix.use_case
-        end = as_of - use_case.time.label_lag
-        start = max(model.as_of, end - timedelta(days=use_case.monitor.performance_days))
+        return look_longer(use_case, self._judge_window(use_case, model, as_of, lengths=1), measure_longer)
+
+    def _judge_window(self, use_case: UseCase, model: MatrixModel, as_of: datetime, *, lengths: int) -> Performance:
+        """A label that is missing after its lag is taken for one that never comes."""
+        window = trailing_window(use_case, as_of, lengths)
+        start, end = max(model.as_of, window.start), window.end
         answered, known = self.matrix.between(start, end), self.matrix.known(start, end, as_of)
-        metrics = (
-            compute_metrics(use_case.target.kind, model.score(known), self.matrix.label[known]) if len(known) else {}
+        score, label = model.score(known), self.matrix.label[known]
+        watched = WatchedRows(
+            score=score,
+            label=label,
+            block=(self.matrix.prediction_time[known] - to_moment(start)) // np.timedelta64(1, "D"),
+            is_serial=True,
+            is_binary=use_case.target.kind == "binary",
         )
-        predicted = max(0, answered.stop - answered.start)
-        return judge_performance(predicted=predicted, labelled=len(known), metrics=metrics, monitor=use_case.monitor)
+        metrics = compute_metrics(use_case.target.kind, score, label) if len(known) else {}
+        limited = [name for name in use_case.monitor.limits if name in metrics]
+        return judge_performance(
+            predicted=max(0, answered.stop - answered.start),
+            labelled=len(known),
+            metrics=metrics,
+            monitor=use_case.monitor,
+            bounds=bound_metrics(watched, limited, confidence=look_confidence(use_case.gate.confidence)),
+        )
 
     def _judge(self, candidate: int, champion: int, past: tuple[MeasuredEffect, ...]) -> Judgement:
         use_case, as_of = self.matrix.use_case, self.matrix.partitions[candidate].start

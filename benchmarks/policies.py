@@ -85,7 +85,7 @@ def measure_losses(matrix: ModelMatrix, deployed: Fit, lose: Lose) -> Floats:
         rows = matrix.known(partition.start, partition.end)
         for model in range(place + 1):
             score = matrix.models[matrix.partitions[model].start, deployed].score(rows)
-            losses[model, place] = lose(matrix.label[rows], score)
+            losses[model, place] = lose(matrix.label[rows], score) if len(rows) else 0.0
     return losses
 
 
@@ -217,7 +217,12 @@ def main() -> None:
             matrix = open_matrix(
                 use_case, seed_set=seed_set, train=True, folder=asked.folder, fits={Fit.JUDGED, fit}, first=asked.first
             )
-            rivals = Rivals(matrix, fit, asked.reference, range(asked.starts))
+            trained = list_reference(matrix, asked.reference)
+            if not trained:
+                raise SystemExit(
+                    f"{use_case.name}: {len(matrix.partitions)} partitions, and no second model among them"
+                )
+            rivals = Rivals(matrix, fit, asked.reference, range(min(asked.starts, trained[-1])))
             played += [rivals.play(policy, start) for policy in rivals.policies for start in rivals.starts]
             earned[f"{fit} {seed_set}"] = rivals.earned
             if seed_set == 0:

@@ -82,6 +82,7 @@ RANKINGS = frozenset[Metric]({"auc", "pr_auc"})  # larger is better, 0.5 or less
 ResampledBlock = Literal["day", "two_days", "week", "entity"]
 BLOCK_DAYS: Mapping[ResampledBlock, int] = {"day": 1, "two_days": 2, "week": 7}
 _BLOCK_HOURS: tuple[tuple[int, ResampledBlock], ...] = ((24, "day"), (48, "two_days"))
+ENTITY_GROUPS = 200  # of entities, which are a block together: as many blocks as an error needs
 FEWEST_BLOCKS = 4  # of a holdout: of fewer no spread can be told
 SHARES = frozenset[Metric]({"auc", "pr_auc", "brier", "calibration_gap"})  # never outside [0, 1]
 

@@ -2,7 +2,8 @@
 
 Of batch's scores, by the champion that made them. The estimate is made from rows of before the partition, whose labels
 have had their time: those that this champion scored in the latest `performance_days`, or, of a young one, the rows that
-it did not learn (its holdout), scored now. With fewer than `min_labelled` of them, or in the partition, there is none.
+it did not learn, scored now. With fewer than `min_labelled` of them, or in the partition, there is none: so of a
+champion that was refitted on all that was known, until enough of what it scored have their labels.
 """
 
 import json
@@ -25,7 +26,6 @@ from tasks.build_features.learnt_features import load_learnt_points
 from tasks.monitor.drift import SCORE
 from tasks.monitor.expected_performance import MaturedEstimate, MaturedRows, MetricEstimate, Trust, estimate_window
 from tasks.monitor.performance import find_changed_windows, measure_window
-from tasks.monitor.performance_limits import PerformanceStatus
 from tasks.score import load_batch_predictor
 
 if TYPE_CHECKING:
@@ -175,7 +175,8 @@ def _load_stated(use_case: UseCase, as_of: datetime, outside: Outside) -> dict[t
 def _restate(use_case: UseCase, stated: ExpectedWindow, as_of: datetime, outside: Outside) -> ExpectedWindow:
     measured = measure_window(use_case, stated.model_version, stated.window, as_of, outside)
     found = measured.performance
-    is_enough = found.status != PerformanceStatus.UNKNOWN
+    monitor = use_case.monitor  # that labels may still come is no reason: it would leave out what lies at a limit
+    is_enough = found.labelled >= monitor.min_labelled and found.coverage >= monitor.min_coverage
     return replace(
         stated,
         as_of=as_of,
@@ -193,8 +194,8 @@ def _load_matured(use_case: UseCase, partition: UnlabelledPartition, outside: Ou
         params = (partition.as_of, use_case.name, partition.model_version, start, end)
         rows = outside.warehouse.copy_out(_SCORED, params, at=at)
     if rows.num_rows < use_case.monitor.min_labelled:
-        unlearnt = Interval(max(start, partition.learnt_until + timedelta(microseconds=1)), end)
-        rows = _score_unlearnt(use_case, partition, unlearnt, outside) if unlearnt.start < end else rows
+        since = max(start, partition.learnt_until + timedelta(microseconds=1))
+        rows = _score_unlearnt(use_case, partition, Interval(since, end), outside) if since < end else rows
     return MaturedRows(
         score=rows[SCORE].to_numpy(),
         label=rows["label"].to_numpy(),

@@ -4,6 +4,7 @@ By data time alone: what earlier windows came to, what the gate saw, and how oth
 """
 
 import json
+import logging
 import math
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -13,27 +14,32 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from adapters.connect import Outside
+from adapters.errors import Corrupt, Missing
 from models.metrics import METRICS, compute_metrics
-from pipeline.fields import BLOCK_DAYS, FEWEST_BLOCKS
+from pipeline.fields import BLOCK_DAYS, ENTITY_GROUPS, FEWEST_BLOCKS
 from pipeline.partitions import Interval
 from pipeline.spec import UseCase
+from tasks.common.ledger import find_judged_version
 from tasks.monitor.drift import Basis
 from tasks.monitor.performance_bounds import MetricBounds, WatchedRows, bound_metrics
 from tasks.monitor.performance_limits import Performance, Shown, judge_performance, look_confidence
 from tasks.promote.interval_coverage import measure_coverage
 
-_GROUPS = 200  # of entities, left out together: as many blocks as the error needs
+logger = logging.getLogger(__name__)
+
 _REMEMBERED_WINDOWS = 10  # so far back in time, in lengths of a window
-# Of windows whose labels have not changed for the length of one: what share never got a label, and what share got one
-# after the window was first measured.
+# Of windows whose labels have not changed for the length of one: what share never gets a label, as a rule, and what
+# share got one after the window was first measured, at most. One that lost its labels is no rule.
 _AT_REST = """
-select max(1 - latest::float8 / predicted) as never, max((latest - first)::float8 / predicted) as late from (
+select percentile_cont(0.5) within group (order by 1 - latest::float8 / predicted) as never,
+    max((latest - first)::float8 / predicted) as late
+from (
     select (array_agg(labelled order by measured_as_of))[1] as first,
         (array_agg(labelled order by measured_as_of desc))[1] as latest,
         (array_agg(predicted order by measured_as_of desc))[1] as predicted
     from performance where use_case = %s and measured_as_of < %s and window_end >= %s
     group by model_version, window_start, window_end having max(measured_as_of) <= %s
-) as windows where predicted >= %s
+) as windows where predicted >= %s and latest >= %s * predicted
 """
 _INDEX = "select index from snapshots where use_case = %s order by build_order desc limit 1"
 _OUTCOMES = """
@@ -93,7 +99,7 @@ def count_outstanding(use_case: UseCase, predicted: int, missing: int, as_of: da
     """
     length, monitor = timedelta(days=use_case.monitor.performance_days), use_case.monitor
     past = Interval((as_of - _REMEMBERED_WINDOWS * length).astimezone(UTC), (as_of - length).astimezone(UTC))
-    params = (use_case.name, as_of, past.start, past.end, monitor.min_labelled)
+    params = (use_case.name, as_of, past.start, past.end, monitor.min_labelled, monitor.min_coverage)
     [found] = outside.warehouse.query(_AT_REST, params)
     never, late = found["never"], found["late"]
     if never is None:
@@ -123,16 +129,20 @@ def _find_shares_of_dataset(
 
 
 def load_shown(use_case: UseCase, version: str, outside: Outside) -> Shown | None:
-    """What a version showed on its holdout when the gate let it through; None where the gate kept no such row of it.
+    """What a version, or its judged twin, showed on its holdout when the gate let it through.
 
-    Raises:
-        Corrupt: the evidence is not what was written.
+    None where no verdict of it was kept, or its evidence cannot be had any more.
     """
-    verdicts = outside.warehouse.query(_SHOWN, (use_case.name, version))
+    judged = find_judged_version(use_case, version, outside)
+    verdicts = outside.warehouse.query(_SHOWN, (use_case.name, judged))
     if not verdicts:
         return None
-    evidence = json.loads(outside.lake.read(verdicts[0]["evidence_uri"]))
-    metrics = {name: value for name, value in evidence["metrics"][version].items() if value is not None}
+    try:
+        evidence = json.loads(outside.lake.read(verdicts[0]["evidence_uri"]))
+    except (Missing, Corrupt) as error:
+        logger.warning("what version %s showed at the gate cannot be read: %s", judged, error)
+        return None
+    metrics = {name: value for name, value in evidence["metrics"][judged].items() if value is not None}
     return Shown(metric=use_case.gate.metric, rows=evidence["rows"], metrics=metrics)
 
 
@@ -172,7 +182,7 @@ def _watch(use_case: UseCase, scored: pa.Table, window: Interval, outstanding: i
     kind = use_case.gate_block
     if kind == "entity":
         _, code = np.unique(np.asarray(scored["entity_key"].to_pylist(), dtype=np.str_), return_inverse=True)
-        block = code % _GROUPS
+        block = code % ENTITY_GROUPS
     else:
         days = max(1, min(BLOCK_DAYS[kind], (window.end - window.start).days // FEWEST_BLOCKS))
         start = np.datetime64(window.start.astimezone(UTC).replace(tzinfo=None), "us")

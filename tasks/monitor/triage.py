@@ -223,9 +223,9 @@ def _guard(
         return TriageCode.LATE_PARTITION, "this partition came late, a newer one has been decided on"
     if in_flight := [other for other in history if other.state in IN_FLIGHT]:
         return TriageCode.IN_FLIGHT, f"the retrain decided at {in_flight[0].as_of:%Y-%m-%d} is still in flight"
-    changes = [other.as_of for other in retrains if other.outcome == "promoted"]
+    changes = [observed.born_at, *(other.as_of for other in retrains if other.outcome == "promoted")]
     changes += [observed.rolled_back] if observed.rolled_back else []
-    if changes and observed.as_of - max(changes) < timedelta(days=monitor.cooldown_days):
+    if observed.as_of - max(changes) < timedelta(days=monitor.cooldown_days):
         return TriageCode.COOLDOWN, (
             f"cooling down, {monitor.cooldown_days} days from the last promotion or rollback, {max(changes):%Y-%m-%d}"
         )

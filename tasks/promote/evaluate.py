@@ -22,7 +22,7 @@ from tasks.promote.gate import Judgement, decide
 from tasks.promote.gate_checks import HoldoutRows, Scored, Setting
 from tasks.promote.gate_plot import draw_judgement
 from tasks.promote.opponent import Opponent, explain_opponent, find_opponent, load_as_learnt, name_comparison
-from tasks.promote.verdict_rows import count_askings, load_past_effects, write_verdict
+from tasks.promote.verdict_rows import count_holdout_uses, load_past_effects, write_verdict
 
 _LATENCY_CALLS = 30
 _SUSPICIOUS = {"leak-alarm", "scores-not-finite", "scores-not-probabilities", "holdout-overlaps-training"}
@@ -56,13 +56,11 @@ def judge_candidate(use_case: UseCase, candidate: Candidate, outside: Outside) -
         latency_ms=latency,
         seed=int(verdict_id[-8:], 16) ^ use_case.seed,
         past=load_past_effects(use_case, candidate, outside),
-        asked=count_askings(use_case, candidate, champion, verdict_id, outside),
+        holdout_uses=count_holdout_uses(use_case, candidate, champion, verdict_id, outside),
     )
     judgement = decide(setting, frozen_rows(use_case, table), ours, theirs)
     judgement = explain_opponent(judgement, opponent, foreign=foreign)
-    verdict = _verdict(
-        use_case, candidate, opponent, judgement, verdict_id, is_risky=use_case.risk == "high" or foreign
-    )
+    verdict = _verdict(use_case, candidate, opponent, judgement, verdict_id, foreign=foreign)
     _alert_suspicious(use_case, verdict, judgement, outside)
     verdict = _store(use_case, verdict, candidate, judgement, outside)
     write_verdict(use_case, verdict, outside)
@@ -165,8 +163,12 @@ def _verdict(
     judgement: Judgement,
     verdict_id: str,
     *,
-    is_risky: bool,
+    foreign: bool,
 ) -> Verdict:
+    """`effect_error` is that of an effect that says what a candidate gains: against the champion, and in earnest."""
+    effect = judgement.evidence.get("effect", {})
+    says_nothing = foreign or bool(_SUSPICIOUS & set(judgement.codes))
+    is_risky = use_case.risk == "high" or foreign
     return Verdict(
         verdict_id=verdict_id,
         use_case=use_case.name,
@@ -174,10 +176,10 @@ def _verdict(
         champion_version=opponent.champion if opponent else None,
         answer=judgement.answer,
         reasons=judgement.reasons,
-        effect=judgement.evidence.get("effect", {}).get("value"),
-        effect_low=judgement.evidence.get("effect", {}).get("low"),
-        effect_high=judgement.evidence.get("effect", {}).get("high"),
-        effect_error=judgement.evidence.get("effect", {}).get("standard_error"),
+        effect=effect.get("value"),
+        effect_low=effect.get("low"),
+        effect_high=effect.get("high"),
+        effect_error=None if says_nothing else effect.get("standard_error"),
         evidence_uri="",
         as_of=candidate.as_of,
         needs_approval=judgement.answer == VerdictAnswer.PROMOTE and is_risky,

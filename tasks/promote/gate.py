@@ -138,7 +138,7 @@ def _weigh_effect(
         "expected": {
             **asdict(expected),
             "allowed_chance": allowed_chance(setting),
-            "asked": setting.asked,
+            "holdout_uses": setting.holdout_uses,
         },
         "metrics": {
             model.version: {m: compute_for_gate(m, model.scores, rows.label) for m in METRICS[setting.kind]}

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.fields import BLOCK_DAYS, FEWEST_BLOCKS, ResampledBlock
+from pipeline.fields import BLOCK_DAYS, ENTITY_GROUPS, FEWEST_BLOCKS, ResampledBlock
 from pipeline.spec import Gate, LeakAlarm
 from tasks.promote.bootstrap import Effect, Floats
 from tasks.promote.expected_effect import ExpectedEffect, MeasuredEffect
@@ -34,9 +34,12 @@ class HoldoutRows:
         return self.prediction_time.astype("datetime64[D]")
 
     def block(self, kind: ResampledBlock) -> NDArray[Any]:
-        """The block that each row belongs to [n]; those of time are counted from the first row on."""
+        """The block that each row belongs to [n]; those of time are counted from the first row on.
+
+        Entities come in at most `ENTITY_GROUPS` groups.
+        """
         if kind == "entity":
-            return self.entity
+            return np.unique(self.entity, return_inverse=True)[1] % ENTITY_GROUPS
         return (self.day - self.day.min()).astype(np.int64) // BLOCK_DAYS[kind] if len(self.day) else self.day
 
 
@@ -66,7 +69,7 @@ class Setting:
     latency_ms: float
     seed: int
     past: tuple[MeasuredEffect, ...] = ()  # what earlier candidates showed
-    asked: int = 1  # how often these days were asked about this champion, now included
+    holdout_uses: int = 1  # how often a candidate was judged against this champion on these days, this time included
 
 
 def overlaps(setting: Setting, rows: HoldoutRows, candidate: Scored, champion: Scored | None) -> Iterator[Reason]:
@@ -123,7 +126,7 @@ def doubtful(setting: Setting, expected: ExpectedEffect) -> Iterator[Reason]:
             f"expected to be better by {expected.mean:+.5f} {gate.metric}, a switch is worth {gate.min_effect}",
         )
     if expected.chance_of_loss > limit:
-        often = f", as these days were asked {setting.asked} times" if setting.asked > 1 else ""
+        often = f", as these days are used for the {setting.holdout_uses}th time" if setting.holdout_uses > 1 else ""
         yield (
             "may-be-a-loss",
             (
@@ -134,8 +137,8 @@ def doubtful(setting: Setting, expected: ExpectedEffect) -> Iterator[Reason]:
 
 
 def allowed_chance(setting: Setting) -> float:
-    """The chance of a loss that may be taken: all askings of the same days together spend less than twice as much."""
-    return setting.gate.max_loss_chance / setting.asked**2
+    """The chance of a loss that may be taken: all uses of the same days together spend less than twice as much."""
+    return setting.gate.max_loss_chance / setting.holdout_uses**2
 
 
 def not_surely_better(setting: Setting, effect: Effect, low: float) -> Iterator[Reason]:

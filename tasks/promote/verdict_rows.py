@@ -1,4 +1,4 @@
-"""Verdicts as rows: what the candidates before this one showed, and how often a champion's days were asked."""
+"""Verdicts as rows: what the candidates before this one showed, and how often a champion's holdout was used."""
 
 from datetime import timedelta
 
@@ -8,13 +8,14 @@ from pipeline.spec import UseCase
 from tasks.promote.expected_effect import MeasuredEffect
 
 _MOST_VERDICTS = 100  # the latest: what a retraining gains changes with the world, too
+# Of a data time the first: askings again, by other seeds or thresholds, had the luck of the same days.
 _PAST = """
-select effect, standard_error from verdicts
+select distinct on (as_of) effect, standard_error from verdicts
 where use_case = %s and metric = %s and as_of < %s and champion_version is not null and effect is not null
     and standard_error is not null
-order by as_of desc, verdict_id limit %s
+order by as_of desc, judged_at, verdict_id limit %s
 """
-_ASKED = """
+_USES = """
 select count(*) as n from verdicts
 where use_case = %s and champion_version = %s and verdict_id <> %s and as_of > %s and as_of < %s and effect is not null
 """
@@ -30,13 +31,13 @@ def load_past_effects(use_case: UseCase, candidate: Candidate, outside: Outside)
     return tuple(MeasuredEffect(row["effect"], row["standard_error"]) for row in rows)
 
 
-def count_askings(
+def count_holdout_uses(
     use_case: UseCase, candidate: Candidate, champion: str | None, verdict_id: str, outside: Outside
 ) -> int:
     """How often a champion was judged on days more than half of which are these, this time included."""
     half = timedelta(days=use_case.train.holdout_days) / 2
     params = (use_case.name, champion, verdict_id, candidate.as_of - half, candidate.as_of + half)
-    [row] = outside.warehouse.query(_ASKED, params)
+    [row] = outside.warehouse.query(_USES, params)
     return 1 + int(row["n"])
 
 

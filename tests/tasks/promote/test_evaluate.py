@@ -18,7 +18,7 @@ from serving.predictor import Predictor
 from tasks.build_features import dataset
 from tasks.promote import promote
 from tasks.promote.evaluate import fingerprint, frozen_rows, judge_candidate
-from tasks.promote.verdict_rows import count_askings, load_past_effects, write_verdict
+from tasks.promote.verdict_rows import count_holdout_uses, load_past_effects, write_verdict
 from tasks.train.split import split
 from tests.models import synthetic
 from tests.models.test_training import CPU, recipe
@@ -267,7 +267,7 @@ def test_days_that_were_asked_before_are_asked_more_strictly_and_other_days_or_a
 ):
     def asked(case, as_of, champion="1"):
         candidate = replace(candidates["twin"], as_of=as_of)
-        return count_askings(case, candidate, champion, "this one", outside)
+        return count_holdout_uses(case, candidate, champion, "this one", outside)
 
     def keep(verdict_id, as_of, champion="1"):
         write_verdict(use_case, make_verdict(use_case, "7", champion, verdict_id=verdict_id, as_of=as_of), outside)

@@ -176,7 +176,7 @@ def test_a_holdout_asked_twenty_times_passes_an_equal_challenger_hardly_more_oft
         for asked in range(1, 21):
             challenger = world.model(str(asked + 1), sigma=0.2)
             for kind, times in (("counted", asked), ("not counted", 1)):
-                found = judge(world, challenger, champion, gate=gate, seed=seed, asked=times)
+                found = judge(world, challenger, champion, gate=gate, seed=seed, holdout_uses=times)
                 answers[kind].append(found.answer == "promote")
         passed["once"] += answers["counted"][0]
         for kind, given in answers.items():
@@ -472,7 +472,9 @@ def test_blocks_are_days_longer_times_or_entities():
     assert len(np.unique(rows.block("day"))) == 14
     assert np.unique(rows.block("two_days"), return_counts=True)[1].tolist() == [1600] * 7
     assert np.unique(rows.block("week"), return_counts=True)[1].tolist() == [5600] * 2
-    assert len(np.unique(rows.block("entity"))) == 977
+    groups = rows.block("entity")
+    assert len(np.unique(groups)) == 200, "of 977 entities"
+    assert all(len(np.unique(groups[rows.entity == name])) == 1 for name in ("0", "500", "976"))
 
 
 def test_customers_who_come_back_each_day_are_blocks_of_their_own():
