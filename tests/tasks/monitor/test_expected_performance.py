@@ -263,6 +263,27 @@ def test_labels_that_come_or_change_later_restate_what_became_of_it_and_the_same
     assert len(stated()) == 3
 
 
+def test_what_lies_at_a_limit_is_part_of_the_record_though_labels_that_are_outstanding_could_decide_it(
+    world: World,
+) -> None:
+    """Left out, trust would be earned where nothing is at stake."""
+
+    def decide_anew(limit: float) -> dict[str, float]:
+        world.use_case = monitored(world.use_case, limits={"auc": {"min": limit}}, min_coverage=0.9)
+        world.outside.warehouse.execute(
+            "truncate decisions, retrains, drift, performance, served_performance, expected_performance"
+        )
+        decide(world)
+        rows = [row for row in world.rows("expected_performance") if row["window_end"] == week(11).end]
+        realised: dict[str, float] = max(rows, key=lambda row: row["measured_as_of"])["realised"]
+        return realised
+
+    for number in (10, 11, 12):
+        world.score(number, labelled=0.97)
+    seen = decide_anew(0.1)
+    assert decide_anew(seen["auc"] - 1e-4) == seen
+
+
 @pytest.mark.parametrize(("limit", "decision"), [(0.99, "retrain"), (0.3, "alert")])
 def test_a_trusted_estimate_beyond_its_limit_retrains_before_the_labels_come(
     world: World, limit: float, decision: str

@@ -175,3 +175,46 @@ def test_what_a_champion_showed_and_others_on_the_same_rows_stand_beside_it(worl
     assert decided(world) == ["retrain"]
     [row] = world.outside.warehouse.query("select reasons from decisions")
     assert "worse than it showed at the gate, log_loss" in row["reasons"][0]
+
+
+def keep_verdict(world: World, version: str, uri: str) -> None:
+    world.outside.warehouse.execute(
+        "insert into verdicts (verdict_id, use_case, candidate_version, as_of, answer, metric, evidence_uri)"
+        " values (%s, %s, %s, %s, 'promote', 'log_loss', %s)",
+        (f"v{version}", world.use_case.name, version, week(10).start, uri),
+    )
+
+
+def test_a_refitted_champion_showed_what_its_judged_twin_showed(world: World) -> None:
+    world.outside.warehouse.execute(
+        "insert into ledger (use_case, action, model_version, as_of, actor, reason, evidence)"
+        " values (%s, 'promote', '8', %s, 'gate', 'better', %s)",
+        (world.use_case.name, week(10).start, json.dumps({"judged_version": "7"})),
+    )
+    document = {"rows": 5000, "metrics": {"7": {"log_loss": 0.1}, "constant": {}}}
+    stored = world.outside.lake.put("evidence/flights/twin", json.dumps(document).encode(), ".json")
+    assert load_shown(world.use_case, "8", world.outside) is None
+    keep_verdict(world, "7", stored.uri)
+    for version in ("7", "8"):
+        shown = load_shown(world.use_case, version, world.outside)
+        assert shown is not None
+        assert shown.metrics == {"log_loss": 0.1}
+
+
+def test_evidence_that_is_gone_stops_nothing(world: World) -> None:
+    keep_verdict(world, "1", f"s3://{world.outside.settings.lake_bucket}/evidence/flights/gone/{'0' * 64}.json")
+    world.score(10)
+    assert decided(world) == ["ignore"]
+    assert evidence(world)["performance"]["shown"] is None
+
+
+def test_a_window_that_lost_its_labels_says_nothing_of_what_share_never_comes(world: World) -> None:
+    """One outage would else excuse every label that is outstanding for as long as it is remembered."""
+    for number, labelled in enumerate((990, 990, 600, 990)):
+        world.outside.warehouse.execute(
+            "insert into performance (use_case, model_version, window_start, window_end, measured_as_of, predicted,"
+            " labelled, coverage, metrics, status, labels) values (%s, '1', %s, %s, %s, 1000, %s, %s, '{}', 'ok', 'x')",
+            (world.use_case.name, week(number).start, week(number).end, week(number).end, labelled, labelled / 1000),
+        )
+    world.use_case = monitored(world.use_case, min_labelled=500, min_coverage=0.9)
+    assert count_outstanding(world.use_case, 1000, 90, week(8).end, world.outside) == 80

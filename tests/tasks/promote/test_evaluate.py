@@ -137,6 +137,8 @@ def test_a_champion_of_other_features_cannot_be_compared_so_a_person_must_approv
     assert ("learnt other features" in " ".join(verdict.reasons)) is told
     assert ("champion_unusable" in found) is told
     assert ("constant" in found["metrics"]) is told
+    later = replace(candidates["good"], as_of=AS_OF + timedelta(days=7))
+    assert len(load_past_effects(use_case, later, outside)) == (not told), "against a constant it says nothing of gains"
     assert found["reasons"] == verdict.reasons
     assert follow(use_case, verdict, outside) == ("rejected" if told else "promoted")
     assert not judge_candidate(use_case, candidates["leaky"], outside).needs_approval, (
@@ -290,6 +292,9 @@ def test_what_earlier_candidates_showed_is_drawn_upon_and_nothing_of_later_ones(
         write_verdict(use_case, given, outside)
     first = make_verdict(use_case, "7", None, verdict_id="first", as_of=AS_OF - timedelta(days=70), effect=0.5)
     write_verdict(use_case, first, outside)
+
+    again = make_verdict(use_case, "8", "1", verdict_id="again", as_of=AS_OF - timedelta(days=7), effect=0.7)
+    write_verdict(use_case, again, outside)  # other seeds, the same days: the first counts
 
     def effects(case, as_of):
         return sorted(
