@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from adapters.connect import Outside
-from adapters.errors import Corrupt, Missing
+from adapters.errors import Corrupt
 from models.metrics import METRICS, compute_metrics
 from pipeline.fields import BLOCK_DAYS, ENTITY_GROUPS, FEWEST_BLOCKS
 from pipeline.partitions import Interval
@@ -139,7 +139,7 @@ def load_shown(use_case: UseCase, version: str, outside: Outside) -> Shown | Non
         return None
     try:
         evidence = json.loads(outside.lake.read(verdicts[0]["evidence_uri"]))
-    except (Missing, Corrupt) as error:
+    except (FileNotFoundError, Corrupt) as error:
         logger.warning("what version %s showed at the gate cannot be read: %s", judged, error)
         return None
     metrics = {name: value for name, value in evidence["metrics"][judged].items() if value is not None}
