@@ -149,7 +149,7 @@ def examine_partition(
         born_at=undecided.born_at,
         trained_rows=profile["rows"],
         new_rows=_count_new_labels(use_case, undecided.born_at, as_of, outside),
-        rolled_back=_find_latest_rollback(use_case, as_of, outside),
+        switched_at=_find_latest_switch(use_case, as_of, outside),
         miscoverage=find_miscoverage(judged.metrics, use_case.target.interval),
         expected=tuple(find_expected_breaches(estimated.estimates, use_case.monitor)) if estimated else None,
     )
@@ -256,9 +256,11 @@ def _count_new_labels(use_case: UseCase, since: datetime, as_of: datetime, outsi
     return int(row["n"])
 
 
-def _find_latest_rollback(use_case: UseCase, as_of: datetime, outside: Outside) -> datetime | None:
+def _find_latest_switch(use_case: UseCase, as_of: datetime, outside: Outside) -> datetime | None:
+    """From which data time on another champion was in force than before: a first one replaced nobody."""
     [row] = outside.warehouse.query(
-        "select max(as_of) as latest from ledger where use_case = %s and action = 'rollback' and as_of <= %s",
+        "select max(as_of) as latest from ledger where use_case = %s and as_of <= %s"
+        " and action in ('promote', 'rollback') and champion_version is not null",
         (use_case.name, as_of),
     )
     latest: datetime | None = row["latest"]

@@ -75,7 +75,7 @@ class Observed:
     born_at: datetime  # the data time that the champion was trained for
     trained_rows: int
     new_rows: int  # labels that became known since then
-    rolled_back: datetime | None = None  # the latest rollback, in data time
+    switched_at: datetime | None = None  # the latest promotion over another champion, or rollback, in data time
     miscoverage: str | None = None  # what is wrong with what the intervals cover; None: nothing, or there are none
     expected: tuple[str, ...] | None = None  # trusted estimates of this partition that lie beyond their limits
 
@@ -223,9 +223,9 @@ def _guard(
         return TriageCode.LATE_PARTITION, "this partition came late, a newer one has been decided on"
     if in_flight := [other for other in history if other.state in IN_FLIGHT]:
         return TriageCode.IN_FLIGHT, f"the retrain decided at {in_flight[0].as_of:%Y-%m-%d} is still in flight"
-    changes = [observed.born_at, *(other.as_of for other in retrains if other.outcome == "promoted")]
-    changes += [observed.rolled_back] if observed.rolled_back else []
-    if observed.as_of - max(changes) < timedelta(days=monitor.cooldown_days):
+    changes = [other.as_of for other in retrains if other.outcome == "promoted"]
+    changes += [observed.switched_at] if observed.switched_at else []
+    if changes and observed.as_of - max(changes) < timedelta(days=monitor.cooldown_days):
         return TriageCode.COOLDOWN, (
             f"cooling down, {monitor.cooldown_days} days from the last promotion or rollback, {max(changes):%Y-%m-%d}"
         )

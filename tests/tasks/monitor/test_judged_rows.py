@@ -171,7 +171,7 @@ def test_what_a_champion_showed_and_others_on_the_same_rows_stand_beside_it(worl
     assert ours["log_loss"] < references["constant"]["metrics"]["log_loss"] < references["2"]["metrics"]["log_loss"]
     assert references["2"]["champion"] == pytest.approx(ours)
     world.outside.warehouse.execute(f"truncate {STORED}")
-    limited(world, "auc", min=0.5, max_loss=0.05, cooldown_days=0)
+    limited(world, "auc", min=0.5, max_loss=0.05)
     assert decided(world) == ["retrain"]
     [row] = world.outside.warehouse.query("select reasons from decisions")
     assert "worse than it showed at the gate, log_loss" in row["reasons"][0]
