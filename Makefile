@@ -156,7 +156,7 @@ check-use-case: env ## all that can be known of a use case before its first back
 	@$(BIN)/python -m infra.local run -- python -m tasks.check_use_case $(NAME)
 
 .PHONY: bench
-bench: env ## every benchmark but `stages`, `engines`, `expected_performance`: ours beside what people use (needs wrk)
+bench: env ## the benchmarks that need neither hours nor other data: ours beside what people use (needs wrk)
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[local,dev,bench]'
 	@for name in serving freshness swaps hpo card quality feature_build validation scoring variants writes ingest drift; do \
 		$(BIN)/python -m benchmarks.$$name || exit; done
