@@ -88,11 +88,12 @@ def watch_regret(excess: Floats, price: float) -> FindAlarm:
     """An alarm once what a champion lost beyond what was expected of it adds up to the price of a training.
 
     The cumulative threshold of Cara (Mahadevan and Mathioudakis 2023, arXiv 2310.04216), with how stale a model is
-    taken from the labels that became known: `excess` is [partitions, partitions], as `measure_excess` has it.
+    taken from the labels that became known: `excess` is [partitions, partitions], as `measure_excess` has it. A
+    partition in which it does better than expected pays nothing back.
     """
 
     def find_alarm(champion: int) -> int | None:
-        over = np.flatnonzero(np.cumsum(excess[champion, champion:]) > price)
+        over = np.flatnonzero(np.cumsum(np.maximum(excess[champion, champion:], 0)) > price)
         return champion + int(over[0]) if len(over) else None
 
     return find_alarm

@@ -86,6 +86,8 @@ def test_regret_is_paid_back_once_it_exceeds_the_price() -> None:
     course = train_when(watch_regret(losses - 1.0, 15.0), 0, 6)
     assert course.serving.tolist() == [0, 0, 0, 0, 4, 4]  # 10 in partition 2, 20 by the end of 3
     assert train_when(watch_regret(losses - 1.0, 1000.0), 0, 6).trainings == 0
+    easy = losses - np.where(np.arange(6) < 2, 100.0, 1.0)  # that the first two were easy pays nothing back
+    assert train_when(watch_regret(easy, 15.0), 0, 6).serving.tolist() == course.serving.tolist()
 
 
 def test_what_a_training_earned_is_what_the_model_before_would_have_lost_more() -> None:
