@@ -1,11 +1,11 @@
 """How much better a candidate may be expected to be, and how likely it is a loss: given all effects so far. Pure.
 
 An estimate from two weeks is the effect and the luck of these weeks. What candidates of this use case showed before
-says how much of it is luck: true effects are draws of one normal distribution, each is measured with its own error, and
-neither mean nor spread of the distribution is known. So all is averaged over the spreads that the effects measured so
-far, this one among them, leave possible (the normal hierarchical model, flat in mean and spread: Rubin 1981, Journal of
-Educational Statistics 6:377; Gelman 2006, Bayesian Analysis 1:515). A spread estimated by moments instead is zero as
-often as not with ten effects, and then drew the one large gain towards the others (docs/decisions/0038).
+says how much of it is luck. Models that are much alike differ little, in effect and in its error, so what is taken for
+draws of one normal distribution are effects in units of their errors. Neither its mean nor its spread is known: all is
+averaged over those that the effects measured so far, this one among them, leave possible (the normal hierarchical
+model, flat in mean and spread: Rubin 1981, Journal of Educational Statistics 6:377; Gelman 2006, Bayesian Analysis
+1:515). What other ways came to stands in docs/decisions/0038.
 """
 
 from collections.abc import Sequence
@@ -57,29 +57,27 @@ def expect_effect(
     if len(known) < FEWEST_EFFECTS:
         chance = float(t.cdf((-loss - measured.value) / measured.error, freedom))
         return ExpectedEffect(mean=measured.value, deviation=measured.error, chance_of_loss=chance, from_effects=0)
-    weights, means, variances = _given_each_spread([*known, measured])
+    ratios = np.array([effect.value / effect.error for effect in (*known, measured)])
+    weights, means, variances = _given_each_spread(ratios)
     mean = float(weights @ means)
     return ExpectedEffect(
-        mean=mean,
-        deviation=float(np.sqrt(weights @ (variances + means**2) - mean**2)),
-        chance_of_loss=float(weights @ t.cdf((-loss - means) / np.sqrt(variances), freedom)),
+        mean=measured.error * mean,
+        deviation=measured.error * float(np.sqrt(weights @ (variances + means**2) - mean**2)),
+        chance_of_loss=float(weights @ t.cdf((-loss / measured.error - means) / np.sqrt(variances), freedom)),
         from_effects=len(known),
     )
 
 
-def _given_each_spread(effects: Sequence[MeasuredEffect]) -> tuple[NDArray[np.float64], ...]:
-    """How possible each spread of a grid is, and mean and variance of the last effect given it: three of [spreads]."""
-    value = np.array([effect.value for effect in effects])
-    squared = np.array([effect.error for effect in effects]) ** 2
-    spread = np.linspace(0, _WIDEST * (value.std() + np.sqrt(squared).mean()), _SPREADS)
-    precision = 1 / (squared + spread[:, None] ** 2)  # [spreads, effects]
-    total = precision.sum(axis=1)
-    common = precision @ value / total
-    log_likelihood = 0.5 * (
-        np.log(precision).sum(axis=1) - np.log(total) - (precision * (value - common[:, None]) ** 2).sum(axis=1)
-    )
+def _given_each_spread(ratios: NDArray[np.float64]) -> tuple[NDArray[np.float64], ...]:
+    """How possible each spread of a grid is, and mean and variance of the last ratio given it: three of [spreads].
+
+    Ratios [n] are effects by their errors, each measured with an error of 1.
+    """
+    spread = np.linspace(0, _WIDEST * (ratios.std() + 1), _SPREADS)
+    variance, count, common = 1 + spread**2, len(ratios), ratios.mean()
+    log_likelihood = -0.5 * ((count - 1) * np.log(variance) + ((ratios - common) ** 2).sum() / variance)
     possible = np.exp(log_likelihood - log_likelihood.max())
     possible[[0, -1]] /= 2  # the trapezoid rule
-    share = squared[-1] / (squared[-1] + spread**2)  # of the common mean in what is expected
-    means = share * common + (1 - share) * value[-1]
-    return possible / possible.sum(), means, (1 - share) * squared[-1] + share**2 / total
+    share = 1 / variance  # of the common mean in what is expected
+    means = share * common + (1 - share) * ratios[-1]
+    return possible / possible.sum(), means, (1 - share) + share / count

@@ -8,29 +8,21 @@ from scipy.stats import t
 from tasks.promote.expected_effect import FEWEST_EFFECTS, MeasuredEffect, expect_effect
 
 
-def draw(rng: np.random.Generator, *, mean: float, between: float, count: int) -> list[MeasuredEffect]:
-    errors = rng.uniform(0.001, 0.003, count)
-    return [MeasuredEffect(float(rng.normal(rng.normal(mean, between), e)), float(e)) for e in errors]
-
-
 def test_it_is_what_integrating_over_mean_and_spread_gives() -> None:
-    """The model written out, and integrated by a library over both unknowns."""
-    past = [MeasuredEffect(v, e) for v, e in ((0.1, 1.0), (1.3, 0.8), (2.0, 1.1), (0.4, 0.5), (3.1, 1.5))]
-    new = MeasuredEffect(2.5, 1.2)
+    """The model written out for effects in units of their errors, and integrated by a library over both unknowns."""
+    past = [MeasuredEffect(v * e, e) for v, e in ((0.1, 1.0), (1.3, 0.8), (2.0, 1.1), (0.4, 0.5), (3.1, 1.5))]
+    new = MeasuredEffect(2.5 * 0.7, 0.7)
+    ratios = np.array([e.value / e.error for e in (*past, new)])
 
     def likelihood(mean: float, spread: float) -> float:
-        density = 1.0
-        for e in (*past, new):
-            variance = e.error**2 + spread**2
-            density *= math.exp(-((e.value - mean) ** 2) / (2 * variance)) / math.sqrt(variance)
-        return density
+        variance = 1 + spread**2
+        return math.exp(-float(((ratios - mean) ** 2).sum()) / (2 * variance)) * variance ** (-len(ratios) / 2)
 
     def expected(mean: float, spread: float) -> float:
-        share = new.error**2 / (new.error**2 + spread**2)
-        return share * mean + (1 - share) * new.value
+        share = 1 / (1 + spread**2)
+        return new.error * (share * mean + (1 - share) * ratios[-1])
 
-    values = np.array([e.value for e in (*past, new)])
-    widest = 3 * (values.std() + np.mean([e.error for e in (*past, new)]))
+    widest = 3 * (ratios.std() + 1)
     total, _ = dblquad(likelihood, 0, widest, -15, 15, epsabs=1e-7)
     first, _ = dblquad(lambda m, s: expected(m, s) * likelihood(m, s), 0, widest, -15, 15, epsabs=1e-7)
     found = expect_effect(new, past, loss=0.0, freedom=13)
@@ -39,7 +31,7 @@ def test_it_is_what_integrating_over_mean_and_spread_gives() -> None:
 
 
 def test_too_few_effects_or_such_without_an_error_draw_nothing_anywhere() -> None:
-    some = draw(np.random.default_rng(0), mean=0, between=1, count=FEWEST_EFFECTS)
+    some = [MeasuredEffect(0.001 * place, 0.002) for place in range(FEWEST_EFFECTS)]
     new = MeasuredEffect(0.01, 0.002)
     for past in ([], some[1:], [*some[1:], MeasuredEffect(9.0, 0.0), MeasuredEffect(math.nan, 1.0)]):
         alone = expect_effect(new, past, loss=0.0005, freedom=13)
@@ -52,14 +44,14 @@ def test_what_is_expected_lies_between_what_was_seen_before_and_now_by_how_sure_
     equals = [MeasuredEffect(value, 0.001) for value in (0.001, -0.001, 0.0005, -0.0005, 0.0, 0.0002, -0.0002, 0.0)]
     doubtful = expect_effect(MeasuredEffect(0.006, 0.004), equals, loss=0.0005, freedom=13)
     sure = expect_effect(MeasuredEffect(0.006, 0.0001), equals, loss=0.0005, freedom=13)
-    assert 0 < doubtful.mean < 0.002
+    assert 0 < doubtful.mean < 0.004
     assert doubtful.chance_of_loss > 0.1
     assert sure.mean == pytest.approx(0.006, rel=0.02)
     assert sure.chance_of_loss < 0.01
 
 
 def test_a_gain_as_none_before_is_not_taken_for_luck() -> None:
-    """By a spread of moments, which is zero here, it would be drawn down to a fifth, and held."""
+    """By a spread of moments, which is zero here, it would be drawn down to a seventh, and held."""
     small = [MeasuredEffect(value, 0.002) for value in (0.001, 0.002, -0.001, 0.0, 0.001, 0.0)]
     found = expect_effect(MeasuredEffect(0.015, 0.002), small, loss=0.0005, freedom=13)
     assert found.mean > 0.012
@@ -69,8 +61,8 @@ def test_a_gain_as_none_before_is_not_taken_for_luck() -> None:
 def test_the_chance_of_a_loss_is_as_often_a_loss() -> None:
     rng, told, lost = np.random.default_rng(1), [], []
     for _ in range(150):
-        true = rng.normal(0.001, 0.003, 40)
         errors = rng.uniform(0.001, 0.004, 40)
+        true = errors * rng.normal(0.4, 1.2, 40)
         seen = [MeasuredEffect(float(rng.normal(a, e)), float(e)) for a, e in zip(true, errors, strict=True)]
         for place in range(10, 40):
             told.append(expect_effect(seen[place], seen[:place], loss=0.0005, freedom=1000).chance_of_loss)
