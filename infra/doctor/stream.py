@@ -34,7 +34,7 @@ def _check_stream(use_case: UseCase, environment: Environment) -> Iterator[Findi
     check, dsn = f"stream {use_case.name}", environment["WINDSOCK_WAREHOUSE_DSN"]
     if absent := ", ".join(_list_absent_tables(use_case, environment["WINDSOCK_SOURCE_DSN"])):
         if not has_begun(use_case, Warehouse(dsn, patience_seconds=_PATIENCE_SECONDS)):
-            hint = "load them (those of flights come with the demo): it begins by itself"
+            hint = "load them (those of a shipped one come with `make demo`): it begins by itself"
             yield Finding(check=check, observation=f"waits for what is not in the source yet: {absent}", hint=hint)
             return
         remedy = f"make them again, or take them out of {use_case.name}.source in params.yaml"

@@ -86,7 +86,7 @@ def make_plan(profile: TableProfile, answers: Answers, today: date) -> Plan:
     share = min(days // _SHARE, _MOST_DAYS)
     least = max(_MIN_DAYS, FEWEST_BLOCKS * BLOCK_DAYS[default_block(answers.label_delay_hours)])
     holdout = _round_up(max(least, share), length)
-    validation = holdout
+    validation = _round_up(max(_MIN_DAYS, share), length)
     behind = holdout + 2 * delay
     if days < (needs := math.ceil(behind + delay) + 2 * validation + 3 * length):
         problems.append(

@@ -12,11 +12,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from math import ceil
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from models.metrics import METRICS, Vector, compute_metrics
 from pipeline.spec import Monitor
@@ -129,7 +129,7 @@ def count_spreads(past: Sequence[MaturedEstimate]) -> float:
     rank = ceil((len(off) + 1) * COVERAGE)
     if rank <= len(off):
         return off[rank - 1]
-    return max([float(stats.norm.ppf((1 + COVERAGE) / 2)), *off])
+    return max([NormalDist().inv_cdf((1 + COVERAGE) / 2), *off])
 
 
 def judge_trust(past: Sequence[MaturedEstimate]) -> Trust:
@@ -138,11 +138,13 @@ def judge_trust(past: Sequence[MaturedEstimate]) -> Trust:
     A miss withdraws trust until an interval holds again, so that no two in a row are acted on where labels come within
     a partition.
     """
+    from scipy.stats import binom
+
     if len(past) < MIN_WINDOWS:
         return Trust.UNPROVEN
     latest = past[-_LATEST_WINDOWS:]
     missed = sum(not each.has_held for each in latest)
-    by_chance = stats.binom.sf(missed - 1, len(latest), 1 - COVERAGE)  # of so many, or more
+    by_chance = binom.sf(missed - 1, len(latest), 1 - COVERAGE)  # of so many, or more
     return Trust.TRUSTED if latest[-1].has_held and by_chance >= _DOUBT else Trust.WITHDRAWN
 
 

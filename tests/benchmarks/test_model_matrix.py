@@ -59,7 +59,7 @@ def test_what_is_kept_is_read_again_and_what_is_missing_is_said(small: UseCase, 
 
 
 def test_the_first_champion_has_enough_to_learn_from(small: UseCase) -> None:
-    rows = synthetic.table(6000)
+    rows = synthetic.table(6000, days=63)
     first = find_first_champion(small, rows)
     assert known_rows(small, rows, split(small, first).train_end).num_rows >= 500
     earlier = first - timedelta(days=small.grid.days)

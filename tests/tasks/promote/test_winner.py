@@ -164,7 +164,7 @@ def test_sabotage_the_refitted_champion_itself_in_its_twins_place_is_refused_as_
     crown(use_case, weak, outside, refit_winner(use_case, weak, outside))
     monkeypatch.setattr(opponent, "find_judged_version", lambda _case, version, _outside: version)
     verdict = judge_candidate(use_case, register("challenger"), outside)
-    assert verdict.answer == "hold"
+    assert verdict.answer == "refuse"
     assert "but the champion (version" in verdict.reasons[0]
     assert f"has learnt from labels known by {AS_OF:%Y-%m-%d}" in verdict.reasons[0]
 
