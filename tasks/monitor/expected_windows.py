@@ -25,7 +25,7 @@ from pipeline.spec import UseCase
 from tasks.build_features.learnt_features import load_learnt_points
 from tasks.monitor.drift import SCORE
 from tasks.monitor.expected_performance import MaturedEstimate, MaturedRows, MetricEstimate, Trust, estimate_window
-from tasks.monitor.performance import find_changed_windows, measure_window
+from tasks.monitor.performance import find_changed_windows, measure_rows
 from tasks.score import load_batch_predictor
 
 if TYPE_CHECKING:
@@ -173,16 +173,16 @@ def _load_stated(use_case: UseCase, as_of: datetime, outside: Outside) -> dict[t
 
 
 def _restate(use_case: UseCase, stated: ExpectedWindow, as_of: datetime, outside: Outside) -> ExpectedWindow:
-    measured = measure_window(use_case, stated.model_version, stated.window, as_of, outside)
-    found = measured.performance
+    found = measure_rows(use_case, stated.model_version, stated.window, as_of, outside)
     monitor = use_case.monitor  # that labels may still come is no reason: it would leave out what lies at a limit
-    is_enough = found.labelled >= monitor.min_labelled and found.coverage >= monitor.min_coverage
+    needed = max(monitor.min_labelled, monitor.min_coverage * found.rows.num_rows)
+    is_enough = found.labelled >= needed
     return replace(
         stated,
         as_of=as_of,
         labelled=found.labelled,
         realised={name: found.metrics[name] for name in stated.estimates if name in found.metrics} if is_enough else {},
-        labels=measured.labels,
+        labels=found.labels,
     )
 
 

@@ -6,6 +6,7 @@ By data time alone: what earlier windows came to, what the gate saw, and how oth
 import json
 import logging
 import math
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -63,7 +64,7 @@ def judge_rows(
     window: Interval,
     outside: Outside,
     *,
-    metrics: dict[str, float],
+    metrics: Mapping[str, float],
     as_of: datetime,
     basis: Basis = Basis.RESTATED,
 ) -> Performance:

@@ -68,6 +68,16 @@ class WindowPerformance:
     references: Mapping[str, Any] = field(default_factory=dict)  # others, on the same rows; of the champion's newest
 
 
+@dataclass(frozen=True, kw_only=True)
+class MeasuredWindow:
+    """A version's rows of a window, and the metrics of those that have a label."""
+
+    rows: pa.Table
+    labelled: int
+    metrics: Mapping[str, float]
+    labels: str | None  # a fingerprint; None without any
+
+
 def trailing_window(use_case: UseCase, as_of: datetime, lengths: int = 1) -> Interval:
     """The predictions measured at a data time: the latest days whose labels have had their time to mature."""
     end = as_of - use_case.time.label_lag
@@ -78,17 +88,39 @@ def measure_window(
     use_case: UseCase, model_version: str, window: Interval, as_of: datetime, outside: Outside
 ) -> WindowPerformance:
     """One model version's performance on a window, by the labels known at a data time."""
-    rows = _load_rows(use_case, model_version, window, as_of, outside)
+    measured = measure_rows(use_case, model_version, window, as_of, outside)
+    return _judge(use_case, model_version, measured, window, as_of, outside)
+
+
+def measure_rows(
+    use_case: UseCase, model_version: str, window: Interval, as_of: datetime, outside: Outside
+) -> MeasuredWindow:
+    """What is judged of a window, by the labels known at a data time."""
+    with outside.warehouse.transaction(snapshot=True) as at:
+        params = (as_of, use_case.name, model_version, window.start, window.end)
+        rows = outside.warehouse.copy_out(_LABELLED, params, at=at)
     labelled = rows.filter(rows["label"].is_valid())
     score, label = labelled["score"].to_numpy(), labelled["label"].to_numpy()
     metrics = compute_metrics(use_case.target.kind, score, label) if labelled.num_rows else {}
-    metrics |= measure_intervals(use_case, labelled, [model_version] * labelled.num_rows, outside)
+    return MeasuredWindow(
+        rows=rows,
+        labelled=labelled.num_rows,
+        metrics=metrics | measure_intervals(use_case, labelled, [model_version] * labelled.num_rows, outside),
+        labels=str(sum(labelled["fingerprint"].to_pylist())) if labelled.num_rows else None,
+    )
+
+
+def _judge(  # noqa: PLR0917  # the order is that of `measure_rows`
+    use_case: UseCase, version: str, measured: MeasuredWindow, window: Interval, as_of: datetime, outside: Outside
+) -> WindowPerformance:
     return WindowPerformance(
-        model_version=model_version,
+        model_version=version,
         window=window,
         as_of=as_of,
-        performance=judge_rows(use_case, model_version, rows, window, outside, metrics=metrics, as_of=as_of),
-        labels=str(sum(labelled["fingerprint"].to_pylist())) if labelled.num_rows else None,
+        performance=judge_rows(
+            use_case, version, measured.rows, window, outside, metrics=measured.metrics, as_of=as_of
+        ),
+        labels=measured.labels,
     )
 
 
@@ -112,19 +144,13 @@ def _measure_champion(
         longer = trailing_window(use_case, as_of, lengths=2)
         return measure_window(limited, version, longer, as_of, outside).performance
 
-    measured = measure_window(use_case, version, window, as_of, outside)
-    rows = _load_rows(use_case, version, window, as_of, outside)
+    measured = measure_rows(use_case, version, window, as_of, outside)
+    judged = _judge(use_case, version, measured, window, as_of, outside)
     return replace(
-        measured,
-        performance=look_longer(use_case, measured.performance, measure_longer),
-        references=measure_references(use_case, version, rows, window, outside),
+        judged,
+        performance=look_longer(use_case, judged.performance, measure_longer),
+        references=measure_references(use_case, version, measured.rows, window, outside),
     )
-
-
-def _load_rows(use_case: UseCase, version: str, window: Interval, as_of: datetime, outside: Outside) -> pa.Table:
-    with outside.warehouse.transaction(snapshot=True) as at:
-        params = (as_of, use_case.name, version, window.start, window.end)
-        return outside.warehouse.copy_out(_LABELLED, params, at=at)
 
 
 def find_changed_windows(

@@ -91,7 +91,7 @@ def compare(
         value = float(difference(once)[0])
         error, correlation = jackknife(difference, blocks, correlation)
         replicates = difference(weights)
-        pivots = (replicates - value) / _jackknife_error(difference, weights)
+        pivots = (replicates - value) / _jackknife_error(_leave_out_each(difference, weights), weights)
     # A resample without an answer (all its days the same, or one class only) counts against us on either side.
     upper = np.quantile(np.where(np.isnan(pivots), np.inf, pivots), confidence, method="higher")
     lower = np.quantile(np.where(np.isnan(pivots), -np.inf, pivots), 1 - confidence, method="lower")
@@ -115,9 +115,10 @@ def jackknife(of_blocks: ByDay, blocks: int, correlation: float | None) -> tuple
     It is measured where None is given. NaN where the function is not defined without one of the blocks.
     """
     once = np.ones((1, blocks))
-    error = float(_jackknife_error(of_blocks, once)[0])
+    without = _leave_out_each(of_blocks, once)
+    error = float(_jackknife_error(without, once)[0])
     if correlation is None:
-        correlation = measure_correlation(_leave_out_each(of_blocks, once)[0])
+        correlation = measure_correlation(without[0])
     return error * math.sqrt(inflation(correlation, blocks)), correlation
 
 
@@ -159,9 +160,8 @@ def _leave_out_each(difference: ByDay, weights: Floats) -> Floats:
     return np.where(weights > 0, without, 0.0)
 
 
-def _jackknife_error(difference: ByDay, weights: Floats) -> Floats:
-    """Delete-one-block standard error of each weighted sample: weights [b, blocks] -> [b]."""
-    without = _leave_out_each(difference, weights)
+def _jackknife_error(without: Floats, weights: Floats) -> Floats:
+    """Delete-one-block standard error of each weighted sample, from what `_leave_out_each` made of it: [b]."""
     drawn = weights.sum(axis=1)
     mean = (weights * without).sum(axis=1) / drawn
     spread = (weights * (without - mean[:, None]) ** 2).sum(axis=1)

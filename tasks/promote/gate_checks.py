@@ -126,7 +126,7 @@ def doubtful(setting: Setting, expected: ExpectedEffect) -> Iterator[Reason]:
             f"expected to be better by {expected.mean:+.5f} {gate.metric}, a switch is worth {gate.min_effect}",
         )
     if expected.chance_of_loss > limit:
-        often = f", as these days are used for the {setting.holdout_uses}th time" if setting.holdout_uses > 1 else ""
+        often = f", as these days have been used {setting.holdout_uses} times" if setting.holdout_uses > 1 else ""
         yield (
             "may-be-a-loss",
             (

@@ -73,7 +73,7 @@ def reproduce(
     original = load_bundle(outside.registry.download_bundle(use_case.name, model_version), sha256=version.bundle_sha256)
     data, recipe = original.card["data"], Recipe.from_document(original.card["recipe"])
     start, cutoff = datetime.fromisoformat(data["start"]), datetime.fromisoformat(data["cutoff"])
-    end = datetime.fromisoformat(data.get("end", data["cutoff"]))  # up to 1.4 what a version learnt reached to it
+    end = datetime.fromisoformat(data.get("end", data["cutoff"]))  # before decision 37 it was the cut-off
     rows = dataset.load_rows(data["snapshot_version"], use_case, outside, start=start, end=end, known_by=cutoff)
     problems = (
         [] if rows.num_rows == data["rows"] else [f"{rows.num_rows} rows restored, {data['rows']} were trained on"]

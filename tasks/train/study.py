@@ -105,11 +105,6 @@ def open_study(name: str, use_case: UseCase, outside: Outside) -> optuna.Study:
     return study
 
 
-def list_study_names(outside: Outside) -> list[str]:
-    """The names of all studies in Postgres, the oldest first."""
-    return list(optuna.get_all_study_names(_open_storage(outside)))
-
-
 def _open_storage(outside: Outside) -> optuna.storages.RDBStorage:
     from psycopg2.extensions import parse_dsn
     from sqlalchemy import URL

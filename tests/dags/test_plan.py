@@ -2,13 +2,14 @@
 
 from typing import Any
 
+import optuna
 import pytest
 
 import features
 from adapters.connect import Outside
 from pipeline.spec import UseCase
 from tasks.build_features import build
-from tasks.train.study import list_study_names
+from tasks.train import study
 from tests.tasks.build_features.test_build import put
 from tests.tasks.check_use_case.test_servable import ENGINELESS
 
@@ -24,6 +25,10 @@ def built(bag: Any, outside: Outside, use_case: UseCase, monkeypatch: pytest.Mon
     for module in (connect, failure):
         monkeypatch.setattr(module, "outside", lambda: outside)
     return bag.dags["flights.train"]
+
+
+def list_study_names(outside: Outside) -> list[str]:
+    return list(optuna.get_all_study_names(study._open_storage(outside)))
 
 
 def run(dag: Any) -> dict[str, str]:

@@ -21,6 +21,7 @@ from models.bundle_card import FORMAT, KEYS
 from pipeline.partitions import Interval
 from pipeline.spec import Monitor, UseCase
 from tasks.build_features import profile as profiling
+from tasks.monitor import monitor
 
 ROWS = 600
 NUMBERS = tuple(f"x{i}" for i in range(8))
@@ -264,3 +265,8 @@ class World:
     def _write(self, query: str, params: tuple[Any, ...]) -> None:
         with self.outside.warehouse.transaction() as at:
             at.execute(query, params)
+
+
+def decided(world: World) -> list[str]:
+    """What monitoring decides of what is undecided, oldest first."""
+    return [found.decision for found in monitor.monitor_partitions(world.use_case, world.outside)]

@@ -24,7 +24,7 @@ from tasks.monitor.expected_performance import (
     find_expected_breaches,
     judge_trust,
 )
-from tests.tasks.watched import ROWS, World, monitored, week
+from tests.tasks.watched import ROWS, World, decided, monitored, week
 
 Floats = NDArray[np.float64]
 ROWS_A_WEEK = 1400
@@ -181,15 +181,11 @@ def world(use_case: UseCase, outside: Outside, tmp_path: Path, monkeypatch: pyte
     return World(use_case=monitored(use_case, limits={"auc": {"min": 0.5}}), outside=outside, folder=tmp_path / "data")
 
 
-def decide(world: World) -> list[str]:
-    return [found.decision for found in monitor.monitor_partitions(world.use_case, world.outside)]
-
-
 def test_each_week_is_estimated_at_its_end_and_restated_when_its_labels_have_come(world: World) -> None:
     """Week 10 is the champion's first, and week 13's labels are still to come."""
     for number in (10, 11, 12, 13):
         world.score(number)
-    decide(world)
+    decided(world)
     rows = sorted(world.rows("expected_performance"), key=lambda row: (row["window_start"], row["measured_as_of"]))
     assert [(row["window_end"], row["measured_as_of"], row["labelled"]) for row in rows] == [
         (week(11).end, week(11).end, 0),
@@ -224,13 +220,13 @@ def test_the_labels_of_the_week_itself_change_nothing_of_its_estimate(world: Wor
         at.execute(
             "insert into outcomes select use_case, entity_key || 'x', event_time, label, %s from kept", (week(12).end,)
         )
-    decide(world)
+    decided(world)
     [changed] = world.rows("expected_performance")
     with world.outside.warehouse.transaction() as at:
         at.execute("truncate decisions, retrains, drift, performance, served_performance, expected_performance")
         at.execute("truncate outcomes")
         at.execute("insert into outcomes select * from kept")
-    decide(world)
+    decided(world)
     [as_it_was] = world.rows("expected_performance")
     assert changed["expected"] == as_it_was["expected"]
 
@@ -239,9 +235,9 @@ def test_labels_that_come_or_change_later_restate_what_became_of_it_and_the_same
     for number in (10, 11):
         world.score(number)
     world.score(12, labelled=0.5)
-    decide(world)
+    decided(world)
     world.score(13)
-    decide(world)
+    decided(world)
 
     def stated() -> list[tuple[int, bool]]:
         rows = [row for row in world.rows("expected_performance") if row["window_end"] == week(12).end]
@@ -256,10 +252,10 @@ def test_labels_that_come_or_change_later_restate_what_became_of_it_and_the_same
             (week(12).start, week(12).end),
         )
     world.score(14)
-    decide(world)
+    decided(world)
     assert stated() == [(0, False), (ROWS // 2, False), (ROWS, True)]
     world.score(15)
-    decide(world)
+    decided(world)
     assert len(stated()) == 3
 
 
@@ -273,7 +269,7 @@ def test_what_lies_at_a_limit_is_part_of_the_record_though_labels_that_are_outst
         world.outside.warehouse.execute(
             "truncate decisions, retrains, drift, performance, served_performance, expected_performance"
         )
-        decide(world)
+        decided(world)
         rows = [row for row in world.rows("expected_performance") if row["window_end"] == week(11).end]
         realised: dict[str, float] = max(rows, key=lambda row: row["measured_as_of"])["realised"]
         return realised
@@ -291,7 +287,7 @@ def test_a_trusted_estimate_beyond_its_limit_retrains_before_the_labels_come(
     """Of the last week no label is known, and performance as measured can say nothing; its twin's limit is kept."""
     for number in range(10, 21):
         world.score(number)
-    decide(world)
+    decided(world)
     world.score(21, labelled=0.0)
     strict = monitored(world.use_case, limits={"auc": {"min": limit}})
     [found] = monitor.monitor_partitions(strict, world.outside)

@@ -8,9 +8,9 @@ import pytest
 
 from adapters.connect import Outside
 from pipeline.spec import UseCase
-from tasks.monitor import drift_report, monitor
+from tasks.monitor import drift_report
 from tasks.monitor.judged_rows import count_outstanding, load_shown
-from tests.tasks.watched import World, monitored, week
+from tests.tasks.watched import World, decided, monitored, week
 
 STORED = "drift, performance, served_performance, expected_performance, decisions, retrains"
 
@@ -26,10 +26,6 @@ def limited(world: World, metric: str, **changes: Any) -> World:
     limit = {k: changes.pop(k) for k in ("min", "max") if k in changes}
     world.use_case = monitored(world.use_case, limits={metric: limit}, **changes)
     return world
-
-
-def decided(world: World) -> list[str]:
-    return [found.decision for found in monitor.monitor_partitions(world.use_case, world.outside)]
 
 
 def evidence(world: World) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from tasks.build_features.learnt_features import load_learnt_definition
 from tasks.monitor import decisions, drift_report, monitor, performance
 from tasks.monitor.triage import Action, Decision, TriageCode
 from tests.tasks import killed
-from tests.tasks.watched import NUMBERS, ROWS, WEEK, World, emptied, monitored, points, training, week
+from tests.tasks.watched import NUMBERS, ROWS, WEEK, World, decided, emptied, monitored, points, training, week
 
 TABLES = ("drift", "performance", "served_performance", "expected_performance", "decisions", "retrains", "alerts")
 
@@ -32,10 +32,6 @@ def world(use_case: UseCase, outside: Outside, tmp_path: Path) -> World:
 def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
     """Evidently takes seconds; what it draws is tested once."""
     monkeypatch.setattr(drift_report, "publish_report", lambda *_: None)
-
-
-def decided(world: World) -> list[str]:
-    return [found.decision for found in monitor.monitor_partitions(world.use_case, world.outside)]
 
 
 def test_a_healthy_week_is_ignored_with_measures_performance_and_a_report(world: World) -> None:

@@ -11,11 +11,11 @@ from models.metrics import compute_metrics
 from pipeline.partitions import Interval
 from pipeline.spec import UseCase
 from tasks.build_features import profile as profiling
-from tasks.monitor import drift_report, monitor, served
+from tasks.monitor import drift_report, served
 from tasks.score import load_batch_predictor
 from tests.tasks import planted
 from tests.tasks.server_room import Room
-from tests.tasks.watched import World, emptied, monitored, points, training, week
+from tests.tasks.watched import World, decided, emptied, monitored, points, training, week
 
 AWRY = "1 - score"  # ranks every event the wrong way round
 STORED = ("drift", "performance", "served_performance", "decisions", "retrains")
@@ -26,10 +26,6 @@ def world(use_case: UseCase, outside: Outside, tmp_path: Path, monkeypatch: pyte
     """Evidently takes seconds; what it draws is tested elsewhere."""
     monkeypatch.setattr(drift_report, "publish_report", lambda *_: None)
     return World(use_case=monitored(use_case, limits={"auc": {"min": 0.5}}), outside=outside, folder=tmp_path / "data")
-
-
-def decided(world: World) -> list[str]:
-    return [found.decision for found in monitor.monitor_partitions(world.use_case, world.outside)]
 
 
 def evidence(world: World) -> dict[str, Any]:
