@@ -94,6 +94,10 @@ docs: env ## write the pages of docs/ that are made from code
 reproduce: env ## retrain MODEL=<version> from its recorded data, code, parameters and seed, and compare
 	@$(BIN)/python -m infra.local run -- python -m tasks.reproduce $(or $(USE_CASE),flights) $(or $(MODEL),$(error say which: make reproduce MODEL=1))
 
+.PHONY: backtest
+backtest: env ## try REF=<branch> before it is merged: its features, training and gate over the latest PERIODS=4
+	@$(BIN)/python -m infra.local run -- python -m tasks.backtest $(or $(USE_CASE),flights) $(or $(REF),$(error say which: make backtest REF=main)) $(addprefix --periods=,$(PERIODS))
+
 .PHONY: rebuild
 rebuild: env ## make dataset VERSION=<hash> again from the code and clean data recorded with it, and compare the hash
 	@$(BIN)/python -m infra.local run -- python -m tasks.build_features.rebuild $(or $(USE_CASE),flights) $(or $(VERSION),$(error say which: make rebuild VERSION=<hash>, from the table snapshots))
