@@ -5,8 +5,9 @@
 
 Every policy is played on the kept models of `benchmarks.model_matrix` (which trains what is missing: minutes to hours,
 once), from several starts. `live` is the product: its monitoring, triage and gate; the others have no gate. A training
-has three prices: a tenth, one and ten times what the median one of the reference earned, in units of `endpoint.costs`
-where a use case declares them, else of its metric. The oracle knows all that will happen, and pays the same.
+has three prices: a tenth, one and ten times what the median one of the reference earned (the mean one, where most
+earned nothing), in units of `endpoint.costs` where a use case declares them and retraining earns any, else of its
+metric. The oracle knows all that will happen, and pays the same.
 """
 
 import argparse
@@ -43,10 +44,12 @@ from benchmarks.retraining import (
 )
 from benchmarks.table import keep_results
 from models.metrics import compute_metric, to_loss
+from models.recalibration import add_to_logits
 from pipeline.settings import find_params
 from pipeline.spec import UseCase, use_cases
 from tasks.deploy.experiment.sequential import price_decisions
 
+OURS = "live (ours)"
 PRICES = (0.1, 1.0, 10.0)  # times what the median retraining of the reference earned
 Play = Callable[[int, float], Course]  # from a start, at a price of a training
 
@@ -103,16 +106,19 @@ class Rivals:
         self.starts = starts
         self.live = LivePolicy(matrix, deployed)
         metric: Lose = partial(lose_metric, use_case.train.metric)
-        has_costs = use_case.endpoint is not None and use_case.endpoint.costs is not None
-        lose: Lose = partial(lose_costs, use_case) if has_costs else metric
-        self.unit = "endpoint.costs" if has_costs else use_case.train.metric
         self.metric_losses = measure_losses(matrix, deployed, metric)
-        self.losses = measure_losses(matrix, deployed, lose) if has_costs else self.metric_losses
         self._at = list_reference(matrix, reference)
-        earned = measure_earned(self.losses, self.reference(starts[0]))
-        self.earned = float(np.median(earned))
+        lose, self.losses, self.unit = metric, self.metric_losses, str(use_case.train.metric)
+        if use_case.endpoint is not None and use_case.endpoint.costs is not None:
+            costs: Lose = partial(lose_costs, use_case)
+            losses = measure_losses(matrix, deployed, costs)
+            if self._measure_price(losses, starts[0]) > 0:  # else it pays in what the metric says, or not at all
+                lose, self.losses, self.unit = costs, losses, "endpoint.costs"
+        self._matrix, self._deployed, self._metric, self._loss = matrix, deployed, metric, lose
+        self._rows = [matrix.known(partition.start, partition.end) for partition in matrix.partitions]
+        self.earned = self._measure_price(self.losses, starts[0])
         if not self.earned > 0:
-            raise ValueError(f"the median retraining earned {self.earned:.3g}: no price follows from it")
+            raise ValueError(f"a retraining earned {self.earned:.3g} {self.unit}: no price follows from it")
         excess = measure_excess(matrix, deployed, lose)
         rules: dict[str, FindAlarm] = {
             f"{name}, {'days' if by_day else 'rows'}": Detector(name, matrix, deployed, by_day=by_day).find_alarm
@@ -124,11 +130,16 @@ class Rivals:
             "frozen": lambda start, _: train_at((), start, self.partitions),
             f"every {reference}": lambda start, _: self.reference(start),
             "best fixed interval": lambda start, price: train_every(self._interval(price), start, self.partitions),
-            "live (ours)": lambda start, _: self.live.play(start).course,
+            OURS: lambda start, _: self.live.play(start).course,
             **{name: partial(self._follow, rule) for name, rule in rules.items()},
             "regret > price": lambda start, price: train_when(watch_regret(excess, price), start, self.partitions),
         }
         self._intervals: dict[float, int] = {}
+
+    def _measure_price(self, losses: Floats, start: int) -> float:
+        """What the median training of the reference earned; the mean one, where most earned nothing."""
+        earned = measure_earned(losses, self.reference(start))
+        return float(np.median(earned)) if np.median(earned) > 0 else float(np.mean(earned))
 
     def reference(self, start: int) -> Course:
         """Retraining by the calendar, to whose gain all are compared."""
@@ -142,21 +153,38 @@ class Rivals:
             self._intervals[price] = find_best_interval(self.losses, price, self.starts)
         return self._intervals[price]
 
+    def _lose(self, policy: str, course: Course, lose: Lose, losses: Floats) -> float:
+        """What a course loses; ours by what was answered, recalibrated."""
+        if policy != OURS:
+            return course.lose(losses)
+        lost, intercepts = 0.0, self.live.play(course.start).intercepts
+        for place, (model, intercept) in enumerate(zip(course.serving, intercepts, strict=True), start=course.start):
+            rows = self._rows[place]
+            if len(rows):
+                score = self._matrix.models[self._matrix.partitions[model].start, self._deployed].score(rows)
+                lost += lose(self._matrix.label[rows], add_to_logits(score, np.full(len(rows), intercept)))
+        return lost
+
     def play(self, policy: str, start: int) -> Played:
         """One policy from one start."""
         prices = [times * self.earned for times in PRICES]
         courses = [self.policies[policy](start, price) for price in prices]
+        paid = [
+            self._lose(policy, course, self._loss, self.losses) + price * course.trainings
+            for course, price in zip(courses, prices, strict=True)
+        ]
         best = [find_best_course(self.losses, price, start).cost(self.losses, price) for price in prices]
-        costs = [course.cost(self.losses, price) for course, price in zip(courses, prices, strict=True)]
         middle, reference = courses[1], self.reference(start)
         looked = [self.live.is_surely_worse(old, new) for old, new in middle.promotions]
         return Played(
             policy=policy,
             start=start,
-            gain=share_of_gain(self.metric_losses, middle, reference),
+            gain=share_of_gain(
+                self.metric_losses, self._lose(policy, middle, self._metric, self.metric_losses), reference
+            ),
             trainings=middle.trainings,
             reference_trainings=reference.trainings,
-            regret=tuple((cost - least) / (self.partitions - start) for cost, least in zip(costs, best, strict=True)),
+            regret=tuple((cost - least) / (self.partitions - start) for cost, least in zip(paid, best, strict=True)),
             promotions=sum(worse is not None for worse in looked),
             surely_worse=sum(worse is True for worse in looked),
         )

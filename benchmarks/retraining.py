@@ -108,7 +108,7 @@ def measure_earned(losses: Floats, course: Course) -> Floats:
     return np.array(earned)
 
 
-def share_of_gain(losses: Floats, course: Course, reference: Course) -> float:
-    """How much of what the reference gains over the first champion, never replaced, a course gains."""
-    frozen = train_at((), course.start, len(losses)).lose(losses)
-    return (frozen - course.lose(losses)) / (frozen - reference.lose(losses))
+def share_of_gain(losses: Floats, lost: float, reference: Course) -> float:
+    """How much of what a reference gains over its first champion, never replaced, somebody gains who lost so much."""
+    frozen = train_at((), reference.start, len(losses)).lose(losses)
+    return (frozen - lost) / (frozen - reference.lose(losses))

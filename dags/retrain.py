@@ -44,6 +44,7 @@ def make_retrain_dag(use_case: UseCase) -> DAG:
                 "decision_id": decision["decision_id"],
                 "as_of": f"{decision['as_of']:%Y-%m-%d}",
                 "reason": "; ".join(decision["reasons"]),
+                "challenger": decision["challenger"] or "",
             }
 
         @task.sensor(
@@ -72,7 +73,7 @@ def make_retrain_dag(use_case: UseCase) -> DAG:
             task_id="start_train",
             trigger_dag_id=f"{use_case.name}.train",
             trigger_run_id=retrain_run_id(f"{{{{ {decision}['decision_id'] }}}}"),
-            conf={key: f"{{{{ {decision}['{key}'] }}}}" for key in ("decision_id", "as_of", "reason")},
+            conf={key: f"{{{{ {decision}['{key}'] }}}}" for key in ("decision_id", "as_of", "reason", "challenger")},
             skip_when_already_exists=True,
             wait_for_completion=True,
             allowed_states=["success", "failed"],

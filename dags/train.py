@@ -13,6 +13,9 @@ brings the champion to the endpoint, where there is one, by the stages of `deplo
 that asked for this, if one did, once the gate has spoken, whatever happened; the deployment goes on beside what comes
 next.
 
+With `challenger` a version that was held before is judged again, on the days that have come since, in place of a
+search and a training.
+
 **Started by** `retrain`, once for each decision, or by hand with the form.
 
 **To resume** clear the failed task: the search keeps its trials, a refit that is registered is not trained again, and a
@@ -20,7 +23,7 @@ verdict is promoted at most once. Marking `refit_winner` as success promotes the
 names mistakes is not tried again: mend them, and start a new run.
 """
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from airflow.providers.standard.operators.hitl import HITLOperator
@@ -29,7 +32,7 @@ from airflow.sdk.exceptions import AirflowSkipException
 
 from orchestration.defaults import ACCELERATOR, dag_args, declared, reach_outside, rollout_time
 from orchestration.parameters import MOMENT, read_moment
-from pipeline.handoffs import Candidate, RefittedWinner, Release, ReleaseOutcome, Verdict
+from pipeline.handoffs import Candidate, RefittedWinner, Release, ReleaseOutcome, Snapshot, Verdict
 from pipeline.spec import UseCase
 
 APPROVE, REJECT = "Approve", "Reject"
@@ -53,6 +56,12 @@ def form(use_case: UseCase) -> dict[str, Param]:
             type=["null", "string"],
             title="Decision",
             description="The monitoring decision this answers. Set by the retrain DAG.",
+        ),
+        "challenger": Param(
+            None,
+            type=["null", "string"],
+            title="Standing challenger",
+            description="A held version, to be judged again on the days since instead of a search; empty: train.",
         ),
     }
 
@@ -90,31 +99,45 @@ def answer(response: dict[str, Any] | None, run_id: str) -> tuple[bool | None, s
     return response["chosen_options"] == [APPROVE], user["name"] if user else "nobody (approval expired)"
 
 
+def plan_training(use_case: UseCase, params: Any) -> dict[str, Any]:
+    """The features to learn from and the data time, where the outcome could be judged and served."""
+    from tasks.build_features import dataset
+    from tasks.build_features.learnt_features import require_todays_features
+    from tasks.check_use_case.servable import require_servable
+
+    snapshot = dataset.latest_snapshot(use_case, reach_outside())
+    if snapshot is None:
+        raise ValueError(f"{use_case.name} has no features yet: run {use_case.name}.ingest first")
+    require_todays_features(use_case, snapshot, reach_outside())
+    as_of = read_moment(use_case, params["as_of"], snapshot.end)
+    require_servable(use_case, snapshot, as_of, reach_outside())
+    return {"snapshot": snapshot, "as_of": as_of}
+
+
+def hand_on_challenger(use_case: UseCase, snapshot: Snapshot, as_of: datetime, params: Any) -> Candidate:
+    """The standing challenger that is to be judged again, as a refit would hand it on."""
+    from tasks.promote import standing
+
+    why = (params["reason"], params["decision_id"])
+    return standing.load_challenger(use_case, params["challenger"], snapshot.version, as_of, *why, reach_outside())
+
+
 def make_train_dag(use_case: UseCase) -> DAG:
     """`plan -> tune -> refit -> evaluate -> approval -> admit -> refit_winner -> promote -> deploy`; then `finish`."""
     with DAG(**dag_args(use_case, "train", __doc__), schedule=None, params=form(use_case)) as dag:
 
         @task(execution_timeout=timedelta(hours=1))  # packs series, as a refresh does
         def plan(params: Any = None) -> dict[str, Any]:
-            from tasks.build_features import dataset
-            from tasks.build_features.learnt_features import require_todays_features
-            from tasks.check_use_case.servable import require_servable
-
-            snapshot = dataset.latest_snapshot(use_case, reach_outside())
-            if snapshot is None:
-                raise ValueError(f"{use_case.name} has no features yet: run {use_case.name}.ingest first")
-            require_todays_features(use_case, snapshot, reach_outside())
-            as_of = read_moment(use_case, params["as_of"], snapshot.end)
-            require_servable(use_case, snapshot, as_of, reach_outside())
-            return {"snapshot": snapshot, "as_of": as_of}
+            return plan_training(use_case, params)
 
         @task(execution_timeout=timedelta(hours=12), **ACCELERATOR)
         def tune(planned: dict[str, Any], worker: int, params: Any = None) -> None:
             from tasks.train import search as step
 
-            step.run_search(
-                use_case, planned["snapshot"], planned["as_of"], params["trials"], reach_outside(), worker=worker
-            )
+            if not params["challenger"]:
+                step.run_search(
+                    use_case, planned["snapshot"], planned["as_of"], params["trials"], reach_outside(), worker=worker
+                )
 
         @task(execution_timeout=timedelta(hours=12), **ACCELERATOR)
         def refit(planned: dict[str, Any], params: Any = None) -> Candidate:
@@ -122,6 +145,8 @@ def make_train_dag(use_case: UseCase) -> DAG:
             from tasks.train import search
 
             snapshot, as_of = planned["snapshot"], planned["as_of"]
+            if params["challenger"]:
+                return hand_on_challenger(use_case, snapshot, as_of, params)
             study = search.load_study_result(use_case, snapshot, as_of, reach_outside())
             return step.refit(
                 use_case, snapshot, study, as_of, params["reason"], params["decision_id"], reach_outside()

@@ -58,25 +58,62 @@ def attribute(bundle: Bundle, table: pa.Table, *, steps: int = _STEPS) -> Attrib
     )
     with deterministic(_THREADS):
         prediction = np.mean([predict_scores(member, *rows) for member in bundle.members], axis=0)
-        baseline = float(np.mean([predict_scores(member, *middle) for member in bundle.members]))
-        values = np.mean([_member_values(member, rows, middle, steps) for member in bundle.members], axis=0)
+        baseline = np.mean([predict_scores(member, *middle) for member in bundle.members], axis=0)
+        slopes = np.ones((steps, len(numbers)))
+        if bundle.recalibration is not None:
+            along = np.mean([_answers_along(member, rows, middle, steps) for member in bundle.members], axis=0)
+            slopes = bundle.recalibration.slope(along)
+            prediction, baseline = (bundle.recalibration.apply(each) for each in (prediction, baseline))
+        values = np.mean([_member_values(member, rows, middle, slopes) for member in bundle.members], axis=0)
     return Attributions(
         names=(*(c.name for c in bundle.encoder.numeric), *(c.name for c in bundle.encoder.categorical)),
         values=values,
-        baseline=baseline,
+        baseline=float(baseline[0]),
         prediction=prediction,
         residual=prediction - baseline - values.sum(axis=1),
     )
 
 
-def _member_values(member: Network, rows: tuple[Tensor, Tensor], middle: tuple[Tensor, Tensor], steps: int) -> Floats:
-    """One member's attributions [n, d]."""
-    with torch.no_grad():
-        far, near = member.preprocess(*rows), member.preprocess(*middle)
-    chunk = max(1, _ROWS_AT_ONCE // steps)
-    parts = (_input_values(member, far[i : i + chunk], near, steps) for i in range(0, len(far), chunk))
+def _member_values(
+    member: Network, rows: tuple[Tensor, Tensor], middle: tuple[Tensor, Tensor], slopes: Floats
+) -> Floats:
+    """One member's attributions [n, d]; `slopes` [steps, n] are those of what is made of the members' mean."""
+    far, near, chunk = _ends(member, rows, middle, len(slopes))
+    parts = (
+        _input_values(member, far[i : i + chunk], near, slopes[:, i : i + chunk]) for i in range(0, len(far), chunk)
+    )
     per_input = np.concatenate([np.zeros((0, far.shape[1])), *parts])
     return np.stack([per_input[:, list(inputs)].sum(axis=1) for inputs in _inputs_of(member.config)], axis=1)
+
+
+@torch.no_grad()
+def _answers_along(member: Network, rows: tuple[Tensor, Tensor], middle: tuple[Tensor, Tensor], steps: int) -> Floats:
+    """One member's answers along the straight paths [steps, n], in double precision."""
+    far, near, chunk = _ends(member, rows, middle, steps)
+    parts = [np.zeros((steps, 0))]
+    for i in range(0, len(far), chunk):
+        path = _path(far[i : i + chunk], near, steps)
+        parts.append(_answers(member, path).double().numpy().reshape(steps, -1))
+    return np.concatenate(parts, axis=1)
+
+
+def _ends(
+    member: Network, rows: tuple[Tensor, Tensor], middle: tuple[Tensor, Tensor], steps: int
+) -> tuple[Tensor, Tensor, int]:
+    """Where the paths end and begin, in what the member reads, and how many of them are taken at once."""
+    with torch.no_grad():
+        return member.preprocess(*rows), member.preprocess(*middle), max(1, _ROWS_AT_ONCE // steps)
+
+
+def _path(far: Tensor, near: Tensor, steps: int) -> Tensor:
+    """Points [steps * n, inputs] of the straight paths, at the nodes of a Gauss-Legendre quadrature."""
+    nodes, _ = np.polynomial.legendre.leggauss(steps)
+    along = torch.from_numpy((nodes + 1) / 2).to(far.dtype)
+    return (near + along[:, None, None] * (far - near)).reshape(-1, far.shape[1])
+
+
+def _answers(member: Network, inputs: Tensor) -> Tensor:
+    return member.answer(member.in_label_units(member.judged(inputs)))
 
 
 def _inputs_of(config: NetworkConfig) -> Iterator[tuple[int, ...]]:
@@ -90,13 +127,12 @@ def _inputs_of(config: NetworkConfig) -> Iterator[tuple[int, ...]]:
         start += width
 
 
-def _input_values(member: Network, far: Tensor, near: Tensor, steps: int) -> Floats:
-    """Integrated gradients [n, inputs] along the straight path, by Gauss-Legendre quadrature: the path is smooth."""
-    nodes, weights = np.polynomial.legendre.leggauss(steps)
-    along = torch.from_numpy((nodes + 1) / 2).to(far.dtype)
-    distance = far - near
-    path = (near + along[:, None, None] * distance).reshape(-1, far.shape[1]).requires_grad_()
-    answer = member.answer(member.in_label_units(member.judged(path)))
-    [gradient] = torch.autograd.grad(answer.sum(), path)
+def _input_values(member: Network, far: Tensor, near: Tensor, slopes: Floats) -> Floats:
+    """Integrated gradients [n, inputs] along the straight paths, which are smooth; `slopes` [steps, n] times each."""
+    steps = len(slopes)
+    _, weights = np.polynomial.legendre.leggauss(steps)
+    path = _path(far, near, steps).requires_grad_()
+    [gradient] = torch.autograd.grad(_answers(member, path).sum(), path)
     gradients = gradient.reshape(steps, *far.shape).double().numpy()
-    return np.asarray(np.tensordot(weights / 2, gradients, axes=1) * distance.double().numpy(), np.float64)
+    mean = np.einsum("s,sn,snd->nd", weights / 2, slopes, gradients)
+    return np.asarray(mean * (far - near).double().numpy(), np.float64)

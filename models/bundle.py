@@ -12,12 +12,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
-from models.bundle_card import FORMAT, INTERVAL, read_card
+from models.bundle_card import FORMAT, INTERVAL, RECALIBRATION, read_card
 from models.encoder import Encoder
 from models.ensemble import Ensemble
 from models.interval import ConformalInterval
 from models.network import NORMALISATION, Network, NetworkConfig
 from models.networks import build_network
+from models.recalibration import Recalibration
 
 _PARTS = ("encoder.json", "features.json", "weights.safetensors")
 
@@ -30,6 +31,7 @@ class Bundle:
     encoder: Encoder
     members: tuple[Network, ...]
     interval: ConformalInterval | None = None  # around its answers
+    recalibration: Recalibration | None = None  # of what the networks answer
 
 
 def _sha256(data: bytes) -> str:
@@ -58,6 +60,7 @@ def write_bundle(
     metrics: Mapping[str, float],
     versions: Mapping[str, str],
     interval: ConformalInterval | None = None,
+    recalibration: Recalibration | None = None,
 ) -> str:
     """Write a bundle into an empty folder; its digest.
 
@@ -72,6 +75,7 @@ def write_bundle(
         metrics: on validation rows, before the refit took them in; none of a winner that was refitted.
         versions: of the libraries that trained.
         interval: around a regression's answers; without one the card says nothing of it.
+        recalibration: of the networks' probabilities; without one the card says nothing of it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     assert not any(folder.iterdir()), f"{folder} is not empty"
@@ -102,6 +106,8 @@ def write_bundle(
     }
     if interval is not None:
         card[INTERVAL] = interval.to_document()
+    if recalibration is not None:
+        card[RECALIBRATION] = recalibration.to_document()
     for name, content in {
         **parts,
         "card.json": json.dumps(card, indent=1, sort_keys=True, allow_nan=False).encode(),
@@ -114,8 +120,8 @@ def load_bundle(folder: Path, *, sha256: str | None = None) -> Bundle:
     """Read and check a bundle; nothing in it is ever executed.
 
     Raises:
-        ValueError: a file is missing, unexpected or changed, the digest is not `sha256`, or weights, encoder, card and
-            interval do not belong together.
+        ValueError: a file is missing, unexpected or changed, the digest is not `sha256`, or weights, encoder, card,
+            interval and recalibration do not belong together.
     """
     present = {str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir()}
     if present != {*_PARTS, "card.json"}:
@@ -132,6 +138,7 @@ def load_bundle(folder: Path, *, sha256: str | None = None) -> Bundle:
         encoder=encoder,
         members=_members(card, encoder, parts["weights.safetensors"], folder),
         interval=_interval(card, folder),
+        recalibration=_recalibration(card, folder),
     )
 
 
@@ -142,6 +149,17 @@ def _interval(card: Mapping[str, Any], folder: Path) -> ConformalInterval | None
         raise ValueError(f"bundle {folder}: an interval around the answers of a {card['kind']} model")
     try:
         return ConformalInterval.from_document(card[INTERVAL])
+    except ValueError as error:
+        raise ValueError(f"bundle {folder}: {error}") from error
+
+
+def _recalibration(card: Mapping[str, Any], folder: Path) -> Recalibration | None:
+    if RECALIBRATION not in card:
+        return None
+    if card["kind"] != "binary":
+        raise ValueError(f"bundle {folder}: a recalibration of the answers of a {card['kind']} model")
+    try:
+        return Recalibration.from_document(card[RECALIBRATION])
     except ValueError as error:
         raise ValueError(f"bundle {folder}: {error}") from error
 

@@ -19,7 +19,9 @@ KEYS = {
     "versions",
     "files",
 }
-INTERVAL = "interval"  # a key of those cards only whose model has one: a `models.interval.ConformalInterval`
+# keys of those cards only whose model has one
+INTERVAL = "interval"  # a `models.interval.ConformalInterval`
+RECALIBRATION = "recalibration"  # a `models.recalibration.Recalibration`
 
 
 def read_card(folder: Path) -> Mapping[str, Any]:
@@ -32,7 +34,7 @@ def read_card(folder: Path) -> Mapping[str, Any]:
         card = json.loads((folder / "card.json").read_bytes())
     except ValueError as error:
         raise ValueError(f"bundle {folder}: card.json is not JSON: {error}") from error
-    if not isinstance(card, dict) or set(card) - {INTERVAL} != KEYS or card["format"] != FORMAT:
+    if not isinstance(card, dict) or set(card) - {INTERVAL, RECALIBRATION} != KEYS or card["format"] != FORMAT:
         raise ValueError(f"bundle {folder}: card.json is not a card of format {FORMAT}")
     return card
 

@@ -24,6 +24,7 @@ class ReleaseOutcome(StrEnum):
     SUPERSEDED = "superseded"
     REJECTED = "rejected"
     ROLLED_BACK = "rolled-back"
+    RECALIBRATED = "recalibrated"
     DRY_RUN = "dry-run"
 
 

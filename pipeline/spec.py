@@ -1,7 +1,7 @@
 """params.yaml -> frozen, validated use cases; a wrong key or value is named with its path and what was expected."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
@@ -15,17 +15,15 @@ from pipeline.fields import (
     INTERVAL_METRICS,
     METRICS,
     RANKINGS,
-    SHARES,
     Block,
     Identifier,
     Kind,
     Metric,
     ResampledBlock,
-    Share,
-    WatchedMetric,
     default_block,
     refuse_classes,
 )
+from pipeline.monitoring import Monitor
 from pipeline.online import EndpointSettings, ExperimentSettings
 from pipeline.params_text import explain, read_blocks
 from pipeline.partitions import Grid
@@ -124,61 +122,6 @@ class Gate(Block):
     approval_hours: int = Field(gt=0)
 
 
-class Limit(Block):
-    """A performance limit; outside it the model is degraded."""
-
-    min: float | None = None
-    max: float | None = None
-
-    def _contradictions(self) -> Iterator[str]:
-        if self.min is None and self.max is None:
-            yield "min: expected at least one of `min` and `max`"
-        if self.min is not None and self.max is not None and self.min >= self.max:
-            yield f"min: expected less than max ({self.max}), got {self.min}"
-
-
-class Monitor(Block):
-    """How drift and performance are measured, and when they lead to which decision.
-
-    A change takes effect at the next monitoring. Two things are settled by a training, for as long as its model is
-    champion: the `bins`, and which of its weeks had `min_rows`. So much worse than at the gate (`max_loss`, in units of
-    `gate.metric`) a champion may be; null: only `limits` count.
-    """
-
-    min_rows: int = Field(ge=500)
-    bins: int = Field(ge=2)
-    threshold_margin: float = Field(ge=1)
-    min_threshold_psi: float = Field(gt=0)
-    persistence_breaches: int = Field(gt=0)
-    persistence_of: int = Field(gt=0)
-    min_drifted_features: int = Field(gt=0)
-    broken_missing_share: Share
-    structural_features: tuple[Identifier, ...]
-    performance_days: int = Field(gt=0)
-    min_labelled: int = Field(gt=0)
-    min_coverage: Share
-    limits: Mapping[WatchedMetric, Limit] = Field(min_length=1)
-    max_loss: Annotated[float, Field(ge=0)] | None = None
-    max_age_days: int = Field(gt=0)
-    max_new_rows_share: float = Field(gt=0)
-    cooldown_days: int = Field(ge=0)
-    monthly_retrains: int = Field(gt=0)
-    breaker_refusals: int = Field(gt=0)
-    breaker_days: int = Field(gt=0)
-
-    def _contradictions(self) -> Iterator[str]:
-        if self.persistence_breaches > self.persistence_of:
-            yield (
-                f"persistence_breaches: expected at most persistence_of ({self.persistence_of}),"
-                f" got {self.persistence_breaches}"
-            )
-        shares = {*SHARES, "interval_coverage"}
-        for name, both in self.limits.items():
-            for limit, value in both:
-                if name in shares and value is not None and not 0 < value < 1:  # such a limit can never be left
-                    yield f"limits.{name}.{limit}: expected more than 0 and less than 1, got {value}"
-
-
 class UseCase(Block):
     """One block of params.yaml. Its name is its file name in every package.
 
@@ -237,7 +180,17 @@ class UseCase(Block):
                     f"endpoint.answers.within_minutes: expected at most time.lead_minutes ({self.time.lead_minutes}),"
                     f" after which the event has come, got {self.endpoint.answers.within_minutes}"
                 )
+        yield from self._contradictions_of_recalibration()
         yield from self._contradictions_of_the_holdout()
+
+    def _contradictions_of_recalibration(self) -> Iterator[str]:
+        if self.monitor.recalibration and self.target.kind != "binary":
+            yield (
+                f"monitor.recalibration: expected null for a {self.target.kind} target, whose answers are no"
+                " probabilities"
+            )
+        if self.monitor.recalibration and self.risk == "high":
+            yield "monitor.recalibration: expected null where risk is high: it changes the champion without a person"
 
     def _contradictions_of_the_holdout(self) -> Iterator[str]:
         if self.train.holdout_days < self.gate.min_days:

@@ -42,6 +42,11 @@ class Predictor:
         return self._bundle.card
 
     @property
+    def bundle(self) -> Bundle:
+        """What it answers by."""
+        return self._bundle
+
+    @property
     def interval(self) -> ConformalInterval | None:
         """The interval around its answers, where the model has one."""
         return self._bundle.interval
@@ -74,7 +79,7 @@ class Predictor:
                 with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
                     chunks = (table.slice(start, chunk_rows) for start in starts)
                     answers = np.concatenate(list(pool.map(self._answers, chunks)))
-        return _require_finite(answers)
+        return self._recalibrated(answers)
 
     def predict_rows(self, rows: FeatureRows) -> NDArray[np.float64]:
         """As `predict`, of rows in plain values, and to 1e-5 the same: a few of them are answered without torch.
@@ -84,11 +89,16 @@ class Predictor:
         """
         if self._names != (rows.numeric, rows.categorical) or not 0 < len(rows) <= _FEW_ROWS:
             return self.predict(rows.table)
-        return _require_finite(self._few.answers(rows.numbers, self._bundle.encoder.encode_texts(rows.texts)))
+        return self._recalibrated(self._few.answers(rows.numbers, self._bundle.encoder.encode_texts(rows.texts)))
 
     def _answers(self, table: pa.Table) -> NDArray[np.float64]:
         numbers, codes = (torch.from_numpy(array) for array in self._bundle.encoder.transform(table))
         return self._ensemble.answers(numbers, codes)
+
+    def _recalibrated(self, answers: NDArray[np.float64]) -> NDArray[np.float64]:
+        """What clients get of what the networks answer, in float64 and so the same through every door."""
+        known, recalibration = _require_finite(answers), self._bundle.recalibration
+        return known if recalibration is None else recalibration.apply(known)
 
 
 def _require_finite(answers: NDArray[np.float64]) -> NDArray[np.float64]:

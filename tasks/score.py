@@ -109,6 +109,9 @@ def score_partition(use_case: UseCase, unscored: UnscoredPartition, outside: Out
     def commit() -> Scores:
         with outside.warehouse.transaction(fence) as at:
             written = write_predictions(at, rows, window, outside.warehouse)
+            network = (use_case.name, unscored.champion.network_version)
+            at.execute(_DELETE_SUPERSEDED, (*window, *network))
+            at.execute(_FORGET_SUPERSEDED, (*window[:2], partition.start, *network))
             outside.warehouse.upsert(at, "scorings", _scoring(use_case, unscored, rows.num_rows), _SCORING_KEY)
             return Scores(
                 use_case=use_case.name,
@@ -218,6 +221,18 @@ def _counts(at: cursor, window: Window, rows: pa.Table) -> tuple[int, int]:
 _WINDOW = "where use_case = %s and model_version = %s and prediction_time >= %s and prediction_time < %s"
 _COUNTS = f"select count(*), count(*) filter (where snapshot_version = any(%s)) from predictions {_WINDOW}"  # noqa: S608
 _DELETE = f"delete from predictions {_WINDOW}"  # noqa: S608  # our own text
+# What another recalibration of the same network has of them: it was in force as they were scored, and is not any more.
+_DELETE_SUPERSEDED = """
+delete from predictions
+where use_case = %s and model_version <> %s and prediction_time >= %s and prediction_time < %s and model_version in (
+    select unnest(array[network_version, model_version]) from recalibrations
+    where use_case = %s and network_version = %s)
+"""
+_FORGET_SUPERSEDED = """
+delete from scorings where use_case = %s and model_version <> %s and partition_start = %s and model_version in (
+    select unnest(array[network_version, model_version]) from recalibrations
+    where use_case = %s and network_version = %s)
+"""
 _DELETE_GONE = f"{_DELETE} and (entity_key, event_time) not in (select * from unnest(%s::text[], %s::timestamptz[]))"  # noqa: S608
 
 

@@ -7,6 +7,8 @@ from infra.new_use_case.answers import Answers
 from infra.new_use_case.plan import DAILY_ROWS, Plan
 from infra.new_use_case.profile import TableProfile
 
+_RECALIBRATION = "{half_life_days: 28, spread: 0.15, min_gain: 0.0002}"
+
 
 def render_block(
     answers: Answers, profile: TableProfile, plan: Plan, *, key: tuple[str, ...], known: str,
@@ -98,6 +100,7 @@ def render_block(
     limits:
 {_render_limits(answers, profile)}
     max_loss: null  # of gate.metric, surely lost since the gate saw it: a trigger, too
+    recalibration: {_RECALIBRATION if answers.kind == "binary" else "null"}  # of probabilities, by labels alone
     max_age_days: {plan.max_age_days}  # since it was trained
     max_new_rows_share: {plan.max_new_rows_share}  # a partition has {plan.new_rows_share:.1%} of what is learnt from
     cooldown_days: 14

@@ -104,7 +104,7 @@ QUERIES = (
         """
         select d.use_case, count(r.decision_id) as retrains_30_days from decisions d
         join (select use_case, max(as_of) as newest from decisions group by 1) as last using (use_case)
-        left join retrains r on r.decision_id = d.decision_id
+        left join retrains r on r.decision_id = d.decision_id and r.challenger is null
         where d.as_of > newest - interval '30 days' group by 1
         """,
     ),

@@ -202,10 +202,10 @@ class Replay:
             raise ReplayError(f"{label}: monitoring had nothing to decide on; was the week scored?")
         concluded = f"{decision['decision']}: {'; '.join(decision['reasons'])}"
         self.progress.say(label, f"{week.start:%d %b}: {self.state.describe_scoring(week)}; {concluded}")
-        if decision["decision"] == "retrain":
-            self.runs.wait_for(label, "the retrain it asked for", lambda: self.state.is_settled(week))
+        if self.state.has_asked(decision["decision_id"]):
+            self.runs.wait_for(label, "the model it asked for", lambda: self.state.is_settled(week))
             entry = self.state.find_ledger_entry(decision["decision_id"])
-            self.progress.say(label, f"retrain: {entry['action']} version {entry['model_version']}: {entry['reason']}")
+            self.progress.say(label, f"{entry['action']} version {entry['model_version']}: {entry['reason']}")
         self._repair(week, label=label)
 
     def _play_live(self, week: Interval, data_time: DataTime | AskedTime, *, label: str) -> None:

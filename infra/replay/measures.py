@@ -29,6 +29,7 @@ class ReplayedWeek:
     decision: str
     reasons: list[str]
     retrain_outcome: str | None
+    recalibrated: bool = False
 
 
 def _live_scores(
@@ -49,7 +50,9 @@ def score_metrics(names: tuple[str, ...], labels: np.ndarray, scores: np.ndarray
 
 def _decisions(use_case: UseCase, outside: Outside) -> dict[datetime, dict[str, Any]]:
     rows = outside.warehouse.query(
-        "select d.*, r.outcome from decisions d left join retrains r using (decision_id) where d.use_case = %s",
+        "select d.*, r.outcome, c.model_version is not null as recalibrated from decisions d"
+        " left join retrains r using (decision_id) left join recalibrations c using (decision_id)"
+        " where d.use_case = %s",
         (use_case.name,),
     )
     return {row["as_of"]: row for row in rows}
@@ -85,6 +88,7 @@ def compare_weeks(use_case: UseCase, names: tuple[str, ...], outside: Outside) -
                 decision=decision["decision"],
                 reasons=list(decision["reasons"]),
                 retrain_outcome=decision["outcome"],
+                recalibrated=decision["recalibrated"],
             )
         )
     return found

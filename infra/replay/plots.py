@@ -23,6 +23,7 @@ FROZEN, LIVE = "#8a8f98", "#0b6bcb"
 MARKS = {
     "promoted": ("^", "#1a7f37", "challenger promoted"),
     "refused": ("X", "#b35900", "challenger not promoted"),
+    "recalibrated": ("D", "#7048c6", "recalibrated"),
     "blocked": ("s", "#c62828", "blocked: broken feed"),
 }
 
@@ -32,7 +33,7 @@ def choose_mark(week: ReplayedWeek) -> str | None:
     if week.decision == "block":
         return "blocked"
     if week.retrain_outcome is None:
-        return None
+        return "recalibrated" if week.recalibrated else None
     return "promoted" if week.retrain_outcome == "promoted" else "refused"
 
 

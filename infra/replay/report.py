@@ -79,6 +79,7 @@ def _facts(weeks: list[ReplayedWeek], names: list[str]) -> list[tuple[str, str]]
         ("promoted", str(outcomes.count("promoted"))),
         ("held, not sure enough", str(outcomes.count("held"))),
         ("refused", str(len(outcomes) - outcomes.count("promoted") - outcomes.count("held"))),
+        ("recalibrated", str(sum(week.recalibrated for week in weeks))),
         ("blocked weeks", str(sum(week.decision == "block" for week in weeks))),
     ]
 
@@ -95,6 +96,7 @@ def format_weeks(weeks: list[ReplayedWeek]) -> str:
         f"{week.start.strftime(day)}  {week.rows:>8,}  v{week.live_version:<5}"
         + "".join(f"{week.frozen[name]:>17.4f}{week.live[name]:>9.4f}" for name in names)
         + f"  {week.decision}{' -> ' + week.retrain_outcome if week.retrain_outcome else ''}"
+        + (", recalibrated" if week.recalibrated else "")
         for week in weeks
     ]
     return "\n".join([head, *lines])

@@ -57,22 +57,28 @@ class ReplayState:
         return next(iter(self._query("select * from decisions where use_case = %s and as_of = %s", week.end)), None)
 
     def is_settled(self, week: Interval) -> bool:
-        """Whether a week is decided and, where it asked for a retrain, that retrain has ended.
+        """Whether a week is decided and, where something is to be trained or judged, that has ended.
 
         Raises:
             ReplayError: when the retrain failed.
         """
         decision = self.find_decision(week)
-        if decision is None or decision["decision"] != "retrain":
-            return decision is not None
+        if decision is None:
+            return False
         rows = self._query(
             "select state from retrains where use_case = %s and decision_id = %s", decision["decision_id"]
         )
+        if not rows:
+            return True
         if rows[0]["state"] == "failed":
             raise ReplayError(
                 f"the retrain of {decision['decision_id']} failed; see {self.use_case.name}.train in Airflow"
             )
         return bool(rows[0]["state"] == "done")
+
+    def has_asked(self, decision_id: str) -> bool:
+        """Whether a decision asked for a training, or for a challenger to be judged again."""
+        return bool(self._query("select 1 from retrains where use_case = %s and decision_id = %s", decision_id))
 
     def has_deployed(self) -> bool:
         """Whether some version answers online.
@@ -106,7 +112,7 @@ class ReplayState:
             select l.* from ledger l where l.use_case = %s and action = any(%s)
             and (%s::text is null or l.as_of = (select as_of from decisions where decision_id = %s)) order by entry
             """,
-            sorted(OUTCOMES.keys() - {"rollback"}),  # and no approval, and no stage of the deployment that follows
+            sorted(OUTCOMES.keys() - {"rollback", "recalibrate"}),  # no approval, and no stage of the deployment either
             decision_id,
             decision_id,
         )

@@ -93,14 +93,15 @@ def load_rows(
     Columns: those of the points, then label and label_time; ordered by prediction_time, entity_key, event_time.
     """
     opened = _open(snapshot_version, use_case, outside)
-    return _query(
-        _LOAD,
-        points=opened.paths("points", start, end),
-        labels=opened.paths("labels", start, known_by),
-        start=start,
-        end=end,
-        known_by=known_by,
-    )
+    points, labels = opened.paths("points", start, end), opened.paths("labels", start, known_by)
+    return read_labelled(points, labels, start=start, end=end, known_by=known_by)
+
+
+def read_labelled(
+    points: Sequence[str], labels: Sequence[str], *, start: datetime, end: datetime, known_by: datetime
+) -> pa.Table:
+    """The same, of files of points and labels."""
+    return _query(_LOAD, points=list(points), labels=list(labels), start=start, end=end, known_by=known_by)
 
 
 def load_points(

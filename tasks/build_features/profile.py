@@ -12,8 +12,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.monitoring import Monitor
 from pipeline.partitions import utc
-from pipeline.spec import Monitor, UseCase
+from pipeline.spec import UseCase
 
 Floats = npt.NDArray[np.float64]
 Codes = npt.NDArray[np.int64]
@@ -22,6 +23,8 @@ NOT_FEATURES = frozenset({"entity_key", "event_time", "prediction_time", "label"
 _MIN_CATEGORY_SHARE = 0.005  # rarer categories are counted together: alone they are noise
 _MAX_CATEGORIES = 50
 _MAX_RARE = 20_000  # rare categories that a profile remembers, so that new ones are told from them
+TOGETHER = "partitions_together"  # a key of those profiles only whose partitions are too small to be judged alone
+MOST_TOGETHER = 8  # older partitions say little of today
 _MIN_BLOCKS = 4  # fewer weeks than this say nothing about how weeks differ
 
 
@@ -51,14 +54,17 @@ def make_profile(train_table: pa.Table, use_case: UseCase) -> dict[str, Any]:
     Args:
         train_table: the rows trained on, with their labels' times; every column but keys, times and label is a
             feature. With a column `score`, the model's predictions for these rows, prediction drift is measured too.
-        use_case: says how many bins, how blocks of time are cut, and how many rows a block needs to count.
+        use_case: says how many bins, how blocks of time are cut, and how many rows a block needs to count. A block is a
+            partition or, where the usual one has fewer rows, so many in a row.
 
     Raises:
         ValueError: no rows.
     """
     if train_table.num_rows == 0:
         raise ValueError(f"{use_case.name}: no training rows to take a monitoring profile of")
-    blocks = _blocks(train_table, use_case)
+    partitions = _partition_numbers(train_table, use_case)
+    together = _count_together(partitions, use_case.monitor.min_rows)
+    blocks = partitions // together
     times = pc.min_max(train_table["prediction_time"]).as_py()
     return {
         "start": times["min"].isoformat(),
@@ -66,6 +72,7 @@ def make_profile(train_table: pa.Table, use_case: UseCase) -> dict[str, Any]:
         "known_by": pc.max(train_table["label_time"]).as_py().isoformat(),  # the newest label learned from
         "rows": train_table.num_rows,
         "blocks": int(blocks.max()) + 1,
+        **({TOGETHER: together} if together > 1 else {}),
         "features": {
             name: _feature_profile(train_table[name], blocks, use_case.monitor)
             for name in train_table.column_names
@@ -80,7 +87,13 @@ def _smooth(counts: Floats) -> Floats:
     return shares
 
 
-def _blocks(table: pa.Table, use_case: UseCase) -> Codes:
+def _count_together(partitions: Codes, min_rows: int) -> int:
+    """How many partitions in a row are looked at as one, so that the usual one has enough rows: of most tables, one."""
+    rows = np.bincount(partitions)
+    return min(MOST_TOGETHER, int(np.ceil(min_rows / np.median(rows[rows > 0]))))
+
+
+def _partition_numbers(table: pa.Table, use_case: UseCase) -> Codes:
     """Number of the grid partition each row lies in, counted from the first that has rows."""
     microseconds = pc.cast(pc.cast(table["prediction_time"], pa.timestamp("us", tz="UTC")), pa.int64())
     since_first = np.asarray(microseconds, dtype=np.float64) / 1e6 - utc(use_case.grid.first).timestamp()

@@ -14,6 +14,7 @@ from expectations.vocabulary import Suite
 from features import FeatureSet
 from pipeline.partitions import Interval, utc
 from pipeline.spec import UseCase
+from tasks.build_features.profile import MOST_TOGETHER
 from tasks.check_use_case.giveaway_check import check_giveaways
 from tasks.check_use_case.mistakes import Mistake, in_file, in_params
 from tasks.check_use_case.online_check import check_online, is_same
@@ -146,7 +147,8 @@ def _check_rows_needed(use_case: UseCase, sample: Sample, labelled: pa.Table) ->
     points, labels = sample.points.num_rows / days, labelled.num_rows / days
     for key, wanted, has, of in (
         ("gate.min_rows", use_case.gate.min_rows, labels * use_case.train.holdout_days, "train.holdout_days"),
-        ("monitor.min_rows", use_case.monitor.min_rows, points * use_case.grid.days, "source.partition_days"),
+        ("monitor.min_rows", use_case.monitor.min_rows, points * use_case.grid.days * MOST_TOGETHER,
+         f"{MOST_TOGETHER} times source.partition_days"),
         ("monitor.min_labelled", use_case.monitor.min_labelled, labels * use_case.monitor.performance_days,
          "monitor.performance_days"),
     ):  # fmt: skip

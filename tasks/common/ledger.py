@@ -24,6 +24,7 @@ class LedgerAction(StrEnum):
     SUPERSEDED = "superseded"
     REJECT = "reject"
     ROLLBACK = "rollback"
+    RECALIBRATE = "recalibrate"
     APPROVE = "approve"
 
 
@@ -35,23 +36,38 @@ OUTCOMES: Mapping[LedgerAction, ReleaseOutcome] = {
     LedgerAction.SUPERSEDED: ReleaseOutcome.SUPERSEDED,
     LedgerAction.REJECT: ReleaseOutcome.REJECTED,
     LedgerAction.ROLLBACK: ReleaseOutcome.ROLLED_BACK,
+    LedgerAction.RECALIBRATE: ReleaseOutcome.RECALIBRATED,
 }
-_CURRENT = "select version, previous_version, revision, as_of from champions where use_case = %s"
-_CHAMPIONS = """
-select model_version as version, evidence -> 'release' ->> 'previous_version' as previous_version, revision, as_of
-from ledger where use_case = %s and action in ('promote', 'rollback') order by entry
+_CURRENT = """
+select c.version, c.previous_version, c.revision, c.as_of, coalesce(r.network_version, c.version) as network_version
+from champions c left join recalibrations r on (r.use_case, r.model_version) = (c.use_case, c.version)
+where c.use_case = %s
 """
+_CHAMPIONS = """
+select l.model_version as version, l.evidence -> 'release' ->> 'previous_version' as previous_version, l.revision,
+    l.as_of, coalesce(r.network_version, l.model_version) as network_version
+from ledger l left join recalibrations r on (r.use_case, r.model_version) = (l.use_case, l.model_version)
+where l.use_case = %s and l.action in ('promote', 'rollback', 'recalibrate') order by l.entry
+"""
+DROP_RECALIBRATION = (
+    "update recalibrations set state = 'superseded', changed_at = now() where use_case = %s and state = 'pending'"
+)
+NETWORK = "select network_version from recalibrations where use_case = %s and model_version = %s"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Champion:
-    """The model in force; `previous_version` is what a rollback would bring back."""
+    """The model in force; `previous_version` is what a rollback would bring back.
+
+    `network_version` is the version that was trained: itself, or what it is a recalibration of.
+    """
 
     use_case: str
     version: str
     previous_version: str | None
     revision: int
     as_of: datetime
+    network_version: str
 
 
 def current(use_case: UseCase, outside: Outside) -> Champion | None:
@@ -69,19 +85,35 @@ def champion_at(champions: Sequence[Champion], moment: datetime) -> Champion | N
     return next((champion for champion in reversed(champions) if champion.as_of <= moment), None)
 
 
-def find_birth(champions: Sequence[Champion], version: str) -> datetime:
-    """The data time that a version was trained for: from then on it was first in force, whatever came later."""
-    return min(champion.as_of for champion in champions if champion.version == version)
+def find_birth(champions: Sequence[Champion], network_version: str) -> datetime:
+    """The data time that a network was trained for: from then on it was first in force, whatever came later."""
+    return min(champion.as_of for champion in champions if champion.network_version == network_version)
 
 
 def find_judged_version(use_case: UseCase, version: str, outside: Outside) -> str:
-    """The version by which a champion was judged: its twin of before it was fitted on all that was known, or itself."""
+    """The version by which a champion was judged: its twin of before it was fitted on all that was known, or itself.
+
+    Of a recalibrated one it is that of what was trained.
+    """
+    version = find_network(use_case, version, outside)
     rows = outside.warehouse.query(
         "select evidence ->> 'judged_version' as judged from ledger where use_case = %s and action = 'promote'"
         " and model_version = %s order by entry desc limit 1",
         (use_case.name, version),
     )
     return rows[0]["judged"] or version if rows else version  # one of before was judged itself
+
+
+def find_network(use_case: UseCase, version: str, outside: Outside) -> str:
+    """The version that was trained, of which this one is a recalibration; or itself."""
+    rows = outside.warehouse.query(NETWORK, (use_case.name, version))
+    return str(rows[0]["network_version"]) if rows else version
+
+
+def was_promoted(use_case: UseCase, version: str, outside: Outside) -> bool:
+    """Whether the gate has let a version in, or what it is a recalibration of."""
+    let_in = "select 1 from ledger where use_case = %s and model_version = %s and action in ('promote', 'recalibrate')"
+    return bool(outside.warehouse.query(f"{let_in} limit 1", (use_case.name, version)))
 
 
 def locked_champion(at: cursor, use_case: UseCase) -> Champion | None:
@@ -113,7 +145,8 @@ def install(at: cursor, after: Champion, before: Champion | None) -> None:
 def champion_before(at: cursor, use_case: UseCase, version: str) -> str | None:
     """Who was champion before a version became it; None for the first."""
     at.execute(
-        "select champion_version from ledger where use_case = %s and action = 'promote' and model_version = %s"
+        "select champion_version from ledger where use_case = %s and action in ('promote', 'recalibrate')"
+        " and model_version = %s"
         " order by entry desc limit 1",
         (use_case.name, version),
     )

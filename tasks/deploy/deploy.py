@@ -18,7 +18,7 @@ from adapters.warehouse import Fence
 from pipeline.handoffs import Release
 from pipeline.spec import UseCase
 from tasks.common.command import print_sentence
-from tasks.common.ledger import current
+from tasks.common.ledger import current, find_network, was_promoted
 from tasks.deploy import deployments
 from tasks.deploy.deployments import (
     Deployment,
@@ -225,6 +225,9 @@ def _take_up(
     if ongoing is not None:  # its process is gone, or we would not have the lock
         stages.end(ongoing, DeploymentOutcome.SUPERSEDED, f"version {request.version} is to be deployed")
     serving = deployments.find_serving_deployment(use_case, outside)
+    before = deployments.find_version_before(serving, request.version)
+    if before is not None and serving is not None and _is_same_network(use_case, before, request.version, outside):
+        before = serving.previous_version or before  # back is to another network, where there was one
     # Where it became champion again nothing is left but the proof.
     is_serving = serving is not None and serving.version == request.version
     row = {
@@ -232,18 +235,19 @@ def _take_up(
         "use_case": use_case.name,
         "kind": DeploymentKind.ROLLOUT,
         "stage": DeploymentStage.FULL if is_serving else DeploymentStage.PACKAGE,
-        "previous_version": deployments.find_version_before(serving, request.version),
+        "previous_version": before,
     }
     with outside.warehouse.transaction(fence) as at:
         deployments.insert_deployment(at, row)
     return deployments.require_deployment(request.deployment_id, outside)
 
 
+def _is_same_network(use_case: UseCase, version: str, other: str, outside: Outside) -> bool:
+    return find_network(use_case, version, outside) == find_network(use_case, other, outside)
+
+
 def _require_promoted(use_case: UseCase, version: str, outside: Outside) -> None:
-    if not outside.warehouse.query(
-        "select 1 from ledger where use_case = %s and action = 'promote' and model_version = %s limit 1",
-        (use_case.name, version),
-    ):
+    if not was_promoted(use_case, version, outside):
         raise ValueError(
             f"version {version} of {use_case.name} was never promoted, so the gate has not let it in: run"
             f" {use_case.name}.train, or name a version that was champion"

@@ -17,7 +17,7 @@ from adapters.gateway import GatewayRecord
 from adapters.retrying import wait_until
 from adapters.warehouse import Fence
 from pipeline.spec import UseCase
-from tasks.common.ledger import current
+from tasks.common.ledger import current, find_network
 from tasks.deploy import deployments, shadow
 from tasks.deploy.canary import AnswerChecker, tally_traffic
 from tasks.deploy.deployments import Deployment, DeploymentOutcome, DeploymentStage
@@ -29,8 +29,8 @@ from tasks.score import load_batch_predictor
 POLL_SECONDS = 1.0
 _NEW_CHAMPION = "the champion has changed meanwhile"
 _UNSEEN = (DeploymentStage.PACKAGE, DeploymentStage.GOLDEN)  # no request of a client has come near it
-# The first version has nothing to be compared with.
-_FIRST_STAGES = (DeploymentStage.PACKAGE, DeploymentStage.GOLDEN, DeploymentStage.FULL, DeploymentStage.DONE)
+# The first version has nothing to be compared with, and of a recalibration it is known by how much its answers differ.
+_SHORT_STAGES = (DeploymentStage.PACKAGE, DeploymentStage.GOLDEN, DeploymentStage.FULL, DeploymentStage.DONE)
 _OUTCOMES = {
     StageResult.WAIT: DeploymentOutcome.SUPERSEDED,
     StageResult.HOLD: DeploymentOutcome.HELD,
@@ -39,9 +39,9 @@ _OUTCOMES = {
 _LOG = logging.getLogger(__name__)
 
 
-def next_stage(stage: DeploymentStage, *, is_first: bool) -> DeploymentStage:
-    """The stage that follows."""
-    stages = _FIRST_STAGES if is_first else tuple(DeploymentStage)
+def next_stage(stage: DeploymentStage, *, is_short: bool) -> DeploymentStage:
+    """The stage that follows; without those that ask what clients ask, where the rollout is a short one."""
+    stages = _SHORT_STAGES if is_short else tuple(DeploymentStage)
     return stages[stages.index(stage) + 1]
 
 
@@ -172,10 +172,19 @@ class Stages:
         return done
 
     def _go_on(self, deployment: Deployment, evidence: Mapping[str, Any]) -> Deployment:
-        stage = next_stage(deployment.stage, is_first=deployment.previous_version is None)
+        stage = next_stage(deployment.stage, is_short=self._is_short(deployment))
         with self._outside.warehouse.transaction(self._fence) as at:
             deployments.update_deployment(at, deployment, stage=stage, evidence={deployment.stage: evidence})
         return self._read_again(deployment)
+
+    def _is_short(self, deployment: Deployment) -> bool:
+        """Whether nothing answers, or what answers has the same network."""
+        serving = deployments.find_serving_deployment(self._use_case, self._outside)
+        if serving is None:
+            return True
+        versions = (deployment.version, serving.version)
+        ours, theirs = (find_network(self._use_case, version, self._outside) for version in versions)
+        return ours == theirs
 
     def _follow(self, deployment: Deployment, judgement: StageJudgement, evidence: Mapping[str, Any]) -> Deployment:
         if judgement.result is StageResult.PASS:

@@ -9,20 +9,14 @@ from psycopg2.extras import execute_values
 
 from pipeline.partitions import Interval
 from pipeline.spec import UseCase
+from tasks.common.ledger import locked_champion
 from tasks.monitor.expected_windows import ExpectedPerformance, describe_estimates, write_expected
+from tasks.monitor.observed import Action, Decision, Observed, OtherDecision, RetrainState
 from tasks.monitor.performance import WindowPerformance
 from tasks.monitor.served import ServedPerformance, describe_served, write_served
 from tasks.monitor.served_features import MeasuredDrift
-from tasks.monitor.triage import (
-    Action,
-    Decision,
-    Observed,
-    OtherDecision,
-    RetrainState,
-    breached_features,
-    broken_features,
-    unknown_features,
-)
+from tasks.monitor.triage import breached_features, broken_features, unknown_features
+from tasks.promote.recalibrate import ask_recalibration, supersede_recalibration
 
 if TYPE_CHECKING:
     from psycopg2.extensions import cursor
@@ -32,7 +26,8 @@ if TYPE_CHECKING:
     from adapters.warehouse import Fence
 
 _HISTORY = """
-select d.as_of, d.model_version, d.decision, d.evidence -> 'breached' as breached, r.state, r.outcome,
+select d.as_of, coalesce(d.evidence ->> 'network_version', d.model_version) as network_version, d.decision,
+    d.evidence -> 'breached' as breached, r.state, r.outcome, r.challenger,
     d.evidence ->> 'miscoverage' is not null as is_miscovered
 from decisions d left join retrains r using (decision_id) where d.use_case = %s
 """
@@ -65,11 +60,12 @@ def load_decisions(use_case: UseCase, outside: "Outside") -> list[OtherDecision]
     return [
         OtherDecision(
             as_of=row["as_of"],
-            model_version=row["model_version"],
+            network_version=row["network_version"],
             decision=Action(row["decision"]),
             breached=frozenset(row["breached"]),
             state=RetrainState(row["state"]) if row["state"] else None,
             outcome=row["outcome"],
+            challenger=row["challenger"],
             is_miscovered=row["is_miscovered"],
         )
         for row in outside.warehouse.query(_HISTORY, (use_case.name,))
@@ -87,6 +83,7 @@ def write_decision(
 
     def commit() -> None:
         with outside.warehouse.transaction(fence) as at:
+            locked_champion(at, use_case)  # nobody is put in force between what is read of it and the decision
             at.execute(_DECIDED, (decision_id(use_case, examined.observed.as_of),))
             if at.fetchone() is not None:
                 return  # an earlier attempt, whose commit was answered by nobody
@@ -144,10 +141,22 @@ def _write_decision(at: "cursor", use_case: UseCase, examined: Examination, deci
         (name, use_case.name, observed.as_of, observed.model_version, decision.decision, list(decision.reasons),
          json.dumps(_evidence(examined, decision), allow_nan=False)),
     )  # fmt: skip
-    if decision.decision == Action.RETRAIN:
+    if decision.decision == Action.RETRAIN or decision.challenger:
         at.execute(
-            "insert into retrains (decision_id, use_case, state) values (%s, %s, %s)",
-            (name, use_case.name, RetrainState.PENDING),
+            "insert into retrains (decision_id, use_case, state, challenger) values (%s, %s, %s, %s)",
+            (name, use_case.name, RetrainState.PENDING, decision.challenger),
+        )
+    supersede_recalibration(at, use_case)
+    if decision.recalibrates:
+        assert observed.intercept is not None
+        ask_recalibration(
+            at,
+            use_case,
+            name,
+            observed.network_version,
+            observed.as_of,
+            observed.intercept,
+            examined.snapshot_version,
         )
 
 
@@ -166,6 +175,8 @@ def _evidence(examined: Examination, decision: Decision) -> dict[str, Any]:
         "expected": describe_estimates(examined.expected.newest) if examined.expected.newest else None,
         **({"miscoverage": observed.miscoverage} if observed.miscoverage else {}),
         "drift": examined.moved.describe(),
+        "network_version": observed.network_version,
+        "intercept": asdict(observed.intercept) if observed.intercept else None,
         "champion_born_at": observed.born_at.isoformat(),
         "trained_rows": observed.trained_rows,
         "new_rows": observed.new_rows,

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.spec import Monitor
+from pipeline.monitoring import Monitor
 from tasks.build_features.profile import Codes, bin_codes, corrected_psi, is_numeric, to_numbers
 
 SCORE = "score"  # a column of this name holds the model's own predictions

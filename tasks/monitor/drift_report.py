@@ -15,7 +15,8 @@ import numpy as np
 import pyarrow as pa
 
 from adapters.connect import Outside
-from pipeline.spec import Monitor, UseCase
+from pipeline.monitoring import Monitor
+from pipeline.spec import UseCase
 from tasks.monitor.drift import has_values, psi_threshold
 
 SAMPLE_ROWS = 5000  # 5 s for 55 features; Evidently's maintainers advise samples

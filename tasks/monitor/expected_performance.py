@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.metrics import METRICS, Vector, compute_metrics
-from pipeline.spec import Monitor
+from pipeline.monitoring import Monitor
 
 COVERAGE = 0.9  # of the intervals
 MIN_WINDOWS = 8  # matured ones, before an estimate is trusted

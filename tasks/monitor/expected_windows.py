@@ -35,9 +35,9 @@ logger = logging.getLogger(__name__)
 
 _SCORED = """
 select p.prediction_time, p.score, o.label
-from predictions p join outcomes o
+from network_predictions p join outcomes o
     on (o.use_case, o.entity_key, o.event_time) = (p.use_case, p.entity_key, p.event_time)
-where o.label_time <= %s and p.use_case = %s and p.model_version = %s and p.prediction_time >= %s
+where o.label_time <= %s and p.use_case = %s and p.network_version = %s and p.prediction_time >= %s
     and p.prediction_time < %s
 order by p.prediction_time, p.entity_key collate "C", p.event_time
 """
@@ -76,7 +76,8 @@ class ExpectedWindow:
 class UnlabelledPartition:
     """A partition to be estimated: the champion's scores of its points, and how that champion scores others."""
 
-    model_version: str
+    model_version: str  # the network
+    answering_version: str  # the champion: itself, or a recalibration of it
     partition: Interval
     points: pa.Table  # with the scores as a column
     snapshot_version: str
@@ -217,7 +218,9 @@ def _score_unlearnt(
     rows = points.join(outcomes, ["entity_key", "event_time"], join_type="inner").sort_by(_ORDER)
     scores: Any = []
     try:
-        scores = load_batch_predictor(use_case, partition.model_version, outside).predict(rows) if rows.num_rows else []
+        scores = (
+            load_batch_predictor(use_case, partition.answering_version, outside).predict(rows) if rows.num_rows else []
+        )
     except (Missing, Corrupt) as error:
         logger.warning("nothing can be expected of version %s yet: %s", partition.model_version, error)
         rows = rows.slice(0, 0)

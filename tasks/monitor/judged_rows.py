@@ -52,8 +52,8 @@ select evidence_uri from verdicts where use_case = %s and candidate_version = %s
 order by judged_at desc limit 1
 """
 _OTHERS = """
-select entity_key, event_time, model_version, score as other_score from predictions
-where use_case = %s and model_version <> %s and prediction_time >= %s and prediction_time < %s
+select entity_key, event_time, network_version as model_version, score as other_score from network_predictions
+where use_case = %s and network_version <> %s and prediction_time >= %s and prediction_time < %s
 """
 
 

@@ -10,11 +10,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 import features
 from adapters.connect import Outside
 from features import FeatureSet
+from models.recalibration import add_to_logits
 from pipeline.handoffs import Drift
 from pipeline.partitions import Interval
 from pipeline.spec import UseCase
@@ -26,13 +29,18 @@ from tasks.build_features.learnt_features import (
     load_learnt_definition,
     load_learnt_points,
 )
+from tasks.build_features.profile import TOGETHER
 from tasks.common.ledger import Champion, champion_at, find_birth, load_champions
 from tasks.monitor import decisions, drift, drift_report, performance, served
 from tasks.monitor.expected_performance import find_expected_breaches
 from tasks.monitor.expected_windows import UnlabelledPartition, measure_expected
 from tasks.monitor.interval_quality import find_miscoverage
+from tasks.monitor.observed import Observed
+from tasks.monitor.recalibration import find_latest_rollback, find_latest_switch, measure_champion
 from tasks.monitor.served_features import load_served_features, measure_served_drift
-from tasks.monitor.triage import Observed, make_decision
+from tasks.monitor.triage import make_decision
+from tasks.promote.recalibrate import recalibrate_champion
+from tasks.promote.standing import find_standing
 
 _SCORED = """
 select s.partition_start, s.model_version, s.snapshot_version from scorings s
@@ -41,7 +49,7 @@ where s.use_case = %s and not exists (
 order by s.partition_start
 """
 _SCORES = """
-select score from predictions where use_case = %s and model_version = %s and prediction_time >= %s
+select score, intercept from network_predictions where use_case = %s and network_version = %s and prediction_time >= %s
     and prediction_time < %s order by prediction_time, entity_key collate "C", event_time
 """
 
@@ -86,16 +94,19 @@ def monitor_partitions(use_case: UseCase, outside: Outside) -> list[Drift]:
         FencedOut: monitoring of this use case was begun again meanwhile; that run does the rest.
     """
     outside.alerts.flush()  # also what an earlier run recorded and could not deliver
+    recalibrate_champion(use_case, outside)  # also what an earlier run decided, so that the order is that of data time
     fence = outside.warehouse.begin(f"monitor/{use_case.name}")
     models: dict[str, WatchedModel] = {}
     decided = []
-    for undecided in find_undecided(use_case, outside):
+    while undecided := next(iter(find_undecided(use_case, outside)), None):
         version = undecided.champion.version
         if version not in models:
             models[version] = load_watched_model(use_case, version, outside)
         examined = examine_partition(use_case, undecided, models[version], outside)
         decision = make_decision(examined.observed, decisions.load_decisions(use_case, outside), use_case.monitor)
         decisions.write_decision(use_case, examined, decision, outside, fence=fence)
+        if decision.recalibrates:
+            recalibrate_champion(use_case, outside)
         outside.alerts.flush()
         decided.append(
             Drift(
@@ -131,27 +142,35 @@ def examine_partition(
     use_case: UseCase, undecided: UndecidedPartition, model: WatchedModel, outside: Outside
 ) -> decisions.Examination:
     """Measure one partition: drift of data and scores, performance as measured and expected, age, and a report."""
-    version, as_of = undecided.champion.version, undecided.as_of
+    champion, as_of = undecided.champion, undecided.as_of
+    version, network = champion.version, champion.network_version
     profile, definition = model.profile, model.definition
-    points = _scored_points(use_case, undecided, definition, outside)
-    served_points = _served_points(use_case, undecided, profile, outside)
-    moved = measure_served_drift(use_case, profile, served_points, points)
-    performances = performance.measure_performance(use_case, version, as_of, outside)
-    answers = served.measure_served(use_case, undecided.champion, as_of, undecided.snapshot_version, outside)
+    looked_at = _looked_at(use_case, undecided, profile)
+    given, scored = _scored_points(use_case, undecided, looked_at, definition, outside)
+    points = given.filter(pc.greater_equal(given["prediction_time"], _moment(given, undecided.partition.start)))
+    served_points = _served_points(use_case, undecided, looked_at, profile, outside)
+    moved = measure_served_drift(use_case, profile, served_points, scored)
+    performances = performance.measure_performance(use_case, network, as_of, outside)
+    answers = served.measure_served(use_case, champion, as_of, undecided.snapshot_version, outside)
     expected = measure_expected(use_case, _as_unlabelled(undecided, model, points), outside)
     estimated = expected.newest
     judged = answers[0].performance if answers and answers[0].is_judged else performances[0].performance
     observed = Observed(
         as_of=as_of,
         model_version=version,
+        network_version=network,
         drifts=moved.drifts,
+        together=profile.get(TOGETHER, 1),
         performance=judged,
         born_at=undecided.born_at,
         trained_rows=profile["rows"],
         new_rows=_count_new_labels(use_case, undecided.born_at, as_of, outside),
-        switched_at=_find_latest_switch(use_case, as_of, outside),
+        switched_at=find_latest_switch(use_case, as_of, outside),
         miscoverage=find_miscoverage(judged.metrics, use_case.target.interval),
         expected=tuple(find_expected_breaches(estimated.estimates, use_case.monitor)) if estimated else None,
+        intercept=measure_champion(use_case, champion, undecided.snapshot_version, as_of, outside),
+        rolled_back_at=find_latest_rollback(use_case, as_of, outside),
+        standing=find_standing(use_case, network, as_of, outside),
     )
     reference = _load_training_window(use_case, undecided, definition, profile, outside)
     return decisions.Examination(
@@ -185,29 +204,46 @@ def _undecided(use_case: UseCase, outside: Outside) -> Iterator[UndecidedPartiti
             yield UndecidedPartition(
                 partition=Interval(start, start + length),
                 champion=champion,
-                born_at=find_birth(champions, champion.version),
+                born_at=find_birth(champions, champion.network_version),
                 snapshot_version=row["snapshot_version"],
             )
 
 
+def _looked_at(use_case: UseCase, undecided: UndecidedPartition, profile: dict[str, Any]) -> Interval:
+    """The partition or, of a table with few rows, the latest ones that this network scored, as many as in training."""
+    length = timedelta(days=use_case.grid.days)
+    end = undecided.partition.end
+    return Interval(max(undecided.born_at.astimezone(UTC), end - profile.get(TOGETHER, 1) * length), end)
+
+
 def _scored_points(
-    use_case: UseCase, undecided: UndecidedPartition, definition: FeatureSet, outside: Outside
-) -> pa.Table:
-    """The points, with the champion's stored predictions as a column; only each column's distribution is used."""
-    partition = undecided.partition
+    use_case: UseCase, undecided: UndecidedPartition, looked_at: Interval, definition: FeatureSet, outside: Outside
+) -> tuple[pa.Table, pa.Table]:
+    """The points with the stored predictions as a column, and with what the network answered, not recalibrated.
+
+    The latter are for drift, of which only each column's distribution is used.
+    """
     points = load_learnt_points(
-        definition, undecided.snapshot_version, use_case, outside, start=partition.start, end=partition.end
+        definition, undecided.snapshot_version, use_case, outside, start=looked_at.start, end=looked_at.end
     )
-    window = (use_case.name, undecided.champion.version, partition.start, partition.end)
-    scores = [row["score"] for row in outside.warehouse.query(_SCORES, window)]
-    if len(scores) != points.num_rows:  # scored again since, from another snapshot; the next run reads that one
-        raise RuntimeError(f"{partition}: {points.num_rows} points but {len(scores)} predictions; run again")
-    return points.append_column(drift.SCORE, pa.array(scores, pa.float64()))
+    window = (use_case.name, undecided.champion.network_version, looked_at.start, looked_at.end)
+    stored = outside.warehouse.query(_SCORES, window)
+    if len(stored) != points.num_rows:  # scored again since, from another snapshot; the next run reads that one
+        raise RuntimeError(f"{looked_at}: {points.num_rows} points but {len(stored)} predictions; run again")
+    given, added = (np.array([row[name] for row in stored], np.float64) for name in ("score", "intercept"))
+    raw = np.where(added == 0, given, add_to_logits(given, -added)) if added.any() else given
+    given_to, raw_to = (points.append_column(drift.SCORE, pa.array(scores)) for scores in (given, raw))
+    return given_to, raw_to
+
+
+def _moment(table: pa.Table, moment: datetime) -> pa.Scalar:
+    return pa.scalar(moment, table.schema.field("prediction_time").type)
 
 
 def _as_unlabelled(undecided: UndecidedPartition, model: WatchedModel, points: pa.Table) -> UnlabelledPartition:
     return UnlabelledPartition(
-        model_version=undecided.champion.version,
+        model_version=undecided.champion.network_version,
+        answering_version=undecided.champion.version,
         partition=undecided.partition,
         points=points,
         snapshot_version=undecided.snapshot_version,
@@ -217,14 +253,14 @@ def _as_unlabelled(undecided: UndecidedPartition, model: WatchedModel, points: p
 
 
 def _served_points(
-    use_case: UseCase, undecided: UndecidedPartition, profile: dict[str, Any], outside: Outside
+    use_case: UseCase, undecided: UndecidedPartition, looked_at: Interval, profile: dict[str, Any], outside: Outside
 ) -> pa.Table:
     return load_served_features(
         use_case,
         profile,
         outside,
-        model_version=undecided.champion.version,
-        partition=undecided.partition,
+        network_version=undecided.champion.network_version,
+        partition=looked_at,
         as_of=undecided.as_of,
     )
 
@@ -254,14 +290,3 @@ def _count_new_labels(use_case: UseCase, since: datetime, as_of: datetime, outsi
         (use_case.name, since, as_of),
     )
     return int(row["n"])
-
-
-def _find_latest_switch(use_case: UseCase, as_of: datetime, outside: Outside) -> datetime | None:
-    """From which data time on another champion was in force than before: a first one replaced nobody."""
-    [row] = outside.warehouse.query(
-        "select max(as_of) as latest from ledger where use_case = %s and as_of <= %s"
-        " and action in ('promote', 'rollback') and champion_version is not null",
-        (use_case.name, as_of),
-    )
-    latest: datetime | None = row["latest"]
-    return latest

@@ -1,4 +1,6 @@
-"""How well did batch do? Metrics of each version's batch scores on matured labels, restated when late labels come.
+"""How well did batch do? Metrics of each network's batch scores on matured labels, restated when late labels come.
+
+However often it was recalibrated: a network is named by the version that was trained, and judged by what was answered.
 
 A window ends one label lag before the data time it is measured at, so that practically every label has matured.
 Labels that come later still are not dropped: the windows they fall into are measured again, as a new row.
@@ -20,8 +22,8 @@ from tasks.monitor.judged_rows import judge_rows, measure_references
 from tasks.monitor.performance_limits import Performance, look_longer
 
 _VERSIONS = """
-select distinct model_version from predictions
-where use_case = %s and prediction_time >= %s and prediction_time < %s order by model_version
+select distinct network_version from network_predictions
+where use_case = %s and prediction_time >= %s and prediction_time < %s order by network_version
 """
 # A number that differs wherever a label does; the sum of a window's does not depend on the order of its rows.
 LABEL_FINGERPRINT = (
@@ -31,9 +33,9 @@ LABEL_FINGERPRINT = (
 _LABELLED = f"""
 select p.entity_key, p.event_time, p.score, p.lower, p.upper, p.prediction_time, o.label,
     {LABEL_FINGERPRINT} as fingerprint
-from predictions p left join outcomes o
+from network_predictions p left join outcomes o
     on o.use_case = p.use_case and o.entity_key = p.entity_key and o.event_time = p.event_time and o.label_time <= %s
-where p.use_case = %s and p.model_version = %s and p.prediction_time >= %s and p.prediction_time < %s
+where p.use_case = %s and p.network_version = %s and p.prediction_time >= %s and p.prediction_time < %s
 order by p.prediction_time, p.entity_key collate "C", p.event_time
 """  # noqa: S608  # our own expression
 # Earlier windows of a table whose latest row saw fewer labels than are known now, or, after a correction, others.
@@ -45,7 +47,7 @@ with latest as (
     order by model_version, window_start, window_end, measured_as_of desc
 )
 select w.model_version, w.window_start, w.window_end from latest w
-join predictions p on p.use_case = %(use_case)s and p.model_version = w.model_version
+join network_predictions p on p.use_case = %(use_case)s and p.network_version = w.model_version
     and p.prediction_time >= w.window_start and p.prediction_time < w.window_end
 join outcomes o on o.use_case = p.use_case and o.entity_key = p.entity_key and o.event_time = p.event_time
     and o.label_time <= %(as_of)s
@@ -130,7 +132,7 @@ def measure_performance(
     """The champion's performance first, then that of the others who predicted in its window, then the restatements."""
     window = trailing_window(use_case, as_of)
     rows = outside.warehouse.query(_VERSIONS, (use_case.name, window.start, window.end))
-    others = [row["model_version"] for row in rows if row["model_version"] != champion_version]
+    others = [row["network_version"] for row in rows if row["network_version"] != champion_version]
     measured = [(version, window) for version in others]
     measured += find_changed_windows("performance", use_case, as_of, outside)
     champion = _measure_champion(use_case, champion_version, window, as_of, outside)

@@ -12,7 +12,8 @@ from typing import Any
 
 from models.metrics import METRICS, to_loss
 from pipeline.fields import INTERVAL_METRICS
-from pipeline.spec import Limit, Monitor, UseCase
+from pipeline.monitoring import Limit, Monitor
+from pipeline.spec import UseCase
 from tasks.monitor.drift import Basis
 from tasks.monitor.performance_bounds import MetricBounds, certain, fold
 

@@ -10,7 +10,7 @@ from typing import Any
 from adapters.connect import Outside
 from pipeline.handoffs import retrain_run_id
 from pipeline.spec import UseCase
-from tasks.monitor.triage import RetrainState
+from tasks.monitor.observed import RetrainState
 
 TRAINING_FAILED = "failed"  # outcome of a retrain whose training came to no release
 
@@ -19,7 +19,7 @@ _CLAIM = """
 update retrains r set state = 'running', run_id = %s || r.decision_id, changed_at = case
     when r.state = 'running' then r.changed_at else now() end
 from decisions d where d.decision_id = r.decision_id and r.use_case = %s and r.state in ('pending', 'running')
-returning d.decision_id, d.use_case, d.as_of, d.model_version, d.reasons, d.evidence, r.run_id, r.state
+returning d.decision_id, d.use_case, d.as_of, d.model_version, d.reasons, d.evidence, r.run_id, r.state, r.challenger
 """
 _FINISH = """
 update retrains set state = %s, outcome = %s, changed_at = now()

@@ -41,22 +41,22 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _BEGUN = """
-select min(prediction_time) as begun from answers_in_time
-where use_case = %s and model_version = %s and in_time and answered_at <= %s and prediction_time >= %s
-    and prediction_time < %s
+select min(prediction_time) as begun from answers_in_time left join recalibrations using (use_case, model_version)
+where use_case = %s and coalesce(network_version, model_version) = %s and in_time and answered_at <= %s
+    and prediction_time >= %s and prediction_time < %s
 """
 # The events are those that batch has: a known event that was taken back is none.
 _EVENTS = f"""
 select p.entity_key, p.event_time, o.label, {LABEL_FINGERPRINT} as fingerprint, a.in_time, a.score, a.lower, a.upper,
     a.model_version, p.prediction_time, again.score as restated
-from predictions p
+from network_predictions p
 left join outcomes o on (o.use_case, o.entity_key, o.event_time) = (p.use_case, p.entity_key, p.event_time)
     and o.label_time <= %s
 left join answers_in_time a on (a.use_case, a.entity_key, a.event_time) = (p.use_case, p.entity_key, p.event_time)
     and a.answered_at <= %s
 left join predictions again on (again.use_case, again.entity_key, again.event_time, again.model_version)
     = (a.use_case, a.entity_key, a.event_time, a.model_version)
-where p.use_case = %s and p.model_version = %s and p.prediction_time >= %s and p.prediction_time < %s
+where p.use_case = %s and p.network_version = %s and p.prediction_time >= %s and p.prediction_time < %s
 order by p.prediction_time, p.entity_key collate "C", p.event_time
 """  # noqa: S608  # our own expression
 _INSERT = """
@@ -101,7 +101,10 @@ def measure_served(
     if not use_case.answers_events:
         return []
     window = _find_window(use_case, champion, as_of, outside)
-    measured = [(champion.version, window), *find_changed_windows("served_performance", use_case, as_of, outside)]
+    measured = [
+        (champion.network_version, window),
+        *find_changed_windows("served_performance", use_case, as_of, outside),
+    ]
     first, *others = [
         measure_served_window(use_case, version, each, outside, as_of=as_of, snapshot_version=snapshot_version)
         for version, each in measured
@@ -109,8 +112,8 @@ def measure_served(
 
     def measure_longer(limited: UseCase) -> Performance:
         longer = _find_window(use_case, champion, as_of, outside, lengths=2)
-        events = _load_events(use_case, champion.version, longer, as_of, outside)
-        return _judge_answers(limited, champion.version, events, longer, outside, as_of=as_of)
+        events = _load_events(use_case, champion.network_version, longer, as_of, outside)
+        return _judge_answers(limited, champion.network_version, events, longer, outside, as_of=as_of)
 
     return [replace(first, performance=look_longer(use_case, first.performance, measure_longer)), *others]
 

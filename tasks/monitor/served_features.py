@@ -20,7 +20,8 @@ online_answers o on (o.use_case, o.request_id, o.position, o.model_version, o.en
     = (a.use_case, a.request_id, a.position, a.model_version, a.entity_key, a.event_time)"""
 _FEATURES = f"""
 select {{columns}} from answers_in_time a join {LOGGED_ANSWER}
-where a.use_case = %s and a.model_version = %s and a.in_time and a.answered_at <= %s
+left join recalibrations r on (r.use_case, r.model_version) = (a.use_case, a.model_version)
+where a.use_case = %s and coalesce(r.network_version, a.model_version) = %s and a.in_time and a.answered_at <= %s
     and a.prediction_time >= %s and a.prediction_time < %s
 order by a.prediction_time, a.entity_key collate "C", a.event_time
 """  # noqa: S608  # our own condition
@@ -47,13 +48,13 @@ def load_served_features(
     profile: Mapping[str, Any],
     outside: Outside,
     *,
-    model_version: str,
+    network_version: str,
     partition: Interval,
     as_of: datetime,
 ) -> pa.Table:
-    """The profiled features, the score among them, of a version's answers in time that were given by a data time."""
+    """The profiled features, the score among them, of a network's answers in time that were given by a data time."""
     query = sql.SQL(_FEATURES).format(columns=sql.SQL(", ").join(_columns(profile)))
-    params = (use_case.name, model_version, as_of, partition.start, partition.end)
+    params = (use_case.name, network_version, as_of, partition.start, partition.end)
     with outside.warehouse.transaction(snapshot=True) as at:
         return outside.warehouse.copy_out(query, params, at=at)
 
@@ -76,7 +77,8 @@ def measure_served_drift(
 
 
 def _columns(profile: Mapping[str, Any]) -> Iterator[sql.Composable]:
-    yield sql.SQL("a.score as {}").format(sql.Identifier(SCORE))
+    raw = "a.score * exp(-r.intercept) / (1 - a.score + a.score * exp(-r.intercept))"  # as the network answered
+    yield sql.SQL(f"case when r.intercept is null then a.score else {raw} end as {{}}").format(sql.Identifier(SCORE))
     for name, reference in profile["features"].items():
         if name != SCORE:
             kind = sql.SQL("text" if reference["kind"] == "text" else "float8")

@@ -1,109 +1,54 @@
 """What to do about what monitoring observed: ignore | alert | retrain | block. Pure, and by data time alone.
 
+Beside it, and cheaper than all of them: whether the champion is recalibrated, so that its answers are right on average.
+
 A broken feed pages a person and never retrains: a model taught by broken data is worse than an old one. What is
 unknown is never healthy. A real shift, lost performance, age or much new data retrain, unless a guard says that
-retraining again would be a storm; then a person is told instead. The values of the enums are what is stored.
+retraining again would be a storm; then a person is told instead.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from datetime import datetime, timedelta
-from enum import StrEnum
+from dataclasses import replace
+from datetime import timedelta
 
-from pipeline.spec import Monitor
+from pipeline.monitoring import Monitor
 from tasks.monitor.drift import DriftMeasure, DriftStatus, FeatureDrift
-from tasks.monitor.performance_limits import Performance, PerformanceStatus
+from tasks.monitor.observed import (
+    IN_FLIGHT,
+    REFUSALS,
+    Action,
+    CodedReason,
+    Decision,
+    Observed,
+    OtherDecision,
+    RetrainState,
+    TriageCode,
+)
+from tasks.monitor.performance_limits import PerformanceStatus
+from tasks.promote.intercept_limits import explain_far_off, explain_recalibration
 
-REFUSALS = frozenset({"refused", "rejected"})  # release outcomes: gate or person said no; not sure is no refusal
 _NAMED = 5  # features named in a reason; the rest are in the drift table
-
-
-class Action(StrEnum):
-    """What follows from a partition."""
-
-    IGNORE = "ignore"
-    ALERT = "alert"
-    RETRAIN = "retrain"
-    BLOCK = "block"
-
-
-class TriageCode(StrEnum):
-    """Why, as a code for programs; the sentence beside it is for people."""
-
-    QUIET = "quiet"
-    BROKEN_FEED = "broken-feed"
-    UNKNOWN = "unknown"
-    # what asks for a retrain; STRUCTURE is drift of a feature of `monitor.structural_features`, EXPECTED performance
-    # that is estimated before its labels come
-    STRUCTURE = "structure"
-    DRIFT = "drift"
-    PERFORMANCE = "performance"
-    EXPECTED = "expected-performance"
-    AGE = "age"
-    VOLUME = "volume"
-    # what a person is told of
-    MISCOVERAGE = "miscoverage"
-    # what forbids it
-    LATE_PARTITION = "late-partition"
-    IN_FLIGHT = "in-flight"
-    COOLDOWN = "cooldown"
-    BUDGET = "budget"
-    BREAKER = "breaker"
-
-
-class RetrainState(StrEnum):
-    """How far a decision to retrain has come."""
-
-    PENDING = "pending"
-    RUNNING = "running"
-    DONE = "done"
-    FAILED = "failed"
-
-
-IN_FLIGHT = (RetrainState.PENDING, RetrainState.RUNNING)
-CodedReason = tuple[TriageCode, str]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Observed:
-    """What was observed of one partition, at its end, and of the champion that scored it."""
-
-    as_of: datetime
-    model_version: str
-    drifts: Sequence[FeatureDrift]
-    performance: Performance
-    born_at: datetime  # the data time that the champion was trained for
-    trained_rows: int
-    new_rows: int  # labels that became known since then
-    switched_at: datetime | None = None  # the latest promotion over another champion, or rollback, in data time
-    miscoverage: str | None = None  # what is wrong with what the intervals cover; None: nothing, or there are none
-    expected: tuple[str, ...] | None = None  # trusted estimates of this partition that lie beyond their limits
-
-
-@dataclass(frozen=True, kw_only=True)
-class OtherDecision:
-    """An earlier (or, where partitions arrive out of order, later) decision."""
-
-    as_of: datetime
-    model_version: str
-    decision: Action
-    breached: frozenset[str]  # features whose PSI was over their thresholds
-    state: RetrainState | None = None  # of its retrain
-    outcome: str | None = None  # of its retrain
-    is_miscovered: bool = False  # whether its `Observed.miscoverage` said so
-
-
-@dataclass(frozen=True, kw_only=True)
-class Decision:
-    """What to do and why: codes for programs, reasons for people."""
-
-    decision: Action
-    codes: tuple[TriageCode, ...]
-    reasons: tuple[str, ...]
 
 
 def make_decision(observed: Observed, history: Sequence[OtherDecision], monitor: Monitor) -> Decision:
     """The decision about a partition. `history` may be in any order and may hold decisions of other champions."""
+    decision = _decide(observed, history, monitor)
+    if decision.decision == Action.BLOCK:
+        return decision
+    if sentence := _recalibration(observed, history, monitor):
+        decision = replace(_because(decision, TriageCode.RECALIBRATION, sentence), recalibrates=True)
+    standing = observed.standing
+    if standing is not None and not _must_wait(observed, history):
+        sentence = f"challenger {standing.version}, held at {standing.held_at:%Y-%m-%d}, is judged again"
+        decision = replace(_because(decision, TriageCode.STANDING, sentence), challenger=standing.version)
+    return decision
+
+
+def _because(decision: Decision, code: TriageCode, sentence: str) -> Decision:
+    return replace(decision, codes=(*decision.codes, code), reasons=(*decision.reasons, sentence))
+
+
+def _decide(observed: Observed, history: Sequence[OtherDecision], monitor: Monitor) -> Decision:
     if broken := broken_features(observed.drifts):
         sentence = f"broken feed: {_named(broken)} far emptier than in any week of training"
         return _decision(Action.BLOCK, (TriageCode.BROKEN_FEED, sentence))
@@ -113,6 +58,8 @@ def make_decision(observed: Observed, history: Sequence[OtherDecision], monitor:
         return _decision(Action.ALERT, *unknown)
     triggers = [*_triggers(observed, before, monitor)]
     told = [*unknown, *_miscoverage(observed, before, monitor)]
+    if far_off := explain_far_off(observed.intercept, monitor):
+        told.append((TriageCode.RECALIBRATION, far_off))
     if not triggers:
         return _decision(Action.ALERT, *told) if told else _decision(Action.IGNORE, _quiet(observed))
     if guard := _guard(observed, history, before, monitor):
@@ -154,7 +101,7 @@ def _unknown(observed: Observed, before: Sequence[OtherDecision]) -> Iterator[Co
     lasting = unknown_features([drift for drift in observed.drifts if drift.is_lasting])
     # Once a model: an alert at each of its partitions would be no news, and hide the others.
     if lasting and all(
-        other.model_version != observed.model_version or other.decision == Action.BLOCK for other in before
+        other.network_version != observed.network_version or other.decision == Action.BLOCK for other in before
     ):
         sentence = f"unknown: {_named(lasting)} cannot be measured as long as this model is champion: too many values"
         yield TriageCode.UNKNOWN, f"{sentence} are rare"
@@ -169,7 +116,7 @@ def _miscoverage(observed: Observed, before: Sequence[OtherDecision], monitor: M
     same = [
         other.is_miscovered and other.decision != Action.BLOCK  # broken data is no drift
         for other in before
-        if other.model_version == observed.model_version
+        if other.network_version == observed.network_version
     ]
     latest = [observed.miscoverage is not None, *same[::-1][: monitor.persistence_of - 1]]
     if observed.miscoverage is not None and sum(latest) >= monitor.persistence_breaches:
@@ -203,14 +150,18 @@ def _drift_triggers(observed: Observed, before: Sequence[OtherDecision], monitor
 
 
 def persistent_features(observed: Observed, before: Sequence[OtherDecision], monitor: Monitor) -> frozenset[str]:
-    """Features over their thresholds now and in enough of the latest partitions that this champion scored."""
+    """Features over their thresholds now and in enough of the latest partitions that this champion scored.
+
+    Where several are looked at together, those that this look shares no partition with.
+    """
     now = breached_features(observed.drifts)
     same = [
         frozenset() if other.decision == Action.BLOCK else other.breached  # broken data is no drift
         for other in before
-        if other.model_version == observed.model_version
+        if other.network_version == observed.network_version
     ]
-    latest = [now, *same[::-1][: monitor.persistence_of - 1]]
+    apart = same[::-1][observed.together - 1 :: observed.together]
+    latest = [now, *apart[: monitor.persistence_of - 1]]
     return frozenset(f for f in now if sum(f in breached for breached in latest) >= monitor.persistence_breaches)
 
 
@@ -218,11 +169,9 @@ def _guard(
     observed: Observed, history: Sequence[OtherDecision], before: Sequence[OtherDecision], monitor: Monitor
 ) -> CodedReason | None:
     """Why retraining now would be a storm, or None."""
-    retrains = [other for other in before if other.decision == Action.RETRAIN]
-    if any(other.as_of > observed.as_of for other in history):
-        return TriageCode.LATE_PARTITION, "this partition came late, a newer one has been decided on"
-    if in_flight := [other for other in history if other.state in IN_FLIGHT]:
-        return TriageCode.IN_FLIGHT, f"the retrain decided at {in_flight[0].as_of:%Y-%m-%d} is still in flight"
+    if waits := _must_wait(observed, history):
+        return waits
+    retrains = [other for other in before if other.decision == Action.RETRAIN and other.challenger is None]
     changes = [other.as_of for other in retrains if other.outcome == "promoted"]
     changes += [observed.switched_at] if observed.switched_at else []
     if changes and observed.as_of - max(changes) < timedelta(days=monitor.cooldown_days):
@@ -235,6 +184,15 @@ def _guard(
     return _breaker(observed, retrains, monitor)
 
 
+def _must_wait(observed: Observed, history: Sequence[OtherDecision]) -> CodedReason | None:
+    """Why nothing may be started for this partition now, or None."""
+    if any(other.as_of > observed.as_of for other in history):
+        return TriageCode.LATE_PARTITION, "this partition came late, a newer one has been decided on"
+    if in_flight := [other for other in history if other.state in IN_FLIGHT]:
+        return TriageCode.IN_FLIGHT, f"the retrain decided at {in_flight[0].as_of:%Y-%m-%d} is still in flight"
+    return None
+
+
 def _breaker(observed: Observed, retrains: Sequence[OtherDecision], monitor: Monitor) -> CodedReason | None:
     latest = [other for other in retrains if other.state == RetrainState.DONE][-monitor.breaker_refusals :]
     refused = len(latest) == monitor.breaker_refusals and all(other.outcome in REFUSALS for other in latest)
@@ -244,6 +202,20 @@ def _breaker(observed: Observed, retrains: Sequence[OtherDecision], monitor: Mon
             f"a person should look, or wait {monitor.breaker_days} days"
         )
     return None
+
+
+def _recalibration(observed: Observed, history: Sequence[OtherDecision], monitor: Monitor) -> str | None:
+    """Why the champion is recalibrated, or None: it is right enough on average, or nobody knows.
+
+    After a rollback people are given time to look. A partition that came late says nothing of today, and while a model
+    is trained or judged its opponent stays.
+    """
+    back = observed.rolled_back_at
+    if _must_wait(observed, history) or observed.performance.status == PerformanceStatus.UNKNOWN:
+        return None
+    if back is not None and observed.as_of - back < timedelta(days=monitor.cooldown_days):
+        return None
+    return explain_recalibration(observed.intercept, monitor)
 
 
 def _quiet(observed: Observed) -> CodedReason:

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import logging
 import statistics
 import time
 from dataclasses import asdict, replace
@@ -14,15 +15,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from adapters.connect import Outside
+from models.recalibration import Recalibration
 from pipeline.handoffs import Candidate, Verdict, VerdictAnswer
 from pipeline.spec import UseCase
 from tasks.build_features import dataset
+from tasks.build_features.learnt_features import UncomputableFeatures
 from tasks.promote.bootstrap import Floats
 from tasks.promote.gate import Judgement, decide
 from tasks.promote.gate_checks import HoldoutRows, Scored, Setting
 from tasks.promote.gate_plot import draw_judgement
+from tasks.promote.intercept_limits import explain_recalibration
 from tasks.promote.opponent import Opponent, explain_opponent, find_opponent, load_as_learnt, name_comparison
 from tasks.promote.verdict_rows import count_holdout_uses, load_past_effects, write_verdict
+from tasks.train.recalibration import measure_intercept
+
+logger = logging.getLogger(__name__)
 
 _LATENCY_CALLS = 30
 _SUSPICIOUS = {"leak-alarm", "scores-not-finite", "scores-not-probabilities", "holdout-overlaps-training"}
@@ -107,9 +114,26 @@ def fingerprint(table: pa.Table) -> str:
 def _opponent_scores(
     use_case: UseCase, opponent: Opponent, candidate: Candidate, table: pa.Table, outside: Outside
 ) -> Scored | None:
-    """Its answers about the rows; None where what it learnt cannot be had for them."""
+    """Its answers about the rows; None where what it learnt cannot be had for them.
+
+    As they would be if it had been recalibrated last by what the candidate could know, too: at the candidate's cut-off,
+    and where monitoring would have done it.
+    """
     same_events = load_as_learnt(use_case, opponent.answering, candidate, table, outside)
-    return None if same_events is None else score_rows(use_case, opponent.answering, same_events, outside)[0]
+    if same_events is None:
+        return None
+    scored, _ = score_rows(use_case, opponent.answering, same_events, outside)
+    if use_case.monitor.recalibration is None:
+        return scored
+    try:
+        measured = measure_intercept(
+            use_case, opponent.answering, candidate.snapshot_version, candidate.cutoff, outside
+        )
+    except UncomputableFeatures as error:  # of the days before, of which clean data may be gone
+        logger.warning("the champion is compared as it was trained, not recalibrated: %s", error)
+        return scored
+    is_worth_it = explain_recalibration(measured, use_case.monitor) is not None
+    return recalibrate_scores(scored, measured.fitted.value) if is_worth_it else scored
 
 
 def score_rows(
@@ -132,6 +156,13 @@ def score_rows(
         declared_coverage=bundle.interval.coverage if bundle.interval else None,
     )
     return scored, whole
+
+
+def recalibrate_scores(scored: Scored, intercept: float) -> Scored:
+    """The same model's answers with a number added to their logits."""
+    recalibration = Recalibration(intercept=intercept)
+    members = None if scored.members is None else recalibration.apply(scored.members)
+    return replace(scored, scores=recalibration.apply(scored.scores), members=members, intercept=intercept)
 
 
 def _scores(predictor: Any, table: pa.Table) -> Floats:

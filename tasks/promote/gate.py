@@ -218,7 +218,8 @@ def _facts(setting: Setting, rows: HoldoutRows, candidate: Scored, champion: Sco
     days = np.unique(rows.day)
     return {
         "candidate": {"version": candidate.version, "cutoff": candidate.cutoff.isoformat()},
-        "champion": champion and {"version": champion.version, "cutoff": champion.cutoff.isoformat()},
+        "champion": champion
+        and {"version": champion.version, "cutoff": champion.cutoff.isoformat(), "intercept": champion.intercept},
         "rows": len(rows.label),
         "days": len(days),
         "block": setting.block,

@@ -47,7 +47,8 @@ class HoldoutRows:
 class Scored:
     """One model's scores [n] of the rows, and those of its ensemble's members [members, n], where it has some.
 
-    `bounds` are the lower and the upper ones of its intervals [n], `declared_coverage` what they are to cover.
+    `bounds` are the lower and the upper ones of its intervals [n], `declared_coverage` what they are to cover, and
+    `intercept` what was added to the logits that its networks answer.
     """
 
     version: str
@@ -56,6 +57,7 @@ class Scored:
     members: Floats | None = None
     bounds: tuple[Floats, Floats] | None = None
     declared_coverage: float | None = None
+    intercept: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,13 +20,16 @@ from tasks.build_features.learnt_features import (
     is_made_by,
     load_learnt_points,
 )
-from tasks.common.ledger import current, find_judged_version
+from tasks.common.ledger import current, find_judged_version, find_network
 from tasks.promote.gate import Judgement
 
 
 @dataclass(frozen=True, kw_only=True)
 class Opponent:
-    """Whom a candidate is judged against: the champion, and the version of it that answers: itself or its twin."""
+    """Whom a candidate is judged against: the champion, and the version of it that answers: itself or its twin.
+
+    A recalibrated champion is named by what was trained; how it was recalibrated by then is measured (`evaluate`).
+    """
 
     champion: str
     answering: str
@@ -35,7 +38,7 @@ class Opponent:
 def find_opponent(use_case: UseCase, candidate: Candidate, outside: Outside) -> Opponent | None:
     """Whom to judge against: the champion or, where that was this candidate, the one before it."""
     champion = current(use_case, outside)
-    version = champion.version if champion else None
+    version = champion.network_version if champion else None
     if version and candidate.model_version in {version, find_judged_version(use_case, version, outside)}:
         version = _champion_before(use_case, candidate, version, outside)
     if version is None:
@@ -50,15 +53,17 @@ def _champion_before(use_case: UseCase, candidate: Candidate, champion: str, out
         " and model_version = %s order by entry desc limit 1",
         (use_case.name, champion),
     )
-    before: str | None = promoted[0]["champion_version"] if promoted else None
+    version = promoted[0]["champion_version"] if promoted else None
+    before = find_network(use_case, version, outside) if version else None
     if not promoted or promoted[0]["verdict_id"] != name_comparison(use_case, candidate, before):
         raise ValueError(f"version {champion} is the champion: judging it against itself says nothing")
     return before
 
 
 def name_comparison(use_case: UseCase, candidate: Candidate, champion: str | None) -> str:
-    """Names a comparison: which models, on which data, by which thresholds."""
-    what = [candidate.model_version, champion, candidate.snapshot_version, use_case.gate.model_dump(mode="json")]
+    """Names a comparison: which models, on which data and until when, by which thresholds."""
+    data = [candidate.snapshot_version, candidate.holdout_end.isoformat()]
+    what = [candidate.model_version, champion, *data, use_case.gate.model_dump(mode="json")]
     digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
     return f"{use_case.name}-{candidate.model_version}-vs-{champion or 'none'}-{digest}"
 

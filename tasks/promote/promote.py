@@ -16,6 +16,8 @@ from adapters.connect import Outside
 from pipeline.handoffs import RefittedWinner, Release, ReleaseOutcome, Verdict, VerdictAnswer
 from pipeline.spec import UseCase
 from tasks.common.ledger import (
+    DROP_RECALIBRATION,
+    NETWORK,
     OUTCOMES,
     Champion,
     LedgerAction,
@@ -42,11 +44,12 @@ def resolve(verdict: Verdict, champion: Champion | None, *, approved: bool | Non
     if approved is False or (verdict.needs_approval and approved is None):
         refusal = "nobody approved it" if approved is None else "not approved"
         return LedgerAction.REJECT, f"{refusal}; the gate said: {because}"
-    version = champion.version if champion else None
-    if version != verdict.champion_version:
+    network = champion.network_version if champion else None  # however often it was recalibrated meanwhile
+    if network != verdict.champion_version:
         judged = f"version {verdict.champion_version}" if verdict.champion_version else "no champion"
-        return LedgerAction.SUPERSEDED, f"judged against {judged}, but version {version} serves now: judge it again"
-    if champion and verdict.as_of < champion.as_of:
+        return LedgerAction.SUPERSEDED, f"judged against {judged}, but version {network} serves now: judge it again"
+    was_recalibrated = champion is not None and champion.version != champion.network_version
+    if champion and verdict.as_of < champion.as_of and not was_recalibrated:
         return LedgerAction.SUPERSEDED, f"asked for as of {verdict.as_of}, but the champion is as of {champion.as_of}"
     return LedgerAction.PROMOTE, because
 
@@ -177,22 +180,24 @@ def _follow(
         return done
     action, reason = resolve(verdict, champion, approved=approved)
     before = champion.version if champion else None
-    after, version = champion, verdict.candidate_version
+    after, version, as_of = champion, verdict.candidate_version, verdict.as_of
     evidence: dict[str, Any] = {"verdict": plain(asdict(verdict))}
     if refitted is not None:
         evidence |= {"judged_version": version, "refitted": asdict(refitted)}
     if action == LedgerAction.PROMOTE:
         if refitted is not None:
             version, reason = refitted.promoted_version, f"{reason}; {_describe_refit(refitted)}"
+        as_of = max(as_of, champion.as_of) if champion else as_of  # it may have been recalibrated since
         after = Champion(
             use_case=use_case.name,
             version=version,
             previous_version=before,
             revision=champion.revision + 1 if champion else 1,
-            as_of=verdict.as_of,
+            as_of=as_of,
+            network_version=version,
         )
         install(at, after, champion)
-    release = release_of(use_case, OUTCOMES[action], after, verdict.as_of, actor)
+    release = release_of(use_case, OUTCOMES[action], after, as_of, actor)
     for each in [LedgerAction.APPROVE, action] if verdict.needs_approval and approved else [action]:
         record(
             at,
@@ -223,14 +228,18 @@ def _restore_previous(at: cursor, use_case: UseCase, *, actor: str, reason: str,
     if as_of < champion.as_of:
         raise ValueError(f"version {champion.version} is champion from {champion.as_of} on, not yet at {as_of}")
     restored = champion.previous_version
+    at.execute(NETWORK, (use_case.name, restored))
+    trained = at.fetchone()
     after = Champion(
         use_case=use_case.name,
         version=restored,
         previous_version=champion_before(at, use_case, restored),
         revision=champion.revision + 1,
         as_of=as_of,
+        network_version=trained[0] if trained else restored,
     )
     install(at, after, champion)
+    at.execute(DROP_RECALIBRATION, (use_case.name,))
     release = release_of(use_case, OUTCOMES[LedgerAction.ROLLBACK], after, as_of, actor)
     record(
         at,

@@ -9,6 +9,7 @@ import torch
 
 import features
 from adapters.connect import Outside
+from adapters.registry import Version
 from models.bundle import Bundle, load_bundle
 from models.ensemble import Ensemble, Recipe, fit_ensemble, labels
 from models.interval import ConformalInterval
@@ -18,6 +19,12 @@ from pipeline.spec import UseCase
 from serving.predictor import Predictor
 from tasks.build_features import dataset
 from tasks.train.calibration import calibrate_by_twin
+from tasks.train.recalibration import (
+    RECALIBRATED_AS_OF_TAG,
+    RECALIBRATED_BY_TAG,
+    RECALIBRATION_TAG,
+    measure_intercept,
+)
 from tasks.train.record import library_versions
 from tasks.train.split import split
 from tasks.train.trainer import split_rows
@@ -78,9 +85,11 @@ def reproduce(
     problems = (
         [] if rows.num_rows == data["rows"] else [f"{rows.num_rows} rows restored, {data['rows']} were trained on"]
     )
+    problems += _recalibration_problems(use_case, original, version, outside)
+    trained = version.tags.get(RECALIBRATION_TAG, model_version)
     twin = version.tags.get(JUDGED_TWIN_TAG)
     if twin is None:
-        recorded = outside.registry.metrics(use_case.name, model_version)
+        recorded = outside.registry.metrics(use_case.name, trained)
         problems += _validation_problems(use_case, original, rows, recorded)
     else:
         problems += _twin_problems(use_case, original, twin, outside)
@@ -134,6 +143,20 @@ def _twin_problems(use_case: UseCase, original: Bundle, twin: str, outside: Outs
     return [f"its {what} is not that of version {twin}" for what, (ours, theirs) in pairs.items() if ours != theirs]
 
 
+def _recalibration_problems(use_case: UseCase, original: Bundle, version: Version, outside: Outside) -> list[str]:
+    """Where a recalibrated version has not the intercept that the labels known then say."""
+    trained = version.tags.get(RECALIBRATION_TAG)
+    if trained is None or original.recalibration is None:
+        return [] if trained is None and original.recalibration is None else ["half of a recalibration is recorded"]
+    known_by = datetime.fromisoformat(version.tags[RECALIBRATED_AS_OF_TAG])
+    snapshot = version.tags[RECALIBRATED_BY_TAG]
+    again = measure_intercept(use_case, trained, snapshot, known_by, outside).fitted.value
+    then = original.recalibration.intercept
+    if abs(again - then) <= SCORE_TOLERANCE:
+        return []
+    return [f"its intercept was {then:+.5f}, and is {again:+.5f} now (is monitor.recalibration what it was?)"]
+
+
 def _interval_difference(then: ConformalInterval, now: ConformalInterval) -> float:
     """The largest difference of a bound, of the answers at which the scale is told."""
     answers = np.array(then.knots)
@@ -182,7 +205,7 @@ def _compare(
     problems: list[str],
 ) -> Reproduction:
     kind, label = use_case.target.kind, labels(rows)
-    now = Bundle(card=original.card, encoder=again.encoder, members=again.members)
+    now = replace(original, encoder=again.encoder, members=again.members)
     scores = [Predictor(model).predict(rows) for model in (original, now)]
     weight_difference, bitwise = weight_differences(original, again)
     score_difference = float(np.max(np.abs(scores[0] - scores[1])))

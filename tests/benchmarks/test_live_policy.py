@@ -7,10 +7,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from benchmarks import recalibration
 from benchmarks.contenders.retraining_rules import Detector, measure_excess, watch_psi
 from benchmarks.live_policy import LivePolicy
 from benchmarks.model_matrix import Fit, MatrixModel, ModelMatrix
 from benchmarks.policies import lose_costs, lose_metric, measure_losses
+from models.recalibration import add_to_logits
 from pipeline.partitions import Interval
 from pipeline.spec import UseCase
 from tasks.build_features.profile import make_profile
@@ -25,8 +27,8 @@ def _times(values: np.ndarray) -> pa.Array:
     return pa.array(values.astype("datetime64[us]")).cast(pa.timestamp("us", "UTC"))
 
 
-def _plant(use_case: UseCase, ignorant: set[int]) -> ModelMatrix:
-    """Models that know the chance of each row, and some that say 0.3 or so of any."""
+def _plant(use_case: UseCase, ignorant: set[int], *, off: float = 0.0) -> ModelMatrix:
+    """Models that know the chance of each row, all `off` by so many logits, and some that say 0.3 or so of any."""
     use_case = use_case.model_copy(
         update={
             "gate": use_case.gate.model_copy(update={"min_rows": 1000, "slices": (), "resamples": 400}),
@@ -53,7 +55,11 @@ def _plant(use_case: UseCase, ignorant: set[int]) -> ModelMatrix:
     models = {}
     for place, partition in enumerate(partitions):
         for fit in Fit:
-            score = np.clip(0.3 + draw.normal(0, 0.02, count), 0, 1) if place in ignorant else chance
+            score = (
+                np.clip(0.3 + draw.normal(0, 0.02, count), 0, 1)
+                if place in ignorant
+                else add_to_logits(chance, np.full(count, off))
+            )
             cutoff = partition.start if fit == Fit.REFITTED else split(use_case, partition.start).cutoff
             old = int(np.searchsorted(at, np.datetime64(cutoff.replace(tzinfo=None), "us")))
             members = np.stack([score + 1e-4 * draw.normal(size=count) for _ in range(3)]).clip(0, 1)
@@ -72,6 +78,39 @@ def test_a_champion_that_knows_nothing_is_replaced_once(use_case: UseCase, deplo
     assert played.course.serving.tolist() == [0, 1, 1, 1, 1, 1]
     assert played.course.trainings == 1
     assert "promoted" in played.decisions["2013-04-01"]
+
+
+def test_a_champion_that_is_off_is_recalibrated_and_not_retrained(use_case: UseCase) -> None:
+    live = LivePolicy(_plant(use_case, set(), off=-0.3), Fit.JUDGED)
+    played = live.play(0)
+    assert played.course.trainings == 0
+    assert played.intercepts[0] == 0
+    assert played.intercepts[1] == pytest.approx(0.3, abs=0.1)
+    assert "recalibrated" in played.decisions["2013-04-01"]
+    untouched = LivePolicy(_plant(use_case, set()), Fit.JUDGED).play(0)
+    assert untouched.intercepts == (0.0,) * WEEKS
+
+
+def test_sabotage_without_the_dial_it_stays_off(use_case: UseCase) -> None:
+    monitor = use_case.monitor.model_copy(update={"recalibration": None})
+    matrix = _plant(use_case.model_copy(update={"monitor": monitor}), set(), off=-0.3)
+    assert LivePolicy(matrix, Fit.JUDGED).play(0).intercepts == (0.0,) * WEEKS
+
+
+def test_what_is_recalibrated_loses_less_than_what_is_not(use_case: UseCase) -> None:
+    matrix = _plant(use_case, set(), off=-0.3)
+    settings = use_case.monitor.recalibration
+    assert settings is not None
+    lines = {line["estimator"]: line["gains"] for line in recalibration.summarise(matrix, Fit.JUDGED, settings, [0])}
+    losses = measure_losses(matrix, Fit.JUDGED, lambda label, score: lose_metric("log_loss", label, score))
+    bare, ours = (
+        recalibration.measure_recalibrated(matrix, Fit.JUDGED, estimate, settings.half_life_days)
+        for name, estimate in recalibration.estimators(settings).items()
+        if name in {"nothing", "intercept, shrunk by what days tell (ours)"}
+    )
+    assert np.allclose(bare[0], losses[0])
+    assert (ours[0, 1:] < 0.995 * losses[0, 1:]).all()
+    assert set(lines) == set(recalibration.estimators(settings))
 
 
 def test_models_that_know_nothing_either_are_held(use_case: UseCase) -> None:

@@ -97,6 +97,6 @@ def test_what_a_training_earned_is_what_the_model_before_would_have_lost_more() 
 
 def test_half_of_the_gain_is_a_half() -> None:
     losses, reference = _planted(), train_every(1, 0, 6)
-    assert share_of_gain(losses, reference, reference) == 1.0
-    assert share_of_gain(losses, train_at((), 0, 6), reference) == 0.0
-    assert share_of_gain(losses, train_at([2], 0, 6), reference) == pytest.approx(40 / 60)
+    assert share_of_gain(losses, reference.lose(losses), reference) == 1.0
+    assert share_of_gain(losses, train_at((), 0, 6).lose(losses), reference) == 0.0
+    assert share_of_gain(losses, train_at([2], 0, 6).lose(losses), reference) == pytest.approx(40 / 60)

@@ -89,7 +89,9 @@ def live(processes: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     params = tmp_path_factory.mktemp("params") / "params.yaml"
     text = (REPOSITORY / "params.yaml").read_text()
     assert "risk: low " in text
-    params.write_text(text.replace("risk: low ", "risk: high", 1))
+    recalibrates = "{half_life_days: 28, spread: 0.15, min_gain: 0.0002}"
+    assert recalibrates in text
+    params.write_text(text.replace("risk: low ", "risk: high", 1).replace(recalibrates, "null", 1))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WINDSOCK_PARAMS", str(params))
         for stack in start_stack("postgres", "s3", "mlflow", "airflow"):

@@ -60,6 +60,7 @@ def test_a_second_use_case_gets_its_dags_from_params_alone(
     blocks = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
     risky = copy.deepcopy(blocks["flights"]) | {"risk": "high"}
     risky["train"]["workers"] = 3
+    risky["monitor"]["recalibration"] = None
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(blocks | {"risky": risky}))
     monkeypatch.setenv("WINDSOCK_PARAMS", str(tmp_path / "params.yaml"))
     dags = parse(REPOSITORY / "dags").dags

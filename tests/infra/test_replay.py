@@ -18,8 +18,9 @@ from infra.replay.ledger_summary import summarise_ledger
 from infra.replay.live_source import LiveSource
 from infra.replay.measures import ReplayedWeek, score_metrics
 from infra.replay.online import OnlineSummary, Parity
+from infra.replay.plots import choose_mark
 from infra.replay.progress import ReplayProgress
-from infra.replay.report import format_answers
+from infra.replay.report import format_answers, format_weeks
 from infra.replay.state import ReplayError, ReplayState
 from infra.replay.traffic import ClientTally, Traffic
 from pipeline.partitions import Interval
@@ -43,6 +44,14 @@ def week(decision: str, outcome: str | None = None) -> ReplayedWeek:
         reasons=[],
         retrain_outcome=outcome,
     )
+
+
+def test_a_recalibrated_week_is_marked_where_nothing_greater_happened() -> None:
+    quiet, retrained, blocked = week("ignore"), week("retrain", "promoted"), week("block")
+    marks = [choose_mark(replace(each, recalibrated=True)) for each in (quiet, retrained, blocked)]
+    assert marks == ["recalibrated", "promoted", "blocked"]
+    assert choose_mark(quiet) is None
+    assert format_weeks([replace(quiet, recalibrated=True)]).endswith("  ignore, recalibrated")
 
 
 def test_a_perfect_ranking_has_auc_one_and_a_better_score_a_lower_log_loss() -> None:

@@ -8,6 +8,7 @@ from models import attribution, bundle
 from models.attribution import TOLERANCE, attribute
 from models.ensemble import fit_ensemble
 from models.networks import MODELS
+from models.recalibration import Recalibration
 from serving.predictor import Predictor
 from tests.models.synthetic import CATEGORICAL, NUMERIC, table
 from tests.models.test_bundle import write
@@ -102,3 +103,13 @@ def test_sabotage_gradients_of_one_member_only_do_not_sum_to_the_ensembles_answe
 
 def test_sabotage_too_few_steps_show_in_the_residual(trained):
     assert np.abs(attribute(trained, awkward(), steps=1).residual).max() > TOLERANCE
+
+
+def test_of_a_recalibrated_answer_the_values_sum_to_that_and_not_to_the_networks(trained, monkeypatch):
+    rows, recalibrated = awkward(), replace(trained, recalibration=Recalibration(intercept=0.8))
+    found = attribute(recalibrated, rows)
+    assert np.abs(found.prediction - Predictor(recalibrated).predict(rows)).max() <= 1e-6
+    assert np.abs(found.prediction - attribute(trained, rows).prediction).max() > 0.1
+    assert missed(found) < TOLERANCE / 100
+    monkeypatch.setattr(Recalibration, "slope", lambda _, scores: np.ones_like(scores))
+    assert missed(attribute(recalibrated, rows)) > TOLERANCE, "sabotage"

@@ -13,6 +13,7 @@ from models.bundle_card import KEYS, read_card
 from models.ensemble import fit_ensemble
 from models.interval import ConformalInterval
 from models.networks import MODELS
+from models.recalibration import Recalibration
 from tests.models.synthetic import table
 from tests.models.test_training import CPU, recipe
 
@@ -25,11 +26,11 @@ def ensemble(request):
 INTERVAL = ConformalInterval(coverage=0.9, rows=100, low=-1.5, high=2.5, knots=(10.0, 30.0), scales=(2.0, 7.0))
 
 
-def write(folder: Path, ensemble, interval: ConformalInterval | None = None) -> str:
+def write(folder: Path, ensemble, interval: ConformalInterval | None = None, recalibration=None) -> str:
     return bundle.write_bundle(
         folder, ensemble, use_case="flights", features_digest="f" * 8, definition="{}", recipe=recipe().to_document(),
         data={"snapshot_version": "v"}, metrics={"auc": 0.7}, versions={"torch": torch.__version__},
-        interval=interval,
+        interval=interval, recalibration=recalibration,
     )  # fmt: skip
 
 
@@ -80,6 +81,28 @@ def test_an_interval_that_is_none_or_of_a_probability_is_refused(tmp_path, regre
     write(tmp_path / "binary", ensemble, INTERVAL)
     with pytest.raises(ValueError, match="an interval around the answers of a binary model"):
         bundle.load_bundle(tmp_path / "binary")
+
+
+def test_a_recalibration_comes_back_as_it_was_and_is_part_of_the_digest(tmp_path, ensemble):
+    digests = {
+        write(tmp_path / str(number), ensemble, recalibration=given)
+        for number, given in enumerate((None, Recalibration(intercept=0.1), Recalibration(intercept=0.2)))
+    }
+    assert len(digests) == 3
+    loaded = [bundle.load_bundle(tmp_path / name).recalibration for name in "01"]
+    assert loaded == [None, Recalibration(intercept=0.1)]
+    assert set(read_card(tmp_path / "0")) == KEYS, "without one it is the card that there was before"
+
+
+def test_a_recalibration_that_is_none_or_of_a_number_is_refused(tmp_path, regression, ensemble):
+    write(tmp_path / "wrong", ensemble, recalibration=Recalibration(intercept=0.1))
+    card = json.loads((tmp_path / "wrong/card.json").read_text()) | {"recalibration": {"intercept": "0.1"}}
+    (tmp_path / "wrong/card.json").write_text(json.dumps(card))
+    with pytest.raises(ValueError, match=r"bundle .*: no recalibration"):
+        bundle.load_bundle(tmp_path / "wrong")
+    write(tmp_path / "number", regression, recalibration=Recalibration(intercept=0.1))
+    with pytest.raises(ValueError, match="a recalibration of the answers of a regression model"):
+        bundle.load_bundle(tmp_path / "number")
 
 
 def reseal(folder: Path) -> None:

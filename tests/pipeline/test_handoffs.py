@@ -26,5 +26,6 @@ def test_an_outcome_is_stored_and_comes_back_as_its_text(outcome):
 def test_the_stored_values_are_those_that_they_always_were():
     assert [answer.value for answer in VerdictAnswer] == ["promote", "hold", "refuse", "need-more-data"]
     assert [outcome.value for outcome in ReleaseOutcome] == [
-        "promoted", "held", "refused", "need-more-data", "superseded", "rejected", "rolled-back", "dry-run",
+        "promoted", "held", "refused", "need-more-data", "superseded", "rejected", "rolled-back", "recalibrated",
+        "dry-run",
     ]  # fmt: skip

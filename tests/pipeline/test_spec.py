@@ -31,6 +31,7 @@ REGRESSION = {
     "gate.metric": "mae",
     "gate.leak_alarm": {"metric": "mae", "below": 0.5},
     "monitor.limits": {"mae": {"max": 20.0}},
+    "monitor.recalibration": None,
     "endpoint.costs": None,
 }
 INTERVAL = {"coverage": 0.9, "max_gap": 0.03}
@@ -149,6 +150,15 @@ def test_what_is_allowed_parses(changes):
             {"target.interval": INTERVAL},
             "flights.target.interval: expected null for a binary target: its answer is a probability",
         ),
+        (
+            REGRESSION | {"monitor.recalibration": {"half_life_days": 28, "spread": 0.15, "min_gain": 0.0002}},
+            "flights.monitor.recalibration: expected null for a regression target, whose answers are no probabilities",
+        ),
+        (
+            {"risk": "high"},
+            "flights.monitor.recalibration: expected null where risk is high: it changes the champion without a person",
+        ),
+        ({"monitor.recalibration.spread": 0.0}, "flights.monitor.recalibration.spread: Input should be greater than 0"),
         (
             REGRESSION | {"target.interval": INTERVAL | {"coverage": 1.0}},
             "flights.target.interval.coverage: Input should be less than or equal to 0.99, got 1.0",

@@ -7,6 +7,7 @@ import pytest
 
 from features.feature_rows import FeatureRows
 from models.ensemble import fit_ensemble
+from models.recalibration import Recalibration
 from models.small_batch import SmallBatch
 from serving.predictor import Predictor
 from tests.models.synthetic import CATEGORICAL, NUMERIC, table
@@ -117,3 +118,15 @@ def test_both_doors_give_the_bounds_of_the_answer_they_give(tmp_path):
     few = as_rows(table(20), [None])
     batch, online = (INTERVAL.bounds(scores) for scores in (predictor.predict(few.table), predictor.predict_rows(few)))
     assert np.abs(np.subtract(batch, online)).max() < 1e-4  # of answers of about 20
+
+
+def test_both_doors_give_the_recalibrated_answer(tmp_path):
+    ensemble = fit_ensemble(recipe(epochs=2, seeds=(1, 2)), table(), CPU)
+    write(tmp_path / "with", ensemble, recalibration=Recalibration(intercept=0.5))
+    write(tmp_path / "without", ensemble)
+    ours, raw = (Predictor.load(tmp_path / name) for name in ("with", "without"))
+    few = as_rows(table(20), [None])
+    expected = Recalibration(intercept=0.5).apply(raw.predict(few.table))
+    assert np.array_equal(ours.predict(few.table), expected)
+    assert np.abs(ours.predict_rows(few) - expected).max() < 1e-6
+    assert np.abs(expected - raw.predict(few.table)).max() > 0.05

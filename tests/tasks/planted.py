@@ -66,13 +66,16 @@ def define(name: str) -> str:
 
 def model(
     registry: Registry, use_case: UseCase, folder: Path, ensemble: Ensemble, *, key: str, cutoff, digest=None,
-    definition="{}", recipe=None,
+    definition="{}", recipe=None, as_of=None,
 ) -> str:  # fmt: skip
     """Register an ensemble that says it has learnt up to `cutoff`, from today's features or others; its version."""
     sha256 = bundle.write_bundle(
         folder / "bundle", ensemble, use_case=use_case.name, features_digest=digest or define(use_case.name),
         definition=definition, recipe=recipe.to_document() if recipe else {"key": key},
-        data={"start": (cutoff - timedelta(days=365)).isoformat(), "cutoff": cutoff.isoformat()},
+        data={
+            "start": (cutoff - timedelta(days=365)).isoformat(), "cutoff": cutoff.isoformat(),
+            **({"as_of": as_of.isoformat()} if as_of else {}),
+        },
         metrics={}, versions={},
     )  # fmt: skip
     record = RunRecord(

@@ -151,6 +151,59 @@ def test_a_later_champion_scores_later_partitions_and_leaves_earlier_ones(outsid
     assert [row for row in stored(outside) if row["model_version"] == models[0]] == before
 
 
+def recalibrate(outside, use_case, version, network, as_of):
+    """Put one version in force as a recalibration of another."""
+    decision = f"{NAME}-{as_of:%Y%m%d}"
+    with outside.warehouse.transaction() as at:
+        at.execute(
+            "insert into decisions (decision_id, use_case, as_of, model_version, decision, reasons, evidence)"
+            " values (%s, %s, %s, %s, 'ignore', '{}', '{}')",
+            (decision, NAME, as_of, network),
+        )
+        at.execute(
+            "insert into recalibrations (decision_id, use_case, network_version, as_of, intercept, evidence, state,"
+            " model_version) values (%s, %s, %s, %s, 0.1, '{}', 'done', %s)",
+            (decision, NAME, network, as_of, version),
+        )
+        at.execute(
+            "insert into ledger (use_case, action, model_version, as_of, actor, reason, evidence)"
+            " values (%s, 'recalibrate', %s, %s, 'monitor', 'test', '{}')",
+            (NAME, version, as_of),
+        )
+
+
+@pytest.mark.parametrize("is_recalibration", [True, False])
+def test_what_a_network_said_before_its_recalibration_came_into_force_is_replaced(
+    outside, use_case, champion, models, is_recalibration
+):
+    score_partitions(use_case, outside)
+    if is_recalibration:
+        recalibrate(outside, use_case, models[1], champion, FIRST + WEEK)
+    else:
+        crown(outside, use_case, models[1], champion, FIRST + WEEK)
+    [later] = score_partitions(use_case, outside)
+    assert (later.partition_start, later.model_version) == (FIRST + WEEK, models[1])
+    of_both = outside.warehouse.query("select entity_key from predictions group by 1 having count(*) > 1")
+    assert len(of_both) == (0 if is_recalibration else later.rows)
+    assert {row["model_version"] for row in stored(outside)} == set(models)
+
+
+def test_taken_back_from_where_it_began_a_recalibrations_partition_is_scored_by_the_network_again(
+    outside, use_case, champion, models
+):
+    score_partitions(use_case, outside)
+    before = stored(outside, "entity_key, model_version, score")
+    recalibrate(outside, use_case, models[1], champion, FIRST + WEEK)
+    score_partitions(use_case, outside)
+    outside.warehouse.execute(
+        "insert into ledger (use_case, action, model_version, as_of, actor, reason, evidence)"
+        " values (%s, 'rollback', %s, %s, 'ann', 'odd', '{}')",
+        (NAME, champion, FIRST + WEEK),
+    )
+    assert [each.model_version for each in score_partitions(use_case, outside)] == [champion]
+    assert stored(outside, "entity_key, model_version, score") == before
+
+
 def test_a_rebuilt_partition_is_scored_again_by_the_champion_of_its_time(outside, use_case, champion, models, table):
     score_partitions(use_case, outside)
     crown(outside, use_case, models[1], models[0], FIRST + 2 * WEEK)

@@ -18,8 +18,9 @@ from adapters.connect import Outside
 from adapters.errors import Missing
 from adapters.registry import Version
 from models.bundle_card import FORMAT, KEYS
+from pipeline.monitoring import Monitor
 from pipeline.partitions import Interval
-from pipeline.spec import Monitor, UseCase
+from pipeline.spec import UseCase
 from tasks.build_features import profile as profiling
 from tasks.monitor import monitor
 
@@ -178,6 +179,21 @@ class World:
             " values (%s, 'promote', %s, %s, 'test', 'test', '{}')",
             (self.use_case.name, version, as_of),
         )
+
+    def recalibrate(self, version: str, network: str, as_of: datetime) -> None:
+        """Put a recalibration in force, by the decision of a data time."""
+        decision = f"{self.use_case.name}-{as_of:%Y%m%dT%H%M}"
+        self._write(
+            "insert into recalibrations (decision_id, use_case, network_version, as_of, intercept, evidence, state,"
+            " model_version) values (%s, %s, %s, %s, 0.1, '{}', 'done', %s)",
+            (decision, self.use_case.name, network, as_of, version),
+        )
+        self._write(
+            "insert into ledger (use_case, action, model_version, as_of, actor, reason, evidence)"
+            " values (%s, 'recalibrate', %s, %s, 'monitor', 'test', '{}')",
+            (self.use_case.name, version, as_of),
+        )
+        self.outside.registry.profile_of[version] = self.outside.registry.profile_of[network]  # type: ignore[attr-defined]
 
     def score(
         self, number: int, table: pa.Table | None = None, *, labelled: float = 1.0, version: str = "1", **how: Any

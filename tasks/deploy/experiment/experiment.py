@@ -21,6 +21,7 @@ from adapters.warehouse import Fence
 from pipeline.online import Costs, ExperimentSettings
 from pipeline.spec import UseCase
 from tasks.common.command import print_sentence
+from tasks.common.ledger import was_promoted
 from tasks.deploy.deployments import find_ongoing_deployment, find_serving_deployment
 from tasks.deploy.experiment import answers, log
 from tasks.deploy.experiment.log import Experiment, Observation
@@ -134,10 +135,7 @@ def _require_comparable(use_case: UseCase, treatment: str, route: Route, outside
         raise ValueError(f"version {treatment} answers everyone already: name another one as the treatment")
     if route.candidate is not None:
         raise ValueError(f"version {route.candidate} has the candidate's place at the gateway")
-    if use_case.risk == "high" and not outside.warehouse.query(
-        "select 1 from ledger where use_case = %s and model_version = %s and action = 'promote' limit 1",
-        (use_case.name, treatment),
-    ):
+    if use_case.risk == "high" and not was_promoted(use_case, treatment, outside):
         raise ValueError(f"{use_case.name} is high risk: version {treatment} was never approved, so it answers nobody")
     return route.stable
 

@@ -124,7 +124,7 @@ def test_a_definition_that_is_wrong_on_real_rows_is_named(
             "90000: about",
             "more train.holdout_days",
         ),
-        ({"monitor.min_rows": 9000}, "monitor.min_rows", "9000: about", "more source.partition_days"),
+        ({"monitor.min_rows": 90_000}, "monitor.min_rows", "90000: about", "more 8 times source.partition_days"),
         ({"monitor.min_labelled": 50_000}, "monitor.min_labelled", "50000: about", "more monitor.performance_days"),
         ({"train.min_rows": 90_000}, "train.min_rows", "90000: about", "an earlier source.first_partition"),
         (

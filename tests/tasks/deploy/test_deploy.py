@@ -54,6 +54,44 @@ def test_the_next_one_passes_golden_rows_mirror_and_canary_and_the_one_before_is
     assert actions(first) == [("deploy", "1"), ("deploy", "2")]
 
 
+def test_a_recalibration_answers_everyone_after_its_golden_rows(first):
+    recalibrated(first, "2", "1")
+    assert "version 2 answers everyone" in go(first, "2", "1", 2)
+    assert set(last(first).evidence) == {"package", "golden"}, "it waited for no traffic"
+    assert first.routes == [ALONE, Route("2", None, 0.0)]
+    assert set(first.registered) == {"1", "2"}
+
+
+def test_a_recalibration_of_what_does_not_answer_yet_takes_every_stage(first):
+    recalibrated(first, "2", "0")
+    challenge(first)
+    assert set(last(first).evidence) == {"package", "golden", "shadow", "canary"}
+
+
+def test_back_from_a_recalibration_is_another_network_where_there_was_one(first):
+    challenge(first)
+    recalibrated(first, "3", "2", before="2", revision=3)
+    assert "version 3 answers everyone" in go(first, "3", "2", 3)
+    assert last(first).previous_version == "1"
+    assert set(first.registered) == {"1", "3"}, "what would come back is kept"
+
+
+def recalibrated(room, version, network, before="1", revision=2):
+    """Have the warehouse say that one version is a recalibration of another, and is champion."""
+    crown(room.outside, room.use_case, version, before, revision)
+    with room.outside.warehouse.transaction() as at:
+        at.execute(
+            "insert into decisions (decision_id, use_case, as_of, model_version, decision, reasons, evidence)"
+            " values ('d', %s, %s, '1', 'ignore', '{}', '{}')",
+            (room.use_case.name, server_room.AS_OF),
+        )
+        at.execute(
+            "insert into recalibrations (decision_id, use_case, network_version, as_of, intercept, evidence, state,"
+            " model_version) values ('d', %s, %s, %s, 0.1, '{}', 'done', %s)",
+            (room.use_case.name, network, server_room.AS_OF, version),
+        )
+
+
 def test_asked_again_it_answers_the_same_and_does_nothing(first):
     said = challenge(first)
     routes = list(first.routes)

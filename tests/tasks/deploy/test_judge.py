@@ -33,7 +33,7 @@ def test_a_version_that_replaces_none_is_compared_with_none():
     for first in (True, False):
         stage, ways[first] = DeploymentStage.PACKAGE, [DeploymentStage.PACKAGE]
         while stage != "done":
-            stage = next_stage(stage, is_first=first)
+            stage = next_stage(stage, is_short=first)
             ways[first].append(stage)
     assert ways[True] == ["package", "golden", "full", "done"]
     assert ways[False] == ["package", "golden", "shadow", "canary", "full", "done"]

@@ -10,15 +10,9 @@ import pytest
 from pipeline.spec import UseCase
 from tasks.build_features import profile as profiling
 from tasks.monitor import drift, drift_report
+from tasks.monitor.observed import Action, Observed, OtherDecision
 from tasks.monitor.performance_limits import Performance, PerformanceStatus
-from tasks.monitor.triage import (
-    Action,
-    Observed,
-    OtherDecision,
-    breached_features,
-    broken_features,
-    persistent_features,
-)
+from tasks.monitor.triage import breached_features, broken_features, persistent_features
 from tests.tasks.watched import NUMBERS, ROWS, TRAINING_WEEKS, emptied, monitored, points, training, week
 
 OLD_PROFILE = json.loads(Path(__file__).with_name("profile_6d6a10f.json").read_text())
@@ -90,17 +84,28 @@ def test_without_drift_at_most_5_percent_of_weeks_alarm(small: UseCase, week_eff
             alarms += len(persistent_features(found, before, small.monitor)) >= small.monitor.min_drifted_features
             breaches += len(breached)
             before.append(
-                OtherDecision(as_of=found.as_of, model_version="1", decision=Action.IGNORE, breached=breached)
+                OtherDecision(as_of=found.as_of, network_version="1", decision=Action.IGNORE, breached=breached)
             )
             weeks += 1
     assert alarms <= 0.05 * weeks
     assert breaches <= 0.05 * weeks * (len(NUMBERS) + 2)
 
 
+def test_partitions_that_are_too_small_are_looked_at_together_and_others_alone(small: UseCase) -> None:
+    few = profiling.make_profile(training(rows=200, weeks=12), small)
+    assert (few[profiling.TOGETHER], few["blocks"]) == (3, 4)
+    assert all(feature["watched"] for feature in few["features"].values())
+    assert profiling.TOGETHER not in profiling.make_profile(training(), small)
+    hardly_any = profiling.make_profile(training(rows=20, weeks=24), small)
+    assert hardly_any[profiling.TOGETHER] == profiling.MOST_TOGETHER
+    assert not any(feature["watched"] for feature in hardly_any["features"].values()), "160 rows are too few as well"
+
+
 def findings(measures: list[drift.FeatureDrift], number: int) -> Observed:
     return Observed(
         as_of=week(number).end,
         model_version="1",
+        network_version="1",
         drifts=measures,
         performance=Performance(
             predicted=0, labelled=0, coverage=0, metrics={}, status=PerformanceStatus.OK, reasons=()

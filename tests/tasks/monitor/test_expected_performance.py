@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from adapters.connect import Outside
 from models.metrics import compute_metrics
-from pipeline.spec import Limit, Monitor, UseCase
+from pipeline.monitoring import Limit, Monitor
+from pipeline.spec import UseCase
 from tasks.monitor import drift_report, monitor
 from tasks.monitor.expected_performance import (
     MaturedEstimate,
@@ -223,7 +224,9 @@ def test_the_labels_of_the_week_itself_change_nothing_of_its_estimate(world: Wor
     decided(world)
     [changed] = world.rows("expected_performance")
     with world.outside.warehouse.transaction() as at:
-        at.execute("truncate decisions, retrains, drift, performance, served_performance, expected_performance")
+        at.execute(
+            "truncate recalibrations, decisions, retrains, drift, performance, served_performance, expected_performance"
+        )
         at.execute("truncate outcomes")
         at.execute("insert into outcomes select * from kept")
     decided(world)
@@ -267,7 +270,7 @@ def test_what_lies_at_a_limit_is_part_of_the_record_though_labels_that_are_outst
     def decide_anew(limit: float) -> dict[str, float]:
         world.use_case = monitored(world.use_case, limits={"auc": {"min": limit}}, min_coverage=0.9)
         world.outside.warehouse.execute(
-            "truncate decisions, retrains, drift, performance, served_performance, expected_performance"
+            "truncate recalibrations, decisions, retrains, drift, performance, served_performance, expected_performance"
         )
         decided(world)
         rows = [row for row in world.rows("expected_performance") if row["window_end"] == week(11).end]

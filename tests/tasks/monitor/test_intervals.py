@@ -18,7 +18,8 @@ import features
 from adapters.connect import Outside
 from models.interval import ConformalInterval
 from pipeline.handoffs import Candidate, Snapshot
-from pipeline.spec import IntervalSettings, LeakAlarm, Limit, Target, UseCase
+from pipeline.monitoring import Limit
+from pipeline.spec import IntervalSettings, LeakAlarm, Target, UseCase
 from serving.predictor import Predictor
 from tasks.monitor import drift_report, monitor
 from tasks.monitor.interval_quality import find_miscoverage

@@ -12,7 +12,7 @@ from tasks.monitor import drift_report
 from tasks.monitor.judged_rows import count_outstanding, load_shown
 from tests.tasks.watched import World, decided, monitored, week
 
-STORED = "drift, performance, served_performance, expected_performance, decisions, retrains"
+STORED = "drift, performance, served_performance, expected_performance, recalibrations, decisions, retrains"
 
 
 @pytest.fixture

@@ -14,9 +14,10 @@ from adapters.warehouse import Warehouse
 from features import FeatureSet
 from pipeline.spec import UseCase
 from tasks.build_features import profile as profiling
-from tasks.build_features.learnt_features import load_learnt_definition
-from tasks.monitor import decisions, drift_report, monitor, performance
-from tasks.monitor.triage import Action, Decision, TriageCode
+from tasks.build_features.learnt_features import UncomputableFeatures, load_learnt_definition
+from tasks.common.ledger import Champion
+from tasks.monitor import decisions, drift_report, monitor, performance, recalibration
+from tasks.monitor.observed import Action, Decision, TriageCode
 from tests.tasks import killed
 from tests.tasks.watched import NUMBERS, ROWS, WEEK, World, decided, emptied, monitored, points, training, week
 
@@ -97,7 +98,9 @@ def test_one_run_of_three_weeks_decides_as_three_runs_do(world: World, no_report
         one_by_one += decided(world)
     reasons = [row["reasons"] for row in world.rows("decisions")]
     with world.outside.warehouse.transaction() as at:
-        at.execute("truncate drift, performance, served_performance, expected_performance, decisions, retrains")
+        at.execute(
+            "truncate drift, performance, served_performance, expected_performance, recalibrations, decisions, retrains"
+        )
     assert decided(world) == one_by_one
     assert [row["reasons"] for row in world.rows("decisions")] == reasons
 
@@ -166,6 +169,34 @@ def test_too_few_rows_alert(world: World, no_report: None) -> None:
     world.score(11, points(week(11), seed=1, rows=200))
     assert decided(world) == ["ignore", "alert"]
     assert "unknown" in world.rows("decisions")[1]["reasons"][0]
+
+
+def test_a_table_of_few_rows_is_not_unknown_for_ever(world: World, no_report: None) -> None:
+    """Of 200 rows a week three are judged together: unknown until there are three, and then a shift is found."""
+    world.use_case = monitored(world.use_case, min_labelled=50)
+    small = profiling.make_profile(training(rows=200, weeks=12), world.use_case)
+    world.outside.registry.profile_of["1"] = small  # type: ignore[attr-defined]
+    for number in range(10, 15):
+        world.score(number, rows=200)
+    assert decided(world) == ["alert", "alert", "ignore", "ignore", "ignore"]
+    for number in range(15, 21):
+        world.score(number, rows=200, shift=1.0)
+    found = decided(world)
+    assert "retrain" in found
+    assert found.index("retrain") >= 3, "a second look that shares no week with the first"
+    drifts = world.outside.warehouse.query(
+        "select status, count(*) as n from drift where as_of = %s group by 1", (week(12).end,)
+    )
+    assert {row["status"] for row in drifts} == {"ok"}
+
+
+def test_sabotage_of_weeks_judged_alone_nothing_is_ever_known(world: World, no_report: None) -> None:
+    world.use_case = monitored(world.use_case, min_labelled=50)
+    small = profiling.make_profile(training(rows=200, weeks=12), world.use_case)
+    world.outside.registry.profile_of["1"] = {k: v for k, v in small.items() if k != profiling.TOGETHER}  # type: ignore[attr-defined]
+    for number in range(10, 15):
+        world.score(number, rows=200)
+    assert decided(world) == ["alert"] * 5
 
 
 def test_performance_uses_only_labels_known_by_then(world: World, no_report: None) -> None:
@@ -298,6 +329,75 @@ def test_age_and_volume_count_from_when_a_champion_was_trained_also_after_a_roll
     assert [each["new_rows"] for each in told] == pytest.approx([ROWS, ROWS, 3 * ROWS], abs=0.05 * ROWS)
 
 
+def test_a_recalibrated_champion_is_judged_by_all_that_its_network_answered(world: World, no_report: None) -> None:
+    world.score(10, shift=1.0)
+    assert decided(world) == ["ignore"]
+    world.recalibrate("2", "1", week(11).start)
+    world.score(11, version="2", shift=1.0)
+    assert decided(world) == ["retrain"], "drift that persists, whichever number was added to the answers"
+    first, second = sorted(world.rows("performance"), key=lambda row: row["measured_as_of"])
+    assert (first["model_version"], second["model_version"]) == ("1", "1")
+    assert second["window_start"] == first["window_start"] + WEEK
+    assert second["predicted"] - first["predicted"] == pytest.approx(ROWS, abs=2), "both weeks, by both versions"
+    told = world.outside.warehouse.query("select model_version, evidence from decisions order by as_of")
+    assert [row["model_version"] for row in told] == ["1", "2"]
+    assert [row["evidence"]["network_version"] for row in told] == ["1", "1"]
+    assert {row["evidence"]["champion_born_at"] for row in told} == {week(10).start.isoformat()}
+    world.score(12, version="2")
+    decided(world)
+    assert len(world.rows("performance")) == 3, "nothing is restated: no label has changed"
+
+
+@pytest.mark.parametrize("is_recalibrated", [True, False])
+def test_what_a_recalibration_adds_is_no_drift_of_the_score(
+    world: World, no_report: None, *, is_recalibrated: bool
+) -> None:
+    """Drift is of what the network answers: else each recalibration would look like one."""
+    world.score(10)
+    decided(world)
+    world.recalibrate("2", "1", week(11).start)
+    world.score(11, version="2")
+    added = 1.5
+    world.outside.warehouse.execute(
+        "update predictions set score = score * exp(%s) / (1 - score + score * exp(%s)) where model_version = '2'",
+        (added, added),
+    )
+    if is_recalibrated:
+        world.outside.warehouse.execute("update recalibrations set intercept = %s", (added,))
+    decided(world)
+    [row] = world.outside.warehouse.query(
+        "select status from drift where feature = 'score' and measure = 'score_psi' and as_of = %s", (week(11).end,)
+    )
+    assert row["status"] == ("ok" if is_recalibrated else "breach")
+
+
+def test_a_champion_whose_past_cannot_be_computed_is_decided_on_all_the_same(
+    world: World, no_report: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise UncomputableFeatures("clean data of weeks ago are gone")
+
+    monkeypatch.setattr(recalibration, "measure_intercept", fail)
+    champion = Champion(
+        use_case="flights", version="1", previous_version=None, revision=1, as_of=week(10).start, network_version="1"
+    )
+    monkeypatch.setattr(recalibration, "current", lambda *_: champion)
+    world.score(10)
+    assert decided(world) == ["ignore"]
+
+
+def test_sabotage_a_version_that_is_no_recalibration_is_judged_by_its_own_rows_alone(
+    world: World, no_report: None
+) -> None:
+    world.score(10, shift=1.0)
+    decided(world)
+    world.champion("2", week(11).start)
+    world.outside.registry.profile_of["2"] = world.outside.registry.profile_of["1"]  # type: ignore[attr-defined]
+    world.score(11, version="2", shift=1.0)
+    assert decided(world) == ["ignore"]
+    assert {row["model_version"] for row in world.rows("performance")} == {"1", "2"}
+
+
 def test_a_partition_scored_by_another_than_the_champion_in_force_is_not_decided_on(world: World) -> None:
     world.score(10, version="7")
     assert monitor.find_undecided(world.use_case, world.outside) == []
@@ -388,7 +488,10 @@ def test_a_run_killed_at_any_point_and_run_again_leaves_the_same_rows(
     assert [alert["delivered_at"] is not None for alert in world.rows("alerts")] == [True]
     interrupted = left()
     with world.outside.warehouse.transaction() as at:
-        at.execute("truncate drift, performance, served_performance, expected_performance, decisions, retrains, alerts")
+        at.execute(
+            "truncate drift, performance, served_performance, expected_performance, recalibrations, decisions,"
+            " retrains, alerts"
+        )
     assert decided(world) == ["ignore", "retrain"]
     assert left() == interrupted
 

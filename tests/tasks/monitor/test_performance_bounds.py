@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from models.metrics import METRICS, compute_metric
-from pipeline.spec import Limit, Monitor, UseCase
+from pipeline.monitoring import Limit, Monitor
+from pipeline.spec import UseCase
 from tasks.monitor import performance_bounds
 from tasks.monitor.performance_bounds import MetricBounds, WatchedRows, bound_metric, bound_metrics, certain
 from tasks.monitor.performance_limits import (

@@ -150,7 +150,9 @@ def test_answers_of_a_version_that_is_not_champion_count_until_the_champion_begi
     assert (row["model_version"], row["versions"]) == ("2", {"1": row["answered"]})
     assert (row["restated"], row["restated_metrics"]) == (0, {})  # no score of version 1, and no bundle to make one
     with world.outside.warehouse.transaction() as at:
-        at.execute("truncate drift, performance, served_performance, expected_performance, decisions, retrains")
+        at.execute(
+            "truncate drift, performance, served_performance, expected_performance, recalibrations, decisions, retrains"
+        )
         at.execute(
             "update answers_in_time set model_version = '2', score = 1 - score where prediction_time >= %s",
             (week(11).start + 2 * (week(11).end - week(11).start) / 7,),
@@ -206,7 +208,9 @@ def test_a_rerun_comes_to_the_same_rows_whatever_was_answered_since(world: World
     assert decided(world) == ["retrain"]
     before = left()
     with world.outside.warehouse.transaction() as at:
-        at.execute("truncate drift, performance, served_performance, expected_performance, decisions, retrains")
+        at.execute(
+            "truncate drift, performance, served_performance, expected_performance, recalibrations, decisions, retrains"
+        )
         at.execute(
             "insert into answers_in_time select use_case, entity_key, event_time, prediction_time, model_version,"
             " score, null, false, '{}', 'later', 0, null, %s, now(), true from predictions on conflict do nothing",

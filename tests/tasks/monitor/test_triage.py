@@ -8,17 +8,15 @@ from typing import Any
 
 import pytest
 
-from pipeline.spec import Limit, Monitor, UseCase
+from models.recalibration import FittedIntercept
+from pipeline.monitoring import Limit, Monitor
+from pipeline.spec import UseCase
 from tasks.monitor.drift import DriftMeasure, DriftStatus, FeatureDrift
+from tasks.monitor.observed import Action, Observed, OtherDecision, RetrainState, TriageCode
 from tasks.monitor.performance_limits import Performance, judge_performance
-from tasks.monitor.triage import (
-    Action,
-    Observed,
-    OtherDecision,
-    RetrainState,
-    TriageCode,
-    make_decision,
-)
+from tasks.monitor.triage import make_decision
+from tasks.promote.standing import StandingChallenger
+from tasks.train.recalibration import MeasuredIntercept
 
 AS_OF = datetime(2013, 5, 6, tzinfo=UTC)
 FEATURES = tuple(f"x{i}" for i in range(8))
@@ -90,12 +88,12 @@ def performance(monitor: Monitor, *, auc: float = 0.74, gap: float = 0.01, label
 
 
 def past(weeks_ago: int, decision: str = "ignore", *, breached: Sequence[str] = (), **more: Any) -> OtherDecision:
-    version = more.pop("model_version", "1")
+    version = more.pop("network_version", "1")
     if state := more.pop("state", None):
         more["state"] = RetrainState(state)
     return OtherDecision(
         as_of=AS_OF - 7 * days(weeks_ago),
-        model_version=version,
+        network_version=version,
         decision=Action(decision),
         breached=frozenset(breached),
         **more,
@@ -116,6 +114,13 @@ class Case:
 
 
 THREE = ("x0", "x1", "x2")
+MISSED = MeasuredIntercept(
+    before=0.05,
+    fitted=FittedIntercept(value=0.25, standard_error=0.04, dispersion=9.0, rows=9000, days=12),
+    gain=0.003,
+)
+STANDING = StandingChallenger(version="4", held_at=AS_OF - days(7), looks=1)
+FAR_OFF = replace(MISSED, fitted=replace(MISSED.fitted, value=-0.61))
 OFF = {"miscoverage": "intervals hold 80.0% of the labels (78.0% to 82.0%), declared is 90.0%"}
 LOW = ("expected auc 0.6500, from 0.6200 to 0.6800, is below the limit 0.7; labels are still to come",)
 DRIFT = {"measures": measured(THREE), "history": (past(1, breached=THREE),)}
@@ -152,7 +157,7 @@ CASES = [
     Case("a broken feed was all that was told at its first", "alert", "unknown: x1 cannot be measured", lasting("x1"),
          (past(1, "block"),)),
     Case("another model was told of", "alert", "unknown: x1 cannot be measured", lasting("x1"),
-         (past(1, model_version="0"),)),
+         (past(1, network_version="0"),)),
     Case("what could not be measured this once is no part of it", "alert", "unknown: x2 could not be measured",
          lasting("x1", unknown=("x2",)), (past(1),)),
     Case("nothing could be measured, and old: still only a person", "alert", "unknown", blind(),
@@ -186,7 +191,7 @@ CASES = [
     Case("one structural feature is enough", "retrain", "structure", measured(["carrier"]),
          (past(1, breached=["carrier"]),)),
     Case("drift under another champion does not count", "ignore", "nothing", measured(THREE),
-         (past(1, breached=THREE, model_version="0"), past(2, breached=THREE, model_version="0"))),
+         (past(1, breached=THREE, network_version="0"), past(2, breached=THREE, network_version="0"))),
     Case("a broken week is no evidence of drift", "ignore", "nothing persistent", measured(THREE),
          (past(1, "block", breached=THREE),)),
     Case("an alerted week is", "retrain", "drift of 3", measured(THREE), (past(1, "alert", breached=THREE),)),
@@ -208,7 +213,7 @@ CASES = [
     Case("intervals that were off", "ignore", "nothing",
          history=(past(1, is_miscovered=True), past(2, is_miscovered=True))),
     Case("intervals off under another champion do not count", "ignore", "nothing",
-         history=(past(1, is_miscovered=True, model_version="0"),), findings=OFF),
+         history=(past(1, is_miscovered=True, network_version="0"),), findings=OFF),
     Case("intervals off in a broken week do not count", "ignore", "nothing",
          history=(past(1, "block", is_miscovered=True),), findings=OFF),
     Case("intervals off, and drift: both are told", "retrain", "miscoverage", measured(THREE),
@@ -236,6 +241,11 @@ CASES = [
     Case("not sure a week ago cools nothing down", "retrain", "drift", **drift_after(done(1, "held"))),
     Case("refused by a person", "alert", "refused", **drift_after(done(3, "rejected"), done(5, "rejected"))),
     Case("came late", "alert", "came late", **drift_after(past(-1))),
+    Case("off on average", "ignore", "recalibrated", findings={"intercept": MISSED}),
+    Case("off by far too much", "alert", "not recalibrated", findings={"intercept": FAR_OFF}),
+    Case("a challenger stands", "ignore", "challenger 4", findings={"standing": STANDING}),
+    Case("a challenger stands, and drift", "retrain", "challenger 4", **DRIFT, findings={"standing": STANDING}),
+    Case("off on average, and drifting", "retrain", "recalibrated", **DRIFT, findings={"intercept": MISSED}),
 ]  # fmt: skip
 
 
@@ -259,6 +269,9 @@ CODES = {
     "budget": TriageCode.BUDGET,
     "refused": TriageCode.BREAKER,
     "came late": TriageCode.LATE_PARTITION,
+    "not recalibrated": TriageCode.RECALIBRATION,
+    "challenger 4": TriageCode.STANDING,
+    "recalibrated": TriageCode.RECALIBRATION,
 }
 
 
@@ -271,6 +284,7 @@ def test_the_decision_and_its_reason(case: Case, monitor: Monitor) -> None:
     found = Observed(
         as_of=AS_OF,
         model_version="1",
+        network_version="1",
         drifts=case.measures,
         performance=performance(monitor, **case.performance),
         born_at=AS_OF - days(20),
@@ -283,6 +297,128 @@ def test_the_decision_and_its_reason(case: Case, monitor: Monitor) -> None:
     assert case.reason in "; ".join(decision.reasons)
     assert next(code for word, code in CODES.items() if case.reason.startswith(word)) in decision.codes
     assert make_decision(found, case.history[::-1], monitor) == decision  # whatever the order history comes in
+
+
+def observe(monitor: Monitor, **findings: Any) -> Observed:
+    """A healthy partition of a champion that is off on average."""
+    return replace(
+        Observed(
+            as_of=AS_OF,
+            model_version="2",
+            network_version="1",
+            drifts=measured(),
+            performance=performance(monitor),
+            born_at=AS_OF - days(20),
+            trained_rows=60_000,
+            new_rows=20_000,
+            intercept=MISSED,
+        ),
+        **findings,
+    )
+
+
+def test_a_champion_that_is_off_on_average_is_recalibrated_and_people_read_by_how_much(monitor: Monitor) -> None:
+    decision = make_decision(observe(monitor), (), monitor)
+    assert decision.recalibrates
+    assert decision.reasons[-1] == (
+        "recalibrated: +0.250 to each logit instead of +0.050, by 9000 labels of 12 days (standard error 0.040);"
+        " 0.00300 log_loss to be saved"
+    )
+
+
+@pytest.mark.parametrize(
+    ("findings", "history"),
+    [
+        ({"intercept": None}, ()),
+        ({"intercept": replace(MISSED, gain=0.0001)}, ()),
+        ({"intercept": replace(MISSED, fitted=replace(MISSED.fitted, rows=10))}, ()),
+        ({"intercept": FAR_OFF}, ()),
+        ({"rolled_back_at": AS_OF - days(7)}, ()),
+        ({"drifts": measured(missing=("x1",))}, ()),
+        ({}, (past(-1),)),
+        ({}, (past(2, "retrain", state="running"),)),
+    ],
+    ids=[
+        "not measured",
+        "not worth it",
+        "too few labels",
+        "too far off",
+        "rolled back",
+        "broken feed",
+        "came late",
+        "a training in flight",
+    ],
+)
+def test_it_is_left_as_it_is_where_nobody_knows_better(
+    monitor: Monitor, findings: dict[str, Any], history: tuple[OtherDecision, ...]
+) -> None:
+    decision = make_decision(observe(monitor, **findings), history, monitor)
+    assert not decision.recalibrates
+    assert not any(reason.startswith("recalibrated") for reason in decision.reasons)
+
+
+def test_it_is_left_as_it_is_without_the_dial_and_where_performance_is_unknown(monitor: Monitor) -> None:
+    without = monitor.model_copy(update={"recalibration": None})
+    assert not make_decision(observe(monitor), (), without).recalibrates
+    unknown = performance(monitor, labelled=10)
+    assert not make_decision(observe(monitor, performance=unknown), (), monitor).recalibrates
+
+
+def test_after_a_rollback_people_have_their_time_and_no_longer(monitor: Monitor) -> None:
+    long_ago = AS_OF - days(monitor.cooldown_days)
+    assert make_decision(observe(monitor, rolled_back_at=long_ago), (), monitor).recalibrates
+
+
+def test_who_was_held_is_judged_again_before_anything_is_trained(monitor: Monitor) -> None:
+    decision = make_decision(observe(monitor, standing=STANDING), (), monitor)
+    assert (decision.decision, decision.challenger) == (Action.IGNORE, "4")
+    assert "challenger 4, held at 2013-04-29, is judged again" in decision.reasons
+    drifting = observe(monitor, standing=STANDING, drifts=measured(THREE))
+    asked = make_decision(drifting, (past(1, breached=THREE),), monitor)
+    assert (asked.decision, asked.challenger) == (Action.RETRAIN, "4")
+
+
+@pytest.mark.parametrize(
+    ("findings", "history"),
+    [
+        ({"drifts": measured(missing=("x1",))}, ()),
+        ({}, (past(-1),)),
+        ({}, (past(2, "retrain", state="running"),)),
+        ({"standing": None}, ()),
+    ],
+    ids=["broken feed", "came late", "in flight", "nobody"],
+)
+def test_nobody_is_judged_again_where_nothing_may_be_started(
+    monitor: Monitor, findings: dict[str, Any], history: tuple[OtherDecision, ...]
+) -> None:
+    observed = observe(monitor, **{"standing": STANDING, **findings})
+    assert make_decision(observed, history, monitor).challenger is None
+
+
+def test_judging_again_is_no_training_of_the_budget_and_no_refusal_of_the_breaker(monitor: Monitor) -> None:
+    drifting = observe(monitor, drifts=measured(THREE))
+    looks = [replace(done(weeks, "refused"), challenger="4") for weeks in (2, 3)]
+    assert make_decision(drifting, (past(1, breached=THREE), *looks), monitor).decision == Action.RETRAIN
+    trained = [done(weeks, "refused") for weeks in (2, 3)]
+    assert make_decision(drifting, (past(1, breached=THREE), *trained), monitor).decision == Action.ALERT
+
+
+def test_looks_that_share_a_partition_are_no_second_look(monitor: Monitor) -> None:
+    """Three partitions together: what moved in one of them is in three looks, and has not persisted for that."""
+    drifting = observe(monitor, drifts=measured(THREE), together=3)
+    overlapping = tuple(past(weeks, breached=THREE) for weeks in (1, 2))
+    assert make_decision(drifting, overlapping, monitor).decision == Action.IGNORE
+    assert make_decision(replace(drifting, together=1), overlapping, monitor).decision == Action.RETRAIN
+    apart = (*overlapping, past(3, breached=THREE))
+    assert make_decision(drifting, apart, monitor).decision == Action.RETRAIN
+
+
+def test_what_another_recalibration_of_the_network_saw_counts_for_this_one(monitor: Monitor) -> None:
+    """Drift persists, whichever number was added to the answers meanwhile."""
+    history = (past(1, breached=THREE, network_version="1"),)
+    assert make_decision(observe(monitor, drifts=measured(THREE)), history, monitor).decision == Action.RETRAIN
+    other = (past(1, breached=THREE, network_version="2"),)
+    assert make_decision(observe(monitor, drifts=measured(THREE)), other, monitor).decision == Action.IGNORE
 
 
 def test_a_metric_with_a_limit_that_could_not_be_computed_is_unknown(monitor: Monitor) -> None:

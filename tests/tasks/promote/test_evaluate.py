@@ -137,7 +137,7 @@ def test_a_champion_of_other_features_cannot_be_compared_so_a_person_must_approv
     assert ("learnt other features" in " ".join(verdict.reasons)) is told
     assert ("champion_unusable" in found) is told
     assert ("constant" in found["metrics"]) is told
-    later = replace(candidates["good"], as_of=AS_OF + timedelta(days=7))
+    later = replace(candidates["twin"], as_of=AS_OF + timedelta(days=7))
     assert len(load_past_effects(use_case, later, outside)) == (not told), "against a constant it says nothing of gains"
     assert found["reasons"] == verdict.reasons
     assert follow(use_case, verdict, outside) == ("rejected" if told else "promoted")
@@ -288,7 +288,7 @@ def test_days_that_were_asked_before_are_asked_more_strictly_and_other_days_or_a
 def test_what_earlier_candidates_showed_is_drawn_upon_and_nothing_of_later_ones(outside, use_case, candidates):
     for place in range(8):
         as_of = AS_OF - timedelta(days=7 * (4 - place))
-        given = make_verdict(use_case, "7", "1", verdict_id=f"v{place}", as_of=as_of, effect=0.001 * place)
+        given = make_verdict(use_case, f"1{place}", "1", verdict_id=f"v{place}", as_of=as_of, effect=0.001 * place)
         write_verdict(use_case, given, outside)
     first = make_verdict(use_case, "7", None, verdict_id="first", as_of=AS_OF - timedelta(days=70), effect=0.5)
     write_verdict(use_case, first, outside)
@@ -303,6 +303,9 @@ def test_what_earlier_candidates_showed_is_drawn_upon_and_nothing_of_later_ones(
 
     assert effects(use_case, AS_OF) == [0.0, 0.001, 0.002, 0.003], "none against a constant"
     assert len(effects(use_case, AS_OF + timedelta(days=70))) == 8
+    longer = make_verdict(use_case, "13", "1", verdict_id="longer", as_of=AS_OF - timedelta(days=3), effect=0.005)
+    write_verdict(use_case, longer, outside)  # held a week before, judged again on more days: the latest counts
+    assert effects(use_case, AS_OF) == [0.0, 0.001, 0.002, 0.005, 0.7], "and of the days it left, the other"
     other = use_case.model_copy(update={"gate": use_case.gate.model_copy(update={"metric": "auc"})})
     assert effects(other, AS_OF + timedelta(days=70)) == []
 
