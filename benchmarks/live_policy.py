@@ -19,7 +19,7 @@ from benchmarks.hindsight import was_surely_worse
 from benchmarks.model_matrix import Fit, Floats, MatrixModel, ModelMatrix, Places, to_moment
 from benchmarks.retraining import Course
 from models.metrics import compute_metrics
-from models.recalibration import FittedIntercept, add_to_logits, expected_gain, fit_intercept
+from models.recalibration import add_to_logits
 from pipeline.handoffs import ReleaseOutcome, VerdictAnswer
 from pipeline.partitions import Interval
 from pipeline.spec import UseCase
@@ -35,7 +35,7 @@ from tasks.promote.gate import Judgement, decide
 from tasks.promote.gate_checks import Scored, Setting
 from tasks.promote.intercept_limits import explain_recalibration
 from tasks.promote.standing import MOST_LOOKS, StandingChallenger
-from tasks.train.recalibration import HALF_LIVES, MeasuredIntercept
+from tasks.train.recalibration import HALF_LIVES, MeasuredIntercept, weigh_intercept
 from tasks.train.split import split
 
 _OUTCOMES = {
@@ -214,28 +214,15 @@ class LivePolicy:
         return StandingChallenger(version=model.version, held_at=model.as_of, looks=run.looks)
 
     def _measure_intercept(self, model: MatrixModel, known_by: datetime, before: float) -> MeasuredIntercept | None:
-        if self.matrix.use_case.monitor.recalibration is None:
-            return None
-        score, fitted = self._fit_intercept(model, known_by)
-        gain = expected_gain(score, before, fitted.value) if len(score) else 0.0
-        return MeasuredIntercept(before=before, fitted=fitted, gain=gain)
-
-    def _fit_intercept(self, model: MatrixModel, known_by: datetime) -> tuple[Floats, FittedIntercept]:
-        """As `tasks.train.recalibration` does, by the rows that a model has not learnt; and its answers to them."""
+        """As `tasks.train.recalibration` does, by the rows that a model has not learnt."""
         settings, lag = self.matrix.use_case.monitor.recalibration, self.matrix.use_case.time.label_lag
-        assert settings is not None
+        if settings is None:
+            return None
         end = known_by - lag
         start = max(model.cutoff, end - HALF_LIVES * timedelta(days=settings.half_life_days))
         rows = self.matrix.known(start, end, known_by) if start < end else np.zeros(0, np.intp)
-        score = model.score(rows)
         age = (to_moment(end) - self.matrix.prediction_time[rows]) / np.timedelta64(1, "D")
-        return score, fit_intercept(
-            score,
-            self.matrix.label[rows],
-            age,
-            half_life_days=settings.half_life_days,
-            spread=settings.spread,
-        )
+        return weigh_intercept(settings, before, model.score(rows), self.matrix.label[rows], age)
 
     def _measure_performance(self, model: MatrixModel, as_of: datetime, added: Floats) -> Performance:
         """By the labels known, of what the champion answered in the latest days whose labels have matured."""
@@ -278,10 +265,9 @@ class LivePolicy:
         moments = split(use_case, self.matrix.partitions[candidate].start)
         rows = self.matrix.known(moments.holdout_start, split(use_case, as_of).holdout_end, as_of)
         ours, theirs = (self._scored(self._model(place, Fit.JUDGED), rows) for place in (candidate, champion))
-        if use_case.monitor.recalibration:
-            measured = self._measure_intercept(self._model(champion, Fit.JUDGED), moments.cutoff, 0.0)
-            if measured and explain_recalibration(measured, use_case.monitor):
-                theirs = recalibrate_scores(theirs, measured.fitted.value)
+        measured = self._measure_intercept(self._model(champion, Fit.JUDGED), moments.cutoff, 0.0)
+        if measured and explain_recalibration(measured, use_case.monitor):
+            theirs = recalibrate_scores(theirs, measured.fitted.value)
         setting = Setting(
             gate=use_case.gate,
             kind=use_case.target.kind,

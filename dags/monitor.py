@@ -37,7 +37,7 @@ def make_monitor_dag(use_case: UseCase) -> DAG:
         def decide_partitions() -> list[Drift]:
             from tasks.monitor import monitor
 
-            is_due = monitor.find_undecided(use_case, reach_outside())
+            is_due = monitor.is_due(use_case, reach_outside())
             decided = monitor.monitor_partitions(use_case, reach_outside()) if is_due else []
             if not decided:
                 raise AirflowSkipException("every partition up to the first unscored one has its decision")

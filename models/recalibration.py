@@ -54,11 +54,10 @@ class Recalibration:
         Raises:
             ValueError: it is no such document, or its number is not finite.
         """
-        if set(document) != {"intercept"} or not isinstance(document["intercept"], float):
+        intercept = document.get("intercept")
+        if set(document) != {"intercept"} or not isinstance(intercept, float) or not math.isfinite(intercept):
             raise ValueError(f"no recalibration: {dict(document)}")
-        if not math.isfinite(document["intercept"]):
-            raise ValueError(f"no recalibration: {dict(document)}")
-        return cls(intercept=document["intercept"])
+        return cls(intercept=intercept)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +109,7 @@ def expected_gain(score: Vector, before: float, after: float) -> float:
 
     If `after` is right, that is its divergence from `before`.
     """
-    then, now = (Recalibration(intercept=each).apply(np.clip(score, _SURE, 1 - _SURE)) for each in (before, after))
+    then, now = (add_to_logits(np.clip(score, _SURE, 1 - _SURE), each) for each in (before, after))
     return float(np.mean(now * np.log(now / then) + (1 - now) * np.log((1 - now) / (1 - then))))
 
 

@@ -42,11 +42,6 @@ class Predictor:
         return self._bundle.card
 
     @property
-    def bundle(self) -> Bundle:
-        """What it answers by."""
-        return self._bundle
-
-    @property
     def interval(self) -> ConformalInterval | None:
         """The interval around its answers, where the model has one."""
         return self._bundle.interval

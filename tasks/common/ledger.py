@@ -110,6 +110,11 @@ def find_network(use_case: UseCase, version: str, outside: Outside) -> str:
     return str(rows[0]["network_version"]) if rows else version
 
 
+def is_same_network(use_case: UseCase, version: str, other: str, outside: Outside) -> bool:
+    """Whether two versions differ by a recalibration at most."""
+    return find_network(use_case, version, outside) == find_network(use_case, other, outside)
+
+
 def was_promoted(use_case: UseCase, version: str, outside: Outside) -> bool:
     """Whether the gate has let a version in, or what it is a recalibration of."""
     let_in = "select 1 from ledger where use_case = %s and model_version = %s and action in ('promote', 'recalibrate')"
@@ -146,8 +151,7 @@ def champion_before(at: cursor, use_case: UseCase, version: str) -> str | None:
     """Who was champion before a version became it; None for the first."""
     at.execute(
         "select champion_version from ledger where use_case = %s and action in ('promote', 'recalibrate')"
-        " and model_version = %s"
-        " order by entry desc limit 1",
+        " and model_version = %s order by entry desc limit 1",
         (use_case.name, version),
     )
     row = at.fetchone()

@@ -18,7 +18,7 @@ from adapters.warehouse import Fence
 from pipeline.handoffs import Release
 from pipeline.spec import UseCase
 from tasks.common.command import print_sentence
-from tasks.common.ledger import current, find_network, was_promoted
+from tasks.common.ledger import current, is_same_network, was_promoted
 from tasks.deploy import deployments
 from tasks.deploy.deployments import (
     Deployment,
@@ -226,7 +226,7 @@ def _take_up(
         stages.end(ongoing, DeploymentOutcome.SUPERSEDED, f"version {request.version} is to be deployed")
     serving = deployments.find_serving_deployment(use_case, outside)
     before = deployments.find_version_before(serving, request.version)
-    if before is not None and serving is not None and _is_same_network(use_case, before, request.version, outside):
+    if before is not None and serving is not None and is_same_network(use_case, before, request.version, outside):
         before = serving.previous_version or before  # back is to another network, where there was one
     # Where it became champion again nothing is left but the proof.
     is_serving = serving is not None and serving.version == request.version
@@ -240,10 +240,6 @@ def _take_up(
     with outside.warehouse.transaction(fence) as at:
         deployments.insert_deployment(at, row)
     return deployments.require_deployment(request.deployment_id, outside)
-
-
-def _is_same_network(use_case: UseCase, version: str, other: str, outside: Outside) -> bool:
-    return find_network(use_case, version, outside) == find_network(use_case, other, outside)
 
 
 def _require_promoted(use_case: UseCase, version: str, outside: Outside) -> None:

@@ -17,7 +17,7 @@ from adapters.gateway import GatewayRecord
 from adapters.retrying import wait_until
 from adapters.warehouse import Fence
 from pipeline.spec import UseCase
-from tasks.common.ledger import current, find_network
+from tasks.common.ledger import current, is_same_network
 from tasks.deploy import deployments, shadow
 from tasks.deploy.canary import AnswerChecker, tally_traffic
 from tasks.deploy.deployments import Deployment, DeploymentOutcome, DeploymentStage
@@ -182,9 +182,7 @@ class Stages:
         serving = deployments.find_serving_deployment(self._use_case, self._outside)
         if serving is None:
             return True
-        versions = (deployment.version, serving.version)
-        ours, theirs = (find_network(self._use_case, version, self._outside) for version in versions)
-        return ours == theirs
+        return is_same_network(self._use_case, deployment.version, serving.version, self._outside)
 
     def _follow(self, deployment: Deployment, judgement: StageJudgement, evidence: Mapping[str, Any]) -> Deployment:
         if judgement.result is StageResult.PASS:

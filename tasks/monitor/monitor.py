@@ -39,7 +39,7 @@ from tasks.monitor.observed import Observed
 from tasks.monitor.recalibration import find_latest_rollback, find_latest_switch, measure_champion
 from tasks.monitor.served_features import load_served_features, measure_served_drift
 from tasks.monitor.triage import make_decision
-from tasks.promote.recalibrate import recalibrate_champion
+from tasks.promote.recalibrate import is_asked, recalibrate_champion
 from tasks.promote.standing import find_standing
 
 _SCORED = """
@@ -87,6 +87,11 @@ def find_undecided(use_case: UseCase, outside: Outside) -> list[UndecidedPartiti
         return list(_undecided(use_case, outside))
 
 
+def is_due(use_case: UseCase, outside: Outside) -> bool:
+    """Whether a partition is to be decided on, or a recalibration to be made that an earlier run asked for."""
+    return is_asked(use_case, outside) or bool(find_undecided(use_case, outside))
+
+
 def monitor_partitions(use_case: UseCase, outside: Outside) -> list[Drift]:
     """Decide on all that is undecided, each partition in one transaction; nothing to do is an empty list.
 
@@ -98,7 +103,9 @@ def monitor_partitions(use_case: UseCase, outside: Outside) -> list[Drift]:
     fence = outside.warehouse.begin(f"monitor/{use_case.name}")
     models: dict[str, WatchedModel] = {}
     decided = []
-    while undecided := next(iter(find_undecided(use_case, outside)), None):
+    pending = find_undecided(use_case, outside)
+    while pending:
+        undecided = pending.pop(0)
         version = undecided.champion.version
         if version not in models:
             models[version] = load_watched_model(use_case, version, outside)
@@ -107,6 +114,7 @@ def monitor_partitions(use_case: UseCase, outside: Outside) -> list[Drift]:
         decisions.write_decision(use_case, examined, decision, outside, fence=fence)
         if decision.recalibrates:
             recalibrate_champion(use_case, outside)
+            pending = find_undecided(use_case, outside)  # what follows may be to be scored anew
         outside.alerts.flush()
         decided.append(
             Drift(

@@ -35,20 +35,19 @@ def measure_champion(
 
 def find_latest_rollback(use_case: UseCase, as_of: datetime, outside: Outside) -> datetime | None:
     """The data time from which on a rollback held, the latest by now; None: there was none."""
-    [row] = outside.warehouse.query(
-        "select max(as_of) as latest from ledger where use_case = %s and as_of <= %s and action = 'rollback'",
-        (use_case.name, as_of),
-    )
-    latest: datetime | None = row["latest"]
-    return latest
+    return _find_latest(use_case, as_of, ["rollback"], outside)
 
 
 def find_latest_switch(use_case: UseCase, as_of: datetime, outside: Outside) -> datetime | None:
     """From which data time on another champion was in force than before: a first one replaced nobody."""
+    return _find_latest(use_case, as_of, ["promote", "rollback"], outside)
+
+
+def _find_latest(use_case: UseCase, as_of: datetime, actions: list[str], outside: Outside) -> datetime | None:
     [row] = outside.warehouse.query(
-        "select max(as_of) as latest from ledger where use_case = %s and as_of <= %s"
-        " and action in ('promote', 'rollback') and champion_version is not null",
-        (use_case.name, as_of),
+        "select max(as_of) as latest from ledger where use_case = %s and as_of <= %s and action = any(%s)"
+        " and champion_version is not null",
+        (use_case.name, as_of, actions),
     )
     latest: datetime | None = row["latest"]
     return latest

@@ -76,9 +76,9 @@ def supersede_recalibration(at: "cursor", use_case: UseCase) -> None:
     at.execute(DROP_RECALIBRATION, (use_case.name,))
 
 
-def find_asked(use_case: UseCase, outside: Outside) -> list[str]:
-    """The decision whose recalibration is still to be made, as a list of at most one."""
-    return [row["decision_id"] for row in outside.warehouse.query(_PENDING, (use_case.name,))]
+def is_asked(use_case: UseCase, outside: Outside) -> bool:
+    """Whether a recalibration is still to be made."""
+    return bool(outside.warehouse.query(_PENDING, (use_case.name,)))
 
 
 def ask_recalibration(  # noqa: PLR0917  # the order is that of the row

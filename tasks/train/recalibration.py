@@ -10,12 +10,16 @@ from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from adapters.connect import Outside
 from models.recalibration import FittedIntercept, expected_gain, fit_intercept
+from pipeline.monitoring import RecalibrationSettings
 from pipeline.spec import UseCase
 from tasks.build_features import dataset
 from tasks.build_features.learnt_features import is_made_by, load_learnt_points, read_learnt_definition
+
+Floats = NDArray[np.float64]
 
 RECALIBRATION_TAG = "windsock.recalibration_of"
 RECALIBRATED_AS_OF_TAG = "windsock.recalibrated_as_of"
@@ -68,12 +72,19 @@ def measure_intercept(
         score = Predictor(replace(bundle, recalibration=None)).predict(rows)
         label = rows["label"].to_numpy().astype(np.float64)
         age = _count_days(end, rows)
-    fitted = fit_intercept(score, label, age, half_life_days=settings.half_life_days, spread=settings.spread)
+    return weigh_intercept(settings, before, score, label, age)
+
+
+def weigh_intercept(
+    settings: RecalibrationSettings, before: float, score: Floats, label: Floats, age_days: Floats
+) -> MeasuredIntercept:
+    """The intercept by answers of a network as it was trained [n], labels [n] and ages [n], beside one of `before`."""
+    fitted = fit_intercept(score, label, age_days, half_life_days=settings.half_life_days, spread=settings.spread)
     gain = expected_gain(score, before, fitted.value) if len(score) else 0.0
     return MeasuredIntercept(before=before, fitted=fitted, gain=gain)
 
 
-def _count_days(end: datetime, rows: pa.Table) -> "np.typing.NDArray[np.float64]":
+def _count_days(end: datetime, rows: pa.Table) -> Floats:
     until = np.datetime64(end.astimezone(UTC).replace(tzinfo=None), "us")
     age = until - rows["prediction_time"].to_numpy().astype("datetime64[us]")
     return np.asarray(age / np.timedelta64(1, "D"))

@@ -371,6 +371,20 @@ def test_what_a_recalibration_adds_is_no_drift_of_the_score(
     assert row["status"] == ("ok" if is_recalibrated else "breach")
 
 
+def test_a_recalibration_that_was_asked_for_is_work_though_every_partition_is_decided(
+    world: World, no_report: None
+) -> None:
+    world.score(10)
+    assert monitor.is_due(world.use_case, world.outside)
+    decided(world)
+    assert not monitor.is_due(world.use_case, world.outside)
+    world.outside.warehouse.execute(
+        "insert into recalibrations (decision_id, use_case, network_version, as_of, intercept, evidence, state)"
+        " select decision_id, use_case, '1', as_of, 0.1, '{}', 'pending' from decisions"
+    )
+    assert monitor.is_due(world.use_case, world.outside)
+
+
 def test_a_champion_whose_past_cannot_be_computed_is_decided_on_all_the_same(
     world: World, no_report: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
