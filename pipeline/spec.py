@@ -102,7 +102,8 @@ class LeakAlarm(Block):
 class Gate(Block):
     """When a candidate may replace the champion. A positive effect is the candidate's gain, in the metric's units.
 
-    `block` is what rows are alike within, and resampled by; null: the shortest time that labels come within.
+    `block` is what rows are alike within, and resampled by; null: the shortest time that labels come within. Of the
+    slices those of `protected` columns are not to be neglected: one that cannot be tested is for a person to weigh.
     """
 
     metric: Metric
@@ -114,12 +115,17 @@ class Gate(Block):
     min_rows: int = Field(gt=0)
     min_days: int = Field(gt=1)
     slices: tuple[Identifier, ...]
+    protected: tuple[Identifier, ...] = ()
     min_slice_rows: int = Field(gt=0)
-    max_slice_loss: float = Field(ge=0)
+    max_slice_loss: float = Field(gt=0)  # nobody is better everywhere
     max_calibration_gap: float = Field(gt=0)
     max_latency_ms: float = Field(gt=0)
     leak_alarm: LeakAlarm
     approval_hours: int = Field(gt=0)
+
+    def _contradictions(self) -> Iterator[str]:
+        if unknown := sorted({*self.protected} - {*self.slices}):
+            yield f"protected: expected columns of slices ({', '.join(self.slices) or 'none'}), got {unknown}"
 
 
 class UseCase(Block):

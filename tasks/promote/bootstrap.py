@@ -31,7 +31,7 @@ class Effect:
     """A difference in favour of the candidate (positive: better), in units of the metric.
 
     `low` and `high` are one-sided bounds, each at the asked confidence. `correlation` is that of neighbouring blocks,
-    which the error counts. `replicates` are the resampled differences, `pivots` the studentised ones, both [resamples].
+    which the error counts. `replicates` are the resampled differences [resamples].
     """
 
     value: float
@@ -42,14 +42,6 @@ class Effect:
     rows: int
     blocks: int
     replicates: Floats
-    pivots: Floats
-
-    def p_worse_than(self, loss: float) -> float:
-        """p-value of "the candidate is at most `loss` worse": small means it is surely worse than that."""
-        if self.standard_error == 0:
-            return 1.0 if self.value >= -loss else 0.0
-        observed = (self.value + loss) / self.standard_error
-        return float((1 + np.count_nonzero(self.pivots <= observed)) / (1 + len(self.pivots)))
 
 
 def compute_for_gate(metric: str, score: Floats, label: Floats) -> float:
@@ -105,7 +97,6 @@ def compare(
         rows=len(label),
         blocks=blocks,
         replicates=replicates,
-        pivots=np.where(np.isnan(pivots), -np.inf, pivots),
     )
 
 
@@ -120,15 +111,6 @@ def jackknife(of_blocks: ByDay, blocks: int, correlation: float | None) -> tuple
     if correlation is None:
         correlation = measure_correlation(without[0])
     return error * math.sqrt(inflation(correlation, blocks)), correlation
-
-
-def holm(p_values: list[float]) -> list[float]:
-    """p-values adjusted for having looked at all of them (Holm 1979, Scandinavian Journal of Statistics 6:65)."""
-    order = np.argsort(p_values, kind="stable")
-    adjusted = np.empty(len(p_values))
-    steps = np.arange(len(p_values), 0, -1) * np.array(p_values)[order]
-    adjusted[order] = np.maximum.accumulate(np.minimum(steps, 1.0))
-    return [float(p) for p in adjusted]
 
 
 def measure_correlation(values: Floats) -> float:

@@ -21,7 +21,7 @@ from pipeline.spec import UseCase
 from tasks.build_features import dataset
 from tasks.build_features.learnt_features import UncomputableFeatures
 from tasks.promote.bootstrap import Floats
-from tasks.promote.gate import Judgement, decide
+from tasks.promote.gate import PROTECTED_UNTESTED, Judgement, decide
 from tasks.promote.gate_checks import HoldoutRows, Scored, Setting
 from tasks.promote.gate_plot import draw_judgement
 from tasks.promote.intercept_limits import explain_recalibration
@@ -199,7 +199,7 @@ def _verdict(
     """`effect_error` is that of an effect that says what a candidate gains: against the champion, and in earnest."""
     effect = judgement.evidence.get("effect", {})
     says_nothing = foreign or bool(_SUSPICIOUS & set(judgement.codes))
-    is_risky = use_case.risk == "high" or foreign
+    is_risky = use_case.risk == "high" or foreign or PROTECTED_UNTESTED in judgement.codes
     return Verdict(
         verdict_id=verdict_id,
         use_case=use_case.name,

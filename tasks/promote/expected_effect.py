@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 FEWEST_EFFECTS = 5  # before which nothing is known of the spread, and nothing is drawn anywhere
 _SPREADS = 61  # points of the grid over which the spread is averaged
 _WIDEST = 3.0  # the grid's end, in spreads as they look
+_ODD, _ODD_WIDTH = 0.05, 10.0
+_NO_ERROR = 1e-12  # of parts on which both models answer the same
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,47 @@ def expect_effect(
     )
 
 
+def expect_parts(
+    measured: Sequence[MeasuredEffect], whole: MeasuredEffect, *, loss: float, freedom: Sequence[int]
+) -> list[ExpectedEffect]:
+    """The effects to expect on parts of the rows, each drawn towards that of the `whole` by how sure it is.
+
+    True effects of parts are draws around the whole's, of a spread that is not known: all is averaged over those that
+    the parts leave possible, so that asking about many needs no other price. One in twenty is odd, as far off as
+    `_ODD_WIDTH` losses, or one bad part among many that are alike would be taken for luck. `freedom` is that of each
+    error.
+    """
+    from scipy.stats import t
+
+    if not measured:
+        return []
+    seen, error = (np.array(values) for values in zip(*((part.value, part.error) for part in measured), strict=True))
+    apart, own = seen - whole.value, np.maximum(error, _NO_ERROR) ** 2
+    spread = np.linspace(0, _WIDEST * (np.sqrt(np.mean(apart**2)) + np.median(error)) + _NO_ERROR, _SPREADS)
+    widths = np.sqrt(spread[:, None] ** 2 + np.array([0.0, (_ODD_WIDTH * loss) ** 2]))  # [spreads, alike or odd]
+    variance = own + widths[:, :, None] ** 2  # [spreads, alike or odd, parts]
+    likelihood = np.log([[1 - _ODD], [_ODD]]) - 0.5 * (np.log(variance) + apart**2 / variance)
+    either = np.logaddexp.reduce(likelihood, axis=1)
+    possible = _normalise(either.sum(axis=1))[:, None, None] * np.exp(likelihood - either[:, None, :])
+    share = 1 - own / variance  # of what was measured in what is expected
+    means, variances = whole.value + share * apart, share * own + ((1 - share) * whole.error) ** 2
+    chances = t.cdf((-loss - means) / np.sqrt(np.maximum(variances, _NO_ERROR**2)), np.asarray(freedom))
+    mean, chance, square = ((possible * of).sum(axis=(0, 1)) for of in (means, chances, variances + means**2))
+    deviation = np.sqrt(np.maximum(square - mean**2, 0.0))
+    return [
+        ExpectedEffect(mean=float(m), deviation=float(d), chance_of_loss=float(c), from_effects=len(measured))
+        for m, d, c in zip(mean, deviation, chance, strict=True)
+    ]
+
+
+def _normalise(log_likelihood: NDArray[np.float64]) -> NDArray[np.float64]:
+    """How possible each point of a grid is, by the trapezoid rule."""
+    possible = np.exp(log_likelihood - log_likelihood.max())
+    possible[[0, -1]] /= 2
+    normalised: NDArray[np.float64] = possible / possible.sum()
+    return normalised
+
+
 def _given_each_spread(ratios: NDArray[np.float64]) -> tuple[NDArray[np.float64], ...]:
     """How possible each spread of a grid is, and mean and variance of the last ratio given it: three of [spreads].
 
@@ -76,8 +119,6 @@ def _given_each_spread(ratios: NDArray[np.float64]) -> tuple[NDArray[np.float64]
     spread = np.linspace(0, _WIDEST * (ratios.std() + 1), _SPREADS)
     variance, count, common = 1 + spread**2, len(ratios), ratios.mean()
     log_likelihood = -0.5 * ((count - 1) * np.log(variance) + ((ratios - common) ** 2).sum() / variance)
-    possible = np.exp(log_likelihood - log_likelihood.max())
-    possible[[0, -1]] /= 2  # the trapezoid rule
     share = 1 / variance  # of the common mean in what is expected
     means = share * common + (1 - share) * ratios[-1]
-    return possible / possible.sum(), means, (1 - share) + share / count
+    return _normalise(log_likelihood), means, (1 - share) + share / count

@@ -12,6 +12,7 @@ quadrature (Zou and Donner 2008, Statistics in Medicine 27:1693).
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -36,7 +37,9 @@ from tasks.promote.gate_checks import (
     too_little,
 )
 from tasks.promote.interval_coverage import measure_coverage
-from tasks.promote.slice_effects import compare_rows, slice_table
+from tasks.promote.slice_effects import check_slices, compare_rows, doubt_slices, find_untested, slice_table
+
+PROTECTED_UNTESTED = "protected-slice-untested"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,9 +115,7 @@ def _weigh_effect(
     gate, champion = setting.gate, incumbent or constant(setting, rows)
     everything = np.ones(len(rows.label), bool)
     known = 0.0 if setting.block == "entity" else None
-    effect = compare_rows(
-        setting, rows, candidate, champion, mask=everything, correlation=known, resamples=gate.resamples
-    )
+    effect = compare_rows(setting, rows, candidate, champion, mask=everything, correlation=known)
     spread, luck = _seed_luck(setting, rows, candidate, champion)
     low = effect.value - math.hypot(effect.value - effect.low, luck)
     high = effect.value + math.hypot(effect.high - effect.value, luck)
@@ -144,7 +145,8 @@ def _weigh_effect(
             model.version: {m: compute_for_gate(m, model.scores, rows.label) for m in METRICS[setting.kind]}
             for model in (candidate, champion)
         },
-        "slices": slice_table(setting, rows, candidate, champion, effect.correlation),
+        "slices": (slices := slice_table(setting, rows, candidate, champion, effect)),
+        "protected_untested": find_untested(gate, slices),
         "calibration_gap": abs(float(candidate.scores.mean() - rows.label.mean())),
         "champion_calibration_gap": abs(float(champion.scores.mean() - rows.label.mean())),
         "leak_alarm": {
@@ -173,15 +175,17 @@ def _answer(
 ) -> tuple[VerdictAnswer, list[Reason]]:
     gate = setting.gate
     measured = f"{effect.value:+.5f} {gate.metric} (surely more than {low:+.5f})"
-    objections = [*check_candidate(setting, evidence)]
+    objections = [*check_slices(gate, evidence["slices"]), *check_candidate(setting, evidence)]
     if is_first:
         objections = [*not_surely_better(setting, effect, low), *objections]
         said = f"better than the best constant by {measured}, needed {gate.min_effect}"
-        return (VerdictAnswer.REFUSE, objections) if objections else (VerdictAnswer.PROMOTE, [("better", said)])
+        if objections:
+            return VerdictAnswer.REFUSE, objections
+        return VerdictAnswer.PROMOTE, [("better", said), *_ask_a_person(evidence)]
     if expected.mean <= min(0.0, gate.min_effect):
         sentence = f"expected to be worse: {expected.mean:+.5f} {gate.metric}; measured {measured}"
         objections.insert(0, ("not-better", sentence))
-    doubts = [*doubtful(setting, expected)]
+    doubts = [*doubtful(setting, expected), *doubt_slices(gate, evidence["slices"])]
     if objections:
         return VerdictAnswer.REFUSE, objections
     if doubts:
@@ -191,7 +195,15 @@ def _answer(
         f" of a loss above that is {expected.chance_of_loss:.1%} (allowed {allowed_chance(setting):.1%}); measured"
         f" {measured}"
     )
-    return VerdictAnswer.PROMOTE, [("better", said)]
+    return VerdictAnswer.PROMOTE, [("better", said), *_ask_a_person(evidence)]
+
+
+def _ask_a_person(evidence: dict[str, Any]) -> Iterator[Reason]:
+    if untested := evidence["protected_untested"]:
+        yield (
+            PROTECTED_UNTESTED,
+            f"a person has to approve it: protected slices have too few rows, days or outcomes: {', '.join(untested)}",
+        )
 
 
 def _describe_intervals(setting: Setting, rows: HoldoutRows, *models: Scored) -> dict[str, Any]:

@@ -161,15 +161,6 @@ def not_surely_better(setting: Setting, effect: Effect, low: float) -> Iterator[
 def check_candidate(setting: Setting, evidence: Mapping[str, Any]) -> Iterator[Reason]:
     """What stands against a candidate however much better it is overall."""
     gate = setting.gate
-    for row in evidence["slices"]:
-        if row.get("failed"):
-            yield (
-                "slice-worse",
-                (
-                    f"{row['column']} = {row['value']}: worse by {-row['effect']:.5f} {gate.metric} on {row['rows']}"
-                    f" rows, surely more than {gate.max_slice_loss} (adjusted p {row['p_adjusted']:.4f})"
-                ),
-            )
     gap, theirs = evidence["calibration_gap"], evidence["champion_calibration_gap"]
     if gap > max(gate.max_calibration_gap, theirs):  # where the world has moved, the champion is off as well
         yield (

@@ -1,44 +1,81 @@
-"""Who is better on some of the rows: each slice of the holdout, tested for a loss that matters."""
+"""Who is better on some of the rows: each slice of the holdout, and whether the candidate is to be feared on it.
 
-import math
+A slice has few rows, and there are many: what each seems to lose is drawn towards the effect on all rows, by how much
+slices differ (tasks/promote/expected_effect.py). A slice fails where the candidate is more likely than not worse on it
+by more than `max_slice_loss`; where the chance of that is above `max_loss_chance`, it is in doubt
+(docs/decisions/0045).
+"""
+
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.fields import FEWEST_BLOCKS, RANKINGS
-from tasks.promote.bootstrap import Effect, compare, holm
-from tasks.promote.gate_checks import HoldoutRows, Scored, Setting
+from pipeline.spec import Gate
+from tasks.promote.bootstrap import Effect, compare
+from tasks.promote.expected_effect import MeasuredEffect, expect_parts
+from tasks.promote.gate_checks import HoldoutRows, Reason, Scored, Setting
 
-_TAIL_RESAMPLES = 20  # resamples that must fall beyond the strictest slice bound, or no slice could ever fail
+_LIKELY = 0.5
 
 
 def slice_table(
-    setting: Setting, rows: HoldoutRows, candidate: Scored, champion: Scored, correlation: float
+    setting: Setting, rows: HoldoutRows, candidate: Scored, champion: Scored, whole: Effect
 ) -> list[dict[str, Any]]:
-    """Every slice with its effect; it fails where the candidate is surely more than `max_slice_loss` worse.
+    """Every slice: its effect, what is to be expected of it, and the calibration gaps of both models.
 
-    Its blocks are as alike as those of all rows, whose `correlation` is better known. Family-wise over all slices
-    (Holm), so that asking about twenty slices does not refuse every candidate.
+    Its blocks are as alike as those of all rows, whose correlation is better known. Slices of one column are compared
+    with each other. What cannot be `tested` has neither an effect nor gaps.
     """
-    gate = setting.gate
-    masks = [(name, str(value), column == value) for name, column in rows.slices.items() for value in np.unique(column)]
-    eligible = [m for _, _, m in masks if m.sum() >= gate.min_slice_rows and _enough(setting, rows, m)]
-    resamples = max(gate.resamples, math.ceil(_TAIL_RESAMPLES * len(eligible) / (1 - gate.confidence)))
-    table: list[dict[str, Any]] = []
-    for name, value, mask in masks:
-        row: dict[str, Any] = {"column": name, "value": value, "rows": int(mask.sum()), "tested": False}
-        if any(mask is m for m in eligible):
-            effect = compare_rows(
-                setting, rows, candidate, champion, mask=mask, correlation=correlation, resamples=resamples
+    return [
+        row for column in rows.slices for row in _column_table(setting, rows, candidate, champion, whole, column=column)
+    ]
+
+
+def check_slices(gate: Gate, table: list[dict[str, Any]]) -> Iterator[Reason]:
+    """What stands against a candidate: slices on which it loses too much, protected ones on which it is off."""
+    for row in table:
+        name = f"{row['column']} = {row['value']}"
+        if row["failed"]:
+            yield (
+                "slice-worse",
+                (
+                    f"{name}: expected to be worse by {-row['expected']:.5f} {gate.metric} (measured"
+                    f" {-row['effect']:.5f} on {row['rows']} rows), by more than {gate.max_slice_loss} at a chance of"
+                    f" {row['chance_of_loss']:.0%}"
+                ),
             )
-            p = effect.p_worse_than(gate.max_slice_loss)
-            row |= {"tested": True, "effect": effect.value, "low": effect.low, "high": effect.high, "p": p}
-        table.append(row)
-    tested = [row for row in table if row["tested"]]
-    for row, p in zip(tested, holm([row["p"] for row in tested]), strict=True):
-        row |= {"p_adjusted": p, "failed": p <= 1 - gate.confidence}
-    return table
+        if row["column"] in gate.protected and row["tested"] and _is_unfair(gate, row):
+            yield (
+                "protected-slice-miscalibrated",
+                (
+                    f"{name} is protected: a calibration gap of {row['calibration_gap']:.4f}, above"
+                    f" {gate.max_calibration_gap} and above the champion's {row['champion_calibration_gap']:.4f}"
+                ),
+            )
+
+
+def doubt_slices(gate: Gate, table: list[dict[str, Any]]) -> Iterator[Reason]:
+    """Why a candidate that no slice stands against is not promoted yet."""
+    doubtful = [row for row in table if row["tested"] and row["chance_of_loss"] > gate.max_loss_chance]
+    if doubtful:
+        worst = max(doubtful, key=lambda row: row["chance_of_loss"])
+        yield (
+            "slice-in-doubt",
+            (
+                f"{worst['column']} = {worst['value']}: the chance that it is worse there by more than"
+                f" {gate.max_slice_loss} {gate.metric} is {worst['chance_of_loss']:.0%}, {gate.max_loss_chance:.0%} is"
+                " allowed"
+            ),
+        )
+
+
+def find_untested(gate: Gate, table: list[dict[str, Any]]) -> list[str]:
+    """The protected slices of which nobody can tell: a person has to."""
+    protected = (row for row in table if row["column"] in gate.protected and not row["tested"])
+    return [f"{row['column']} = {row['value']} ({row['rows']} rows)" for row in protected]
 
 
 def compare_rows(
@@ -49,7 +86,6 @@ def compare_rows(
     *,
     mask: NDArray[np.bool_],
     correlation: float | None,
-    resamples: int,
 ) -> Effect:
     """How much better the candidate is than the champion on the rows of a mask [n]."""
     return compare(
@@ -60,9 +96,38 @@ def compare_rows(
         block=rows.block(setting.block)[mask],
         correlation=correlation,
         confidence=setting.gate.confidence,
-        resamples=resamples,
+        resamples=setting.gate.resamples,
         seed=setting.seed,
     )
+
+
+def _column_table(
+    setting: Setting, rows: HoldoutRows, candidate: Scored, champion: Scored, whole: Effect, *, column: str
+) -> list[dict[str, Any]]:
+    table, effects = [], []
+    for value in np.unique(rows.slices[column]):
+        mask = rows.slices[column] == value
+        row: dict[str, Any] = {"column": column, "value": str(value), "rows": int(mask.sum()), "tested": False}
+        if mask.sum() >= setting.gate.min_slice_rows and _enough(setting, rows, mask):
+            effect = compare_rows(setting, rows, candidate, champion, mask=mask, correlation=whole.correlation)
+            effects.append(effect)
+            gaps = (abs(float(one.scores[mask].mean() - rows.label[mask].mean())) for one in (candidate, champion))
+            row |= {"tested": True, "effect": effect.value, "low": effect.low, "high": effect.high}
+            row |= dict(zip(("calibration_gap", "champion_calibration_gap"), gaps, strict=True))
+        table.append({**row, "failed": False})
+    expected = expect_parts(
+        [MeasuredEffect(effect.value, effect.standard_error) for effect in effects],
+        MeasuredEffect(whole.value, whole.standard_error),
+        loss=setting.gate.max_slice_loss,
+        freedom=[effect.blocks - 1 for effect in effects],
+    )
+    for row, one in zip((row for row in table if row["tested"]), expected, strict=True):
+        row |= {"expected": one.mean, "chance_of_loss": one.chance_of_loss, "failed": one.chance_of_loss > _LIKELY}
+    return table
+
+
+def _is_unfair(gate: Gate, row: Mapping[str, Any]) -> bool:
+    return bool(row["calibration_gap"] > max(gate.max_calibration_gap, row["champion_calibration_gap"]))
 
 
 def _enough(setting: Setting, rows: HoldoutRows, mask: NDArray[np.bool_]) -> bool:

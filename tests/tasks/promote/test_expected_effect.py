@@ -2,10 +2,10 @@ import math
 
 import numpy as np
 import pytest
-from scipy.integrate import dblquad
+from scipy.integrate import dblquad, quad
 from scipy.stats import t
 
-from tasks.promote.expected_effect import FEWEST_EFFECTS, MeasuredEffect, expect_effect
+from tasks.promote.expected_effect import FEWEST_EFFECTS, MeasuredEffect, expect_effect, expect_parts
 
 
 def test_it_is_what_integrating_over_mean_and_spread_gives() -> None:
@@ -75,3 +75,55 @@ def test_the_chance_of_a_loss_is_as_often_a_loss() -> None:
 def test_an_effect_without_an_error_is_what_it_is() -> None:
     assert expect_effect(MeasuredEffect(0.0, 0.0), [], loss=0.0005, freedom=13).chance_of_loss == 0.0
     assert expect_effect(MeasuredEffect(-1.0, 0.0), [], loss=0.0005, freedom=13).chance_of_loss == 1.0
+
+
+def test_parts_are_what_integrating_over_their_spread_gives() -> None:
+    parts = [MeasuredEffect(v, e) for v, e in ((0.004, 0.002), (-0.02, 0.01), (0.008, 0.003), (0.001, 0.006))]
+    whole, freedom = MeasuredEffect(0.003, 0.0), [13, 13, 12, 9]
+
+    odd = 10 * 0.01  # ten losses, one in twenty
+
+    def likely(part: MeasuredEffect, width: float) -> float:
+        variance = part.error**2 + width**2
+        return math.exp(-0.5 * (part.value - whole.value) ** 2 / variance) / math.sqrt(variance * 1e6)
+
+    def mixed(part: MeasuredEffect, spread: float) -> list[float]:
+        return [0.95 * likely(part, spread), 0.05 * likely(part, math.hypot(spread, odd))]
+
+    def likelihood(spread: float) -> float:
+        return math.prod(sum(mixed(part, spread)) for part in parts)
+
+    def weighed(spread: float, place: int) -> float:
+        part, widths = parts[place], (spread, math.hypot(spread, odd))
+        shares = [width**2 / (width**2 + part.error**2) for width in widths]
+        among = mixed(part, spread)
+        share = sum(a * b for a, b in zip(among, shares, strict=True)) / sum(among)
+        return likelihood(spread) * (whole.value + share * (part.value - whole.value))
+
+    apart = np.array([p.value - whole.value for p in parts])
+    widest = 3 * (np.sqrt((apart**2).mean()) + np.median([p.error for p in parts]))
+    total, _ = quad(likelihood, 0, widest)
+    found = expect_parts(parts, whole, loss=0.01, freedom=freedom)
+    for place, part in enumerate(found):
+        assert part.mean == pytest.approx(quad(weighed, 0, widest, args=(place,))[0] / total, rel=0.01)
+
+
+def test_what_a_part_seems_to_lose_is_drawn_to_the_whole_unless_it_is_sure() -> None:
+    whole = MeasuredEffect(0.004, 0.001)
+    alike = [MeasuredEffect(0.004 + 0.0005 * n, 0.004) for n in range(-3, 4)]
+    doubtful, sure = MeasuredEffect(-0.02, 0.012), MeasuredEffect(-0.02, 0.001)
+    freedom = [13] * 8
+    *_, drawn = expect_parts([*alike, doubtful], whole, loss=0.01, freedom=freedom)
+    *_, kept = expect_parts([*alike, sure], whole, loss=0.01, freedom=freedom)
+    assert -0.01 < drawn.mean < 0.004
+    assert drawn.chance_of_loss < 0.3
+    assert kept.mean == pytest.approx(-0.02, rel=0.05)
+    assert kept.chance_of_loss > 0.99
+
+
+def test_parts_on_which_both_answer_the_same_lose_nothing() -> None:
+    for parts in ([MeasuredEffect(0.0, 0.0)] * 3, [MeasuredEffect(0.0, 0.0), MeasuredEffect(-0.03, 0.001)]):
+        same, *_ = expect_parts(parts, MeasuredEffect(0.0, 0.0), loss=0.01, freedom=[13] * len(parts))
+        assert same.mean == pytest.approx(0.0, abs=1e-9)
+        assert same.chance_of_loss < 1e-6
+    assert expect_parts([], MeasuredEffect(0.0, 0.0), loss=0.01, freedom=[]) == []
