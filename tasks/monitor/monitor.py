@@ -22,13 +22,7 @@ from pipeline.handoffs import Drift
 from pipeline.partitions import Interval
 from pipeline.spec import UseCase
 from tasks import score
-from tasks.build_features import dataset
-from tasks.build_features.learnt_features import (
-    find_training_snapshot,
-    is_made_by,
-    load_learnt_definition,
-    load_learnt_points,
-)
+from tasks.build_features.learnt_features import load_learnt_definition, load_learnt_points
 from tasks.build_features.profile import TOGETHER
 from tasks.common.ledger import Champion, champion_at, find_birth, load_champions
 from tasks.monitor import decisions, drift, drift_report, performance, served
@@ -36,6 +30,7 @@ from tasks.monitor.expected_performance import find_expected_breaches
 from tasks.monitor.expected_windows import UnlabelledPartition, measure_expected
 from tasks.monitor.interval_quality import find_miscoverage
 from tasks.monitor.observed import Observed
+from tasks.monitor.past_points import WatchedModel, load_past_points
 from tasks.monitor.recalibration import find_latest_rollback, find_latest_switch, measure_champion
 from tasks.monitor.served_features import load_served_features, measure_served_drift
 from tasks.monitor.triage import make_decision
@@ -67,14 +62,6 @@ class UndecidedPartition:
     def as_of(self) -> datetime:
         """The data time of the decision."""
         return self.partition.end
-
-
-@dataclass(frozen=True, kw_only=True)
-class WatchedModel:
-    """What a model version learnt: the distributions of its training data, and the definition that made them."""
-
-    profile: dict[str, Any]
-    definition: FeatureSet
 
 
 def find_undecided(use_case: UseCase, outside: Outside) -> list[UndecidedPartition]:
@@ -138,6 +125,7 @@ def load_watched_model(use_case: UseCase, version: str, outside: Outside) -> Wat
         UncomputableFeatures: this code cannot compute its features any more.
     """
     model = WatchedModel(
+        version=version,
         profile=outside.registry.profile(use_case.name, version),
         definition=load_learnt_definition(use_case, version, outside),
     )
@@ -163,11 +151,15 @@ def examine_partition(
     expected = measure_expected(use_case, _as_unlabelled(undecided, model, points), outside)
     estimated = expected.newest
     judged = answers[0].performance if answers and answers[0].is_judged else performances[0].performance
+    history = decisions.load_decisions(use_case, outside)
+    snapshot = undecided.snapshot_version
+    past = load_past_points(use_case, undecided.partition, model, outside, snapshot_version=snapshot)
     observed = Observed(
         as_of=as_of,
         model_version=version,
         network_version=network,
         drifts=moved.drifts,
+        faults=tuple(past.find_faults(use_case, undecided.partition, points.drop_columns([drift.SCORE]), history)),
         together=profile.get(TOGETHER, 1),
         performance=judged,
         born_at=undecided.born_at,
@@ -180,7 +172,6 @@ def examine_partition(
         rolled_back_at=find_latest_rollback(use_case, as_of, outside),
         standing=find_standing(use_case, network, as_of, outside),
     )
-    reference = _load_training_window(use_case, undecided, definition, profile, outside)
     return decisions.Examination(
         partition=undecided.partition,
         snapshot_version=undecided.snapshot_version,
@@ -189,7 +180,9 @@ def examine_partition(
         served=answers,
         expected=expected,
         moved=moved,
-        report_uri=drift_report.publish_report(use_case, as_of, profile, (reference, moved.judged), outside),
+        report_uri=drift_report.publish_report(
+            use_case, as_of, profile, (past.training_window(), moved.judged), outside
+        ),
     )
 
 
@@ -271,25 +264,6 @@ def _served_points(
         partition=looked_at,
         as_of=undecided.as_of,
     )
-
-
-def _load_training_window(
-    use_case: UseCase,
-    undecided: UndecidedPartition,
-    definition: FeatureSet,
-    profile: dict[str, Any],
-    outside: Outside,
-) -> pa.Table:
-    """The points of the champion's training window, from the snapshot that was scored: not its fitted rows.
-
-    Of a champion that learnt another definition they are those that it was trained on.
-    """
-    start, last = (datetime.fromisoformat(profile[key]).astimezone(UTC) for key in ("start", "end"))
-    end = last + timedelta(microseconds=1)
-    snapshot = undecided.snapshot_version
-    if not is_made_by(definition, snapshot, use_case, outside):
-        snapshot = find_training_snapshot(use_case, undecided.champion.version, outside)
-    return dataset.load_points(snapshot, use_case, outside, start=start, end=end)
 
 
 def _count_new_labels(use_case: UseCase, since: datetime, as_of: datetime, outside: Outside) -> int:

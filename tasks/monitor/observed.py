@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
+from tasks.monitor.broken.signs import Fault
 from tasks.monitor.drift import FeatureDrift
 from tasks.monitor.performance_limits import Performance
 from tasks.promote.standing import StandingChallenger
@@ -86,6 +87,7 @@ class Observed:
     intercept: MeasuredIntercept | None = None  # None: it is not to be recalibrated, or cannot be
     rolled_back_at: datetime | None = None  # the latest rollback, in data time
     standing: StandingChallenger | None = None  # who was held against this network
+    faults: tuple[Fault, ...] = ()  # signs that a feed is broken, whatever its missing shares are
 
 
 @dataclass(frozen=True, kw_only=True)

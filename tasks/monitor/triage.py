@@ -49,9 +49,8 @@ def _because(decision: Decision, code: TriageCode, sentence: str) -> Decision:
 
 
 def _decide(observed: Observed, history: Sequence[OtherDecision], monitor: Monitor) -> Decision:
-    if broken := broken_features(observed.drifts):
-        sentence = f"broken feed: {_named(broken)} far emptier than in any week of training"
-        return _decision(Action.BLOCK, (TriageCode.BROKEN_FEED, sentence))
+    if broken := [*_broken(observed)]:
+        return _decision(Action.BLOCK, *broken)
     before = sorted((other for other in history if other.as_of < observed.as_of), key=lambda other: other.as_of)
     unknown = [*_unknown(observed, before)]
     if all(drift.status == DriftStatus.UNKNOWN for drift in observed.drifts):  # nothing, or too few rows, to decide by
@@ -74,6 +73,18 @@ def _decision(action: Action, *because: CodedReason) -> Decision:
         codes=tuple(dict.fromkeys(code for code, _ in because)),
         reasons=tuple(sentence for _, sentence in because),
     )
+
+
+def _broken(observed: Observed) -> Iterator[CodedReason]:
+    emptier = broken_features(observed.drifts)
+    if emptier:
+        sentence = f"broken feed: {_named(emptier)} far emptier than in any week of training"
+        yield TriageCode.BROKEN_FEED, sentence
+    others = [fault for fault in observed.faults if fault.feature not in emptier]
+    for fault in others[:_NAMED]:
+        yield TriageCode.BROKEN_FEED, f"broken feed: {fault.feature}: {fault.seen}"
+    if len(others) > _NAMED:
+        yield TriageCode.BROKEN_FEED, f"broken feed: {_named([fault.feature for fault in others[_NAMED:]])}, too"
 
 
 def broken_features(drifts: Sequence[FeatureDrift]) -> list[str]:

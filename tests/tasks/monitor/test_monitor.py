@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from adapters.connect import Outside
@@ -146,6 +147,26 @@ def test_a_broken_feed_pages_and_never_retrains(world: World, no_report: None, c
     world.score(13)
     assert decided(world) == ["ignore"]
     assert world.rows("alerts")[0]["resolved_at"] is not None
+
+
+def test_a_feature_that_is_stuck_blocks_by_name_and_the_next_week_is_judged_without_it(
+    world: World, no_report: None
+) -> None:
+    """None of its values is missing; and were this week taken for a healthy one, the next could be as it likes."""
+
+    def stuck(number: int) -> pa.Table:
+        table = points(week(number), seed=number)
+        return table.set_column(table.column_names.index("x3"), "x3", pa.array(np.full(table.num_rows, 0.5)))
+
+    world.score(10, stuck(10))
+    world.score(11)
+    world.score(12, stuck(12))
+    assert decided(world) == ["block", "ignore", "block"]
+    first, second, third = sorted(world.rows("decisions"), key=lambda row: row["as_of"])
+    assert first["reasons"] == ["broken feed: x3: 100% of it is 0.5, at most 0% before"]
+    assert first["evidence"]["codes"] == ["broken-feed"]
+    assert first["evidence"]["faults"] == third["evidence"]["faults"] != []
+    assert second["evidence"]["faults"] == []
 
 
 def test_the_same_weeks_with_the_feed_whole_retrain(world: World, no_report: None) -> None:

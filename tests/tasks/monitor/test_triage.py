@@ -11,6 +11,7 @@ import pytest
 from models.recalibration import FittedIntercept
 from pipeline.monitoring import Limit, Monitor
 from pipeline.spec import UseCase
+from tasks.monitor.broken.signs import Fault, Sign
 from tasks.monitor.drift import DriftMeasure, DriftStatus, FeatureDrift
 from tasks.monitor.observed import Action, Observed, OtherDecision, RetrainState, TriageCode
 from tasks.monitor.performance_limits import Performance, judge_performance
@@ -401,6 +402,17 @@ def test_judging_again_is_no_training_of_the_budget_and_no_refusal_of_the_breake
     assert make_decision(drifting, (past(1, breached=THREE), *looks), monitor).decision == Action.RETRAIN
     trained = [done(weeks, "refused") for weeks in (2, 3)]
     assert make_decision(drifting, (past(1, breached=THREE), *trained), monitor).decision == Action.ALERT
+
+
+def test_what_shows_signs_of_a_broken_feed_is_blocked_whatever_else_it_says_and_names_five(monitor: Monitor) -> None:
+    faults = tuple(Fault(feature=f"x{n}", sign=Sign.STUCK, seen="all of it is 0") for n in range(7))
+    drifting = observe(monitor, drifts=measured(THREE))
+    assert make_decision(drifting, (past(1, breached=THREE),), monitor).decision == Action.RETRAIN
+    decision = make_decision(replace(drifting, faults=faults), (past(1, breached=THREE),), monitor)
+    assert (decision.decision, decision.codes) == (Action.BLOCK, (TriageCode.BROKEN_FEED,))
+    assert decision.reasons[0] == "broken feed: x0: all of it is 0"
+    assert decision.reasons[5] == "broken feed: x5, x6, too"
+    assert len(decision.reasons) == 6
 
 
 def test_looks_that_share_a_partition_are_no_second_look(monitor: Monitor) -> None:

@@ -1,0 +1,77 @@
+"""Whether a feed is broken, from all signs together.
+
+A feature that is apart from the others says that it is broken where the others are not apart from each other: a change
+of the world moves features that go together, together.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from tasks.monitor.broken.columns import Columns, present
+from tasks.monitor.broken.relations import Relations, Strain
+from tasks.monitor.broken.signs import Fault, Sign, find_number_signs, find_text_signs, name_unit
+
+FEWEST_PARTITIONS = 6  # of fewer nobody can tell how far healthy ones differ
+MOST_PARTITIONS = 26  # older ones say little of today
+_FEWEST_ROWS = 500
+_APART = Strain(slope=2.5, level=6.5, scatter=5.0, emptier=2.5)
+_QUIET = 3.0  # the strain on all others, once those that are apart are left out
+_CONFINED = 2  # so many features may be apart; more are a change
+_ROWS_MOVED = 1.5  # times as far as in any partition of the past
+
+
+def find_faults(past: Sequence[Columns], now: Columns) -> list[Fault]:
+    """What is broken in a partition, by healthy ones of the past, oldest first. None: nothing, or nobody can tell."""
+    past = [columns for columns in past if columns.rows >= _FEWEST_ROWS][-MOST_PARTITIONS:]
+    if len(past) < FEWEST_PARTITIONS or now.rows < _FEWEST_ROWS:
+        return []
+    names = [name for name in now.numbers if all(name in columns.numbers for columns in past)]
+    texts = [name for name in now.texts if all(name in columns.texts for columns in past)]
+    faults = [fault for name in names for fault in find_number_signs(name, past, now)]
+    faults += [fault for name in texts for fault in find_text_signs(name, past, now)]
+    return [*faults, *_find_apart(past, now, known={fault.feature for fault in faults})]
+
+
+def _find_apart(past: Sequence[Columns], now: Columns, known: set[str]) -> list[Fault]:
+    """Features that are apart from the others, without those that are known to be broken: these tell nothing."""
+    relations, moved = Relations(past), _has_moved(past, now)
+    apart: dict[str, Strain] = {}
+    while len(apart) <= _CONFINED:
+        strains = relations.measure(now, (*sorted(known), *apart))
+        name = max(strains, key=lambda each: _excess(strains[each], moved=moved), default=None)
+        if name is None:
+            return []
+        if _excess(strains[name], moved=moved) < 1:
+            is_quiet = max(strain.most for strain in strains.values()) < _QUIET
+            return [_describe(name, strain, past, now) for name, strain in apart.items()] if is_quiet else []
+        apart[name] = strains[name]
+    return []
+
+
+def _excess(strain: Strain, *, moved: bool) -> float:
+    """As a multiple of what is apart. Where there are more or fewer rows than ever, levels and slopes follow."""
+    follows = 0.0 if moved else max(strain.slope / _APART.slope, strain.level / _APART.level)
+    return max(follows, strain.scatter / _APART.scatter, strain.emptier / _APART.emptier)
+
+
+def _has_moved(past: Sequence[Columns], now: Columns) -> bool:
+    rows = np.log([columns.partition_rows for columns in past])
+    usual = float(np.median(rows))
+    return bool(abs(np.log(now.partition_rows) - usual) > _ROWS_MOVED * np.abs(rows - usual).max())
+
+
+def _describe(name: str, strain: Strain, past: Sequence[Columns], now: Columns) -> Fault:
+    unit = ""
+    if name in now.numbers:
+        blocks = [present(columns.numbers[name]) for columns in past]
+        unit = name_unit(blocks, present(now.numbers[name])) or ""
+    shown = {
+        "rises otherwise with them": strain.slope,
+        "lies elsewhere": strain.level,
+        "scatters": strain.scatter,
+        "is missing oftener": strain.emptier,
+    }
+    how = max(shown, key=lambda each: shown[each])
+    seen = f"it no longer goes with the other features: it {how} {shown[how]:.1f} times as far as ever before"
+    return Fault(feature=name, sign=Sign.APART, seen=f"{seen}; it {unit}" if unit else seen)

@@ -1,0 +1,235 @@
+"""What one feature shows by itself: each measure beside what it was in each partition of the past."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tasks.monitor.broken.columns import Columns, Floats, Scale, Texts, join, logit, present
+
+_FEWEST = 200  # values of a partition by which anything is said
+_FAR = 2.2  # on the logit scale: nine times the odds of the worst partition
+_MOST = 0.5
+_FEW = 0.05
+_FAR_OFF = 3.0
+_EMPTIER = 1.5
+_STUCK = 0.7
+_REPEATED = 0.9
+_UNITS: Mapping[str, tuple[float, float]] = {  # what it looks like -> factor and summand that undo it
+    "degrees Celsius in place of Fahrenheit": (1.8, 32.0),
+    "degrees Fahrenheit in place of Celsius": (1 / 1.8, -32 / 1.8),
+    **{f"{n:g} times as large": (1 / n, 0.0) for n in (10, 24, 25.4, 60, 100, 1000, 3600)},
+    **{f"{n:g} times too small": (n, 0.0) for n in (10, 24, 25.4, 60, 100, 1000, 3600)},
+}
+_EXPLAINED, _BETTER = 9.0, 20.0  # squared distances, in steps from partition to partition
+_RECENT = 3
+
+
+class Sign(StrEnum):
+    """What no change of the world does to a feature."""
+
+    STUCK = "stuck"
+    NEW_VALUES = "new-values"
+    FAR = "far"
+    REPEATED = "repeated"
+    DOUBLED = "doubled"
+    EMPTIER = "emptier"
+    APART = "apart"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """A sign of one feature, and in words what was seen."""
+
+    feature: str
+    sign: Sign
+    seen: str
+
+
+@dataclass(frozen=True)
+class NumberPast:
+    """A number in the partitions of the past, oldest first: values that are there [values] of each."""
+
+    blocks: Sequence[Floats]
+
+    @cached_property
+    def scale(self) -> Scale:
+        """By all of them."""
+        return Scale.of(join(self.blocks))
+
+    @cached_property
+    def _levels(self) -> Floats:
+        """Mean and log spread of the normal scores of each [blocks, 2]."""
+        return np.array([self._level(block) for block in self.blocks])
+
+    @cached_property
+    def _steps(self) -> Floats:
+        """How far these go from one partition to the next [2]."""
+        steps = np.diff(self._levels, axis=0)
+        least: Floats = np.array([0.03, 0.05])
+        far: Floats = np.maximum(np.maximum(np.sqrt((steps**2).mean(0)), np.abs(steps).max(0) / 2), least)
+        return far
+
+    @property
+    def values(self) -> Floats:
+        """Every one that was there, each once, in order."""
+        return self._seen[0]
+
+    @cached_property
+    def _seen(self) -> tuple[Floats, NDArray[np.intp]]:
+        """Every value, and in how many of the partitions."""
+        values, counts = np.unique(np.concatenate([np.unique(block) for block in self.blocks]), return_counts=True)
+        return values, counts
+
+    @cached_property
+    def new_share(self) -> float:
+        """The largest share of a partition's values that no other one has."""
+        values, counts = self._seen
+        return max(float((counts[np.searchsorted(values, block)] == 1).mean()) for block in self.blocks)
+
+    @cached_property
+    def common_share(self) -> float:
+        """The largest share of a partition's values that one of them has."""
+        return max(_most_common(block)[1] for block in self.blocks)
+
+    @cached_property
+    def repeated_share(self) -> float:
+        """The largest share of a partition's values that the one before has."""
+        return max(float(np.isin(b, a).mean()) for a, b in zip(self.blocks[:-1], self.blocks[1:], strict=True))
+
+    def count_new(self, values: Floats) -> float:
+        """The share of values that lie among those of the past, and are none of them."""
+        return float(self.are_new(values).mean())
+
+    def are_new(self, values: Floats) -> NDArray[np.bool_]:
+        """Which values [n] lie among those of the past, and are none of them; beyond them is where a change leads."""
+        inside = (values > self.values[0]) & (values < self.values[-1])
+        new: NDArray[np.bool_] = inside & ~np.isin(values, self.values)
+        return new
+
+    def far_share(self, values: Floats) -> float:
+        """The share of values beyond those of the past by `_FAR_OFF` times their span, or span of magnitudes."""
+        least, most = self.values[0], self.values[-1]
+        span = max(most - least, abs(most) * 1e-6, 1e-12)
+        off = np.maximum(values - most, least - values) / span
+        if least > 0:
+            orders = max(np.log(most / least), 0.05)
+            there = np.maximum(values, 1e-300)
+            off = np.maximum(off, np.maximum(np.log(there / most), np.log(least / there)) / orders)
+        return float((off > _FAR_OFF).mean())
+
+    def moved(self, values: Floats) -> float:
+        """How far from the nearest of the latest partitions, in steps, squared."""
+        apart = (self._level(values) - self._levels[-_RECENT:]) / self._steps
+        return float((apart**2).sum(1).min())
+
+    def _level(self, values: Floats) -> Floats:
+        scores = self.scale.scores(values)
+        return np.array([scores.mean(), np.log(scores.std() + 0.05)])
+
+
+def find_number_signs(name: str, past: Sequence[Columns], now: Columns) -> Iterator[Fault]:
+    """What a number shows, beside partitions of the past, oldest first."""
+    yield from _find_emptier(name, past, now)
+    blocks = [values for columns in past if len(values := present(columns.numbers[name])) >= _FEWEST]
+    values = present(now.numbers[name])
+    if len(blocks) < len(past) or len(values) < _FEWEST:
+        return
+    known = NumberPast(blocks)
+    new, worst = known.count_new(values), known.new_share
+    common, share = _most_common(values)
+    was = max(float((block == common).mean()) for block in blocks)
+    if share > _STUCK and logit(share) - logit(was) > _FAR:
+        yield Fault(feature=name, sign=Sign.STUCK, seen=f"{share:.0%} of it is {common:g}, at most {was:.0%} before")
+    elif new > _MOST and logit(new) - logit(worst) > _FAR:
+        seen = f"{new:.0%} of its values never were before, as {_most_new(values, known):g}; at most {worst:.0%} before"
+        yield Fault(feature=name, sign=Sign.NEW_VALUES, seen=seen)
+    elif worst < _FEW and (often := _share_of_newest(values, known)) > 2 * _FEW:
+        seen = f"{often:.0%} of it is {_most_new(values, known):g}, which never was before"
+        yield Fault(feature=name, sign=Sign.NEW_VALUES, seen=seen)
+    elif share > 3 * max(known.common_share, _FEW) and logit(share) - logit(was) > _FAR:
+        yield Fault(feature=name, sign=Sign.STUCK, seen=f"{share:.0%} of it is {common:g}, at most {was:.0%} before")
+    elif (far := known.far_share(values)) > _REPEATED:
+        seen = f"{far:.0%} of it lies farther than ever by {_FAR_OFF:g} times all that it spanned before"
+        yield Fault(feature=name, sign=Sign.FAR, seen=seen)
+    if (repeats := float(np.isin(values, blocks[-1]).mean())) > _REPEATED and (
+        logit(repeats) - logit(known.repeated_share) > _FAR
+    ):
+        seen = f"{repeats:.0%} of its values are those of the partition before, at most {known.repeated_share:.0%} else"
+        yield Fault(feature=name, sign=Sign.REPEATED, seen=seen)
+    if _is_doubled(known, values):
+        yield Fault(feature=name, sign=Sign.DOUBLED, seen="every value is even, which never was before")
+
+
+def find_text_signs(name: str, past: Sequence[Columns], now: Columns) -> Iterator[Fault]:
+    """What a text shows, likewise."""
+    yield from _find_emptier(name, past, now)
+    blocks = [[value for value in columns.texts[name] if value is not None] for columns in past]
+    values = [value for value in now.texts[name] if value is not None]
+    if min(map(len, blocks)) < _FEWEST or len(values) < _FEWEST:
+        return
+    known = {value for block in blocks for value in block}
+    new = [value for value in values if value not in known]
+    alike = {_simplify(value) for value in known}
+    written = [value for value in new if _simplify(value) in alike]
+    common, share = _most_common(np.array(values, np.object_))
+    was = max(block.count(common) / len(block) for block in blocks)
+    if len(new) > _MOST * len(values):
+        seen = f"{len(new) / len(values):.0%} of its values never were before, as {new[0]!r}"
+        yield Fault(feature=name, sign=Sign.NEW_VALUES, seen=seen)
+    elif len(written) > 0.02 * len(values):
+        seen = f"{len(written) / len(values):.0%} of its values are known ones written otherwise, as {written[0]!r}"
+        yield Fault(feature=name, sign=Sign.NEW_VALUES, seen=seen)
+    elif share > _REPEATED and logit(share) - logit(was) > _FAR:
+        yield Fault(feature=name, sign=Sign.STUCK, seen=f"{share:.0%} of it is {common!r}, at most {was:.0%} before")
+
+
+def _find_emptier(name: str, past: Sequence[Columns], now: Columns) -> Iterator[Fault]:
+    share, worst = float(now.missing(name).mean()), max(float(columns.missing(name).mean()) for columns in past)
+    if share - worst > 0.1 and logit(share) - logit(worst) > _EMPTIER:
+        yield Fault(feature=name, sign=Sign.EMPTIER, seen=f"{share:.0%} of it is missing, at most {worst:.0%} before")
+
+
+def _most_common(values: Floats | Texts) -> tuple[float, float]:
+    different, counts = np.unique(values, return_counts=True)
+    place = counts.argmax()
+    return different[place], float(counts[place] / len(values))
+
+
+def _most_new(values: Floats, known: NumberPast) -> float:
+    return _most_common(values[known.are_new(values)])[0]
+
+
+def _share_of_newest(values: Floats, known: NumberPast) -> float:
+    new = values[known.are_new(values)]
+    return _most_common(new)[1] * len(new) / len(values) if len(new) else 0.0
+
+
+def name_unit(blocks: Sequence[Floats], values: Floats) -> str | None:
+    """What unit values look like in place of that of the past: where undoing it explains all of how far they moved."""
+    if min(map(len, [*blocks, values])) < _FEWEST:
+        return None
+    known = NumberPast(blocks)
+    moved = known.moved(values)
+    name, rest = min(((name, known.moved(values * a + b)) for name, (a, b) in _UNITS.items()), key=lambda one: one[1])
+    if rest >= _EXPLAINED or moved - rest <= _BETTER:
+        return None
+    return f"looks {name}" if "times" in name else f"looks like {name}"
+
+
+def _is_doubled(known: NumberPast, values: Floats) -> bool:
+    """A whole number that was odd as often as not, and never is now."""
+    if not all((block == np.round(block)).all() for block in known.blocks) or not (values == np.round(values)).all():
+        return False
+    odd = min(float((block % 2 == 1).mean()) for block in known.blocks)
+    return odd > 0.15 and float((values % 2 == 1).mean()) < 0.02 and known.moved(values / 2) < known.moved(values)
+
+
+def _simplify(value: str) -> str:
+    """A text without what writers differ in: case, blanks, punctuation, leading zeros, decimals that say nothing."""
+    simple = re.sub(r"[\W_]", "", re.sub(r"\.0+$", "", value.strip().casefold()))
+    return simple.lstrip("0") or simple

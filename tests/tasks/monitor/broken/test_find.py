@@ -1,0 +1,196 @@
+"""Each fault of a feed is seen, and its twin is not: partitions as they are, and changes of the world."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from tasks.monitor.broken.columns import ROWS, Columns, read_columns
+from tasks.monitor.broken.find import FEWEST_PARTITIONS, find_faults
+from tasks.monitor.broken.relations import Relations
+from tasks.monitor.broken.signs import Sign
+
+START = datetime(2013, 1, 7, tzinfo=UTC)
+WEEK = timedelta(days=7)
+CARRIERS = ("UA", "AA", "B6", "DL")
+
+
+def draw_week(number: int, rows: int = 2000, *, delay: float = 1.0, share: float = 1.0) -> pa.Table:
+    """A week of flights: distances and their minutes, temperatures in steps, delays that tell of each other, counts.
+
+    `delay` multiplies all delays, `share` thins the flights: the world changes. Weeks differ in weather and delays.
+    """
+    rng = np.random.default_rng(1000 + number)
+    rows = int(rows * share)
+    seconds = np.sort(rng.uniform(0, WEEK.total_seconds(), rows))
+    times = [START + number * WEEK + timedelta(seconds=int(second)) for second in seconds]
+    warmth, trouble = rng.normal(0, 2), delay * rng.lognormal(0, 0.2)
+    carrier = rng.choice(CARRIERS, rows, p=[0.4, 0.3, 0.2, 0.1])
+    miles = np.array([200, 700, 1100, 2400])[rng.integers(0, 4, rows)] + 10 * rng.integers(0, 5, rows)
+    hour = seconds % 86400 / 3600
+    temperature = 50 + warmth + 8 * np.sin((hour - 9) / 24 * 2 * np.pi) + rng.normal(0, 3, rows)
+    queue = trouble * rng.gamma(2, 6, rows)
+    count = rng.poisson(9 * share, rows)
+    return pa.table(
+        {
+            "prediction_time": pa.array(times, pa.timestamp("us", "UTC")),
+            "carrier": pa.array(carrier),
+            "miles": miles.astype(np.float64),
+            "minutes": (miles / 8 + rng.normal(30, 6, rows)).round(),
+            "temperature": np.round(temperature / 1.8) * 1.8,
+            "dewpoint": np.round((temperature - rng.gamma(2, 3, rows)) / 1.8) * 1.8,
+            "queue": queue,
+            "delay": np.where(rng.random(rows) < 0.05, np.nan, queue * rng.lognormal(0, 0.3, rows)),
+            "flights": count.astype(np.float64),
+            "seats": rng.choice([50.0, 100.0, 180.0], rows),
+        }
+    )
+
+
+PAST = [read_columns(draw_week(number)) for number in range(10)]
+NOW = read_columns(draw_week(10))
+RNG = np.random.default_rng(5)
+
+
+def changed(name: str, values: object) -> Columns:
+    if name in NOW.numbers:
+        return replace(NOW, numbers={**NOW.numbers, name: np.asarray(values, np.float64)})
+    return replace(NOW, texts={**NOW.texts, name: np.asarray(values, np.object_)})
+
+
+def seen(now: Columns) -> set[tuple[str, Sign]]:
+    return {(fault.feature, fault.sign) for fault in find_faults(PAST, now)}
+
+
+def swapped() -> Columns:
+    numbers = {**NOW.numbers, "miles": NOW.numbers["seats"], "seats": NOW.numbers["miles"]}
+    return replace(NOW, numbers=numbers)
+
+
+def some(share: float, values: np.ndarray, then: float) -> np.ndarray:
+    return np.where(RNG.random(len(values)) < share, then, values)
+
+
+FAULTS: dict[str, tuple[Callable[[], Columns], set[tuple[str, Sign]]]] = {
+    "one value again and again": (
+        lambda: changed("queue", np.full(NOW.rows, NOW.numbers["queue"][0])), {("queue", Sign.STUCK)},
+    ),
+    "one carrier again and again": (
+        lambda: changed("carrier", np.full(NOW.rows, "UA", np.object_)), {("carrier", Sign.STUCK)},
+    ),
+    "Celsius": (
+        lambda: changed("temperature", (NOW.numbers["temperature"] - 32) / 1.8), {("temperature", Sign.APART)},
+    ),
+    "metres a second between steps": (
+        lambda: changed("miles", NOW.numbers["miles"] * 0.9), {("miles", Sign.NEW_VALUES)},
+    ),
+    "hours in place of minutes": (lambda: changed("queue", NOW.numbers["queue"] / 60), {("queue", Sign.APART)}),
+    "counted twice": (lambda: changed("flights", NOW.numbers["flights"] * 2), {("flights", Sign.DOUBLED)}),
+    "ten thousand times": (lambda: changed("delay", NOW.numbers["delay"] * 1e4), {("delay", Sign.FAR)}),
+    "a millionth": (lambda: changed("minutes", NOW.numbers["minutes"] / 1e6), {("minutes", Sign.FAR)}),
+    "last week's": (lambda: changed("queue", PAST[-1].numbers["queue"]), {("queue", Sign.REPEATED)}),
+    "half a week late": (lambda: changed("minutes", np.roll(NOW.numbers["minutes"], 1000)), {("minutes", Sign.APART)}),
+    "a quarter lost": (lambda: changed("delay", some(0.25, NOW.numbers["delay"], np.nan)), {("delay", Sign.EMPTIER)}),
+    "-999 for what is not known": (
+        lambda: changed("delay", some(0.25, NOW.numbers["delay"], -999)), {("delay", Sign.STUCK)},
+    ),
+    "columns mistaken": (swapped, {("miles", Sign.STUCK), ("seats", Sign.APART)}),
+    "lower case": (
+        lambda: changed("carrier", [value.lower() for value in NOW.texts["carrier"]]), {("carrier", Sign.NEW_VALUES)},
+    ),
+    "some in lower case": (
+        lambda: changed("carrier", [v.lower() if n % 20 == 0 else v for n, v in enumerate(NOW.texts["carrier"])]),
+        {("carrier", Sign.NEW_VALUES)},
+    ),
+}  # fmt: skip
+
+
+MATES = {"Celsius": {"dewpoint"}, "hours in place of minutes": {"delay"}}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_is_seen_at_the_feature_that_has_it(name: str) -> None:
+    make, expected = FAULTS[name]
+    found = seen(make())
+    mates = MATES.get(name, set())  # of two that only tell each other nobody can tell which one is wrong
+    assert {feature for feature, _ in found} - mates == {feature for feature, _ in expected}
+    assert expected <= found
+
+
+def test_partitions_as_they_are_show_nothing() -> None:
+    for number in range(10, 30):
+        assert find_faults(PAST, read_columns(draw_week(number))) == [], number
+
+
+@pytest.mark.parametrize("delay", [0.4, 0.6, 1.8, 3.0])
+def test_delays_that_grow_or_fade_together_are_a_change(delay: float) -> None:
+    assert find_faults(PAST, read_columns(draw_week(11, delay=delay))) == []
+
+
+@pytest.mark.parametrize("share", [0.7, 0.4])
+def test_fewer_flights_than_ever_are_a_change(share: float) -> None:
+    assert find_faults(PAST, read_columns(draw_week(11, share=share))) == []
+
+
+def test_another_carrier_or_one_that_is_gone_is_a_change() -> None:
+    carriers = NOW.texts["carrier"]
+    another = changed("carrier", np.where(RNG.random(NOW.rows) < 0.3, "ZZ", carriers))
+    gone = changed("carrier", np.where(carriers == "UA", "AA", carriers))
+    assert find_faults(PAST, another) == []
+    assert find_faults(PAST, gone) == []
+
+
+def test_what_is_told_of_a_unit_names_it() -> None:
+    of = {
+        (name, fault.feature): fault.seen
+        for name in ("Celsius", "hours in place of minutes")
+        for fault in find_faults(PAST, FAULTS[name][0]())
+    }
+    assert "it looks like degrees Celsius in place of Fahrenheit" in of["Celsius", "temperature"]
+    assert "it looks 60 times too small" in of["hours in place of minutes", "queue"]
+    assert "looks" not in of["hours in place of minutes", "delay"]
+
+
+def test_too_few_partitions_or_rows_say_nothing() -> None:
+    stuck = FAULTS["one value again and again"][0]()
+    assert find_faults(PAST[: FEWEST_PARTITIONS - 1], stuck) == []
+    assert find_faults(PAST[:FEWEST_PARTITIONS], stuck) != []
+    few = read_columns(draw_week(10, rows=450))
+    assert find_faults(PAST, replace(few, numbers={**few.numbers, "queue": np.ones(few.rows)})) == []
+
+
+def test_a_feature_that_is_nowhere_or_the_same_in_all_the_past_breaks_nothing() -> None:
+    def with_odd(columns: Columns) -> Columns:
+        odd = {"empty": np.full(columns.rows, np.nan), "constant": np.ones(columns.rows)}
+        texts = {**columns.texts, "none": np.full(columns.rows, None, np.object_)}
+        return replace(columns, numbers={**columns.numbers, **odd}, texts=texts)
+
+    past = [with_odd(columns) for columns in PAST]
+    assert find_faults(past, with_odd(NOW)) == []
+    appeared = with_odd(NOW)
+    assert find_faults(past, replace(appeared, numbers={**appeared.numbers, "empty": np.ones(NOW.rows)})) == []
+
+
+def test_what_is_left_out_neither_tells_nor_is_told() -> None:
+    relations = Relations(PAST)
+    late = FAULTS["half a week late"][0]()
+    strains = relations.measure(late)
+    assert strains["minutes"].slope > 5
+    assert strains["miles"].slope > 2, "told by what is late, it seems to be off itself"
+    without = relations.measure(late, ("minutes",))
+    assert "minutes" not in without
+    assert max(strain.most for strain in without.values()) < 3
+
+
+def test_columns_are_read_evenly_and_what_is_no_number_is_missing() -> None:
+    table = draw_week(3, rows=3 * ROWS)
+    spoiled = table["queue"].to_numpy().copy()
+    spoiled[0] = np.inf
+    columns = read_columns(table.set_column(table.column_names.index("queue"), "queue", pa.array(spoiled)))
+    assert (columns.rows, columns.partition_rows) == (ROWS, 3 * ROWS)
+    assert columns.missing("queue")[0]
+    assert not columns.missing("carrier").any()
+    assert set(columns.numbers) | set(columns.texts) == set(table.column_names) - {"prediction_time"}
