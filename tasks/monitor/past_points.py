@@ -46,14 +46,17 @@ class PastPoints:
     def find_faults(
         self, use_case: UseCase, partition: Interval, points: pa.Table, history: Sequence[OtherDecision]
     ) -> list[Fault]:
-        """What is broken in the points of a partition, beside the earlier partitions that nobody blocked."""
+        """What is broken in the points of a partition, beside the earlier partitions that nobody blocked.
+
+        Who trains on partitions that were blocked takes them for healthy: a change that lasts is left behind that way.
+        """
         blocked = {decision.as_of for decision in history if decision.decision == Action.BLOCK}
         if self.table.num_rows == 0 or self.begin >= partition.start:
             return []
         earlier = [
             one
             for one in use_case.grid.covering(Interval(self.begin, partition.start))
-            if one.end not in blocked and one.end <= partition.start
+            if one.end <= partition.start and (one.end not in blocked or one.end <= self.learnt_until)
         ]
         past = [self._between(one.start, one.end) for one in earlier[-MOST_PARTITIONS:]]
         return find_faults([read_columns(table) for table in past if table.num_rows], read_columns(points))

@@ -12,7 +12,7 @@ from tasks.monitor.broken.columns import Columns, present
 from tasks.monitor.broken.relations import Relations, Strain
 from tasks.monitor.broken.signs import Fault, Sign, find_number_signs, find_text_signs, name_unit
 
-FEWEST_PARTITIONS = 6  # of fewer nobody can tell how far healthy ones differ
+FEWEST_PARTITIONS = 8  # of fewer nobody can tell how far healthy ones differ
 MOST_PARTITIONS = 26  # older ones say little of today
 _FEWEST_ROWS = 500
 _APART = Strain(slope=2.5, level=6.5, scatter=5.0, emptier=2.5)
@@ -37,14 +37,18 @@ def _find_apart(past: Sequence[Columns], now: Columns, known: set[str]) -> list[
     """Features that are apart from the others, without those that are known to be broken: these tell nothing."""
     relations, moved = Relations(past), _has_moved(past, now)
     apart: dict[str, Strain] = {}
+    at_first: dict[str, Strain] = {}
     while len(apart) <= _CONFINED:
         strains = relations.measure(now, (*sorted(known), *apart))
         name = max(strains, key=lambda each: _excess(strains[each], moved=moved), default=None)
         if name is None:
             return []
+        at_first = at_first or {each: s for each, s in strains.items() if _excess(s, moved=moved) >= 1}
         if _excess(strains[name], moved=moved) < 1:
-            is_quiet = max(strain.most for strain in strains.values()) < _QUIET
-            return [_describe(name, strain, past, now) for name, strain in apart.items()] if is_quiet else []
+            loud = {each: at_first.get(each) for each, strain in strains.items() if apart and strain.most >= _QUIET}
+            if None in loud.values() or len(apart) + len(loud) > _CONFINED:
+                return []
+            return [_describe(each, strain, past, now) for each, strain in (apart | loud).items() if strain]
         apart[name] = strains[name]
     return []
 

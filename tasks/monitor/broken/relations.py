@@ -20,6 +20,8 @@ _RIDGE = 0.01
 _VALUES = 12  # of a text that are told apart
 _LEAST_SHARE = 0.01  # of a value, or of what is missing
 _LEAST_SPREAD = 0.1  # of slopes, levels (in standard deviations) and log scatters: below it differences say nothing
+_LEAST_TOLD = 0.05  # standard deviations
+_FEW_PARTITIONS = 3
 _FEWEST = 200  # rows
 
 
@@ -119,9 +121,15 @@ class Relations:
                     for block, product in zip(self._blocks, products, strict=True)
                 ]
             )  # [partitions, 3, variables]
+            coefficients = _solve(total / count)
+            # What is hardly told of by the others rises with them as it happens to: there a slope says little.
+            told = np.sqrt(np.maximum(np.einsum("ij,ik,kj->j", coefficients, total / count, coefficients), 0.0))
+            least = np.full_like(healthy[0], _LEAST_SPREAD)
+            least[0] /= np.maximum(told, _LEAST_TOLD)
             usual = np.median(healthy, axis=0)
-            spread = np.maximum(np.abs(healthy - usual).max(axis=0), _LEAST_SPREAD)
-            self._learnt[without] = _Learnt(kept, _solve(total / count), usual, spread)
+            few = 1 + _FEW_PARTITIONS / len(healthy)  # the worst of few is not the worst there is
+            spread = np.maximum(few * np.abs(healthy - usual).max(axis=0), least)
+            self._learnt[without] = _Learnt(kept, coefficients, usual, spread)
         return self._learnt[without]
 
     def _list_numbers(self) -> list[_Variable]:

@@ -194,3 +194,15 @@ def test_columns_are_read_evenly_and_what_is_no_number_is_missing() -> None:
     assert columns.missing("queue")[0]
     assert not columns.missing("carrier").any()
     assert set(columns.numbers) | set(columns.texts) == set(table.column_names) - {"prediction_time"}
+
+
+def test_features_that_have_nothing_to_do_with_each_other_show_nothing() -> None:
+    """Noise among few partitions: by what it happens to tell of others nothing may be blocked."""
+    for seed in range(30):
+        rng = np.random.default_rng(seed)
+
+        def noise(rng: np.random.Generator = rng) -> Columns:
+            numbers = {f"x{n}": rng.normal(0, 1, 600) for n in range(10)}
+            return Columns(numbers=numbers, texts={}, clock=NOW.clock[:600], partition_rows=600)
+
+        assert find_faults([noise() for _ in range(FEWEST_PARTITIONS)], noise()) == [], seed
