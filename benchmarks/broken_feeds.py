@@ -69,6 +69,20 @@ def read_partitions(use_case: UseCase) -> list[tuple[Interval, pa.Table]]:
     return found
 
 
+def find_as_they_were(partitions: Sequence[tuple[Interval, pa.Table]]) -> dict[str, str]:
+    """Each partition as it was, one after the other; what is blocked is no past for the next: day -> what was seen."""
+    known: list[Columns] = []
+    found = {}
+    for interval, rows in partitions:
+        columns = read_columns(rows)
+        if faults := find_faults(known, columns):
+            found[f"{interval.start:%Y-%m-%d}"] = _because(faults)
+            print(interval.start.date(), _because(faults), flush=True)
+        else:
+            known.append(columns)
+    return found
+
+
 def judge_partition(
     use_case: UseCase, partitions: Sequence[tuple[Interval, pa.Table]], place: int, each: int
 ) -> Iterator[Judged]:
@@ -151,6 +165,7 @@ def main() -> None:
     asked = parser.parse_args()
     use_case = use_cases(REPOSITORY / "params.yaml")[asked.use_case]
     partitions = read_partitions(use_case)
+    as_they_were = find_as_they_were(partitions)
     places = np.linspace(_LEARNT + asked.skip, len(partitions) - 2, asked.partitions).astype(int)
     judged = []
     for place in places:
@@ -161,6 +176,7 @@ def main() -> None:
     print({kind: f"{right}/{all_}" for kind, (right, all_) in counted.items()})
     keep_results(
         f"broken-feeds-{use_case.name}",
+        as_they_were={"partitions": len(partitions), "blocked": as_they_were},
         right={kind: {"right": right, "of": all_} for kind, (right, all_) in counted.items()},
         wrong=[asdict(one) for one in judged if not one.right],
     )

@@ -4,12 +4,12 @@ A feature that is apart from the others says that it is broken where the others 
 of the world moves features that go together, together.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from tasks.monitor.broken.columns import Columns, present
-from tasks.monitor.broken.relations import Relations, Strain
+from tasks.monitor.broken.relations import Relations, Strain, few_partitions
 from tasks.monitor.broken.signs import Fault, Sign, find_number_signs, find_text_signs, name_unit
 
 FEWEST_PARTITIONS = 8  # of fewer nobody can tell how far healthy ones differ
@@ -18,6 +18,8 @@ _FEWEST_ROWS = 500
 _APART = Strain(slope=2.5, level=6.5, scatter=5.0, emptier=2.5)
 _QUIET = 3.0  # the strain on all others, once those that are apart are left out
 _CONFINED = 2  # so many features may be apart; more are a change
+_JUMPED, _STILL = 5.0, 2.5  # of the mean, times as far as ever from one partition to the next; all others
+_SAME = 1.0  # standard deviations within a partition by that of the means of all
 _ROWS_MOVED = 1.5  # times as far as in any partition of the past
 
 
@@ -30,7 +32,33 @@ def find_faults(past: Sequence[Columns], now: Columns) -> list[Fault]:
     texts = [name for name in now.texts if all(name in columns.texts for columns in past)]
     faults = [fault for name in names for fault in find_number_signs(name, past, now)]
     faults += [fault for name in texts for fault in find_text_signs(name, past, now)]
-    return [*faults, *_find_apart(past, now, known={fault.feature for fault in faults})]
+    faults += _find_apart(past, now, known={fault.feature for fault in faults})
+    return [*faults, *_find_jumped(past, now, known={fault.feature for fault in faults})]
+
+
+def _find_jumped(past: Sequence[Columns], now: Columns, known: set[str]) -> Iterator[Fault]:
+    """Numbers that are the same all week, such as an overall rate: one that jumps alone, by its mean."""
+    jumps = {}
+    for name in now.numbers.keys() - known:
+        blocks = [present(columns.numbers.get(name, np.zeros(0))) for columns in [*past, now]]
+        if min(map(len, blocks)) < _FEWEST_ROWS:
+            continue
+        means = np.array([block.mean() for block in blocks])
+        steps = np.abs(np.diff(means))
+        is_same = np.median([block.std() for block in blocks[:-1]]) <= _SAME * means[:-1].std()
+        if is_same and steps[:-1].max() > 0:
+            jumps[name] = float(steps[-1] / (few_partitions(len(past)) * steps[:-1].max()))
+    jumped = [name for name, jump in jumps.items() if jump >= _JUMPED]
+    if (
+        not _has_moved(past, now)
+        and len(jumped) <= _CONFINED
+        and all(jump < _STILL for name, jump in jumps.items() if name not in jumped)
+    ):
+        for name in sorted(jumped):
+            seen = (
+                f"its mean went {jumps[name]:.1f} times as far as ever from one partition to the next, and no other did"
+            )
+            yield Fault(feature=name, sign=Sign.JUMPED, seen=seen)
 
 
 def _find_apart(past: Sequence[Columns], now: Columns, known: set[str]) -> list[Fault]:

@@ -127,8 +127,7 @@ class Relations:
             least = np.full_like(healthy[0], _LEAST_SPREAD)
             least[0] /= np.maximum(told, _LEAST_TOLD)
             usual = np.median(healthy, axis=0)
-            few = 1 + _FEW_PARTITIONS / len(healthy)  # the worst of few is not the worst there is
-            spread = np.maximum(few * np.abs(healthy - usual).max(axis=0), least)
+            spread = np.maximum(few_partitions(len(healthy)) * np.abs(healthy - usual).max(axis=0), least)
             self._learnt[without] = _Learnt(kept, coefficients, usual, spread)
         return self._learnt[without]
 
@@ -170,6 +169,11 @@ class Relations:
         for name, values in now.texts.items():
             known &= np.array([value in self._known[name] for value in values], np.bool_)
         return known if known.sum() >= _FEWEST else np.ones(now.rows, np.bool_)
+
+
+def few_partitions(partitions: int) -> float:
+    """How much farther than the worst of so many partitions the worst may be that there is."""
+    return 1 + _FEW_PARTITIONS / partitions
 
 
 def _solve(products: Floats) -> Floats:

@@ -38,6 +38,7 @@ class Sign(StrEnum):
     REPEATED = "repeated"
     DOUBLED = "doubled"
     EMPTIER = "emptier"
+    JUMPED = "jumped"
     APART = "apart"
 
 

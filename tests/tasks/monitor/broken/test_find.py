@@ -108,6 +108,27 @@ FAULTS: dict[str, tuple[Callable[[], Columns], set[tuple[str, Sign]]]] = {
 }  # fmt: skip
 
 
+def with_rate(past: list[Columns], now: Columns, rates: list[float]) -> tuple[list[Columns], Columns]:
+    """The same with a number that is one a partition, but for noise, as an overall rate of the days before is."""
+    every = [
+        replace(columns, numbers={**columns.numbers, "rate": rate + RNG.normal(0, 0.01, columns.rows)})
+        for columns, rate in zip([*past, now], rates, strict=True)
+    ]
+    return every[:-1], every[-1]
+
+
+def test_a_number_of_the_whole_partition_that_jumps_alone_is_a_fault_and_with_others_a_change() -> None:
+    rising = [5.0 + 0.3 * n for n in range(len(PAST))]
+    past, now = with_rate(PAST, NOW, [*rising, 5.0])
+    assert {(fault.feature, fault.sign) for fault in find_faults(past, now)} == {("rate", Sign.JUMPED)}
+    past, now = with_rate(PAST, NOW, [*rising, 8.2])
+    assert find_faults(past, now) == []
+    past, now = with_rate(PAST, NOW, [*rising, 5.0])
+    others = dict.fromkeys(("second", "third"), now.numbers["rate"] + 1)
+    before = [replace(c, numbers={**c.numbers, **dict.fromkeys(others, c.numbers["rate"] + 1)}) for c in past]
+    assert find_faults(before, replace(now, numbers={**now.numbers, **others})) == [], "rates that go together"
+
+
 MATES = {"Celsius": {"dewpoint"}, "hours in place of minutes": {"delay"}}
 
 
