@@ -1,7 +1,8 @@
 """The product's own policy on a model matrix: what its triage and its gate decide, partition by partition.
 
 Observations are made from kept scores by the product's functions, as its DAGs make them, and every decision is its own;
-but performance is restated, blocks of a window are days, nothing is expected before labels come, and drift of the score
+but performance is restated, blocks of a window are days, nothing is expected before labels come, no feed shows signs of
+being broken but by what is missing, and drift of the score
 is that of what the networks answer, whatever was added to it.
 The gate compares judged models, which know nothing of the holdout. What answers is the promoted model itself, or its
 refitted twin (`deployed`). One that was held and is promoted later is refitted by then: all have one recipe, so what

@@ -56,7 +56,7 @@ class PastPoints:
         earlier = [
             one
             for one in use_case.grid.covering(Interval(self.begin, partition.start))
-            if one.end <= partition.start and (one.end not in blocked or one.end <= self.learnt_until)
+            if one.end <= partition.start and (one.end not in blocked or one.start <= self.learnt_until)
         ]
         past = [self._between(one.start, one.end) for one in earlier[-MOST_PARTITIONS:]]
         return find_faults([read_columns(table) for table in past if table.num_rows], read_columns(points))

@@ -80,11 +80,14 @@ def _broken(observed: Observed) -> Iterator[CodedReason]:
     if emptier:
         sentence = f"broken feed: {_named(emptier)} far emptier than in any week of training"
         yield TriageCode.BROKEN_FEED, sentence
-    others = [fault for fault in observed.faults if fault.feature not in emptier]
-    for fault in others[:_NAMED]:
-        yield TriageCode.BROKEN_FEED, f"broken feed: {fault.feature}: {fault.seen}"
+    others: dict[str, list[str]] = {}
+    for fault in observed.faults:
+        if fault.feature not in emptier:
+            others.setdefault(fault.feature, []).append(fault.seen)
+    for feature in [*others][:_NAMED]:
+        yield TriageCode.BROKEN_FEED, f"broken feed: {feature}: {'; '.join(others[feature])}"
     if len(others) > _NAMED:
-        yield TriageCode.BROKEN_FEED, f"broken feed: {_named([fault.feature for fault in others[_NAMED:]])}, too"
+        yield TriageCode.BROKEN_FEED, f"broken feed: {_named([*others][_NAMED:])}, too"
 
 
 def broken_features(drifts: Sequence[FeatureDrift]) -> list[str]:

@@ -78,7 +78,7 @@ def expect_parts(
     True effects of parts are draws around the whole's, of a spread that is not known: all is averaged over those that
     the parts leave possible, so that asking about many needs no other price. One in twenty is odd, as far off as
     `_ODD_WIDTH` losses, or one bad part among many that are alike would be taken for luck. `freedom` is that of each
-    error.
+    error. `loss` is above 0, and nothing measured is NaN.
     """
     from scipy.stats import t
 
@@ -91,7 +91,8 @@ def expect_parts(
     variance = own + widths[:, :, None] ** 2  # [spreads, alike or odd, parts]
     likelihood = np.log([[1 - _ODD], [_ODD]]) - 0.5 * (np.log(variance) + apart**2 / variance)
     either = np.logaddexp.reduce(likelihood, axis=1)
-    possible = _normalise(either.sum(axis=1))[:, None, None] * np.exp(likelihood - either[:, None, :])
+    prior = -0.5 * (spread / loss) ** 2  # parts that are not odd differ by what is feared, or less
+    possible = _normalise(either.sum(axis=1) + prior)[:, None, None] * np.exp(likelihood - either[:, None, :])
     share = 1 - own / variance  # of what was measured in what is expected
     means, variances = whole.value + share * apart, share * own + ((1 - share) * whole.error) ** 2
     chances = t.cdf((-loss - means) / np.sqrt(np.maximum(variances, _NO_ERROR**2)), np.asarray(freedom))

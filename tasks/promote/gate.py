@@ -40,6 +40,7 @@ from tasks.promote.interval_coverage import measure_coverage
 from tasks.promote.slice_effects import check_slices, compare_rows, doubt_slices, find_untested, slice_table
 
 PROTECTED_UNTESTED = "protected-slice-untested"
+_NAMED = 5  # slices in a reason; all are in the evidence
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,7 +186,7 @@ def _answer(
     if expected.mean <= min(0.0, gate.min_effect):
         sentence = f"expected to be worse: {expected.mean:+.5f} {gate.metric}; measured {measured}"
         objections.insert(0, ("not-better", sentence))
-    doubts = [*doubtful(setting, expected), *doubt_slices(gate, evidence["slices"])]
+    doubts = [*doubtful(setting, expected), *doubt_slices(setting, evidence["slices"])]
     if objections:
         return VerdictAnswer.REFUSE, objections
     if doubts:
@@ -200,9 +201,11 @@ def _answer(
 
 def _ask_a_person(evidence: dict[str, Any]) -> Iterator[Reason]:
     if untested := evidence["protected_untested"]:
+        more = f" and {len(untested) - _NAMED} more" if len(untested) > _NAMED else ""
+        named = ", ".join(untested[:_NAMED]) + more
         yield (
             PROTECTED_UNTESTED,
-            f"a person has to approve it: protected slices have too few rows, days or outcomes: {', '.join(untested)}",
+            f"a person has to approve it: protected slices have too few rows, days or outcomes: {named}",
         )
 
 

@@ -6,7 +6,9 @@ by more than `max_slice_loss`; where the chance of that is above `max_loss_chanc
 (docs/decisions/0045).
 """
 
+import math
 from collections.abc import Iterator, Mapping
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -16,9 +18,10 @@ from pipeline.fields import FEWEST_BLOCKS, RANKINGS
 from pipeline.spec import Gate
 from tasks.promote.bootstrap import Effect, compare
 from tasks.promote.expected_effect import MeasuredEffect, expect_parts
-from tasks.promote.gate_checks import HoldoutRows, Reason, Scored, Setting
+from tasks.promote.gate_checks import HoldoutRows, Reason, Scored, Setting, allowed_chance
 
 _LIKELY = 0.5
+_QUOTED = 40  # characters of a value
 
 
 def slice_table(
@@ -57,16 +60,17 @@ def check_slices(gate: Gate, table: list[dict[str, Any]]) -> Iterator[Reason]:
             )
 
 
-def doubt_slices(gate: Gate, table: list[dict[str, Any]]) -> Iterator[Reason]:
+def doubt_slices(setting: Setting, table: list[dict[str, Any]]) -> Iterator[Reason]:
     """Why a candidate that no slice stands against is not promoted yet."""
-    doubtful = [row for row in table if row["tested"] and row["chance_of_loss"] > gate.max_loss_chance]
+    gate, allowed = setting.gate, allowed_chance(setting)
+    doubtful = [row for row in table if row["tested"] and row["chance_of_loss"] > allowed]
     if doubtful:
         worst = max(doubtful, key=lambda row: row["chance_of_loss"])
         yield (
             "slice-in-doubt",
             (
                 f"{worst['column']} = {worst['value']}: the chance that it is worse there by more than"
-                f" {gate.max_slice_loss} {gate.metric} is {worst['chance_of_loss']:.0%}, {gate.max_loss_chance:.0%} is"
+                f" {gate.max_slice_loss} {gate.metric} is {worst['chance_of_loss']:.0%}, {allowed:.0%} is"
                 " allowed"
             ),
         )
@@ -75,7 +79,7 @@ def doubt_slices(gate: Gate, table: list[dict[str, Any]]) -> Iterator[Reason]:
 def find_untested(gate: Gate, table: list[dict[str, Any]]) -> list[str]:
     """The protected slices of which nobody can tell: a person has to."""
     protected = (row for row in table if row["column"] in gate.protected and not row["tested"])
-    return [f"{row['column']} = {row['value']} ({row['rows']} rows)" for row in protected]
+    return [f"{row['column']} = {row['value'][:_QUOTED]} ({row['rows']} rows)" for row in protected]
 
 
 def compare_rows(
@@ -110,10 +114,10 @@ def _column_table(
         row: dict[str, Any] = {"column": column, "value": str(value), "rows": int(mask.sum()), "tested": False}
         if mask.sum() >= setting.gate.min_slice_rows and _enough(setting, rows, mask):
             effect = compare_rows(setting, rows, candidate, champion, mask=mask, correlation=whole.correlation)
-            effects.append(effect)
-            gaps = (abs(float(one.scores[mask].mean() - rows.label[mask].mean())) for one in (candidate, champion))
-            row |= {"tested": True, "effect": effect.value, "low": effect.low, "high": effect.high}
-            row |= dict(zip(("calibration_gap", "champion_calibration_gap"), gaps, strict=True))
+            if math.isfinite(effect.value) and math.isfinite(effect.standard_error):
+                effects.append(effect)
+                row |= {"tested": True, "effect": effect.value, "low": effect.low, "high": effect.high}
+                row |= _measure_calibration(setting, rows, candidate, champion, mask)
         table.append({**row, "failed": False})
     expected = expect_parts(
         [MeasuredEffect(effect.value, effect.standard_error) for effect in effects],
@@ -126,8 +130,24 @@ def _column_table(
     return table
 
 
+def _measure_calibration(
+    setting: Setting, rows: HoldoutRows, candidate: Scored, champion: Scored, mask: NDArray[np.bool_]
+) -> dict[str, float]:
+    """Both models' gaps on some rows, and the standard error of the candidate's, from block to block."""
+    off, theirs = (one.scores[mask] - rows.label[mask] for one in (candidate, champion))
+    _, code = np.unique(rows.block(setting.block)[mask], return_inverse=True)
+    sums = np.bincount(code, weights=off - off.mean())
+    return {
+        "calibration_gap": abs(float(off.mean())),
+        "calibration_error": math.sqrt(float(sums @ sums)) / len(off),
+        "champion_calibration_gap": abs(float(theirs.mean())),
+    }
+
+
 def _is_unfair(gate: Gate, row: Mapping[str, Any]) -> bool:
-    return bool(row["calibration_gap"] > max(gate.max_calibration_gap, row["champion_calibration_gap"]))
+    """Surely beyond the limit, and farther off than the champion: a few rows are off by chance."""
+    surely = row["calibration_gap"] - NormalDist().inv_cdf(gate.confidence) * row["calibration_error"]
+    return bool(surely > gate.max_calibration_gap and row["calibration_gap"] > row["champion_calibration_gap"])
 
 
 def _enough(setting: Setting, rows: HoldoutRows, mask: NDArray[np.bool_]) -> bool:

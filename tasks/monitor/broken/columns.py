@@ -1,7 +1,7 @@
 """The features of one partition as arrays, and how features of the past are brought to a common scale."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import NormalDist
 
 import numpy as np
@@ -15,6 +15,7 @@ Floats = NDArray[np.float64]
 Texts = NDArray[np.object_]
 
 ROWS = 3000  # of a partition that are looked at, evenly spread; a share of a tenth is then known to a hundredth
+_WHOLE = 100_000  # rows of which all values are kept
 _LEVELS = np.linspace(0.0025, 0.9975, 200)
 _NORMAL = np.array([NormalDist().inv_cdf(level) for level in _LEVELS])
 
@@ -27,11 +28,17 @@ class Columns:
     texts: Mapping[str, Texts]
     clock: Floats  # [rows, clock variables]: the hour and the weekday of the prediction time, in UTC
     partition_rows: int  # of which these are at most `ROWS`
+    distinct: Mapping[str, Floats] = field(default_factory=dict)  # the values of numbers of all rows, up to `_WHOLE`
 
     @property
     def rows(self) -> int:
         """How many rows each has."""
         return len(self.clock)
+
+    def values_of(self, name: str) -> Floats:
+        """Every value that a number has, each once: of all rows where they are known."""
+        known = self.distinct.get(name)
+        return np.unique(present(self.numbers[name])) if known is None else known
 
     def missing(self, name: str) -> NDArray[np.bool_]:
         """Which rows [rows] have no value."""
@@ -43,18 +50,21 @@ class Columns:
 def read_columns(table: pa.Table) -> Columns:
     """Every feature of a table of points, of at most `ROWS` of its rows."""
     rows = table.num_rows
+    whole = table.slice(0, _WHOLE)
     if rows > ROWS:
         table = table.take(pa.array(np.linspace(0, rows - 1, ROWS).astype(np.int64)))
-    numbers, texts = {}, {}
+    numbers, texts, distinct = {}, {}, {}
     for name in table.column_names:
         if name in NOT_FEATURES:
             continue
         if is_numeric(table[name].type):
             found = to_numbers(table[name])
             numbers[name] = np.where(np.isfinite(found), found, np.nan)
+            distinct[name] = np.unique(present(to_numbers(whole[name])))
         else:
             texts[name] = np.array(pc.cast(table[name], pa.string()).to_pylist(), np.object_)
-    return Columns(numbers=numbers, texts=texts, clock=_tell_clock(table["prediction_time"]), partition_rows=rows)
+    clock = _tell_clock(table["prediction_time"])
+    return Columns(numbers=numbers, texts=texts, clock=clock, partition_rows=rows, distinct=distinct)
 
 
 def _tell_clock(moments: pa.ChunkedArray) -> Floats:

@@ -20,8 +20,9 @@ _RIDGE = 0.01
 _VALUES = 12  # of a text that are told apart
 _LEAST_SHARE = 0.01  # of a value, or of what is missing
 _LEAST_SPREAD = 0.1  # of slopes, levels (in standard deviations) and log scatters: below it differences say nothing
+_LEAST_DEVIATION = 0.2  # of a variable: one that is the same nearly always is not far off for what seldom happens
 _LEAST_TOLD = 0.05  # standard deviations
-_FEW_PARTITIONS = 3
+_FEW_PARTITIONS = 6
 _FEWEST = 200  # rows
 
 
@@ -85,7 +86,8 @@ class Relations:
         self._variables = [*self._list_numbers(), *self._list_values()]
         encoded = [self._encode(columns) for columns in self.past]
         together = np.concatenate(encoded)
-        self._mean, self._deviation = together.mean(0), np.maximum(together.std(0), 1e-3)
+        self._mean, deviation = together.mean(0), together.std(0)
+        self._deviation, self._varies = np.maximum(deviation, _LEAST_DEVIATION), deviation >= _LEAST_DEVIATION / 2
         self._blocks = [(block - self._mean) / self._deviation for block in encoded]
         self._products = [block.T @ block for block in self._blocks]
 
@@ -98,6 +100,7 @@ class Relations:
         rows = self._have_known_texts(now)
         block = ((self._encode(now) - self._mean) / self._deviation)[rows][:, learnt.kept]
         off = (_compare(block, learnt.coefficients) - learnt.usual) / learnt.spread
+        off *= self._varies[learnt.kept]  # what is the same nearly always says nothing when it is not
         found: dict[str, Strain] = {}
         slopes: dict[str, list[float]] = {}
         for place, (slope, level, scatter) in zip(learnt.kept, off.T.tolist(), strict=True):
@@ -122,10 +125,10 @@ class Relations:
                 ]
             )  # [partitions, 3, variables]
             coefficients = _solve(total / count)
-            # What is hardly told of by the others rises with them as it happens to: there a slope says little.
-            told = np.sqrt(np.maximum(np.einsum("ij,ik,kj->j", coefficients, total / count, coefficients), 0.0))
+            # What the others hardly tell of rises with them as it happens to, and may move alone.
+            told = np.sqrt(np.maximum((coefficients * (total / count @ coefficients)).sum(axis=0), 0.0))
             least = np.full_like(healthy[0], _LEAST_SPREAD)
-            least[0] /= np.maximum(told, _LEAST_TOLD)
+            least[:2] /= np.maximum(told, _LEAST_TOLD)
             usual = np.median(healthy, axis=0)
             spread = np.maximum(few_partitions(len(healthy)) * np.abs(healthy - usual).max(axis=0), least)
             self._learnt[without] = _Learnt(kept, coefficients, usual, spread)

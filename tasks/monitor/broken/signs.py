@@ -1,10 +1,12 @@
 """What one feature shows by itself: each measure beside what it was in each partition of the past."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,12 +15,12 @@ from tasks.monitor.broken.columns import Columns, Floats, Scale, Texts, join, lo
 
 _FEWEST = 200  # values of a partition by which anything is said
 _FAR = 2.2  # on the logit scale: nine times the odds of the worst partition
-_MOST = 0.5
-_FEW = 0.05
-_FAR_OFF = 3.0
-_EMPTIER = 1.5
-_STUCK = 0.7
-_REPEATED = 0.9
+_EMPTIER = 1.5  # likewise, of what is missing, and by a tenth of all rows
+_STUCK, _MOST, _REPEATED = 0.7, 0.5, 0.9  # shares of the values that one has, that are new, that were there before
+_FEW = 0.05  # a share of the values that happens
+_WRITTEN = 0.02  # a share of texts
+_SPANS = 3.0
+_QUOTED = 40  # characters of a text
 _UNITS: Mapping[str, tuple[float, float]] = {  # what it looks like -> factor and summand that undo it
     "degrees Celsius in place of Fahrenheit": (1.8, 32.0),
     "degrees Fahrenheit in place of Celsius": (1 / 1.8, -32 / 1.8),
@@ -97,11 +99,6 @@ class NumberPast:
         """The largest share of a partition's values that one of them has."""
         return max(_most_common(block)[1] for block in self.blocks)
 
-    @cached_property
-    def repeated_share(self) -> float:
-        """The largest share of a partition's values that the one before has."""
-        return max(float(np.isin(b, a).mean()) for a, b in zip(self.blocks[:-1], self.blocks[1:], strict=True))
-
     def count_new(self, values: Floats) -> float:
         """The share of values that lie among those of the past, and are none of them."""
         return float(self.are_new(values).mean())
@@ -113,7 +110,7 @@ class NumberPast:
         return new
 
     def far_share(self, values: Floats) -> float:
-        """The share of values beyond those of the past by `_FAR_OFF` times their span, or span of magnitudes."""
+        """The share of values beyond those of the past by `_SPANS` times their span, or span of magnitudes."""
         least, most = self.values[0], self.values[-1]
         span = max(most - least, abs(most) * 1e-6, 1e-12)
         off = np.maximum(values - most, least - values) / span
@@ -121,7 +118,7 @@ class NumberPast:
             orders = max(np.log(most / least), 0.05)
             there = np.maximum(values, 1e-300)
             off = np.maximum(off, np.maximum(np.log(there / most), np.log(least / there)) / orders)
-        return float((off > _FAR_OFF).mean())
+        return float((off > _SPANS).mean())
 
     def moved(self, values: Floats) -> float:
         """How far from the nearest of the latest partitions, in steps, squared."""
@@ -144,26 +141,31 @@ def find_number_signs(name: str, past: Sequence[Columns], now: Columns) -> Itera
     new, worst = known.count_new(values), known.new_share
     common, share = _most_common(values)
     was = max(float((block == common).mean()) for block in blocks)
-    if share > _STUCK and logit(share) - logit(was) > _FAR:
+    if share > _STUCK and logit(share) - logit(max(was, known.common_share)) > _FAR:
         yield Fault(feature=name, sign=Sign.STUCK, seen=f"{share:.0%} of it is {common:g}, at most {was:.0%} before")
     elif new > _MOST and logit(new) - logit(worst) > _FAR:
         seen = f"{new:.0%} of its values never were before, as {_most_new(values, known):g}; at most {worst:.0%} before"
         yield Fault(feature=name, sign=Sign.NEW_VALUES, seen=seen)
-    elif worst < _FEW and (often := _share_of_newest(values, known)) > 2 * _FEW:
+    elif worst < _FEW and (often := _share_of_newest(values, known)) > 4 * _FEW:
         seen = f"{often:.0%} of it is {_most_new(values, known):g}, which never was before"
         yield Fault(feature=name, sign=Sign.NEW_VALUES, seen=seen)
     elif share > 3 * max(known.common_share, _FEW) and logit(share) - logit(was) > _FAR:
         yield Fault(feature=name, sign=Sign.STUCK, seen=f"{share:.0%} of it is {common:g}, at most {was:.0%} before")
-    elif (far := known.far_share(values)) > _REPEATED:
-        seen = f"{far:.0%} of it lies farther than ever by {_FAR_OFF:g} times all that it spanned before"
+    elif known.common_share <= _STUCK and (far := known.far_share(values)) > _REPEATED:
+        seen = f"{far:.0%} of it lies farther than ever by {_SPANS:g} times all that it spanned before"
         yield Fault(feature=name, sign=Sign.FAR, seen=seen)
-    if (repeats := float(np.isin(values, blocks[-1]).mean())) > _REPEATED and (
-        logit(repeats) - logit(known.repeated_share) > _FAR
-    ):
-        seen = f"{repeats:.0%} of its values are those of the partition before, at most {known.repeated_share:.0%} else"
+    repeats = float(np.isin(values, past[-1].values_of(name)).mean())
+    worst = max(repeated_shares(name, past))
+    if repeats > _REPEATED and logit(repeats) - logit(worst) > _FAR:
+        seen = f"{repeats:.0%} of its values are those of the partition before, at most {worst:.0%} else"
         yield Fault(feature=name, sign=Sign.REPEATED, seen=seen)
     if _is_doubled(known, values):
         yield Fault(feature=name, sign=Sign.DOUBLED, seen="every value is even, which never was before")
+
+
+def repeated_shares(name: str, past: Sequence[Columns]) -> list[float]:
+    """Of each partition but the first the share of a number's values that the one before has."""
+    return [float(np.isin(present(b.numbers[name]), a.values_of(name)).mean()) for a, b in pairwise(past)]
 
 
 def find_text_signs(name: str, past: Sequence[Columns], now: Columns) -> Iterator[Fault]:
@@ -173,20 +175,32 @@ def find_text_signs(name: str, past: Sequence[Columns], now: Columns) -> Iterato
     values = [value for value in now.texts[name] if value is not None]
     if min(map(len, blocks)) < _FEWEST or len(values) < _FEWEST:
         return
+    counted = Counter(value for block in blocks for value in {*block})
     known = {value for block in blocks for value in block}
     new = [value for value in values if value not in known]
-    alike = {_simplify(value) for value in known}
-    written = [value for value in new if _simplify(value) in alike]
+    worst = max(sum(counted[value] == 1 for value in block) / len(block) for block in blocks)
     common, share = _most_common(np.array(values, np.object_))
     was = max(block.count(common) / len(block) for block in blocks)
     if len(new) > _MOST * len(values):
-        seen = f"{len(new) / len(values):.0%} of its values never were before, as {new[0]!r}"
-        yield Fault(feature=name, sign=Sign.NEW_VALUES, seen=seen)
-    elif len(written) > 0.02 * len(values):
-        seen = f"{len(written) / len(values):.0%} of its values are known ones written otherwise, as {written[0]!r}"
-        yield Fault(feature=name, sign=Sign.NEW_VALUES, seen=seen)
-    elif share > _REPEATED and logit(share) - logit(was) > _FAR:
-        yield Fault(feature=name, sign=Sign.STUCK, seen=f"{share:.0%} of it is {common!r}, at most {was:.0%} before")
+        if logit(len(new) / len(values)) - logit(worst) > _FAR:
+            seen = f"{len(new) / len(values):.0%} of its values never were before, as {_quote(new[0])}"
+            yield Fault(feature=name, sign=Sign.NEW_VALUES, seen=seen)
+    elif worst < _WRITTEN and (written := _written_otherwise(new, known)) and len(written) > _WRITTEN * len(values):
+        seen = f"{len(written) / len(values):.0%} of its values are known ones written otherwise, as"
+        yield Fault(feature=name, sign=Sign.NEW_VALUES, seen=f"{seen} {_quote(written[0])}")
+    elif share > _REPEATED and logit(share) - logit(was) > _FAR and len(known) > 1:
+        seen = f"{share:.0%} of it is {_quote(common)}, at most {was:.0%} before"
+        yield Fault(feature=name, sign=Sign.STUCK, seen=seen)
+
+
+def _quote(value: object) -> str:
+    text = str(value)
+    return repr(text if len(text) <= _QUOTED else f"{text[:_QUOTED]}...")
+
+
+def _written_otherwise(new: Sequence[str], known: Collection[str]) -> list[str]:
+    alike = {_simplify(value) for value in known}
+    return [value for value in new if _simplify(value) in alike]
 
 
 def _find_emptier(name: str, past: Sequence[Columns], now: Columns) -> Iterator[Fault]:
@@ -231,6 +245,6 @@ def _is_doubled(known: NumberPast, values: Floats) -> bool:
 
 
 def _simplify(value: str) -> str:
-    """A text without what writers differ in: case, blanks, punctuation, leading zeros, decimals that say nothing."""
-    simple = re.sub(r"[\W_]", "", re.sub(r"\.0+$", "", value.strip().casefold()))
+    """A text without what writers differ in: case, blanks, dashes, leading zeros, decimals that say nothing."""
+    simple = re.sub(r"[\s_-]", "", re.sub(r"\.0+$", "", value.strip().casefold()))
     return simple.lstrip("0") or simple

@@ -9,7 +9,7 @@ from tasks.monitor.observed import Action, OtherDecision
 from tasks.monitor.past_points import PastPoints
 from tests.tasks.watched import points, week
 
-HEALTHY, BLOCKED = range(10), range(10, 13)
+HEALTHY, BLOCKED = range(12), range(12, 14)
 
 
 def stuck(number: int) -> pa.Table:
@@ -28,19 +28,21 @@ HISTORY = [
 
 
 def past(table: pa.Table, learnt: int) -> PastPoints:
-    return PastPoints(table=table, begin=week(0).start, learnt_until=week(learnt).end)
+    """Of a champion whose newest row is the last one of a week, as profiles have it."""
+    newest = points(week(learnt), seed=learnt)["prediction_time"][-1].as_py()
+    return PastPoints(table=table, begin=week(0).start, learnt_until=newest)
 
 
 def test_a_blocked_partition_is_no_past_until_somebody_trains_on_it(use_case: UseCase, table: pa.Table) -> None:
-    before = past(table, learnt=9).find_faults(use_case, week(13), stuck(13), HISTORY)
+    before = past(table, learnt=11).find_faults(use_case, week(14), stuck(14), HISTORY)
     assert [fault.feature for fault in before] == ["x3"]
-    assert past(table, learnt=12).find_faults(use_case, week(13), stuck(13), HISTORY) == []
-    taken = past(table, learnt=9).find_faults(use_case, week(13), stuck(13), [])
+    assert past(table, learnt=13).find_faults(use_case, week(14), stuck(14), HISTORY) == []
+    taken = past(table, learnt=11).find_faults(use_case, week(14), stuck(14), [])
     assert taken == [], "nobody blocked them"
 
 
 def test_a_partition_that_came_late_is_held_against_those_before_it_alone(use_case: UseCase, table: pa.Table) -> None:
-    late = past(table, learnt=12).find_faults(use_case, week(10), stuck(10), [])
+    late = past(table, learnt=13).find_faults(use_case, week(12), stuck(12), [])
     assert [fault.feature for fault in late] == ["x3"]
 
 
@@ -52,5 +54,5 @@ def test_the_training_window_ends_with_the_newest_row_that_was_learnt(table: pa.
 
 
 def test_without_a_past_nothing_is_said(use_case: UseCase, table: pa.Table) -> None:
-    assert past(table.slice(0, 0), learnt=9).find_faults(use_case, week(13), stuck(13), []) == []
+    assert past(table.slice(0, 0), learnt=9).find_faults(use_case, week(14), stuck(14), []) == []
     assert past(table, learnt=9).find_faults(use_case, week(0), stuck(0), []) == []

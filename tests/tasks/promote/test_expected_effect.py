@@ -91,7 +91,7 @@ def test_parts_are_what_integrating_over_their_spread_gives() -> None:
         return [0.95 * likely(part, spread), 0.05 * likely(part, math.hypot(spread, odd))]
 
     def likelihood(spread: float) -> float:
-        return math.prod(sum(mixed(part, spread)) for part in parts)
+        return math.prod(sum(mixed(part, spread)) for part in parts) * math.exp(-0.5 * (spread / 0.01) ** 2)
 
     def weighed(spread: float, place: int) -> float:
         part, widths = parts[place], (spread, math.hypot(spread, odd))

@@ -281,7 +281,7 @@ def test_a_protected_slice_on_which_it_is_off_is_refused_however_good_it_is_else
     """Off by more than `max_calibration_gap` on one carrier, which loses less than `max_slice_loss` allows."""
     world = World(3)
     ours = world.model("2")
-    logit = np.log(ours.scores / (1 - ours.scores)) + 0.8 * (world.carrier == 5)
+    logit = np.log(ours.scores / (1 - ours.scores)) + 1.3 * (world.carrier == 5)
     gate = GATE.model_copy(update={"protected": protected, "max_slice_loss": 1.0})
     found = judge(world, spoiled(ours, sigmoid(logit)), world.model("1", stale=1.2), gate=gate)
     assert (found.answer, found.codes) == (
