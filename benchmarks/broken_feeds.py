@@ -30,7 +30,7 @@ from pipeline.settings import REPOSITORY
 from pipeline.spec import UseCase, use_cases
 from tasks.build_features.profile import make_profile
 from tasks.monitor.broken.columns import Columns, read_columns
-from tasks.monitor.broken.find import find_faults
+from tasks.monitor.broken.find import MOST_PARTITIONS, find_faults
 from tasks.monitor.broken.signs import Fault
 from tasks.monitor.drift import measure_drift
 from tasks.monitor.observed import Action, Observed, OtherDecision
@@ -88,7 +88,7 @@ def judge_partition(
 ) -> Iterator[Judged]:
     """Everything that is done to one partition."""
     interval = partitions[place][0]
-    past = [read_columns(rows) for _, rows in partitions[max(0, place - 26) : place]]
+    past = [read_columns(rows) for _, rows in partitions[max(0, place - MOST_PARTITIONS) : place]]
     now, rng = read_columns(partitions[place][1]), np.random.default_rng(place)
 
     def judged(kind: str, target: str, did: str, right: Container[str], because: str = "") -> Judged:
@@ -114,12 +114,12 @@ def judge_partition(
         yield judged("change", f"{change.name} {change.strength:g}", did, change.right, because)
 
 
-def _did(found: Sequence[Fault]) -> str:
+def _did(found: Sequence[Fault] | None) -> str:
     return "block" if found else "ignore"
 
 
-def _because(found: Sequence[Fault]) -> str:
-    return "; ".join(f"{fault.feature} {fault.sign}: {fault.seen}" for fault in found[:2])
+def _because(found: Sequence[Fault] | None) -> str:
+    return "; ".join(f"{fault.feature} {fault.sign}: {fault.seen}" for fault in (found or ())[:2])
 
 
 def _follow(
@@ -136,7 +136,7 @@ def _follow(
             model_version="1",
             network_version="1",
             drifts=drifts,
-            faults=tuple(find_faults(known, columns)),
+            faults=find_faults(known, columns),
             performance=_NO_LABELS,
             born_at=end,
             trained_rows=1_000_000,

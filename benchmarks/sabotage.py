@@ -1,8 +1,4 @@
-"""Made-up faults of a feed, and made-up changes of the world, done to the features of one real partition.
-
-A fault is done to one feature, or to every feature that comes from one table. A change is what its mechanism says, with
-the values that a feature takes: it moves them among those that were there before.
-"""
+"""Made-up faults of a feed, done to one feature of a real partition, or to every feature that comes from one table."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence

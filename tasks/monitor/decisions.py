@@ -168,7 +168,7 @@ def _evidence(examined: Examination, decision: Decision) -> dict[str, Any]:
         "codes": list(decision.codes),
         "breached": sorted(breached_features(observed.drifts)),
         "broken": sorted(broken_features(observed.drifts)),
-        "faults": [asdict(fault) for fault in observed.faults],
+        "faults": None if observed.faults is None else [asdict(fault) for fault in observed.faults],
         "unknown": unknown_features(observed.drifts),
         "performance": {k: v for k, v in asdict(observed.performance).items() if k != "reasons"},
         "references": dict(examined.performances[0].references),

@@ -159,7 +159,7 @@ def examine_partition(
         model_version=version,
         network_version=network,
         drifts=moved.drifts,
-        faults=tuple(past.find_faults(use_case, undecided.partition, points.drop_columns([drift.SCORE]), history)),
+        faults=past.find_faults(use_case, undecided.partition, points.drop_columns([drift.SCORE]), history),
         together=profile.get(TOGETHER, 1),
         performance=judged,
         born_at=undecided.born_at,

@@ -87,7 +87,7 @@ class Observed:
     intercept: MeasuredIntercept | None = None  # None: it is not to be recalibrated, or cannot be
     rolled_back_at: datetime | None = None  # the latest rollback, in data time
     standing: StandingChallenger | None = None  # who was held against this network
-    faults: tuple[Fault, ...] = ()  # signs that a feed is broken, whatever its missing shares are
+    faults: Sequence[Fault] | None = None  # signs that a feed is broken, besides what is missing; None: nobody can tell
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -45,14 +45,16 @@ class PastPoints:
 
     def find_faults(
         self, use_case: UseCase, partition: Interval, points: pa.Table, history: Sequence[OtherDecision]
-    ) -> list[Fault]:
+    ) -> list[Fault] | None:
         """What is broken in the points of a partition, beside the earlier partitions that nobody blocked.
+
+        None where these are too few, or have too few rows, to tell.
 
         Who trains on partitions that were blocked takes them for healthy: a change that lasts is left behind that way.
         """
         blocked = {decision.as_of for decision in history if decision.decision == Action.BLOCK}
         if self.table.num_rows == 0 or self.begin >= partition.start:
-            return []
+            return None
         earlier = [
             one
             for one in use_case.grid.covering(Interval(self.begin, partition.start))

@@ -81,7 +81,7 @@ def _broken(observed: Observed) -> Iterator[CodedReason]:
         sentence = f"broken feed: {_named(emptier)} far emptier than in any week of training"
         yield TriageCode.BROKEN_FEED, sentence
     others: dict[str, list[str]] = {}
-    for fault in observed.faults:
+    for fault in observed.faults or ():
         if fault.feature not in emptier:
             others.setdefault(fault.feature, []).append(fault.seen)
     for feature in [*others][:_NAMED]:

@@ -108,6 +108,6 @@ def logit(share: float) -> float:
     return float(np.log(inside / (1 - inside)))
 
 
-def join(blocks: Sequence[Floats]) -> Floats:
+def join_values(blocks: Sequence[Floats]) -> Floats:
     """Several arrays as one; none at all is an empty one."""
     return np.concatenate(blocks) if blocks else np.zeros(0)

@@ -26,11 +26,11 @@ _ROWS_MOVED = 1.5  # times as far as in any partition of the past
 _LEAST_MOVED = 0.1  # of the log of the rows
 
 
-def find_faults(past: Sequence[Columns], now: Columns) -> list[Fault]:
-    """What is broken in a partition, by healthy ones of the past, oldest first. None: nothing, or nobody can tell."""
+def find_faults(past: Sequence[Columns], now: Columns) -> list[Fault] | None:
+    """What is broken in a partition, by healthy ones of the past, oldest first; None where nobody can tell."""
     past = [columns for columns in past if columns.rows >= _FEWEST_ROWS][-MOST_PARTITIONS:]
     if len(past) < FEWEST_PARTITIONS or now.rows < _FEWEST_ROWS:
-        return []
+        return None
     *past, now = _keep_common([*past, now])
     faults = [fault for name in now.numbers for fault in find_number_signs(name, past, now)]
     faults += [fault for name in now.texts for fault in find_text_signs(name, past, now)]

@@ -14,13 +14,12 @@ from enum import StrEnum
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.monitor.broken.columns import Columns, Floats, Scale, join, present
+from tasks.monitor.broken.columns import Columns, Floats, Scale, join_values, present
 
 _RIDGE = 0.01
 _VALUES = 12  # of a text that are told apart
 _LEAST_SHARE = 0.01  # of a value, or of what is missing
 _LEAST_SPREAD = 0.1  # of slopes, levels (in standard deviations) and log scatters: below it differences say nothing
-_LEAST_DEVIATION = 0.2  # of a variable: one that is the same nearly always is not far off for what seldom happens
 _LEAST_TOLD = 0.05  # standard deviations
 _FEW_PARTITIONS = 6
 _FEWEST = 200  # rows
@@ -31,6 +30,10 @@ class _Kind(StrEnum):
     NUMBER = "number"
     MISSING = "missing"
     VALUE = "value"
+
+
+# Of a variable that is the same nearly always: it is not far off for what seldom happens.
+_LEAST_DEVIATIONS = {_Kind.CLOCK: 0.0, _Kind.NUMBER: 0.2, _Kind.MISSING: 0.15, _Kind.VALUE: 0.0}
 
 
 @dataclass(frozen=True)
@@ -80,14 +83,15 @@ class Relations:
 
     def __post_init__(self) -> None:
         first = self.past[0]
-        every = {name: join([present(columns.numbers[name]) for columns in self.past]) for name in first.numbers}
+        every = {name: join_values([present(columns.numbers[name]) for columns in self.past]) for name in first.numbers}
         self._scales = {name: Scale.of(values) for name, values in every.items() if len(values)}
         self._known = {name: frozenset().union(*(columns.texts[name] for columns in self.past)) for name in first.texts}
         self._variables = [*self._list_numbers(), *self._list_values()]
         encoded = [self._encode(columns) for columns in self.past]
         together = np.concatenate(encoded)
         self._mean, deviation = together.mean(0), together.std(0)
-        self._deviation, self._varies = np.maximum(deviation, _LEAST_DEVIATION), deviation >= _LEAST_DEVIATION / 2
+        least = np.array([_LEAST_DEVIATIONS[variable.kind] for variable in self._variables])
+        self._deviation, self._varies = np.maximum(deviation, least), deviation >= least / 2
         self._blocks = [(block - self._mean) / self._deviation for block in encoded]
         self._products = [block.T @ block for block in self._blocks]
 

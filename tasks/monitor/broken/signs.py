@@ -11,7 +11,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.monitor.broken.columns import Columns, Floats, Scale, Texts, join, logit, present
+from tasks.monitor.broken.columns import Columns, Floats, Scale, Texts, join_values, logit, present
 
 _FEWEST = 200  # values of a partition by which anything is said
 _FAR = 2.2  # on the logit scale: nine times the odds of the worst partition
@@ -62,7 +62,7 @@ class NumberPast:
     @cached_property
     def scale(self) -> Scale:
         """By all of them."""
-        return Scale.of(join(self.blocks))
+        return Scale.of(join_values(self.blocks))
 
     @cached_property
     def _levels(self) -> Floats:

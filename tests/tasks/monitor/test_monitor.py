@@ -158,11 +158,11 @@ def test_a_feature_that_is_stuck_blocks_by_name_and_the_next_week_is_judged_with
         table = points(week(number), seed=number)
         return table.set_column(table.column_names.index("x3"), "x3", pa.array(np.full(table.num_rows, 0.5)))
 
-    world.score(10, stuck(10))
-    world.score(11)
-    world.score(12, stuck(12))
-    assert decided(world) == ["block", "ignore", "block"]
-    first, second, third = sorted(world.rows("decisions"), key=lambda row: row["as_of"])
+    for number in range(10, 15):
+        world.score(number, stuck(number) if number in (12, 14) else None)
+    assert decided(world) == ["ignore", "ignore", "block", "ignore", "block"]
+    tenth, _, first, second, third = sorted(world.rows("decisions"), key=lambda row: row["as_of"])
+    assert tenth["evidence"]["faults"] is None, "of ten partitions nobody can tell"
     assert first["reasons"] == ["broken feed: x3: 100% of it is 0.5, at most 0% before"]
     assert first["evidence"]["codes"] == ["broken-feed"]
     assert first["evidence"]["faults"] == third["evidence"]["faults"] != []

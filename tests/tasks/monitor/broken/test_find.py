@@ -61,7 +61,7 @@ def changed(name: str, values: object) -> Columns:
 
 
 def seen(now: Columns) -> set[tuple[str, Sign]]:
-    return {(fault.feature, fault.sign) for fault in find_faults(PAST, now)}
+    return {(fault.feature, fault.sign) for fault in find_faults(PAST, now) or ()}
 
 
 def swapped() -> Columns:
@@ -248,12 +248,12 @@ def test_a_unit_is_named_where_undoing_it_explains_all() -> None:
     assert any("in place of Fahrenheit" in fault.seen for fault in faults if fault.feature == "temperature")
 
 
-def test_too_few_partitions_or_rows_say_nothing() -> None:
+def test_of_too_few_partitions_or_rows_nobody_can_tell() -> None:
     stuck = FAULTS["one value again and again"][0]()
-    assert find_faults(PAST[: FEWEST_PARTITIONS - 1], stuck) == []
-    assert find_faults(PAST[:FEWEST_PARTITIONS], stuck) != []
+    assert find_faults(PAST[: FEWEST_PARTITIONS - 1], stuck) is None
+    assert find_faults(PAST[:FEWEST_PARTITIONS], stuck)
     few = read_columns(draw_week(20, rows=450))
-    assert find_faults(PAST, replace(few, numbers={**few.numbers, "queue": np.ones(few.rows)})) == []
+    assert find_faults(PAST, replace(few, numbers={**few.numbers, "queue": np.ones(few.rows)})) is None
 
 
 def test_a_feature_that_is_nowhere_or_the_same_in_all_the_past_breaks_nothing() -> None:
