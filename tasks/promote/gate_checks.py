@@ -122,12 +122,12 @@ def too_little(setting: Setting, rows: HoldoutRows) -> Iterator[Reason]:
 def doubtful(setting: Setting, expected: ExpectedEffect) -> Iterator[Reason]:
     """Why a candidate that nothing stands against is not promoted yet."""
     gate, limit = setting.gate, allowed_chance(setting)
-    if expected.mean <= gate.min_effect:
+    if not expected.mean > gate.min_effect:  # NaN, where an error cannot be told, is a doubt
         yield (
             "not-worth-it",
             f"expected to be better by {expected.mean:+.5f} {gate.metric}, a switch is worth {gate.min_effect}",
         )
-    if expected.chance_of_loss > limit:
+    if not expected.chance_of_loss <= limit:
         often = f", as these days have been used {setting.holdout_uses} times" if setting.holdout_uses > 1 else ""
         yield (
             "may-be-a-loss",

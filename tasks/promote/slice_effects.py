@@ -63,7 +63,7 @@ def check_slices(gate: Gate, table: list[dict[str, Any]]) -> Iterator[Reason]:
 def doubt_slices(setting: Setting, table: list[dict[str, Any]]) -> Iterator[Reason]:
     """Why a candidate that no slice stands against is not promoted yet."""
     gate, allowed = setting.gate, allowed_chance(setting)
-    doubtful = [row for row in table if row["tested"] and row["chance_of_loss"] > allowed]
+    doubtful = [row for row in table if row["tested"] and not row["chance_of_loss"] <= allowed]
     if doubtful:
         worst = max(doubtful, key=lambda row: row["chance_of_loss"])
         yield (

@@ -33,14 +33,15 @@ class _Kind(StrEnum):
 
 
 # Of a variable that is the same nearly always: it is not far off for what seldom happens.
-_LEAST_DEVIATIONS = {_Kind.CLOCK: 0.0, _Kind.NUMBER: 0.2, _Kind.MISSING: 0.15, _Kind.VALUE: 0.0}
+_LEAST_DEVIATIONS = {_Kind.CLOCK: 1e-3, _Kind.NUMBER: 0.2, _Kind.MISSING: 0.15, _Kind.VALUE: 1e-3}
 
 
 @dataclass(frozen=True)
 class _Variable:
     kind: _Kind
     feature: str = ""
-    value: object = None  # of a text; of the clock which
+    value: object = None  # of a text
+    place: int = 0  # in the clock
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +140,7 @@ class Relations:
         return self._learnt[without]
 
     def _list_numbers(self) -> list[_Variable]:
-        clock = [_Variable(_Kind.CLOCK, value=number) for number in range(self.past[0].clock.shape[1])]
+        clock = [_Variable(_Kind.CLOCK, place=number) for number in range(self.past[0].clock.shape[1])]
         numbers = [_Variable(_Kind.NUMBER, name) for name in self._scales]
         shares = {name: float(np.mean([c.missing(name).mean() for c in self.past])) for name in self._scales}
         gaps = [name for name, share in shares.items() if _LEAST_SHARE / 10 < share < 1 - _LEAST_SHARE / 10]
@@ -160,7 +161,7 @@ class Relations:
         encoded = np.zeros((columns.rows, len(self._variables)))
         for place, variable in enumerate(self._variables):
             if variable.kind == _Kind.CLOCK:
-                encoded[:, place] = columns.clock[:, int(str(variable.value))]
+                encoded[:, place] = columns.clock[:, variable.place]
             elif variable.kind == _Kind.VALUE:
                 encoded[:, place] = columns.texts[variable.feature] == variable.value
             elif variable.kind == _Kind.MISSING:

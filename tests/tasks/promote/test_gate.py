@@ -1,6 +1,7 @@
 """The gate answers by what it measures: each sabotage is refused, and its twin without the sabotage passes."""
 
 import json
+import math
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -11,9 +12,9 @@ from models import metrics
 from pipeline.fields import METRICS
 from pipeline.spec import Gate, LeakAlarm
 from tasks.promote import bootstrap
-from tasks.promote.expected_effect import MeasuredEffect
+from tasks.promote.expected_effect import ExpectedEffect, MeasuredEffect
 from tasks.promote.gate import PROTECTED_UNTESTED, Judgement, constant, decide
-from tasks.promote.gate_checks import HoldoutRows, Scored, Setting, check_candidate
+from tasks.promote.gate_checks import HoldoutRows, Scored, Setting, check_candidate, doubtful
 from tasks.promote.slice_effects import compare_rows, slice_table
 
 START = datetime(2013, 6, 3, tzinfo=UTC)
@@ -237,6 +238,23 @@ def test_a_slice_that_may_be_worse_is_a_doubt_and_no_refusal():
     found = judge(world, spoiled(ours, sigmoid(logit)), world.model("1", stale=0.5))
     assert (found.answer, found.codes) == ("hold", ["slice-in-doubt"])
     assert "carrier = C5" in found.reasons[0]
+
+
+def test_what_cannot_be_told_is_a_doubt_and_hides_no_other_slice():
+    """By AUC, a carrier whose outcomes of one kind are all of one day has no error; another one is ruined."""
+    world = World(3)
+    gate = GATE.model_copy(update={"metric": "auc", "max_slice_loss": 0.02})
+    world.rows.label[(world.carrier == 2) & (world.day > 0)] = 0.0
+    ours = world.model("2")
+    shuffled = ours.scores.copy()
+    shuffled[world.carrier == 5] = world.rng.permutation(shuffled[world.carrier == 5])
+    found = judge(world, spoiled(ours, shuffled), world.model("1", stale=1.2), gate=gate)
+    of = {row["value"]: row for row in found.evidence["slices"]}
+    assert not of["C2"]["tested"]
+    assert of["C5"]["failed"]
+    assert "slice-worse" in found.codes
+    nan = ExpectedEffect(mean=math.nan, deviation=math.nan, chance_of_loss=math.nan, from_effects=0)
+    assert [code for code, _ in doubtful(SETTING, nan)] == ["not-worth-it", "may-be-a-loss"]
 
 
 def test_a_slice_can_fail_even_with_the_fewest_resamples_the_spec_allows():

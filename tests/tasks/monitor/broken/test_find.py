@@ -153,6 +153,14 @@ def test_what_has_one_value_a_partition_is_not_stuck() -> None:
     assert find_faults(dated[:-1], dated[-1]) == []
 
 
+def test_predictions_that_are_all_made_at_one_hour_are_looked_at_like_others() -> None:
+    """Snapshots: the clock says the same of every row."""
+    every = [replace(columns, clock=np.tile(NOW.clock[:1], (columns.rows, 1))) for columns in [*PAST, NOW]]
+    assert find_faults(every[:-1], every[-1]) == []
+    late = replace(every[-1], numbers=FAULTS["half a week late"][0]().numbers)
+    assert find_faults(every[:-1], late)
+
+
 def test_texts_that_are_always_new_are_no_fault() -> None:
     def named(columns: Columns, number: int) -> Columns:
         ids = np.array([f"N{number}-{row}" for row in range(columns.rows)], np.object_)
