@@ -2,8 +2,7 @@
 
 Observations are made from kept scores by the product's functions, as its DAGs make them, and every decision is its own;
 but performance is restated, blocks of a window are days, nothing is expected before labels come, no feed shows signs of
-being broken but by what is missing, and drift of the score
-is that of what the networks answer, whatever was added to it.
+being broken but by what is missing, and drift of the score is that of what the networks answer, whatever was added.
 The gate compares judged models, which know nothing of the holdout. What answers is the promoted model itself, or its
 refitted twin (`deployed`). One that was held and is promoted later is refitted by then: all have one recipe, so what
 answers is the model of that data time.

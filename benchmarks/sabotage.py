@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features import FeatureSet
+from features.step_tables import list_sources_read
 from tasks.monitor.broken.columns import Columns
 
 Floats = NDArray[np.float64]
@@ -47,9 +48,7 @@ class Sabotage:
 
 def find_tables(definition: FeatureSet) -> dict[str, frozenset[str]]:
     """Feature -> the tables that it comes from, but for those that say of which event it is."""
-    reads = {name: {name} for name in definition.sources}
-    for name, sql in definition.steps.items():
-        reads[name] = {source for word in re.findall(r"\w+", sql) if word in reads for source in reads[word]}
+    reads = {name: made_of & definition.sources.keys() for name, made_of in list_sources_read(definition).items()}
     windows = {f"{window.prefix}_": window.stream for window in definition.windows}
     streams = windows | {joined.prefix: joined.stream for joined in definition.joined}
     points: dict[str, set[str]] = {}

@@ -24,7 +24,7 @@ class StepTables:
         rows: RawRows,
     ) -> None:
         self._connection, self._definition, self._steps, self._rows = connection, definition, steps, rows
-        self.reads = _list_sources_read(definition)
+        self.reads = list_sources_read(definition)
         self.standing = set[str]()
         self._made = dict[str, str]()  # name -> kind, in the order of making
 
@@ -89,7 +89,7 @@ class StepTables:
         self._connection.execute(statement)
 
 
-def _list_sources_read(definition: FeatureSet) -> dict[str, set[str]]:
+def list_sources_read(definition: FeatureSet) -> dict[str, set[str]]:
     """For each source and step, the sources and steps that it is made of, and itself."""
     reads = {name: {name} for name in definition.sources}
     for name, sql in definition.steps.items():  # each builds on those before it

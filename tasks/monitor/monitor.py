@@ -5,7 +5,7 @@ Reconciles from the warehouse: every scored partition without a decision, oldest
 measured, the decision, its retrain and its alert are written in one fenced transaction: running again writes nothing.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -29,7 +29,7 @@ from tasks.monitor import decisions, drift, drift_report, performance, served
 from tasks.monitor.expected_performance import find_expected_breaches
 from tasks.monitor.expected_windows import UnlabelledPartition, measure_expected
 from tasks.monitor.interval_quality import find_miscoverage
-from tasks.monitor.observed import Observed
+from tasks.monitor.observed import Observed, OtherDecision
 from tasks.monitor.past_points import WatchedModel, load_past_points
 from tasks.monitor.recalibration import find_latest_rollback, find_latest_switch, measure_champion
 from tasks.monitor.served_features import load_served_features, measure_served_drift
@@ -96,8 +96,9 @@ def monitor_partitions(use_case: UseCase, outside: Outside) -> list[Drift]:
         version = undecided.champion.version
         if version not in models:
             models[version] = load_watched_model(use_case, version, outside)
-        examined = examine_partition(use_case, undecided, models[version], outside)
-        decision = make_decision(examined.observed, decisions.load_decisions(use_case, outside), use_case.monitor)
+        history = decisions.load_decisions(use_case, outside)
+        examined = examine_partition(use_case, undecided, models[version], history, outside)
+        decision = make_decision(examined.observed, history, use_case.monitor)
         decisions.write_decision(use_case, examined, decision, outside, fence=fence)
         if decision.recalibrates:
             recalibrate_champion(use_case, outside)
@@ -135,9 +136,16 @@ def load_watched_model(use_case: UseCase, version: str, outside: Outside) -> Wat
 
 
 def examine_partition(
-    use_case: UseCase, undecided: UndecidedPartition, model: WatchedModel, outside: Outside
+    use_case: UseCase,
+    undecided: UndecidedPartition,
+    model: WatchedModel,
+    history: Sequence[OtherDecision],
+    outside: Outside,
 ) -> decisions.Examination:
-    """Measure one partition: drift of data and scores, performance as measured and expected, age, and a report."""
+    """Measure one partition: drift of data and scores, performance as measured and expected, age, and a report.
+
+    The partitions that `history` blocked are no past to hold it against.
+    """
     champion, as_of = undecided.champion, undecided.as_of
     version, network = champion.version, champion.network_version
     profile, definition = model.profile, model.definition
@@ -151,7 +159,6 @@ def examine_partition(
     expected = measure_expected(use_case, _as_unlabelled(undecided, model, points), outside)
     estimated = expected.newest
     judged = answers[0].performance if answers and answers[0].is_judged else performances[0].performance
-    history = decisions.load_decisions(use_case, outside)
     snapshot = undecided.snapshot_version
     past = load_past_points(use_case, undecided.partition, model, outside, snapshot_version=snapshot)
     observed = Observed(

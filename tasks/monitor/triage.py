@@ -12,6 +12,7 @@ from dataclasses import replace
 from datetime import timedelta
 
 from pipeline.monitoring import Monitor
+from tasks.common.naming import MOST_NAMED, name_some
 from tasks.monitor.drift import DriftMeasure, DriftStatus, FeatureDrift
 from tasks.monitor.observed import (
     IN_FLIGHT,
@@ -26,8 +27,6 @@ from tasks.monitor.observed import (
 )
 from tasks.monitor.performance_limits import PerformanceStatus
 from tasks.promote.intercept_limits import explain_far_off, explain_recalibration
-
-_NAMED = 5  # features named in a reason; the rest are in the drift table
 
 
 def make_decision(observed: Observed, history: Sequence[OtherDecision], monitor: Monitor) -> Decision:
@@ -78,16 +77,16 @@ def _decision(action: Action, *because: CodedReason) -> Decision:
 def _broken(observed: Observed) -> Iterator[CodedReason]:
     emptier = broken_features(observed.drifts)
     if emptier:
-        sentence = f"broken feed: {_named(emptier)} far emptier than in any week of training"
+        sentence = f"broken feed: {name_some(emptier)} far emptier than in any week of training"
         yield TriageCode.BROKEN_FEED, sentence
     others: dict[str, list[str]] = {}
     for fault in observed.faults or ():
         if fault.feature not in emptier:
             others.setdefault(fault.feature, []).append(fault.seen)
-    for feature in [*others][:_NAMED]:
+    for feature in [*others][:MOST_NAMED]:
         yield TriageCode.BROKEN_FEED, f"broken feed: {feature}: {'; '.join(others[feature])}"
-    if len(others) > _NAMED:
-        yield TriageCode.BROKEN_FEED, f"broken feed: {_named([*others][_NAMED:])}, too"
+    if len(others) > MOST_NAMED:
+        yield TriageCode.BROKEN_FEED, f"broken feed: {name_some([*others][MOST_NAMED:])}, too"
 
 
 def broken_features(drifts: Sequence[FeatureDrift]) -> list[str]:
@@ -111,13 +110,15 @@ def _breaches(drifts: Sequence[FeatureDrift]) -> list[FeatureDrift]:
 
 def _unknown(observed: Observed, before: Sequence[OtherDecision]) -> Iterator[CodedReason]:
     if unknown := unknown_features([drift for drift in observed.drifts if not drift.is_lasting]):
-        yield TriageCode.UNKNOWN, f"unknown: {_named(unknown)} could not be measured"
+        yield TriageCode.UNKNOWN, f"unknown: {name_some(unknown)} could not be measured"
     lasting = unknown_features([drift for drift in observed.drifts if drift.is_lasting])
     # Once a model: an alert at each of its partitions would be no news, and hide the others.
     if lasting and all(
         other.network_version != observed.network_version or other.decision == Action.BLOCK for other in before
     ):
-        sentence = f"unknown: {_named(lasting)} cannot be measured as long as this model is champion: too many values"
+        sentence = (
+            f"unknown: {name_some(lasting)} cannot be measured as long as this model is champion: too many values"
+        )
         yield TriageCode.UNKNOWN, f"{sentence} are rare"
     if not observed.drifts:
         yield TriageCode.UNKNOWN, "unknown: no feature was measured"
@@ -158,9 +159,9 @@ def _drift_triggers(observed: Observed, before: Sequence[OtherDecision], monitor
     structural = sorted(persistent & set(monitor.structural_features))
     often = f"in {monitor.persistence_breaches} of {monitor.persistence_of} partitions"
     if structural:
-        yield TriageCode.STRUCTURE, f"drift of structure {often}: {_named(structural)}"
+        yield TriageCode.STRUCTURE, f"drift of structure {often}: {name_some(structural)}"
     if len(persistent) >= monitor.min_drifted_features:
-        yield TriageCode.DRIFT, f"drift of {len(persistent)} features {often}: {_named(sorted(persistent))}"
+        yield TriageCode.DRIFT, f"drift of {len(persistent)} features {often}: {name_some(sorted(persistent))}"
 
 
 def persistent_features(observed: Observed, before: Sequence[OtherDecision], monitor: Monitor) -> frozenset[str]:
@@ -234,10 +235,5 @@ def _recalibration(observed: Observed, history: Sequence[OtherDecision], monitor
 
 def _quiet(observed: Observed) -> CodedReason:
     breached = sorted(breached_features(observed.drifts))
-    sentence = f"nothing persistent: {_named(breached)} over threshold" if breached else "nothing found"
+    sentence = f"nothing persistent: {name_some(breached)} over threshold" if breached else "nothing found"
     return TriageCode.QUIET, "; ".join([sentence, *observed.performance.doubts.values()])
-
-
-def _named(features: Sequence[str]) -> str:
-    more = f" and {len(features) - _NAMED} more" if len(features) > _NAMED else ""
-    return ", ".join(features[:_NAMED]) + more

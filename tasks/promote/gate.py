@@ -21,6 +21,7 @@ import numpy as np
 
 from pipeline.fields import METRICS
 from pipeline.handoffs import VerdictAnswer
+from tasks.common.naming import name_some
 from tasks.promote.bootstrap import Effect, Floats, compute_for_gate
 from tasks.promote.expected_effect import ExpectedEffect, MeasuredEffect, expect_effect
 from tasks.promote.gate_checks import (
@@ -40,7 +41,6 @@ from tasks.promote.interval_coverage import measure_coverage
 from tasks.promote.slice_effects import check_slices, compare_rows, doubt_slices, find_untested, slice_table
 
 PROTECTED_UNTESTED = "protected-slice-untested"
-_NAMED = 5  # slices in a reason; all are in the evidence
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +124,7 @@ def _weigh_effect(
     expected = expect_effect(
         MeasuredEffect(effect.value, error), setting.past, loss=abs(gate.min_effect), freedom=effect.blocks - 1
     )
+    slices = slice_table(setting, rows, candidate, champion, effect)
     evidence |= {
         "effect": {
             "metric": gate.metric,
@@ -146,7 +147,7 @@ def _weigh_effect(
             model.version: {m: compute_for_gate(m, model.scores, rows.label) for m in METRICS[setting.kind]}
             for model in (candidate, champion)
         },
-        "slices": (slices := slice_table(setting, rows, candidate, champion, effect)),
+        "slices": slices,
         "protected_untested": find_untested(gate, slices),
         "calibration_gap": abs(float(candidate.scores.mean() - rows.label.mean())),
         "champion_calibration_gap": abs(float(champion.scores.mean() - rows.label.mean())),
@@ -201,12 +202,8 @@ def _answer(
 
 def _ask_a_person(evidence: dict[str, Any]) -> Iterator[Reason]:
     if untested := evidence["protected_untested"]:
-        more = f" and {len(untested) - _NAMED} more" if len(untested) > _NAMED else ""
-        named = ", ".join(untested[:_NAMED]) + more
-        yield (
-            PROTECTED_UNTESTED,
-            f"a person has to approve it: protected slices have too few rows, days or outcomes: {named}",
-        )
+        few = "protected slices have too few rows, days or outcomes"
+        yield PROTECTED_UNTESTED, f"a person has to approve it: {few}: {name_some(untested)}"
 
 
 def _describe_intervals(setting: Setting, rows: HoldoutRows, *models: Scored) -> dict[str, Any]:

@@ -85,6 +85,12 @@ def model(
     return registry.register(use_case.name, registry.log_run(record)).version
 
 
+def forget_champion(registry: Registry, name: str) -> None:
+    """Nobody is champion in the registry, which is shared by all tests of a session."""
+    for alias in registry.aliases(name):
+        registry._client.delete_registered_model_alias(name, alias)
+
+
 def candidate(registry: Registry, use_case: UseCase, version: str, snapshot: Snapshot, as_of) -> Candidate:
     """What a refit as of a moment would hand on about a registered version."""
     known, moments = registry.version(use_case.name, version), split(use_case, as_of)

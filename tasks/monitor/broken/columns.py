@@ -1,6 +1,6 @@
 """The features of one partition as arrays, and how features of the past are brought to a common scale."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from statistics import NormalDist
 
@@ -106,8 +106,3 @@ def logit(share: float) -> float:
     """Of a share that is neither nearly none nor nearly all, as far as 2 and 98 in 100 tell."""
     inside = min(max(share, 0.02), 0.98)
     return float(np.log(inside / (1 - inside)))
-
-
-def join_values(blocks: Sequence[Floats]) -> Floats:
-    """Several arrays as one; none at all is an empty one."""
-    return np.concatenate(blocks) if blocks else np.zeros(0)

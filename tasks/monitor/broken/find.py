@@ -34,8 +34,9 @@ def find_faults(past: Sequence[Columns], now: Columns) -> list[Fault] | None:
     *past, now = _keep_common([*past, now])
     faults = [fault for name in now.numbers for fault in find_number_signs(name, past, now)]
     faults += [fault for name in now.texts for fault in find_text_signs(name, past, now)]
-    faults += _find_apart(past, now, known={fault.feature for fault in faults})
-    return [*faults, *_find_jumped(past, now, known={fault.feature for fault in faults})]
+    moved = _has_moved(past, now)
+    faults += _find_apart(past, now, known={fault.feature for fault in faults}, moved=moved)
+    return faults if moved else [*faults, *_find_jumped(past, now, known={fault.feature for fault in faults})]
 
 
 def _keep_common(every: Sequence[Columns]) -> list[Columns]:
@@ -67,21 +68,16 @@ def _find_jumped(past: Sequence[Columns], now: Columns, known: set[str]) -> Iter
     if len(jumps) < _FEWEST_JUMPS:
         return
     jumped = [name for name, jump in jumps.items() if jump >= _JUMPED]
-    if (
-        not _has_moved(past, now)
-        and len(jumped) <= _CONFINED
-        and all(jump < _STILL for name, jump in jumps.items() if name not in jumped)
-    ):
-        for name in sorted(jumped):
-            seen = (
-                f"its mean went {jumps[name]:.1f} times as far as ever from one partition to the next, and no other did"
-            )
-            yield Fault(feature=name, sign=Sign.JUMPED, seen=seen)
+    if len(jumped) > _CONFINED or any(jump >= _STILL for name, jump in jumps.items() if name not in jumped):
+        return
+    for name in sorted(jumped):
+        far = f"{jumps[name]:.1f} times as far as ever from one partition to the next"
+        yield Fault(feature=name, sign=Sign.JUMPED, seen=f"its mean went {far}, and no other did")
 
 
-def _find_apart(past: Sequence[Columns], now: Columns, known: set[str]) -> list[Fault]:
+def _find_apart(past: Sequence[Columns], now: Columns, known: set[str], *, moved: bool) -> list[Fault]:
     """Features that are apart from the others, without those that are known to be broken: these tell nothing."""
-    relations, moved = Relations(past), _has_moved(past, now)
+    relations = Relations(past)
     apart: dict[str, Strain] = {}
     at_first: dict[str, Strain] = {}
     while len(apart) <= _CONFINED:

@@ -14,7 +14,7 @@ from enum import StrEnum
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.monitor.broken.columns import Columns, Floats, Scale, join_values, present
+from tasks.monitor.broken.columns import Columns, Floats, Scale, present
 
 _RIDGE = 0.01
 _VALUES = 12  # of a text that are told apart
@@ -84,7 +84,9 @@ class Relations:
 
     def __post_init__(self) -> None:
         first = self.past[0]
-        every = {name: join_values([present(columns.numbers[name]) for columns in self.past]) for name in first.numbers}
+        every = {
+            name: np.concatenate([present(columns.numbers[name]) for columns in self.past]) for name in first.numbers
+        }
         self._scales = {name: Scale.of(values) for name, values in every.items() if len(values)}
         self._known = {name: frozenset().union(*(columns.texts[name] for columns in self.past)) for name in first.texts}
         self._variables = [*self._list_numbers(), *self._list_values()]

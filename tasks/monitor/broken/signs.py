@@ -11,7 +11,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.monitor.broken.columns import Columns, Floats, Scale, Texts, join_values, logit, present
+from tasks.monitor.broken.columns import Columns, Floats, Scale, Texts, logit, present
 
 _FEWEST = 200  # values of a partition by which anything is said
 _FAR = 2.2  # on the logit scale: nine times the odds of the worst partition
@@ -62,7 +62,7 @@ class NumberPast:
     @cached_property
     def scale(self) -> Scale:
         """By all of them."""
-        return Scale.of(join_values(self.blocks))
+        return Scale.of(np.concatenate(self.blocks))
 
     @cached_property
     def _levels(self) -> Floats:
@@ -99,14 +99,10 @@ class NumberPast:
         """The largest share of a partition's values that one of them has."""
         return max(_most_common(block)[1] for block in self.blocks)
 
-    def count_new(self, values: Floats) -> float:
-        """The share of values that lie among those of the past, and are none of them."""
-        return float(self.are_new(values).mean())
-
-    def are_new(self, values: Floats) -> NDArray[np.bool_]:
-        """Which values [n] lie among those of the past, and are none of them; beyond them is where a change leads."""
+    def keep_new(self, values: Floats) -> Floats:
+        """Those that lie among the values of the past, and are none of them; beyond them is where a change leads."""
         inside = (values > self.values[0]) & (values < self.values[-1])
-        new: NDArray[np.bool_] = inside & ~np.isin(values, self.values)
+        new: Floats = values[inside & ~np.isin(values, self.values)]
         return new
 
     def far_share(self, values: Floats) -> float:
@@ -138,16 +134,18 @@ def find_number_signs(name: str, past: Sequence[Columns], now: Columns) -> Itera
     if len(blocks) < len(past) or len(values) < _FEWEST:
         return
     known = NumberPast(blocks)
-    new, worst = known.count_new(values), known.new_share
+    new_values, worst = known.keep_new(values), known.new_share
+    new = len(new_values) / len(values)
+    newest, often = _most_common(new_values) if len(new_values) else (np.nan, 0.0)
     common, share = _most_common(values)
     was = max(float((block == common).mean()) for block in blocks)
     if share > _STUCK and logit(share) - logit(max(was, known.common_share)) > _FAR:
         yield Fault(feature=name, sign=Sign.STUCK, seen=f"{share:.0%} of it is {common:g}, at most {was:.0%} before")
     elif new > _MOST and logit(new) - logit(worst) > _FAR:
-        seen = f"{new:.0%} of its values never were before, as {_most_new(values, known):g}; at most {worst:.0%} before"
+        seen = f"{new:.0%} of its values never were before, as {newest:g}; at most {worst:.0%} before"
         yield Fault(feature=name, sign=Sign.NEW_VALUES, seen=seen)
-    elif worst < _FEW and (often := _share_of_newest(values, known)) > 4 * _FEW:
-        seen = f"{often:.0%} of it is {_most_new(values, known):g}, which never was before"
+    elif worst < _FEW and new * often > 4 * _FEW:
+        seen = f"{new * often:.0%} of it is {newest:g}, which never was before"
         yield Fault(feature=name, sign=Sign.NEW_VALUES, seen=seen)
     elif share > 3 * max(known.common_share, _FEW) and logit(share) - logit(was) > _FAR:
         yield Fault(feature=name, sign=Sign.STUCK, seen=f"{share:.0%} of it is {common:g}, at most {was:.0%} before")
@@ -213,15 +211,6 @@ def _most_common(values: Floats | Texts) -> tuple[float, float]:
     different, counts = np.unique(values, return_counts=True)
     place = counts.argmax()
     return different[place], float(counts[place] / len(values))
-
-
-def _most_new(values: Floats, known: NumberPast) -> float:
-    return _most_common(values[known.are_new(values)])[0]
-
-
-def _share_of_newest(values: Floats, known: NumberPast) -> float:
-    new = values[known.are_new(values)]
-    return _most_common(new)[1] * len(new) / len(values) if len(new) else 0.0
 
 
 def name_unit(blocks: Sequence[Floats], values: Floats) -> str | None:

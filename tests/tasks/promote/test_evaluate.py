@@ -77,8 +77,7 @@ def models(mlflow_stack, table, tmp_path_factory) -> dict[str, str]:
 @pytest.fixture
 def candidates(models, outside, use_case, table):
     """Each of them as a candidate on this test's own dataset, nobody being champion yet."""
-    for alias in outside.registry.aliases(NAME):
-        outside.registry._client.delete_registered_model_alias(NAME, alias)
+    planted.forget_champion(outside.registry, NAME)
     snapshot = planted.dataset(outside, use_case, table)
     return {
         kind: planted.candidate(outside.registry, use_case, version, snapshot, AS_OF)

@@ -14,7 +14,7 @@ from pipeline.handoffs import RefittedWinner, Verdict
 from pipeline.spec import UseCase
 from tasks.common.ledger import champion_at, find_judged_version, load_champions
 from tasks.promote import promote
-from tests.tasks import killed
+from tests.tasks import killed, planted
 
 APRIL = datetime(2013, 4, 1, tzinfo=UTC)
 WEEK = timedelta(days=7)
@@ -47,8 +47,7 @@ def registered(mlflow_stack, tmp_path_factory) -> Registry:
 @pytest.fixture
 def versions(registered) -> list[str]:
     """The four versions, none of them champion."""
-    for alias in registered.aliases(NAME):
-        registered._client.delete_registered_model_alias(NAME, alias)
+    planted.forget_champion(registered, NAME)
     return ["1", "2", "3", "4"]
 
 

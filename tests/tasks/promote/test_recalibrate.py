@@ -59,8 +59,7 @@ def ensemble(mlflow_stack):
 @pytest.fixture
 def room(ensemble, outside, use_case, table, tmp_path):
     """Registers models of this test's own; nobody is champion yet."""
-    for alias in outside.registry.aliases(NAME):
-        outside.registry._client.delete_registered_model_alias(NAME, alias)
+    planted.forget_champion(outside.registry, NAME)
     return Room(outside, use_case, planted.dataset(outside, use_case, table), ensemble, tmp_path)
 
 

@@ -52,8 +52,7 @@ def ensembles(mlflow_stack) -> dict[str, Ensemble]:
 @pytest.fixture
 def room(outside, use_case, table, ensembles, tmp_path):
     """A champion that learnt little, and a dataset."""
-    for alias in outside.registry.aliases(NAME):
-        outside.registry._client.delete_registered_model_alias(NAME, alias)
+    planted.forget_champion(outside.registry, NAME)
     return Room(outside, use_case, planted.dataset(outside, use_case, table), ensembles, tmp_path)
 
 

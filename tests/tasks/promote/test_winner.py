@@ -76,8 +76,7 @@ def ensembles(mlflow_stack, table):
 @pytest.fixture
 def register(ensembles, outside, use_case, table, tmp_path) -> Callable[[str], Candidate]:
     """Makes one of them a candidate of this test's own, nobody being champion yet."""
-    for alias in outside.registry.aliases(NAME):
-        outside.registry._client.delete_registered_model_alias(NAME, alias)
+    planted.forget_champion(outside.registry, NAME)
     snapshot = planted.dataset(outside, use_case, table)
 
     def register(kind: str) -> Candidate:
