@@ -67,17 +67,18 @@ def deterministic(threads: int) -> Iterator[None]:
     """Same seed, same weights: sums are split over a fixed number of threads, whatever machine this is.
 
     Torch would also fill what it has not written yet, to show who reads it: nobody here, and it takes a fifteenth of
-    the time.
+    the time. `torch.use_deterministic_algorithms` would do the same, and load torch's compiler for it, which takes
+    seconds of every process that answers.
     """
-    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(), _FILLING.fill_uninitialized_memory
+    before = torch.get_num_threads(), torch.get_deterministic_debug_mode(), _FILLING.fill_uninitialized_memory
     torch.set_num_threads(threads)
     _FILLING.fill_uninitialized_memory = False
-    torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())  # noqa: FBT003 (torch's signature)
+    torch.set_deterministic_debug_mode("warn" if torch.cuda.is_available() else "error")
     try:
         yield
     finally:
         torch.set_num_threads(before[0])
-        torch.use_deterministic_algorithms(before[1])
+        torch.set_deterministic_debug_mode(before[1])
         _FILLING.fill_uninitialized_memory = before[2]
 
 

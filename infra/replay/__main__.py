@@ -6,7 +6,7 @@ With --running it starts none: the environment says where the stack is, as docke
 import argparse
 import os
 import sys
-from datetime import date
+from datetime import date, timedelta
 from pathlib import Path
 
 import psycopg2
@@ -51,6 +51,12 @@ def _arguments() -> argparse.Namespace:
         help="break a feed in this week, where the replay does (default: 6, or the last; 0: never)",
     )
     parser.add_argument(
+        "--mended-after-hours",
+        type=float,
+        default=24,
+        help="hours of data time in which that feed's operator mends it, from the page on (default: 24)",
+    )
+    parser.add_argument(
         "--seconds-per-hour",
         type=float,
         default=None,
@@ -78,6 +84,7 @@ def _plan(use_case: UseCase, replayed: Replayed, arguments: argparse.Namespace) 
         first_as_of=first_as_of,
         weeks=arguments.weeks,
         incident_week=(broken or None) if replayed.is_broken else None,
+        mended_after=timedelta(hours=arguments.mended_after_hours),
         seconds_per_hour=replayed.seconds_per_hour if pace is None else pace,
     )
 

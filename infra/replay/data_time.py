@@ -10,9 +10,9 @@ from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Self
 
+from infra.replay.incident import BreakingFeed
 from infra.replay.live_source import LiveSource
 from infra.replay.state import ReplayError
-from pipeline.partitions import Interval
 from pipeline.spec import UseCase
 
 STEP = timedelta(minutes=30)
@@ -30,13 +30,13 @@ class DataTime:
         *,
         until: datetime,
         seconds_per_hour: float,
-        broken: Interval | None = None,
+        broken: BreakingFeed | None = None,
         then: Callable[[datetime, datetime], object],
     ) -> None:
-        """`then` is told of each step, once it was taken; in the partition `broken` the feed breaks."""
+        """`then` is told of each step, once it was taken; `broken` says when a feed breaks."""
         self._source, self._until, self._then = source, until, then
         self._seconds_per_hour, self._grid = seconds_per_hour, use_case.grid
-        self._broken, self._key = broken, None if broken is None else use_case.grid.key(broken)
+        self._broken = broken
         self._over = threading.Event()
         self._problem: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="data time", daemon=True)
@@ -85,8 +85,8 @@ class DataTime:
         """Take the next one; how long it is. None lies in two partitions."""
         start = self._source.told_until
         end = min(_find_step_end(start), self._grid.containing(start).end, self._until)
-        breaks = self._broken is not None and self._broken.start <= start < self._broken.end
-        self._source.tell(end, broken=self._key if breaks else None)
+        breaks = self._broken is not None and self._broken.breaks_at(start)
+        self._source.tell(end, broken=self._broken.key if self._broken is not None and breaks else None)
         self._then(start, end)
         return end - start
 

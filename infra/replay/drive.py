@@ -49,6 +49,7 @@ class ReplayPlan:
     first_as_of: datetime
     weeks: int
     incident_week: int | None  # 1-based; None: no incident
+    mended_after: timedelta  # in data time, from when somebody is paged about it
     seconds_per_hour: float | None  # None: data time goes on when a week is wanted
 
 
@@ -70,6 +71,7 @@ class Replay:
         self.state = ReplayState(use_case=use_case, outside=outside)
         self.runs = Runs(api=api, state=self.state, progress=progress)
         self.traffic = Traffic(use_case, outside, source)
+        self._broken: incident.BreakingFeed | None = None
 
     def run(self, plan: ReplayPlan) -> None:
         """History, first champion, then week by week, as data time goes by.
@@ -109,21 +111,22 @@ class Replay:
     def _data_time(self, plan: ReplayPlan, weeks: list[Interval]) -> DataTime | AskedTime:
         if plan.seconds_per_hour is None:
             return AskedTime(self.source)
+        self._broken = self._find_broken(plan, weeks)
         return DataTime(
             self.use_case,
             self.source,
             until=weeks[-1].end,
             seconds_per_hour=plan.seconds_per_hour,
-            broken=self._find_broken(plan, weeks),
+            broken=self._broken,
             then=self.traffic.ask_about,
         )
 
-    def _find_broken(self, plan: ReplayPlan, weeks: list[Interval]) -> Interval | None:
-        """The week in which the feed breaks: as planned, or as it was begun."""
+    def _find_broken(self, plan: ReplayPlan, weeks: list[Interval]) -> incident.BreakingFeed | None:
+        """The feed that breaks in a week: the planned one, or the one in which it began to."""
         begun = {known.partition_key for known in self.replayed.list_injected(self.outside.source)}
-        if begun:
-            return next((week for week in weeks if self.use_case.grid.key(week) in begun), None)
-        return weeks[plan.incident_week - 1] if plan.incident_week else None
+        planned = [weeks[plan.incident_week - 1]] if plan.incident_week else []
+        broken = [week for week in weeks if self.use_case.grid.key(week) in begun] if begun else planned
+        return incident.BreakingFeed(self.use_case, self.outside, broken[0], plan.mended_after) if broken else None
 
     def _await_first_deployment(self) -> None:
         """Data time goes on once the first champion answers: an event that nobody could ask about would be lost."""
@@ -213,7 +216,9 @@ class Replay:
         self.runs.wait_for(label, self._describe_time, lambda: data_time.has_reached(week.end))
         for broken in self.replayed.list_injected(self.outside.source):
             if broken.partition_key == key:
-                self.progress.say(label, f"{week.start:%d %b}: INJECTED: {broken.what} ({broken.rows} rows)")
+                self.progress.say(label, f"{week.start:%d %b}: INJECTED: {broken.describe()}")
+                if self.use_case.source.follow is not None and self._broken is not None and self._broken.is_unnoticed:
+                    raise ReplayError(f"nobody was paged about the feed that broke on {week.start:%d %b}")
         if week.start not in self.state.list_clean_partitions():
             self.runs.run_to_end(label, "ingest", f"replay__{key}", partition_key=key)
         if data_time.is_still:  # nothing is due, and a rollout waits for requests

@@ -5,7 +5,10 @@ answered, on the features that batch has made since; `last_partition` is the sam
 what was ingested by the week's begin, and nothing after it; a partition that was mended since, as it was mended.
 """
 
-from collections.abc import Mapping
+import multiprocessing
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -20,6 +23,7 @@ from features.offline_requests import load_past_requests
 from infra.replay.measures import score_metrics
 from pipeline.handoffs import Snapshot
 from pipeline.partitions import Interval
+from pipeline.settings import Settings
 from pipeline.spec import UseCase
 from tasks.build_features import dataset
 from tasks.build_features.as_online import compute_as_online
@@ -58,6 +62,21 @@ class AnsweredWeek:
     def share_in_time(self) -> float:
         """Of all known events."""
         return self.in_time / self.events if self.events else float("nan")
+
+
+def measure_weeks(
+    use_case: UseCase, outside: Outside, snapshot: Snapshot, weeks: Sequence[Interval], names: tuple[str, ...]
+) -> list[AnsweredWeek]:
+    """How each of some weeks was answered, those left out of which no event was; a process for each processor."""
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=multiprocessing.get_context("spawn")) as pool:
+        started = [pool.submit(_measure_alone, use_case, outside.settings, snapshot, week, names) for week in weeks]
+        return [week for each in started if (week := each.result()) is not None]
+
+
+def _measure_alone(
+    use_case: UseCase, settings: Settings, snapshot: Snapshot, week: Interval, names: tuple[str, ...]
+) -> AnsweredWeek | None:
+    return measure_week(use_case, Outside(settings), snapshot, week, names)
 
 
 def measure_week(

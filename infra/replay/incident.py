@@ -1,17 +1,22 @@
-"""The injected incident: for one week the weather feed sends records with every measurement empty.
+"""The injected incident: the weather feed sends records with every measurement empty.
 
+It does so until its operator, who acts upon the page of the stream, has mended it; else for the whole partition.
 What was injected is written down where it was done, in the source database: the two are there, or gone, together.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 
 from psycopg2 import sql
 from psycopg2.extensions import cursor
 
+from adapters.connect import Outside
 from adapters.warehouse import Warehouse
 from pipeline.partitions import Interval
+from pipeline.spec import UseCase
+from tasks.stream.feed_watch import feed_fingerprint
 
 TABLE = "weather"
 KEY = ("origin", "observed_at", "known_at")
@@ -20,8 +25,10 @@ _MANIFEST = """
 create table if not exists injected_incidents (
     partition_key text primary key, table_name text not null, what text not null, rows bigint not null,
     state text not null check (state in ('broken', 'mended'))
-)
+);
+alter table injected_incidents add column if not exists paged_at timestamptz
 """
+_IS_PAGED = "select from alerts where fingerprint = %s and resolved_at is null"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +40,12 @@ class Incident:
     what: str
     rows: int
     state: str  # broken | mended
+    paged_at: datetime | None = None  # in data time, when somebody was told of it before the partition was over
+
+    def describe(self) -> str:
+        """What came, and how it went on."""
+        paged = f"; the stream paged at {self.paged_at:%d %b %H:%M}" if self.paged_at else ""
+        return f"{self.what} ({self.rows} rows{paged})"
 
 
 def list_incidents(source: Warehouse) -> list[Incident]:
@@ -40,6 +53,38 @@ def list_incidents(source: Warehouse) -> list[Incident]:
     [manifest] = source.query("select to_regclass('injected_incidents') is not null as there")
     rows = source.query("select * from injected_incidents order by partition_key") if manifest["there"] else []
     return [Incident(**row) for row in rows]
+
+
+class BreakingFeed:
+    """The feed that breaks in one partition of a use case, and the operator who mends it so long after the page."""
+
+    def __init__(self, use_case: UseCase, outside: Outside, partition: Interval, mended_after: timedelta) -> None:
+        self._outside, self._partition, self._mended_after = outside, partition, mended_after
+        self.key, self._fingerprint = use_case.grid.key(partition), feed_fingerprint(use_case.name, TABLE)
+        self._paged_at = next((known.paged_at for known in self._list_mine()), None)
+        self._is_seen = False
+
+    def breaks_at(self, moment: datetime) -> bool:
+        """Whether what it sends now is empty."""
+        if not self._partition.start <= moment < self._partition.end:
+            return False
+        self._is_seen = True
+        if self._paged_at is None and self._list_mine():
+            if not self._outside.warehouse.query(_IS_PAGED, (self._fingerprint,)):
+                return True
+            self._paged_at = moment
+            self._outside.source.execute(
+                "update injected_incidents set paged_at = %s where partition_key = %s", (moment, self.key)
+            )
+        return self._paged_at is None or moment < self._paged_at + self._mended_after
+
+    @property
+    def is_unnoticed(self) -> bool:
+        """Whether it broke before this one's eyes, and nobody was paged."""
+        return self._is_seen and self._paged_at is None
+
+    def _list_mine(self) -> list[Incident]:
+        return [known for known in list_incidents(self._outside.source) if known.partition_key == self.key]
 
 
 def _measurements(at: cursor) -> list[str]:

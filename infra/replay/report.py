@@ -35,11 +35,8 @@ def write_report(
     snapshot = dataset.latest_snapshot(use_case, outside)
     if not weeks or snapshot is None:
         raise ValueError(f"{use_case.name}: no week has been decided yet: there is nothing to report")
-    measured = (
-        in_time.measure_week(use_case, outside, snapshot, Interval(week.start, week.end), tuple(names))
-        for week in weeks
-    )
-    answered = [week for week in measured if week is not None]
+    intervals = [Interval(week.start, week.end) for week in weeks]
+    answered = in_time.measure_weeks(use_case, outside, snapshot, intervals, tuple(names))
     starts, ratios = measures.list_drift_ratios(use_case, outside)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=select_autoescape(["j2", "html"])

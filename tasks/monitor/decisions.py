@@ -10,6 +10,7 @@ from psycopg2.extras import execute_values
 from pipeline.partitions import Interval
 from pipeline.spec import UseCase
 from tasks.common.ledger import locked_champion
+from tasks.monitor.drift_report import ReportSamples
 from tasks.monitor.expected_windows import ExpectedPerformance, describe_estimates, write_expected
 from tasks.monitor.observed import Action, Decision, Observed, OtherDecision, RetrainState
 from tasks.monitor.performance import WindowPerformance
@@ -47,7 +48,7 @@ class Examination:
     served: list[ServedPerformance]
     expected: ExpectedPerformance  # of the partition, before its labels; and what earlier ones became
     moved: MeasuredDrift
-    report_uri: str | None
+    report: ReportSamples | None
 
 
 def decision_id(use_case: UseCase, as_of: datetime) -> str:
@@ -181,7 +182,7 @@ def _evidence(examined: Examination, decision: Decision) -> dict[str, Any]:
         "champion_born_at": observed.born_at.isoformat(),
         "trained_rows": observed.trained_rows,
         "new_rows": observed.new_rows,
-        "report_uri": examined.report_uri,
+        "report": asdict(examined.report) if examined.report else None,
     }
 
 
@@ -195,7 +196,7 @@ def _write_alert(
         for other in _TIERS.keys() - {action}:
             outside.alerts.resolve(_fingerprint(use_case, other), at)
     if action in _TIERS:
-        report = f"\nreport: {examined.report_uri}" if examined.report_uri else ""
+        report = f"\nreport: {examined.report.report_uri}" if examined.report else ""
         outside.alerts.record(
             at,
             tier=_TIERS[action],

@@ -1,4 +1,4 @@
-"""The drift report people read: Evidently's HTML and its numbers, from samples, beside the decision it belongs to.
+"""The drift report people read: Evidently's HTML and its numbers, from samples, after the decision it belongs to.
 
 The method is pinned to PSI and each threshold to ours: Evidently's own defaults change with the size of the reference
 and called 60 % of runs without drift drifted (measured). Its bins are of equal width where ours are quantiles, so its
@@ -7,7 +7,8 @@ numbers differ from ours for continuous features and agree for discrete ones; ou
 
 import json
 import tempfile
-from datetime import datetime
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,15 @@ import numpy as np
 import pyarrow as pa
 
 from adapters.connect import Outside
+from adapters.parquet import from_bytes, to_bytes
 from pipeline.monitoring import Monitor
 from pipeline.spec import UseCase
 from tasks.monitor.drift import has_values, psi_threshold
 
+_LATELY = timedelta(days=7)  # what a lifecycle rule of the lake deletes later is not drawn again
+_DECIDED = """
+select as_of, model_version, evidence -> 'report' as report from decisions
+where use_case = %s and evidence ->> 'report' is not null and decided_at > now() - %s order by as_of"""
 SAMPLE_ROWS = 5000  # 5 s for 55 features; Evidently's maintainers advise samples
 
 
@@ -63,14 +69,50 @@ def draw_report(
         return path.read_text(), {metric["config"]["column"]: float(metric["value"]) for metric in metrics}
 
 
-def publish_report(
+@dataclass(frozen=True, kw_only=True)
+class ReportSamples:
+    """What a report is drawn from, as kept in the lake, and the address that the report will have."""
+
+    reference_uri: str
+    current_uri: str
+    report_uri: str
+
+
+def keep_samples(
     use_case: UseCase, as_of: datetime, profile: dict[str, Any], tables: tuple[pa.Table, pa.Table], outside: Outside
-) -> str | None:
-    """Put the report of (reference, current), and its numbers, into the lake; its address, None if nothing compares."""
+) -> ReportSamples | None:
+    """Keep what a report of (reference, current) is drawn from; None if nothing compares."""
     reference, current = (draw_sample(table) for table in tables)
-    if not comparable_features(profile, reference, current):
+    names = comparable_features(profile, reference, current)
+    if not names:
         return None
-    html, values = draw_report(profile, reference, current, use_case.monitor)
-    folder = f"reports/{use_case.name}/{as_of:%Y-%m-%dT%H%M}"
-    outside.lake.put_text(f"{folder}/drift.json", json.dumps(values, indent=1), "application/json")
-    return outside.lake.put_text(f"{folder}/drift.html", html, "text/html; charset=utf-8")
+    folder = _folder(use_case, as_of)
+    kept = [outside.lake.put(folder, to_bytes(each.select(names)), ".parquet").uri for each in (reference, current)]
+    return ReportSamples(
+        reference_uri=kept[0], current_uri=kept[1], report_uri=outside.lake.uri(f"{folder}/drift.html")
+    )
+
+
+def draw_reports(use_case: UseCase, outside: Outside) -> int:
+    """Draw the report of each decision of the last days that has none yet, and put it, and its numbers, into the lake.
+
+    How many there were. Nothing waits for them: a decision is made, and acted upon, before.
+    """
+    there = set(outside.lake.list(f"reports/{use_case.name}/"))
+    decided = outside.warehouse.query(_DECIDED, (use_case.name, _LATELY))
+    missing = [row for row in decided if row["report"]["report_uri"] not in there]
+    for row in missing:
+        samples = ReportSamples(**row["report"])
+        reference, current = (
+            from_bytes(outside.lake.read(uri)) for uri in (samples.reference_uri, samples.current_uri)
+        )
+        profile = outside.registry.profile(use_case.name, row["model_version"])
+        html, values = draw_report(profile, reference, current, use_case.monitor)
+        folder = _folder(use_case, row["as_of"])
+        outside.lake.put_text(f"{folder}/drift.json", json.dumps(values, indent=1), "application/json")
+        outside.lake.put_text(f"{folder}/drift.html", html, "text/html; charset=utf-8")
+    return len(missing)
+
+
+def _folder(use_case: UseCase, as_of: datetime) -> str:
+    return f"reports/{use_case.name}/{as_of.astimezone(UTC):%Y-%m-%dT%H%M}"

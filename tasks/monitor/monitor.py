@@ -112,7 +112,7 @@ def monitor_partitions(use_case: UseCase, outside: Outside) -> list[Drift]:
                 decision_id=decisions.decision_id(use_case, undecided.as_of),
                 decision=decision.decision.value,
                 reasons=list(decision.reasons),
-                report_uri=examined.report_uri,
+                report_uri=examined.report.report_uri if examined.report else None,
             )
         )
     return decided
@@ -142,7 +142,7 @@ def examine_partition(
     history: Sequence[OtherDecision],
     outside: Outside,
 ) -> decisions.Examination:
-    """Measure one partition: drift of data and scores, performance as measured and expected, age, and a report.
+    """Measure one partition: drift of data and scores, performance as measured and expected, and age.
 
     The partitions that `history` blocked are no past to hold it against.
     """
@@ -187,9 +187,7 @@ def examine_partition(
         served=answers,
         expected=expected,
         moved=moved,
-        report_uri=drift_report.publish_report(
-            use_case, as_of, profile, (past.training_window(), moved.judged), outside
-        ),
+        report=drift_report.keep_samples(use_case, as_of, profile, (past.training_window(), moved.judged), outside),
     )
 
 

@@ -28,6 +28,8 @@ from tasks.build_features.followed_versions import ToldStep, forget_followed, ke
 from tasks.build_features.learnt_features import iterate_definitions_in_use
 from tasks.build_features.online_features import refresh_store
 from tasks.ingest.late import open_retake
+from tasks.stream.feed_past import learn_feeds
+from tasks.stream.feed_watch import FeedWatch
 from tasks.stream.known_events import EventChanges, EventList, write_events
 from tasks.stream.sorted_step import keep_rows, sort_step
 from tasks.stream.source_step import SourceStep
@@ -101,6 +103,8 @@ class StreamSession:
                     self._series.append((definition, self._build(stack, definition, snapshot, followed)))
             self._begin_at(snapshot)
             self._began = kept_interval(self._use_case, snapshot).start
+            past = learn_feeds(self._use_case, snapshot, self._outside)
+            self._feeds = FeedWatch(self._use_case, self._outside, past, snapshot.end, followed.rows)
             with self._outside.warehouse.transaction() as at:
                 for definition, series in self._series:
                     series.mark_stored(self._writers[definition.digest()].list_stored(at))
@@ -184,6 +188,7 @@ class StreamSession:
 
         self._commit(changed, state, write)
         self._held |= {(row.table, row.identity): row for row in told.fresh}
+        self._feeds.follow(told.fresh, state.known_until)
 
     def move(self) -> None:
         """Bring the store to the dataset that was built last; what it holds otherwise is new, and nothing else.

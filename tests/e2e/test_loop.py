@@ -160,6 +160,7 @@ def disturbed(folder: Path, environment: dict[str, str]) -> Iterator[dict[str, A
         str(folder / "report.html"),
     ]
     command += ["--train-until", TRAIN_UNTIL, "--weeks", str(WEEKS), "--incident-week", str(BROKEN)]
+    command += ["--mended-after-hours", "168"]  # the whole week, as in the straight run: nobody pages there
     command += ["--seconds-per-hour", "0.5"]
     with (folder / "replay.log").open("wb") as log:
         replay = subprocess.Popen(command, env=environment, cwd=folder, stdout=log, stderr=subprocess.STDOUT)

@@ -12,6 +12,7 @@ from adapters.connect import Outside
 from adapters.retrying import wait_until
 from infra.replay import flights_source, incident
 from infra.replay.data_time import DataTime
+from infra.replay.incident import BreakingFeed
 from infra.replay.live_source import LiveSource
 from infra.replay.replayed import ReplayedSource
 from infra.replay.state import ReplayError
@@ -118,13 +119,13 @@ def test_a_broken_feed_is_broken_as_it_comes_and_its_true_records_are_put_back(
 def test_data_time_goes_on_by_half_hours_and_a_minute_to_its_end_and_says_so(
     outside: Outside, use_case: UseCase, source: LiveSource
 ) -> None:
-    steps = list[tuple[datetime, datetime]]()
+    steps, broken = list[tuple[datetime, datetime]](), BreakingFeed(use_case, outside, WEEK, 24 * HOUR)
     half, minute, until = HOUR / 2, HOUR / 60, START + 2.4 * HOUR
 
     def note(start: datetime, end: datetime) -> None:
         steps.append((start, end))
 
-    with DataTime(use_case, source, until=until, seconds_per_hour=0.01, broken=WEEK, then=note) as data_time:
+    with DataTime(use_case, source, until=until, seconds_per_hour=0.01, broken=broken, then=note) as data_time:
         assert wait_until(lambda: data_time.has_reached(until), within_seconds=30)
         assert data_time.is_still
     ends = [START + minute + n * half for n in range(5)]
@@ -132,9 +133,30 @@ def test_data_time_goes_on_by_half_hours_and_a_minute_to_its_end_and_says_so(
     assert [known.rows for known in incident.list_incidents(outside.source)] == [9]
 
 
+def test_a_feed_is_broken_until_somebody_was_paged_and_its_operator_has_mended_it(
+    outside: Outside, use_case: UseCase, source: LiveSource
+) -> None:
+    def is_measured(hour: int) -> bool:
+        moment = START + hour * HOUR
+        broken = BreakingFeed(use_case, outside, WEEK, 3 * HOUR)  # as after a restart
+        source.tell(moment + HOUR, broken=broken.key if broken.breaks_at(moment) else None)
+        query = "select count(temp_f) as measured from weather where known_at >= %s and known_at < %s"
+        [told] = outside.source.query(query, (moment, moment + HOUR))
+        return bool(told["measured"])
+
+    assert [is_measured(hour) for hour in range(3)] == [False] * 3
+    outside.alerts.raise_alert("critical", use_case.name, "flights.feed.planes", "another feed", "is not meant")
+    assert not is_measured(3)
+    outside.alerts.raise_alert("critical", use_case.name, "flights.feed.weather", "broken", "it is")
+    assert [is_measured(hour) for hour in range(4, 9)] == [False] * 3 + [True] * 2
+    [known] = incident.list_incidents(outside.source)
+    assert (known.rows, known.paged_at) == (21, START + 4 * HOUR)
+    assert "paged at 07 Jan 04:00" in known.describe()
+
+
 def test_no_step_of_data_time_lies_in_two_partitions(outside: Outside, use_case: UseCase, source: LiveSource) -> None:
     """Else a feed that breaks in one would be broken in the next, too."""
-    steps = list[tuple[datetime, datetime]]()
+    steps, broken = list[tuple[datetime, datetime]](), BreakingFeed(use_case, outside, WEEK, 24 * HOUR)
     minute, end = HOUR / 60, WEEK.end
     source.tell(end - 70 * minute)
 
@@ -142,7 +164,7 @@ def test_no_step_of_data_time_lies_in_two_partitions(outside: Outside, use_case:
         steps.append((start, end))
 
     until = end + 70 * minute
-    with DataTime(use_case, source, until=until, seconds_per_hour=0.01, broken=WEEK, then=note) as data_time:
+    with DataTime(use_case, source, until=until, seconds_per_hour=0.01, broken=broken, then=note) as data_time:
         assert wait_until(lambda: data_time.has_reached(until), within_seconds=30)
     ends = [end - 59 * minute, end - 29 * minute, end, *(end + n * minute for n in (1, 31, 61, 70))]
     assert steps == [*pairwise([end - 70 * minute, *ends])]

@@ -143,3 +143,13 @@ def test_torch_is_as_it_was_after_it_was_deterministic() -> None:
     with deterministic(1):
         assert state() == (1, True, False)
     assert state() == before
+
+
+def test_to_be_deterministic_loads_no_compiler() -> None:
+    """Each short process that answers would pay seconds for it: see findings/."""
+    code = (
+        "import sys, torch\nfrom models.training import deterministic\n"
+        "with deterministic(1):\n    assert torch.are_deterministic_algorithms_enabled()\n"
+        "assert 'torch._inductor' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

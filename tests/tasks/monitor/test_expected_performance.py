@@ -13,7 +13,7 @@ from adapters.connect import Outside
 from models.metrics import compute_metrics
 from pipeline.monitoring import Limit, Monitor
 from pipeline.spec import UseCase
-from tasks.monitor import drift_report, monitor
+from tasks.monitor import monitor
 from tasks.monitor.expected_performance import (
     MaturedEstimate,
     MaturedRows,
@@ -178,7 +178,6 @@ def test_only_a_trusted_estimate_that_is_surely_beyond_its_limit_is_told(use_cas
 
 @pytest.fixture
 def world(use_case: UseCase, outside: Outside, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
-    monkeypatch.setattr(drift_report, "publish_report", lambda *_: None)
     return World(use_case=monitored(use_case, limits={"auc": {"min": 0.5}}), outside=outside, folder=tmp_path / "data")
 
 

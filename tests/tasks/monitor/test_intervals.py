@@ -21,7 +21,7 @@ from pipeline.handoffs import Candidate, Snapshot
 from pipeline.monitoring import Limit
 from pipeline.spec import IntervalSettings, LeakAlarm, Target, UseCase
 from serving.predictor import Predictor
-from tasks.monitor import drift_report, monitor
+from tasks.monitor import monitor
 from tasks.monitor.interval_quality import find_miscoverage
 from tasks.promote.evaluate import judge_candidate
 from tasks.score import score_partitions
@@ -87,12 +87,6 @@ def case() -> Iterator[UseCase]:
     }  # fmt: skip
     yield toys.model_copy(update=changes)
     del features._DEFINITIONS[name]
-
-
-@pytest.fixture(autouse=True)
-def _no_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Evidently takes seconds; what it draws is tested elsewhere."""
-    monkeypatch.setattr(drift_report, "publish_report", lambda *_: None)
 
 
 @pytest.fixture(scope="module")

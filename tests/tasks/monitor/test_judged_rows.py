@@ -8,7 +8,6 @@ import pytest
 
 from adapters.connect import Outside
 from pipeline.spec import UseCase
-from tasks.monitor import drift_report
 from tasks.monitor.judged_rows import count_outstanding, load_shown
 from tests.tasks.watched import World, decided, monitored, week
 
@@ -17,8 +16,6 @@ STORED = "drift, performance, served_performance, expected_performance, recalibr
 
 @pytest.fixture
 def world(use_case: UseCase, outside: Outside, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
-    """Evidently takes seconds; what it draws is tested elsewhere."""
-    monkeypatch.setattr(drift_report, "publish_report", lambda *_: None)
     return limited(World(use_case=monitored(use_case), outside=outside, folder=tmp_path / "data"), "auc", min=0.5)
 
 

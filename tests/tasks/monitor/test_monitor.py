@@ -30,12 +30,6 @@ def world(use_case: UseCase, outside: Outside, tmp_path: Path) -> World:
     return World(use_case=monitored(use_case, limits={"auc": {"min": 0.5}}), outside=outside, folder=tmp_path / "data")
 
 
-@pytest.fixture
-def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Evidently takes seconds; what it draws is tested once."""
-    monkeypatch.setattr(drift_report, "publish_report", lambda *_: None)
-
-
 def test_a_healthy_week_is_ignored_with_measures_performance_and_a_report(world: World) -> None:
     world.score(10)
     [found] = monitor.monitor_partitions(world.use_case, world.outside)
@@ -50,11 +44,14 @@ def test_a_healthy_week_is_ignored_with_measures_performance_and_a_report(world:
     assert row["coverage"] == 1
     assert set(row["metrics"]) == {"log_loss", "auc", "pr_auc", "brier", "calibration_gap"}
     assert found.report_uri is not None
+    assert not world.outside.lake.exists(found.report_uri), "nothing waits for it"
+    assert drift_report.draw_reports(world.use_case, world.outside) == 1
     assert b"<html" in world.outside.lake.read(found.report_uri)
+    assert drift_report.draw_reports(world.use_case, world.outside) == 0
     assert world.rows("alerts") == []
 
 
-def test_a_structural_feature_that_the_model_does_not_have_is_refused_by_name(world: World, no_report: None) -> None:
+def test_a_structural_feature_that_the_model_does_not_have_is_refused_by_name(world: World) -> None:
     world.score(10)
     wrong = monitored(world.use_case, structural_features=("carrier", "runway"))
     with pytest.raises(
@@ -65,9 +62,7 @@ def test_a_structural_feature_that_the_model_does_not_have_is_refused_by_name(wo
     assert decided(world) == ["ignore"]
 
 
-def test_what_a_version_learnt_is_loaded_once_a_run(
-    world: World, no_report: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_a_version_learnt_is_loaded_once_a_run(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = []
 
     def load(use_case: UseCase, version: str, outside: Outside) -> FeatureSet:
@@ -81,7 +76,7 @@ def test_what_a_version_learnt_is_loaded_once_a_run(
     assert loaded == ["1"]
 
 
-def test_running_again_writes_nothing(world: World, no_report: None) -> None:
+def test_running_again_writes_nothing(world: World) -> None:
     for number, shift in ((10, 0.0), (11, 1.0), (12, 1.0)):
         world.score(number, shift=shift)
     assert decided(world) == ["ignore", "ignore", "retrain"]
@@ -91,7 +86,7 @@ def test_running_again_writes_nothing(world: World, no_report: None) -> None:
     assert {table: world.rows(table) for table in TABLES} == before
 
 
-def test_one_run_of_three_weeks_decides_as_three_runs_do(world: World, no_report: None) -> None:
+def test_one_run_of_three_weeks_decides_as_three_runs_do(world: World) -> None:
     weeks = {10: 0.0, 11: 1.0, 12: 1.0}
     one_by_one = []
     for number, shift in weeks.items():
@@ -106,7 +101,7 @@ def test_one_run_of_three_weeks_decides_as_three_runs_do(world: World, no_report
     assert [row["reasons"] for row in world.rows("decisions")] == reasons
 
 
-def test_no_week_is_decided_before_the_one_before_it_is_scored(world: World, no_report: None) -> None:
+def test_no_week_is_decided_before_the_one_before_it_is_scored(world: World) -> None:
     """Shares of a backfill end in any order."""
     for number in (10, 12):
         world.score(number)
@@ -121,7 +116,7 @@ def test_no_week_is_decided_before_the_one_before_it_is_scored(world: World, no_
     assert decided(world) == ["ignore", "ignore"]
 
 
-def test_persistent_drift_writes_a_pending_retrain_and_a_warning(world: World, no_report: None) -> None:
+def test_persistent_drift_writes_a_pending_retrain_and_a_warning(world: World) -> None:
     for number in (10, 11):
         world.score(number, shift=1.0)
     assert decided(world) == ["ignore", "retrain"]
@@ -134,7 +129,7 @@ def test_persistent_drift_writes_a_pending_retrain_and_a_warning(world: World, n
 
 
 @pytest.mark.parametrize("columns", [["x3"], [*NUMBERS, "carrier"]])
-def test_a_broken_feed_pages_and_never_retrains(world: World, no_report: None, columns: list[str]) -> None:
+def test_a_broken_feed_pages_and_never_retrains(world: World, columns: list[str]) -> None:
     """The weeks before drifted, so that a gate that did not stop here would retrain."""
     world.score(10, shift=1.0)
     for number in (11, 12):
@@ -149,9 +144,7 @@ def test_a_broken_feed_pages_and_never_retrains(world: World, no_report: None, c
     assert world.rows("alerts")[0]["resolved_at"] is not None
 
 
-def test_a_feature_that_is_stuck_blocks_by_name_and_the_next_week_is_judged_without_it(
-    world: World, no_report: None
-) -> None:
+def test_a_feature_that_is_stuck_blocks_by_name_and_the_next_week_is_judged_without_it(world: World) -> None:
     """None of its values is missing; and were this week taken for a healthy one, the next could be as it likes."""
 
     def stuck(number: int) -> pa.Table:
@@ -169,13 +162,13 @@ def test_a_feature_that_is_stuck_blocks_by_name_and_the_next_week_is_judged_with
     assert second["evidence"]["faults"] == []
 
 
-def test_the_same_weeks_with_the_feed_whole_retrain(world: World, no_report: None) -> None:
+def test_the_same_weeks_with_the_feed_whole_retrain(world: World) -> None:
     for number in (10, 11, 12):
         world.score(number, shift=1.0)
     assert decided(world)[:2] == ["ignore", "retrain"]
 
 
-def test_the_reference_is_what_the_champion_was_trained_on_not_the_data_itself(world: World, no_report: None) -> None:
+def test_the_reference_is_what_the_champion_was_trained_on_not_the_data_itself(world: World) -> None:
     """A comparison of data with itself, or with the drifted week before, would find nothing."""
     for number in (10, 11, 12, 13):
         world.score(number, shift=1.0)
@@ -185,14 +178,14 @@ def test_the_reference_is_what_the_champion_was_trained_on_not_the_data_itself(w
     assert min(row["value"] for row in values) > 0.5
 
 
-def test_too_few_rows_alert(world: World, no_report: None) -> None:
+def test_too_few_rows_alert(world: World) -> None:
     world.score(10)
     world.score(11, points(week(11), seed=1, rows=200))
     assert decided(world) == ["ignore", "alert"]
     assert "unknown" in world.rows("decisions")[1]["reasons"][0]
 
 
-def test_a_table_of_few_rows_is_not_unknown_for_ever(world: World, no_report: None) -> None:
+def test_a_table_of_few_rows_is_not_unknown_for_ever(world: World) -> None:
     """Of 200 rows a week three are judged together: unknown until there are three, and then a shift is found."""
     world.use_case = monitored(world.use_case, min_labelled=50)
     small = profiling.make_profile(training(rows=200, weeks=12), world.use_case)
@@ -211,7 +204,7 @@ def test_a_table_of_few_rows_is_not_unknown_for_ever(world: World, no_report: No
     assert {row["status"] for row in drifts} == {"ok"}
 
 
-def test_sabotage_of_weeks_judged_alone_nothing_is_ever_known(world: World, no_report: None) -> None:
+def test_sabotage_of_weeks_judged_alone_nothing_is_ever_known(world: World) -> None:
     world.use_case = monitored(world.use_case, min_labelled=50)
     small = profiling.make_profile(training(rows=200, weeks=12), world.use_case)
     world.outside.registry.profile_of["1"] = {k: v for k, v in small.items() if k != profiling.TOGETHER}  # type: ignore[attr-defined]
@@ -220,7 +213,7 @@ def test_sabotage_of_weeks_judged_alone_nothing_is_ever_known(world: World, no_r
     assert decided(world) == ["alert"] * 5
 
 
-def test_performance_uses_only_labels_known_by_then(world: World, no_report: None) -> None:
+def test_performance_uses_only_labels_known_by_then(world: World) -> None:
     world.score(10, labelled=1.0)
     world.score(11, labelled=1.0)
     decided(world)
@@ -229,7 +222,7 @@ def test_performance_uses_only_labels_known_by_then(world: World, no_report: Non
     assert second["predicted"] > ROWS
 
 
-def test_late_labels_restate_and_are_not_dropped(world: World, no_report: None) -> None:
+def test_late_labels_restate_and_are_not_dropped(world: World) -> None:
     """Labels told ten days late, far over the label delay of a day, are counted from then on."""
     outcomes = world.score(10)
     late = outcomes["entity_key"].to_pylist()[:300]
@@ -255,7 +248,7 @@ def test_late_labels_restate_and_are_not_dropped(world: World, no_report: None) 
     assert len([r for r in world.rows("performance") if (r["window_start"], r["window_end"]) == window]) == 2
 
 
-def test_labels_whose_rows_arrive_late_restate_too(world: World, no_report: None) -> None:
+def test_labels_whose_rows_arrive_late_restate_too(world: World) -> None:
     """Their label_time is old, but the warehouse did not have them when the window was measured."""
     world.score(10, labelled=0.5)
     decided(world)
@@ -273,9 +266,7 @@ def test_labels_whose_rows_arrive_late_restate_too(world: World, no_report: None
 
 
 @pytest.mark.parametrize("corrected", [0, 1, 2])
-def test_corrected_label_values_restate_and_the_same_values_do_not(
-    world: World, no_report: None, corrected: int
-) -> None:
+def test_corrected_label_values_restate_and_the_same_values_do_not(world: World, corrected: int) -> None:
     """As many labels as before; where two are swapped, their sum is as before too."""
     world.score(10)
     decided(world)
@@ -297,9 +288,7 @@ def test_corrected_label_values_restate_and_the_same_values_do_not(
     assert len({str(row["metrics"]) for row in stated}) == len(stated)
 
 
-def test_metrics_take_the_scores_in_order_however_the_rows_lie(
-    world: World, no_report: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_metrics_take_the_scores_in_order_however_the_rows_lie(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """The last bits of a sum depend on its order: keys sort as text ('-10' before '-2'), times do not."""
     world.score(10)
     with world.outside.warehouse.transaction() as at:
@@ -316,9 +305,7 @@ def test_metrics_take_the_scores_in_order_however_the_rows_lie(
     assert taken == [scores[: len(taken[0])]]
 
 
-def test_a_new_champion_is_measured_by_its_own_profile_and_the_old_one_goes_on_being_judged(
-    world: World, no_report: None
-) -> None:
+def test_a_new_champion_is_measured_by_its_own_profile_and_the_old_one_goes_on_being_judged(world: World) -> None:
     world.score(10, shift=1.0)
     world.champion("2", week(11).start)
     world.outside.registry.profile_of["2"] = profiling.make_profile(training(1, shift=1.0), world.use_case)  # type: ignore[attr-defined]
@@ -332,9 +319,7 @@ def test_a_new_champion_is_measured_by_its_own_profile_and_the_old_one_goes_on_b
     assert versions == {"1", "2"}
 
 
-def test_age_and_volume_count_from_when_a_champion_was_trained_also_after_a_rollback_to_it(
-    world: World, no_report: None
-) -> None:
+def test_age_and_volume_count_from_when_a_champion_was_trained_also_after_a_rollback_to_it(world: World) -> None:
     born = week(10).start
     world.score(10)
     world.champion("2", week(11).start)
@@ -350,7 +335,7 @@ def test_age_and_volume_count_from_when_a_champion_was_trained_also_after_a_roll
     assert [each["new_rows"] for each in told] == pytest.approx([ROWS, ROWS, 3 * ROWS], abs=0.05 * ROWS)
 
 
-def test_a_recalibrated_champion_is_judged_by_all_that_its_network_answered(world: World, no_report: None) -> None:
+def test_a_recalibrated_champion_is_judged_by_all_that_its_network_answered(world: World) -> None:
     world.score(10, shift=1.0)
     assert decided(world) == ["ignore"]
     world.recalibrate("2", "1", week(11).start)
@@ -370,9 +355,7 @@ def test_a_recalibrated_champion_is_judged_by_all_that_its_network_answered(worl
 
 
 @pytest.mark.parametrize("is_recalibrated", [True, False])
-def test_what_a_recalibration_adds_is_no_drift_of_the_score(
-    world: World, no_report: None, *, is_recalibrated: bool
-) -> None:
+def test_what_a_recalibration_adds_is_no_drift_of_the_score(world: World, *, is_recalibrated: bool) -> None:
     """Drift is of what the network answers: else each recalibration would look like one."""
     world.score(10)
     decided(world)
@@ -392,9 +375,7 @@ def test_what_a_recalibration_adds_is_no_drift_of_the_score(
     assert row["status"] == ("ok" if is_recalibrated else "breach")
 
 
-def test_a_recalibration_that_was_asked_for_is_work_though_every_partition_is_decided(
-    world: World, no_report: None
-) -> None:
+def test_a_recalibration_that_was_asked_for_is_work_though_every_partition_is_decided(world: World) -> None:
     world.score(10)
     assert monitor.is_due(world.use_case, world.outside)
     decided(world)
@@ -407,7 +388,7 @@ def test_a_recalibration_that_was_asked_for_is_work_though_every_partition_is_de
 
 
 def test_a_champion_whose_past_cannot_be_computed_is_decided_on_all_the_same(
-    world: World, no_report: None, monkeypatch: pytest.MonkeyPatch
+    world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
         raise UncomputableFeatures("clean data of weeks ago are gone")
@@ -421,9 +402,7 @@ def test_a_champion_whose_past_cannot_be_computed_is_decided_on_all_the_same(
     assert decided(world) == ["ignore"]
 
 
-def test_sabotage_a_version_that_is_no_recalibration_is_judged_by_its_own_rows_alone(
-    world: World, no_report: None
-) -> None:
+def test_sabotage_a_version_that_is_no_recalibration_is_judged_by_its_own_rows_alone(world: World) -> None:
     world.score(10, shift=1.0)
     decided(world)
     world.champion("2", week(11).start)
@@ -443,7 +422,7 @@ def test_before_the_first_champion_nothing_is_pending(world: World) -> None:
     assert monitor.find_undecided(world.use_case, world.outside) == []
 
 
-def test_a_run_that_was_overtaken_writes_nothing(world: World, no_report: None) -> None:
+def test_a_run_that_was_overtaken_writes_nothing(world: World) -> None:
     world.score(10)
     [work] = monitor.find_undecided(world.use_case, world.outside)
     model = monitor.load_watched_model(world.use_case, "1", world.outside)
@@ -456,9 +435,7 @@ def test_a_run_that_was_overtaken_writes_nothing(world: World, no_report: None) 
     assert [world.rows(table) for table in TABLES] == [[]] * len(TABLES)
 
 
-def test_a_commit_whose_answer_was_lost_is_done_once(
-    world: World, no_report: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_commit_whose_answer_was_lost_is_done_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its second attempt finds the decision there; refused by the tables it would be a mistake, and never retried."""
     write, retry = decisions.write_decision, Warehouse.retry_transaction
 
@@ -486,7 +463,6 @@ from tests.tasks.watched import Registry, Versions, monitored, training
 case = monitored(use_cases(settings().params)["flights"], limits={"auc": {"min": 0.5}})
 outside.__dict__["registry"] = Registry({"1": profiling.make_profile(training(), case)})
 outside.__dict__["versions"] = Versions(Path(FOLDER))
-drift_report.publish_report = lambda *_: None
 write, write_alert = decisions.write_decision, decisions._write_alert
 def write_and_die(case, found, decision, outside, *, fence):
     write(case, found, decision, outside, fence=fence)
@@ -501,9 +477,7 @@ monitor.monitor_partitions(case, outside)
 
 
 @pytest.mark.parametrize(("point", "done"), [("while measuring", 0), ("before the commit", 1), ("after the commit", 2)])
-def test_a_run_killed_at_any_point_and_run_again_leaves_the_same_rows(
-    world: World, no_report: None, point: str, done: int
-) -> None:
+def test_a_run_killed_at_any_point_and_run_again_leaves_the_same_rows(world: World, point: str, done: int) -> None:
     """The second of two drifted weeks asks for a retrain; its alert is delivered by whoever comes next."""
 
     def left() -> dict[str, list[dict[str, object]]]:
@@ -531,7 +505,7 @@ def test_a_run_killed_at_any_point_and_run_again_leaves_the_same_rows(
     assert left() == interrupted
 
 
-def test_a_partition_that_came_late_never_retrains(world: World, no_report: None) -> None:
+def test_a_partition_that_came_late_never_retrains(world: World) -> None:
     for number in (10, 11, 13):
         world.score(number, shift=0.0 if number == 13 else 1.0)
     with world.outside.warehouse.transaction() as at:

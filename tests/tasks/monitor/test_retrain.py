@@ -9,16 +9,11 @@ import pytest
 from adapters.connect import Outside
 from pipeline.handoffs import retrain_run_id
 from pipeline.spec import UseCase
-from tasks.monitor import drift_report, monitor, retrain
+from tasks.monitor import monitor, retrain
 from tests.tasks.watched import TRAINING_WEEKS, World, monitored
 
 STORM_WEEKS = 60
 SMALL = {"limits": {"auc": {"min": 0.5}}, "cooldown_days": 14, "monthly_retrains": 2, "breaker_days": 56}
-
-
-@pytest.fixture(autouse=True)
-def _no_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(drift_report, "publish_report", lambda *_: None)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from models.metrics import compute_metrics
 from pipeline.partitions import Interval
 from pipeline.spec import UseCase
 from tasks.build_features import profile as profiling
-from tasks.monitor import drift_report, served
+from tasks.monitor import served
 from tasks.score import load_batch_predictor
 from tests.tasks import planted
 from tests.tasks.server_room import Room
@@ -23,8 +23,6 @@ STORED = ("drift", "performance", "served_performance", "decisions", "retrains")
 
 @pytest.fixture
 def world(use_case: UseCase, outside: Outside, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
-    """Evidently takes seconds; what it draws is tested elsewhere."""
-    monkeypatch.setattr(drift_report, "publish_report", lambda *_: None)
     return World(use_case=monitored(use_case, limits={"auc": {"min": 0.5}}), outside=outside, folder=tmp_path / "data")
 
 
