@@ -36,9 +36,9 @@ def emptied(rows: pa.Table, *names: str, where: pa.ChunkedArray | None = None) -
     return rows
 
 
-def between(start: datetime, hours: float, *names: str) -> pa.Table:
-    """The weather that became known in so many hours of the fifth week, with columns emptied."""
-    rows = clean_rows("weather", week(4))
+def between(start: datetime, hours: float, *names: str, table: str = "weather") -> pa.Table:
+    """What became known in so many hours of the fifth week, with columns emptied."""
+    rows = clean_rows(table, week(4))
     kind = rows.schema.field("known_at").type
     known = rows["known_at"]
     first, last = pa.scalar(start, kind), pa.scalar(start + timedelta(hours=hours), kind)
@@ -176,9 +176,14 @@ def test_the_stream_pages_while_the_partition_goes_on(
     assert "weather" in learn_feeds(followed, four_weeks, outside)
     source.insert({}, START)
     names = [name for name in clean_rows("weather", week(4)).column_names if name not in IDENTITY]
+
+    def tell(start: datetime, hours: int, *empty: str) -> None:
+        movements = between(start, hours, table="movements")
+        source.insert({"weather": between(start, hours, *empty), "movements": movements}, start + hours * HOUR)
+
     with following(followed, outside):
-        source.insert({"weather": between(START, 5, *names)}, START + 5 * HOUR)
+        tell(START, 5, *names)
         await_alerts(outside, [BROKEN])
-        source.insert({"weather": between(START + 5 * HOUR, 8)}, START + 13 * HOUR)
+        tell(START + 5 * HOUR, 5)
         await_alerts(outside, [])
-        await_known(outside, START + 13 * HOUR)
+        await_known(outside, START + 10 * HOUR)
