@@ -2,92 +2,115 @@
 
     python -m benchmarks.feed_watch flights
 
-Each partition is held against the twelve before it. A break is made at moments drawn from the partition: from then on a
-column comes empty, or no row comes. No stack; a stream sees the same rows in the same order.
+Each partition is held against those before it, by the stream's own code, which sees the rows as they came; the last
+one, within which the data ends, is left out. A break is made at moments drawn from the partition: from then on a column
+comes empty, or no row comes. No stack; rows that validation would reject are among them.
 """
 
 import argparse
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import groupby
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from benchmarks.table import keep_results
-from expectations import suites
 from infra.replay.replays import REPLAYS
+from pipeline.partitions import Interval, utc
 from pipeline.settings import REPOSITORY
 from pipeline.spec import UseCase, use_cases
-from tasks.stream.feed_past import PARTITIONS, FeedPast, learn_feed
+from tasks.stream.feed import Feed
+from tasks.stream.feed_past import FeedPast, PartitionPast, count_partitions, learn_feed, list_optional, watch_rejected
 
-_BREAKS = 5  # a partition
-_HOUR = timedelta(hours=1) / timedelta(microseconds=1)
+_BREAKS = 3  # a partition
+_HOUR = timedelta(hours=1)
+Moment = tuple[datetime, list[dict[str, Any]]]
 
 
-def _cut(rows: pa.Table, use_case: UseCase, known: str) -> list[pa.Table]:
-    """A table's rows by partition, each in the order in which they became known; only those with rows."""
+@dataclass(frozen=True, kw_only=True)
+class Partition:
+    """One partition of a table; `past` is None where no row came."""
+
+    interval: Interval
+    moments: Sequence[Moment]
+    past: PartitionPast | None
+
+
+def _cut(rows: pa.Table, use_case: UseCase, known: str) -> list[Partition]:
     moments = rows[known].cast(pa.timestamp("us", "UTC"))
-    first, last = (value.as_py() for value in pc.min_max(moments).values())
-    grid = use_case.grid
-    start = max(grid.containing(first.astimezone(UTC)).start, datetime.combine(grid.first, datetime.min.time(), UTC))
+    last = pc.max(moments).as_py().astimezone(UTC)
     parts = []
-    while start <= last:
-        part = grid.containing(start)
-        inside = pc.and_(
-            pc.greater_equal(moments, pa.scalar(part.start, moments.type)),
-            pc.less(moments, pa.scalar(part.end, moments.type)),
-        )
-        parts.append(rows.filter(inside).sort_by(known))
-        start = part.end
-    return [part for part in parts if part.num_rows]
+    for interval in use_case.grid.covering(Interval(utc(use_case.grid.first), last + timedelta(microseconds=1))):
+        first, end = (pa.scalar(moment, moments.type) for moment in (interval.start, interval.end))
+        inside = rows.filter(pc.and_(pc.greater_equal(moments, first), pc.less(moments, end))).sort_by(known)
+        listed = [{**row, known: row[known].astimezone(UTC)} for row in inside.to_pylist()]
+        grouped = [(moment, list(those)) for moment, those in groupby(listed, key=lambda row: row[known])]
+        past = PartitionPast.read(inside, known) if inside.num_rows else None
+        parts.append(Partition(interval=interval, moments=grouped, past=past))
+    return parts
 
 
-def _microseconds(rows: pa.Table, known: str) -> np.ndarray:
-    found: np.ndarray = rows[known].cast(pa.timestamp("us", "UTC")).cast(pa.int64()).to_numpy()
-    return found
+def _count_pages(past: FeedPast, part: Partition) -> list[str]:
+    """What somebody is paged about in a partition as it was, and nothing twice while it lasts."""
+    feed, said, told = Feed(past, part.interval.start), "", []
+    for moment, rows in [*part.moments, (part.interval.end, [])]:
+        problem = feed.describe(moment)  # just before these rows
+        told += [problem] if problem and not said else []
+        said = problem
+        if rows:
+            feed.take(moment, rows, moment)
+            problem = feed.describe(moment)
+            told += [problem] if problem and not said else []
+            said = problem
+    return told
 
 
-def _false_alarms(past: FeedPast, rows: pa.Table, known: str) -> list[str]:
-    """What is said of a partition as it was."""
-    said = [name for name, runs in past.columns.items() if runs.highest(rows[name].is_null().to_numpy()) >= runs.limit]
-    gaps = np.diff(_microseconds(rows, known))
-    is_silent = past.patience is not None and len(gaps) and gaps.max() > past.patience / timedelta(microseconds=1)
-    return [*said, *(["no row"] if is_silent else [])]
+def _measure_delays(past: FeedPast, part: Partition, draw: np.random.Generator) -> Iterator[tuple[str, float | None]]:
+    """What breaks, and the hours until somebody is paged; None where the partition ends before."""
+    for at in draw.integers(0, len(part.moments), _BREAKS):
+        for broken in past.columns:
+            yield broken, _find_page(past, part, int(at), broken)
+        yield "no row", past.patience / _HOUR
 
 
-def _delays(past: FeedPast, rows: pa.Table, known: str, draw: np.random.Generator) -> Iterator[tuple[str, float]]:
-    """What breaks, and the hours until it is said; infinite where the partition ends before."""
-    moments = _microseconds(rows, known)
-    for at in draw.integers(0, len(moments), _BREAKS):
-        for name, runs in past.columns.items():
-            needed = int(np.ceil(runs.limit / runs.up))
-            end = at + needed - 1
-            yield name, (moments[end] - moments[at]) / _HOUR if end < len(moments) else np.inf
-        if past.patience is not None:
-            yield "no row", past.patience / timedelta(hours=1)
+def _find_page(past: FeedPast, part: Partition, at: int, broken: str) -> float | None:
+    feed, began = Feed(past, part.interval.start), part.moments[at][0]
+    for number, (moment, rows) in enumerate(part.moments):
+        feed.take(moment, [{**row, broken: None} for row in rows] if number >= at else rows, moment)
+        if number >= at and broken in feed.list_empty():
+            return (moment - began) / _HOUR
+    return None
 
 
-def _measure(use_case: UseCase, name: str, rows: pa.Table, draw: np.random.Generator) -> Mapping[str, object] | None:
-    known = use_case.source.tables[name].available_at
-    optional = [column for column, declared in suites(use_case.name)[name].columns.items() if declared.nullable]
-    parts = _cut(rows.select([known, *optional]), use_case, known)
-    alarms, delays, watched = list[str](), defaultdict[str, list[float]](list), 0
-    for number in range(PARTITIONS, len(parts)):
-        past = learn_feed(parts[number - PARTITIONS : number], known)
-        assert past is not None
+def _measure(use_case: UseCase, name: str, rows: pa.Table, draw: np.random.Generator) -> Mapping[str, Any] | None:
+    table = use_case.source.tables[name]
+    parts = _cut(rows.select([table.available_at, *list_optional(use_case, name)]), use_case, table.available_at)
+    count, rejected = count_partitions(use_case), watch_rejected(table.max_quarantined_share)
+    pages, delays, watched = list[str](), defaultdict[str, list[float | None]](list), 0
+    for number in range(count, len(parts) - 1):
+        before = [past for part in parts[number - count : number] if (past := part.past) is not None]
+        feed = learn_feed(before, rejected)
+        if feed is None:
+            continue
         watched += 1
-        alarms += _false_alarms(past, parts[number], known)
-        for broken, hours in _delays(past, parts[number], known, draw):
-            delays[broken].append(hours)
+        pages += [f"{parts[number].interval.start:%Y-%m-%d}: {told}" for told in _count_pages(feed, parts[number])]
+        if parts[number].moments:
+            for broken, hours in _measure_delays(feed, parts[number], draw):
+                delays[broken].append(hours)
     if not watched:
         return None
-    told = {
-        broken: {"median": float(np.median(hours)), "p90": float(np.quantile(hours, 0.9, method="higher"))}
-        for broken, hours in delays.items()
-    }
-    return {"partitions": watched, "pages": sorted(alarms), "hours": told}
+    return {"partitions": watched, "pages": pages, "hours": {n: _summarise(hours) for n, hours in delays.items()}}
+
+
+def _summarise(hours: Sequence[float | None]) -> dict[str, float | None]:
+    told = np.sort([np.inf if each is None else each for each in hours])
+    at = {name: float(told[int(share * (len(told) - 1))]) for name, share in (("median", 0.5), ("p90", 0.9))}
+    return {name: value if np.isfinite(value) else None for name, value in at.items()}
 
 
 def main() -> None:
@@ -98,13 +121,15 @@ def main() -> None:
     replayed, draw = REPLAYS[arguments.use_case], np.random.default_rng(0)
     replayed.require_data()
     use_case = use_cases(REPOSITORY / "params.yaml")[arguments.use_case]
-    found = dict[str, object]()
+    found = dict[str, Any]()
     for name, rows in replayed.source.read_rows().items():
-        if (measured := _measure(use_case, name, rows, draw)) is not None:
-            found[name] = measured
-            print(f"{name:12}{measured['partitions']:>4} partitions, pages on them as they were: {measured['pages']}")
-            for broken, hours in dict(measured["hours"]).items():  # type: ignore[call-overload]
-                print(f"    {broken:24} told after {hours['median']:6.1f} hours, nine in ten within {hours['p90']:.1f}")
+        if (measured := _measure(use_case, name, rows, draw)) is None:
+            continue
+        found[name] = measured
+        print(f"{name:12}{measured['partitions']:>4} partitions as they were, {len(measured['pages'])} pages")
+        print("".join(f"    {page}\n" for page in measured["pages"]), end="")
+        for broken, hours in measured["hours"].items():
+            print(f"    {broken:24} told after {hours['median']} hours, nine in ten within {hours['p90']}")
     keep_results(f"feed-watch-{use_case.name}", tables=found)
 
 

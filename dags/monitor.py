@@ -68,7 +68,7 @@ def make_monitor_dag(use_case: UseCase) -> DAG:
                 raise AirflowSkipException("no event is answered by itself")
             return len(ledger.compare_served_features(use_case, reach_outside()))
 
-        @task(task_id="draw_reports", execution_timeout=timedelta(hours=1), trigger_rule="none_failed")
+        @task(task_id="draw_reports", execution_timeout=timedelta(minutes=20), retries=1, trigger_rule="none_failed")
         def draw_drift_reports() -> int:
             from tasks.monitor import drift_report
 

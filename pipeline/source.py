@@ -19,6 +19,8 @@ class Table(Block):
     `exempt` names partitions, by the day each starts, in which nothing has to come: neither `min_rows` nor how fresh
     the newest row is counts there.
 
+    `watched`: somebody is paged where a followed table comes empty, or not at all.
+
     `relation` is its name in the source, as SQL writes it, where that is another than the one it has here:
     `sales."Order Lines"`. Columns have other names there where the table's suite says so.
     """
@@ -31,6 +33,7 @@ class Table(Block):
     max_quarantined_share: Share
     duplicates: Literal["stop", "keep_latest"] = "stop"
     exempt: tuple[date, ...] = ()
+    watched: bool = True
 
     def on(self, first_day: date) -> "Table":
         """These limits for the partition that starts on a day."""
@@ -43,7 +46,7 @@ class Table(Block):
     @model_serializer(mode="wrap")
     def _write(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Without what is not said: parameters of before are written as they were."""
-        unsaid = {"relation": None, "duplicates": "stop", "exempt": ()}
+        unsaid = {"relation": None, "duplicates": "stop", "exempt": (), "watched": True}
         return {n: value for n, value in write(self).items() if n not in unsaid or getattr(self, n) != unsaid[n]}
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from adapters.connect import Outside
+from adapters.retrying import wait_until
 from infra.replay import incident
 from infra.replay.api import AirflowApi
 from infra.replay.data_time import AskedTime, DataTime
@@ -39,6 +40,7 @@ VERBS = (
     "watch",
     "experiment",
 )
+_PAGED_WITHIN_SECONDS = 60.0
 _AFTERWARDS_PER_SECOND = 40.0  # requests, once data time is over
 
 
@@ -217,8 +219,8 @@ class Replay:
         for broken in self.replayed.list_injected(self.outside.source):
             if broken.partition_key == key:
                 self.progress.say(label, f"{week.start:%d %b}: INJECTED: {broken.describe()}")
-                if self.use_case.source.follow is not None and self._broken is not None and self._broken.is_unnoticed:
-                    raise ReplayError(f"nobody was paged about the feed that broke on {week.start:%d %b}")
+                if broken.state == "broken" and broken.began_at is not None and self._broken is not None:
+                    self._await_page(self._broken, week)
         if week.start not in self.state.list_clean_partitions():
             self.runs.run_to_end(label, "ingest", f"replay__{key}", partition_key=key)
         if data_time.is_still:  # nothing is due, and a rollout waits for requests
@@ -228,6 +230,13 @@ class Replay:
         self.runs.finish_work(
             label, "monitor", "monitoring", lambda: not monitor.find_undecided(self.use_case, self.outside)
         )
+
+    def _await_page(self, broken: incident.BreakingFeed, week: Interval) -> None:
+        """It comes within hours of data time, and those of a week's end may go by faster than the stream reads."""
+        if self.use_case.source.follow is not None and not wait_until(
+            lambda: broken.note_page(week.end) is not None, within_seconds=_PAGED_WITHIN_SECONDS
+        ):
+            raise ReplayError(f"nobody was paged about the feed that broke on {week.start:%d %b}: the log of `stream`")
 
     def _describe_time(self) -> str:
         return f"the week's end; data time is {self.source.told_until:%d %b %H:%M}"

@@ -9,6 +9,7 @@ import multiprocessing
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -21,6 +22,7 @@ from adapters.connect import Outside
 from features import FeatureSet
 from features.offline_requests import load_past_requests
 from infra.replay.measures import score_metrics
+from infra.replay.state import ReplayError
 from pipeline.handoffs import Snapshot
 from pipeline.partitions import Interval
 from pipeline.settings import Settings
@@ -37,6 +39,10 @@ select entity_key, event_time, model_version, score, in_time, degraded,
     greatest(0, extract(epoch from prediction_time - known_until))::float / 60 as age_minutes,
     extract(epoch from answered_at - prediction_time)::float / 60 as delay_minutes
 from answers_in_time where use_case = %s and prediction_time >= %s and prediction_time < %s"""
+
+_IS_ANSWERED = """
+select from answers_in_time where use_case = %s and prediction_time >= %s and prediction_time < %s limit 1"""
+_PROCESSES = 2  # each takes some 700 MB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,10 +73,23 @@ class AnsweredWeek:
 def measure_weeks(
     use_case: UseCase, outside: Outside, snapshot: Snapshot, weeks: Sequence[Interval], names: tuple[str, ...]
 ) -> list[AnsweredWeek]:
-    """How each of some weeks was answered, those left out of which no event was; a process for each processor."""
-    with ProcessPoolExecutor(os.cpu_count(), mp_context=multiprocessing.get_context("spawn")) as pool:
-        started = [pool.submit(_measure_alone, use_case, outside.settings, snapshot, week, names) for week in weeks]
-        return [week for each in started if (week := each.result()) is not None]
+    """How each of some weeks was answered, those left out of which no event was; a few at a time, each in a process.
+
+    Raises:
+        ReplayError: a process ended before it had measured its week, as where memory is short.
+    """
+    asked = [week for week in weeks if outside.warehouse.query(_IS_ANSWERED, (use_case.name, week.start, week.end))]
+    if not asked:
+        return []
+    processes = min(_PROCESSES, len(os.sched_getaffinity(0)), len(asked))
+    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+        started = [pool.submit(_measure_alone, use_case, outside.settings, snapshot, week, names) for week in asked]
+        try:
+            return [week for each in started if (week := each.result()) is not None]
+        except BrokenProcessPool as error:
+            raise ReplayError(f"the weeks of the report could not be measured: {error}") from error
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def _measure_alone(

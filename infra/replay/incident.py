@@ -26,9 +26,10 @@ create table if not exists injected_incidents (
     partition_key text primary key, table_name text not null, what text not null, rows bigint not null,
     state text not null check (state in ('broken', 'mended'))
 );
-alter table injected_incidents add column if not exists paged_at timestamptz
+alter table injected_incidents add column if not exists began_at timestamptz,
+    add column if not exists paged_at timestamptz
 """
-_IS_PAGED = "select from alerts where fingerprint = %s and resolved_at is null"
+_PAGE = "select raised_at from alerts where fingerprint = %s and raised_at >= %s order by raised_at limit 1"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +41,8 @@ class Incident:
     what: str
     rows: int
     state: str  # broken | mended
-    paged_at: datetime | None = None  # in data time, when somebody was told of it before the partition was over
+    began_at: datetime | None = None  # by the clock on the wall; None: in a version of before, which watched no feed
+    paged_at: datetime | None = None  # in data time, when somebody was told of it
 
     def describe(self) -> str:
         """What came, and how it went on."""
@@ -61,30 +63,29 @@ class BreakingFeed:
     def __init__(self, use_case: UseCase, outside: Outside, partition: Interval, mended_after: timedelta) -> None:
         self._outside, self._partition, self._mended_after = outside, partition, mended_after
         self.key, self._fingerprint = use_case.grid.key(partition), feed_fingerprint(use_case.name, TABLE)
-        self._paged_at = next((known.paged_at for known in self._list_mine()), None)
-        self._is_seen = False
+        outside.source.execute(_MANIFEST)
 
     def breaks_at(self, moment: datetime) -> bool:
         """Whether what it sends now is empty."""
         if not self._partition.start <= moment < self._partition.end:
             return False
-        self._is_seen = True
-        if self._paged_at is None and self._list_mine():
-            if not self._outside.warehouse.query(_IS_PAGED, (self._fingerprint,)):
-                return True
-            self._paged_at = moment
-            self._outside.source.execute(
-                "update injected_incidents set paged_at = %s where partition_key = %s", (moment, self.key)
-            )
-        return self._paged_at is None or moment < self._paged_at + self._mended_after
+        paged_at = self.note_page(moment)
+        return paged_at is None or moment < paged_at + self._mended_after
 
-    @property
-    def is_unnoticed(self) -> bool:
-        """Whether it broke before this one's eyes, and nobody was paged."""
-        return self._is_seen and self._paged_at is None
+    def note_page(self, moment: datetime) -> datetime | None:
+        """When, in data time, somebody was first seen to be told that it broke; None: not until now, which is `moment`.
 
-    def _list_mine(self) -> list[Incident]:
-        return [known for known in list_incidents(self._outside.source) if known.partition_key == self.key]
+        An alert that was there before it broke is about something else.
+        """
+        known = next((known for known in list_incidents(self._outside.source) if known.partition_key == self.key), None)
+        if known is None or known.paged_at is not None or known.began_at is None:
+            return None if known is None else known.paged_at
+        if not self._outside.warehouse.query(_PAGE, (self._fingerprint, known.began_at)):
+            return None
+        self._outside.source.execute(
+            "update injected_incidents set paged_at = %s where partition_key = %s", (moment, self.key)
+        )
+        return moment
 
 
 def _measurements(at: cursor) -> list[str]:
@@ -119,7 +120,8 @@ def begin_incident(at: cursor, partition_key: str) -> None:
         sql.SQL("create table if not exists {} (like {})").format(_backup_name(partition_key), sql.Identifier(TABLE))
     )
     at.execute(
-        "insert into injected_incidents values (%s, %s, %s, 0, 'broken') on conflict do nothing",
+        "insert into injected_incidents (partition_key, table_name, what, rows, state, began_at)"
+        " values (%s, %s, %s, 0, 'broken', now()) on conflict do nothing",
         (partition_key, TABLE, _WHAT),
     )
 

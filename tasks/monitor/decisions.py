@@ -196,7 +196,7 @@ def _write_alert(
         for other in _TIERS.keys() - {action}:
             outside.alerts.resolve(_fingerprint(use_case, other), at)
     if action in _TIERS:
-        report = f"\nreport: {examined.report.report_uri}" if examined.report else ""
+        report = f"\nreport, drawn after this: {examined.report.report_uri}" if examined.report else ""
         outside.alerts.record(
             at,
             tier=_TIERS[action],

@@ -8,7 +8,7 @@ numbers differ from ours for continuous features and agree for discrete ones; ou
 import json
 import tempfile
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,9 @@ from pipeline.monitoring import Monitor
 from pipeline.spec import UseCase
 from tasks.monitor.drift import has_values, psi_threshold
 
-_LATELY = timedelta(days=7)  # what a lifecycle rule of the lake deletes later is not drawn again
 _DECIDED = """
 select as_of, model_version, evidence -> 'report' as report from decisions
-where use_case = %s and evidence ->> 'report' is not null and decided_at > now() - %s order by as_of"""
+where use_case = %s and evidence ->> 'report' is not null order by as_of desc"""
 SAMPLE_ROWS = 5000  # 5 s for 55 features; Evidently's maintainers advise samples
 
 
@@ -86,33 +85,31 @@ def keep_samples(
     names = comparable_features(profile, reference, current)
     if not names:
         return None
-    folder = _folder(use_case, as_of)
-    kept = [outside.lake.put(folder, to_bytes(each.select(names)), ".parquet").uri for each in (reference, current)]
-    return ReportSamples(
-        reference_uri=kept[0], current_uri=kept[1], report_uri=outside.lake.uri(f"{folder}/drift.html")
-    )
+    folder = f"reports/{use_case.name}/{as_of.astimezone(UTC):%Y-%m-%dT%H%M}"
+    before, now = (outside.lake.put(folder, to_bytes(each.select(names)), ".parquet") for each in (reference, current))
+    name = f"drift-{before.sha256[:8]}-{now.sha256[:8]}.html"
+    return ReportSamples(reference_uri=before.uri, current_uri=now.uri, report_uri=outside.lake.uri(f"{folder}/{name}"))
 
 
 def draw_reports(use_case: UseCase, outside: Outside) -> int:
-    """Draw the report of each decision of the last days that has none yet, and put it, and its numbers, into the lake.
+    """Draw the report of each decision that has none yet, and put it, and its numbers, into the lake; the newest first.
 
-    How many there were. Nothing waits for them: a decision is made, and acted upon, before.
+    How many were drawn. Nothing waits for them: a decision is made, and acted upon, before. A decision whose samples
+    are no longer there (the lake's own rules delete what is old) never gets one.
     """
     there = set(outside.lake.list(f"reports/{use_case.name}/"))
-    decided = outside.warehouse.query(_DECIDED, (use_case.name, _LATELY))
-    missing = [row for row in decided if row["report"]["report_uri"] not in there]
-    for row in missing:
+    drawn = 0
+    for row in outside.warehouse.query(_DECIDED, (use_case.name,)):
         samples = ReportSamples(**row["report"])
+        if samples.report_uri in there or not {samples.reference_uri, samples.current_uri} <= there:
+            continue
+        profile = outside.registry.profile(use_case.name, row["model_version"])
         reference, current = (
             from_bytes(outside.lake.read(uri)) for uri in (samples.reference_uri, samples.current_uri)
         )
-        profile = outside.registry.profile(use_case.name, row["model_version"])
         html, values = draw_report(profile, reference, current, use_case.monitor)
-        folder = _folder(use_case, row["as_of"])
-        outside.lake.put_text(f"{folder}/drift.json", json.dumps(values, indent=1), "application/json")
-        outside.lake.put_text(f"{folder}/drift.html", html, "text/html; charset=utf-8")
-    return len(missing)
-
-
-def _folder(use_case: UseCase, as_of: datetime) -> str:
-    return f"reports/{use_case.name}/{as_of.astimezone(UTC):%Y-%m-%dT%H%M}"
+        key = samples.report_uri.removeprefix(outside.lake.uri("")).removesuffix(".html")
+        outside.lake.put_text(f"{key}.json", json.dumps(values, indent=1), "application/json")
+        outside.lake.put_text(f"{key}.html", html, "text/html; charset=utf-8")
+        drawn += 1
+    return drawn

@@ -129,6 +129,7 @@ def _follow(
             if session.later_dataset not in {None, *refused} and not reader.is_reading_tables:
                 _move(session, refused)
                 moved.set()
+            session.tell_of_feeds(missed=tables.stopped)
             session.settle(_SETTLED_AT_ONCE)
             taken_at, waiting = time.monotonic(), SourceStep()
             if not is_well:

@@ -13,6 +13,7 @@ from adapters.errors import Refused, SlotInUse, Unavailable
 from adapters.replication_setup import SlotState, drop_slot, inspect_slot
 from adapters.warehouse import Warehouse
 from pipeline.spec import UseCase
+from tasks.stream.feed_watch import resolve_unwatched
 from tasks.stream.log_reader import slot_name
 from tasks.stream.state import forget_log, read_stream_state
 
@@ -36,6 +37,7 @@ def judge_stream(use_case: UseCase, outside: Outside) -> list[str]:
         found += _judge_progress(use_case, outside)
     elif state is not None:
         found += _tell(use_case, outside, "standstill", None)
+        resolve_unwatched(use_case, outside, ())
     if may_have_slot and dsn is not None:
         try:
             source = Warehouse(dsn, what="followed source", is_source=True, patience_seconds=5)

@@ -9,7 +9,7 @@ from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Self
 
 import duckdb
 from psycopg2.extensions import cursor
@@ -28,18 +28,15 @@ from tasks.build_features.followed_versions import ToldStep, forget_followed, ke
 from tasks.build_features.learnt_features import iterate_definitions_in_use
 from tasks.build_features.online_features import refresh_store
 from tasks.ingest.late import open_retake
-from tasks.stream.feed_past import learn_feeds
 from tasks.stream.feed_watch import FeedWatch
 from tasks.stream.known_events import EventChanges, EventList, write_events
 from tasks.stream.sorted_step import keep_rows, sort_step
 from tasks.stream.source_step import SourceStep
 from tasks.stream.state import StreamState, advance_stream
+from tasks.stream.store_revisions import Revision, read_revisions
 from tasks.stream.store_series import MOVE_STATE, TELL_CHANGES, TELL_STATE, StoreWriter
 
 LOOK_BACKS_HELD = 2  # before what is looked back on: then a session begins anew
-_REVISIONS = """
-select definition, revision, as_of, snapshot_version, split is not null as is_parted from online_state
-where use_case = %s order by 1"""
 _LOCK = "select from stream_state where use_case = %s for update"
 _LATEST = "select version from snapshots where use_case = %s order by build_order desc limit 1"
 
@@ -54,15 +51,6 @@ class DatasetRefused(Exception):  # noqa: N818  # not an error of ours
 
 class NothingToFollow(Exception):  # noqa: N818  # not an error
     """The source's tables are yet to come; or the online store holds nothing until the first dataset was built."""
-
-
-class _Revision(NamedTuple):
-    """What the store holds of one definition: a refresh changes it, and the stream does not."""
-
-    revision: int
-    as_of: datetime
-    snapshot_version: str
-    is_parted: bool
 
 
 class StreamSession:
@@ -80,7 +68,7 @@ class StreamSession:
         self._events: EventList | None = None
         self._latest: str | None = None  # version of the dataset built last
         self._moved_at = -1  # the step of the last move; below 0: there was none
-        self._revisions = dict[str, _Revision]()
+        self._revisions = dict[str, Revision]()
         self._followed = list[str]()  # digests of definitions
 
     def __enter__(self) -> Self:
@@ -103,8 +91,8 @@ class StreamSession:
                     self._series.append((definition, self._build(stack, definition, snapshot, followed)))
             self._begin_at(snapshot)
             self._began = kept_interval(self._use_case, snapshot).start
-            past = learn_feeds(self._use_case, snapshot, self._outside)
-            self._feeds = FeedWatch(self._use_case, self._outside, past, snapshot.end, followed.rows)
+            self._feeds = FeedWatch(self._use_case, self._outside, self._fence, snapshot)
+            self._feeds.take(followed.rows, self._state.known_until)
             with self._outside.warehouse.transaction() as at:
                 for definition, series in self._series:
                     series.mark_stored(self._writers[definition.digest()].list_stored(at))
@@ -187,8 +175,9 @@ class StreamSession:
                 open_retake(at, self._use_case, start)
 
         self._commit(changed, state, write)
-        self._held |= {(row.table, row.identity): row for row in told.fresh}
-        self._feeds.follow(told.fresh, state.known_until)
+        new = {(row.table, row.identity): row for row in told.fresh}
+        self._feeds.take([row for place, row in new.items() if place not in self._held], known_until)
+        self._held |= new
 
     def move(self) -> None:
         """Bring the store to the dataset that was built last; what it holds otherwise is new, and nothing else.
@@ -220,12 +209,17 @@ class StreamSession:
             where = (self._use_case.name, [*self._writers])
             at.execute(MOVE_STATE, (since, *2 * (snapshot.end,), snapshot.version, reached, state.changes, *where))
             forget_followed(at, self._use_case, snapshot.end)
-            moved = _read_revisions(at, self._use_case)
+            moved = read_revisions(at, self._use_case)
             for each in self._writers.values():
                 each.delete_empty(at, self._moved_at)
 
         self._commit(changed, state, write)
         self._revisions, self._moved_at = moved, state.changes
+
+    def tell_of_feeds(self, *, missed: Collection[str]) -> None:
+        """Page about feeds that broke, and resolve what is whole again; nobody who waits for an answer waits for it."""
+        self._feeds.learn(self._snapshot)
+        self._feeds.tell(self._state.known_until, missed=missed)
 
     def settle(self, most: int) -> None:
         """Cut some of the series where the store's dataset ends. Where nothing is left of one, that is a step."""
@@ -274,7 +268,7 @@ class StreamSession:
     def _find_snapshot(self) -> Snapshot:
         """The dataset that the store was brought to last; definitions that stayed behind it are not followed."""
         with self._outside.warehouse.transaction() as at:
-            self._revisions = _read_revisions(at, self._use_case)
+            self._revisions = read_revisions(at, self._use_case)
         if not self._revisions:
             raise NothingToFollow("the online store holds nothing yet")
         latest = max(self._revisions.values(), key=lambda revision: revision.as_of)
@@ -290,15 +284,10 @@ class StreamSession:
 
     def _refuse_refreshed(self, at: cursor) -> None:
         at.execute(_LOCK, (self._use_case.name,))  # as a refresh does, before it touches the store
-        if _read_revisions(at, self._use_case, lock="for update") != self._revisions:
+        if read_revisions(at, self._use_case, lock="for update") != self._revisions:
             raise StoreRebuilt
         at.execute(_LATEST, (self._use_case.name,))
         [self._latest] = at.fetchone() or (None,)
-
-
-def _read_revisions(at: cursor, use_case: UseCase, lock: str = "") -> dict[str, _Revision]:
-    at.execute(f"{_REVISIONS} {lock}", (use_case.name,))
-    return {digest: _Revision(*others) for digest, *others in at.fetchall()}
 
 
 def _latest(*moments: datetime | None) -> datetime | None:

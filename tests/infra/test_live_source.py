@@ -144,7 +144,9 @@ def test_a_feed_is_broken_until_somebody_was_paged_and_its_operator_has_mended_i
         [told] = outside.source.query(query, (moment, moment + HOUR))
         return bool(told["measured"])
 
+    outside.alerts.raise_alert("critical", use_case.name, "flights.feed.weather", "before", "it broke")
     assert [is_measured(hour) for hour in range(3)] == [False] * 3
+    outside.alerts.resolve("flights.feed.weather")
     outside.alerts.raise_alert("critical", use_case.name, "flights.feed.planes", "another feed", "is not meant")
     assert not is_measured(3)
     outside.alerts.raise_alert("critical", use_case.name, "flights.feed.weather", "broken", "it is")
@@ -152,6 +154,22 @@ def test_a_feed_is_broken_until_somebody_was_paged_and_its_operator_has_mended_i
     [known] = incident.list_incidents(outside.source)
     assert (known.rows, known.paged_at) == (21, START + 4 * HOUR)
     assert "paged at 07 Jan 04:00" in known.describe()
+
+
+def test_a_feed_that_a_version_before_broke_goes_on_and_asks_for_no_page(
+    outside: Outside, use_case: UseCase, source: LiveSource
+) -> None:
+    outside.source.execute(
+        "create table injected_incidents (partition_key text primary key, table_name text not null, what text not null,"
+        " rows bigint not null, state text not null check (state in ('broken', 'mended')));"
+        " insert into injected_incidents values ('2013-01-07', 'weather', 'comes empty', 3, 'broken')"
+    )
+    broken = BreakingFeed(use_case, outside, WEEK, 3 * HOUR)
+    outside.alerts.raise_alert("critical", use_case.name, "flights.feed.weather", "broken", "it is")
+    assert broken.breaks_at(START + HOUR)
+    source.tell(START + 2 * HOUR, broken=broken.key)
+    [known] = incident.list_incidents(outside.source)
+    assert (known.rows, known.began_at, known.paged_at) == (9, None, None)
 
 
 def test_no_step_of_data_time_lies_in_two_partitions(outside: Outside, use_case: UseCase, source: LiveSource) -> None:

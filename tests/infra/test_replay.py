@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pytest
@@ -101,20 +101,30 @@ def test_the_verdict_on_a_retrain_is_the_gates_and_not_a_step_of_what_follows(
     assert [state.find_ledger_entry(decision)["reason"] for decision in ("d", None)] == ["better", "not better"]
 
 
+DAY = timedelta(days=1)
 BROKEN = incident.Incident(partition_key="2013-01-07", table_name="weather", what="empty", rows=1, state="mended")
 
 
 @pytest.mark.parametrize("decision", ["ignore", "alert", "retrain"])
 def test_the_demo_fails_where_the_broken_feed_was_not_blocked(decision: str) -> None:
     with pytest.raises(ReplayError, match=f"broken feed of 2013-01-07 led to '{decision}'"):
-        _check_promises(FLIGHTS_REPLAYED, [week(decision)], [BROKEN])
-    _check_promises(FLIGHTS_REPLAYED, [week("block")], [BROKEN])
+        _check_promises(FLIGHTS_REPLAYED, [week(decision)], [BROKEN], DAY)
+    _check_promises(FLIGHTS_REPLAYED, [week("block")], [BROKEN], DAY)
+
+
+def test_a_feed_that_was_broken_for_hours_need_not_be_blocked_and_may_not_retrain() -> None:
+    paged = replace(BROKEN, paged_at=WEEK.start + DAY / 12)
+    _check_promises(FLIGHTS_REPLAYED, [week("ignore")], [paged], DAY / 4)
+    with pytest.raises(ReplayError, match="led to 'retrain'"):
+        _check_promises(FLIGHTS_REPLAYED, [week("retrain", "held")], [paged], DAY / 4)
+    with pytest.raises(ReplayError, match="led to 'ignore'"):
+        _check_promises(FLIGHTS_REPLAYED, [week("ignore")], [paged], DAY)
 
 
 def test_the_demo_fails_where_no_retrain_was_check_promisesd_in_eight_weeks() -> None:
     with pytest.raises(ReplayError, match="no retrain was judged"):
-        _check_promises(FLIGHTS_REPLAYED, [week("ignore")] * 8, [])
-    _check_promises(FLIGHTS_REPLAYED, [*[week("ignore")] * 7, week("retrain", "held")], [])
+        _check_promises(FLIGHTS_REPLAYED, [week("ignore")] * 8, [], DAY)
+    _check_promises(FLIGHTS_REPLAYED, [*[week("ignore")] * 7, week("retrain", "held")], [], DAY)
 
 
 def test_what_could_not_be_measured_is_shown_first() -> None:

@@ -65,7 +65,8 @@ def test_the_clocks_of_two_replays_are_their_own(outside: Outside) -> None:
 
 def asked(**changes: object) -> argparse.Namespace:
     return argparse.Namespace(
-        **{"weeks": 8, "train_until": None, "incident_week": None, "seconds_per_hour": None} | changes
+        **{"weeks": 8, "train_until": None, "incident_week": None, "seconds_per_hour": None, "mended_after_hours": 24}
+        | changes
     )
 
 
@@ -79,6 +80,8 @@ def test_a_plan_is_of_the_replay_that_was_asked_for(use_case: UseCase, taxi: Use
     assert _plan(taxi, TAXI_REPLAYED, asked(weeks=130)).weeks == 130
     with pytest.raises(ValueError, match="the data holds 130 weeks from 02 Jul 2018 on"):
         _plan(taxi, TAXI_REPLAYED, asked(weeks=131))
+    with pytest.raises(ValueError, match="--mended-after-hours -1: nobody mends"):
+        _plan(use_case, FLIGHTS_REPLAYED, asked(mended_after_hours=-1))
     with pytest.raises(ValueError, match="the replay of taxi breaks no feed"):
         _plan(taxi, TAXI_REPLAYED, asked(incident_week=2))
     started = _plan(taxi, TAXI_REPLAYED, asked(train_until=date(2020, 1, 6)))
@@ -87,7 +90,7 @@ def test_a_plan_is_of_the_replay_that_was_asked_for(use_case: UseCase, taxi: Use
     assert (flights.first_as_of, flights.incident_week, flights.seconds_per_hour) == (
         datetime(2013, 4, 1, tzinfo=UTC),
         6,
-        0.8,
+        0.5,
     )
 
 
@@ -135,10 +138,10 @@ def test_what_is_promised_of_a_time_is_checked_where_it_was_replayed_as_a_whole(
     expects: str | None, decisions: tuple[str, ...], said: str | None
 ) -> None:
     if said is None:
-        _check_promises(promising(expects), weeks(*decisions), [])
+        _check_promises(promising(expects), weeks(*decisions), [], timedelta(days=1))
     else:
         with pytest.raises(ReplayError, match=said):
-            _check_promises(promising(expects), weeks(*decisions), [])
+            _check_promises(promising(expects), weeks(*decisions), [], timedelta(days=1))
 
 
 def test_the_report_tells_of_a_time_what_fired_and_what_was_refused() -> None:
