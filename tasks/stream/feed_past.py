@@ -195,14 +195,14 @@ class FeedLearner:
         place = name, item.sha256
         if place not in self._read:
             try:
-                self._read[place] = read_partition(self._use_case, name, self._outside.lake.local(item.uri))
+                self._read[place] = read_past(self._use_case, name, self._outside.lake.local(item.uri))
             except (FileNotFoundError, Corrupt, pa.ArrowInvalid) as error:
                 logger.warning("%s: %s of %s tells nothing: %s", self._use_case.name, name, item.key, error)
                 self._read[place] = None
         return self._read[place]
 
 
-def read_partition(use_case: UseCase, name: str, path: object) -> PartitionPast | None:
+def read_past(use_case: UseCase, name: str, path: object) -> PartitionPast | None:
     """A clean file, by the columns that may be empty and that it has; None: it holds no row."""
     known, there = use_case.source.tables[name].available_at, set(pq.read_schema(path).names)
     optional = list_optional(use_case, name)

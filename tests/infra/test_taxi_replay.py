@@ -65,7 +65,7 @@ def test_the_clocks_of_two_replays_are_their_own(outside: Outside) -> None:
 
 def asked(**changes: object) -> argparse.Namespace:
     return argparse.Namespace(
-        **{"weeks": 8, "train_until": None, "incident_week": None, "seconds_per_hour": None, "mended_after_hours": 24}
+        **{"weeks": 8, "train_until": None, "incident_week": None, "seconds_per_hour": None, "mended_after_hours": None}
         | changes
     )
 
@@ -80,8 +80,12 @@ def test_a_plan_is_of_the_replay_that_was_asked_for(use_case: UseCase, taxi: Use
     assert _plan(taxi, TAXI_REPLAYED, asked(weeks=130)).weeks == 130
     with pytest.raises(ValueError, match="the data holds 130 weeks from 02 Jul 2018 on"):
         _plan(taxi, TAXI_REPLAYED, asked(weeks=131))
-    with pytest.raises(ValueError, match="--mended-after-hours -1: nobody mends"):
-        _plan(use_case, FLIGHTS_REPLAYED, asked(mended_after_hours=-1))
+    for wrong in (-1.0, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match=r"--mended-after-hours \S+: expected 0 to 10000"):
+            _plan(use_case, FLIGHTS_REPLAYED, asked(mended_after_hours=wrong))
+    for chosen in ({"use_case": taxi, "replayed": TAXI_REPLAYED}, {"use_case": use_case, "replayed": FLIGHTS_REPLAYED}):
+        with pytest.raises(ValueError, match="no feed is broken in this replay"):
+            _plan(**chosen, arguments=asked(mended_after_hours=6.0, incident_week=0))
     with pytest.raises(ValueError, match="the replay of taxi breaks no feed"):
         _plan(taxi, TAXI_REPLAYED, asked(incident_week=2))
     started = _plan(taxi, TAXI_REPLAYED, asked(train_until=date(2020, 1, 6)))

@@ -15,7 +15,7 @@ from pipeline.spec import UseCase
 from tasks.build_features import build, online_features
 from tasks.build_features.followed_rows import FollowedRow, encode_rows
 from tasks.stream import lag
-from tasks.stream.feed_past import FeedLearner, read_partition
+from tasks.stream.feed_past import FeedLearner, read_past
 from tasks.stream.feed_watch import FeedWatch
 from tests.clean_data import clean_rows, week
 from tests.tasks.build_features.test_build import put
@@ -145,7 +145,7 @@ def test_where_nothing_has_to_come_silence_is_none(use_case: UseCase, outside: O
 
 def test_a_clean_file_of_before_a_column_was_declared_tells_of_the_others(use_case: UseCase, tmp_path: Path) -> None:
     pq.write_table(clean_rows("weather", week(0)).drop_columns(["humidity"]), tmp_path / "old.parquet")
-    told = read_partition(use_case, "weather", tmp_path / "old.parquet")
+    told = read_past(use_case, "weather", tmp_path / "old.parquet")
     assert told is not None
     assert told.columns.keys() == {*MEASURED} - {"humidity"}
 
