@@ -37,6 +37,7 @@ DEMO = (
     *("run", "--rm", "-T", "demo", "python", "-m", "infra.replay", "--running"),
     *("--mended-after-hours", "168", "--report", "/var/lib/windsock/report.html"),
 )
+_OF_THE_MACHINE = {"drift", "served performance"}  # what was answered in time, or not, is judged there
 _LISTEN = "0A"  # as the kernel writes it
 _ASK = """
 import socket, sys
@@ -217,15 +218,20 @@ def test_down_and_up_again_loses_nothing(stack: Composed, before: dict[str, str]
     assert stack.kept() == before
 
 
+def facts_of_batch(stack: Composed) -> dict[str, str]:
+    """What the loop came to, however fast it went."""
+    return {name: facts for name, facts in stack.facts().items() if name not in _OF_THE_MACHINE}
+
+
 @pytest.mark.usefixtures("replayed")
 def test_two_workers_come_to_the_same(stack: Composed, tmp_path_factory: pytest.TempPathFactory) -> None:
-    alone = stack.facts()
+    alone = facts_of_batch(stack)
     stack("stop")  # memory and processors for the other
     given = {"EXECUTOR": "CeleryExecutor", "COMPOSE_PROFILES": "celery"}
     with composed(f"{PROJECT}-celery", tmp_path_factory.mktemp("celery"), given) as spread:
         assert len(spread.services()["worker"]) == 2
         spread(*DEMO, "--weeks", "1")
-        assert spread.facts() == alone
+        assert facts_of_batch(spread) == alone
         took_part = (
             "select count(distinct hostname) from task_instance where hostname <> '' and operator not like '%HITL%'"
         )
@@ -234,5 +240,5 @@ def test_two_workers_come_to_the_same(stack: Composed, tmp_path_factory: pytest.
         for name in ("redis", "worker"):
             kill(spread, name)
             until(spread.healthy, seconds=300)
-        assert spread.facts() == alone
+        assert facts_of_batch(spread) == alone
         spread(*DEMO, "--weeks", "2")  # who returned takes tasks again
