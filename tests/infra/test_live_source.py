@@ -10,10 +10,13 @@ import pytest
 
 from adapters.connect import Outside
 from adapters.retrying import wait_until
-from infra.replay import flights_source, incident
+from infra.replay import drive, flights_source, incident
+from infra.replay.api import AirflowApi
 from infra.replay.data_time import DataTime
+from infra.replay.drive import Replay
 from infra.replay.incident import BreakingFeed
 from infra.replay.live_source import LiveSource
+from infra.replay.progress import ReplayProgress
 from infra.replay.replayed import ReplayedSource
 from infra.replay.state import ReplayError
 from infra.replay.traffic import Traffic
@@ -154,6 +157,25 @@ def test_a_feed_is_broken_until_somebody_was_paged_and_its_operator_has_mended_i
     [known] = incident.list_incidents(outside.source)
     assert (known.rows, known.paged_at) == (21, START + 4 * HOUR)
     assert "paged at 07 Jan 04:00" in known.describe()
+
+
+def test_a_replay_ends_where_nobody_is_paged_about_the_feed_that_broke(
+    outside: Outside, use_case: UseCase, source: LiveSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(drive, "_PAGED_WITHIN_SECONDS", 0.5)
+    broken, api = (
+        BreakingFeed(use_case, outside, WEEK, 24 * HOUR),
+        AirflowApi("http://127.0.0.1:1", user="", password=""),
+    )
+    replayed = flights_source.FLIGHTS_REPLAYED
+    replay = Replay(
+        use_case=use_case, replayed=replayed, outside=outside, source=source, api=api, progress=ReplayProgress()
+    )
+    source.tell(START + HOUR, broken=broken.key)
+    with pytest.raises(ReplayError, match="nobody was paged about the feed that broke on 07 Jan"):
+        replay._await_page(broken, WEEK)
+    outside.alerts.raise_alert("critical", use_case.name, "flights.feed.weather", "broken", "it is")
+    replay._await_page(broken, WEEK)
 
 
 def test_a_feed_that_a_version_before_broke_goes_on_and_asks_for_no_page(
