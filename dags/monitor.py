@@ -8,7 +8,7 @@ to retrain is picked up by `retrain`. Where it asks for a recalibration, the ver
 is made and put in force before the next partition is looked at, and `deploy` brings it to the server. With nothing to
 do it ends as skipped. `measure_online` joins what was answered online with outcomes and batch scores, where there is an
 endpoint. `compare_served` compares the features of answers in time with batch's, one by one, and proves why they
-differ; what has no cause is an alert. `draw_reports` draws the drift report of each decision: nothing waits for it.
+differ; what has no cause is an alert. Last, `draw_reports` draws the drift report of each decision.
 
 **Started by** new scores, by `reconcile`, or by hand. Every run does all pending work. Two may be under way, so that no
 decision waits until the answers before it are compared; of each task one runs at a time.
@@ -28,7 +28,7 @@ from pipeline.spec import UseCase
 
 
 def make_monitor_dag(use_case: UseCase) -> DAG:
-    """`monitor -> deploy`, `monitor -> draw_reports`, `monitor -> measure_online -> compare_served`, after scores."""
+    """`monitor -> deploy` and `monitor -> measure_online -> compare_served -> draw_reports`, after scores."""
     schedule = PartitionedAssetTimetable(assets=scores(use_case))
     limits = {"max_active_runs": 2, "default_args": default_args(use_case.owner) | {"max_active_tis_per_dag": 1}}
     with DAG(**dag_args(use_case, "monitor", __doc__) | limits, schedule=schedule) as dag:
@@ -76,8 +76,7 @@ def make_monitor_dag(use_case: UseCase) -> DAG:
 
         decided = decide_partitions()
         decided >> deploy_recalibration()
-        decided >> draw_drift_reports()
-        decided >> measure_online_answers() >> compare_served_answers()
+        decided >> measure_online_answers() >> compare_served_answers() >> draw_drift_reports()
     return dag
 
 
