@@ -1,4 +1,4 @@
-"""Data time: the source's clock goes on at a stated speed, an hour a step, waiting for nobody; or as it is asked.
+"""Data time: the source's clock goes on at a stated speed, half an hour a step, waiting for nobody; or as it is asked.
 
 The second is for a use case in which nobody answers in time: a clock that stands still loses nothing there.
 """
@@ -15,9 +15,9 @@ from infra.replay.live_source import LiveSource
 from infra.replay.state import ReplayError
 from pipeline.spec import UseCase
 
-STEP = timedelta(hours=1)
-# Most events are at a full hour, and due a moment later: a step ends then, and not an hour later.
-_AFTER_HOURS = timedelta(minutes=1)
+STEP = timedelta(minutes=30)
+# Most events are at a half or full hour, and due a moment later: a step ends then, and not half an hour later.
+_AFTER_HALF_HOURS = timedelta(minutes=1)
 
 
 class DataTime:
@@ -92,8 +92,8 @@ class DataTime:
 
 
 def _find_step_end(start: datetime) -> datetime:
-    """The first moment after `start` that lies a minute after a full hour."""
-    past = (start - _AFTER_HOURS - datetime.min.replace(tzinfo=start.tzinfo)) % STEP
+    """The first moment after `start` that lies a minute after a half or full hour."""
+    past = (start - _AFTER_HALF_HOURS - datetime.min.replace(tzinfo=start.tzinfo)) % STEP
     return start + STEP - past
 
 

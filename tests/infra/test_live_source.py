@@ -119,11 +119,11 @@ def test_a_broken_feed_is_broken_as_it_comes_and_its_true_records_are_put_back(
         assert mended["measured"] == 18
 
 
-def test_data_time_goes_on_by_the_hour_and_a_minute_to_its_end_and_says_so(
+def test_data_time_goes_on_by_half_hours_and_a_minute_to_its_end_and_says_so(
     outside: Outside, use_case: UseCase, source: LiveSource
 ) -> None:
     steps, broken = list[tuple[datetime, datetime]](), BreakingFeed(use_case, outside, WEEK, 24 * HOUR)
-    minute, until = HOUR / 60, START + 2.4 * HOUR
+    half, minute, until = HOUR / 2, HOUR / 60, START + 2.4 * HOUR
 
     def note(start: datetime, end: datetime) -> None:
         steps.append((start, end))
@@ -131,7 +131,7 @@ def test_data_time_goes_on_by_the_hour_and_a_minute_to_its_end_and_says_so(
     with DataTime(use_case, source, until=until, seconds_per_hour=0.01, broken=broken, then=note) as data_time:
         assert wait_until(lambda: data_time.has_reached(until), within_seconds=30)
         assert data_time.is_still
-    ends = [START + minute + n * HOUR for n in range(3)]
+    ends = [START + minute + n * half for n in range(5)]
     assert steps == [*pairwise([START, *ends, until])]
     assert [known.rows for known in incident.list_incidents(outside.source)] == [9]
 
@@ -206,7 +206,7 @@ def test_no_step_of_data_time_lies_in_two_partitions(outside: Outside, use_case:
     until = end + 70 * minute
     with DataTime(use_case, source, until=until, seconds_per_hour=0.01, broken=broken, then=note) as data_time:
         assert wait_until(lambda: data_time.has_reached(until), within_seconds=30)
-    ends = [end - 59 * minute, end, *(end + n * minute for n in (1, 61, 70))]
+    ends = [end - 59 * minute, end - 29 * minute, end, *(end + n * minute for n in (1, 31, 61, 70))]
     assert steps == [*pairwise([end - 70 * minute, *ends])]
     query = "select count(*) as rows, count(temp_f) as measured from weather where known_at >= %s and known_at < %s"
     [broken] = outside.source.query(query, (end - 70 * minute, end))
