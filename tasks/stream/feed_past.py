@@ -139,7 +139,8 @@ def learn_feed(
     """
     if len(partitions) < _LEAST_PARTITIONS:
         return None
-    runs = {name: run for name in partitions[-1].columns if (run := _learn_column(name, sound or partitions))}
+    healthy = partitions if sound is None else sound
+    runs = {name: run for name in partitions[-1].columns if (run := _learn_column(name, healthy))}
     edges = [later.first - earlier.last for earlier, later in pairwise(partitions)]
     gaps = sorted([*edges, *(gap for each in partitions for gap in each.gaps)])
     usual = gaps[-1 - max(1, len(partitions) // 12)]

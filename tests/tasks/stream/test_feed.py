@@ -204,6 +204,9 @@ def test_those_that_were_blocked_say_nothing_of_what_is_usual() -> None:
     learnt = learn_feed([*weeks, *broken], None, sound=weeks)
     assert learnt is not None
     assert learnt.columns["temp_f"].limit < 20
+    none = learn_feed(weeks, None, sound=[])
+    assert none is not None
+    assert none.columns == {}
 
 
 def test_of_little_past_and_of_what_mostly_is_empty_nothing_is_said() -> None:
