@@ -58,15 +58,16 @@ def _cut(rows: pa.Table, use_case: UseCase, known: str) -> list[Partition]:
 def _count_pages(past: FeedPast, part: Partition) -> list[str]:
     """What somebody is paged about in a partition as it was, and nothing twice while it lasts."""
     feed, said, told = Feed(past, part.interval.start), "", []
-    for moment, rows in [*part.moments, (part.interval.end, [])]:
-        problem = feed.describe(moment)  # just before these rows
-        told += [problem] if problem and not said else []
-        said = problem
+    before: list[Moment] = [
+        (moment, []) for moment, _ in part.moments
+    ]  # how long it was silent shows just before rows come
+    both = [each for pair in zip(before, part.moments, strict=True) for each in pair]
+    for moment, rows in [*both, (part.interval.end, [])]:
         if rows:
             feed.take(moment, rows, moment)
-            problem = feed.describe(moment)
-            told += [problem] if problem and not said else []
-            said = problem
+        problem = feed.describe(moment)
+        told += [problem] if problem and not said else []
+        said = problem
     return told
 
 

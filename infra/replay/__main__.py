@@ -163,10 +163,11 @@ def _check_promises(
     """What the demo promises, checked on what it measured."""
     for broken in incidents:
         for week in weeks:
-            is_it = f"{week.start:%Y-%m-%d}" == broken.partition_key
+            if f"{week.start:%Y-%m-%d}" != broken.partition_key:
+                continue
             ended = week.end if broken.paged_at is None else min(week.end, broken.paged_at + mended_after)
             is_seen = (ended - week.start) / (week.end - week.start) > _SEEN_SHARE
-            if is_it and (week.decision == "retrain" or (is_seen and week.decision != "block")):
+            if week.decision == "retrain" or (is_seen and week.decision != "block"):
                 raise ReplayError(f"the broken feed of {broken.partition_key} led to {week.decision!r}, not to a page")
     within = replayed.retrained_within
     if within is not None and len(weeks) >= within and not any(week.retrain_outcome for week in weeks):

@@ -85,8 +85,8 @@ class DataTime:
         """Take the next one; how long it is. None lies in two partitions."""
         start = self._source.told_until
         end = min(_find_step_end(start), self._grid.containing(start).end, self._until)
-        breaks = self._broken is not None and self._broken.breaks_at(start)
-        self._source.tell(end, broken=self._broken.key if self._broken is not None and breaks else None)
+        feed = self._broken
+        self._source.tell(end, broken=feed.key if feed is not None and feed.breaks_at(start) else None)
         self._then(start, end)
         return end - start
 

@@ -40,7 +40,7 @@ VERBS = (
     "watch",
     "experiment",
 )
-_PAGED_WITHIN_SECONDS = 60.0
+_PAGED_WITHIN_SECONDS = 60.0  # after the end of the week in which a feed broke
 _AFTERWARDS_PER_SECOND = 40.0  # requests, once data time is over
 
 

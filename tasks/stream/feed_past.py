@@ -101,8 +101,8 @@ class PartitionPast:
     def read(cls, rows: pa.Table, known: str) -> "PartitionPast":
         """Of rows, at least one; `known` is the column that says when each became known."""
         rows = rows.sort_by(known)
-        moments = rows[known].cast(pa.timestamp("us", "UTC")).cast(pa.int64()).to_numpy()
-        distinct, starts, counts = np.unique(moments, return_index=True, return_counts=True)
+        moments = rows[known].cast(pa.timestamp("us", "UTC"))
+        distinct, starts, counts = np.unique(moments.cast(pa.int64()).to_numpy(), return_index=True, return_counts=True)
         columns = {}
         for name in rows.column_names:
             if name != known:
@@ -110,10 +110,9 @@ class PartitionPast:
                 scores = tuple(EmptyRuns(share=s, limit=math.inf).highest(empty, counts) for s in _SHARES)
                 columns[name] = float(empty.sum() / rows.num_rows), scores
         gaps = np.sort(np.diff(distinct))[-_GAPS_KEPT:]
-        ends = pc.min_max(rows[known].cast(pa.timestamp("us", "UTC"))).as_py()
         return cls(
-            first=ends["min"],
-            last=ends["max"],
+            first=moments[0].as_py(),
+            last=moments[-1].as_py(),
             gaps=tuple(timedelta(microseconds=int(gap)) for gap in gaps),
             columns=columns,
         )

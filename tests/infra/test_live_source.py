@@ -163,10 +163,8 @@ def test_a_replay_ends_where_nobody_is_paged_about_the_feed_that_broke(
     outside: Outside, use_case: UseCase, source: LiveSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(drive, "_PAGED_WITHIN_SECONDS", 0.5)
-    broken, api = (
-        BreakingFeed(use_case, outside, WEEK, 24 * HOUR),
-        AirflowApi("http://127.0.0.1:1", user="", password=""),
-    )
+    broken = BreakingFeed(use_case, outside, WEEK, 24 * HOUR)
+    api = AirflowApi("http://127.0.0.1:1", user="", password="")
     replayed = flights_source.FLIGHTS_REPLAYED
     replay = Replay(
         use_case=use_case, replayed=replayed, outside=outside, source=source, api=api, progress=ReplayProgress()
