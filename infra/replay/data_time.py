@@ -1,6 +1,7 @@
 """Data time: the source's clock goes on at a stated speed, half an hour a step, waiting for nobody; or as it is asked.
 
-The second is for a use case in which nobody answers in time: a clock that stands still loses nothing there.
+While no event is due it goes four times as fast. The second is for a use case in which nobody answers in time: a clock
+that stands still loses nothing there.
 """
 
 import threading
@@ -18,6 +19,8 @@ from pipeline.spec import UseCase
 STEP = timedelta(minutes=30)
 # Most events are at a half or full hour, and due a moment later: a step ends then, and not half an hour later.
 _AFTER_HALF_HOURS = timedelta(minutes=1)
+_QUIET_SPEED = 4
+_AFTER_DUE = timedelta(hours=1)  # so long after an event was due it is not quiet yet: it is to be answered
 
 
 class DataTime:
@@ -35,7 +38,7 @@ class DataTime:
     ) -> None:
         """`then` is told of each step, once it was taken; `broken` says when a feed breaks."""
         self._source, self._until, self._then = source, until, then
-        self._seconds_per_hour, self._grid = seconds_per_hour, use_case.grid
+        self._seconds_per_hour, self._grid, self._lead = seconds_per_hour, use_case.grid, use_case.time.lead
         self._broken = broken
         self._over = threading.Event()
         self._problem: BaseException | None = None
@@ -74,21 +77,21 @@ class DataTime:
         try:
             next_at = time.monotonic()
             while self._source.told_until < self._until and not self._over.wait(max(0.0, next_at - time.monotonic())):
-                taken = self._step()
-                # A step that was late is not made up for.
-                next_at = max(next_at + self._seconds_per_hour * (taken / timedelta(hours=1)), time.monotonic())
+                lasts = self._step()
+                next_at = max(next_at + lasts, time.monotonic())  # a step that was late is not made up for
         except BaseException as error:
             self._problem = error
             raise
 
-    def _step(self) -> timedelta:
-        """Take the next one; how long it is. None lies in two partitions."""
+    def _step(self) -> float:
+        """Take the next one; how many seconds it is to last. None lies in two partitions."""
         start = self._source.told_until
         end = min(_find_step_end(start), self._grid.containing(start).end, self._until)
         feed = self._broken
         self._source.tell(end, broken=feed.key if feed is not None and feed.breaks_at(start) else None)
         self._then(start, end)
-        return end - start
+        is_quiet = not self._source.find_due(start - _AFTER_DUE, end, self._lead).num_rows
+        return self._seconds_per_hour * ((end - start) / timedelta(hours=1)) / (_QUIET_SPEED if is_quiet else 1)
 
 
 def _find_step_end(start: datetime) -> datetime:

@@ -94,6 +94,11 @@ class LiveSource:
         first, last = np.searchsorted(self._known[name], [to_microseconds(start), to_microseconds(end)])
         return self._rows[name].slice(first, last - first)
 
+    def find_due(self, start: datetime, end: datetime, lead: timedelta) -> pa.Table:
+        """The events that are to be answered in [start, end), so long before they come; they were entered before."""
+        before = self.replayed.entered_before - lead
+        return self.rows_between(self.replayed.events, start - before, end - before)
+
     def _create(self) -> None:
         with self._source.transaction() as at:
             at.execute("select pg_advisory_xact_lock(%s)", (self.replayed.lock,))

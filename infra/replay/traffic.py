@@ -63,10 +63,8 @@ class Traffic:
             self._thread.join()
 
     def ask_about(self, start: datetime, end: datetime, *, per_second: float | None = None) -> None:
-        """From now on ask about the events whose prediction is due in an interval; they were entered before."""
-        replayed = self._source.replayed
-        before = replayed.entered_before - self._use_case.time.lead
-        known = self._source.rows_between(replayed.events, start - before, end - before)
+        """From now on ask about the events whose prediction is due in an interval."""
+        known = self._source.find_due(start, end, self._use_case.time.lead)
         if self._outside.gateway is not None and known.num_rows:
             self._steps, self._pause = self._steps + 1, 1 / (per_second or self._usual)
             self._events = [to_request(self._definition, row) for row in known.to_pylist()]
