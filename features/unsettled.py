@@ -7,6 +7,7 @@ from itertools import islice
 from features.series import Series
 
 _CARRIED_BYTES = 16 << 10  # that are cut at once
+_LARGE_BYTES = 512  # carried by one: each change of it writes them again, so that a new cut is soon worth its work
 
 
 class UnsettledSeries:
@@ -85,18 +86,26 @@ class UnsettledSeries:
         """Those of some texts that are unsettled, and of which not all is carried."""
         return self.find(texts) - self._is_carried
 
-    def list_first(self, most: int) -> list[str]:
+    def list_first(self, most: int, *, only_large: bool) -> list[str]:
         """Some of one series: a query of each that has some would take longer than all else.
 
         Of large ones fewer: whoever reads the store decodes all of each anew, and answers nothing meanwhile.
         """
-        first, carried = list[str](), 0
-        for text in islice(next((found for found in self._texts.values() if found), ()), most):
-            carried += sum(map(len, self._payloads.get(text, ())))
-            if first and carried > _CARRIED_BYTES:
-                break
-            first.append(text)
-        return first
+        least = _LARGE_BYTES if only_large else 0
+        for found in self._texts.values():
+            first, carried = list[str](), 0
+            for text in islice(found, most):
+                size = self._count_carried(text)
+                carried += size
+                if size < least or (first and carried > _CARRIED_BYTES):
+                    break
+                first.append(text)
+            if first:
+                return first
+        return []
+
+    def _count_carried(self, text: str) -> int:
+        return sum(map(len, self._payloads.get(text, ())))
 
     def settle(self, text: str) -> None:
         """It is cut anew."""

@@ -1,6 +1,6 @@
 """Data time: the source's clock goes on at a stated speed, half an hour a step, waiting for nobody; or as it is asked.
 
-While no event is due it goes four times as fast. The second is for a use case in which nobody answers in time: a clock
+While no event is due a step is of two hours, in the same time. The second is for a use case in which nobody answers in time: a clock
 that stands still loses nothing there.
 """
 
@@ -19,7 +19,7 @@ from pipeline.spec import UseCase
 STEP = timedelta(minutes=30)
 # Most events are at a half or full hour, and due a moment later: a step ends then, and not half an hour later.
 _AFTER_HALF_HOURS = timedelta(minutes=1)
-_QUIET_SPEED = 4
+_QUIET_STEPS = 4  # are taken as one
 _AFTER_DUE = timedelta(hours=1)  # so long after an event was due it is not quiet yet: it is to be answered
 
 
@@ -86,15 +86,23 @@ class DataTime:
     def _step(self) -> float:
         """Take the next one; how many seconds it is to last. None lies in two partitions."""
         start = self._source.told_until
-        end = min(_find_step_end(start), self._grid.containing(start).end, self._until)
+        end = min(self._find_step_end(start), self._grid.containing(start).end, self._until)
         feed = self._broken
         self._source.tell(end, broken=feed.key if feed is not None and feed.breaks_at(start) else None)
         self._then(start, end)
-        is_quiet = not self._source.find_due(start - _AFTER_DUE, end, self._lead).num_rows
-        return self._seconds_per_hour * ((end - start) / timedelta(hours=1)) / (_QUIET_SPEED if is_quiet else 1)
+        return self._seconds_per_hour * (min(end - start, STEP) / timedelta(hours=1))
+
+    def _find_step_end(self, start: datetime) -> datetime:
+        end = _find_half_hour_end(start)
+        for _ in range(_QUIET_STEPS - 1):
+            later = _find_half_hour_end(end)
+            if self._source.find_due(start - _AFTER_DUE, later, self._lead).num_rows:
+                break
+            end = later
+        return end
 
 
-def _find_step_end(start: datetime) -> datetime:
+def _find_half_hour_end(start: datetime) -> datetime:
     """The first moment after `start` that lies a minute after a half or full hour."""
     past = (start - _AFTER_HALF_HOURS - datetime.min.replace(tzinfo=start.tzinfo)) % STEP
     return start + STEP - past

@@ -39,7 +39,7 @@ LOCK = "stream/stream.lock"  # below the home: held while it runs
 _READ_SECONDS = 1.0
 _SETTLING_READ_SECONDS = 0.1  # while there is something else to do
 _QUIET_SECONDS = 2.0  # a source that said nothing for so long is taken to say nothing soon
-_SETTLED_AT_ONCE = 256  # series: behind each step, and while it is quiet
+_SETTLED_AT_ONCE = 256  # series
 _IDLE_WRITE_SECONDS = 1.0  # so often is it written until when all is known, where nothing came
 _PAUSE_SECONDS = 3.0  # before what failed is tried again, and for what is not there yet
 _MENDED_SECONDS = 30.0  # at most so often is all read anew because a table is as declared again
@@ -130,7 +130,7 @@ def _follow(
                 _move(session, refused)
                 moved.set()
             session.tell_of_feeds(missed=tables.stopped)
-            session.settle(_SETTLED_AT_ONCE)
+            session.settle(_SETTLED_AT_ONCE, only_large=True)  # the rest has time until it is quiet
             taken_at, waiting = time.monotonic(), SourceStep()
             if not is_well:
                 outside.alerts.resolve(_fingerprint(use_case))

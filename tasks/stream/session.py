@@ -221,11 +221,16 @@ class StreamSession:
         self._feeds.learn(self._snapshot)
         self._feeds.tell(self._state.known_until, missed=missed)
 
-    def settle(self, most: int) -> None:
-        """Cut some of the series where the store's dataset ends. Where nothing is left of one, that is a step."""
+    def settle(self, most: int, *, only_large: bool = False) -> None:
+        """Cut some of the series where the store's dataset ends. Where nothing is left of one, that is a step.
+
+        With `only_large` those alone whose changes cost much until then.
+        """
         if self.is_settled:
             return
-        settled = {definition.digest(): series.settle(most) for definition, series in self._series}
+        settled = {d.digest(): series.settle(most, only_large=only_large) for d, series in self._series}
+        if not any(series.settled or series.recent for series in settled.values()):
+            return
         after = replace(self._state, changes=self._state.changes + 1)
 
         def commit() -> bool:

@@ -214,6 +214,23 @@ def test_no_step_of_data_time_lies_in_two_partitions(outside: Outside, use_case:
     assert sound["rows"] == sound["measured"] > 0
 
 
+def test_a_night_goes_by_in_steps_of_two_hours_none_of_which_is_near_an_event_that_is_due(
+    use_case: UseCase, source: LiveSource
+) -> None:
+    steps, until, lead = list[tuple[datetime, datetime]](), START + 14 * HOUR, use_case.time.lead
+
+    def note(start: datetime, end: datetime) -> None:
+        steps.append((start, end))
+
+    with DataTime(use_case, source, until=until, seconds_per_hour=0.01, then=note) as data_time:
+        assert wait_until(lambda: data_time.has_reached(until), within_seconds=30)
+    long = [step for step in steps if step[1] - step[0] > HOUR / 2]
+    assert [end - start for start, end in long] == [2 * HOUR, 1.5 * HOUR]  # from 4:01 on; at 8:00 one is due
+    assert all(source.find_due(start - HOUR, end, lead).num_rows == 0 for start, end in long)
+    short = [step for step in steps[1:-1] if step not in long]  # the first is of a minute, the last is cut
+    assert all(source.find_due(start - HOUR, end + HOUR / 2, lead).num_rows for start, end in short)
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # the thread says so itself, too
 def test_data_time_that_cannot_go_on_says_why(use_case: UseCase, source: LiveSource) -> None:
     def fail(start: datetime, end: datetime) -> None:
