@@ -184,11 +184,11 @@ class FollowedStreams:
         streams, before = self._list_streams(names), {name: f"from before_{name}" for name in changed}
         stay = "{0} where place not in (select place from leaving_{1}) union all by name from coming_{1}"
         with self._steps.run(streams, before | {name: stay.format(before[name], name) for name in names}):
-            new = {stream: self._fetch(f"from {stream}") for stream in streams}
+            new = {stream: self._fetch(self._steps.read_sql(stream)) for stream in streams}
             told = self._find_told(grain, new)
             rest = [stream for stream in streams if stream not in told]
             self._steps.change({name: before[name] for name in names}, rest)
-            old = {stream: self._fetch(f"from {stream}") for stream in rest}
+            old = {stream: self._fetch(self._steps.read_sql(stream)) for stream in rest}
         old |= {stream: self._fetch_touched(stream, same) for stream in told}
         for name in names:
             self._rows.put(name, f"leaving_{name}")

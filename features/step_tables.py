@@ -1,7 +1,8 @@
 """A definition's sources and steps in DuckDB under their own names, made of some rows of some sources for a while."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import duckdb
@@ -13,7 +14,8 @@ from features.raw_rows import RawRows
 class StepTables:
     """What `run` makes is there until its block ends; for one thread, one run at a time.
 
-    A step that no row of a run can touch is kept for the next ones, as `standing_<step>`.
+    A step that no row of a run can touch is kept for the next ones, as `standing_<step>`. One of few rows that is read
+    once is not made: it is a part of what reads it, for a table costs more than the rows.
     """
 
     def __init__(
@@ -27,9 +29,11 @@ class StepTables:
         self.reads = list_sources_read(definition)
         self.standing = set[str]()
         self._made = dict[str, str]()  # name -> kind, in the order of making
+        self._parts = dict[str, str]()  # steps that are not made -> their SQL
+        self._words = {name: Counter(re.findall(r"\w+", sql)) for name, sql in steps.items()}
 
     @contextmanager
-    def run(self, wanted: Iterable[str], only: Mapping[str, str]) -> Iterator[None]:
+    def run(self, wanted: Collection[str], only: Mapping[str, str]) -> Iterator[None]:
         """Sources and steps as far as these need them, of sources in `only` made of these rows, which are few."""
         needed = set[str]().union(*(self.reads[name] for name in wanted))
         for name in self._definition.sources:
@@ -37,18 +41,24 @@ class StepTables:
                 # What is left of a source is read by many a step: of a view, all would be, each time.
                 kind, rows = ("table", only[name]) if name in only else ("view", f"from raw_{name}")
                 self._make(kind, name, self._source_sql(name, rows))
-        self._make_steps(needed, only)
+        self._make_steps(needed, only, {*wanted})
         yield
         self._drop(self._made)
+        self._parts.clear()
 
-    def change(self, only: Mapping[str, str], wanted: Iterable[str]) -> None:
+    def read_sql(self, name: str) -> str:
+        """SQL: the rows of a step that this run was asked for; to be read once."""
+        return self._parts.get(name, f"from {name}")
+
+    def change(self, only: Mapping[str, str], wanted: Collection[str]) -> None:
         """Within a run, go on to other rows of these sources, as far as these steps need them; the rest stays."""
         needed = set[str]().union(*(self.reads[name] for name in wanted))
-        touched = [name for name in self._made if self.reads[name].intersection(only)]
-        self._drop(touched)
+        touched = [name for name in (*self._made, *self._parts) if self.reads[name].intersection(only)]
+        self._drop(name for name in touched if name in self._made)
+        self._parts = {name: sql for name, sql in self._parts.items() if name not in touched}
         for name in needed.intersection(touched, only):
             self._make("table", name, self._source_sql(name, only[name]))
-        self._make_steps(needed.intersection(touched), only)
+        self._make_steps(needed.intersection(touched), only, {*wanted})
 
     def forget_standing(self, changed: Iterable[str]) -> None:
         """Rows of these sources came or went."""
@@ -60,8 +70,9 @@ class StepTables:
         """After a rollback: these steps stood, and nothing was made."""
         self.standing = standing
         self._made.clear()
+        self._parts.clear()
 
-    def _make_steps(self, needed: Iterable[str], only: Mapping[str, str]) -> None:
+    def _make_steps(self, needed: Collection[str], only: Mapping[str, str], wanted: Collection[str]) -> None:
         for name, sql in self._steps.items():
             if name in needed and only and not self.reads[name].intersection(only):
                 if name not in self.standing:
@@ -69,7 +80,13 @@ class StepTables:
                     self.standing.add(name)
                 self._make("view", name, f"from standing_{name}")
             elif name in needed:
-                self._make("table", name, sql)
+                parts = [f"{part} as ({self._parts[part]})" for part in self._parts if self._words[name][part]]
+                whole = f"with {', '.join(parts)} select * from ({sql})" if parts else sql
+                reads = (name in wanted) + sum(words[name] for step, words in self._words.items() if step in needed)
+                if only and reads == 1:
+                    self._parts[name] = whole
+                else:
+                    self._make("table", name, whole)
 
     def _make(self, kind: str, name: str, sql: str) -> None:
         self._run(f"create temp {kind} {name} as {sql}")

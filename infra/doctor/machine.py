@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from infra.doctor.finding import Finding
+from infra.local.stack import FREE_SPACE_SHARE
 
 DISK_BYTES = 5_000_000_000
 MEMORY_BYTES = 6_000_000_000  # the stack at rest takes 3, one training 2
@@ -14,12 +15,13 @@ _DEVICES = ("nvidiactl", "nvidia0")
 
 def check_disk(folder: Path) -> Finding:
     """Whether a folder's disk has room for images, data and logs."""
-    free = shutil.disk_usage(folder).free
-    remedy = f"make room for {DISK_BYTES / 1e9:.0f} GB: `docker system df`, `make clean`, or another disk"
+    disk = shutil.disk_usage(folder)
+    needed = DISK_BYTES + FREE_SPACE_SHARE * disk.total
+    remedy = f"make room for {needed / 1e9:.0f} GB: `docker system df`, `make clean`, or another disk"
     return Finding(
         check="disk",
-        observation=f"{free / 1e9:.1f} GB free in {folder}",
-        remedy=remedy if free < DISK_BYTES else "",
+        observation=f"{disk.free / 1e9:.1f} GB free in {folder}",
+        remedy=remedy if disk.free < needed else "",
     )
 
 

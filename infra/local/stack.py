@@ -28,6 +28,7 @@ from serving.locks import is_held
 STOP_SECONDS = 120
 START_SECONDS = 240
 FREE_SPACE_BYTES = 1_000_000_000
+FREE_SPACE_SHARE = 0.01  # of the disk: with less free SeaweedFS starts, and stores nothing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,9 +55,10 @@ def check_owner(folder: Path) -> None:
 
 def check_free_space(folder: Path, needed_bytes: int = FREE_SPACE_BYTES) -> None:
     """Refuse to start on a disk that is about to be full."""
-    if (free := shutil.disk_usage(folder).free) < needed_bytes:
+    disk = shutil.disk_usage(folder)
+    if disk.free < (needed := needed_bytes + FREE_SPACE_SHARE * disk.total):
         raise ValueError(
-            f"the disk of {folder} is nearly full: {free / 1e6:,.0f} MB free, {needed_bytes / 1e6:,.0f} MB needed. "
+            f"the disk of {folder} is nearly full: {disk.free / 1e6:,.0f} MB free, {needed / 1e6:,.0f} MB needed. "
             "Make room, or set WINDSOCK_HOME to a folder on another disk."
         )
 

@@ -57,7 +57,7 @@ def _arguments() -> argparse.Namespace:
         "--mended-after-hours",
         type=float,
         default=None,
-        help="hours of data time in which that feed's operator mends it, from the page on (default: 18)",
+        help="hours of data time in which that feed's operator mends it, from the page on (default: 12)",
     )
     parser.add_argument(
         "--seconds-per-hour",
@@ -92,7 +92,7 @@ def _plan(use_case: UseCase, replayed: Replayed, arguments: argparse.Namespace) 
         first_as_of=first_as_of,
         weeks=arguments.weeks,
         incident_week=(broken or None) if replayed.is_broken else None,
-        mended_after=timedelta(hours=18 if hours is None else hours),
+        mended_after=timedelta(hours=12 if hours is None else hours),
         seconds_per_hour=replayed.seconds_per_hour if pace is None else pace,
     )
 

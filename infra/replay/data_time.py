@@ -1,7 +1,7 @@
 """Data time: the source's clock goes on at a stated speed, half an hour a step, waiting for nobody; or as it is asked.
 
-While no event is due a step is of two hours, in the same time. The second is for a use case in which nobody answers in time: a clock
-that stands still loses nothing there.
+While no event is due a step is of two hours, in the same time. The second is for a use case in which nobody answers in
+time: a clock that stands still loses nothing there.
 """
 
 import threading

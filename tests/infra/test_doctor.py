@@ -97,9 +97,18 @@ def test_mlflow_that_is_not_there(environment: Environment) -> None:
     assert "MLflow is not where MLFLOW_TRACKING_URI says" in said
 
 
-@pytest.mark.parametrize(("free", "change"), [(6 * 10**9, ""), (4 * 10**9, "make room")])
-def test_a_disk_without_room(free: int, change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine.shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+@pytest.mark.parametrize(
+    ("free", "total", "change"),
+    [
+        (6 * 10**9, 10**11, ""),
+        (4 * 10**9, 10**11, "make room for 6 GB"),
+        (20 * 10**9, 2 * 10**12, "make room for 25 GB"),  # of which SeaweedFS keeps 20
+    ],
+)
+def test_a_disk_without_room(
+    free: int, total: int, change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine.shutil, "disk_usage", lambda _: SimpleNamespace(free=free, total=total))
     found = machine.check_disk(tmp_path)
     assert found.is_ok is not bool(change)
     assert change in found.remedy
