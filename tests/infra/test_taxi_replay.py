@@ -94,7 +94,7 @@ def test_a_plan_is_of_the_replay_that_was_asked_for(use_case: UseCase, taxi: Use
     assert (flights.first_as_of, flights.incident_week, flights.seconds_per_hour) == (
         datetime(2013, 4, 1, tzinfo=UTC),
         6,
-        0.6,
+        0.7,
     )
 
 

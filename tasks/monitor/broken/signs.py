@@ -15,7 +15,7 @@ from tasks.monitor.broken.columns import Columns, Floats, Scale, Texts, logit, p
 
 _FEWEST = 200  # values of a partition by which anything is said
 _FAR = 2.2  # on the logit scale: nine times the odds of the worst partition
-_EMPTIER = 1.5  # likewise, of what is missing, and by a share of all rows that happens
+_EMPTIER = 1.0  # likewise: nearly three times the odds, and by a share of all rows that happens
 _STUCK, _MOST, _REPEATED = 0.7, 0.5, 0.9  # shares of the values that one has, that are new, that were there before
 _FEW = 0.05  # a share of the values that happens
 _WRITTEN = 0.02  # a share of texts

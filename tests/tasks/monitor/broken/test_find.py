@@ -93,6 +93,10 @@ FAULTS: dict[str, tuple[Callable[[], Columns], set[tuple[str, Sign]]]] = {
     "last week's": (lambda: changed("queue", PAST[-1].numbers["queue"]), {("queue", Sign.REPEATED)}),
     "half a week late": (lambda: changed("minutes", np.roll(NOW.numbers["minutes"], 1000)), {("minutes", Sign.APART)}),
     "a quarter lost": (lambda: changed("delay", some(0.25, NOW.numbers["delay"], np.nan)), {("delay", Sign.EMPTIER)}),
+    "seven in a hundred lost": (
+        lambda: changed("minutes", np.where(np.arange(NOW.rows) < 0.07 * NOW.rows, np.nan, NOW.numbers["minutes"])),
+        {("minutes", Sign.EMPTIER)},
+    ),
     "-999 for what is not known": (
         lambda: changed("delay", some(0.25, NOW.numbers["delay"], -999)), {("delay", Sign.STUCK)},
     ),
@@ -105,6 +109,11 @@ FAULTS: dict[str, tuple[Callable[[], Columns], set[tuple[str, Sign]]]] = {
         {("carrier", Sign.NEW_VALUES)},
     ),
 }  # fmt: skip
+
+
+def test_a_few_in_a_hundred_that_are_missing_are_no_fault() -> None:
+    lost = np.where(np.arange(NOW.rows) < 0.04 * NOW.rows, np.nan, NOW.numbers["minutes"])
+    assert seen(changed("minutes", lost)) == set()
 
 
 def draw_noise(rows: int, seed: int) -> np.ndarray:
