@@ -152,13 +152,13 @@ class FollowedSeries:
         """
         self._unsettled.mark_stored(stored)
 
-    def settle(self, most: int, *, only_large: bool = False) -> ChangedSeries:
+    def settle(self, most: int, *, is_busy: bool = False) -> ChangedSeries:
         """Some of the series that are unsettled, anew: keys of one, as many as are asked for, or fewer.
 
-        With `only_large` those alone of which each change costs more than its work, as long as they are unsettled.
+        Where it `is_busy`, those whose every change costs more than it does until then, or else a few.
         """
         packed = ChangedSeries()
-        self._settle(packed, self._unsettled.list_first(most, only_large=only_large))
+        self._settle(packed, self._unsettled.list_first(most, is_busy=is_busy))
         self._unsettled.note_stored(packed.settled, packed.recent)
         return packed
 

@@ -29,8 +29,8 @@ class StepTables:
         self.reads = list_sources_read(definition)
         self.standing = set[str]()
         self._made = dict[str, str]()  # name -> kind, in the order of making
-        self._parts = dict[str, str]()  # steps that are not made -> their SQL
-        self._words = {name: Counter(re.findall(r"\w+", sql)) for name, sql in steps.items()}
+        self._inlined = dict[str, str]()  # steps that are not made -> their SQL
+        self._mentions = {name: Counter(re.findall(r"\w+", sql)) for name, sql in steps.items()}
 
     @contextmanager
     def run(self, wanted: Collection[str], only: Mapping[str, str]) -> Iterator[None]:
@@ -44,18 +44,18 @@ class StepTables:
         self._make_steps(needed, only, {*wanted})
         yield
         self._drop(self._made)
-        self._parts.clear()
+        self._inlined.clear()
 
     def read_sql(self, name: str) -> str:
         """SQL: the rows of a step that this run was asked for; to be read once."""
-        return self._parts.get(name, f"from {name}")
+        return self._inlined.get(name, f"from {name}")
 
     def change(self, only: Mapping[str, str], wanted: Collection[str]) -> None:
         """Within a run, go on to other rows of these sources, as far as these steps need them; the rest stays."""
         needed = set[str]().union(*(self.reads[name] for name in wanted))
-        touched = [name for name in (*self._made, *self._parts) if self.reads[name].intersection(only)]
+        touched = [name for name in (*self._made, *self._inlined) if self.reads[name].intersection(only)]
         self._drop(name for name in touched if name in self._made)
-        self._parts = {name: sql for name, sql in self._parts.items() if name not in touched}
+        self._inlined = {name: sql for name, sql in self._inlined.items() if name not in touched}
         for name in needed.intersection(touched, only):
             self._make("table", name, self._source_sql(name, only[name]))
         self._make_steps(needed.intersection(touched), only, {*wanted})
@@ -70,7 +70,7 @@ class StepTables:
         """After a rollback: these steps stood, and nothing was made."""
         self.standing = standing
         self._made.clear()
-        self._parts.clear()
+        self._inlined.clear()
 
     def _make_steps(self, needed: Collection[str], only: Mapping[str, str], wanted: Collection[str]) -> None:
         for name, sql in self._steps.items():
@@ -80,13 +80,15 @@ class StepTables:
                     self.standing.add(name)
                 self._make("view", name, f"from standing_{name}")
             elif name in needed:
-                parts = [f"{part} as ({self._parts[part]})" for part in self._parts if self._words[name][part]]
-                whole = f"with {', '.join(parts)} select * from ({sql})" if parts else sql
-                reads = (name in wanted) + sum(words[name] for step, words in self._words.items() if step in needed)
-                if only and reads == 1:
-                    self._parts[name] = whole
+                parts = [f"{part} as ({self._inlined[part]}\n)" for part in self._inlined if self._mentions[name][part]]
+                whole = f"with {', '.join(parts)} select * from ({sql}\n)" if parts else sql
+                if only and (name in wanted) + self._count_mentions(name, needed) == 1:
+                    self._inlined[name] = whole
                 else:
                     self._make("table", name, whole)
+
+    def _count_mentions(self, name: str, steps: Collection[str]) -> int:
+        return sum(words[name] for step, words in self._mentions.items() if step in steps and step != name)
 
     def _make(self, kind: str, name: str, sql: str) -> None:
         self._run(f"create temp {kind} {name} as {sql}")

@@ -7,6 +7,7 @@ from itertools import islice
 from features.series import Series
 
 _CARRIED_BYTES = 16 << 10  # that are cut at once
+_FEW = 32  # small ones: some 5 ms
 _LARGE_BYTES = 512  # carried by one: each change of it writes them again, so that a new cut is soon worth its work
 
 
@@ -86,12 +87,13 @@ class UnsettledSeries:
         """Those of some texts that are unsettled, and of which not all is carried."""
         return self.find(texts) - self._is_carried
 
-    def list_first(self, most: int, *, only_large: bool) -> list[str]:
+    def list_first(self, most: int, *, is_busy: bool) -> list[str]:
         """Some of one series: a query of each that has some would take longer than all else.
 
-        Of large ones fewer: whoever reads the store decodes all of each anew, and answers nothing meanwhile.
+        Of large ones fewer: whoever reads the store decodes all of each anew, and answers nothing meanwhile. Of small
+        ones a few, where something else waits.
         """
-        least = _LARGE_BYTES if only_large else 0
+        least = _LARGE_BYTES if is_busy else 0
         for found in self._texts.values():
             first, carried = list[str](), 0
             for text in islice(found, most):
@@ -102,7 +104,7 @@ class UnsettledSeries:
                 first.append(text)
             if first:
                 return first
-        return []
+        return list(islice(next((found for found in self._texts.values() if found), ()), min(most, _FEW)))
 
     def _count_carried(self, text: str) -> int:
         return sum(map(len, self._payloads.get(text, ())))

@@ -17,7 +17,7 @@ def check_disk(folder: Path) -> Finding:
     """Whether a folder's disk has room for images, data and logs."""
     disk = shutil.disk_usage(folder)
     needed = DISK_BYTES + FREE_SPACE_SHARE * disk.total
-    remedy = f"make room for {needed / 1e9:.0f} GB: `docker system df`, `make clean`, or another disk"
+    remedy = f"make room for {needed / 1e9:.1f} GB: `docker system df`, `make clean`, or another disk"
     return Finding(
         check="disk",
         observation=f"{disk.free / 1e9:.1f} GB free in {folder}",

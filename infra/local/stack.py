@@ -58,7 +58,8 @@ def check_free_space(folder: Path, needed_bytes: int = FREE_SPACE_BYTES) -> None
     disk = shutil.disk_usage(folder)
     if disk.free < (needed := needed_bytes + FREE_SPACE_SHARE * disk.total):
         raise ValueError(
-            f"the disk of {folder} is nearly full: {disk.free / 1e6:,.0f} MB free, {needed / 1e6:,.0f} MB needed. "
+            f"the disk of {folder} is nearly full: {disk.free / 1e6:,.0f} MB free, {needed / 1e6:,.0f} MB needed "
+            f"({FREE_SPACE_SHARE:.0%} of the disk stays free, for S3). "
             "Make room, or set WINDSOCK_HOME to a folder on another disk."
         )
 

@@ -34,7 +34,7 @@ from tasks.stream.check_store import CheckedStore, check_store
 from tasks.stream.prepare_source import ADMIN, prepare_source
 
 _MOST_HOURS = 10_000
-_SEEN_SHARE = 0.1  # of a partition: so much of it has to be empty for monitoring to block it
+_SEEN_SHARE = 0.085  # of a partition, from its beginning on: what is empty for so long is a twentieth of the flights
 
 
 def _arguments() -> argparse.Namespace:
@@ -57,13 +57,13 @@ def _arguments() -> argparse.Namespace:
         "--mended-after-hours",
         type=float,
         default=None,
-        help="hours of data time in which that feed's operator mends it, from the page on (default: 12)",
+        help="hours of data time in which that feed's operator mends it, from the page on (default: 14)",
     )
     parser.add_argument(
         "--seconds-per-hour",
         type=float,
         default=None,
-        help="seconds that an hour of data time takes (default: what the replay says)",
+        help="seconds that an hour of data time takes in which events are due (default: what the replay says)",
     )
     place = parser.add_mutually_exclusive_group()
     place.add_argument("--home", type=Path, default=default_home(), help="where the embedded stack keeps its state")
@@ -92,7 +92,7 @@ def _plan(use_case: UseCase, replayed: Replayed, arguments: argparse.Namespace) 
         first_as_of=first_as_of,
         weeks=arguments.weeks,
         incident_week=(broken or None) if replayed.is_broken else None,
-        mended_after=timedelta(hours=12 if hours is None else hours),
+        mended_after=timedelta(hours=14 if hours is None else hours),
         seconds_per_hour=replayed.seconds_per_hour if pace is None else pace,
     )
 

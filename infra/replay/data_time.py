@@ -1,7 +1,7 @@
 """Data time: the source's clock goes on at a stated speed, half an hour a step, waiting for nobody; or as it is asked.
 
-While no event is due a step is of two hours, in the same time. The second is for a use case in which nobody answers in
-time: a clock that stands still loses nothing there.
+The second is for a use case in which nobody answers in time: a clock that stands still loses nothing there. While no
+event is due a step is of up to two hours, in the time of half an hour.
 """
 
 import threading
@@ -21,6 +21,7 @@ STEP = timedelta(minutes=30)
 _AFTER_HALF_HOURS = timedelta(minutes=1)
 _QUIET_STEPS = 4  # are taken as one
 _AFTER_DUE = timedelta(hours=1)  # so long after an event was due it is not quiet yet: it is to be answered
+_BEFORE_DUE = timedelta(minutes=30)
 
 
 class DataTime:
@@ -86,9 +87,10 @@ class DataTime:
     def _step(self) -> float:
         """Take the next one; how many seconds it is to last. None lies in two partitions."""
         start = self._source.told_until
-        end = min(self._find_step_end(start), self._grid.containing(start).end, self._until)
-        feed = self._broken
-        self._source.tell(end, broken=feed.key if feed is not None and feed.breaks_at(start) else None)
+        feed = self._broken if self._broken is not None and self._broken.breaks_at(start) else None
+        end = _find_half_hour_end(start) if feed else self._find_step_end(start)  # it may be mended at any moment
+        end = min(end, self._grid.containing(start).end, self._until)
+        self._source.tell(end, broken=feed.key if feed else None)
         self._then(start, end)
         return self._seconds_per_hour * (min(end - start, STEP) / timedelta(hours=1))
 
@@ -96,7 +98,7 @@ class DataTime:
         end = _find_half_hour_end(start)
         for _ in range(_QUIET_STEPS - 1):
             later = _find_half_hour_end(end)
-            if self._source.find_due(start - _AFTER_DUE, later, self._lead).num_rows:
+            if self._source.find_due(start - _AFTER_DUE, later + _BEFORE_DUE, self._lead).num_rows:
                 break
             end = later
         return end

@@ -49,9 +49,9 @@ class Replayed:
     """One use case's replay.
 
     `require_data` raises ValueError where its data is not on this machine. `seconds_per_hour` is how long an hour of
-    data time takes; None: data time goes on when a partition is wanted, for nothing here answers in time. `is_broken`
-    says that the replay breaks a feed on purpose. By `retrained_within` weeks some retrain must have been judged (None:
-    it may take longer).
+    data time takes in which events are due; None: data time goes on when a partition is wanted, for nothing here
+    answers in time. `is_broken` says that the replay breaks a feed on purpose. By `retrained_within` weeks some retrain
+    must have been judged (None: it may take longer).
     """
 
     use_case: str

@@ -130,7 +130,7 @@ def _follow(
                 _move(session, refused)
                 moved.set()
             session.tell_of_feeds(missed=tables.stopped)
-            session.settle(_SETTLED_AT_ONCE, only_large=True)  # the rest has time until it is quiet
+            session.settle(_SETTLED_AT_ONCE, is_busy=True)
             taken_at, waiting = time.monotonic(), SourceStep()
             if not is_well:
                 outside.alerts.resolve(_fingerprint(use_case))

@@ -221,16 +221,14 @@ class StreamSession:
         self._feeds.learn(self._snapshot)
         self._feeds.tell(self._state.known_until, missed=missed)
 
-    def settle(self, most: int, *, only_large: bool = False) -> None:
+    def settle(self, most: int, *, is_busy: bool = False) -> None:
         """Cut some of the series where the store's dataset ends. Where nothing is left of one, that is a step.
 
-        With `only_large` those alone whose changes cost much until then.
+        Where it `is_busy`, those whose changes cost much until then, or else a few.
         """
         if self.is_settled:
             return
-        settled = {d.digest(): series.settle(most, only_large=only_large) for d, series in self._series}
-        if not any(series.settled or series.recent for series in settled.values()):
-            return
+        settled = {d.digest(): series.settle(most, is_busy=is_busy) for d, series in self._series}
         after = replace(self._state, changes=self._state.changes + 1)
 
         def commit() -> bool:

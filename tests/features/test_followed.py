@@ -187,7 +187,7 @@ def test_moved_to_later_files_they_are_those_of_a_rebuild_from_them(world: World
         rows = apply_to_rows(rows, changes)
         update(held, followed.apply(changes))
         assert_read_as(held, packed_all(followed))
-        update(held, followed.settle(draw.draw(st.integers(1, 200)), only_large=draw.draw(st.booleans())))
+        update(held, followed.settle(draw.draw(st.integers(1, 200)), is_busy=draw.draw(st.booleans())))
     settle_all(followed, held, 500)
     rebuilt = follow(rows, split=MOVE)
     move(rebuilt, rows, rows, since)  # which forgets what no window reaches any more, and changes nothing else

@@ -101,8 +101,8 @@ def test_mlflow_that_is_not_there(environment: Environment) -> None:
     ("free", "total", "change"),
     [
         (6 * 10**9, 10**11, ""),
-        (4 * 10**9, 10**11, "make room for 6 GB"),
-        (20 * 10**9, 2 * 10**12, "make room for 25 GB"),  # of which SeaweedFS keeps 20
+        (4 * 10**9, 10**11, "make room for 6.0 GB"),
+        (20 * 10**9, 2 * 10**12, "make room for 25.0 GB"),  # of which SeaweedFS keeps 20
     ],
 )
 def test_a_disk_without_room(

@@ -225,10 +225,27 @@ def test_a_night_goes_by_in_steps_of_two_hours_none_of_which_is_near_an_event_th
     with DataTime(use_case, source, until=until, seconds_per_hour=0.01, then=note) as data_time:
         assert wait_until(lambda: data_time.has_reached(until), within_seconds=30)
     long = [step for step in steps if step[1] - step[0] > HOUR / 2]
-    assert [end - start for start, end in long] == [2 * HOUR, 1.5 * HOUR]  # from 4:01 on; at 8:00 one is due
-    assert all(source.find_due(start - HOUR, end, lead).num_rows == 0 for start, end in long)
+    assert [end - start for start, end in long] == [2 * HOUR, HOUR]  # from 4:01 on; at 8:00 one is due
+    assert all(source.find_due(start - HOUR, end + HOUR / 2, lead).num_rows == 0 for start, end in long)
     short = [step for step in steps[1:-1] if step not in long]  # the first is of a minute, the last is cut
-    assert all(source.find_due(start - HOUR, end + HOUR / 2, lead).num_rows for start, end in short)
+    assert all(source.find_due(start - HOUR, end + HOUR, lead).num_rows for start, end in short)
+
+
+def test_a_long_step_lasts_no_longer_and_is_not_taken_while_a_feed_is_broken(
+    outside: Outside, use_case: UseCase, source: LiveSource
+) -> None:
+    night = START + 4 * HOUR + HOUR / 60
+    source.tell(night)
+    feed = BreakingFeed(use_case, outside, WEEK, 24 * HOUR)
+
+    def take_step(broken: BreakingFeed | None) -> tuple[float, timedelta]:
+        before = source.told_until
+        until, then = START + 24 * HOUR, print
+        lasts = DataTime(use_case, source, until=until, seconds_per_hour=1, broken=broken, then=then)._step()
+        return lasts, source.told_until - before
+
+    assert take_step(feed) == (0.5, HOUR / 2)
+    assert take_step(None) == (0.5, 2 * HOUR)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # the thread says so itself, too

@@ -340,13 +340,14 @@ def test_root_may_keep_the_state_where_nobody_else_may_pass(tmp_path: Path) -> N
 def test_a_disk_that_is_nearly_full_is_said_before_anything_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    check_free_space(tmp_path, 1)
     with pytest.raises(ValueError, match="nearly full"):
         check_free_space(tmp_path, 10**18)
     seen = SimpleNamespace(free=2_100_000_000, total=252_000_000_000)
     monkeypatch.setattr("infra.local.stack.shutil.disk_usage", lambda _: seen)
     with pytest.raises(ValueError, match="2,100 MB free, 3,520 MB needed"):
         check_free_space(tmp_path)
+    seen.free = 3_600_000_000
+    check_free_space(tmp_path)
 
 
 def test_a_command_without_a_stack_says_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,7 @@ from tasks.monitor.broken.columns import Columns, Floats, Scale, Texts, logit, p
 
 _FEWEST = 200  # values of a partition by which anything is said
 _FAR = 2.2  # on the logit scale: nine times the odds of the worst partition
-_EMPTIER = 1.0  # likewise: nearly three times the odds, and by a share of all rows that happens
+_EMPTIER, _EMPTIER_ROWS = 1.0, 0.05  # likewise, of what is missing: nearly three times the odds; a share of all rows
 _STUCK, _MOST, _REPEATED = 0.7, 0.5, 0.9  # shares of the values that one has, that are new, that were there before
 _FEW = 0.05  # a share of the values that happens
 _WRITTEN = 0.02  # a share of texts
@@ -203,7 +203,7 @@ def _written_otherwise(new: Sequence[str], known: Collection[str]) -> list[str]:
 
 def _find_emptier(name: str, past: Sequence[Columns], now: Columns) -> Iterator[Fault]:
     share, worst = float(now.missing(name).mean()), max(float(columns.missing(name).mean()) for columns in past)
-    if share - worst > _FEW and logit(share) - logit(worst) > _EMPTIER:
+    if share - worst > _EMPTIER_ROWS and logit(share) - logit(worst) > _EMPTIER:
         yield Fault(feature=name, sign=Sign.EMPTIER, seen=f"{share:.0%} of it is missing, at most {worst:.0%} before")
 
 

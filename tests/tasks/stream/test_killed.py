@@ -63,7 +63,7 @@ session.StoreWriter.settle = lambda self, *given: die(real(self, *given))
 """,
     "when some series cut anew are kept": """
 real = session.StreamSession.settle
-session.StreamSession.settle = lambda self, most: None if self.is_settled else die(real(self, most))
+session.StreamSession.settle = lambda self, most, **how: None if self.is_settled else die(real(self, most, **how))
 """,
 }
 
