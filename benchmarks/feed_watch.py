@@ -58,11 +58,10 @@ def _cut(rows: pa.Table, use_case: UseCase, known: str) -> list[Partition]:
 def _count_pages(past: FeedPast, part: Partition) -> list[str]:
     """What somebody is paged about in a partition as it was, and nothing twice while it lasts."""
     feed, said, told = Feed(past, part.interval.start), "", []
-    before: list[Moment] = [
-        (moment, []) for moment, _ in part.moments
-    ]  # how long it was silent shows just before rows come
-    both = [each for pair in zip(before, part.moments, strict=True) for each in pair]
-    for moment, rows in [*both, (part.interval.end, [])]:
+    looks: list[Moment] = []
+    for moment, rows in part.moments:
+        looks += [(moment, []), (moment, rows)]  # how long it was silent shows just before rows come
+    for moment, rows in [*looks, (part.interval.end, [])]:
         if rows:
             feed.take(moment, rows, moment)
         problem = feed.describe(moment)

@@ -30,7 +30,7 @@ class StepTables:
         self.standing = set[str]()
         self._made = dict[str, str]()  # name -> kind, in the order of making
         self._inlined = dict[str, str]()  # steps that are not made -> their SQL
-        self._mentions = {name: Counter(re.findall(r"\w+", sql)) for name, sql in steps.items()}
+        self._mentions = {name: Counter(_list_words(sql)) for name, sql in steps.items()}
 
     @contextmanager
     def run(self, wanted: Collection[str], only: Mapping[str, str]) -> Iterator[None]:
@@ -41,7 +41,7 @@ class StepTables:
                 # What is left of a source is read by many a step: of a view, all would be, each time.
                 kind, rows = ("table", only[name]) if name in only else ("view", f"from raw_{name}")
                 self._make(kind, name, self._source_sql(name, rows))
-        self._make_steps(needed, only, {*wanted})
+        self._make_steps(needed, only, wanted)
         yield
         self._drop(self._made)
         self._inlined.clear()
@@ -58,7 +58,7 @@ class StepTables:
         self._inlined = {name: sql for name, sql in self._inlined.items() if name not in touched}
         for name in needed.intersection(touched, only):
             self._make("table", name, self._source_sql(name, only[name]))
-        self._make_steps(needed.intersection(touched), only, {*wanted})
+        self._make_steps(needed.intersection(touched), only, wanted)
 
     def forget_standing(self, changed: Iterable[str]) -> None:
         """Rows of these sources came or went."""
@@ -112,6 +112,10 @@ def list_sources_read(definition: FeatureSet) -> dict[str, set[str]]:
     """For each source and step, the sources and steps that it is made of, and itself."""
     reads = {name: {name} for name in definition.sources}
     for name, sql in definition.steps.items():  # each builds on those before it
-        words = set(re.findall(r"\w+", sql))  # a name that is not read costs time; one that is missed, the truth
-        reads[name] = {name}.union(*(reads[each] for each in words if each in reads))
+        reads[name] = {name}.union(*(reads[each] for each in {*_list_words(sql)} if each in reads))
     return reads
+
+
+def _list_words(sql: str) -> list[str]:
+    """What may name a step: one that is not read costs time; one that is missed, the truth."""
+    return re.findall(r"\w+", sql)

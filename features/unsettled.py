@@ -7,7 +7,7 @@ from itertools import islice
 from features.series import Series
 
 _CARRIED_BYTES = 16 << 10  # that are cut at once
-_FEW = 32  # small ones: some 5 ms
+_FEW = 32  # small ones, where something else waits
 _LARGE_BYTES = 512  # carried by one: each change of it writes them again, so that a new cut is soon worth its work
 
 

@@ -45,7 +45,7 @@ def test_a_step_of_few_rows_that_is_read_once_is_no_table(
         assert made(connection) == {"given", "twice"}
         assert read(connection, tables, "odd") == [3, 5, 7]
         assert read(connection, tables, "due") == [2, 4, 6]
-        tables.change({"given": "from raw_given where x >= 4"}, ["odd"])  # of which one step is left that reads twice
+        tables.change({"given": "from raw_given where x >= 4"}, ["odd"])  # `twice` is read by one step now
         assert made(connection) == {"given"}
         assert read(connection, tables, "odd") == [11, 13]
     assert made(connection) == set()
