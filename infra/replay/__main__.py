@@ -34,7 +34,7 @@ from tasks.stream.check_store import CheckedStore, check_store
 from tasks.stream.prepare_source import ADMIN, prepare_source
 
 _MOST_HOURS = 10_000
-_SEEN_SHARE = 0.085  # of a partition, from its beginning on: what is empty for so long is a twentieth of the flights
+_SEEN_SHARE = 0.085  # of a partition, from its beginning on: an outage in which fall a twentieth of its rows
 
 
 def _arguments() -> argparse.Namespace:
